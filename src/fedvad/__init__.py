@@ -1,0 +1,35 @@
+"""fedvad: federated, memory-efficient visual anomaly detection.
+
+The verbs are `train`, `evaluate`, `predict`, `inspect` and `demo`, as on the command line. They
+are imported on first use, so that `import fedvad` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fedvad.api import demo, evaluate, inspect, load, predict, train
+    from fedvad.errors import FedvadError
+
+__all__ = [
+    "FedvadError",
+    "__version__",
+    "demo",
+    "evaluate",
+    "inspect",
+    "load",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FedvadError":
+        return import_module("fedvad.errors").FedvadError
+    if name in __all__:
+        return getattr(import_module("fedvad.api"), name)
+    raise AttributeError(f"module 'fedvad' has no attribute {name!r}")

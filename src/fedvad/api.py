@@ -1,0 +1,103 @@
+"""The Python API: the verbs of the command line with plain arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fedvad.features.cache import DescriptorCache, default_cache_root
+from fedvad.pipeline.config import Reference, resolve_config
+from fedvad.pipeline.demo import demo as _demo
+from fedvad.pipeline.evaluate import evaluate as _evaluate
+from fedvad.pipeline.inspect import inspect as _inspect
+from fedvad.pipeline.predict import predict as _predict
+from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.run_folder import TrainedRun
+from fedvad.pipeline.train import train as _train
+
+__all__ = ["demo", "evaluate", "inspect", "load", "predict", "train"]
+
+AnyPath = str | PathLike[str]
+
+
+def train(
+    data: AnyPath,
+    out: AnyPath,
+    *,
+    config: AnyPath | None = None,
+    cache: AnyPath | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train on the sites of `data` into run folder `out`; `options` are those of the config."""
+    resolved = resolve_config(None if config is None else Path(config), **options)
+    return _train(
+        Path(data), Path(out), resolved, cache=_cache(cache), resume=resume, progress=progress
+    )
+
+
+def evaluate(
+    run: AnyPath,
+    data: AnyPath,
+    *,
+    reference: Reference | None = None,
+    weights: AnyPath | None = None,
+    cache: AnyPath | None = None,
+    heatmaps: AnyPath | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Results of run folder `run` on the test images of `data`."""
+    return _evaluate(
+        Path(run),
+        Path(data),
+        reference=reference,
+        weights=None if weights is None else Path(weights),
+        cache=_cache(cache),
+        heatmaps=None if heatmaps is None else Path(heatmaps),
+        progress=progress,
+    )
+
+
+def predict(
+    run: AnyPath,
+    images: AnyPath | Iterable[AnyPath],
+    *,
+    site: str | None = None,
+    reference: Reference | None = None,
+    out: AnyPath | None = None,
+    weights: AnyPath | None = None,
+    progress: Progress = silent,
+) -> Iterator[dict[str, Any]]:
+    """One result per image file; nothing is cached, since each is usually seen once."""
+    several = [images] if isinstance(images, str | PathLike) else list(images)
+    return _predict(
+        Path(run),
+        [Path(path) for path in several],
+        site=site,
+        reference=reference,
+        out=None if out is None else Path(out),
+        weights=None if weights is None else Path(weights),
+        progress=progress,
+    )
+
+
+def inspect(path: AnyPath) -> dict[str, Any]:
+    """What is in a run folder, a detector file or a memory message."""
+    return _inspect(Path(path))
+
+
+def load(run: AnyPath) -> TrainedRun:
+    """A run's memories, generators and thresholds as objects."""
+    return TrainedRun.load(Path(run))
+
+
+def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Any:
+    """Draw the demo plants, train on them, and return the results."""
+    return _demo(Path(out), seed=seed, progress=progress)
+
+
+def _cache(root: AnyPath | None) -> DescriptorCache:
+    return DescriptorCache(default_cache_root() if root is None else Path(root))

@@ -1,0 +1,34 @@
+"""`fedvad cache`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from fedvad.cli.common import CacheOption, CacheSizeOption, JsonOption, open_cache, print_json
+
+__all__ = ["cache_app"]
+
+cache_app = typer.Typer(help="The on-disk cache of descriptors.", no_args_is_help=True)
+
+
+@cache_app.command()
+def info(
+    cache: CacheOption = None, cache_size: CacheSizeOption = "20G", as_json: JsonOption = False
+) -> None:
+    """Where the cache is and what it holds."""
+    found = open_cache(cache, cache_size).info()
+    if as_json:
+        print_json(asdict(found))
+        return
+    typer.echo(f"{found.root}: {found.entries} entries, {found.bytes / 2**20:.1f} MiB")
+    for name, (entries, size) in sorted(found.configurations.items()):
+        typer.echo(f"  {name}: {entries} entries, {size / 2**20:.1f} MiB")
+
+
+@cache_app.command()
+def clear(cache: CacheOption = None) -> None:
+    """Remove every entry."""
+    freed = open_cache(cache).clear()
+    typer.echo(f"freed {freed / 2**20:.1f} MiB")

@@ -1,0 +1,98 @@
+"""What all verbs share: options, progress on a terminal, JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fedvad.features.cache import DescriptorCache
+    from fedvad.pipeline.progress import Progress
+
+__all__ = ["CacheOption", "JsonOption", "WeightsOption", "open_cache", "print_json", "showing"]
+
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Descriptor cache folder (default: FEDVAD_CACHE, else ~/.cache/fedvad).",
+        show_default=False,
+    ),
+]
+CacheSizeOption = Annotated[
+    str, typer.Option("--cache-size", help="Byte budget of the cache, for example 20G.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print exactly one JSON document on standard output.")
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", help="Backbone weights (safetensors); needed offline.", show_default=False
+    ),
+]
+
+
+def open_cache(root: Path | None, size: str = "20G") -> DescriptorCache:
+    """The descriptor cache at `root` or its default place."""
+    from fedvad.features.cache import DescriptorCache, default_cache_root, parse_bytes
+
+    return DescriptorCache(root or default_cache_root(), max_bytes=parse_bytes(size))
+
+
+def print_json(value: Any) -> None:
+    """One JSON document; NaN and infinity become null."""
+
+    def finite(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {str(k): finite(v) for k, v in item.items()}
+        if isinstance(item, list | tuple):
+            return [finite(v) for v in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def showing() -> Iterator[Progress]:
+    """Progress bars with time left on standard error; nothing when that is not a terminal."""
+    from fedvad.pipeline.progress import silent
+
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bars:
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield update

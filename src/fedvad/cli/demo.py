@@ -1,0 +1,29 @@
+"""`fedvad demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import JsonOption, print_json, showing
+from fedvad.cli.train import show_results
+
+__all__ = ["demo"]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for images and run.")] = Path("fedvad-demo"),
+    seed: Annotated[int, typer.Option(help="Of the drawn images and the run.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a few plants' images and run the whole job on them: offline, about a minute."""
+    from fedvad.pipeline.demo import demo as run_demo
+
+    with showing() as progress:
+        results = run_demo(out, seed=seed, progress=progress)
+    if as_json:
+        print_json(results)
+    else:
+        show_results(results, out)

@@ -1,0 +1,43 @@
+"""`fedvad inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedvad.cli.common import JsonOption, print_json
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Run folder, detector file or memory message.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is in an artefact: arrays, sizes, provenance."""
+    from fedvad.pipeline.inspect import inspect as run_inspect
+
+    described = run_inspect(path)
+    if as_json:
+        print_json(described)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    arrays: dict[str, dict[str, Any]] = described.pop("arrays")
+    for key, value in described.items():
+        if isinstance(value, dict | list):
+            console.print(f"[bold]{key}[/bold]")
+            console.print_json(json.dumps(value))
+        else:
+            console.print(f"[bold]{key}[/bold] {value}", highlight=False)
+    table = Table("array", "shape", "type", "bytes", "min", "max")
+    for name, a in arrays.items():
+        limits = [f"{v:.4g}" if v is not None else "" for v in (a["min"], a["max"])]
+        shape = " × ".join(map(str, a["shape"]))
+        table.add_row(name, shape, a["dtype"], f"{a['bytes']:,}", *limits)
+    console.print(table)

@@ -1,0 +1,72 @@
+"""The `fedvad` command: verbs, exit codes, and nothing that is slow to import."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from fedvad import __version__
+from fedvad.cli.cache import cache_app
+from fedvad.cli.demo import demo
+from fedvad.cli.evaluate import evaluate
+from fedvad.cli.inspect import inspect
+from fedvad.cli.predict import predict
+from fedvad.cli.train import train
+from fedvad.errors import FedvadError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="fedvad",
+    help="Federated visual anomaly detection: pooled-data quality, no image leaves a site.",
+    epilog="Exit codes: 0 ok, 2 usage or configuration, 3 data, 4 federation, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (demo, train, evaluate, predict, inspect):
+    app.command()(verb)
+app.add_typer(cache_app, name="cache")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedvad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say more on standard error.")
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+        force=True,
+    )
+    # warnings of other libraries are theirs to solve, not the operator's
+    for noisy in ("PIL", "matplotlib", "httpx", "huggingface_hub", "timm"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one line and their exit code."""
+    try:
+        app()
+    except FedvadError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; a training goes on with --resume", err=True)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,225 @@
+"""`fedvad train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedvad.cli.common import (
+    CacheOption,
+    CacheSizeOption,
+    JsonOption,
+    WeightsOption,
+    open_cache,
+    print_json,
+    showing,
+)
+
+__all__ = ["show_results", "train"]
+
+_Features = {"rich_help_panel": "Features"}
+_Federation = {"rich_help_panel": "Federation and memory"}
+_Scoring = {"rich_help_panel": "Scoring and thresholds"}
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of sites, or one set with --split.")],
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="feddymem, feddymem-trained, feddymem-cluster, feddymem-position, patchcore "
+            "[default: feddymem]",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of options; flags win.", show_default=False)
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Any timm model, mcunet_in3, mcunet_in4 or filterbank [default: resnet18]",
+            show_default=False,
+            **_Features,
+        ),
+    ] = None,
+    weights: WeightsOption = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels [default: 256]", show_default=False, **_Features)
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Taps of the backbone, for example 1,2 [default: per backbone]",
+            show_default=False,
+            **_Features,
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="openvino or torch [default: openvino]", show_default=False, **_Features),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, or cuda / mps with --engine torch [default: cpu]",
+            show_default=False,
+            **_Features,
+        ),
+    ] = None,
+    cache: CacheOption = None,
+    cache_size: CacheSizeOption = "20G",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Divide one set: iid:N, dirichlet:N:ALPHA or style:N.", show_default=False
+        ),
+    ] = None,
+    max_bad: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of unreadable images tolerated per site [default: 0.05]", show_default=False
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="[default: 2]", show_default=False, **_Federation)
+    ] = None,
+    upload_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help="Bytes a site may send per round [default: 1000000]",
+            show_default=False,
+            **_Federation,
+        ),
+    ] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            help="concat, kmeans or kcenter [default: concat]", show_default=False, **_Federation
+        ),
+    ] = None,
+    memory_rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Global memory size for kmeans and kcenter [default: 2000]",
+            show_default=False,
+            **_Federation,
+        ),
+    ] = None,
+    participation: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of sites per round [default: 1]", show_default=False, **_Federation
+        ),
+    ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SITE:ROUND of a site that joins late; may be repeated.",
+            show_default=False,
+            **_Federation,
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that scores: global, local or union [default: global]",
+            show_default=False,
+            **_Scoring,
+        ),
+    ] = None,
+    map_mode: Annotated[
+        str | None,
+        typer.Option(
+            "--map",
+            help="nn1, cfa, patchcore or spread [default: nn1]",
+            show_default=False,
+            **_Scoring,
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(help="fast or exact [default: fast]", show_default=False, **_Scoring),
+    ] = None,
+    target_fpr: Annotated[
+        float | None,
+        typer.Option(
+            help="Wanted false-alarm rate of the thresholds [default: 0.01]",
+            show_default=False,
+            **_Scoring,
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Baselines to measure beside: local,pooled,identity", show_default=False),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Sites at a time [default: 1]", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one detector per site; no image leaves its site, only reduced memories do."""
+    from fedvad.pipeline.config import resolve_config
+    from fedvad.pipeline.train import train as run_train
+
+    flags: dict[str, Any] = {
+        "method": method, "backbone": backbone, "weights": weights, "image_size": image_size,
+        "layers": _layers(layers), "engine": engine, "device": device, "split": split,
+        "max_bad": max_bad, "rounds": rounds, "upload_bytes": upload_bytes, "merge": merge,
+        "memory_rows": memory_rows, "participation": participation, "join": _joins(join),
+        "reference": reference, "map": map_mode, "search": search, "target_fpr": target_fpr,
+        "compare": compare, "seed": seed, "jobs": jobs,
+    }  # fmt: skip
+    resolved = resolve_config(config, **flags)
+    with showing() as progress:
+        results = run_train(
+            data, out, resolved, cache=open_cache(cache, cache_size), resume=resume,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(results)
+    else:
+        show_results(results, out)
+
+
+def show_results(results: dict[str, Any], out: Path | None) -> None:
+    """Tables and verdict on the terminal, and where the files are."""
+    from rich.console import Console
+
+    from fedvad.report.tables import rich_tables
+
+    console = Console()
+    for table in rich_tables(results):
+        console.print(table)
+    if "verdict" in results:
+        console.print(results["verdict"], style="bold", highlight=False)
+    if out is not None:
+        console.print(f"Heat-maps: {out / 'heatmaps.png'}   Run folder: {out}", soft_wrap=True)
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--layers takes numbers like 1,2, not {text!r}") from None
+
+
+def _joins(items: list[str] | None) -> dict[str, int] | None:
+    if not items:
+        return None
+    joins = {}
+    for item in items:
+        name, _, round_ = item.rpartition(":")
+        if not name or not round_.isdigit():
+            raise typer.BadParameter(f"--join takes SITE:ROUND, not {item!r}")
+        joins[name] = int(round_)
+    return joins

@@ -1,0 +1,161 @@
+"""What every detector is: fit on normal images, score images, save, load."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.folders import ImageSet
+from fedvad.detectors.scoring import MemoryScorer
+from fedvad.errors import ConfigError, DataError
+from fedvad.features.extractor import FeatureExtractor, check_bad_share
+from fedvad.memory.bank import FloatArray
+
+__all__ = ["Detector", "NormalFeatures", "Scores", "score_stream"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of the readable images of a set; higher is more anomalous.
+
+    image: (n,) float64. maps: (n, h, w) float32 on the patch grid.
+    kept: (n,) positions in the set that was scored. bad: one reason per unreadable image.
+    """
+
+    image: npt.NDArray[np.float64]
+    maps: FloatArray
+    kept: npt.NDArray[np.int64]
+    bad: tuple[str, ...] = ()
+
+
+class Detector(ABC):
+    """Common contract: the constructor stores, `fit` learns into attributes that end in `_`."""
+
+    name: ClassVar[str]
+
+    def __init__(self, *, extractor: FeatureExtractor, seed: int = 0) -> None:
+        self.extractor = extractor
+        self.seed = seed
+
+    @abstractmethod
+    def fit(self, images: ImageSet) -> Self:
+        """Learn from normal images; raises `DataError` when none can be read."""
+
+    @abstractmethod
+    def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
+        """Score image files; raises `ConfigError` before `fit`."""
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """Everything learned, as named arrays and JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(
+        cls,
+        arrays: dict[str, npt.NDArray[Any]],
+        values: dict[str, Any],
+        *,
+        extractor: FeatureExtractor,
+    ) -> Self:
+        """The detector whose `state` this was; scores are reproduced exactly."""
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file; raises `StorageError` when the disk refuses."""
+        from fedvad.detectors.artefact import save_detector
+
+        save_detector(self, path)
+
+    @classmethod
+    def load(cls, path: Path, *, extractor: FeatureExtractor) -> Self:
+        """Read what `save` wrote; raises `ArtefactError` or `MismatchError`."""
+        from fedvad.detectors.artefact import load_detector
+
+        detector = load_detector(path, extractor=extractor)
+        if not isinstance(detector, cls):
+            raise ConfigError(f"{path} holds a {detector.name} detector, not {cls.name}")
+        return detector
+
+
+class NormalFeatures:
+    """A site's readable normal images as a stream of descriptors that can be run repeatedly.
+
+    Nothing is held in memory: every pass reads the extractor's cache. The first pass finds the
+    unreadable images. Raises `DataError` when none is left, or too many are bad.
+    """
+
+    def __init__(
+        self, extractor: FeatureExtractor, paths: Sequence[Path], *, max_bad: float, where: str
+    ) -> None:
+        self.extractor = extractor
+        self.paths = list(paths)
+        self.max_bad = max_bad
+        self.where = where
+        self.bad: tuple[str, ...] = ()
+
+    def warm_up(self, on_image: Callable[[], None] | None = None) -> None:
+        """One pass that fills the cache and drops unreadable images."""
+        kept, bad = [], []
+        for item in self.extractor.stream(self.paths, on_image):
+            if item.descriptors is None:
+                bad.append(item.error or "unknown error")
+            else:
+                kept.append(self.paths[item.index])
+        check_bad_share(bad, len(self.paths), self.max_bad, self.where)
+        if not kept:
+            raise DataError(f"{self.where}: no readable normal image to train on")
+        self.paths, self.bad = kept, tuple(bad)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.float16]]:
+        for item in self.extractor.stream(self.paths):
+            if item.descriptors is None:
+                raise DataError(f"{self.where}: an image vanished meanwhile: {item.error}")
+            yield item.descriptors
+
+    def subset(self, indices: Iterable[int]) -> NormalFeatures:
+        """The images at `indices`, with nothing read again."""
+        chosen = NormalFeatures(
+            self.extractor,
+            [self.paths[i] for i in indices],
+            max_bad=self.max_bad,
+            where=self.where,
+        )
+        return chosen
+
+
+def score_stream(
+    extractor: FeatureExtractor,
+    scorer: MemoryScorer,
+    embed: Callable[[FloatArray], FloatArray],
+    paths: Sequence[Path],
+    on_image: Callable[[], None] | None = None,
+) -> Scores:
+    """Score image files one by one through `embed` and `scorer`."""
+    images: list[float] = []
+    maps: list[FloatArray] = []
+    kept: list[int] = []
+    bad: list[str] = []
+    for item in extractor.stream(paths, on_image):
+        if item.descriptors is None:
+            bad.append(item.error or "unknown error")
+            continue
+        score, map_ = scorer.score(embed(item.descriptors.astype(np.float32)))
+        images.append(score)
+        maps.append(map_)
+        kept.append(item.index)
+    height, width, _ = extractor.grid if not maps else (*maps[0].shape, 0)
+    return Scores(
+        np.asarray(images, dtype=np.float64),
+        np.stack(maps) if maps else np.zeros((0, height, width), np.float32),
+        np.asarray(kept, dtype=np.int64),
+        tuple(bad),
+    )

@@ -1,0 +1,178 @@
+"""FedDyMem and PatchCore as detectors: one memory, one generator, one way to score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.folders import ImageSet
+from fedvad.detectors.base import Detector, NormalFeatures, Scores, score_stream
+from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
+from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
+from fedvad.errors import ConfigError
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.memory.bank import MemoryBank
+from fedvad.memory.coreset import CandidateSampler
+from fedvad.memory.reduce import reduce_patches
+
+__all__ = ["FedDyMem", "MemoryDetector", "PatchCore"]
+
+
+class MemoryDetector(Detector):
+    """Scores by distance to a memory bank, in the space of a generator.
+
+    bank_: the memory. generator_: the identity unless trained.
+    """
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        scoring: ScoringConfig | None = None,
+        seed: int = 0,
+        max_bad: float = 0.05,
+    ) -> None:
+        super().__init__(extractor=extractor, seed=seed)
+        self.scoring = scoring or ScoringConfig()
+        self.max_bad = max_bad
+        self.bank_: MemoryBank | None = None
+        self.generator_: Generator | None = None
+
+    def with_memory(self, bank: MemoryBank, generator: Generator | None = None) -> Self:
+        """Adopt a memory made elsewhere, as a new site does with the global one."""
+        self.bank_ = bank
+        self.generator_ = generator or Generator.identity(bank.dim)
+        return self
+
+    def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
+        """See `Detector.score`."""
+        if self.bank_ is None or self.generator_ is None:
+            raise ConfigError(f"{self.name} has no memory yet: call fit() or with_memory() first")
+        scorer = MemoryScorer(self.bank_, self.scoring)
+        return score_stream(self.extractor, scorer, self.generator_, images, on_image)
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """See `Detector.state`."""
+        if self.bank_ is None or self.generator_ is None:
+            raise ConfigError(f"{self.name} has learned nothing to save: call fit() first")
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "bank/vectors": self.bank_.vectors,
+            "bank/weights": self.bank_.weights,
+            "bank/spread": self.bank_.spread,
+        }
+        if not self.generator_.is_identity:
+            arrays["generator/weight"] = self.generator_.weight
+            arrays["generator/bias"] = self.generator_.bias
+        return arrays, {"scoring": asdict(self.scoring), "seed": self.seed}
+
+    @classmethod
+    def from_state(
+        cls,
+        arrays: dict[str, npt.NDArray[Any]],
+        values: dict[str, Any],
+        *,
+        extractor: FeatureExtractor,
+    ) -> Self:
+        """See `Detector.from_state`."""
+        detector = cls(
+            extractor=extractor, scoring=ScoringConfig(**values["scoring"]), seed=values["seed"]
+        )
+        generator = None
+        if "generator/weight" in arrays:
+            generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
+        bank = MemoryBank(arrays["bank/vectors"], arrays["bank/weights"], arrays["bank/spread"])
+        return detector.with_memory(bank, generator)
+
+    def _features(self, images: ImageSet) -> NormalFeatures:
+        paths = [item.path for item in images if item.label == 0]
+        features = NormalFeatures(
+            self.extractor, paths, max_bad=self.max_bad, where=f"{self.name} training set"
+        )
+        features.warm_up()
+        return features
+
+
+class PatchCore(MemoryDetector):
+    """A k-center coreset of normal patches (Roth et al. 2022), of `rows` vectors."""
+
+    name: ClassVar[str] = "patchcore"
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        rows: int = 2000,
+        candidates: float = 0.25,
+        projection: int | None = 128,
+        scoring: ScoringConfig | None = None,
+        seed: int = 0,
+        max_bad: float = 0.05,
+    ) -> None:
+        super().__init__(extractor=extractor, scoring=scoring, seed=seed, max_bad=max_bad)
+        self.rows = rows
+        self.candidates = candidates
+        self.projection = projection
+
+    def fit(self, images: ImageSet) -> Self:
+        """See `Detector.fit`."""
+        return self.fit_features(self._features(images))
+
+    def fit_features(self, *sites: NormalFeatures) -> Self:
+        """Fit on descriptors already read, of one site or of several pooled."""
+        pooled = []
+        for features in sites:
+            height, width, dim = features.extractor.grid
+            sampler = CandidateSampler(
+                n_images=len(features),
+                patches_per_image=height * width,
+                dim=dim,
+                fraction=self.candidates,
+                max_bytes=1 << 30,
+                seed=self.seed,
+            )
+            for descriptors in features:
+                sampler.add(descriptors)
+            pooled.append(sampler.result())
+        bank = reduce_patches(
+            np.concatenate(pooled),
+            self.rows,
+            mode="coreset",
+            seed=self.seed,
+            projection=self.projection,
+        )
+        return self.with_memory(bank)
+
+
+class FedDyMem(MemoryDetector):
+    """A site's dynamic memory on its own; runners join several of them into a federation."""
+
+    name: ClassVar[str] = "feddymem"
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        config: FedDyMemConfig | None = None,
+        rounds: int = 2,
+        scoring: ScoringConfig | None = None,
+        seed: int = 0,
+        max_bad: float = 0.05,
+    ) -> None:
+        self.config = config or FedDyMemConfig()
+        self.rounds = rounds
+        super().__init__(
+            extractor=extractor, scoring=scoring or self.config.scoring, seed=seed, max_bad=max_bad
+        )
+
+    def fit(self, images: ImageSet) -> Self:
+        """See `Detector.fit`."""
+        site = MemorySite(self._features(images), self.config, seed=self.seed)
+        for round_ in range(1, self.rounds + 1):
+            site.update(round_, site.bank if len(site.bank) else None)
+        return self.with_memory(site.bank, site.generator)

@@ -1,0 +1,181 @@
+"""One site's dynamic memory bank: how it is filled, shaped and renewed from round to round.
+
+Source: FedDyMem (arXiv 2502.21012, abstract) for the parts; their forms are ours, see
+docs/methods/feddymem.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.generator import Generator
+from fedvad.detectors.metric_loss import MetricLossConfig, TrainingLog, train_generator
+from fedvad.detectors.scoring import ScoringConfig
+from fedvad.errors import ConfigError
+from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
+from fedvad.memory.coreset import CandidateSampler
+from fedvad.memory.reduce import PositionMeans, reduce_patches, renew
+
+__all__ = ["Anchors", "FedDyMemConfig", "MemorySite", "Reduce", "Update"]
+
+Anchors = Literal["global", "local", "union"]
+Reduce = Literal["coreset", "cluster", "position"]
+Update = Literal["grow", "ema"]
+
+
+@dataclass(frozen=True)
+class FedDyMemConfig:
+    """Options of a site's memory; `docs/methods/feddymem.md` says which were measured how.
+
+    rows: vectors a site may upload per round.
+    reduce: how patches become rows (`coreset`, `cluster`, `position`); pull: see `reduce_patches`.
+    update: `grow` adds, each round, the rows that the memory known so far covers worst; `ema`
+        keeps the rows of round one and moves them by exponential averaging.
+    ema: share of the old bank that an `ema` round keeps.
+    candidates: share of all patches sampled afresh each round; candidate_bytes: its bound.
+    projection: dimensions in which coresets are chosen (None: all).
+    train: whether the generator is trained (else it stays the identity).
+    anchors: what the metric loss pulls to from the second round on.
+    """
+
+    rows: int = 1250
+    reduce: Reduce = "coreset"
+    pull: float = 0.0
+    update: Update = "grow"
+    ema: float = 0.5
+    candidates: float = 0.25
+    candidate_bytes: int = 64 << 20
+    projection: int | None = 128
+    train: bool = False
+    anchors: Anchors = "global"
+    loss: MetricLossConfig = field(default_factory=MetricLossConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+
+    def __post_init__(self) -> None:
+        if self.reduce not in get_args(Reduce):
+            raise ConfigError(f"unknown reduce {self.reduce!r}; choose from {get_args(Reduce)}")
+        if self.update not in get_args(Update):
+            raise ConfigError(f"unknown update {self.update!r}; choose from {get_args(Update)}")
+        if self.anchors not in get_args(Anchors):
+            raise ConfigError(f"unknown anchors {self.anchors!r}; choose from {get_args(Anchors)}")
+        if self.rows < 1 or not 0 <= self.ema < 1:
+            raise ConfigError("rows must be at least 1 and ema in [0, 1)")
+        if self.update == "grow" and (self.train or self.reduce == "position"):
+            raise ConfigError(
+                "update 'grow' keeps earlier rows as they are, so it goes neither with a trained "
+                "generator (old rows would lie in another space) nor with reduce 'position' "
+                "(each round would send the same means); use update 'ema'"
+            )
+
+
+class MemorySite:
+    """The state of one site between rounds: bank, generator, and what its features look like.
+
+    bank: the rows this site has contributed so far. generator: this site's own.
+    """
+
+    def __init__(self, features: NormalFeatures, config: FedDyMemConfig, *, seed: int) -> None:
+        self.features = features
+        self.config = config
+        self.seed = seed
+        height, width, dim = features.extractor.grid
+        self.dim = dim
+        self.patches_per_image = height * width
+        self.generator = Generator.identity(dim)
+        self.bank = MemoryBank.empty(dim)
+        self.training: list[TrainingLog] = []
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of all training images: what the site's memory stands for."""
+        return len(self.features) * self.patches_per_image
+
+    def update(self, round_: int, known: MemoryBank | None) -> MemoryBank:
+        """One round: sample, train if wanted, renew the bank; returns the rows to send.
+
+        `known` is the memory handed back so far. What is returned, and whether it adds to
+        (`grow`) or replaces (`ema`) what was sent before, is the configuration's choice.
+        """
+        raw = self._sample(round_)
+        if self.config.train:
+            self._train(raw, known, round_)
+        if self.config.reduce == "position":
+            return self._replace(self._position_means())
+        patches = self.generator(raw)
+        if self.config.update == "grow":
+            return self._grow(patches, known, round_)
+        if len(self.bank) == 0:
+            return self._replace(self._reduce(patches, round_))
+        return self._replace(renew(self.bank, patches, keep=self.config.ema))
+
+    def _sample(self, round_: int) -> FloatArray:
+        sampler = CandidateSampler(
+            n_images=len(self.features),
+            patches_per_image=self.patches_per_image,
+            dim=self.dim,
+            fraction=self.config.candidates,
+            max_bytes=self.config.candidate_bytes,
+            seed=self.seed * 1009 + round_,
+        )
+        for descriptors in self.features:
+            sampler.add(descriptors)
+        return sampler.result()
+
+    def _train(self, raw: FloatArray, known: MemoryBank | None, round_: int) -> None:
+        own = self.bank if len(self.bank) else self._reduce(self.generator(raw), round_)
+        if known is None or self.config.anchors == "local":
+            anchors = own
+        elif self.config.anchors == "global":
+            anchors = known
+        else:
+            anchors = concatenate([own, known])
+        self.generator, training = train_generator(
+            self.generator, raw, anchors.vectors, self.config.loss, seed=self.seed * 1009 + round_
+        )
+        self.training.append(training)
+
+    def _reduce(
+        self, patches: FloatArray, round_: int, initial: FloatArray | None = None
+    ) -> MemoryBank:
+        mode = "cluster" if self.config.reduce == "cluster" else "coreset"
+        return reduce_patches(
+            patches,
+            self.config.rows,
+            mode=mode,
+            seed=self.seed * 1009 + round_,
+            pull=self.config.pull,
+            initial=initial,
+            projection=self.config.projection,
+        )
+
+    def _grow(self, patches: FloatArray, known: MemoryBank | None, round_: int) -> MemoryBank:
+        covered = [bank.vectors for bank in (known, self.bank) if bank is not None and len(bank)]
+        initial = np.concatenate(covered) if covered and self.config.reduce == "coreset" else None
+        new = self._scaled(self._reduce(patches, round_, initial))
+        self.bank = self._scaled(concatenate([self.bank, new]))
+        return new
+
+    def _replace(self, bank: MemoryBank) -> MemoryBank:
+        self.bank = self._scaled(bank)
+        return self.bank
+
+    def _scaled(self, bank: MemoryBank) -> MemoryBank:
+        return bank.rescaled(float(self.n_patches))
+
+    def _position_means(self) -> MemoryBank:
+        means = PositionMeans()
+        for descriptors in self.features:
+            means.add(self.generator(descriptors.astype(np.float32))[None])
+        fresh = means.result()
+        if len(self.bank) == 0:
+            return fresh
+        keep = self.config.ema
+        return MemoryBank(
+            keep * self.bank.vectors + (1 - keep) * fresh.vectors,
+            fresh.weights,
+            keep * self.bank.spread + (1 - keep) * fresh.spread,
+        )

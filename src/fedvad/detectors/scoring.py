@@ -1,0 +1,142 @@
+"""From distances to a memory to an anomaly map and an image score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.errors import ConfigError
+from fedvad.memory.bank import FloatArray, MemoryBank
+from fedvad.memory.neighbours import NeighbourIndex, SearchMode
+
+__all__ = ["MapMode", "MemoryScorer", "ScoringConfig", "image_score", "smooth", "upsample"]
+
+MapMode = Literal["nn1", "cfa", "patchcore", "spread"]
+_CFA_NEIGHBOURS = 3
+_PATCHCORE_NEIGHBOURS = 9
+_SPREAD_PRIOR = 10.0
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """How a memory scores.
+
+    map: `nn1` distance to the nearest vector; `cfa` that distance times the softmin share of the
+        nearest among 3; `patchcore` nn1 with the image score re-weighted by how isolated the
+        nearest vector of the worst patch is; `spread` the distance in units of the nearest
+        vector's own dispersion.
+    smooth: side of the mean filter over the map, in cells (1 is none).
+    top: share of the cells, the highest ones, whose mean is the image score; 0 takes the maximum.
+    search: `fast` or `exact` nearest neighbours.
+    """
+
+    map: MapMode = "nn1"
+    smooth: int = 3
+    top: float = 0.02
+    search: SearchMode = "fast"
+
+    def __post_init__(self) -> None:
+        if self.map not in get_args(MapMode):
+            raise ConfigError(f"unknown map mode {self.map!r}; choose from {get_args(MapMode)}")
+        if self.smooth < 1 or self.smooth % 2 == 0:
+            raise ConfigError(f"smoothing needs an odd number of cells, got {self.smooth}")
+        if not 0 <= self.top <= 1:
+            raise ConfigError(f"top must be a share of the cells in [0, 1], got {self.top}")
+
+
+class MemoryScorer:
+    """Scores descriptors against one memory bank. Raises `MemoryBankError` for an empty one."""
+
+    def __init__(self, bank: MemoryBank, config: ScoringConfig) -> None:
+        self.config = config
+        self._bank = bank
+        self._index = NeighbourIndex(bank.vectors, mode=config.search)
+        self._scale = _relative_spread(bank) if config.map == "spread" else None
+
+    def score(
+        self, descriptors: FloatArray, *, exclude: npt.NDArray[np.int64] | None = None
+    ) -> tuple[float, FloatArray]:
+        """Image score and smoothed (h, w) map of one image's (h, w, d) descriptors.
+
+        `exclude` (r,) names memory rows to leave out, fewer than there are.
+        """
+        index = self._index if exclude is None else self._index.without(exclude)
+        height, width, dim = descriptors.shape
+        k = _CFA_NEIGHBOURS if self.config.map == "cfa" else 1
+        distances, indices = index.query(descriptors.reshape(-1, dim), k)
+        values = distances[:, 0]
+        factor = 1.0
+        if self.config.map == "cfa":
+            values = values * _softmin_share(distances)
+        elif self._scale is not None:
+            values = values / self._scale[indices[:, 0]]
+        elif self.config.map == "patchcore":
+            worst = int(values.argmax())
+            factor = self._isolation(
+                descriptors.reshape(-1, dim)[worst], float(values[worst]), int(indices[worst, 0])
+            )
+        raw = np.ascontiguousarray(values.reshape(height, width), dtype=np.float32)
+        map_ = smooth(raw, self.config.smooth)
+        return factor * image_score(map_, self.config.top), map_
+
+    def _isolation(self, patch: FloatArray, distance: float, nearest: int) -> float:
+        """1 - softmax weight of the nearest vector among its own 9 nearest (PatchCore, eq. 7)."""
+        vectors = self._bank.vectors
+        gaps = np.linalg.norm(vectors - vectors[nearest], axis=1)
+        around = np.argpartition(gaps, min(_PATCHCORE_NEIGHBOURS, len(gaps)) - 1)
+        support = np.linalg.norm(vectors[around[:_PATCHCORE_NEIGHBOURS]] - patch, axis=1)
+        # distances of 10-50 overflow exp: subtract the largest first
+        top = max(float(support.max()), distance)
+        return float(1 - np.exp(distance - top) / np.exp(support - top).sum())
+
+
+def smooth(map_: FloatArray, cells: int) -> FloatArray:
+    """Mean over cells x cells of an (h, w) map; at the border over the cells that exist."""
+    if cells == 1:
+        return map_
+    from scipy.ndimage import uniform_filter
+
+    share = uniform_filter(np.ones_like(map_), cells, mode="constant")
+    out: FloatArray = uniform_filter(map_, cells, mode="constant") / share
+    return out
+
+
+def image_score(map_: FloatArray, top: float) -> float:
+    """Mean of the highest share `top` of an (h, w) map, of at least one cell."""
+    count = max(1, round(top * map_.size))
+    flat = map_.reshape(-1)
+    return float(np.partition(flat, flat.size - count)[-count:].mean())
+
+
+def upsample(maps: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """(n, h, w) maps bilinearly resized to (n, *size) pixels."""
+    import torch
+
+    resized: npt.NDArray[np.float32] = torch.nn.functional.interpolate(
+        torch.from_numpy(maps)[:, None], size, mode="bilinear", align_corners=False
+    )[:, 0].numpy()
+    return resized
+
+
+def _softmin_share(distances: FloatArray) -> FloatArray:
+    """Softmin weight of the nearest among (n, k) ascending distances (CFA)."""
+    share: FloatArray = 1 / np.exp(distances[:, :1] - distances).sum(1)
+    return share
+
+
+def _relative_spread(bank: MemoryBank) -> FloatArray:
+    """Spread of each vector relative to the bank's, 1 where a vector knows nothing of its own.
+
+    A vector that stands for few patches has no dispersion worth the name (a single patch has
+    0), so its variance is shrunk towards the bank's by a prior of ten patches; a bank without any
+    spread scores like `nn1`. The square root keeps wide cells from hiding defects. Ours.
+    """
+    variance = bank.spread.astype(np.float64) ** 2
+    overall = float((variance * bank.weights).sum() / bank.total_weight)
+    if overall == 0:
+        return np.ones(len(bank), np.float32)
+    shrunk = (variance * bank.weights + _SPREAD_PRIOR * overall) / (bank.weights + _SPREAD_PRIOR)
+    return np.asarray((shrunk / overall) ** 0.25, dtype=np.float32)

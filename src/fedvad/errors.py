@@ -1,0 +1,72 @@
+"""Every error that fedvad raises on purpose, with the exit code the command line gives it.
+
+Exit codes: 0 ok, 2 usage or configuration, 3 data or files, 4 federation, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtefactError",
+    "ConfigError",
+    "DataError",
+    "FederationError",
+    "FedvadError",
+    "ImageError",
+    "MemoryBankError",
+    "MismatchError",
+    "PayloadError",
+    "StorageError",
+    "WeightsError",
+]
+
+
+class FedvadError(Exception):
+    """Base of all fedvad errors; the message names what is wrong and how to mend it."""
+
+    exit_code = 1
+
+
+class ConfigError(FedvadError):
+    """A wrong option, an unknown configuration key, an impossible combination."""
+
+    exit_code = 2
+
+
+class WeightsError(ConfigError):
+    """Backbone weights are missing or do not fit the backbone."""
+
+
+class MismatchError(ConfigError):
+    """A detector meets another backbone, other weights or another feature configuration."""
+
+
+class DataError(FedvadError):
+    """A missing folder, too many unreadable images, an empty site."""
+
+    exit_code = 3
+
+
+class ImageError(DataError):
+    """One image that cannot be decoded, with its path in the message."""
+
+
+class ArtefactError(DataError):
+    """A run folder or detector file that is incomplete, damaged or of an unknown version."""
+
+
+class StorageError(DataError):
+    """The disk refuses: full, read-only, or gone."""
+
+
+class MemoryBankError(DataError):
+    """A memory bank that breaks its invariants (shape, finiteness, positive weights)."""
+
+
+class FederationError(FedvadError):
+    """A round that cannot go on: no site answered, or sites that do not fit together."""
+
+    exit_code = 4
+
+
+class PayloadError(FederationError):
+    """A message that cannot be accepted: damaged, oversized, or of another federation."""

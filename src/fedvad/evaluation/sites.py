@@ -1,0 +1,192 @@
+"""What a detector achieves at each site, and over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.folders import ImageSet
+from fedvad.data.images import read_mask
+from fedvad.detectors.base import Scores
+from fedvad.detectors.scoring import upsample
+from fedvad.errors import DataError
+from fedvad.evaluation.aupro import aupro
+from fedvad.evaluation.bootstrap import mean_paired_gain, paired_gain
+from fedvad.evaluation.metrics import (
+    average_precision,
+    f1_max_oracle,
+    image_auroc,
+    pixel_auroc,
+)
+from fedvad.evaluation.thresholds import Threshold, achieved, conformal_threshold
+from fedvad.memory.bank import FloatArray
+
+__all__ = ["MIN_HELD_OUT", "SiteResult", "evaluate_site", "gains", "site_threshold", "summarise"]
+
+MIN_HELD_OUT = 3
+_PER_SITE = ("image_auroc", "average_precision", "oracle_f1", "pixel_auroc", "aupro")
+
+
+@dataclass(frozen=True, eq=False)
+class SiteResult:
+    """Scores and metrics of one site's readable test images; None where the data gives none.
+
+    test: the images that were scored. scores: (n,); maps: (n, h, w) on the patch grid.
+    fpr, recall: achieved by the threshold on the test images.
+    """
+
+    name: str
+    test: ImageSet
+    scores: npt.NDArray[np.float64]
+    maps: FloatArray
+    threshold: Threshold | None
+    image_auroc: float | None
+    average_precision: float | None
+    oracle_f1: float | None
+    pixel_auroc: float | None
+    aupro: float | None
+    fpr: float | None
+    recall: float | None
+    bad: tuple[str, ...] = ()
+
+
+def site_threshold(normal_scores: Sequence[float], target_fpr: float) -> Threshold | None:
+    """Threshold from held-out normal scores; None when there are fewer than three."""
+    if len(normal_scores) < MIN_HELD_OUT:
+        return None
+    return conformal_threshold(np.asarray(normal_scores), target_fpr)
+
+
+def evaluate_site(
+    name: str,
+    test: ImageSet,
+    scores: Scores,
+    threshold: Threshold | None,
+    *,
+    image_size: int,
+    pixel_metrics: bool = True,
+) -> SiteResult:
+    """Metrics of one site. Pixel metrics are taken at image_size x image_size pixels.
+
+    A normal image's mask is empty. Raises `DataError` for an unreadable mask.
+    """
+    kept = test.subset(scores.kept.tolist())
+    labels = kept.labels
+    pixel = pro = None
+    if pixel_metrics and kept.has_masks:
+        pixel = pixel_auroc(_map_mask_pairs(kept, scores.maps, image_size))
+        pro = aupro(_map_mask_pairs(kept, scores.maps, image_size))
+    f1 = f1_max_oracle(scores.image, labels)
+    fpr, recall = (None, None)
+    if threshold is not None and len(kept):
+        fpr, recall = achieved(scores.image, labels, threshold)
+    return SiteResult(
+        name=name,
+        test=kept,
+        scores=scores.image,
+        maps=scores.maps,
+        threshold=threshold,
+        image_auroc=image_auroc(scores.image, labels),
+        average_precision=average_precision(scores.image, labels),
+        oracle_f1=None if f1 is None else f1[0],
+        pixel_auroc=pixel,
+        aupro=pro,
+        fpr=fpr,
+        recall=recall,
+        bad=scores.bad,
+    )
+
+
+def summarise(
+    results: Sequence[SiteResult], *, target_fpr: float, pixel_metrics: bool = True, size: int = 256
+) -> dict[str, Any]:
+    """The JSON form of a method's results: each metric by site, mean, worst and pooled.
+
+    `pooled` ranks the test images (or pixels) of all sites together, by raw score.
+    """
+    summary: dict[str, Any] = {}
+    for metric in _PER_SITE:
+        values = {r.name: getattr(r, metric) for r in results}
+        known = [v for v in values.values() if v is not None]
+        summary[metric] = {
+            "mean": float(np.mean(known)) if known else None,
+            "worst": min(known) if known else None,
+            "pooled": None,
+            "sites": values,
+        }
+    if results:
+        scores = np.concatenate([r.scores for r in results])
+        labels = np.concatenate([r.test.labels for r in results])
+        if len(scores):
+            f1 = f1_max_oracle(scores, labels)
+            summary["image_auroc"]["pooled"] = image_auroc(scores, labels)
+            summary["average_precision"]["pooled"] = average_precision(scores, labels)
+            summary["oracle_f1"]["pooled"] = None if f1 is None else f1[0]
+        masked = [r for r in results if r.test.has_masks]
+        if pixel_metrics and masked:
+            summary["pixel_auroc"]["pooled"] = pixel_auroc(_all_pairs(masked, size))
+            summary["aupro"]["pooled"] = aupro(_all_pairs(masked, size))
+    rates = [r.fpr for r in results if r.fpr is not None]
+    recalls = [r.recall for r in results if r.recall is not None]
+    summary["threshold"] = {
+        "target_fpr": target_fpr,
+        "mean_fpr": float(np.mean(rates)) if rates else None,
+        "mean_recall": float(np.mean(recalls)) if recalls else None,
+        "sites": {
+            r.name: {
+                "threshold": None if r.threshold is None else r.threshold.value,
+                "n": 0 if r.threshold is None else r.threshold.n,
+                "method": None if r.threshold is None else r.threshold.method,
+                "fpr": r.fpr,
+                "recall": r.recall,
+            }
+            for r in results
+        },
+    }
+    return summary
+
+
+def gains(
+    results: Sequence[SiteResult], baseline: Sequence[SiteResult], *, seed: int
+) -> dict[str, Any] | None:
+    """Paired bootstrap of the image AUROC gained over a baseline, on average and by site.
+
+    Sites without both classes are left out; None when no site is left.
+    """
+    others = {r.name: r for r in baseline}
+    pairs: Mapping[str, tuple[Any, Any, Any]] = {
+        r.name: (r.scores, others[r.name].scores, r.test.labels)
+        for r in results
+        if r.image_auroc is not None and r.name in others
+    }
+    if not pairs:
+        return None
+    mean = mean_paired_gain(list(pairs.values()), seed=seed)
+    sites = {name: paired_gain(*pair, seed=seed) for name, pair in pairs.items()}
+    return {
+        "mean": vars(mean),
+        "sites": {name: vars(interval) for name, interval in sites.items()},
+    }
+
+
+Pair = tuple[FloatArray, npt.NDArray[np.bool_]]
+
+
+def _map_mask_pairs(kept: ImageSet, maps: FloatArray, size: int) -> Iterator[Pair]:
+    for item, map_ in zip(kept, maps, strict=True):
+        if item.mask is None:
+            if item.label:
+                raise DataError(f"{item.path} is anomalous but has no mask")
+            mask = np.zeros((size, size), dtype=bool)
+        else:
+            mask = read_mask(item.mask, size)
+        yield upsample(map_[None], (size, size))[0], mask
+
+
+def _all_pairs(results: Sequence[SiteResult], size: int) -> Iterator[Pair]:
+    for result in results:
+        yield from _map_mask_pairs(result.test, result.maps, size)

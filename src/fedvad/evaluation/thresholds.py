@@ -1,0 +1,106 @@
+"""Alarm thresholds from normal images only; an image is flagged when score > threshold.
+
+The scores must come from normal images that the detector was not fitted on: scores of its own
+training images are too low, and the alarms would be too many.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedvad.errors import ConfigError, DataError
+from fedvad.evaluation.metrics import Bools, Floats, check_labelled, check_scores
+
+__all__ = ["Threshold", "achieved", "conformal_threshold"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold, the number of held-out normal scores behind it, and how it was found.
+
+    `method` is "conformal" (no assumption on the shape of the scores), "log-normal-tail" or
+    "normal-tail" (too few scores for the wished rate: a parametric bound, to be reported as such).
+    """
+
+    value: float
+    n: int
+    method: str
+    target_fpr: float
+
+
+def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshold:
+    """Threshold that a new normal image exceeds with probability at most `target_fpr`.
+
+    `normal_scores` (n,) of held-out normal images. With rank k = ceil((n + 1)(1 - target_fpr)):
+
+    * k <= n: the k-th smallest score, method "conformal". If the new image is exchangeable with
+      the held-out ones the rate holds whatever the distribution (Vovk et al. 2005; Lei et al.,
+      JASA 2018). It is a mean over held-out sets: one small set may give a higher rate.
+    * else (1 % needs n >= 99): the upper prediction bound for one future normal observation,
+      mean + t(n-1, 1 - target_fpr) * s * sqrt(1 + 1/n), on log scores, method "log-normal-tail"
+      (normal prediction limits: Hahn and Meeker, "Statistical Intervals", 1991). Exact if the
+      scores are log-normal, cautious for lighter tails, up to about twice the target for heavier
+      ones. Scores with negative values or a median of 0 have no useful log: the bound is taken
+      on them as they are, method "normal-tail". Never below the largest held-out score, so that
+      no known normal image alarms.
+
+    Raises ConfigError for target_fpr outside (0, 0.5], DataError for n < 3, NaN or infinity.
+    """
+    if not 0 < target_fpr <= 0.5:
+        raise ConfigError(f"target_fpr is {target_fpr}; it must lie in (0, 0.5], for example 0.01")
+    scores = check_scores(normal_scores).astype(np.float64)
+    if scores.size < 3:
+        raise DataError(
+            f"{scores.size} held-out normal images are too few for a threshold: hold out at least "
+            "3, better 25, or set the threshold by hand"
+        )
+    # As written in decimal: in floats 100 * (1 - 0.29) lands above 71 and would cost a rank.
+    rank = math.ceil((scores.size + 1) * (1 - Fraction(repr(float(target_fpr)))))
+    if rank <= scores.size:
+        value, method = float(np.partition(scores, rank - 1)[rank - 1]), "conformal"
+    else:
+        value, method = _tail_bound(scores, target_fpr)
+    return Threshold(value=value, n=scores.size, method=method, target_fpr=float(target_fpr))
+
+
+def achieved(
+    scores: ArrayLike, labels: ArrayLike, threshold: Threshold | float
+) -> tuple[float | None, float | None]:
+    """False positive rate and recall of score > threshold on labelled images, both in [0, 1].
+
+    Scores and labels (n,). A rate is None when its class is absent.
+    Raises DataError for NaN or infinite scores, unequal lengths, labels other than 0 and 1.
+    """
+    values, anomalous = check_labelled(scores, labels)
+    limit = threshold.value if isinstance(threshold, Threshold) else float(threshold)
+    # In float64: numpy would round the limit to the precision of float32 scores before comparing.
+    flagged = values.astype(np.float64) > limit
+    return _share(flagged[~anomalous]), _share(flagged[anomalous])
+
+
+def _tail_bound(scores: Floats, target_fpr: float) -> tuple[float, str]:
+    median, largest = float(np.median(scores)), float(scores.max())
+    if scores.min() < 0 or median <= 0:
+        return max(_prediction_bound(scores, target_fpr), largest), "normal-tail"
+    # A near-copy of a training image scores near 0. Its log would stretch the spread until nothing
+    # alarms any more (25 scores around 1 and one of 1e-6: threshold 650), so low scores are lifted.
+    bound = _prediction_bound(np.log(np.maximum(scores, median / 10)), target_fpr)
+    value = math.exp(min(bound, math.log(np.finfo(np.float64).max)))
+    return max(value, largest), "log-normal-tail"
+
+
+def _prediction_bound(sample: Floats, target_fpr: float) -> float:
+    from scipy.special import stdtrit
+
+    n = sample.size
+    t = float(stdtrit(n - 1, 1 - target_fpr))
+    return float(sample.mean()) + t * float(sample.std(ddof=1)) * math.sqrt(1 + 1 / n)
+
+
+def _share(flagged: Bools) -> float | None:
+    return float(flagged.mean()) if flagged.size else None

@@ -1,0 +1,222 @@
+"""Frozen backbones by name: build, load weights, tap, and identify by hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedvad.errors import ConfigError, WeightsError
+from fedvad.features.compat import import_timm
+from fedvad.features.mcunet import MCUNET, build_mcunet
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Backbone", "build_backbone", "weights_hash"]
+
+_Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+_IMAGENET: _Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF: _Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IDENTITY: _Statistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+_OFFLINE_HELP = (
+    "Ways out: (1) --weights FILE.safetensors with ImageNet weights of this backbone; "
+    "(2) connect once, so that timm can download them into its cache (HF_HOME), then work "
+    "offline; (3) copy another machine's HF_HOME folder here; "
+    "(4) --backbone filterbank, which needs no weights (quicker, less accurate)."
+)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen network and what is needed to feed it.
+
+    network: maps float32 (b, 3, S, S) RGB, normalised by mean and std, to one map per tap.
+    mean, std: of RGB scaled to 0..1.
+    layers: the taps.
+    weights_hash: SHA-256 over names and values of the parameters that matter to the taps.
+    """
+
+    network: torch.nn.Module
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    layers: tuple[int, ...]
+    weights_hash: str
+
+
+def build_backbone(
+    name: str, *, weights: Path | None = None, layers: Sequence[int] | None = None
+) -> Backbone:
+    """Build backbone `name` with its weights, tapped at `layers` (None: a default per family).
+
+    Raises `ConfigError` for an unknown name or tap, `WeightsError` when weights are missing or do
+    not fit.
+    """
+    if name == "filterbank":
+        return _filterbank(weights, layers)
+    if name in MCUNET:
+        return _mcunet(name, weights, layers)
+    return _timm(name, weights, layers)
+
+
+def weights_hash(network: torch.nn.Module) -> str:
+    """SHA-256 over sorted names, shapes and values of a network's parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        if key.endswith("num_batches_tracked"):
+            continue
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _filterbank(weights: Path | None, layers: Sequence[int] | None) -> Backbone:
+    from fedvad.features.filterbank import FilterBank
+    from fedvad.features.modules import Taps
+
+    if weights is not None:
+        raise ConfigError("the filter bank is analytic: --weights does not go with it")
+    bank = FilterBank()
+    chosen = _check_taps("filterbank", layers or (1, 2), range(len(bank.channels)))
+    return Backbone(Taps(bank, chosen).eval(), *_IDENTITY, chosen, weights_hash(bank))
+
+
+def _mcunet(name: str, weights: Path | None, layers: Sequence[int] | None) -> Backbone:
+    from fedvad.features.modules import BlockTaps
+
+    if weights is None:
+        raise WeightsError(
+            f"{name} has no automatic download: give --weights FILE.safetensors "
+            "(state dict of mit-han-lab/mcunet in timm's key names), or another --backbone"
+        )
+    network = build_mcunet(name)
+    _load(network, weights, name)
+    chosen = _check_taps(name, layers or (3, 6, 9), range(len(MCUNET[name][1])))
+    tapped = BlockTaps(network, chosen).eval()
+    return Backbone(tapped, *_HALF, chosen, weights_hash(tapped))
+
+
+def _timm(name: str, weights: Path | None, layers: Sequence[int] | None) -> Backbone:
+    timm = import_timm()
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+        raise ConfigError(
+            f"unknown backbone {name!r}"
+            + (f"; did you mean one of {close}?" if close else "")
+            + ". Any timm model, mcunet_in3, mcunet_in4 or filterbank is accepted."
+        )
+    quirks = _quirks(weights)
+    try:
+        reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    except Exception as error:  # timm raises RuntimeError, AttributeError, AssertionError, ...
+        raise ConfigError(f"timm cannot give feature maps of {name!r}: {error}") from error
+    taps = _check_taps(name, layers or _default_taps(reductions), range(len(reductions)))
+    if weights is None:
+        network = _download(name, taps)
+    else:
+        network = timm.create_model(name, features_only=True, out_indices=taps, **quirks.options)
+        if quirks.early_stride:
+            _move_strides_early(network)
+        _load(network, weights, name)
+    mean, std = quirks.statistics or _statistics(network)
+    return Backbone(network.eval(), mean, std, taps, weights_hash(network))
+
+
+@dataclass(frozen=True)
+class _Quirks:
+    """How a converted file departs from timm's own recipe for the same architecture."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    early_stride: bool = False
+    statistics: _Statistics | None = None
+
+
+# Known conversions, by SHA-256 of the file, since nothing inside them tells.
+_KNOWN_FILES = {
+    # MobileNetV2 from TensorFlow: asymmetric padding, inputs in -1..1
+    "06d4d0422c1bbd301b4f19e416424af9519c5a36d27ebd94c96125a8925bca4e": _Quirks(
+        options={"pad_type": "same"}, statistics=_HALF
+    ),
+    # ResNet-50 from Keras: stride in the first 1x1 convolution of a stage (v1, not v1.5)
+    "64405f67a0c968ff1c20605f209e09dd4f707d696eb685b28b2e047abc56590e": _Quirks(early_stride=True),
+}
+
+
+def _quirks(weights: Path | None) -> _Quirks:
+    if weights is None or not weights.is_file():
+        return _Quirks()
+    with weights.open("rb") as file:
+        return _KNOWN_FILES.get(hashlib.file_digest(file, "sha256").hexdigest(), _Quirks())
+
+
+def _move_strides_early(network: torch.nn.Module) -> None:
+    for stage in ("layer2", "layer3", "layer4"):
+        layer = getattr(network, stage, None)
+        if layer is not None:
+            layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+
+
+def _download(name: str, taps: tuple[int, ...]) -> torch.nn.Module:
+    timm = import_timm()
+    try:
+        network: torch.nn.Module = timm.create_model(
+            name, features_only=True, out_indices=taps, pretrained=True
+        )
+    except Exception as error:  # whatever the hub client raises, the ways out are the same
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"no weights for {name}: timm could not find or download them ({reason}). "
+            f"{_OFFLINE_HELP}"
+        ) from error
+    return network
+
+
+def _load(network: torch.nn.Module, weights: Path, name: str) -> None:
+    """Load a safetensors state dict: no key may lack, keys beyond the last tap are left over.
+
+    Left-over keys are fine because a file of a whole network serves a tapped one; a file of
+    another architecture shows itself by the keys that lack.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not weights.is_file():
+        raise WeightsError(f"weights file {weights} does not exist")
+    try:
+        state = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{weights} is not a readable safetensors file: {error}") from error
+    wanted = network.state_dict()
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    shapes = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    if missing or shapes:
+        raise WeightsError(
+            f"{weights.name} does not fit {name}: {len(missing)} keys missing {missing[:3]}, "
+            f"{len(shapes)} of another shape {shapes[:3]}"
+        )
+    network.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+
+
+def _default_taps(reductions: Sequence[int]) -> tuple[int, ...]:
+    """The taps of strides 8 and 16, PatchCore's choice (layer2 + layer3 of a ResNet)."""
+    taps = [
+        max(i for i, r in enumerate(reductions) if r == stride)
+        for stride in (8, 16)
+        if stride in reductions
+    ]
+    return tuple(taps) if taps else tuple(range(max(0, len(reductions) - 2), len(reductions)))
+
+
+def _check_taps(name: str, taps: Sequence[int], known: range) -> tuple[int, ...]:
+    chosen = tuple(sorted(set(taps)))
+    unknown = [t for t in chosen if t not in known]
+    if unknown or not chosen:
+        raise ConfigError(f"{name} has layers {list(known)}, not {unknown}")
+    return chosen
+
+
+def _statistics(network: torch.nn.Module) -> _Statistics:
+    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    return tuple(config.get("mean", _IMAGENET[0])), tuple(config.get("std", _IMAGENET[1]))

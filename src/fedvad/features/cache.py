@@ -1,0 +1,171 @@
+"""On-disk cache of descriptors: a frozen backbone sees each image once, ever."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.errors import ConfigError
+
+__all__ = ["CacheInfo", "DescriptorCache", "content_key", "default_cache_root", "parse_bytes"]
+
+log = logging.getLogger(__name__)
+HalfArray = npt.NDArray[np.float16]
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_STALE_SECONDS = 3600
+
+
+def default_cache_root() -> Path:
+    """`FEDVAD_CACHE`, else `XDG_CACHE_HOME`/fedvad, else ~/.cache/fedvad."""
+    named = os.environ.get("FEDVAD_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedvad"
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of '20G', '500M', '1024' (powers of 1024); raises `ConfigError` otherwise."""
+    digits = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = digits[-1:] if digits[-1:] in "KMGT" else ""
+    try:
+        return int(float(digits.removesuffix(unit)) * _UNITS[unit])
+    except ValueError:
+        raise ConfigError(f"not a size in bytes: {text!r}; write for example 20G or 500M") from None
+
+
+def content_key(data: bytes) -> str:
+    """Name of an image's content: BLAKE2b-160 of its file's bytes, in hex."""
+    return hashlib.blake2b(data, digest_size=20).hexdigest()
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What a cache holds: entries, bytes, and both per feature configuration."""
+
+    root: str
+    entries: int
+    bytes: int
+    max_bytes: int
+    configurations: dict[str, tuple[int, int]]
+
+
+class DescriptorCache:
+    """float16 (h, w, d) descriptors by feature configuration and image content.
+
+    An entry appears by an atomic rename, so that neither a second process nor kill -9 can leave
+    half a file under its name; a file that is damaged all the same is dropped and made again.
+    When `max_bytes` is exceeded the least recently used entries go. A disk that refuses to write
+    costs speed, never a result.
+    """
+
+    def __init__(self, root: Path, *, max_bytes: int = 20 << 30) -> None:
+        self.root = root
+        self.max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._total: int | None = None
+        self._writable = True
+
+    def _path(self, configuration: str, key: str) -> Path:
+        return self.root / "descriptors" / configuration / key[:2] / f"{key}.npy"
+
+    def get(self, configuration: str, key: str) -> HalfArray | None:
+        """The read-only memory-mapped entry, or None."""
+        path = self._path(configuration, key)
+        try:
+            array: HalfArray = np.load(path, mmap_mode="r", allow_pickle=False)
+            os.utime(path)  # marks it as used, for the eviction
+        except FileNotFoundError:
+            return None
+        except (ValueError, EOFError, OSError) as error:
+            log.warning("dropping damaged cache entry %s: %s", path, error)
+            path.unlink(missing_ok=True)
+            return None
+        if array.dtype != np.float16 or array.ndim != 3:
+            path.unlink(missing_ok=True)
+            return None
+        return array
+
+    def put(self, configuration: str, key: str, descriptors: HalfArray) -> None:
+        """Store an entry; on a full or read-only disk, warn once and go on without storing."""
+        if not self._writable:
+            return
+        path = self._path(configuration, key)
+        temporary = path.with_name(f".{key}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.save(file, descriptors, allow_pickle=False)
+            temporary.replace(path)
+        except OSError as error:
+            self._writable = False
+            log.warning(
+                "the cache %s cannot be written (%s); going on without it", self.root, error
+            )
+            temporary.unlink(missing_ok=True)
+            return
+        with self._lock:
+            if self._total is None:
+                self._total = sum(size for _, _, size in self._entries())
+            else:
+                self._total += descriptors.nbytes + 128
+            if self._total > self.max_bytes:
+                self._total = self._evict()
+
+    def info(self) -> CacheInfo:
+        """Count what is there."""
+        per: dict[str, tuple[int, int]] = {}
+        for path, _, size in self._entries():
+            name = path.parent.parent.name
+            entries, total = per.get(name, (0, 0))
+            per[name] = (entries + 1, total + size)
+        return CacheInfo(
+            str(self.root),
+            sum(n for n, _ in per.values()),
+            sum(b for _, b in per.values()),
+            self.max_bytes,
+            per,
+        )
+
+    def clear(self) -> int:
+        """Remove every entry; returns the bytes freed."""
+        freed = sum(size for _, _, size in self._entries())
+        shutil.rmtree(self.root / "descriptors", ignore_errors=True)
+        self._total = 0
+        return freed
+
+    def _entries(self) -> list[tuple[Path, float, int]]:
+        found = []
+        for path in (self.root / "descriptors").glob("*/*/*.npy"):
+            try:
+                status = path.stat()
+            except OSError:  # another process evicted it meanwhile
+                continue
+            found.append((path, status.st_mtime, status.st_size))
+        return found
+
+    def _evict(self) -> int:
+        """Drop the least recently used entries down to 90 % of the budget, and stale leftovers."""
+        entries = sorted(self._entries(), key=lambda entry: entry[1])
+        total = sum(size for _, _, size in entries)
+        newest = entries[-1][1] if entries else 0.0
+        for path, _, size in entries:
+            if total <= 0.9 * self.max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+        for leftover in (self.root / "descriptors").glob("*/*/.*.tmp"):
+            try:
+                if newest - leftover.stat().st_mtime > _STALE_SECONDS:
+                    leftover.unlink(missing_ok=True)
+            except OSError:
+                continue
+        return total

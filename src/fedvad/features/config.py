@@ -1,0 +1,74 @@
+"""The whole feature configuration: what a detector's vectors depend on besides the images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fedvad.errors import ConfigError, MismatchError
+
+__all__ = ["Engine", "FeatureConfig"]
+
+Engine = Literal["openvino", "torch"]
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Which descriptors to compute. `engine`, `device` and `weights` are ways, not identity.
+
+    backbone: `filterbank`, `mcunet_in3`, `mcunet_in4`, or any timm model name.
+    weights: a safetensors file; None lets timm use its own cache or download.
+    weights_hash: SHA-256 of the backbone's parameters, filled in when it is built.
+    image_size: side in pixels to which every image is resized.
+    layers: taps of the backbone; None means its default.
+    pool: side of the neighbourhood average (1 is none), in cells of each layer.
+    """
+
+    backbone: str = "filterbank"
+    weights: Path | None = None
+    weights_hash: str = ""
+    image_size: int = 256
+    layers: tuple[int, ...] | None = None
+    pool: int = 3
+    engine: Engine = field(default="openvino", compare=False)
+    device: str = field(default="cpu", compare=False)
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.image_size <= 2048:
+            raise ConfigError(f"image size must lie in 32..2048 pixels, got {self.image_size}")
+        if self.pool not in (1, 3, 5, 7):
+            raise ConfigError(f"neighbourhood pooling must be 1, 3, 5 or 7 cells, got {self.pool}")
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for two sets of descriptors to be comparable, as JSON values."""
+        everything = asdict(self)
+        for name in ("weights", "engine", "device"):
+            del everything[name]
+        everything["layers"] = None if self.layers is None else list(self.layers)
+        return everything
+
+    def key(self) -> str:
+        """16 hex digits that name this configuration in caches and messages."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check_same(self, other: FeatureConfig, what: str) -> None:
+        """Raise `MismatchError`, naming each difference, unless `other` gives equal descriptors."""
+        mine, theirs = self.identity(), other.identity()
+        differences = [
+            f"{name}: {what} has {mine[name]!r}, here is {theirs[name]!r}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+        if differences:
+            raise MismatchError(
+                f"{what} was made with other features ({'; '.join(differences)}); "
+                "use the same backbone, weights and image size, or train anew"
+            )
+
+    def with_hash(self, weights_hash: str, layers: tuple[int, ...]) -> FeatureConfig:
+        """The same configuration with what building the backbone made known."""
+        return replace(self, weights_hash=weights_hash, layers=layers)

@@ -1,0 +1,114 @@
+"""Engines that run the descriptor graph: OpenVINO on CPU, torch as the reference and on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.errors import ConfigError
+from fedvad.features.config import Engine
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DescriptorEngine", "OpenVinoEngine", "TorchEngine", "make_engine"]
+
+Tag = TypeVar("Tag")
+Descriptors = npt.NDArray[np.float32]
+Images = npt.NDArray[np.uint8]
+
+
+class DescriptorEngine(Protocol):
+    """Runs (b, S, S, 3) uint8 images to (b, h, w, d) float32 descriptors."""
+
+    batch_size: int
+
+    def run(self, batches: Iterable[tuple[Tag, Images]]) -> Iterator[tuple[Tag, Descriptors]]:
+        """Descriptors of each tagged batch, in the order given; reads ahead by a few batches."""
+        ...
+
+
+def make_engine(
+    network: torch.nn.Module, *, image_size: int, kind: Engine, device: str = "cpu"
+) -> DescriptorEngine:
+    """An engine of `kind` over a descriptor graph.
+
+    Raises `ConfigError` for OpenVINO on a device other than the CPU, or an absent device.
+    """
+    if kind == "openvino":
+        if device != "cpu":
+            raise ConfigError(f"engine openvino runs on the CPU; for {device!r} use --engine torch")
+        return OpenVinoEngine(network, image_size=image_size)
+    if kind == "torch":
+        return TorchEngine(network, device=device)
+    raise ConfigError(f"unknown engine {kind!r}; choose openvino or torch")
+
+
+class TorchEngine:
+    """Eager PyTorch on any of its devices: the reference that other engines are tested against."""
+
+    def __init__(self, network: torch.nn.Module, *, device: str = "cpu") -> None:
+        import torch
+
+        self.batch_size = 8 if device == "cpu" else 32
+        try:
+            self._device = torch.device(device)
+            self._network = network.eval().to(self._device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device {device!r} is not available: {error}") from error
+
+    def run(self, batches: Iterable[tuple[Tag, Images]]) -> Iterator[tuple[Tag, Descriptors]]:
+        """See `DescriptorEngine.run`."""
+        import torch
+
+        for tag, images in batches:
+            with torch.inference_mode():
+                out = self._network(torch.from_numpy(images).to(self._device))
+            yield tag, out.cpu().numpy()
+
+
+class OpenVinoEngine:
+    """OpenVINO in float32 on the CPU; batches in flight keep every core busy."""
+
+    def __init__(self, network: torch.nn.Module, *, image_size: int) -> None:
+        import openvino
+        import torch
+
+        self.batch_size = 4
+        example = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
+        with torch.inference_mode():
+            model = openvino.convert_model(
+                network.eval(), example_input=example, input=[-1, image_size, image_size, 3]
+            )
+        # f32: a lower precision would move distances, and with them stored thresholds
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self._compiled = openvino.Core().compile_model(model, "CPU", options)
+        self._make_queue: Callable[[], openvino.AsyncInferQueue] = lambda: openvino.AsyncInferQueue(
+            self._compiled, 2
+        )
+
+    def run(self, batches: Iterable[tuple[Tag, Images]]) -> Iterator[tuple[Tag, Descriptors]]:
+        """See `DescriptorEngine.run`."""
+        queue = self._make_queue()
+        done: dict[int, Descriptors] = {}
+        tags: dict[int, Tag] = {}
+        queue.set_callback(
+            lambda request, number: done.__setitem__(
+                number, np.array(request.get_output_tensor(0).data)
+            )
+        )
+        given = sent = 0
+        for tag, images in batches:
+            tags[sent] = tag
+            queue.start_async([images], sent)  # waits for a free request
+            sent += 1
+            while given in done:
+                yield tags.pop(given), done.pop(given)
+                given += 1
+        queue.wait_all()
+        while given in done:
+            yield tags.pop(given), done.pop(given)
+            given += 1

@@ -1,0 +1,175 @@
+"""From image files to descriptors: read once, hash, look up, decode, run, store."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.images import decode_rgb, read_bytes, resize_rgb
+from fedvad.errors import DataError, ImageError
+from fedvad.features.backbones import Backbone, build_backbone
+from fedvad.features.cache import DescriptorCache, content_key
+from fedvad.features.config import FeatureConfig
+from fedvad.features.engine import DescriptorEngine, make_engine
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Extracted", "FeatureExtractor", "check_bad_share"]
+
+log = logging.getLogger(__name__)
+HalfArray = npt.NDArray[np.float16]
+_CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Extracted:
+    """One image's outcome: float16 (h, w, d) descriptors, or the reason why there are none."""
+
+    index: int
+    descriptors: HalfArray | None
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class _Loaded:
+    key: str = ""
+    hit: HalfArray | None = None
+    pixels: npt.NDArray[np.uint8] | None = None
+    error: str | None = None
+
+
+class FeatureExtractor:
+    """Descriptors of images under one feature configuration, through the cache when there is one.
+
+    Memory is bounded by a chunk of 64 images, whatever the number of images. Raises what
+    `build_backbone` raises.
+    """
+
+    def __init__(self, config: FeatureConfig, cache: DescriptorCache | None = None) -> None:
+        self._backbone: Backbone = build_backbone(
+            config.backbone, weights=config.weights, layers=config.layers
+        )
+        self.config = config.with_hash(self._backbone.weights_hash, self._backbone.layers)
+        self.cache = cache
+        self._key = self.config.key()
+        self.computed = 0
+
+    @cached_property
+    def network(self) -> torch.nn.Module:
+        """The graph from uint8 pixels to descriptors, as every engine and export runs it."""
+        from fedvad.features.modules import DescriptorNet
+
+        network = DescriptorNet(
+            self._backbone.network,
+            mean=self._backbone.mean,
+            std=self._backbone.std,
+            pool=self.config.pool,
+        )
+        return network.eval().requires_grad_(False)
+
+    @cached_property
+    def engine(self) -> DescriptorEngine:
+        """Made on the first image that is not in the cache."""
+        return make_engine(
+            self.network,
+            image_size=self.config.image_size,
+            kind=self.config.engine,
+            device=self.config.device,
+        )
+
+    @cached_property
+    def grid(self) -> tuple[int, int, int]:
+        """(h, w, d) of every image's descriptors."""
+        import torch
+
+        size = self.config.image_size
+        with torch.inference_mode():
+            out = self.network(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+        return (int(out.shape[1]), int(out.shape[2]), int(out.shape[3]))
+
+    def stream(
+        self, paths: Sequence[Path], on_image: Callable[[], None] | None = None
+    ) -> Iterator[Extracted]:
+        """Outcome of every path, in order; `on_image` is called after each."""
+        workers = max(2, os.cpu_count() or 1)
+        starts = range(0, len(paths), _CHUNK)
+        with ThreadPoolExecutor(workers, thread_name_prefix="fedvad-read") as pool:
+            ahead = [pool.submit(self._load, p) for p in paths[:_CHUNK]]
+            for start in starts:
+                now = ahead
+                ahead = [pool.submit(self._load, p) for p in paths[start + _CHUNK :][:_CHUNK]]
+                loaded = [future.result() for future in now]
+                made = self._compute(loaded, pool)
+                for offset, item in enumerate(loaded):
+                    found = item.hit if item.hit is not None else made.get(offset)
+                    yield Extracted(start + offset, found, item.error)
+                    if on_image is not None:
+                        on_image()
+
+    def describe(self, images: npt.NDArray[np.uint8]) -> HalfArray:
+        """Descriptors (b, h, w, d) float16 of (b, S, S, 3) uint8 images in memory, uncached."""
+        return np.concatenate([out.astype(np.float16) for _, out in self.engine.run([(0, images)])])
+
+    def _load(self, path: Path) -> _Loaded:
+        try:
+            data = read_bytes(path)
+            key = content_key(data)
+            if self.cache is not None:
+                hit = self.cache.get(self._key, key)
+                if hit is not None:
+                    return _Loaded(key, hit=hit)
+            pixels = resize_rgb(decode_rgb(data, str(path)), self.config.image_size)
+        except ImageError as error:
+            return _Loaded(error=str(error))
+        return _Loaded(key, pixels=pixels)
+
+    def _compute(self, loaded: list[_Loaded], pool: ThreadPoolExecutor) -> dict[int, HalfArray]:
+        missing = [(i, item.pixels) for i, item in enumerate(loaded) if item.pixels is not None]
+        if not missing:
+            return {}
+        step = self.engine.batch_size
+        batches = (
+            ([i for i, _ in missing[s : s + step]], np.stack([p for _, p in missing[s : s + step]]))
+            for s in range(0, len(missing), step)
+        )
+        made: dict[int, HalfArray] = {}
+        writes = []
+        for indices, out in self.engine.run(batches):
+            half = out.astype(np.float16)
+            if not np.isfinite(half).all():
+                raise DataError(
+                    f"backbone {self.config.backbone} gives descriptors beyond the float16 range; "
+                    "its weights are damaged or not meant for these inputs"
+                )
+            for i, descriptors in zip(indices, half, strict=True):
+                made[i] = descriptors
+                if self.cache is not None:
+                    writes.append(
+                        pool.submit(self.cache.put, self._key, loaded[i].key, descriptors)
+                    )
+        self.computed += len(missing)
+        for write in writes:
+            write.result()
+        return made
+
+
+def check_bad_share(bad: Sequence[str], total: int, max_bad: float, where: str) -> None:
+    """Log every unreadable image; raise `DataError` when more than the share `max_bad` are."""
+    for reason in bad:
+        log.warning("%s: skipped %s", where, reason)
+    if total and len(bad) > max_bad * total:
+        shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+        raise DataError(
+            f"{where}: {len(bad)} of {total} images are unreadable, more than --max-bad "
+            f"{max_bad:.0%} ({shown}). Mend or remove them, or raise --max-bad."
+        )

@@ -1,0 +1,116 @@
+"""FedDyMem's exchange: sites send reduced memories, the server merges and hands them back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory_site import MemorySite
+from fedvad.errors import FederationError, PayloadError
+from fedvad.federation.payload import Manifest, Payload, Precision, bank_arrays, bank_from
+from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.merge import MergeMode, coverage, merge_banks
+
+__all__ = ["MemoryExchange"]
+
+
+class MemoryExchange:
+    """Memories up, merged memory down; all sites weigh as many patches as they have.
+
+    merge_mode, size: see `merge_banks`. precision: of vectors on the wire.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: str,
+        dim: int,
+        merge_mode: MergeMode = "concat",
+        size: int | None = None,
+        precision: Precision = "float16",
+        seed: int = 0,
+    ) -> None:
+        self.features = features
+        self.dim = dim
+        self.merge_mode = merge_mode
+        self.size = size
+        self.precision = precision
+        self.seed = seed
+        self._sites: dict[str, Payload] = {}
+
+    def site_step(self, state: MemorySite, incoming: Payload | None, round_: int) -> Payload:
+        """One site's round: update its memory from what is known, send the reduced rows."""
+        known = None
+        if incoming is not None:
+            if incoming.manifest.features != self.features:
+                raise FederationError("the global memory is of another feature configuration")
+            known = bank_from(incoming)
+        rows = state.update(round_, known if known is not None and len(known) else None)
+        manifest = Manifest(
+            kind="upload",
+            site=state.features.where,
+            round=round_,
+            mode="append" if state.config.update == "grow" else "replace",
+            features=self.features,
+            generator=Generator.identity(self.dim).hash(),
+            n_images=len(state.features),
+            n_patches=state.n_patches,
+        )
+        return Payload(manifest, bank_arrays(rows, self.precision))
+
+    def accept(self, payload: Payload) -> None:
+        """See `Exchange.accept`: refuses other features, generators, lengths, stale rounds."""
+        manifest = payload.manifest
+        if manifest.kind != "upload" or not manifest.site:
+            raise PayloadError("expected the upload of a site")
+        if manifest.features != self.features:
+            raise PayloadError(
+                f"site {manifest.site} has features {manifest.features}, the federation "
+                f"{self.features}: backbone, weights, image size or layers differ"
+            )
+        if manifest.generator != Generator.identity(self.dim).hash():
+            raise PayloadError(f"site {manifest.site} started from another generator")
+        bank = bank_from(payload)
+        if bank.dim != self.dim or len(bank) == 0:
+            raise PayloadError(f"site {manifest.site} sent {len(bank)} rows of {bank.dim} values")
+        before = self._sites.get(manifest.site)
+        if before is not None and manifest.round <= before.manifest.round:
+            raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
+        if before is not None and manifest.mode == "append":
+            bank = concatenate([bank_from(before), bank])
+        bank = bank.rescaled(float(manifest.n_patches))
+        self._sites[manifest.site] = Payload(manifest, bank_arrays(bank, "float32"))
+
+    def merge(self, round_: int) -> Payload:
+        """See `Exchange.merge`; a site that is missing this round keeps its last memory."""
+        if not self._sites:
+            raise FederationError("no site has answered: nothing to merge")
+        banks = {name: bank_from(payload) for name, payload in self._sites.items()}
+        merged = merge_banks(
+            banks, mode=self.merge_mode, size=self.size, seed=self.seed * 1009 + round_
+        )
+        manifests = [payload.manifest for payload in self._sites.values()]
+        manifest = Manifest(
+            kind="global",
+            round=round_,
+            features=self.features,
+            n_images=sum(m.n_images for m in manifests),
+            n_patches=sum(m.n_patches for m in manifests),
+            coverage=_coverage(banks, merged, self.merge_mode),
+        )
+        return Payload(manifest, bank_arrays(merged, self.precision))
+
+    def server_state(self) -> Mapping[str, Payload]:
+        """See `Exchange.server_state`."""
+        return dict(self._sites)
+
+    def restore(self, state: Mapping[str, Payload]) -> None:
+        """Go on from a saved `server_state`."""
+        self._sites = dict(state)
+
+
+def _coverage(banks: dict[str, MemoryBank], merged: MemoryBank, mode: MergeMode) -> float:
+    if mode == "concat":  # every upload is in the memory
+        return 0.0
+    uploads = concatenate([banks[name] for name in sorted(banks)])
+    return coverage(uploads.vectors, merged.vectors)

@@ -1,0 +1,95 @@
+"""The ledger: who sent how many bytes in which round, how long it took, what was refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Ledger", "Phase", "RoundEntry", "peak_rss_mb"]
+
+Phase = Literal["features", "local", "merge", "calibrate", "score"]
+
+
+class RoundEntry(BaseModel):
+    """One round. Bytes are lengths of real serialised messages, by site."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    round: int
+    sites: list[str]
+    bytes_up: dict[str, int]
+    bytes_down: dict[str, int]
+    rows_up: dict[str, int]
+    memory_rows: int
+    coverage: float
+    drift: float | None = None
+    rejected: dict[str, str] = Field(default_factory=dict)
+    generator_spread: dict[str, float] = Field(default_factory=dict)
+
+
+class Ledger(BaseModel):
+    """Costs of a whole run; grows by rounds and survives a resume."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rounds: list[RoundEntry] = Field(default_factory=list)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    peak_rss_mb: float = 0.0
+    images_computed: int = 0
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Add the time spent inside to a phase."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+            self.peak_rss_mb = max(self.peak_rss_mb, peak_rss_mb())
+
+    @property
+    def bytes_up_per_site_round(self) -> float:
+        """Mean bytes of an upload."""
+        sent = [b for entry in self.rounds for b in entry.bytes_up.values()]
+        return sum(sent) / len(sent) if sent else 0.0
+
+    @property
+    def bytes_down_per_site_round(self) -> float:
+        """Mean bytes of a download."""
+        received = [b for entry in self.rounds for b in entry.bytes_down.values()]
+        return sum(received) / len(received) if received else 0.0
+
+    def summary(self) -> dict[str, object]:
+        """The figures that tables and `--json` show."""
+        known = {p: round(self.seconds.get(p, 0.0), 3) for p in Phase.__args__}  # type: ignore[attr-defined]
+        return {
+            "rounds": len(self.rounds),
+            "bytes_up_per_site_round": round(self.bytes_up_per_site_round),
+            "bytes_up_max": max(
+                (b for entry in self.rounds for b in entry.bytes_up.values()), default=0
+            ),
+            "bytes_down_per_site_round": round(self.bytes_down_per_site_round),
+            "memory_rows": self.rounds[-1].memory_rows if self.rounds else 0,
+            "coverage": self.rounds[-1].coverage if self.rounds else None,
+            "rejected": sum(len(entry.rejected) for entry in self.rounds),
+            "images_computed": self.images_computed,
+            "seconds": {**known, "total": round(sum(self.seconds.values()), 3)},
+            "peak_rss_mb": round(self.peak_rss_mb, 1),
+        }
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

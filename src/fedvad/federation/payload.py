@@ -1,0 +1,115 @@
+"""The one message format: named arrays and a small typed manifest, as safetensors bytes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedvad.errors import MemoryBankError, PayloadError
+from fedvad.memory.bank import MemoryBank
+
+__all__ = ["SCHEMA", "Manifest", "Payload", "Precision", "bank_arrays", "bank_from"]
+
+SCHEMA = 1
+Precision = Literal["float16", "float32"]
+_HEADER = "fedvad"
+# a header larger than this is no message of ours; checked before anything is parsed
+_MAX_HEADER = 1 << 16
+
+
+class Manifest(BaseModel):
+    """What a message says about itself. Nothing in it names an image, a path or a file.
+
+    kind: `upload` of a site or `global` memory of a server. mode: whether an upload adds to what
+    the site sent before (`append`) or replaces it. n_images, n_patches: training set sizes.
+    features: key of the feature configuration. generator: hash of the initial generator.
+    coverage: of a global memory, see `memory.merge.coverage`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA
+    kind: Literal["upload", "global"]
+    site: str = Field(default="", max_length=200)
+    round: int = Field(ge=1, le=100_000)
+    mode: Literal["append", "replace"] = "replace"
+    features: str = Field(min_length=1, max_length=64)
+    generator: str = Field(default="", max_length=64)
+    n_images: int = Field(ge=0)
+    n_patches: int = Field(ge=0)
+    coverage: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """A manifest and its arrays; equal payloads have equal bytes."""
+
+    manifest: Manifest
+    arrays: dict[str, npt.NDArray[Any]]
+
+    def to_bytes(self) -> bytes:
+        """Serialise; what is logged as traffic is the length of this."""
+        from safetensors.numpy import save
+
+        contiguous = {k: np.ascontiguousarray(self.arrays[k]) for k in sorted(self.arrays)}
+        return save(contiguous, {_HEADER: self.manifest.model_dump_json()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, max_bytes: int = 1 << 30) -> Self:
+        """Parse and validate; raises `PayloadError` saying what is wrong, never anything else."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        if len(data) > max_bytes:
+            raise PayloadError(f"message of {len(data)} bytes exceeds the limit of {max_bytes}")
+        if len(data) < 8:
+            raise PayloadError("message is truncated")
+        length = int.from_bytes(data[:8], "little")
+        if length > min(_MAX_HEADER, len(data) - 8):
+            raise PayloadError(f"message header claims {length} bytes")
+        try:
+            header = json.loads(data[8 : 8 + length])
+            text = header["__metadata__"][_HEADER]
+            manifest = Manifest.model_validate_json(text)
+            arrays = load(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise PayloadError(f"message manifest: {where}: {first['msg']}") from error
+        except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+            raise PayloadError(f"not a fedvad message: {error}") from error
+        if manifest.schema_version != SCHEMA:
+            raise PayloadError(
+                f"message has schema {manifest.schema_version}, this fedvad speaks {SCHEMA}"
+            )
+        return cls(manifest, arrays)
+
+
+def bank_arrays(bank: MemoryBank, precision: Precision) -> dict[str, npt.NDArray[Any]]:
+    """A bank as arrays for a payload: vectors and spread in `precision`, weights in float32."""
+    return {
+        "vectors": bank.vectors.astype(precision),
+        "weights": bank.weights.astype(np.float32),
+        "spread": bank.spread.astype(precision),
+    }
+
+
+def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
+    """The bank in a payload; raises `PayloadError` when it breaks a bank's invariants."""
+    arrays = payload.arrays
+    if set(arrays) != {"vectors", "weights", "spread"}:
+        raise PayloadError(f"message must hold vectors, weights, spread; it holds {sorted(arrays)}")
+    for name, array in arrays.items():
+        if array.dtype not in (np.float16, np.float32, np.float64):
+            raise PayloadError(f"{name} of a message must be floating point, not {array.dtype}")
+    if len(arrays["vectors"]) > max_rows:
+        raise PayloadError(f"message of {len(arrays['vectors'])} rows exceeds {max_rows}")
+    try:
+        return MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"])
+    except MemoryBankError as error:
+        raise PayloadError(str(error)) from error

@@ -1,0 +1,89 @@
+"""A run's state after a round, on disk: complete or not there at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from fedvad.detectors.artefact import read_arrays, write_arrays, write_atomically
+from fedvad.detectors.generator import Generator
+from fedvad.errors import ArtefactError
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload
+from fedvad.memory.bank import MemoryBank
+
+__all__ = ["RunState", "clear_state", "load_state", "save_state"]
+
+_MARK = "complete.json"
+
+
+@dataclass(frozen=True, eq=False)
+class RunState:
+    """Everything needed to go on behind `round`."""
+
+    round: int
+    merged: Payload
+    server: Mapping[str, Payload]
+    sites: Mapping[str, tuple[MemoryBank, Generator]]
+    ledger: Ledger
+
+
+def save_state(folder: Path, state: RunState) -> None:
+    """Write the state of a round, then the mark that makes it count, then drop older rounds.
+
+    kill -9 at any moment leaves the last marked round intact. Raises `StorageError`.
+    """
+    target = folder / f"round-{state.round:04d}"
+    write_atomically(target / "global.safetensors", state.merged.to_bytes())
+    for i, (_, payload) in enumerate(sorted(state.server.items())):
+        write_atomically(target / f"server-{i:04d}.safetensors", payload.to_bytes())
+    for i, (name, (bank, generator)) in enumerate(sorted(state.sites.items())):
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "vectors": bank.vectors,
+            "weights": bank.weights,
+            "spread": bank.spread,
+        }
+        if not generator.is_identity:
+            arrays |= {"generator/weight": generator.weight, "generator/bias": generator.bias}
+        write_arrays(target / f"site-{i:04d}.safetensors", arrays, {"kind": "site", "site": name})
+    write_atomically(target / _MARK, state.ledger.model_dump_json().encode())
+    for other in folder.glob("round-*"):
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_state(folder: Path) -> RunState | None:
+    """The newest complete round's state, or None; raises `ArtefactError` when it is damaged."""
+    complete = sorted(p.parent for p in folder.glob(f"round-*/{_MARK}"))
+    if not complete:
+        return None
+    source = complete[-1]
+    try:
+        ledger = Ledger.model_validate_json((source / _MARK).read_bytes())
+    except ValidationError as error:
+        raise ArtefactError(f"{source / _MARK} is damaged: {error}") from error
+    sites: dict[str, tuple[MemoryBank, Generator]] = {}
+    for path in sorted(source.glob("site-*.safetensors")):
+        arrays, values = read_arrays(path)
+        bank = MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"])
+        generator = Generator.identity(bank.dim)
+        if "generator/weight" in arrays:
+            generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
+        sites[values["site"]] = (bank, generator)
+    server: dict[str, Payload] = {}
+    for path in sorted(source.glob("server-*.safetensors")):
+        payload = Payload.from_bytes(path.read_bytes())
+        server[payload.manifest.site] = payload
+    merged = Payload.from_bytes((source / "global.safetensors").read_bytes())
+    return RunState(int(source.name.removeprefix("round-")), merged, server, sites, ledger)
+
+
+def clear_state(folder: Path) -> None:
+    """Remove a finished run's state."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,102 @@
+"""The memory bank: vectors that stand for many normal patches, and how many, and how widely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.errors import MemoryBankError
+
+__all__ = ["FloatArray", "MemoryBank", "concatenate"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryBank:
+    """Weighted normal patch features of one site or of a federation.
+
+    vectors: (m, d) float32, in the units of the patch descriptors.
+    weights: (m,) float64, patches that each vector stands for, all > 0.
+    spread: (m,) float32, root-mean-square distance of those patches to their vector; 0 where a
+        vector stands for a single patch.
+
+    Raises `MemoryBankError` when shapes disagree, values are not finite or weights not positive.
+    """
+
+    vectors: FloatArray
+    weights: npt.NDArray[np.float64]
+    spread: FloatArray
+
+    def __post_init__(self) -> None:
+        vectors = np.ascontiguousarray(self.vectors, dtype=np.float32)
+        weights = np.ascontiguousarray(self.weights, dtype=np.float64)
+        spread = np.ascontiguousarray(self.spread, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] == 0:
+            raise MemoryBankError(f"memory vectors must be (m, d), got shape {vectors.shape}")
+        if weights.shape != (len(vectors),) or spread.shape != (len(vectors),):
+            raise MemoryBankError(
+                f"{len(vectors)} memory vectors need as many weights and spreads, "
+                f"got shapes {weights.shape} and {spread.shape}"
+            )
+        for name, array in (("vectors", vectors), ("weights", weights), ("spread", spread)):
+            if not np.isfinite(array).all():
+                raise MemoryBankError(f"memory {name} contain NaN or infinity")
+        if (weights <= 0).any():
+            raise MemoryBankError("memory weights must be positive")
+        if (spread < 0).any():
+            raise MemoryBankError("memory spread must not be negative")
+        object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "spread", spread)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def dim(self) -> int:
+        """Length d of a patch descriptor."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def total_weight(self) -> float:
+        """Number of patches that the whole bank stands for."""
+        return float(self.weights.sum())
+
+    @classmethod
+    def empty(cls, dim: int) -> MemoryBank:
+        """A bank of no vectors, the neutral element of `concatenate`."""
+        return cls(np.zeros((0, dim), np.float32), np.zeros(0), np.zeros(0, np.float32))
+
+    @classmethod
+    def of_patches(cls, patches: FloatArray) -> MemoryBank:
+        """Each of the (m, d) patches as a vector of weight 1 and spread 0."""
+        return cls(patches, np.ones(len(patches)), np.zeros(len(patches), np.float32))
+
+    def take(self, indices: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> MemoryBank:
+        """The rows at `indices`, in that order."""
+        return MemoryBank(self.vectors[indices], self.weights[indices], self.spread[indices])
+
+    def rescaled(self, total_weight: float) -> MemoryBank:
+        """The same vectors with weights scaled so that they sum to `total_weight` > 0."""
+        return MemoryBank(
+            self.vectors, self.weights * (total_weight / self.total_weight), self.spread
+        )
+
+
+def concatenate(banks: Sequence[MemoryBank]) -> MemoryBank:
+    """All rows of all banks; total weight is conserved.
+
+    Raises `MemoryBankError` when there is no bank or their descriptor lengths differ.
+    """
+    dims = {bank.dim for bank in banks}
+    if len(dims) != 1:
+        raise MemoryBankError(f"banks to merge need one descriptor length, got {sorted(dims)}")
+    return MemoryBank(
+        np.concatenate([bank.vectors for bank in banks]),
+        np.concatenate([bank.weights for bank in banks]),
+        np.concatenate([bank.spread for bank in banks]),
+    )

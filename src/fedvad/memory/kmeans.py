@@ -1,0 +1,141 @@
+"""Weighted k-means with exact k-means++ seeding, for memories of many sites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedvad.errors import ConfigError
+from fedvad.memory.bank import MemoryBank
+from fedvad.memory.distances import nearest, squared_norms
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["kmeans_plus_plus", "weighted_kmeans"]
+
+_PROPOSALS = 256
+
+
+def weighted_kmeans(
+    bank: MemoryBank,
+    k: int,
+    *,
+    seed: int,
+    restarts: int = 3,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+) -> MemoryBank:
+    """Merge a bank's m vectors into at most k weighted means; total weight is conserved.
+
+    Best of `restarts` seeded runs by weighted inertia; a run stops when inertia falls by less
+    than `tolerance`, relatively. Rows are first put into a canonical order, so the order in which
+    sites arrive does not matter. A bank of at most k rows is returned unchanged. Spread combines
+    the spread within the merged rows and their distance to the mean.
+
+    Raises `ConfigError` when k < 1. Source: Lloyd 1982; Arthur & Vassilvitskii 2007.
+    """
+    import torch
+
+    if k < 1:
+        raise ConfigError(f"k-means needs k >= 1, got {k}")
+    if len(bank) <= k:
+        return bank
+    bank = bank.take(np.lexsort(bank.vectors.T[::-1]))
+    points = torch.from_numpy(bank.vectors)
+    weights = torch.from_numpy(bank.weights)
+    best: tuple[float, torch.Tensor, torch.Tensor] | None = None
+    for restart in range(restarts):
+        generator = torch.Generator().manual_seed(seed * 1009 + restart)
+        centres = points[kmeans_plus_plus(points, weights, k, generator)].clone()
+        run = _lloyd(points, weights, centres, max_iterations, tolerance)
+        if best is None or run[0] < best[0]:
+            best = run
+    assert best is not None
+    _, centres, label = best
+    size = torch.zeros(k, dtype=torch.float64).index_add_(0, label, weights)
+    scatter = torch.from_numpy(bank.spread).double() ** 2
+    scatter += (points - centres[label]).double().square().sum(1)
+    spread = torch.zeros(k, dtype=torch.float64).index_add_(0, label, weights * scatter)
+    kept = size > 0
+    return MemoryBank(
+        centres[kept].numpy(),
+        size[kept].numpy(),
+        (spread[kept] / size[kept]).sqrt().float().numpy(),
+    )
+
+
+def kmeans_plus_plus(
+    points: torch.Tensor, weights: torch.Tensor, k: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Indices (<= k,) of k-means++ seeds of (n, d) points with (n,) weights.
+
+    Exact D^2 sampling in batches: proposals are drawn from the distribution before the batch and
+    each is accepted with probability (its distance now) / (its distance then), which is rejection
+    sampling from the current distribution. Fewer than k come back only when fewer distinct points
+    exist. The batching is ours.
+    """
+    import torch
+
+    norms = squared_norms(points)
+    first = int(torch.multinomial(weights, 1, generator=generator))
+    chosen = [first]
+    distances, _ = nearest(points, points[first : first + 1], points_norms=norms)
+    distances[first] = 0.0
+    while len(chosen) < k:
+        mass = weights * distances
+        if float(mass.sum()) <= 0:
+            break
+        proposals = torch.multinomial(mass, _PROPOSALS, replacement=True, generator=generator)
+        coins = torch.rand(_PROPOSALS, generator=generator).numpy()
+        members = points[proposals]
+        lengths = norms[proposals]
+        between = (lengths[:, None] + lengths[None] - 2 * members @ members.T).clamp_min_(0).numpy()
+        then = distances[proposals].numpy()
+        now = then.copy()
+        order = proposals.tolist()
+        new: list[int] = []
+        for i, point in enumerate(order):
+            if len(chosen) + len(new) == k:
+                break
+            if point not in new and coins[i] * then[i] < now[i]:
+                new.append(point)
+                np.minimum(now, between[i], out=now)
+        refreshed, _ = nearest(points, points[new], points_norms=norms)
+        torch.minimum(distances, refreshed, out=distances)
+        distances[new] = 0.0
+        chosen += new
+    return torch.tensor(chosen)
+
+
+def _lloyd(
+    points: torch.Tensor,
+    weights: torch.Tensor,
+    centres: torch.Tensor,
+    max_iterations: int,
+    tolerance: float,
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Lloyd iterations; returns weighted inertia, (k, d) centres and (n,) labels."""
+    import torch
+
+    norms = squared_norms(points)
+    k = len(centres)
+    weighted = points.double() * weights[:, None]
+    previous = float("inf")
+    for _ in range(max_iterations):
+        distances, label = nearest(points, centres, points_norms=norms)
+        losses = weights * distances
+        inertia = float(losses.sum())
+        size = torch.zeros(k, dtype=torch.float64).index_add_(0, label, weights)
+        sums = torch.zeros(centres.shape, dtype=torch.float64).index_add_(0, label, weighted)
+        empty = size == 0
+        centres = (sums / size.clamp_min(1e-300)[:, None]).float()
+        if bool(empty.any()):
+            # an empty cell restarts where the memory is represented worst
+            centres[empty] = points[torch.topk(losses, int(empty.sum())).indices]
+        elif previous - inertia <= tolerance * inertia:
+            break
+        previous = inertia
+    distances, label = nearest(points, centres, points_norms=norms)
+    return float((weights * distances).sum()), centres, label

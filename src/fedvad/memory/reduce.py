@@ -1,0 +1,137 @@
+"""Memory-reduce: a few weighted averages that stand for a site's many normal patches.
+
+The averages are what a site uploads (FedDyMem, arXiv 2502.21012, abstract: "a weighted average
+method"); how patches are grouped before averaging was not readable and is our choice.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.errors import ConfigError
+from fedvad.memory.bank import FloatArray, MemoryBank
+from fedvad.memory.coreset import k_center
+from fedvad.memory.distances import nearest
+from fedvad.memory.kmeans import weighted_kmeans
+
+__all__ = ["PositionMeans", "ReduceMode", "cells", "reduce_patches"]
+
+ReduceMode = Literal["coreset", "cluster"]
+
+
+def reduce_patches(
+    patches: FloatArray,
+    rows: int,
+    *,
+    mode: ReduceMode,
+    seed: int,
+    pull: float = 0.0,
+    initial: FloatArray | None = None,
+    projection: int | None = None,
+) -> MemoryBank:
+    """Reduce (n, d) normal patches to at most `rows` weighted averages.
+
+    `coreset`: k-center chooses the vectors (`initial`, `projection` as there), every patch joins
+    the cell of its nearest one, and a vector becomes (1 - pull) x centre + pull x mean of its
+    cell: 0 keeps real patches and their coverage, 1 sends pure averages. `cluster`: weighted
+    k-means; vectors are cell means. Weights are cell sizes and sum to n; spread is the
+    root-mean-square distance of a cell's patches to its vector.
+
+    Raises `ConfigError` on an unknown mode or pull outside [0, 1]. Source: ours, after FedDyMem.
+    """
+    if mode not in get_args(ReduceMode):
+        raise ConfigError(f"unknown reduce mode {mode!r}; choose from {get_args(ReduceMode)}")
+    if not 0 <= pull <= 1:
+        raise ConfigError(f"pull must lie in [0, 1], got {pull}")
+    if mode == "cluster":
+        return weighted_kmeans(MemoryBank.of_patches(patches), rows, seed=seed, restarts=1)
+    chosen = k_center(patches, rows, seed=seed, initial=initial, projection=projection).indices
+    return cells(patches, patches[chosen], pull=pull)
+
+
+def cells(patches: FloatArray, centres: FloatArray, *, pull: float = 0.0) -> MemoryBank:
+    """Assign (n, d) patches to their nearest of (m, d) centres; empty cells are dropped."""
+    size, mean = _cell_means(patches, centres)
+    kept = size > 0
+    vectors = ((1 - pull) * centres + pull * mean).astype(np.float32)[kept]
+    return _measured(patches, vectors, size[kept])
+
+
+def renew(bank: MemoryBank, patches: FloatArray, *, keep: float) -> MemoryBank:
+    """Move each vector towards the mean of the (n, d) patches nearest to it.
+
+    vector <- keep x vector + (1 - keep) x mean of its cell, weights likewise, from cell sizes; a
+    vector that no patch is nearest to stays. The dynamic update of FedDyMem as an exponential
+    moving average (specification, section 3.3; form ours).
+    """
+    size, mean = _cell_means(patches, bank.vectors)
+    hit = size > 0
+    share = np.where(hit, 1 - keep, 0.0)[:, None]
+    vectors = ((1 - share) * bank.vectors + share * mean).astype(np.float32)
+    scale = bank.total_weight / max(float(size.sum()), 1.0)
+    weights = np.where(hit, keep * bank.weights + (1 - keep) * scale * size, bank.weights)
+    return _measured(patches, vectors, weights)
+
+
+def _cell_means(
+    patches: FloatArray, centres: FloatArray
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Cell sizes (m,) and cell means (m, d), zero for empty cells."""
+    import torch
+
+    points = torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))
+    _, label = nearest(points, torch.from_numpy(np.ascontiguousarray(centres)))
+    size = torch.bincount(label, minlength=len(centres)).double()
+    sums = torch.zeros(centres.shape, dtype=torch.float64).index_add_(0, label, points.double())
+    return size.numpy(), (sums / size.clamp_min(1)[:, None]).numpy()
+
+
+def _measured(
+    patches: FloatArray, vectors: FloatArray, weights: npt.NDArray[np.float64]
+) -> MemoryBank:
+    """A bank of these vectors, with the spread of the patches that are nearest to each."""
+    import torch
+
+    points = torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))
+    squared, label = nearest(points, torch.from_numpy(vectors))
+    size = np.bincount(label.numpy(), minlength=len(vectors))
+    total = np.bincount(label.numpy(), squared.double().numpy(), minlength=len(vectors))
+    spread = np.sqrt(total / np.maximum(size, 1)).astype(np.float32)
+    return MemoryBank(vectors, weights, spread)
+
+
+class PositionMeans:
+    """Mode `position`: one running weighted mean per patch position, in one pass.
+
+    Weighted by images, never by batches, so that any split into batches, ragged ones included,
+    gives the same means. Source: FedDyMem specification, section 3.3 (after CFA).
+    """
+
+    def __init__(self) -> None:
+        self._sum: npt.NDArray[np.float64] | None = None
+        self._square: npt.NDArray[np.float64] | None = None
+        self._images = 0
+
+    def add(self, descriptors: npt.NDArray[np.floating]) -> None:
+        """Take a batch of (b, h, w, d) descriptors; raises `ConfigError` on another grid."""
+        batch = descriptors.reshape(len(descriptors), -1, descriptors.shape[-1]).astype(np.float64)
+        if self._sum is None:
+            self._sum = np.zeros(batch.shape[1:])
+            self._square = np.zeros(batch.shape[1])
+        if batch.shape[1:] != self._sum.shape:
+            raise ConfigError(f"patch grid changed from {self._sum.shape} to {batch.shape[1:]}")
+        self._sum += batch.sum(0)
+        self._square = self._square + (batch**2).sum((0, 2))
+        self._images += len(batch)
+
+    def result(self) -> MemoryBank:
+        """The (h * w, d) means, each with weight n_images."""
+        if self._sum is None or self._square is None:
+            raise ConfigError("position means need at least one image")
+        mean = self._sum / self._images
+        variance = np.maximum(self._square / self._images - (mean**2).sum(1), 0)
+        weights = np.full(len(mean), float(self._images))
+        return MemoryBank(mean.astype(np.float32), weights, np.sqrt(variance).astype(np.float32))

@@ -1,0 +1,208 @@
+"""Configuration of `train`: one model, from presets, a TOML file and flags, in that order."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedvad.detectors.memory_site import Anchors, FedDyMemConfig, Reduce, Update
+from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
+from fedvad.detectors.scoring import MapMode, ScoringConfig
+from fedvad.errors import ConfigError
+from fedvad.features.config import Engine, FeatureConfig
+from fedvad.federation.payload import Precision
+from fedvad.memory.merge import MergeMode
+from fedvad.memory.neighbours import SearchMode
+
+__all__ = ["COMPARISONS", "METHODS", "Reference", "TrainConfig", "resolve_config"]
+
+Reference = Literal["global", "local", "union"]
+COMPARISONS = ("local", "pooled", "identity")
+
+# What `--method` means: defaults that a file or a flag may still change.
+METHODS: dict[str, dict[str, Any]] = {
+    "feddymem": {},
+    "feddymem-trained": {"train_generator": True, "update": "ema", "merge": "kmeans"},
+    "feddymem-cluster": {"reduce": "cluster", "update": "ema", "merge": "kmeans"},
+    "feddymem-position": {"reduce": "position", "update": "ema", "merge": "kmeans"},
+    "patchcore": {"rounds": 1, "merge": "kcenter", "memory_rows": 2000},
+}
+
+
+class TrainConfig(BaseModel):
+    """Every option of a training run; `docs/configuration.md` explains each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str = "feddymem"
+    # features
+    backbone: str = "resnet18"
+    weights: Path | None = None
+    image_size: int = 256
+    layers: tuple[int, ...] | None = None
+    pool: int = 3
+    engine: Engine = "openvino"
+    device: str = "cpu"
+    # data
+    split: str | None = None
+    max_bad: float = Field(default=0.05, ge=0, le=1)
+    # federation
+    rounds: int = Field(default=2, ge=1)
+    participation: float = Field(default=1.0, gt=0, le=1)
+    join: dict[str, int] = Field(default_factory=dict)
+    upload_bytes: int = Field(default=1_000_000, ge=4096)
+    precision: Precision = "float16"
+    merge: MergeMode = "concat"
+    memory_rows: int | None = Field(default=None, ge=1)
+    # memory
+    reduce: Reduce = "coreset"
+    pull: float = 0.0
+    update: Update = "grow"
+    ema: float = 0.5
+    candidates: float = 0.25
+    candidate_bytes: int = 64 << 20
+    projection: int | None = 128
+    # generator
+    train_generator: bool = False
+    anchors: Anchors = "global"
+    loss: LossMode = "hypersphere"
+    epochs: int = 1
+    learning_rate: float = 1e-3
+    identity_weight: float = 0.01
+    # scoring
+    map: MapMode = "nn1"
+    smooth: int = 3
+    top: float = 0.03
+    search: SearchMode = "fast"
+    reference: Reference = "global"
+    # thresholds
+    target_fpr: float = Field(default=0.01, gt=0, le=0.5)
+    calibration: Literal["auto", "leave-one-out", "holdout", "none"] = "auto"
+    calibration_images: int = Field(default=128, ge=3)
+    holdout: float = Field(default=0.2, gt=0, lt=1)
+    # run
+    compare: tuple[str, ...] = ()
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    jobs: int = Field(default=1, ge=1)
+
+    @field_validator("compare", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return tuple(v for v in value.split(",") if v) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unknown = sorted(set(self.compare) - set(COMPARISONS))
+        if unknown:
+            raise ValueError(f"compare: unknown {unknown}; choose from {list(COMPARISONS)}")
+        if self.calibration == "leave-one-out" and not self.keeps_patches:
+            raise ValueError(
+                "calibration 'leave-one-out' needs a memory of real patches (reduce coreset, pull "
+                "0, update grow, merge concat or kcenter, precision float16); use 'holdout'"
+            )
+        if self.merge != "concat" and self.memory_rows is None:
+            object.__setattr__(self, "memory_rows", 2000)
+        return self
+
+    @property
+    def keeps_patches(self) -> bool:
+        """Whether the rows of the memory are real patches, not averages or moved vectors."""
+        return (
+            self.reduce == "coreset"
+            and self.pull == 0
+            and self.update == "grow"
+            and self.merge != "kmeans"
+            and self.precision == "float16"
+        )
+
+    @property
+    def calibration_mode(self) -> Literal["leave-one-out", "holdout", "none"]:
+        """`auto` resolved: leave-one-out needs rows that can be told apart by image."""
+        if self.calibration == "auto":
+            return "leave-one-out" if self.keeps_patches else "holdout"
+        return self.calibration
+
+    def features(self) -> FeatureConfig:
+        """The feature part."""
+        return FeatureConfig(
+            backbone=self.backbone,
+            weights=self.weights,
+            image_size=self.image_size,
+            layers=self.layers,
+            pool=self.pool,
+            engine=self.engine,
+            device=self.device,
+        )
+
+    def scoring(self) -> ScoringConfig:
+        """The scoring part."""
+        return ScoringConfig(map=self.map, smooth=self.smooth, top=self.top, search=self.search)
+
+    def rows(self, dim: int) -> int:
+        """Rows of `dim` values, weight and spread that fit `upload_bytes`, manifest included."""
+        value = 2 if self.precision == "float16" else 4
+        return max(1, (self.upload_bytes - 2048) // (value * (dim + 1) + 4))
+
+    def memory(self, dim: int) -> FedDyMemConfig:
+        """The memory part, for descriptors of length `dim`."""
+        return FedDyMemConfig(
+            rows=self.rows(dim),
+            reduce=self.reduce,
+            pull=self.pull,
+            update=self.update,
+            ema=self.ema,
+            candidates=self.candidates,
+            candidate_bytes=self.candidate_bytes,
+            projection=self.projection,
+            train=self.train_generator,
+            anchors=self.anchors,
+            loss=MetricLossConfig(
+                loss=self.loss,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                identity=self.identity_weight,
+            ),
+            scoring=self.scoring(),
+        )
+
+
+def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
+    """Merge method preset, TOML file and flags (None means not given) into a checked config.
+
+    Raises `ConfigError` naming the key and the mend.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read configuration {file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    values |= {key: value for key, value in flags.items() if value is not None}
+    method = values.get("method", "feddymem")
+    if method not in METHODS:
+        raise ConfigError(f"unknown method {method!r}; choose from {sorted(METHODS)}")
+    try:
+        config = TrainConfig(**(METHODS[method] | values))
+        config.memory(1)
+        config.features()
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+    return config
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(sorted(TrainConfig.model_fields))
+            parts.append(f"unknown configuration key {key!r}; known keys: {known}")
+        else:
+            parts.append(f"{key}: {problem['msg']} (got {problem['input']!r})" if key else
+                         str(problem["msg"]))  # fmt: skip
+    return "; ".join(parts)

@@ -1,0 +1,53 @@
+"""Sites of a data folder, and their features, for every verb."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedvad.data.folders import Site, read_set, read_sites
+from fedvad.data.split import parse_split, split_site
+from fedvad.detectors.base import NormalFeatures
+from fedvad.errors import ConfigError
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.pipeline.progress import Progress, Stage
+
+__all__ = ["load_sites", "warm_up"]
+
+log = logging.getLogger(__name__)
+
+
+def load_sites(
+    data: Path, split: str | None, seed: int, *, allow_empty_train: bool = False
+) -> list[Site]:
+    """Sites of a folder, or the parts of one set; raises `DataError` or `ConfigError`."""
+    if split is None:
+        return read_sites(data, allow_empty_train=allow_empty_train)
+    wanted = parse_split(split)
+    sites = read_sites(data)
+    if len(sites) != 1:
+        raise ConfigError(
+            f"--split divides one set into sites, but {data} already holds {len(sites)} sites "
+            f"({', '.join(s.name for s in sites[:4])}, ...): leave --split away, or give one of them"
+        )
+    return split_site(read_set(data), wanted, seed)
+
+
+def warm_up(
+    sites: Sequence[Site], extractor: FeatureExtractor, max_bad: float, progress: Progress
+) -> dict[str, NormalFeatures]:
+    """Features of every site's normal training images; each image passes the backbone once."""
+    features = {
+        site.name: NormalFeatures(
+            extractor,
+            [item.path for item in site.train if item.label == 0],
+            max_bad=max_bad,
+            where=site.name,
+        )
+        for site in sites
+    }
+    stage = Stage(progress, "features", sum(len(f.paths) for f in features.values()))
+    for feature in features.values():
+        feature.warm_up(stage)
+    return features

@@ -1,0 +1,45 @@
+"""`demo`: the whole main job on drawn images, offline, in about a minute."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fedvad.data.demo import write_demo
+from fedvad.errors import ConfigError
+from fedvad.features.cache import DescriptorCache
+from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.train import train
+
+__all__ = ["DEMO_CONFIG", "demo"]
+
+IMAGE_SIZE = 128
+# only a folder with this file is ever replaced
+_MARK = ".fedvad-demo"
+DEMO_CONFIG = {
+    "backbone": "filterbank",
+    "image_size": IMAGE_SIZE,
+    "compare": ("local", "pooled"),
+}
+
+
+def demo(
+    out: Path, *, seed: int = 0, cache: DescriptorCache | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """Draw `out`/data, train into `out` like any run, and return the results.
+
+    Raises `ConfigError` when `out` exists and is no earlier demo.
+    """
+    if out.exists() and any(out.iterdir()):
+        if not (out / _MARK).is_file():
+            raise ConfigError(f"{out} exists and is not an earlier demo: choose another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _MARK).touch()
+    progress("drawing", 0, 1)
+    write_demo(out / "data", size=IMAGE_SIZE, seed=seed)
+    progress("drawing", 1, 1)
+    config = TrainConfig(**DEMO_CONFIG, seed=seed)
+    return train(out / "data", out, config, cache=cache, progress=progress)

@@ -1,0 +1,106 @@
+"""`evaluate`: a trained run on any sites, also ones that took no part in its training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedvad.data.folders import Site
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.calibration import choose_images, held_out_scores
+from fedvad.detectors.generator import Generator
+from fedvad.errors import DataError
+from fedvad.evaluation.sites import site_threshold, summarise
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.data import load_sites
+from fedvad.pipeline.outputs import panels
+from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.run_folder import TrainedRun, open_run
+from fedvad.pipeline.scoring import score_with
+from fedvad.report.contact_sheet import contact_sheet
+
+__all__ = ["evaluate"]
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    run_folder: Path,
+    data: Path,
+    *,
+    reference: Reference | None = None,
+    weights: Path | None = None,
+    cache: DescriptorCache | None = None,
+    heatmaps: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Score the test images of `data` and return the results, in the shape that `train` returns.
+
+    A site of the run uses its own generator and threshold. A site that never trained uses the
+    global memory; when its folder has normal training images its threshold comes from those,
+    else it borrows the median of the run's thresholds. The split of the training is repeated when
+    `data` is one set. Raises `ArtefactError`, `DataError`, `MismatchError`.
+    """
+    run, config, extractor = open_run(run_folder, weights=weights, cache=cache)
+    sites = _sites(data, run, config)
+    new = [site for site in sites if site.name not in run.sites]
+    if new:
+        log.info("never trained on: %s", ", ".join(site.name for site in new))
+    thresholds = {site.name: _new_threshold(site, run, config, extractor) for site in new}
+    results = score_with(
+        lambda name: (
+            run.detector(name, extractor, None if name in thresholds else reference),
+            thresholds.get(name) or run.threshold(name, reference),
+        ),
+        sites,
+        extractor,
+        "scoring",
+        config.max_bad,
+        progress,
+    )
+    if not results:
+        raise DataError(f"{data} has no test images: expected test/good and test/<defect> folders")
+    summary = summarise(results, target_fpr=config.target_fpr, size=config.image_size)
+    summary["reference"] = reference or run.reference
+    summary["sites_never_trained_on"] = [site.name for site in new]
+    summary["unreadable"] = [reason for r in results for reason in r.bad]
+    if heatmaps is not None:
+        contact_sheet(
+            panels(results),
+            heatmaps,
+            title=f"{run_folder.name} on {data.name}",
+            image_size=config.image_size,
+        )
+    return summary
+
+
+def _sites(data: Path, run: TrainedRun, config: TrainConfig) -> Sequence[Site]:
+    sites = load_sites(data, None, config.seed, allow_empty_train=True)
+    if config.split is not None and len(sites) == 1 and sites[0].name not in run.sites:
+        try:
+            return load_sites(data, config.split, config.seed)
+        except DataError:  # another set, too small to divide: it is a site of its own
+            return sites
+    return sites
+
+
+def _new_threshold(
+    site: Site, run: TrainedRun, config: TrainConfig, extractor: FeatureExtractor
+) -> Threshold | None:
+    normals = [item.path for item in site.train if item.label == 0]
+    if not normals:
+        return None
+    chosen = choose_images(len(normals), config.calibration_images, config.seed)
+    features = NormalFeatures(
+        extractor, [normals[i] for i in chosen], max_bad=config.max_bad, where=site.name
+    )
+    features.warm_up()
+    scores = held_out_scores(
+        features, run.memory, Generator.identity(run.memory.dim), run.scoring, leave_one_out=False
+    )
+    return site_threshold(scores, config.target_fpr)

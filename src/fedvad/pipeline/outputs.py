@@ -1,0 +1,95 @@
+"""What a finished run leaves for people and scripts: results, tables, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedvad.detectors.artefact import write_atomically
+from fedvad.detectors.base import NormalFeatures
+from fedvad.evaluation.sites import SiteResult, gains, summarise
+from fedvad.federation.ledger import Ledger
+from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.run_folder import TrainedRun, write_json
+from fedvad.report.contact_sheet import Panel, contact_sheet
+from fedvad.report.tables import (
+    results_table,
+    sites_table,
+    to_markdown,
+    verdict,
+    write_csv,
+)
+
+__all__ = ["panels", "write_outputs"]
+
+
+def write_outputs(
+    out: Path,
+    config: TrainConfig,
+    run: TrainedRun,
+    results: Sequence[SiteResult],
+    comparisons: Mapping[str, Sequence[SiteResult]],
+    ledger: Ledger,
+    features: Mapping[str, NormalFeatures],
+    own_normals: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write ledger, results, tables and the contact sheet; returns the results."""
+
+    def summary_of(site_results: Sequence[SiteResult]) -> dict[str, Any]:
+        return summarise(site_results, target_fpr=config.target_fpr, size=run.features.image_size)
+
+    summary = summary_of(results)
+    summary["compare"] = {name: summary_of(other) for name, other in comparisons.items()}
+    summary["gain"] = {
+        name: gains(results, other, seed=config.seed) for name, other in comparisons.items()
+    }
+    summary["own_normals"] = dict(own_normals)
+    summary["method"] = run.method
+    summary["backbone"] = run.features.backbone
+    summary["seed"] = config.seed
+    summary["training_images"] = {name: len(f) for name, f in features.items()}
+    summary["unreadable"] = [reason for f in features.values() for reason in f.bad] + [
+        reason for r in results for reason in r.bad
+    ]
+    summary["ledger"] = ledger.summary()
+    summary["verdict"] = verdict(summary)
+    write_json(out / "ledger.json", ledger.model_dump())
+    write_json(out / "results.json", summary)
+    tables = {
+        "method": results_table(summary, name=run.method),
+        "site": sites_table(summary, name=run.method),
+    }
+    for name, rows in tables.items():
+        write_csv(rows, out / "tables" / f"{name}.csv")
+    text = "\n".join(
+        [f"# {run.method} on {len(run.sites)} sites", "", summary["verdict"], ""]
+        + [f"## By {name}\n\n{to_markdown(rows)}\n" for name, rows in tables.items()]
+    )
+    write_atomically(out / "tables" / "results.md", text.encode())
+    if any(len(r.test) for r in results):
+        contact_sheet(
+            panels(results),
+            out / "heatmaps.png",
+            title=f"{run.method}: {summary['verdict']}",
+            image_size=run.features.image_size,
+        )
+    return summary
+
+
+def panels(results: Sequence[SiteResult]) -> list[Panel]:
+    """Every scored test image as a panel."""
+    return [
+        Panel(
+            site=result.name,
+            path=item.path,
+            defect=item.defect,
+            label=item.label,
+            score=float(score),
+            threshold=None if result.threshold is None else result.threshold.value,
+            map=map_,
+            mask=item.mask,
+        )
+        for result in results
+        for item, score, map_ in zip(result.test, result.scores, result.maps, strict=True)
+    ]

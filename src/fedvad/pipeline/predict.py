@@ -1,0 +1,92 @@
+"""`predict`: score, decision and heat-map of single images with a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedvad.data.folders import read_images
+from fedvad.data.images import read_rgb
+from fedvad.detectors.scoring import MemoryScorer
+from fedvad.errors import ConfigError
+from fedvad.features.cache import DescriptorCache
+from fedvad.pipeline.config import Reference
+from fedvad.pipeline.progress import Progress, Stage, silent
+from fedvad.pipeline.run_folder import open_run
+from fedvad.report.overlay import heatmap_overlay, save_png
+
+__all__ = ["predict"]
+
+
+def predict(
+    run_folder: Path,
+    paths: Sequence[Path],
+    *,
+    site: str | None = None,
+    reference: Reference | None = None,
+    out: Path | None = None,
+    weights: Path | None = None,
+    cache: DescriptorCache | None = None,
+    progress: Progress = silent,
+) -> Iterator[dict[str, Any]]:
+    """Yield one result per image file below `paths`, in order.
+
+    Keys: path, site, score, threshold, anomalous (None without a threshold), overlay (file
+    written below `out`), error (None, or why the image could not be read; the others go on).
+    Without `site` the global memory and the median threshold of the sites decide. Raises
+    `ConfigError` for a site that the run does not know, `DataError` when there is no image.
+    """
+    files = read_images(paths)
+    run, _, extractor = open_run(run_folder, weights=weights, cache=cache)
+    if site is not None and site not in run.sites:
+        raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
+    if site is None and len(run.sites) == 1:
+        site = next(iter(run.sites))
+    detector = run.detector(site, extractor, reference)
+    threshold = run.threshold(site, reference)
+    assert detector.bank_ is not None
+    assert detector.generator_ is not None
+    scorer = MemoryScorer(detector.bank_, run.scoring)
+    names = _overlay_names(files)
+    stage = Stage(progress, "scoring", len(files))
+    for item in extractor.stream(files, stage):
+        path = files[item.index]
+        row: dict[str, Any] = {
+            "path": str(path),
+            "site": site,
+            "score": None,
+            "threshold": None if threshold is None else threshold.value,
+            "anomalous": None,
+            "overlay": None,
+            "error": item.error,
+        }
+        if item.descriptors is not None:
+            score, map_ = scorer.score(detector.generator_(item.descriptors.astype(np.float32)))
+            row["score"] = score
+            if threshold is not None:
+                row["anomalous"] = score > threshold.value
+            if out is not None:
+                target = out / names[item.index]
+                # a cell as bad as a whole image at the threshold is shown in full colour
+                high = threshold.value if threshold is not None else float(map_.max())
+                low = float(np.median(map_))
+                overlay = heatmap_overlay(
+                    read_rgb(path), map_, low=low, high=max(high, low * 1.01 + 1e-6)
+                )
+                save_png(target, overlay)
+                row["overlay"] = str(target)
+        yield row
+
+
+def _overlay_names(files: Sequence[Path]) -> list[str]:
+    """One distinct file name per image, also when folders repeat names."""
+    taken: dict[str, int] = {}
+    names = []
+    for path in files:
+        count = taken.get(path.stem, 0)
+        taken[path.stem] = count + 1
+        names.append(f"{path.stem}{f'-{count}' if count else ''}.png")
+    return names

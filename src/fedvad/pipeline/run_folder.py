@@ -1,0 +1,219 @@
+"""A run on disk: one detector file for all sites, and everything that explains it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from fedvad.detectors.artefact import feature_identity, read_arrays, write_arrays, write_atomically
+from fedvad.detectors.feddymem import FedDyMem, MemoryDetector
+from fedvad.detectors.generator import Generator
+from fedvad.detectors.scoring import ScoringConfig
+from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.pipeline.config import Reference, TrainConfig
+
+__all__ = [
+    "DETECTOR_FILE",
+    "SiteModel",
+    "TrainedRun",
+    "open_run",
+    "read_config",
+    "write_config",
+    "write_json",
+]
+
+DETECTOR_FILE = "detector.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, eq=False)
+class SiteModel:
+    """What is a site's own: its bank, its generator, its thresholds by reference set.
+
+    n_images: normal images it trained on.
+    """
+
+    bank: MemoryBank
+    generator: Generator
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
+    n_images: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """The result of a federated training: global memory and the sites' own parts."""
+
+    memory: MemoryBank
+    sites: dict[str, SiteModel]
+    scoring: ScoringConfig
+    reference: Reference
+    features: FeatureConfig
+    method: str
+
+    def detector(
+        self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
+    ) -> MemoryDetector:
+        """The detector of a site; of one that never trained (or None) the global memory's.
+
+        Raises `MismatchError` when the extractor gives other features, `ConfigError` when a
+        reference needs a memory that the site does not have.
+        """
+        self.features.check_same(extractor.config, "this run")
+        reference = reference or self.reference
+        detector = FedDyMem(extractor=extractor, scoring=self.scoring)
+        model = self.sites.get(site) if site is not None else None
+        if model is None:
+            if reference == "local":
+                raise ConfigError(
+                    f"site {site!r} has no memory of its own in this run; "
+                    f"known sites: {sorted(self.sites)}; use --reference global"
+                )
+            return detector.with_memory(self.memory)
+        if reference == "global":
+            bank = self.memory
+        elif reference == "local":
+            bank = model.bank
+        else:
+            bank = concatenate([self.memory, model.bank])
+        return detector.with_memory(bank, model.generator)
+
+    def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
+        """A site's threshold; for an unknown site the median of the known ones."""
+        reference = reference or self.reference
+        if site in self.sites:
+            return self.sites[site].thresholds.get(reference)
+        known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
+        return sorted(known, key=lambda t: t.value)[len(known) // 2] if known else None
+
+    def save(self, folder: Path) -> None:
+        """Write `detector.safetensors` into `folder`; raises `StorageError`."""
+        arrays: dict[str, npt.NDArray[Any]] = _bank_arrays("global", self.memory)
+        described = []
+        for i, (name, model) in enumerate(sorted(self.sites.items())):
+            arrays |= _bank_arrays(f"site{i}", model.bank)
+            if not model.generator.is_identity:
+                arrays[f"site{i}/generator/weight"] = model.generator.weight
+                arrays[f"site{i}/generator/bias"] = model.generator.bias
+            described.append(
+                {
+                    "name": name,
+                    "n_images": model.n_images,
+                    "generator": model.generator.hash(),
+                    "thresholds": {k: asdict(t) for k, t in model.thresholds.items()},
+                }
+            )
+        values = {
+            "kind": "run",
+            "method": self.method,
+            "reference": self.reference,
+            "scoring": asdict(self.scoring),
+            "features": self.features.identity(),
+            "sites": described,
+        }
+        write_arrays(folder / DETECTOR_FILE, arrays, values)
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainedRun:
+        """Read a run; raises `ArtefactError` when it is incomplete or damaged."""
+        if not folder.is_dir():
+            raise ArtefactError(f"run folder {folder} does not exist")
+        path = folder / DETECTOR_FILE
+        if not path.is_file():
+            unfinished = (folder / "state").is_dir()
+            raise ArtefactError(
+                f"{folder} holds no {DETECTOR_FILE}"
+                + ("; its training was interrupted: finish it with --resume" if unfinished else "")
+            )
+        arrays, values = read_arrays(path)
+        if values.get("kind") != "run":
+            raise ArtefactError(f"{path} holds a {values.get('kind')}, not a run")
+        try:
+            sites = {}
+            for i, site in enumerate(values["sites"]):
+                bank = _bank(f"site{i}", arrays)
+                generator = Generator.identity(bank.dim)
+                if f"site{i}/generator/weight" in arrays:
+                    generator = Generator(
+                        arrays[f"site{i}/generator/weight"], arrays[f"site{i}/generator/bias"]
+                    )
+                thresholds = {k: Threshold(**t) for k, t in site["thresholds"].items()}
+                sites[site["name"]] = SiteModel(bank, generator, thresholds, site["n_images"])
+            return cls(
+                memory=_bank("global", arrays),
+                sites=sites,
+                scoring=ScoringConfig(**values["scoring"]),
+                reference=values["reference"],
+                features=feature_identity(values, path),
+                method=values["method"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtefactError(f"{path} is incomplete: {error}") from error
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Store the resolved configuration."""
+    write_atomically(folder / CONFIG_FILE, config.model_dump_json(indent=2).encode())
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The configuration of a run; raises `ArtefactError` when it is missing or damaged."""
+    try:
+        return TrainConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"cannot read {folder / CONFIG_FILE}: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that any parser reads: NaN and infinity become null."""
+    write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False).encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _bank_arrays(prefix: str, bank: MemoryBank) -> dict[str, npt.NDArray[Any]]:
+    return {
+        f"{prefix}/vectors": bank.vectors,
+        f"{prefix}/weights": bank.weights,
+        f"{prefix}/spread": bank.spread,
+    }
+
+
+def _bank(prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> MemoryBank:
+    return MemoryBank(
+        arrays[f"{prefix}/vectors"], arrays[f"{prefix}/weights"], arrays[f"{prefix}/spread"]
+    )
+
+
+def open_run(
+    folder: Path, *, weights: Path | None = None, cache: DescriptorCache | None = None
+) -> tuple[TrainedRun, TrainConfig, FeatureExtractor]:
+    """A run with its configuration and an extractor that provably gives its features.
+
+    `weights` replaces the path stored at training, for a run that was moved to another machine.
+    Raises `ArtefactError`, `WeightsError`, or `MismatchError` when the backbone's values differ.
+    """
+    run = TrainedRun.load(folder)
+    config = read_config(folder)
+    if weights is not None:
+        config = config.model_copy(update={"weights": weights})
+    extractor = FeatureExtractor(config.features(), cache)
+    run.features.check_same(extractor.config, f"run {folder.name}")
+    return run, config, extractor

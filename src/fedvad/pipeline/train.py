@@ -1,0 +1,188 @@
+"""`train`: from a folder of sites to a run folder, with everything measured on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.calibration import held_out_scores
+from fedvad.detectors.memory_site import MemorySite
+from fedvad.errors import ConfigError
+from fedvad.evaluation.sites import site_threshold
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.runners.inprocess import run_rounds
+from fedvad.federation.runners.state import clear_state
+from fedvad.memory.bank import MemoryBank
+from fedvad.pipeline.compare import compare
+from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.outputs import write_outputs
+from fedvad.pipeline.plan import plan, site_seed, split_held_out
+from fedvad.pipeline.progress import Progress, Stage, silent
+from fedvad.pipeline.run_folder import (
+    DETECTOR_FILE,
+    SiteModel,
+    TrainedRun,
+    read_config,
+    write_config,
+)
+from fedvad.pipeline.scoring import score_sites
+
+__all__ = ["train"]
+
+log = logging.getLogger(__name__)
+# what may differ between an interrupted run and its --resume
+_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device"}
+
+
+def train(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    cache: DescriptorCache | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train a federated detector on the sites of `data`, write the run folder, return results.
+
+    The returned dictionary is what `--json` prints and `results.json` holds. State is kept after
+    every round, so that an interrupted run goes on with `resume`. Raises `ConfigError`,
+    `DataError`, `FederationError` (see `fedvad.errors`).
+    """
+    _prepare(out, config, resume)
+    sites = load_sites(data, config.split, config.seed)
+    ledger = Ledger()
+    with ledger.phase("features"):
+        extractor = FeatureExtractor(config.features(), cache)
+        features = warm_up(sites, extractor, config.max_bad, progress)
+    write_config(out, config)
+    fitting, held_out = split_held_out(features, config)
+    exchange, schedule = plan(config, extractor)
+    members = {
+        name: MemorySite(fit, config.memory(extractor.grid[2]), seed=site_seed(config.seed, i))
+        for i, (name, fit) in enumerate(sorted(fitting.items()))
+    }
+    rounds = Stage(progress, "rounds", config.rounds * len(members))
+    merged = run_rounds(
+        exchange,
+        members,
+        schedule,
+        ledger=ledger,
+        state_dir=out / "state",
+        resume=resume,
+        jobs=config.jobs,
+        on_step=lambda round_, site: rounds(),
+    )
+    run = _assemble(config, extractor, merged, members)
+    with ledger.phase("calibrate"):
+        own_normals = calibrate(run, held_out, extractor, config, progress)
+    run.save(out)
+    with ledger.phase("score"):
+        results = score_sites(run, sites, extractor, progress=progress)
+        comparisons = compare(
+            config, run, sites, fitting, held_out, results, extractor, progress=progress
+        )
+    ledger.images_computed = extractor.computed
+    summary = write_outputs(out, config, run, results, comparisons, ledger, features, own_normals)
+    clear_state(out / "state")
+    return summary
+
+
+def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
+    if resume:
+        if (out / "config.json").is_file():
+            before, now = read_config(out).model_dump(), config.model_dump()
+            changed = [k for k in now if k not in _FREE_ON_RESUME and before[k] != now[k]]
+            if changed:
+                raise ConfigError(
+                    f"--resume needs the configuration that {out} was started with; different: "
+                    + ", ".join(f"{k} ({before[k]!r}, now {now[k]!r})" for k in changed)
+                )
+        return
+    if (out / DETECTOR_FILE).exists() or (out / "state").exists():
+        raise ConfigError(
+            f"{out} already holds a run: choose another --out, remove it, or go on with --resume"
+        )
+
+
+def _assemble(
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    merged: Payload,
+    members: Mapping[str, MemorySite],
+) -> TrainedRun:
+    models = {
+        name: SiteModel(_wire_exact(site.bank, config), site.generator, {}, len(site.features))
+        for name, site in members.items()
+    }
+    return TrainedRun(
+        memory=bank_from(merged),
+        sites=models,
+        scoring=config.scoring(),
+        reference=config.reference,
+        features=extractor.config,
+        method=config.method,
+    )
+
+
+def calibrate(
+    run: TrainedRun,
+    held_out: Mapping[str, NormalFeatures],
+    extractor: FeatureExtractor,
+    config: TrainConfig,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Fill in each site's thresholds, for the run's reference set and for its own memory.
+
+    Returns, by site, what its own held-out normals say about joining: the median of their scores
+    with its own memory and with the reference, and the share of them that came nearer.
+    """
+    references = dict.fromkeys((run.reference, "local"))
+    stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
+    told: dict[str, Any] = {}
+    for name, model in run.sites.items():
+        scores: dict[str, npt.NDArray[np.float64]] = {}
+        for reference in references:
+            detector = run.detector(name, extractor, reference)
+            if detector.bank_ is None or len(detector.bank_) == 0:
+                continue
+            scores[reference] = np.asarray(
+                held_out_scores(
+                    held_out[name],
+                    detector.bank_,
+                    model.generator,
+                    run.scoring,
+                    leave_one_out=config.calibration_mode == "leave-one-out",
+                    on_image=stage,
+                )
+            )
+            threshold = site_threshold(scores[reference].tolist(), config.target_fpr)
+            if threshold is None:
+                log.warning("%s: too few normal images for a threshold", name)
+            else:
+                model.thresholds[reference] = threshold
+        ours, alone = scores.get(run.reference), scores.get("local")
+        if ours is not None and alone is not None and len(ours) == len(alone) and len(ours):
+            told[name] = {
+                "median_alone": float(np.median(alone)),
+                "median_federated": float(np.median(ours)),
+                "share_nearer": float(np.mean(ours < alone)),
+            }
+    return told
+
+
+def _wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
+    """The bank as it reads after a round trip, so that saved and live detectors score alike."""
+    return MemoryBank(
+        bank.vectors.astype(config.precision), bank.weights, bank.spread.astype(config.precision)
+    )

@@ -1,0 +1,150 @@
+"""Heat maps laid over photographs, outlines of ground truth, and PNG files written in one step."""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedvad.errors import ConfigError, DataError, StorageError
+
+__all__ = ["heatmap_overlay", "map_range", "outline", "save_png", "write_bytes"]
+
+Pixels = NDArray[np.uint8]
+
+# Perceptually uniform and safe for colour-blind eyes. Not inferno or magma: they start at black,
+# and where the map rises a little above `low` they would darken the photograph like a shadow.
+_COLOURS = "plasma"
+
+
+def heatmap_overlay(
+    image: Pixels,
+    map: NDArray[np.floating[Any]],
+    *,
+    low: float,
+    high: float,
+    strength: float = 0.55,
+) -> Pixels:
+    """Photograph uint8 (H, W, 3) with its anomaly map (h, w) over it: uint8 (H, W, 3).
+
+    The map is enlarged bilinearly to (H, W). Its opacity rises linearly from 0 at `low`, where the
+    photograph stays as it is to the last bit, to `strength` at `high` and beyond; the colour rises
+    with it. With low == high, values clearly above both (a thousandth) get full strength.
+    Raises ConfigError for low > high, a bound that is not finite or strength outside [0, 1],
+    DataError for unfit arrays, NaN or infinity.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ConfigError(f"the display range is [{low}, {high}]; give two finite, rising numbers")
+    if not 0 <= strength <= 1:
+        raise ConfigError(f"strength is {strength}; it must lie in [0, 1], for example 0.55")
+    _check_image(image)
+    span = (high - low) or max(1e-3 * abs(low), 1e-12)
+    level = np.clip((_enlarged(map, image.shape[0], image.shape[1]) - low) / span, 0, 1)
+    colours = _palette()[np.rint(level * 255).astype(np.uint8)]
+    opacity = (strength * level)[:, :, None]
+    mixed = image * (1 - opacity) + colours * opacity
+    blended: Pixels = np.rint(mixed).astype(np.uint8)
+    return blended
+
+
+def map_range(normal_maps: Iterable[ArrayLike]) -> tuple[float, float]:
+    """Common display range (low, high) of a site's maps (h, w), from its normal images only.
+
+    With m the median and q the 99.9 % quantile of all normal pixels: low = m + 0.4 (q - m)
+    and high = m + 1.6 (q - m). Below `low` lies ordinary texture (95 to 97 % of normal pixels on
+    magnetic tiles); q, which one normal pixel in a thousand exceeds, gets half the full strength.
+    It moves and scales with the maps, so negative scores work too, and no anomalous image, however
+    extreme, changes how the others look. Always low < high, also for constant maps.
+    Raises DataError for no map, an empty one, NaN or infinity.
+    """
+    maps = [np.asarray(values, dtype=np.float64).ravel() for values in normal_maps]
+    pixels = np.concatenate(maps or [np.empty(0)])
+    if not pixels.size:
+        raise DataError("no normal map to take a display range from: give at least one")
+    if not np.isfinite(pixels).all():
+        raise DataError("a normal map holds NaN or infinity; mend the detector")
+    median, top = (float(value) for value in np.quantile(pixels, [0.5, 0.999]))
+    # Rounding noise of a constant map must not be stretched over the whole range of colours.
+    tail = max(top - median, 1e-3 * abs(median), 1e-12)
+    return median + 0.4 * tail, median + 1.6 * tail
+
+
+def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """One-pixel boundary (H, W) bool of a mask (H, W) bool: its pixels with a neighbour outside.
+
+    Neighbours are the four nearest; beyond the image's edge counts as outside, so that the
+    outline of a region cut off by the edge is closed. Raises DataError for anything else.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise DataError(f"a mask must be bool (H, W), not {mask.dtype} {mask.shape}")
+    wide = np.pad(mask, 1)
+    inner = wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+    border: NDArray[np.bool_] = mask & ~inner
+    return border
+
+
+def save_png(path: Path, image: Pixels) -> None:
+    """Write uint8 (H, W, 3) as a PNG file, replacing `path` in one step.
+
+    Raises DataError for any other array, StorageError when the disk refuses.
+    """
+    from PIL import Image
+
+    _check_image(image)
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step, making its folder; StorageError when refused."""
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
+            "folder"
+        ) from error
+
+
+def _check_image(image: Pixels) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise DataError(f"expected a uint8 (H, W, 3) image, not {image.dtype} {image.shape}")
+
+
+def _enlarged(values: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float64]:
+    from PIL import Image
+
+    cells = np.asarray(values, dtype=np.float32)
+    if cells.ndim != 2 or 0 in cells.shape:
+        raise DataError(f"an anomaly map must have shape (h, w), not {cells.shape}")
+    if not np.isfinite(cells).all():
+        raise DataError("the anomaly map holds NaN or infinity; mend the detector")
+    picture = Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture, dtype=np.float64)
+
+
+def _palette() -> NDArray[np.float64]:
+    """The colours (256, 3), 0 ... 255."""
+    import matplotlib
+
+    colours = matplotlib.colormaps[_COLOURS](np.arange(256))[:, :3] * 255
+    return np.asarray(colours, dtype=np.float64)

@@ -1,0 +1,335 @@
+"""The JSON result of a run as tables (rows of strings, CSV, Markdown, terminal) and a sentence.
+
+The first row of every table is its header. Figures are written one way everywhere: AUROC and AUPRO
+with three decimals, rates in percent, gains with their sign; an en dash stands for what is unknown.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from fedvad.report.overlay import write_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["results_table", "rich_tables", "sites_table", "to_markdown", "verdict", "write_csv"]
+
+Results = Mapping[str, Any]
+Rows = Sequence[Sequence[str]]
+
+_UNKNOWN = "–"
+_EQUAL = 0.0005  # gains smaller than this read as +0.000: neither gain nor loss
+_ALONE = "local"
+_NARROW = 12  # characters: columns up to this width keep it in a narrow terminal
+
+
+def results_table(results: Results, *, name: str = "federated") -> list[list[str]]:
+    """One row per method: this one, called `name`, then those it was compared with.
+
+    The last column is the gain of this method in mean image AUROC over the row's method, with its
+    interval. False alarms and recall are means over the sites that have them.
+    """
+    rows = [
+        [
+            "method",
+            "image AUROC mean",
+            "image AUROC worst",
+            "image AUROC pooled",
+            "pixel AUROC mean",
+            "AUPRO mean",
+            "false alarms mean",
+            "recall mean",
+            f"gain of {name} over it [low, high]",
+        ]
+    ]
+    for method, values in _methods(results, name):
+        gain = None if values is results else _at(results, "gain", method, "mean")
+        rows.append(
+            [
+                method,
+                _figure(_number(values, "image_auroc", "mean")),
+                _figure(_number(values, "image_auroc", "worst")),
+                _figure(_number(values, "image_auroc", "pooled")),
+                _figure(_number(values, "pixel_auroc", "mean")),
+                _figure(_number(values, "aupro", "mean")),
+                _percent(_site_mean(values, "fpr")),
+                _percent(_site_mean(values, "recall")),
+                _gain(gain),
+            ]
+        )
+    return rows
+
+
+def sites_table(results: Results, *, name: str = "federated") -> list[list[str]]:
+    """One row per site: image AUROC of each method, gain over a site alone, threshold, rates.
+
+    The gain is that over "local", or over the first compared method when there is no "local"; its
+    column is missing when nothing was compared. Thresholds, false alarms and recall are those of
+    this method; a threshold that is a parametric bound says so.
+    """
+    methods = _methods(results, name)
+    baseline = _baseline(results)
+    header = ["site", *(f"image AUROC {method}" for method, _ in methods)]
+    if baseline is not None:
+        header.append(f"gain over {baseline} [low, high]")
+    rows = [[*header, "threshold", "false alarms", "recall"]]
+    for site in _sites(results):
+        row = [site, *(_figure(_number(v, "image_auroc", "sites", site)) for _, v in methods)]
+        if baseline is not None:
+            row.append(_gain(_at(results, "gain", baseline, "sites", site)))
+        row += [
+            _threshold(_at(results, "threshold", "sites", site)),
+            _percent(_number(results, "threshold", "sites", site, "fpr")),
+            _percent(_number(results, "threshold", "sites", site, "recall")),
+        ]
+        rows.append(row)
+    return rows
+
+
+def write_csv(rows: Rows, path: Path) -> None:
+    """Write rows as a CSV file (UTF-8), in one step; raises StorageError when the disk refuses."""
+    buffer = StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    write_bytes(path, buffer.getvalue().encode())
+
+
+def to_markdown(rows: Rows) -> str:
+    """Rows as a Markdown table, numbers to the right; "" for no rows."""
+    if not rows:
+        return ""
+    header, *body = ([_cell(text) for text in row] for row in rows)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def rich_tables(results: Results, *, name: str = "federated") -> list[Table]:
+    """The tables per method and per site for the terminal; two methods fit in 80 columns."""
+    methods = _rich("Methods", results_table(results, name=name))
+    return [methods, _rich("Sites", sites_table(results, name=name))]
+
+
+def _rich(title: str, rows: Rows) -> Table:
+    """A table whose headings wrap to the width of the figures below; only long cells wrap."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for index, heading in enumerate(rows[0]):
+        longest = max(map(len, [*heading.split(), *(row[index] for row in rows[1:])]))
+        table.add_column(
+            Text("\n".join(wrap(heading, longest))),
+            justify="right" if index else "left",
+            no_wrap=longest <= _NARROW,
+            overflow="fold",
+        )
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))  # Text: a site called "[red]" is a name, not markup
+    return table
+
+
+def verdict(results: Results) -> str:
+    """One sentence on what federation gained or lost in image AUROC, from the numbers alone.
+
+    Against "local" (each site alone), or the first compared method. Says so when the mean or a
+    site lost, and when an interval includes zero; gains below 0.0005 count as none.
+    """
+    mean = _number(results, "image_auroc", "mean")
+    if mean is None:
+        return "Image AUROC is unknown: no site has both normal and anomalous test images."
+    baseline = _baseline(results)
+    other = None if baseline is None else _at(results, "compare", baseline)
+    before = _number(other, "image_auroc", "mean")
+    if baseline is None or before is None:
+        parts = [f"Mean image AUROC is {mean:.3f}", _worst_alone(results)]
+        parts.append("with nothing to compare it with")
+        return _sentence(parts, ", ")
+    gains = _site_gains(results, baseline)
+    parts = [
+        _mean_clause(results, baseline, before, mean),
+        _worst_clause(other, results),
+        _sites_clause(gains, _certain_sites(results, baseline)),
+        _extremes_clause(gains),
+    ]
+    return _sentence(parts, "; ")
+
+
+def _mean_clause(results: Results, baseline: str, before: float, after: float) -> str:
+    gain = _number(results, "gain", baseline, "mean", "gain")
+    change = after - before if gain is None else gain
+    if abs(change) < _EQUAL:
+        who = "each site alone" if baseline == _ALONE else baseline
+        text = f"Mean image AUROC is {after:.3f}, as good as {before:.3f} with {who}"
+    elif baseline == _ALONE:
+        verb = "lifted" if change > 0 else "lowered"
+        text = (
+            f"Federation {verb} mean image AUROC from {before:.3f} (each site alone) to {after:.3f}"
+        )
+    else:
+        side = "above" if change > 0 else "below"
+        text = (
+            f"Mean image AUROC is {after:.3f}, {abs(change):.3f} {side} {baseline} ({before:.3f})"
+        )
+    interval = _interval(_at(results, "gain", baseline, "mean"))
+    if interval is not None and interval[0] <= 0 <= interval[1]:
+        text += f", but the interval [{interval[0]:+.3f}, {interval[1]:+.3f}] includes zero"
+    return text
+
+
+def _worst_clause(before: Results | None, after: Results) -> str:
+    old, new = _number(before, "image_auroc", "worst"), _number(after, "image_auroc", "worst")
+    if old is None or new is None:
+        return ""
+    return f"worst site {old:.3f} to {new:.3f}"  # each method's own worst, maybe another site
+
+
+def _worst_alone(results: Results) -> str:
+    worst = _number(results, "image_auroc", "worst")
+    return "" if worst is None else f"{worst:.3f} at the worst site"
+
+
+def _sites_clause(gains: Mapping[str, float], certain: Mapping[str, bool]) -> str:
+    """How many sites gained, and for how many that may be chance."""
+    if not gains:
+        return ""
+    won = sum(gain >= _EQUAL for gain in gains.values())
+    lost = sum(gain <= -_EQUAL for gain in gains.values())
+    if len(gains) == 1:
+        text = "the only site " + ("gained" if won else "lost" if lost else "stayed equal")
+    elif won == len(gains):
+        text = "every site gained"
+    elif lost == len(gains):
+        text = "every site lost"
+    elif not won and not lost:
+        text = "no site gained or lost"
+    else:
+        text = f"{won} of {len(gains)} sites gained, {lost} lost"
+    doubtful = sum(not sure for sure in certain.values())
+    if not doubtful:
+        return text
+    if len(certain) == 1:
+        return f"{text}, its interval includes zero"
+    which = "all of them" if doubtful == len(certain) else f"{doubtful} of {len(certain)}"
+    return f"{text}, the interval includes zero at {which}"
+
+
+def _extremes_clause(gains: Mapping[str, float]) -> str:
+    """Who gained most, and who lost most when somebody lost."""
+    if len(gains) < 2:
+        return ""
+    best, worst = max(gains, key=lambda site: gains[site]), min(gains, key=lambda s: gains[s])
+    parts = []
+    if gains[best] >= _EQUAL:
+        parts.append(f"{best} gained most ({gains[best]:+.3f})")
+    if gains[worst] <= -_EQUAL:
+        parts.append(f"{worst} lost most ({gains[worst]:+.3f})")
+    return ", ".join(parts)
+
+
+def _sentence(parts: Sequence[str], separator: str) -> str:
+    return separator.join(part for part in parts if part) + "."
+
+
+def _site_gains(results: Results, baseline: str) -> dict[str, float]:
+    """Gain per site: as measured with its interval, else the difference of the two AUROCs."""
+    gains = {}
+    for site in _sites(results):
+        gain = _number(results, "gain", baseline, "sites", site, "gain")
+        old = _number(results, "compare", baseline, "image_auroc", "sites", site)
+        new = _number(results, "image_auroc", "sites", site)
+        if gain is None and old is not None and new is not None:
+            gain = new - old
+        if gain is not None:
+            gains[site] = gain
+    return gains
+
+
+def _certain_sites(results: Results, baseline: str) -> dict[str, bool]:
+    """Whether a site's interval excludes zero, for the sites that have one."""
+    certain = {}
+    for site in _sites(results):
+        interval = _interval(_at(results, "gain", baseline, "sites", site))
+        if interval is not None:
+            certain[site] = not interval[0] <= 0 <= interval[1]
+    return certain
+
+
+def _methods(results: Results, name: str) -> list[tuple[str, Results]]:
+    compared = _at(results, "compare") or {}
+    return [(name, results), *((method, values or {}) for method, values in compared.items())]
+
+
+def _baseline(results: Results) -> str | None:
+    compared = _at(results, "compare") or {}
+    return _ALONE if _ALONE in compared else next(iter(compared), None)
+
+
+def _sites(results: Results) -> list[str]:
+    """Every site named anywhere, in the order of first mention."""
+    groups = [_at(results, "image_auroc", "sites"), _at(results, "threshold", "sites")]
+    for values in (_at(results, "compare") or {}).values():
+        groups.append(_at(values, "image_auroc", "sites"))
+    return list(dict.fromkeys(site for group in groups for site in group or {}))
+
+
+def _at(values: Any, *keys: str) -> Any:
+    """What lies under the keys; None where anything on the way is null or missing."""
+    for key in keys:
+        if not isinstance(values, Mapping):
+            return None
+        values = values.get(key)
+    return values
+
+
+def _number(values: Any, *keys: str) -> float | None:
+    found = _at(values, *keys)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        return None
+    return float(found)
+
+
+def _interval(gain: Any) -> tuple[float, float] | None:
+    low, high = _number(gain, "low"), _number(gain, "high")
+    return None if low is None or high is None else (low, high)
+
+
+def _site_mean(values: Any, key: str) -> float | None:
+    rates = [_number(site, key) for site in (_at(values, "threshold", "sites") or {}).values()]
+    known = [rate for rate in rates if rate is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _figure(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{100 * value:.1f} %"
+
+
+def _gain(gain: Any) -> str:
+    value, interval = _number(gain, "gain"), _interval(gain)
+    if value is None:
+        return _UNKNOWN
+    return f"{value:+.3f}" + (f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else "")
+
+
+def _threshold(found: Any) -> str:
+    value = _number(found, "threshold")
+    if value is None:
+        return _UNKNOWN
+    method = _at(found, "method")
+    # A bound from an assumed shape of the scores must not pass for a counted rank.
+    note = f" ({method})" if method not in (None, "conformal") else ""
+    return f"{value:.4g}{note}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")

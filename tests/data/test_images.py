@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import os
+import struct
+import time
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from fedvad.data import images
+from fedvad.data.images import (
+    IMAGE_SUFFIXES,
+    decode_rgb,
+    read_bytes,
+    read_mask,
+    read_rgb,
+    resize_rgb,
+)
+from fedvad.errors import ConfigError, DataError, ImageError
+
+RNG = np.random.default_rng(0)
+# Smooth, so that lossy formats reproduce it closely; no symmetry, so that turns show.
+SMOOTH = np.stack(
+    np.broadcast_arrays(
+        np.linspace(0, 255, 24)[:, None], np.linspace(255, 30, 40)[None], np.full((24, 40), 90.0)
+    ),
+    axis=2,
+).astype(np.uint8)
+NOISE = RNG.integers(0, 256, (24, 40, 3), dtype=np.uint8)
+
+
+def encode(pixels: np.ndarray | Image.Image, form: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def save(path: Path, pixels: np.ndarray | Image.Image, **options: object) -> Path:
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture.save(path, **options)
+    return path
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def bomb(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + png_chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "tolerance"),
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("TIFF", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 95}, 16),
+        ("JPEG", {"quality": 95}, 16),
+    ],
+)
+def test_every_format_round_trips(form, options, tolerance) -> None:
+    pixels = decode_rgb(encode(SMOOTH, form, **options), "x")
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (24, 40, 3)
+    assert pixels.flags.writeable
+    assert pixels.flags.c_contiguous
+    assert np.abs(pixels.astype(int) - SMOOTH).max() <= tolerance
+
+
+def test_read_rgb_is_read_bytes_and_decode_rgb(tmp_path: Path) -> None:
+    path = save(tmp_path / "a b ü.PNG", NOISE)
+    assert (read_rgb(path) == NOISE).all()
+    assert (decode_rgb(read_bytes(path), "x") == NOISE).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP", "JPEG"])
+def test_grey_is_repeated_over_the_channels(form) -> None:
+    pixels = decode_rgb(encode(SMOOTH[:, :, 0], form), "x")
+    assert np.abs(pixels.astype(int) - SMOOTH[:, :, :1]).max() <= (8 if form == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_by_1_257(form) -> None:
+    deep = np.array([[0, 128, 129, 257], [32768, 65278, 65534, 65535]], np.uint16)
+    assert decode_rgb(encode(deep, form), "x")[:, :, 0].tolist() == [
+        [0, 0, 1, 1],
+        [128, 254, 255, 255],
+    ]
+
+
+def test_dark_16_bit_png_stays_dark() -> None:
+    assert decode_rgb(encode(np.full((4, 4), 200, np.uint16), "PNG"), "x").max() == 1
+
+
+def test_big_endian_16_bit_tiff() -> None:
+    deep = np.array([[0, 257, 65535]], np.uint16)
+    tags = [(256, 3), (257, 1), (258, 16), (259, 1), (262, 1), (277, 1), (278, 1), (279, 6)]
+    entries = [(tag, struct.pack(">HHIHH", tag, 3, 1, value, 0)) for tag, value in tags]
+    offset = 8 + 2 + 12 * 9 + 4
+    entries.append((273, struct.pack(">HHII", 273, 4, 1, offset)))
+    directory = struct.pack(">H", 9) + b"".join(e for _, e in sorted(entries)) + b"\0" * 4
+    data = b"MM\x00*" + struct.pack(">I", 8) + directory + deep.astype(">u2").tobytes()
+    assert decode_rgb(data, "x")[:, :, 0].tolist() == [[0, 1, 255]]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[-5, 0, 7, 255]], np.int32), [0, 0, 7, 255]),
+        (np.array([[-5, 0, 257, 65535]], np.int32), [0, 0, 1, 255]),
+        (np.array([[-5, 0, 2**24, 2**31 - 1]], np.int32), [0, 0, 1, 127]),
+        (np.array([[-1, 0, 0.5, 1]], np.float32), [0, 0, 128, 255]),
+        (np.array([[np.nan, 0, 99.6, np.inf]], np.float32), [0, 0, 100, 255]),
+        (np.array([[0, 257, 65535, -np.inf]], np.float32), [0, 1, 255, 0]),
+        (np.full((1, 4), np.nan, np.float32), [0, 0, 0, 0]),
+    ],
+)
+def test_32_bit_integers_and_floats_take_the_smallest_range(values, expected) -> None:
+    assert decode_rgb(encode(values, "TIFF"), "x")[0, :, 0].tolist() == expected
+
+
+def test_transparency_is_composited_over_white() -> None:
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0, 0] = (200, 10, 0, 255)
+    rgba[0, 1] = (200, 10, 0, 0)
+    rgba[1, 0] = (0, 0, 0, 51)
+    expected = [[[200, 10, 0], [255, 255, 255]], [[204, 204, 204], [255, 255, 255]]]
+    assert decode_rgb(encode(rgba, "PNG"), "x").tolist() == expected
+    la = Image.fromarray(rgba).convert("LA")
+    assert decode_rgb(encode(la, "PNG"), "x")[0, 1].tolist() == [255, 255, 255]
+    keyed = Image.fromarray(np.array([[5, 9]], np.uint8))
+    assert decode_rgb(encode(keyed, "PNG", transparency=9), "x")[0, :, 0].tolist() == [5, 255]
+
+
+def test_palette_with_and_without_transparency() -> None:
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    picture.putdata([0, 1, 2])
+    assert decode_rgb(encode(picture, "PNG"), "x")[0].tolist() == [
+        [10, 20, 30],
+        [40, 50, 60],
+        [70, 80, 90],
+    ]
+    seen = decode_rgb(encode(picture, "PNG", transparency=1), "x")
+    assert seen[0].tolist() == [[10, 20, 30], [255, 255, 255], [70, 80, 90]]
+    half = decode_rgb(encode(picture, "PNG", transparency=bytes([255, 0, 255])), "x")
+    assert (half == seen).all()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
+def test_cmyk(form) -> None:
+    cmyk = Image.fromarray(SMOOTH).convert("CMYK")
+    pixels = decode_rgb(encode(cmyk, form, quality=95), "x")
+    assert np.abs(pixels.astype(int) - SMOOTH).max() <= 20
+
+
+def test_one_bit() -> None:
+    assert decode_rgb(encode(np.array([[True, False]]), "PNG"), "x")[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(form, orientation) -> None:
+    upright = Image.fromarray(SMOOTH)
+    # What has to be stored so that the viewer's turn gives the upright picture.
+    stored = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    turned = upright.transpose(stored[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = decode_rgb(encode(turned, form, exif=exif, quality=95), "x")
+    assert pixels.shape == (24, 40, 3)
+    assert np.abs(pixels.astype(int) - SMOOTH).max() <= 16
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
+def test_damaged_exif_does_not_cost_the_image(exif) -> None:
+    assert decode_rgb(encode(SMOOTH, "JPEG", exif=exif), "x").shape == (24, 40, 3)
+
+
+@pytest.mark.parametrize("form", ["TIFF", "WEBP", "PNG"])
+def test_first_of_several_frames(form) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    data = encode(frames[0], form, save_all=True, append_images=frames[1:], lossless=True)
+    assert (decode_rgb(data, "x") == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("keep", [0.05, 0.4, 0.9])
+def test_truncated(tmp_path: Path, form, keep) -> None:
+    data = encode(NOISE, form)
+    path = tmp_path / f"half.{form.lower()}"
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(ImageError, match="half"):
+        read_rgb(path)
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_refusals_name_file_and_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "magic.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    save(tmp_path / "real.gif", SMOOTH[:, :, 0])
+    for name, reason in [
+        ("empty.png", "is empty"),
+        ("text.png", "is not a PNG"),
+        ("magic.png", "cannot be decoded"),
+        ("folder.png", "not a regular file"),
+        ("pipe.png", "not a regular file"),
+        ("loop.png", "cannot be read"),
+        ("missing.png", "No such file"),
+        ("real.gif", "is not a PNG"),
+        ("nul\0byte.png", "cannot be read"),
+    ]:
+        with pytest.raises(ImageError) as caught:
+            read_rgb(tmp_path / name)
+        assert name in str(caught.value)
+        assert reason in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_file_of_absurd_length_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    with pytest.raises(ImageError, match="large"):
+        read_bytes(tmp_path / "sparse.png")
+
+
+@pytest.mark.parametrize("side", [10_001, 60_000, 2**31 - 1])
+def test_bomb_is_refused_from_its_header(side) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ImageError, match="over the limit"):
+        decode_rgb(bomb(side, side), "bomb.png")
+    assert time.perf_counter() - start < 0.5
+
+
+def test_size_limit_needs_no_pillow_state() -> None:
+    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    data = encode(NOISE, "PNG")
+    with pytest.raises(ImageError, match="40 × 24"):
+        decode_rgb(data, "x", max_pixels=959)
+    assert decode_rgb(data, "x", max_pixels=960).shape == (24, 40, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError, match="over the limit"):
+            decode_rgb(bomb(10_000, 10_001), "x")
+    assert (limit, filters) == (Image.MAX_IMAGE_PIXELS, list(warnings.filters))
+
+
+def test_webp_bomb_that_pillow_refuses_itself() -> None:
+    body = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + b"\xfe\xff\x00" * 2
+    data = b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+    with pytest.raises(ImageError):
+        decode_rgb(data, "x")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), struct.error("bad"), SyntaxError("broken\nPNG")])
+def test_any_error_of_a_decoder_becomes_image_error(monkeypatch, error) -> None:
+    def fail(self: ImageFile.ImageFile) -> None:
+        raise error
+
+    monkeypatch.setattr(images.PngImageFile, "load", fail)
+    with pytest.raises(ImageError, match=r"x\.png: cannot be decoded: (not enough memory|b)"):
+        decode_rgb(encode(NOISE, "PNG"), "x.png")
+
+
+FUZZ_SEEDS = {
+    "png": encode(SMOOTH, "PNG"),
+    "png16": encode(SMOOTH[:, :, 0].astype(np.uint16) * 200, "PNG"),
+    "palette": encode(Image.fromarray(SMOOTH).convert("P"), "PNG", transparency=3),
+    "jpeg": encode(SMOOTH, "JPEG"),
+    "progressive": encode(SMOOTH, "JPEG", progressive=True, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0"),
+    "tiff": encode(SMOOTH, "TIFF"),
+    "lzw": encode(SMOOTH, "TIFF", compression="tiff_lzw"),
+    "bmp": encode(SMOOTH, "BMP"),
+    "webp": encode(SMOOTH, "WEBP"),
+}
+
+
+def decodes_or_refuses(data: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow remarks on odd TIFF tags
+        try:
+            pixels = decode_rgb(data, "fuzz", max_pixels=4_000_000)
+        except ImageError as error:
+            told = str(error)
+        else:
+            assert pixels.dtype == np.uint8
+            assert pixels.ndim == 3
+            assert pixels.shape[2] == 3
+            return
+    assert told.startswith("fuzz: ")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    name=st.sampled_from(sorted(FUZZ_SEEDS)),
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=12),
+    header=st.booleans(),
+    cut=st.none() | st.integers(0, 10**6),
+)
+def test_fuzz_damaged_files(name, flips, header, cut) -> None:
+    data = bytearray(FUZZ_SEEDS[name])
+    reach = min(200, len(data)) if header else len(data)
+    for place, value in flips:
+        data[place % reach] = value
+    decodes_or_refuses(bytes(data if cut is None else data[: cut % len(data)]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    magic=st.sampled_from([m for m, _ in images._DECODERS] + [b""]), tail=st.binary(max_size=300)
+)
+def test_fuzz_random_bytes(magic, tail) -> None:
+    decodes_or_refuses(magic + tail)
+
+
+def test_resize() -> None:
+    small = resize_rgb(NOISE, 10)
+    assert small.shape == (10, 10, 3)
+    assert small.dtype == np.uint8
+    assert resize_rgb(small, 10) is small
+    assert resize_rgb(NOISE[:1, :1], 32).shape == (32, 32, 3)
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(resize_rgb(stripes, 32).astype(int) - 128).max() <= 8  # antialiased
+    with pytest.raises(ConfigError):
+        resize_rgb(NOISE, 0)
+    for wrong in (NOISE[:, :, 0], NOISE.astype(float), NOISE[:0]):
+        with pytest.raises(DataError):
+            resize_rgb(wrong, 8)
+
+
+def test_mask_counts_every_value_but_zero(tmp_path: Path) -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:10, 10:20] = 1
+    for name, stored in {
+        "8.png": mask,
+        "16.png": mask.astype(np.uint16),
+        "32.tif": mask.astype(np.int32),
+        "bit.png": mask.astype(bool),
+        "rgb.bmp": np.repeat(mask[:, :, None], 3, axis=2),
+        "palette.png": Image.fromarray(mask * 255).convert("P"),
+        "alpha.png": np.dstack([mask * 255] * 3 + [mask * 255]),
+    }.items():
+        found = read_mask(save(tmp_path / name, stored), None)
+        assert found.dtype == bool
+        assert (found == mask.astype(bool)).all(), name
+    lossy = save(tmp_path / "rings.jpg", mask * 255, quality=50)
+    assert np.mean(read_mask(lossy, None) != mask) < 0.02
+
+
+def test_mask_is_resized_by_nearest_neighbour(tmp_path: Path) -> None:
+    mask = RNG.random((37, 53)) > 0.5
+    path = save(tmp_path / "m.png", mask)
+    for size in (1, 16, 64):
+        nearest = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
+        assert (read_mask(path, size) == np.asarray(nearest)).all()
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n123")
+    with pytest.raises(ImageError, match="bad"):
+        read_mask(tmp_path / "bad.png", 16)
+    with pytest.raises(ConfigError):
+        read_mask(path, 0)
+
+
+def test_suffixes_are_lower_case() -> None:
+    assert all(suffix == suffix.lower() for suffix in IMAGE_SUFFIXES)
+    assert {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"} == IMAGE_SUFFIXES
