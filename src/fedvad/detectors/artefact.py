@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 import fedvad
-from fedvad.errors import ArtefactError, StorageError
+from fedvad.data.files import write_atomically
+from fedvad.errors import ArtefactError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 
@@ -25,29 +24,10 @@ __all__ = [
     "read_arrays",
     "save_detector",
     "write_arrays",
-    "write_atomically",
 ]
 
 _KEY = "fedvad"
 _SCHEMA = 1
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step; raises `StorageError` when the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-            "--out, then go on with --resume"
-        ) from error
 
 
 def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]], values: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import CandidateSampler
-from fedvad.memory.reduce import PositionMeans, reduce_patches, renew
+from fedvad.memory.reduce import PositionMeans, ReduceMode, reduce_patches, renew
 
 __all__ = ["Anchors", "FedDyMemConfig", "MemorySite", "Reduce", "Update"]
 
@@ -141,7 +141,7 @@ class MemorySite:
     def _reduce(
         self, patches: FloatArray, round_: int, initial: FloatArray | None = None
     ) -> MemoryBank:
-        mode = "cluster" if self.config.reduce == "cluster" else "coreset"
+        mode: ReduceMode = "cluster" if self.config.reduce == "cluster" else "coreset"
         return reduce_patches(
             patches,
             self.config.rows,

@@ -58,7 +58,7 @@ class MetricLossConfig:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """Mean loss and spread (kept share of standard deviation) per epoch, and the guard's verdict."""
+    """Per epoch the mean loss and the spread (share of standard deviation kept); the verdict."""
 
     loss: list[float]
     spread: list[float]
@@ -132,8 +132,7 @@ def train_generator(
     spreads: list[float] = []
     for epoch in range(config.epochs):
         total = 0.0
-        batches = torch.randperm(len(data), generator=order).split(config.batch)
-        for rows in batches:
+        for rows in torch.split(torch.randperm(len(data), generator=order), config.batch):
             raw = data[rows]
             loss = metric_loss(raw + raw @ weight.T + bias, raw, targets, radius, config)
             optimiser.zero_grad()

@@ -79,7 +79,7 @@ def _filterbank(weights: Path | None, layers: Sequence[int] | None) -> Backbone:
     if weights is not None:
         raise ConfigError("the filter bank is analytic: --weights does not go with it")
     bank = FilterBank()
-    chosen = _check_taps("filterbank", layers or (1, 2), range(len(bank.channels)))
+    chosen = _check_taps("filterbank", layers or (0, 1, 2), range(len(bank.channels)))
     return Backbone(Taps(bank, chosen).eval(), *_IDENTITY, chosen, weights_hash(bank))
 
 

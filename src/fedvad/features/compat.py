@@ -18,27 +18,17 @@ def import_timm() -> ModuleType:
     """
     import torch
 
-    if torch.version.cuda is None and not _has_operator("nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
+    if (
+        torch.version.cuda is None
+        and "torchvision::nms" not in torch._C._dispatch_get_all_op_names()
+    ):
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            signature = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            library.define(signature)  # type: ignore[no-untyped-call]
         _keep_alive.append(library)
-        try:
-            return importlib.import_module("timm")
-        except RuntimeError:
-            pass  # a build that does bring its operators: fall through to the plain import
     return importlib.import_module("timm")
 
 
 # the declarations vanish with the object that made them
 _keep_alive: list[object] = []
-
-
-def _has_operator(name: str) -> bool:
-    import torch
-
-    return (
-        bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"torchvision::{name}", "CPU"))
-        if (f"torchvision::{name}" in torch._C._dispatch_get_all_op_names())
-        else False
-    )

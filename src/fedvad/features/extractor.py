@@ -22,7 +22,7 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.engine import DescriptorEngine, make_engine
 
 if TYPE_CHECKING:
-    import torch
+    from fedvad.features.modules import DescriptorNet
 
 __all__ = ["Extracted", "FeatureExtractor", "check_bad_share"]
 
@@ -65,7 +65,7 @@ class FeatureExtractor:
         self.computed = 0
 
     @cached_property
-    def network(self) -> torch.nn.Module:
+    def network(self) -> DescriptorNet:
         """The graph from uint8 pixels to descriptors, as every engine and export runs it."""
         from fedvad.features.modules import DescriptorNet
 
@@ -74,8 +74,10 @@ class FeatureExtractor:
             mean=self._backbone.mean,
             std=self._backbone.std,
             pool=self.config.pool,
+            image_size=self.config.image_size,
         )
-        return network.eval().requires_grad_(False)
+        network.eval().requires_grad_(False)
+        return network
 
     @cached_property
     def engine(self) -> DescriptorEngine:
@@ -90,12 +92,7 @@ class FeatureExtractor:
     @cached_property
     def grid(self) -> tuple[int, int, int]:
         """(h, w, d) of every image's descriptors."""
-        import torch
-
-        size = self.config.image_size
-        with torch.inference_mode():
-            out = self.network(torch.zeros(1, size, size, 3, dtype=torch.uint8))
-        return (int(out.shape[1]), int(out.shape[2]), int(out.shape[3]))
+        return (*self.network.grid, self.network.dim)
 
     def stream(
         self, paths: Sequence[Path], on_image: Callable[[], None] | None = None

@@ -58,25 +58,29 @@ class DescriptorNet(torch.nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         pool: int,
+        image_size: int,
     ) -> None:
         super().__init__()
         self.network = network
         self.pool = pool
+        # sizes are settled here, because a traced graph cannot compare them
+        with torch.inference_mode():
+            shapes = [m.shape for m in network(torch.zeros(1, 3, image_size, image_size))]
+        self.grid = max(int(s[2]) for s in shapes), max(int(s[3]) for s in shapes)
+        self.dim = sum(int(s[1]) for s in shapes)
+        self._resize = [tuple(s[2:]) != self.grid for s in shapes]
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, 3, 1, 1)))
         self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(b, S, S, 3) uint8 RGB to (b, h, w, d) float32 descriptors."""
-        x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        x = images.permute(0, 3, 1, 2).float() * self.get_buffer("scale") + self.get_buffer("shift")
         maps = [self._smooth(m) for m in self.network(x)]
-        height, width = maps[0].shape[-2:]
-        for m in maps[1:]:
-            height, width = max(height, m.shape[-2]), max(width, m.shape[-1])
         resized = [
-            m
-            if m.shape[-2:] == (height, width)
-            else functional.interpolate(m, (height, width), mode="bilinear", align_corners=False)
-            for m in maps
+            functional.interpolate(m, self.grid, mode="bilinear", align_corners=False)
+            if other
+            else m
+            for m, other in zip(maps, self._resize, strict=True)
         ]
         return torch.cat(resized, 1).permute(0, 2, 3, 1)
 

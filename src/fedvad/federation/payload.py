@@ -57,7 +57,8 @@ class Payload:
         from safetensors.numpy import save
 
         contiguous = {k: np.ascontiguousarray(self.arrays[k]) for k in sorted(self.arrays)}
-        return save(contiguous, {_HEADER: self.manifest.model_dump_json()})
+        data: bytes = save(contiguous, {_HEADER: self.manifest.model_dump_json()})
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes, *, max_bytes: int = 1 << 30) -> Self:

@@ -16,7 +16,8 @@ def squared_norms(points: torch.Tensor) -> torch.Tensor:
     """Squared length (n,) of each of the (n, d) points."""
     import torch
 
-    return torch.linalg.vecdot(points, points)
+    norms: torch.Tensor = torch.linalg.vecdot(points, points)
+    return norms
 
 
 def nearest(

@@ -53,7 +53,7 @@ def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
     bank = bank.take(np.lexsort(bank.vectors.T[::-1]))
     centres = bank.vectors[k_center(bank.vectors, size, seed=seed).indices]
     squared, label = nearest(torch.from_numpy(bank.vectors), torch.from_numpy(centres))
-    weights = np.bincount(label.numpy(), bank.weights, minlength=len(centres))
+    weights = np.bincount(label.numpy(), bank.weights, minlength=len(centres)).astype(np.float64)
     scatter = bank.weights * (bank.spread.astype(np.float64) ** 2 + squared.numpy())
     variance = np.bincount(label.numpy(), scatter, minlength=len(centres)) / weights
     return MemoryBank(centres, weights, np.sqrt(variance).astype(np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -46,6 +47,7 @@ class NeighbourIndex:
         if len(vectors) == 0:
             raise MemoryBankError("cannot search an empty memory")
         self.mode = mode
+        self._excluded: torch.Tensor | None = None
         self._vectors = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
         self._norms = squared_norms(self._vectors)
         m, dim = self._vectors.shape
@@ -93,10 +95,28 @@ class NeighbourIndex:
             found = self._shortlist(block, 3 + 2 * k) if fast else self._closest(block, k)
             # measured from differences: no cancellation, so a stored vector is at 0
             difference = self._vectors[found] - block[:, None]
-            measured, order = torch.linalg.vector_norm(difference, dim=2).sort(dim=1)
+            measured = torch.linalg.vector_norm(difference, dim=2)
+            if self._excluded is not None:
+                measured.masked_fill_(self._excluded[found], float("inf"))
+            measured, order = measured.sort(dim=1)
             distances[start : start + step] = measured[:, :k]
             indices[start : start + step] = found.gather(1, order[:, :k])
         return distances.numpy(), indices.numpy()
+
+    def without(self, rows: npt.NDArray[np.int64]) -> NeighbourIndex:
+        """The same index as if the memory had no vectors at `rows` (fewer than there are)."""
+        import torch
+
+        view = copy.copy(self)
+        excluded = torch.zeros(len(self._vectors), dtype=torch.bool)
+        excluded[torch.from_numpy(rows)] = True
+        view._excluded = excluded
+        view._norms = self._norms.masked_fill(excluded, float("inf"))
+        if self._fast:
+            # too far away to be found, like the padding
+            view._rough = self._rough.clone()
+            view._rough[-1].masked_fill_(excluded[self._order], 1e30)
+        return view
 
     def _closest(self, points: torch.Tensor, k: int) -> torch.Tensor:
         """Indices (n, k) of the nearest vectors."""
@@ -122,9 +142,7 @@ class NeighbourIndex:
         return self._order[best.bitwise_and_(self._low_bits).long() * _GROUPS + group]
 
 
-def _principal_axes(
-    centred: torch.Tensor, count: int, generator: torch.Generator
-) -> torch.Tensor:
+def _principal_axes(centred: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """Orthonormal (d, count) axes of most of the variance, by subspace iteration."""
     import torch
 

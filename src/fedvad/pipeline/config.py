@@ -54,6 +54,7 @@ class TrainConfig(BaseModel):
     participation: float = Field(default=1.0, gt=0, le=1)
     join: dict[str, int] = Field(default_factory=dict)
     upload_bytes: int = Field(default=1_000_000, ge=4096)
+    upload_rows: int = Field(default=1500, ge=1)
     precision: Precision = "float16"
     merge: MergeMode = "concat"
     memory_rows: int | None = Field(default=None, ge=1)
@@ -142,9 +143,10 @@ class TrainConfig(BaseModel):
         return ScoringConfig(map=self.map, smooth=self.smooth, top=self.top, search=self.search)
 
     def rows(self, dim: int) -> int:
-        """Rows of `dim` values, weight and spread that fit `upload_bytes`, manifest included."""
+        """Rows a site may send per round: `upload_rows`, or fewer if `upload_bytes` says so."""
         value = 2 if self.precision == "float16" else 4
-        return max(1, (self.upload_bytes - 2048) // (value * (dim + 1) + 4))
+        affordable = (self.upload_bytes - 2048) // (value * (dim + 1) + 4)
+        return max(1, min(self.upload_rows, affordable))
 
     def memory(self, dim: int) -> FedDyMemConfig:
         """The memory part, for descriptors of length `dim`."""

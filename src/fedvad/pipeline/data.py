@@ -29,7 +29,7 @@ def load_sites(
     if len(sites) != 1:
         raise ConfigError(
             f"--split divides one set into sites, but {data} already holds {len(sites)} sites "
-            f"({', '.join(s.name for s in sites[:4])}, ...): leave --split away, or give one of them"
+            f"({', '.join(s.name for s in sites[:4])}, ...): leave --split away, or give one"
         )
     return split_site(read_set(data), wanted, seed)
 

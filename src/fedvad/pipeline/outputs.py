@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedvad.detectors.artefact import write_atomically
+from fedvad.data.files import write_atomically
 from fedvad.detectors.base import NormalFeatures
 from fedvad.evaluation.sites import SiteResult, gains, summarise
 from fedvad.federation.ledger import Ledger

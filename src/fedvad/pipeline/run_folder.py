@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from fedvad.detectors.artefact import feature_identity, read_arrays, write_arrays, write_atomically
+from fedvad.data.files import write_atomically
+from fedvad.detectors.artefact import feature_identity, read_arrays, write_arrays
 from fedvad.detectors.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig

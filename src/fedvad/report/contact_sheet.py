@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.files import write_atomically
 from fedvad.data.images import read_mask, read_rgb, resize_rgb
 from fedvad.errors import ConfigError, DataError, ImageError
-from fedvad.report.overlay import heatmap_overlay, map_range, outline, write_bytes
+from fedvad.report.overlay import heatmap_overlay, map_range, outline
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -196,7 +197,7 @@ def contact_sheet(
         sheet.paste(strip, (0, top))
         top += strip.height
     out = Path(out)
-    write_bytes(out, _encoded(sheet))
+    write_atomically(out, _encoded(sheet))
     return out
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -13,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedvad.errors import ConfigError, DataError, StorageError
+from fedvad.data.files import write_atomically
+from fedvad.errors import ConfigError, DataError
 
-__all__ = ["heatmap_overlay", "map_range", "outline", "save_png", "write_bytes"]
+__all__ = ["heatmap_overlay", "map_range", "outline", "save_png"]
 
 Pixels = NDArray[np.uint8]
 
@@ -101,28 +100,7 @@ def save_png(path: Path, image: Pixels) -> None:
     _check_image(image)
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, making its folder; StorageError when refused."""
-    path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-            "folder"
-        ) from error
+    write_atomically(path, buffer.getvalue())
 
 
 def _check_image(image: Pixels) -> None:

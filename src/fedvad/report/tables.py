@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from fedvad.report.overlay import write_bytes
+from fedvad.data.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,7 +97,7 @@ def write_csv(rows: Rows, path: Path) -> None:
     """Write rows as a CSV file (UTF-8), in one step; raises StorageError when the disk refuses."""
     buffer = StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows(rows)
-    write_bytes(path, buffer.getvalue().encode())
+    write_atomically(path, buffer.getvalue().encode())
 
 
 def to_markdown(rows: Rows) -> str:
@@ -110,7 +110,7 @@ def to_markdown(rows: Rows) -> str:
 
 
 def rich_tables(results: Results, *, name: str = "federated") -> list[Table]:
-    """The tables per method and per site for the terminal; two methods fit in 80 columns."""
+    """The tables per method and per site for the terminal, readable from 80 columns on."""
     methods = _rich("Methods", results_table(results, name=name))
     return [methods, _rich("Sites", sites_table(results, name=name))]
 
@@ -121,7 +121,8 @@ def _rich(title: str, rows: Rows) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     for index, heading in enumerate(rows[0]):
         longest = max(map(len, [*heading.split(), *(row[index] for row in rows[1:])]))
         table.add_column(

@@ -11,7 +11,8 @@ from typing import Any
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from fedvad.detectors.artefact import read_arrays, write_arrays, write_atomically
+from fedvad.data.files import write_atomically
+from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.generator import Generator
 from fedvad.errors import ArtefactError
 from fedvad.federation.ledger import Ledger
