@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedvad import __version__
+from fedvad._version import __version__
 from fedvad.cli.cache import cache_app
 from fedvad.cli.demo import demo
 from fedvad.cli.evaluate import evaluate

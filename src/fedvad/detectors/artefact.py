@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import fedvad
+from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.errors import ArtefactError
 from fedvad.features.config import FeatureConfig
@@ -34,7 +34,7 @@ def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]], values: dict[s
     """Write named arrays and JSON values as one safetensors file, atomically."""
     from safetensors.numpy import save
 
-    header = {_KEY: json.dumps({"schema": _SCHEMA, "version": fedvad.__version__, **values})}
+    header = {_KEY: json.dumps({"schema": _SCHEMA, "version": __version__, **values})}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_atomically(path, save(contiguous, header))
 
@@ -53,7 +53,7 @@ def read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]
             if values.get("schema") != _SCHEMA:
                 raise ArtefactError(
                     f"{path} has schema {values.get('schema')}, this fedvad "
-                    f"({fedvad.__version__}) reads {_SCHEMA}; it was written by fedvad "
+                    f"({__version__}) reads {_SCHEMA}; it was written by fedvad "
                     f"{values.get('version')}"
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

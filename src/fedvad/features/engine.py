@@ -100,11 +100,10 @@ class OpenVinoEngine:
                 number, np.array(request.get_output_tensor(0).data)
             )
         )
-        given = sent = 0
-        for tag, images in batches:
-            tags[sent] = tag
-            queue.start_async([images], sent)  # waits for a free request
-            sent += 1
+        given = 0
+        for number, (tag, images) in enumerate(batches):
+            tags[number] = tag
+            queue.start_async([images], number)  # waits for a free request
             while given in done:
                 yield tags.pop(given), done.pop(given)
                 given += 1

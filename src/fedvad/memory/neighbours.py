@@ -78,7 +78,7 @@ class NeighbourIndex:
     def query(
         self, patches: npt.NDArray[np.floating], k: int = 1
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """Distances (n, k), ascending, and indices (n, k) of the k vectors nearest to (n, d) patches.
+        """Ascending distances (n, k) and indices (n, k) of the k vectors nearest to (n, d) patches.
 
         k is cut to the number of vectors; memory is bounded whatever n is.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedvad.data.demo import write_demo
@@ -18,16 +19,14 @@ __all__ = ["DEMO_CONFIG", "demo"]
 IMAGE_SIZE = 128
 # only a folder with this file is ever replaced
 _MARK = ".fedvad-demo"
-DEMO_CONFIG = {
+DEMO_CONFIG: dict[str, Any] = {
     "backbone": "filterbank",
     "image_size": IMAGE_SIZE,
     "compare": ("local", "pooled"),
 }
 
 
-def demo(
-    out: Path, *, seed: int = 0, cache: DescriptorCache | None = None, progress: Progress = silent
-) -> dict[str, Any]:
+def demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
     """Draw `out`/data, train into `out` like any run, and return the results.
 
     Raises `ConfigError` when `out` exists and is no earlier demo.
@@ -42,4 +41,6 @@ def demo(
     write_demo(out / "data", size=IMAGE_SIZE, seed=seed)
     progress("drawing", 1, 1)
     config = TrainConfig(**DEMO_CONFIG, seed=seed)
-    return train(out / "data", out, config, cache=cache, progress=progress)
+    with TemporaryDirectory(prefix="fedvad-demo-") as folder:
+        cache = DescriptorCache(Path(folder))
+        return train(out / "data", out, config, cache=cache, progress=progress)
