@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from fedvad.errors import ConfigError, WeightsError
 from fedvad.features.compat import import_timm
@@ -159,11 +162,19 @@ def _move_strides_early(network: torch.nn.Module) -> None:
 
 
 def _download(name: str, taps: tuple[int, ...]) -> torch.nn.Module:
+    """timm's own weights: from the local hub cache, else downloaded, else a clear error."""
     timm = import_timm()
-    try:
-        network: torch.nn.Module = timm.create_model(
-            name, features_only=True, out_indices=taps, pretrained=True
+    options: dict[str, Any] = {"features_only": True, "out_indices": taps, "pretrained": True}
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    local = _in_hub_cache(repository) if repository else None
+    if local is not None:
+        options["pretrained_cfg_overlay"] = {"file": local}
+    elif not _hub_reachable():
+        raise WeightsError(
+            f"no weights for {name}: none in the local cache and no network. {_OFFLINE_HELP}"
         )
+    try:
+        network: torch.nn.Module = timm.create_model(name, **options)
     except Exception as error:  # whatever the hub client raises, the ways out are the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
@@ -171,6 +182,27 @@ def _download(name: str, taps: tuple[int, ...]) -> torch.nn.Module:
             f"{_OFFLINE_HELP}"
         ) from error
     return network
+
+
+def _in_hub_cache(repository: str) -> str | None:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return str(hf_hub_download(repository, "model.safetensors", local_files_only=True))
+    except Exception:  # the hub client's own error types; absent is absent
+        return None
+
+
+def _hub_reachable() -> bool:
+    """Asked first, because the hub client retries for most of a minute before it gives up."""
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=3):
+            return True
+    except OSError:
+        return False
 
 
 def _load(network: torch.nn.Module, weights: Path, name: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import re
+from pathlib import Path
 from types import ModuleType
 
 __all__ = ["import_timm"]
@@ -18,17 +21,24 @@ def import_timm() -> ModuleType:
     """
     import torch
 
-    if (
-        torch.version.cuda is None
-        and "torchvision::nms" not in torch._C._dispatch_get_all_op_names()
-    ):
+    if not _declared and torch.version.cuda is None and _torchvision_is_cuda():
         library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
             signature = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             library.define(signature)  # type: ignore[no-untyped-call]
-        _keep_alive.append(library)
+        _declared.append(library)
     return importlib.import_module("timm")
 
 
-# the declarations vanish with the object that made them
-_keep_alive: list[object] = []
+# a declaration vanishes with the object that made it
+_declared: list[object] = []
+
+
+def _torchvision_is_cuda() -> bool:
+    """Whether the installed torchvision says so in its version file, read without importing it."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py")
+    text = version.read_text(encoding="utf-8") if version.is_file() else ""
+    return re.search(r"__version__\s*=\s*['\"][^'\"]*\+cu\d", text) is not None

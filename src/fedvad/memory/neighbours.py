@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["NeighbourIndex", "SearchMode"]
 
 SearchMode = Literal["exact", "fast"]
-_GROUPS = 64
-_FAST_FROM = 1000  # vectors; below, the shortlist costs more than it saves
-_FAST_UP_TO = 8  # neighbours
-_FAST_BLOCK = 64  # patches; their rough distances stay in the processor's cache
+_GROUPS = (4, 8, 12, 24)  # at least four for each neighbour asked for
+_PADDING = 24  # their least common multiple
+_FAST_FROM = 1000  # vectors; below, re-ranking costs more than it saves
+_FAST_BLOCK = 4 << 20  # bytes of rough distances, few enough for the processor's cache
 _AXES_FROM = 2000  # vectors whose principal components stand for those of the memory
 
 
@@ -29,16 +29,17 @@ class NeighbourIndex:
     """Search over (m, d) memory vectors.
 
     `exact` compares every patch with every vector. `fast` compares them in the `principal`
-    leading principal components of the memory (what vectors keep outside these enters as its
-    energy), keeps the best vector of each of 64 random groups, and measures the 3 + 2 k best of
-    those: the distances returned are true distances to real vectors, only rarely not to the
-    nearest one. For small memories, few dimensions or many neighbours `fast` is exact.
+    leading principal components of the memory (what a vector keeps outside these enters as its
+    energy) and measures the best vector of each of 4 k random groups: the distances returned are
+    true distances to real vectors, only rarely not to the nearest one. Measured with 7500
+    vectors of 384 values: a third of the time, distances 0.06 % longer on average. For small
+    memories, few dimensions or more than 6 neighbours `fast` is exact.
 
     Raises `MemoryBankError` for an empty memory, `ConfigError` for an unknown mode.
     """
 
     def __init__(
-        self, vectors: FloatArray, *, mode: SearchMode = "exact", principal: int = 48, seed: int = 0
+        self, vectors: FloatArray, *, mode: SearchMode = "exact", principal: int = 96, seed: int = 0
     ) -> None:
         import torch
 
@@ -54,26 +55,20 @@ class NeighbourIndex:
         self._fast = mode == "fast" and m >= _FAST_FROM and dim > 2 * principal
         if self._fast:
             generator = torch.Generator().manual_seed(seed)
-            # vector number j of the shuffled memory is in group j % _GROUPS; the last row of
-            # groups is filled up with vectors too far away to be found
-            padding = -m % _GROUPS
             self._order = torch.randperm(m, generator=generator)
             mean = self._vectors.mean(0)
             centred = self._vectors[self._order] - mean
-            self._axes = _principal_axes(centred[:_AXES_FROM], principal, generator)
-            self._offset = mean @ self._axes
-            # |z - v|^2 = |z|^2 - 2 z v + |v|^2 as one product of [z, |z|^2, 1] and this matrix
-            rough = torch.empty(principal + 2, m + padding)
-            rough[:principal, :m] = -2 * (centred @ self._axes).T
-            rough[principal] = 1
-            rough[principal + 1, :m] = squared_norms(centred)
-            rough[:principal, m:] = 0
-            rough[principal + 1, m:] = 1e30
-            self._rough = rough
-            self._order = torch.nn.functional.pad(self._order, (0, padding))
-            rows = rough.shape[1] // _GROUPS
-            self._low_bits = (1 << (rows - 1).bit_length()) - 1
-            self._row = torch.arange(rows, dtype=torch.int32).repeat_interleave(_GROUPS)
+            axes = _principal_axes(centred[:_AXES_FROM], principal, generator)
+            # |z - v|^2 - |z|^2 = |v|^2 - 2 z v is one product of [z, 1] with this matrix; the last
+            # group is filled up with columns that are farther away than any vector
+            self._rough = torch.zeros(principal + 1, m + -m % _PADDING)
+            self._rough[:-1, :m] = -2 * (centred @ axes).T
+            self._rough[-1] = 1e31
+            self._rough[-1, :m] = squared_norms(centred)
+            # and [z, 1] is an affine map of a patch
+            self._axes = torch.nn.functional.pad(axes, (0, 1))
+            self._offset = -(mean @ self._axes)
+            self._offset[-1] = 1
 
     def query(
         self, patches: npt.NDArray[np.floating], k: int = 1
@@ -88,11 +83,11 @@ class NeighbourIndex:
         points = torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))
         distances = torch.empty(len(points), k)
         indices = torch.empty(len(points), k, dtype=torch.long)
-        fast = self._fast and k <= _FAST_UP_TO
-        step = _FAST_BLOCK if fast else max(1, BLOCK_BYTES // (4 * len(self._vectors)))
+        fast = self._fast and 4 * k <= _GROUPS[-1]
+        step = max(1, (_FAST_BLOCK if fast else BLOCK_BYTES) // (4 * len(self._vectors)))
         for start in range(0, len(points), step):
             block = points[start : start + step]
-            found = self._shortlist(block, 3 + 2 * k) if fast else self._closest(block, k)
+            found = self._shortlist(block, k) if fast else self._closest(block, k)
             # measured from differences: no cancellation, so a stored vector is at 0
             difference = self._vectors[found] - block[:, None]
             measured = torch.linalg.vector_norm(difference, dim=2)
@@ -123,23 +118,26 @@ class NeighbourIndex:
         import torch
 
         squared = torch.addmm(self._norms[None], points, self._vectors.T, alpha=-2)
-        if k == 1:  # NumPy's is several times faster than PyTorch's
-            return torch.from_numpy(squared.numpy().argmin(1))[:, None]
+        if k == 1:
+            return _argmin(squared)[:, None]
         return squared.topk(k, dim=1, largest=False).indices
 
-    def _shortlist(self, points: torch.Tensor, count: int) -> torch.Tensor:
-        """Indices (n, count) of vectors that are probably among the nearest."""
+    def _shortlist(self, points: torch.Tensor, k: int) -> torch.Tensor:
+        """Indices (n, >= 4 k) of vectors that are probably among the k nearest."""
         import torch
 
-        reduced = torch.addmm(-self._offset, points, self._axes)
-        ones = torch.ones(len(points), 1)
-        rough = torch.cat([reduced, squared_norms(reduced)[:, None], ones], 1) @ self._rough
-        # The minimum over each group and where it lies, in one fast reduction: floats >= 0 order
-        # like their bits, so the lowest bits can carry the row.
-        packed = rough.view(torch.int32).bitwise_and_(~self._low_bits).bitwise_or_(self._row)
-        best = packed.view(len(points), -1, _GROUPS).amin(1)
-        best, group = best.topk(count, dim=1, largest=False, sorted=False)
-        return self._order[best.bitwise_and_(self._low_bits).long() * _GROUPS + group]
+        rough = torch.addmm(self._offset, points, self._axes) @ self._rough
+        groups = next(count for count in _GROUPS if count >= 4 * k)
+        size = rough.shape[1] // groups
+        inside = _argmin(rough.view(-1, size)).view(-1, groups)
+        return self._order[inside + size * torch.arange(groups)]
+
+
+def _argmin(rows: torch.Tensor) -> torch.Tensor:
+    """Column (n,) of the smallest value of each row; NumPy's is ten times as fast as PyTorch's."""
+    import torch
+
+    return torch.from_numpy(rows.numpy().argmin(1))
 
 
 def _principal_axes(centred: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
