@@ -25,6 +25,7 @@ def inspect(
         print_json(described)
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -34,10 +35,10 @@ def inspect(
             console.print(f"[bold]{key}[/bold]")
             console.print_json(json.dumps(value))
         else:
-            console.print(f"[bold]{key}[/bold] {value}", highlight=False)
+            console.print(f"[bold]{key}[/bold] {escape(str(value))}", highlight=False)
     table = Table("array", "shape", "type", "bytes", "min", "max")
     for name, a in arrays.items():
         limits = [f"{v:.4g}" if v is not None else "" for v in (a["min"], a["max"])]
         shape = " × ".join(map(str, a["shape"]))
-        table.add_row(name, shape, a["dtype"], f"{a['bytes']:,}", *limits)
+        table.add_row(escape(name), shape, a["dtype"], f"{a['bytes']:,}", *limits)
     console.print(table)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from io import TextIOWrapper
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -62,11 +63,21 @@ def _root(
 
 def main() -> None:
     """Run the command line; errors of ours become one line and their exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid in any encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except FedvadError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("interrupted; a training goes on with --resume", err=True)
-        sys.exit(INTERRUPTED)
+        _interrupted()
+    except SystemExit as leaving:  # typer turns an interrupt within a verb into this
+        if leaving.code == INTERRUPTED:
+            _interrupted()
+        raise
+
+
+def _interrupted() -> NoReturn:
+    typer.echo("interrupted; a training goes on with --resume", err=True)
+    sys.exit(INTERRUPTED)

@@ -199,9 +199,11 @@ def show_results(results: dict[str, Any], out: Path | None) -> None:
     for table in rich_tables(results):
         console.print(table)
     if "verdict" in results:
-        console.print(results["verdict"], style="bold", highlight=False)
+        console.print(results["verdict"], style="bold", highlight=False, markup=False)
     if out is not None:
-        console.print(f"Heat-maps: {out / 'heatmaps.png'}   Run folder: {out}", soft_wrap=True)
+        sheet = out / "heatmaps.png"
+        shown = f"Heat-maps: {sheet}   " if sheet.exists() else ""
+        console.print(f"{shown}Run folder: {out}", soft_wrap=True, markup=False)
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:
@@ -219,7 +221,7 @@ def _joins(items: list[str] | None) -> dict[str, int] | None:
     joins = {}
     for item in items:
         name, _, round_ = item.rpartition(":")
-        if not name or not round_.isdigit():
+        if not name or not round_.isdecimal():
             raise typer.BadParameter(f"--join takes SITE:ROUND, not {item!r}")
         joins[name] = int(round_)
     return joins

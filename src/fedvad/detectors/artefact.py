@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
-from fedvad.errors import ArtefactError
+from fedvad.errors import ArtefactError, MemoryBankError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 
@@ -98,5 +98,5 @@ def load_detector(path: Path, *, extractor: FeatureExtractor) -> Detector:
     try:
         cls = detector_class(values["detector"])
         return cls.from_state(arrays, values["values"], extractor=extractor)
-    except (KeyError, TypeError) as error:
-        raise ArtefactError(f"{path} is incomplete: {error}") from error
+    except (KeyError, TypeError, MemoryBankError) as error:
+        raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error

@@ -19,8 +19,8 @@ class RowLookup:
     """Finds which rows of a memory are patches of a given image, by their float16 values."""
 
     def __init__(self, vectors: FloatArray) -> None:
-        dim = vectors.shape[1]
-        self._factors = np.random.default_rng(0).integers(1, 2**63, dim, dtype=np.uint64) | 1
+        words = -(-vectors.shape[1] // 4)
+        self._factors = np.random.default_rng(0).integers(1, 2**63, words, dtype=np.uint64) | 1
         hashes = self._hash(vectors.astype(np.float16))
         self._order = np.argsort(hashes, kind="stable")
         self._sorted = hashes[self._order]
@@ -35,8 +35,9 @@ class RowLookup:
 
     def _hash(self, rows: npt.NDArray[np.float16]) -> npt.NDArray[np.uint64]:
         # -0.0 and 0.0 are the same value with other bits
-        bits = np.ascontiguousarray(rows + np.float16(0)).view(np.uint16).astype(np.uint64)
-        hashes: npt.NDArray[np.uint64] = (bits * self._factors).sum(1, dtype=np.uint64)
+        words = np.zeros((len(rows), 4 * len(self._factors)), np.float16)
+        np.add(rows, np.float16(0), out=words[:, : rows.shape[1]])
+        hashes: npt.NDArray[np.uint64] = (words.view(np.uint64) * self._factors).sum(1)
         return hashes
 
 

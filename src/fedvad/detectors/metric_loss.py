@@ -146,7 +146,8 @@ def train_generator(
         spreads.append(after / before if before > 0 else 1.0)
         if on_epoch is not None:
             on_epoch(epoch, losses[-1], spreads[-1])
-        if not np.isfinite(losses[-1]) or spreads[-1] < config.min_spread:
+        finite = np.isfinite([losses[-1], spreads[-1]]).all()
+        if not finite or spreads[-1] < config.min_spread:
             log.warning("generator training undone: spread %.2f of the raw features", spreads[-1])
             return generator, TrainingLog(losses, spreads, collapsed=True)
     trained = Generator(weight.detach().numpy(), bias.detach().numpy())

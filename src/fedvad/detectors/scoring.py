@@ -75,19 +75,22 @@ class MemoryScorer:
             values = values / self._scale[indices[:, 0]]
         elif self.config.map == "patchcore":
             worst = int(values.argmax())
-            factor = self._isolation(
-                descriptors.reshape(-1, dim)[worst], float(values[worst]), int(indices[worst, 0])
-            )
+            patch = descriptors.reshape(-1, dim)[worst]
+            factor = self._isolation(index, patch, float(values[worst]), int(indices[worst, 0]))
         raw = np.ascontiguousarray(values.reshape(height, width), dtype=np.float32)
         map_ = smooth(raw, self.config.smooth)
         return factor * image_score(map_, self.config.top), map_
 
-    def _isolation(self, patch: FloatArray, distance: float, nearest: int) -> float:
+    def _isolation(
+        self, index: NeighbourIndex, patch: FloatArray, distance: float, nearest: int
+    ) -> float:
         """1 - softmax weight of the nearest vector among its own 9 nearest (PatchCore, eq. 7)."""
         vectors = self._bank.vectors
-        gaps = np.linalg.norm(vectors - vectors[nearest], axis=1)
-        around = np.argpartition(gaps, min(_PATCHCORE_NEIGHBOURS, len(gaps)) - 1)
-        support = np.linalg.norm(vectors[around[:_PATCHCORE_NEIGHBOURS]] - patch, axis=1)
+        gaps, around = index.query(vectors[nearest : nearest + 1], _PATCHCORE_NEIGHBOURS)
+        around = around[np.isfinite(gaps)]  # not the excluded ones
+        if len(around) == 1:  # a single vector has nothing to be isolated from
+            return 1.0
+        support = np.linalg.norm(vectors[around] - patch, axis=1)
         # distances of 10-50 overflow exp: subtract the largest first
         top = max(float(support.max()), distance)
         return float(1 - np.exp(distance - top) / np.exp(support - top).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import socket
@@ -39,7 +40,8 @@ class Backbone:
     network: maps float32 (b, 3, S, S) RGB, normalised by mean and std, to one map per tap.
     mean, std: of RGB scaled to 0..1.
     layers: the taps.
-    weights_hash: SHA-256 over names and values of the parameters that matter to the taps.
+    weights_hash: SHA-256 over names and values of the parameters that matter to the taps, and
+        over what else was changed in the network to suit them.
     """
 
     network: torch.nn.Module
@@ -59,6 +61,8 @@ def build_backbone(
     """
     if name == "filterbank":
         return _filterbank(weights, layers)
+    if weights is not None and not weights.is_file():
+        raise WeightsError(f"weights file {weights} does not exist")
     if name in MCUNET:
         return _mcunet(name, weights, layers)
     return _timm(name, weights, layers)
@@ -83,7 +87,9 @@ def _filterbank(weights: Path | None, layers: Sequence[int] | None) -> Backbone:
         raise ConfigError("the filter bank is analytic: --weights does not go with it")
     bank = FilterBank()
     chosen = _check_taps("filterbank", layers or (0, 1, 2), range(len(bank.channels)))
-    return Backbone(Taps(bank, chosen).eval(), *_IDENTITY, chosen, weights_hash(bank))
+    # Not a hash of the kernels: their last bits differ between processors, and sites must agree.
+    identity = hashlib.sha256(FilterBank.recipe.encode()).hexdigest()
+    return Backbone(Taps(bank, chosen).eval(), *_IDENTITY, chosen, identity)
 
 
 def _mcunet(name: str, weights: Path | None, layers: Sequence[int] | None) -> Backbone:
@@ -104,13 +110,13 @@ def _mcunet(name: str, weights: Path | None, layers: Sequence[int] | None) -> Ba
 def _timm(name: str, weights: Path | None, layers: Sequence[int] | None) -> Backbone:
     timm = import_timm()
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+        known = [*timm.list_models(), *MCUNET, "filterbank"]
+        close = difflib.get_close_matches(name.split(".")[0], known, 5)
         raise ConfigError(
-            f"unknown backbone {name!r}"
-            + (f"; did you mean one of {close}?" if close else "")
-            + ". Any timm model, mcunet_in3, mcunet_in4 or filterbank is accepted."
+            f"unknown backbone {name!r}{f' (close: {", ".join(close)})' if close else ''}; "
+            "any timm model, mcunet_in3, mcunet_in4 or filterbank is accepted"
         )
-    quirks = _quirks(weights)
+    quirks = _quirks(name, weights)
     try:
         reductions = timm.create_model(name, features_only=True).feature_info.reduction()
     except Exception as error:  # timm raises RuntimeError, AttributeError, AssertionError, ...
@@ -124,13 +130,17 @@ def _timm(name: str, weights: Path | None, layers: Sequence[int] | None) -> Back
             _move_strides_early(network)
         _load(network, weights, name)
     mean, std = quirks.statistics or _statistics(network)
-    return Backbone(network.eval(), mean, std, taps, weights_hash(network))
+    identity = weights_hash(network)
+    if quirks != _Quirks():  # the same values in another network are other weights
+        identity = hashlib.sha256(f"{identity}{quirks}".encode()).hexdigest()
+    return Backbone(network.eval(), mean, std, taps, identity)
 
 
 @dataclass(frozen=True)
 class _Quirks:
     """How a converted file departs from timm's own recipe for the same architecture."""
 
+    model: str = ""
     options: dict[str, str] = field(default_factory=dict)
     early_stride: bool = False
     statistics: _Statistics | None = None
@@ -140,18 +150,22 @@ class _Quirks:
 _KNOWN_FILES = {
     # MobileNetV2 from TensorFlow: asymmetric padding, inputs in -1..1
     "06d4d0422c1bbd301b4f19e416424af9519c5a36d27ebd94c96125a8925bca4e": _Quirks(
-        options={"pad_type": "same"}, statistics=_HALF
+        model="mobilenetv2_100", options={"pad_type": "same"}, statistics=_HALF
     ),
     # ResNet-50 from Keras: stride in the first 1x1 convolution of a stage (v1, not v1.5)
-    "64405f67a0c968ff1c20605f209e09dd4f707d696eb685b28b2e047abc56590e": _Quirks(early_stride=True),
+    "64405f67a0c968ff1c20605f209e09dd4f707d696eb685b28b2e047abc56590e": _Quirks(
+        model="resnet50", early_stride=True
+    ),
 }
 
 
-def _quirks(weights: Path | None) -> _Quirks:
-    if weights is None or not weights.is_file():
+def _quirks(name: str, weights: Path | None) -> _Quirks:
+    if weights is None:
         return _Quirks()
     with weights.open("rb") as file:
-        return _KNOWN_FILES.get(hashlib.file_digest(file, "sha256").hexdigest(), _Quirks())
+        found = _KNOWN_FILES.get(hashlib.file_digest(file, "sha256").hexdigest(), _Quirks())
+    # given to another architecture the file will not fit, and loading it says so
+    return found if found.model == name.split(".")[0] else _Quirks()
 
 
 def _move_strides_early(network: torch.nn.Module) -> None:
@@ -214,8 +228,6 @@ def _load(network: torch.nn.Module, weights: Path, name: str) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not weights.is_file():
-        raise WeightsError(f"weights file {weights} does not exist")
     try:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:

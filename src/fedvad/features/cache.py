@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,12 @@ def parse_bytes(text: str) -> int:
     digits = text.strip().upper().removesuffix("B").removesuffix("I")
     unit = digits[-1:] if digits[-1:] in "KMGT" else ""
     try:
-        return int(float(digits.removesuffix(unit)) * _UNITS[unit])
-    except ValueError:
-        raise ConfigError(f"not a size in bytes: {text!r}; write for example 20G or 500M") from None
+        size = int(float(digits.removesuffix(unit)) * _UNITS[unit])
+    except (ValueError, OverflowError):
+        size = -1
+    if size < 0:
+        raise ConfigError(f"not a size in bytes: {text!r}; write for example 20G or 500M")
+    return size
 
 
 def content_key(data: bytes) -> str:
@@ -82,16 +86,16 @@ class DescriptorCache:
         path = self._path(configuration, key)
         try:
             array: HalfArray = np.load(path, mmap_mode="r", allow_pickle=False)
-            os.utime(path)  # marks it as used, for the eviction
-        except FileNotFoundError:
+            if not isinstance(array, np.ndarray) or array.dtype != np.float16 or array.ndim != 3:
+                raise ValueError("not descriptors")
+        except OSError:  # absent, or out of reach for now: no sign of damage
             return None
-        except (ValueError, EOFError, OSError) as error:
+        except Exception as error:  # damage: ValueError, EOFError, BadZipFile, tokenize errors, ...
             log.warning("dropping damaged cache entry %s: %s", path, error)
-            path.unlink(missing_ok=True)
+            _remove(path)
             return None
-        if array.dtype != np.float16 or array.ndim != 3:
-            path.unlink(missing_ok=True)
-            return None
+        with suppress(OSError):  # a read-only cache is still worth reading
+            os.utime(path)  # marks it as used, for the eviction
         return array
 
     def put(self, configuration: str, key: str, descriptors: HalfArray) -> None:
@@ -105,15 +109,20 @@ class DescriptorCache:
             with temporary.open("wb") as file:
                 np.save(file, descriptors, allow_pickle=False)
             temporary.replace(path)
+        except FileNotFoundError:  # another process cleared the cache at this moment
+            return
         except OSError as error:
-            self._writable = False
-            log.warning(
-                "the cache %s cannot be written (%s); going on without it", self.root, error
-            )
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
+            with self._lock:
+                if self._writable:
+                    log.warning(
+                        "the cache %s cannot be written (%s); going on without it", self.root, error
+                    )
+                self._writable = False
             return
         with self._lock:
             if self._total is None:
+                self._sweep()
                 self._total = sum(size for _, _, size in self._entries())
             else:
                 self._total += descriptors.nbytes + 128
@@ -153,19 +162,25 @@ class DescriptorCache:
         return found
 
     def _evict(self) -> int:
-        """Drop the least recently used entries down to 90 % of the budget, and stale leftovers."""
+        """Drop the least recently used entries down to 90 % of the budget; returns what is left."""
         entries = sorted(self._entries(), key=lambda entry: entry[1])
         total = sum(size for _, _, size in entries)
-        newest = entries[-1][1] if entries else 0.0
         for path, _, size in entries:
             if total <= 0.9 * self.max_bytes:
                 break
-            path.unlink(missing_ok=True)
+            _remove(path)
             total -= size
+        return total
+
+    def _sweep(self) -> None:
+        """Drop what killed writers left; by the files' own clock, which may be a server's."""
+        newest = max((used for _, used, _ in self._entries()), default=0.0)
         for leftover in (self.root / "descriptors").glob("*/*/.*.tmp"):
-            try:
+            with suppress(OSError):
                 if newest - leftover.stat().st_mtime > _STALE_SECONDS:
                     leftover.unlink(missing_ok=True)
-            except OSError:
-                continue
-        return total
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # gone already, read-only, or in use (Windows)
+        path.unlink()

@@ -28,7 +28,7 @@ class FeatureConfig:
     """
 
     backbone: str = "filterbank"
-    weights: Path | None = None
+    weights: Path | None = field(default=None, compare=False)
     weights_hash: str = ""
     image_size: int = 256
     layers: tuple[int, ...] | None = None

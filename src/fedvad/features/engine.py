@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -57,6 +58,7 @@ class TorchEngine:
         try:
             self._device = torch.device(device)
             self._network = network.eval().to(self._device)
+            torch.zeros(1, device=self._device).cpu()  # some devices fail only when used
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device {device!r} is not available: {error}") from error
 
@@ -67,7 +69,7 @@ class TorchEngine:
         for tag, images in batches:
             with torch.inference_mode():
                 out = self._network(torch.from_numpy(images).to(self._device))
-            yield tag, out.cpu().numpy()
+            yield tag, out.contiguous().cpu().numpy()
 
 
 class OpenVinoEngine:
@@ -79,9 +81,12 @@ class OpenVinoEngine:
 
         self.batch_size = 4
         example = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces a successor of its tracer
+            # traced here, because the converter's own tracing runs the network twice more to check
+            traced = torch.jit.trace(network.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
             model = openvino.convert_model(
-                network.eval(), example_input=example, input=[-1, image_size, image_size, 3]
+                traced, example_input=example, input=[-1, image_size, image_size, 3]
             )
         # f32: a lower precision would move distances, and with them stored thresholds
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -101,13 +106,15 @@ class OpenVinoEngine:
             )
         )
         given = 0
-        for number, (tag, images) in enumerate(batches):
-            tags[number] = tag
-            queue.start_async([images], number)  # waits for a free request
-            while given in done:
-                yield tags.pop(given), done.pop(given)
-                given += 1
-        queue.wait_all()
+        try:
+            for number, (tag, images) in enumerate(batches):
+                tags[number] = tag
+                queue.start_async([images], number)  # waits for a free request
+                while given in done:
+                    yield tags.pop(given), done.pop(given)
+                    given += 1
+        finally:  # also when the caller stops early: callbacks must not outlive this frame
+            queue.wait_all()
         while given in done:
             yield tags.pop(given), done.pop(given)
             given += 1

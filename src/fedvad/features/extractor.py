@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.images import decode_rgb, read_bytes, resize_rgb
-from fedvad.errors import DataError, ImageError
+from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.cache import DescriptorCache, content_key
 from fedvad.features.config import FeatureConfig
@@ -69,13 +69,22 @@ class FeatureExtractor:
         """The graph from uint8 pixels to descriptors, as every engine and export runs it."""
         from fedvad.features.modules import DescriptorNet
 
-        network = DescriptorNet(
-            self._backbone.network,
-            mean=self._backbone.mean,
-            std=self._backbone.std,
-            pool=self.config.pool,
-            image_size=self.config.image_size,
-        )
+        try:
+            network = DescriptorNet(
+                self._backbone.network,
+                mean=self._backbone.mean,
+                std=self._backbone.std,
+                pool=self.config.pool,
+                image_size=self.config.image_size,
+            )
+        except (AssertionError, RuntimeError, ValueError) as error:  # as timm's models refuse
+            raise ConfigError(
+                f"backbone {self.config.backbone} cannot take images of "
+                f"{self.config.image_size} pixels: {error}"
+            ) from error
+        info = getattr(self._backbone.network, "feature_info", None)
+        if info is not None and sum(info.channels()) != network.dim:  # Swin and its kin
+            raise ConfigError(f"backbone {self.config.backbone} does not give (b, c, h, w) maps")
         network.eval().requires_grad_(False)
         return network
 
@@ -102,20 +111,42 @@ class FeatureExtractor:
         starts = range(0, len(paths), _CHUNK)
         with ThreadPoolExecutor(workers, thread_name_prefix="fedvad-read") as pool:
             ahead = [pool.submit(self._load, p) for p in paths[:_CHUNK]]
-            for start in starts:
-                now = ahead
-                ahead = [pool.submit(self._load, p) for p in paths[start + _CHUNK :][:_CHUNK]]
-                loaded = [future.result() for future in now]
-                made = self._compute(loaded, pool)
-                for offset, item in enumerate(loaded):
-                    found = item.hit if item.hit is not None else made.get(offset)
-                    yield Extracted(start + offset, found, item.error)
-                    if on_image is not None:
-                        on_image()
+            try:
+                for start in starts:
+                    now = ahead
+                    following = paths[start + _CHUNK : start + 2 * _CHUNK]
+                    ahead = [pool.submit(self._load, p) for p in following]
+                    loaded = [future.result() for future in now]
+                    made = self._compute(loaded, pool)
+                    for offset, item in enumerate(loaded):
+                        found = item.hit if item.hit is not None else made.pop(offset, None)
+                        yield Extracted(start + offset, found, item.error)
+                        if on_image is not None:
+                            on_image()
+            finally:  # a caller who stops early does not wait for images nobody wants
+                for future in ahead:
+                    future.cancel()
 
     def describe(self, images: npt.NDArray[np.uint8]) -> HalfArray:
         """Descriptors (b, h, w, d) float16 of (b, S, S, 3) uint8 images in memory, uncached."""
-        return np.concatenate([out.astype(np.float16) for _, out in self.engine.run([(0, images)])])
+        side = self.config.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+            raise DataError(
+                f"expected uint8 (b, {side}, {side}, 3) images, not {images.dtype} {images.shape}"
+            )
+        step = self.engine.batch_size
+        batches = ((s, images[s : s + step]) for s in range(0, len(images), step))
+        made = [self._half(out) for _, out in self.engine.run(batches)]
+        return np.concatenate(made) if made else np.zeros((0, *self.grid), np.float16)
+
+    def _half(self, descriptors: npt.NDArray[np.float32]) -> HalfArray:
+        # 65520 is the least number that rounds to infinity; a NaN fails the comparison too
+        if not np.abs(descriptors).max() < 65520:
+            raise DataError(
+                f"backbone {self.config.backbone} gives descriptors beyond the float16 range; "
+                "its weights are damaged or not meant for these inputs"
+            )
+        return descriptors.astype(np.float16)
 
     def _load(self, path: Path) -> _Loaded:
         try:
@@ -142,13 +173,7 @@ class FeatureExtractor:
         made: dict[int, HalfArray] = {}
         writes = []
         for indices, out in self.engine.run(batches):
-            half = out.astype(np.float16)
-            if not np.isfinite(half).all():
-                raise DataError(
-                    f"backbone {self.config.backbone} gives descriptors beyond the float16 range; "
-                    "its weights are damaged or not meant for these inputs"
-                )
-            for i, descriptors in zip(indices, half, strict=True):
+            for i, descriptors in zip(indices, self._half(out), strict=True):
                 made[i] = descriptors
                 if self.cache is not None:
                     writes.append(

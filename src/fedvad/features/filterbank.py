@@ -81,6 +81,12 @@ class FilterBank(nn.Module):
     Gabor energies (Bovik et al. 1990) and divisive normalisation (Heeger 1992).
     """
 
+    # All that the maps depend on, in place of weights. Count the number up whenever they change,
+    # else caches and detectors of older versions pass for this one's.
+    recipe = (
+        f"filterbank 1 {_RADIUS} {_ORIENTATIONS} {_WAVELENGTHS} {_FLOOR} {_SOFT} {_DARK} "
+        f"{_LEVEL_GAIN} {_TINT_GAIN}"
+    )
     pair: Tensor
     spot: Tensor
     soft: Tensor

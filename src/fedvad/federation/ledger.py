@@ -16,7 +16,11 @@ Phase = Literal["features", "local", "merge", "calibrate", "score"]
 
 
 class RoundEntry(BaseModel):
-    """One round. Bytes are lengths of real serialised messages, by site."""
+    """One round. Bytes are lengths of real serialised messages, by site.
+
+    A participant fetches the current global memory when its round begins; after the last round
+    every site fetches the final one, which counts into that round's `bytes_down`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,7 +39,7 @@ class RoundEntry(BaseModel):
 class Ledger(BaseModel):
     """Costs of a whole run; grows by rounds and survives a resume."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     rounds: list[RoundEntry] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
@@ -51,6 +55,14 @@ class Ledger(BaseModel):
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
             self.peak_rss_mb = max(self.peak_rss_mb, peak_rss_mb())
+
+    def continue_from(self, earlier: Ledger) -> None:
+        """Add the costs of an interrupted run, and take over its rounds."""
+        self.rounds[:] = earlier.rounds
+        for name, seconds in earlier.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.peak_rss_mb = max(self.peak_rss_mb, earlier.peak_rss_mb)
+        self.images_computed += earlier.images_computed
 
     @property
     def bytes_up_per_site_round(self) -> float:

@@ -20,6 +20,7 @@ Precision = Literal["float16", "float32"]
 _HEADER = "fedvad"
 # a header larger than this is no message of ours; checked before anything is parsed
 _MAX_HEADER = 1 << 16
+_MAX_COUNT = 1 << 50
 
 
 class Manifest(BaseModel):
@@ -31,17 +32,17 @@ class Manifest(BaseModel):
     coverage: of a global memory, see `memory.merge.coverage`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     schema_version: int = SCHEMA
     kind: Literal["upload", "global"]
-    site: str = Field(default="", max_length=200)
+    site: str = Field(default="", max_length=255)
     round: int = Field(ge=1, le=100_000)
     mode: Literal["append", "replace"] = "replace"
     features: str = Field(min_length=1, max_length=64)
     generator: str = Field(default="", max_length=64)
-    n_images: int = Field(ge=0)
-    n_patches: int = Field(ge=0)
+    n_images: int = Field(ge=0, le=_MAX_COUNT)
+    n_patches: int = Field(ge=0, le=_MAX_COUNT)
     coverage: float | None = None
 
 
@@ -108,9 +109,12 @@ def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
     for name, array in arrays.items():
         if array.dtype not in (np.float16, np.float32, np.float64):
             raise PayloadError(f"{name} of a message must be floating point, not {array.dtype}")
+        if array.ndim == 0:
+            raise PayloadError(f"{name} of a message is a single number, not an array")
     if len(arrays["vectors"]) > max_rows:
         raise PayloadError(f"message of {len(arrays['vectors'])} rows exceeds {max_rows}")
     try:
-        return MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"])
+        with np.errstate(over="ignore"):  # what overflows float32 is refused as infinite
+            return MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"])
     except MemoryBankError as error:
         raise PayloadError(str(error)) from error

@@ -81,10 +81,19 @@ class MemoryBank:
         return MemoryBank(self.vectors[indices], self.weights[indices], self.spread[indices])
 
     def rescaled(self, total_weight: float) -> MemoryBank:
-        """The same vectors with weights scaled so that they sum to `total_weight` > 0."""
+        """The same vectors with weights that sum to `total_weight` > 0; an empty bank stays so."""
+        if len(self) == 0:
+            return self
         return MemoryBank(
             self.vectors, self.weights * (total_weight / self.total_weight), self.spread
         )
+
+    def canonical(self) -> MemoryBank:
+        """The same rows in an order that does not depend on the order they are in now."""
+        rows = np.column_stack([self.vectors, self.weights.view(np.float32).reshape(-1, 2)])
+        rows = np.column_stack([rows, self.spread])
+        as_bytes = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))[:, 0]
+        return self.take(np.argsort(as_bytes, kind="stable"))
 
 
 def concatenate(banks: Sequence[MemoryBank]) -> MemoryBank:

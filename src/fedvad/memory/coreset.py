@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fedvad.errors import ConfigError
 from fedvad.memory.bank import FloatArray
-from fedvad.memory.distances import nearest, squared_norms
+from fedvad.memory.distances import nearest, pairwise, squared_norms
 
 if TYPE_CHECKING:
     import torch
@@ -50,23 +50,32 @@ def k_center(
     With `initial` (c, d) centres the traversal goes on from them, so that the m new points are
     those which `initial` covers worst; without, it starts at a seeded random point. `projection`
     selects in a seeded random projection to that many dimensions (faster; the radius is then
-    measured there). Ties break towards the lower index; duplicates are never chosen twice.
+    measured there). Ties break towards the lower index; duplicates are never chosen twice, so
+    fewer than m (with `initial` even none) come back when no other points are left.
 
     The result is that of the plain greedy loop: centres come from a pool of the farthest points,
     and distances of all others, which can only shrink, are refreshed in one matrix product when
-    the pool falls below the best of them.
+    the pool falls to the best of them.
 
-    Raises `ConfigError` when m < 1. Source: Gonzalez 1985; PatchCore, Roth et al. 2022, sec. 3.2;
-    the lazy pool is ours.
+    Raises `ConfigError` when m < 1 or there are no points. Source: Gonzalez 1985; PatchCore, Roth
+    et al. 2022, sec. 3.2; the lazy pool is ours.
     """
     import torch
 
     if m < 1:
         raise ConfigError(f"a coreset needs at least one vector, got {m}")
     n, dim = points.shape
+    if n == 0:
+        raise ConfigError("a coreset needs points to choose from")
     generator = torch.Generator().manual_seed(seed)
     data = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
-    start = None if initial is None or len(initial) == 0 else torch.from_numpy(initial)
+    start = None
+    if initial is not None and len(initial):
+        start = torch.from_numpy(np.ascontiguousarray(initial, dtype=np.float32))
+    # distances are differences of squared lengths: short vectors keep them accurate
+    mean = data.mean(0)
+    data = data - mean
+    start = None if start is None else start - mean
     if projection is not None and projection < dim:
         matrix = torch.randn(dim, projection, generator=generator) / projection**0.5
         data = data @ matrix
@@ -79,13 +88,18 @@ def k_center(
         first = int(torch.randint(n, (1,), generator=generator))
         chosen.append(first)
         distances, _ = nearest(data, data[first : first + 1], points_norms=norms)
-        distances[first] = 0.0
-    target = min(m, n)
-    while len(chosen) < target:
+    while len(chosen) < m:
         top, pool = torch.topk(distances, min(_POOL + 1, n))
-        bound = float(top[-1]) if n > _POOL else -1.0
-        new = _greedy_in_pool(data, norms, pool[:_POOL], top[:_POOL], bound, target - len(chosen))
-        if not new:  # every point lies on a centre: all that remain are duplicates
+        bound = float(top[-1]) if n > _POOL else 0.0
+        # all points farther than the bound, and none that ties with one left outside
+        pool = pool[top > bound].sort().values
+        if len(pool):
+            wanted = m - len(chosen)
+            new = _greedy_in_pool(data[pool], norms[pool], distances[pool], bound, wanted)
+            new = pool[new].tolist()
+        elif bound > 0:
+            new = [int(distances.numpy().argmax())]
+        else:  # every point lies on a centre: all that remain are duplicates
             break
         chosen += new
         refreshed, _ = nearest(data, data[new], points_norms=norms)
@@ -95,26 +109,18 @@ def k_center(
 
 
 def _greedy_in_pool(
-    data: torch.Tensor,
-    norms: torch.Tensor,
-    pool: torch.Tensor,
-    pool_distances: torch.Tensor,
-    bound: float,
-    wanted: int,
+    members: torch.Tensor, norms: torch.Tensor, distances: torch.Tensor, bound: float, wanted: int
 ) -> list[int]:
-    """Greedy picks within the pool while its farthest point is surely the farthest of all."""
-    members = data[pool].numpy()
-    lengths = norms[pool].numpy()
-    between = lengths[:, None] + lengths[None] - 2 * members @ members.T
-    distances = pool_distances.numpy().copy()
+    """Greedy picks among the members while the farthest of them is farther than `bound`."""
+    between = pairwise(members, norms).numpy()
+    left = distances.numpy()
     picks: list[int] = []
     while len(picks) < wanted:
-        j = int(distances.argmax())
-        if distances[j] <= 0 or (picks and distances[j] < bound):
+        farthest = int(left.argmax())
+        if left[farthest] <= bound:
             break
-        picks.append(int(pool[j]))
-        np.minimum(distances, between[j], out=distances)
-        distances[j] = -1.0
+        picks.append(farthest)
+        np.minimum(left, between[farthest], out=left)
     return picks
 
 
@@ -122,7 +128,8 @@ class CandidateSampler:
     """Uniform sample of patches from a stream of images, in a bounded number of bytes.
 
     Every image contributes the same number of patches at seeded uniform positions, so that no
-    image and no place is favoured (a regular stride drops whole columns and costs accuracy).
+    image and no place is favoured (a regular stride drops whole columns and costs accuracy). Where
+    `max_bytes` does not even hold one patch per image, a seeded choice of the images gives one.
     """
 
     def __init__(
@@ -137,18 +144,35 @@ class CandidateSampler:
     ) -> None:
         if not 0 < fraction <= 1:
             raise ConfigError(f"candidate fraction must lie in (0, 1], got {fraction}")
-        affordable = max_bytes // (4 * dim * max(n_images, 1))
-        self.per_image = max(1, min(round(fraction * patches_per_image), affordable))
+        affordable = max_bytes // (4 * dim)
+        if affordable < 1:
+            raise ConfigError(f"{max_bytes} bytes of candidates hold no patch of {dim} values")
         self._rng = np.random.default_rng(seed)
-        self._rows: list[FloatArray] = []
+        self._takes = np.ones(n_images, dtype=np.bool_)
+        if affordable < n_images:
+            self._takes[self._rng.permutation(n_images)[affordable:]] = False
+        wanted = max(1, round(fraction * patches_per_image))
+        self.per_image = max(1, min(wanted, affordable // max(n_images, 1)))
+        self._rows = np.empty((int(self._takes.sum()) * self.per_image, dim), np.float32)
+        self._images = 0
+        self._filled = 0
 
     def add(self, descriptors: npt.NDArray[np.float16]) -> None:
-        """Take this sampler's share of one image's (h, w, d) descriptors."""
+        """Take this sampler's share of one image's (h, w, d) descriptors.
+
+        Raises `ConfigError` for more images than announced.
+        """
+        if self._images == len(self._takes):
+            raise ConfigError(f"the sampler was made for {self._images} images")
+        self._images += 1
+        if not self._takes[self._images - 1]:
+            return
         patches = descriptors.reshape(-1, descriptors.shape[-1])
         take = min(self.per_image, len(patches))
         rows = np.sort(self._rng.choice(len(patches), take, replace=False))
-        self._rows.append(patches[rows].astype(np.float32))
+        self._rows[self._filled : self._filled + take] = patches[rows]
+        self._filled += take
 
     def result(self) -> FloatArray:
         """The sampled patches, (rows, d) float32, in the order of the images."""
-        return np.concatenate(self._rows)
+        return self._rows[: self._filled]

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BLOCK_BYTES", "nearest", "squared_norms"]
+__all__ = ["BLOCK_BYTES", "nearest", "pairwise", "row_argmin", "squared_norms"]
 
 BLOCK_BYTES = 64 << 20
+# |p|^2 + |c|^2 - 2 p c of equal points is off by a share of |p|^2 (float32: up to 2.4e-6 seen)
+_ROUNDING = 5e-6
 
 
 def squared_norms(points: torch.Tensor) -> torch.Tensor:
@@ -18,6 +20,19 @@ def squared_norms(points: torch.Tensor) -> torch.Tensor:
 
     norms: torch.Tensor = torch.linalg.vecdot(points, points)
     return norms
+
+
+def row_argmin(rows: torch.Tensor) -> torch.Tensor:
+    """Column (n,) of the first smallest value of each row; NumPy is ten times as fast here."""
+    import torch
+
+    return torch.from_numpy(rows.numpy().argmin(1))
+
+
+def pairwise(points: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """Squared distances (n, n) between few (n, d) points; 0 where they differ by rounding only."""
+    squared = norms[:, None] + norms[None] - 2 * points @ points.T
+    return squared.masked_fill_(squared <= _ROUNDING * norms[:, None], 0)
 
 
 def nearest(
@@ -29,7 +44,8 @@ def nearest(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared distance (n,) and index (n,) of the nearest of (m, d) centres to each (n, d) point.
 
-    Memory beyond the result is bounded by `block_bytes`, whatever n is.
+    Distances that differ from 0 by rounding only are 0. Memory beyond the result is bounded by
+    `block_bytes`, whatever n is.
     """
     import torch
 
@@ -43,5 +59,7 @@ def nearest(
     for start in range(0, n, step):
         stop = min(n, start + step)
         block = torch.addmm(centre_norms, points[start:stop], transposed, alpha=-2)
-        torch.min(block, dim=1, out=(best[start:stop], index[start:stop]))
-    return (best + norms).clamp_min_(0), index
+        index[start:stop] = row_argmin(block)
+        best[start:stop] = block.gather(1, index[start:stop, None])[:, 0]
+    best += norms
+    return best.masked_fill_(best <= _ROUNDING * norms, 0), index

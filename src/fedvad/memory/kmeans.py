@@ -8,7 +8,7 @@ import numpy as np
 
 from fedvad.errors import ConfigError
 from fedvad.memory.bank import MemoryBank
-from fedvad.memory.distances import nearest, squared_norms
+from fedvad.memory.distances import nearest, pairwise, squared_norms
 
 if TYPE_CHECKING:
     import torch
@@ -42,28 +42,30 @@ def weighted_kmeans(
         raise ConfigError(f"k-means needs k >= 1, got {k}")
     if len(bank) <= k:
         return bank
-    bank = bank.take(np.lexsort(bank.vectors.T[::-1]))
-    points = torch.from_numpy(bank.vectors)
+    bank = bank.canonical()
+    exact = torch.from_numpy(bank.vectors).double()
+    # distances are differences of squared lengths: short vectors keep them accurate
+    points = (exact - exact.mean(0)).float()
     weights = torch.from_numpy(bank.weights)
-    best: tuple[float, torch.Tensor, torch.Tensor] | None = None
+    best: tuple[float, torch.Tensor] | None = None
     for restart in range(restarts):
         generator = torch.Generator().manual_seed(seed * 1009 + restart)
-        centres = points[kmeans_plus_plus(points, weights, k, generator)].clone()
+        centres = points[kmeans_plus_plus(points, weights, k, generator)]
         run = _lloyd(points, weights, centres, max_iterations, tolerance)
         if best is None or run[0] < best[0]:
             best = run
     assert best is not None
-    _, centres, label = best
-    size = torch.zeros(k, dtype=torch.float64).index_add_(0, label, weights)
-    scatter = torch.from_numpy(bank.spread).double() ** 2
-    scatter += (points - centres[label]).double().square().sum(1)
-    spread = torch.zeros(k, dtype=torch.float64).index_add_(0, label, weights * scatter)
-    kept = size > 0
-    return MemoryBank(
-        centres[kept].numpy(),
-        size[kept].numpy(),
-        (spread[kept] / size[kept]).sqrt().float().numpy(),
-    )
+    _, label = best
+    # a cell that ended empty, or was never seeded for want of distinct rows, is left out
+    _, label = torch.unique(label, return_inverse=True)
+    cells = int(label.max()) + 1
+    size = torch.zeros(cells, dtype=torch.float64).index_add_(0, label, weights)
+    sums = torch.zeros(cells, bank.dim, dtype=torch.float64)
+    means = sums.index_add_(0, label, exact * weights[:, None]) / size[:, None]
+    scatter = torch.from_numpy(bank.spread).double().square()
+    scatter += (exact - means[label]).square().sum(1)
+    variance = torch.zeros_like(size).index_add_(0, label, weights * scatter) / size
+    return MemoryBank(means.float().numpy(), size.numpy(), variance.sqrt().float().numpy())
 
 
 def kmeans_plus_plus(
@@ -82,16 +84,13 @@ def kmeans_plus_plus(
     first = int(torch.multinomial(weights, 1, generator=generator))
     chosen = [first]
     distances, _ = nearest(points, points[first : first + 1], points_norms=norms)
-    distances[first] = 0.0
     while len(chosen) < k:
         mass = weights * distances
         if float(mass.sum()) <= 0:
             break
         proposals = torch.multinomial(mass, _PROPOSALS, replacement=True, generator=generator)
         coins = torch.rand(_PROPOSALS, generator=generator).numpy()
-        members = points[proposals]
-        lengths = norms[proposals]
-        between = (lengths[:, None] + lengths[None] - 2 * members @ members.T).clamp_min_(0).numpy()
+        between = pairwise(points[proposals], norms[proposals]).numpy()
         then = distances[proposals].numpy()
         now = then.copy()
         order = proposals.tolist()
@@ -99,7 +98,7 @@ def kmeans_plus_plus(
         for i, point in enumerate(order):
             if len(chosen) + len(new) == k:
                 break
-            if point not in new and coins[i] * then[i] < now[i]:
+            if coins[i] * then[i] < now[i]:  # never for one taken before: it is at 0
                 new.append(point)
                 np.minimum(now, between[i], out=now)
         refreshed, _ = nearest(points, points[new], points_norms=norms)
@@ -115,8 +114,8 @@ def _lloyd(
     centres: torch.Tensor,
     max_iterations: int,
     tolerance: float,
-) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """Lloyd iterations; returns weighted inertia, (k, d) centres and (n,) labels."""
+) -> tuple[float, torch.Tensor]:
+    """Lloyd iterations; returns weighted inertia and (n,) labels."""
     import torch
 
     norms = squared_norms(points)
@@ -133,9 +132,12 @@ def _lloyd(
         centres = (sums / size.clamp_min(1e-300)[:, None]).float()
         if bool(empty.any()):
             # an empty cell restarts where the memory is represented worst
-            centres[empty] = points[torch.topk(losses, int(empty.sum())).indices]
+            for cell in empty.nonzero()[:, 0]:
+                centres[cell] = points[losses.argmax()]
+                gaps, _ = nearest(points, centres[cell][None], points_norms=norms)
+                losses = torch.minimum(losses, weights * gaps)
         elif previous - inertia <= tolerance * inertia:
             break
         previous = inertia
     distances, label = nearest(points, centres, points_norms=norms)
-    return float((weights * distances).sum()), centres, label
+    return float((weights * distances).sum()), label

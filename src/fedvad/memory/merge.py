@@ -50,13 +50,15 @@ def merge_banks(
 def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
     import torch
 
-    bank = bank.take(np.lexsort(bank.vectors.T[::-1]))
-    centres = bank.vectors[k_center(bank.vectors, size, seed=seed).indices]
-    squared, label = nearest(torch.from_numpy(bank.vectors), torch.from_numpy(centres))
-    weights = np.bincount(label.numpy(), bank.weights, minlength=len(centres)).astype(np.float64)
+    bank = bank.canonical()
+    chosen = k_center(bank.vectors, size, seed=seed).indices
+    points = torch.from_numpy(bank.vectors)
+    squared, label = nearest(points, points[chosen])
+    kept, cell = np.unique(label.numpy(), return_inverse=True)
+    weights = np.bincount(cell, bank.weights).astype(np.float64)
     scatter = bank.weights * (bank.spread.astype(np.float64) ** 2 + squared.numpy())
-    variance = np.bincount(label.numpy(), scatter, minlength=len(centres)) / weights
-    return MemoryBank(centres, weights, np.sqrt(variance).astype(np.float32))
+    variance = np.bincount(cell, scatter) / weights
+    return MemoryBank(bank.vectors[chosen[kept]], weights, np.sqrt(variance).astype(np.float32))
 
 
 def coverage(
@@ -74,7 +76,10 @@ def coverage(
     if len(uploads) < 2 or len(memory) == 0:
         return 0.0 if len(memory) else float("inf")
     points = torch.from_numpy(uploads)
-    worst = float(nearest(points, torch.from_numpy(memory))[0].max().sqrt())
+    reference = torch.from_numpy(memory)
+    # measured from differences: no cancellation, so uploads that are in the memory are at 0
+    closest = reference[nearest(points, reference)[1]]
+    worst = float(torch.linalg.vector_norm(points - closest, dim=1).max())
     rows = np.random.default_rng(seed).permutation(len(uploads))[:max_rows]
     sample = points[np.sort(rows)]
     norms = squared_norms(sample)

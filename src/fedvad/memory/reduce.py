@@ -6,6 +6,7 @@ method"); how patches are grouped before averaging was not readable and is our c
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -49,58 +50,67 @@ def reduce_patches(
     if mode == "cluster":
         return weighted_kmeans(MemoryBank.of_patches(patches), rows, seed=seed, restarts=1)
     chosen = k_center(patches, rows, seed=seed, initial=initial, projection=projection).indices
+    if len(chosen) == 0:  # `initial` holds every patch: a site still has something to send
+        chosen = np.zeros(1, dtype=np.int64)
     return cells(patches, patches[chosen], pull=pull)
 
 
 def cells(patches: FloatArray, centres: FloatArray, *, pull: float = 0.0) -> MemoryBank:
     """Assign (n, d) patches to their nearest of (m, d) centres; empty cells are dropped."""
-    size, mean = _cell_means(patches, centres)
-    kept = size > 0
-    vectors = ((1 - pull) * centres + pull * mean).astype(np.float32)[kept]
-    return _measured(patches, vectors, size[kept])
+    found = _Cells.of(patches, centres)
+    kept = found.size > 0
+    vectors, spread = found.moved(centres, np.full(len(centres), pull))
+    return MemoryBank(vectors[kept], found.size[kept], spread[kept])
 
 
 def renew(bank: MemoryBank, patches: FloatArray, *, keep: float) -> MemoryBank:
     """Move each vector towards the mean of the (n, d) patches nearest to it.
 
-    vector <- keep x vector + (1 - keep) x mean of its cell, weights likewise, from cell sizes; a
-    vector that no patch is nearest to stays. The dynamic update of FedDyMem as an exponential
-    moving average (specification, section 3.3; form ours).
+    vector <- keep x vector + (1 - keep) x mean of its cell, weights likewise, from cell sizes
+    scaled so that the total weight stays; spread is that of the cell. A vector that no patch is
+    nearest to stays as it is. The dynamic update of FedDyMem as an exponential moving average
+    (specification, section 3.3; form ours).
     """
-    size, mean = _cell_means(patches, bank.vectors)
-    hit = size > 0
-    share = np.where(hit, 1 - keep, 0.0)[:, None]
-    vectors = ((1 - share) * bank.vectors + share * mean).astype(np.float32)
-    scale = bank.total_weight / max(float(size.sum()), 1.0)
-    weights = np.where(hit, keep * bank.weights + (1 - keep) * scale * size, bank.weights)
-    return _measured(patches, vectors, weights)
+    found = _Cells.of(patches, bank.vectors)
+    hit = found.size > 0
+    vectors, spread = found.moved(bank.vectors, np.where(hit, 1 - keep, 0.0))
+    scale = float(bank.weights[hit].sum()) / max(len(patches), 1)
+    weights = np.where(hit, keep * bank.weights + (1 - keep) * scale * found.size, bank.weights)
+    return MemoryBank(vectors, weights, np.where(hit, spread, bank.spread))
 
 
-def _cell_means(
-    patches: FloatArray, centres: FloatArray
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Cell sizes (m,) and cell means (m, d), zero for empty cells."""
-    import torch
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Patches by nearest centre; all zero for empty cells.
 
-    points = torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))
-    _, label = nearest(points, torch.from_numpy(np.ascontiguousarray(centres)))
-    size = torch.bincount(label, minlength=len(centres)).double()
-    sums = torch.zeros(centres.shape, dtype=torch.float64).index_add_(0, label, points.double())
-    return size.numpy(), (sums / size.clamp_min(1)[:, None]).numpy()
+    size: (m,) how many. mean: (m, d). squared: (m,) mean squared distance to the centre.
+    """
 
+    size: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    squared: npt.NDArray[np.float64]
 
-def _measured(
-    patches: FloatArray, vectors: FloatArray, weights: npt.NDArray[np.float64]
-) -> MemoryBank:
-    """A bank of these vectors, with the spread of the patches that are nearest to each."""
-    import torch
+    @classmethod
+    def of(cls, patches: FloatArray, centres: FloatArray) -> _Cells:
+        import torch
 
-    points = torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))
-    squared, label = nearest(points, torch.from_numpy(vectors))
-    size = np.bincount(label.numpy(), minlength=len(vectors))
-    total = np.bincount(label.numpy(), squared.double().numpy(), minlength=len(vectors))
-    spread = np.sqrt(total / np.maximum(size, 1)).astype(np.float32)
-    return MemoryBank(vectors, weights, spread)
+        points = torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))
+        distances, label = nearest(points, torch.from_numpy(np.ascontiguousarray(centres)))
+        size = torch.bincount(label, minlength=len(centres)).double()
+        count = size.clamp_min(1)
+        sums = torch.zeros(centres.shape, dtype=torch.float64).index_add_(0, label, points.double())
+        squared = torch.bincount(label, distances.double(), minlength=len(centres)) / count
+        return cls(size.numpy(), (sums / count[:, None]).numpy(), squared.numpy())
+
+    def moved(
+        self, centres: FloatArray, share: npt.NDArray[np.float64]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Centres (m, d) moved by `share` (m,) of the way to their means, and their spread (m,)."""
+        way = self.mean - centres
+        vectors = (centres + share[:, None] * way).astype(np.float32)
+        # mean |p - v|^2 = mean |p - mean|^2 + |mean - v|^2, for v the centre and for v moved
+        variance = self.squared + ((1 - share) ** 2 - 1) * (way**2).sum(1)
+        return vectors, np.sqrt(np.maximum(variance, 0)).astype(np.float32)
 
 
 class PositionMeans:
@@ -117,7 +127,8 @@ class PositionMeans:
 
     def add(self, descriptors: npt.NDArray[np.floating]) -> None:
         """Take a batch of (b, h, w, d) descriptors; raises `ConfigError` on another grid."""
-        batch = descriptors.reshape(len(descriptors), -1, descriptors.shape[-1]).astype(np.float64)
+        images, height, width, dim = descriptors.shape
+        batch = descriptors.reshape(images, height * width, dim).astype(np.float64)
         if self._sum is None:
             self._sum = np.zeros(batch.shape[1:])
             self._square = np.zeros(batch.shape[1])

@@ -60,19 +60,19 @@ class TrainConfig(BaseModel):
     memory_rows: int | None = Field(default=None, ge=1)
     # memory
     reduce: Reduce = "coreset"
-    pull: float = 0.0
+    pull: float = Field(default=0.0, ge=0, le=1)
     update: Update = "grow"
     ema: float = 0.5
-    candidates: float = 0.25
-    candidate_bytes: int = 64 << 20
-    projection: int | None = 128
+    candidates: float = Field(default=0.25, gt=0, le=1)
+    candidate_bytes: int = Field(default=64 << 20, ge=1)
+    projection: int | None = Field(default=128, ge=1)
     # generator
     train_generator: bool = False
     anchors: Anchors = "global"
     loss: LossMode = "hypersphere"
     epochs: int = 1
-    learning_rate: float = 1e-3
-    identity_weight: float = 0.01
+    learning_rate: float = Field(default=1e-3, gt=0)
+    identity_weight: float = Field(default=0.01, ge=0)
     # scoring
     map: MapMode = "nn1"
     smooth: int = 3
@@ -92,7 +92,9 @@ class TrainConfig(BaseModel):
     @field_validator("compare", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
-        return tuple(v for v in value.split(",") if v) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -144,9 +146,12 @@ class TrainConfig(BaseModel):
 
     def rows(self, dim: int) -> int:
         """Rows a site may send per round: `upload_rows`, or fewer if `upload_bytes` says so."""
+        return max(1, min(self.upload_rows, self.affordable_rows(dim)))
+
+    def affordable_rows(self, dim: int) -> int:
+        """Rows of `dim` values that fit into `upload_bytes`."""
         value = 2 if self.precision == "float16" else 4
-        affordable = (self.upload_bytes - 2048) // (value * (dim + 1) + 4)
-        return max(1, min(self.upload_rows, affordable))
+        return (self.upload_bytes - 2048) // (value * (dim + 1) + 4)
 
     def memory(self, dim: int) -> FedDyMemConfig:
         """The memory part, for descriptors of length `dim`."""
@@ -186,7 +191,7 @@ def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
             raise ConfigError(f"{file} is not valid TOML: {error}") from error
     values |= {key: value for key, value in flags.items() if value is not None}
     method = values.get("method", "feddymem")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; choose from {sorted(METHODS)}")
     try:
         config = TrainConfig(**(METHODS[method] | values))

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedvad.data.folders import Site, read_set, read_sites
 from fedvad.data.split import parse_split, split_site
 from fedvad.detectors.base import NormalFeatures
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.progress import Progress, Stage
 
@@ -23,7 +23,11 @@ def load_sites(
 ) -> list[Site]:
     """Sites of a folder, or the parts of one set; raises `DataError` or `ConfigError`."""
     if split is None:
-        return read_sites(data, allow_empty_train=allow_empty_train)
+        sites = read_sites(data, allow_empty_train=allow_empty_train)
+        for site in sites:
+            if not site.name.isprintable():  # names go into messages, tables and files
+                raise DataError(f"site {site.name!r}: rename its folder, to printable characters")
+        return sites
     wanted = parse_split(split)
     sites = read_sites(data)
     if len(sites) != 1:

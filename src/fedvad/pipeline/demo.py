@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedvad.data.demo import write_demo
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, StorageError
 from fedvad.features.cache import DescriptorCache
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.train import train
 
@@ -31,16 +31,19 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> dict[str, 
 
     Raises `ConfigError` when `out` exists and is no earlier demo.
     """
-    if out.exists() and any(out.iterdir()):
-        if not (out / _MARK).is_file():
-            raise ConfigError(f"{out} exists and is not an earlier demo: choose another --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _MARK).touch()
-    progress("drawing", 0, 1)
-    write_demo(out / "data", size=IMAGE_SIZE, seed=seed)
-    progress("drawing", 1, 1)
-    config = TrainConfig(**DEMO_CONFIG, seed=seed)
+    config = resolve_config(**DEMO_CONFIG, seed=seed)
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if not (out / _MARK).is_file():
+                raise ConfigError(f"{out} exists and is not an earlier demo: choose another --out")
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _MARK).touch()
+        progress("drawing", 0, 1)
+        write_demo(out / "data", size=IMAGE_SIZE, seed=seed)
+        progress("drawing", 1, 1)
+    except OSError as error:
+        raise StorageError(f"cannot write the demo to {out}: {error.strerror or error}") from error
     with TemporaryDirectory(prefix="fedvad-demo-") as folder:
         cache = DescriptorCache(Path(folder))
         return train(out / "data", out, config, cache=cache, progress=progress)

@@ -10,17 +10,19 @@ from typing import Any
 from fedvad.data.folders import Site
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import choose_images, held_out_scores
+from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.generator import Generator
 from fedvad.errors import DataError
 from fedvad.evaluation.sites import site_threshold, summarise
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import Reference, TrainConfig
 from fedvad.pipeline.data import load_sites
 from fedvad.pipeline.outputs import panels
 from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.run_folder import TrainedRun, open_run
+from fedvad.pipeline.run_folder import TrainedRun, open_run, read_ledger
 from fedvad.pipeline.scoring import score_with
 from fedvad.report.contact_sheet import contact_sheet
 
@@ -41,6 +43,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the test images of `data` and return the results, in the shape that `train` returns.
 
+    The ledger tells the rounds and bytes of the training, and the seconds of this evaluation.
+
     A site of the run uses its own generator and threshold. A site that never trained uses the
     global memory; when its folder has normal training images its threshold comes from those,
     else it borrows the median of the run's thresholds. The split of the training is repeated when
@@ -51,21 +55,25 @@ def evaluate(
     new = [site for site in sites if site.name not in run.sites]
     if new:
         log.info("never trained on: %s", ", ".join(site.name for site in new))
-    thresholds = {site.name: _new_threshold(site, run, config, extractor) for site in new}
-    results = score_with(
-        lambda name: (
-            run.detector(name, extractor, None if name in thresholds else reference),
-            thresholds.get(name) or run.threshold(name, reference),
-        ),
-        sites,
-        extractor,
-        "scoring",
-        config.max_bad,
-        progress,
-    )
+    ledger = Ledger(rounds=read_ledger(run_folder).rounds)
+    with ledger.phase("calibrate"):
+        thresholds = {site.name: _new_threshold(site, run, config, extractor) for site in new}
+
+    def for_site(name: str) -> tuple[MemoryDetector, Threshold | None]:
+        wanted = None if name in thresholds else reference
+        return (
+            run.detector(name, extractor, wanted),
+            thresholds.get(name) or run.threshold(name, wanted),
+        )
+
+    with ledger.phase("score"):
+        results = score_with(for_site, sites, extractor, "scoring", config.max_bad, progress)
+    ledger.images_computed = extractor.computed
     if not results:
         raise DataError(f"{data} has no test images: expected test/good and test/<defect> folders")
     summary = summarise(results, target_fpr=config.target_fpr, size=config.image_size)
+    summary["compare"] = {}
+    summary["ledger"] = ledger.summary()
     summary["reference"] = reference or run.reference
     summary["sites_never_trained_on"] = [site.name for site in new]
     summary["unreadable"] = [reason for r in results for reason in r.bad]

@@ -38,7 +38,7 @@ def inspect(path: Path) -> dict[str, Any]:
     except ArtefactError as not_an_artefact:
         try:
             payload = Payload.from_bytes(path.read_bytes())
-        except PayloadError:
+        except (PayloadError, OSError):
             raise not_an_artefact from None
         arrays = payload.arrays
         values = {"kind": "message", "manifest": payload.manifest.model_dump()}

@@ -11,7 +11,7 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.evaluation.sites import SiteResult, gains, summarise
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.run_folder import TrainedRun, write_json
+from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_json
 from fedvad.report.contact_sheet import Panel, contact_sheet
 from fedvad.report.tables import (
     results_table,
@@ -54,7 +54,7 @@ def write_outputs(
     ]
     summary["ledger"] = ledger.summary()
     summary["verdict"] = verdict(summary)
-    write_json(out / "ledger.json", ledger.model_dump())
+    write_json(out / LEDGER_FILE, ledger.model_dump())
     write_json(out / "results.json", summary)
     tables = {
         "method": results_table(summary, name=run.method),
@@ -71,10 +71,21 @@ def write_outputs(
         contact_sheet(
             panels(results),
             out / "heatmaps.png",
-            title=f"{run.method}: {summary['verdict']}",
+            title=_title(summary),
             image_size=run.features.image_size,
         )
     return summary
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    mean = summary["image_auroc"]["mean"]
+    alone = summary["compare"].get("local", {}).get("image_auroc", {}).get("mean")
+    title = f"{summary['method']}, {len(summary['training_images'])} sites"
+    if mean is not None:
+        title += f": image AUROC {mean:.3f}"
+    if alone is not None:
+        title += f" (each site alone {alone:.3f})"
+    return title
 
 
 def panels(results: Sequence[SiteResult]) -> list[Panel]:

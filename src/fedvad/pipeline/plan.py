@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import choose_images
+from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
 
-__all__ = ["plan", "site_seed", "split_held_out"]
+__all__ = ["check_join", "plan", "site_seed", "split_held_out"]
 
 
 def site_seed(seed: int, index: int) -> int:
@@ -19,11 +20,28 @@ def site_seed(seed: int, index: int) -> int:
     return seed * 10_007 + index
 
 
+def check_join(config: TrainConfig, sites: Sequence[str]) -> None:
+    """Raise `ConfigError` for a late joiner that is no site, before any image is read."""
+    unknown = sorted(set(config.join) - set(sites))
+    if unknown:
+        raise ConfigError(f"--join names unknown sites {unknown}; there are {sorted(sites)}")
+
+
 def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchange, Schedule]:
-    """The exchange and the schedule that a configuration asks for."""
+    """The exchange and the schedule that a configuration asks for.
+
+    Raises `ConfigError` when the means of all patch positions do not fit into `upload_bytes`.
+    """
+    height, width, dim = extractor.grid
+    if config.reduce == "position" and height * width > config.affordable_rows(dim):
+        raise ConfigError(
+            f"reduce 'position' sends one vector for each of {height} x {width} patches, more "
+            f"than --upload-bytes {config.upload_bytes} allows: raise it, take a smaller image "
+            "size or fewer layers, or another --method"
+        )
     exchange = MemoryExchange(
         features=extractor.config.key(),
-        dim=extractor.grid[2],
+        dim=dim,
         merge_mode=config.merge,
         size=config.memory_rows,
         precision=config.precision,
@@ -49,7 +67,7 @@ def split_held_out(
     held_out: dict[str, NormalFeatures] = {}
     for name, feature in features.items():
         if config.calibration_mode == "holdout":
-            count = round(config.holdout * len(feature))
+            count = min(round(config.holdout * len(feature)), len(feature) - 1)
             chosen = choose_images(len(feature), count, config.seed)
             rest = sorted(set(range(len(feature))) - set(chosen))
             fitting[name], held_out[name] = feature.subset(rest), feature.subset(chosen)

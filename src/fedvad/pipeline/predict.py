@@ -83,10 +83,11 @@ def predict(
 
 def _overlay_names(files: Sequence[Path]) -> list[str]:
     """One distinct file name per image, also when folders repeat names."""
-    taken: dict[str, int] = {}
-    names = []
+    names: dict[str, None] = {}
     for path in files:
-        count = taken.get(path.stem, 0)
-        taken[path.stem] = count + 1
-        names.append(f"{path.stem}{f'-{count}' if count else ''}.png")
-    return names
+        name, count = f"{path.stem}.png", 0
+        while name in names:
+            count += 1
+            name = f"{path.stem}-{count}.png"
+        names[name] = None
+    return list(names)

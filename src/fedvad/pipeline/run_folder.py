@@ -15,26 +15,30 @@ from fedvad.detectors.artefact import feature_identity, read_arrays, write_array
 from fedvad.detectors.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig
-from fedvad.errors import ArtefactError, ConfigError
+from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.ledger import Ledger
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.pipeline.config import Reference, TrainConfig
 
 __all__ = [
     "DETECTOR_FILE",
+    "LEDGER_FILE",
     "SiteModel",
     "TrainedRun",
     "open_run",
     "read_config",
+    "read_ledger",
     "write_config",
     "write_json",
 ]
 
 DETECTOR_FILE = "detector.safetensors"
 CONFIG_FILE = "config.json"
+LEDGER_FILE = "ledger.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +74,7 @@ class TrainedRun:
         reference needs a memory that the site does not have.
         """
         self.features.check_same(extractor.config, "this run")
-        reference = reference or self.reference
+        reference = self._reference(site, reference)
         detector = FedDyMem(extractor=extractor, scoring=self.scoring)
         model = self.sites.get(site) if site is not None else None
         if model is None:
@@ -86,15 +90,24 @@ class TrainedRun:
             bank = model.bank
         else:
             bank = concatenate([self.memory, model.bank])
+        if len(bank) == 0:
+            raise ConfigError(
+                f"site {site!r} took part in no round, so it has no memory of its own; "
+                "use --reference global"
+            )
         return detector.with_memory(bank, model.generator)
 
     def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
         """A site's threshold; for an unknown site the median of the known ones."""
-        reference = reference or self.reference
+        reference = self._reference(site, reference)
         if site in self.sites:
             return self.sites[site].thresholds.get(reference)
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
         return sorted(known, key=lambda t: t.value)[len(known) // 2] if known else None
+
+    def _reference(self, site: str | None, wanted: Reference | None) -> Reference:
+        """The reference set that scores; a site without its own memory defaults to the global."""
+        return wanted or (self.reference if site in self.sites else "global")
 
     def save(self, folder: Path) -> None:
         """Write `detector.safetensors` into `folder`; raises `StorageError`."""
@@ -157,8 +170,8 @@ class TrainedRun:
                 features=feature_identity(values, path),
                 method=values["method"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ArtefactError(f"{path} is incomplete: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError, MemoryBankError) as error:
+            raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
@@ -172,6 +185,14 @@ def read_config(folder: Path) -> TrainConfig:
         return TrainConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
     except (OSError, ValueError) as error:
         raise ArtefactError(f"cannot read {folder / CONFIG_FILE}: {error}") from error
+
+
+def read_ledger(folder: Path) -> Ledger:
+    """The ledger of a run; an empty one when there is none that can be read."""
+    try:
+        return Ledger.model_validate_json((folder / LEDGER_FILE).read_bytes())
+    except (OSError, ValueError):
+        return Ledger()
 
 
 def write_json(path: Path, value: Any) -> None:

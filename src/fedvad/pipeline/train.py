@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import held_out_scores
 from fedvad.detectors.memory_site import MemorySite
-from fedvad.errors import ConfigError
+from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import site_threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -23,10 +23,10 @@ from fedvad.federation.runners.inprocess import run_rounds
 from fedvad.federation.runners.state import clear_state
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.compare import compare
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import Reference, TrainConfig
 from fedvad.pipeline.data import load_sites, warm_up
 from fedvad.pipeline.outputs import write_outputs
-from fedvad.pipeline.plan import plan, site_seed, split_held_out
+from fedvad.pipeline.plan import check_join, plan, site_seed, split_held_out
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import (
     DETECTOR_FILE,
@@ -61,13 +61,15 @@ def train(
     """
     _prepare(out, config, resume)
     sites = load_sites(data, config.split, config.seed)
+    check_join(config, [site.name for site in sites])
     ledger = Ledger()
     with ledger.phase("features"):
         extractor = FeatureExtractor(config.features(), cache)
+        exchange, schedule = plan(config, extractor)
         features = warm_up(sites, extractor, config.max_bad, progress)
+    ledger.images_computed = warmed_up = extractor.computed
     write_config(out, config)
     fitting, held_out = split_held_out(features, config)
-    exchange, schedule = plan(config, extractor)
     members = {
         name: MemorySite(fit, config.memory(extractor.grid[2]), seed=site_seed(config.seed, i))
         for i, (name, fit) in enumerate(sorted(fitting.items()))
@@ -92,7 +94,7 @@ def train(
         comparisons = compare(
             config, run, sites, fitting, held_out, results, extractor, progress=progress
         )
-    ledger.images_computed = extractor.computed
+    ledger.images_computed += extractor.computed - warmed_up
     summary = write_outputs(out, config, run, results, comparisons, ledger, features, own_normals)
     clear_state(out / "state")
     return summary
@@ -109,6 +111,13 @@ def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
                     + ", ".join(f"{k} ({before[k]!r}, now {now[k]!r})" for k in changed)
                 )
         return
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: choose another --out")
+    if (out / "config.json").exists():
+        try:
+            read_config(out)
+        except ArtefactError as error:
+            raise ConfigError(f"{out} holds something else: choose another --out") from error
     if (out / DETECTOR_FILE).exists() or (out / "state").exists():
         raise ConfigError(
             f"{out} already holds a run: choose another --out, remove it, or go on with --resume"
@@ -147,15 +156,17 @@ def calibrate(
     Returns, by site, what its own held-out normals say about joining: the median of their scores
     with its own memory and with the reference, and the share of them that came nearer.
     """
-    references = dict.fromkeys((run.reference, "local"))
+    # the global ones also serve sites and images that never trained
+    references: dict[Reference, None] = dict.fromkeys((run.reference, "local", "global"))
     stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
     told: dict[str, Any] = {}
     for name, model in run.sites.items():
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for reference in references:
-            detector = run.detector(name, extractor, reference)
-            if detector.bank_ is None or len(detector.bank_) == 0:
+            if reference == "local" and len(model.bank) == 0:  # took part in no round
                 continue
+            detector = run.detector(name, extractor, reference)
+            assert detector.bank_ is not None
             scores[reference] = np.asarray(
                 held_out_scores(
                     held_out[name],

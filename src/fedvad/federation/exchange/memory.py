@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.memory_site import MemorySite
-from fedvad.errors import FederationError, PayloadError
+from fedvad.errors import FederationError, MemoryBankError, PayloadError
 from fedvad.federation.payload import Manifest, Payload, Precision, bank_arrays, bank_from
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.merge import MergeMode, coverage, merge_banks
@@ -45,6 +45,11 @@ class MemoryExchange:
             if incoming.manifest.features != self.features:
                 raise FederationError("the global memory is of another feature configuration")
             known = bank_from(incoming)
+            if incoming.manifest.kind != "global" or known.dim != self.dim:
+                raise FederationError(
+                    f"expected a global memory of {self.dim} values per row, got "
+                    f"{incoming.manifest.kind} of {known.dim}"
+                )
         rows = state.update(round_, known if known is not None and len(known) else None)
         manifest = Manifest(
             kind="upload",
@@ -78,8 +83,16 @@ class MemoryExchange:
             raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
         if before is not None and manifest.mode == "append":
             bank = concatenate([bank_from(before), bank])
-        bank = bank.rescaled(float(manifest.n_patches))
-        self._sites[manifest.site] = Payload(manifest, bank_arrays(bank, "float32"))
+        try:
+            bank = bank.rescaled(float(manifest.n_patches))
+        except MemoryBankError as error:
+            raise PayloadError(
+                f"site {manifest.site}: weights do not scale to {manifest.n_patches} patches: "
+                f"{error}"
+            ) from error
+        stored = Payload(manifest, bank_arrays(bank, "float32"))
+        bank_from(stored)  # weights too far apart for float32 must not stop a later merge
+        self._sites[manifest.site] = stored
 
     def merge(self, round_: int) -> Payload:
         """See `Exchange.merge`; a site that is missing this round keeps its last memory."""

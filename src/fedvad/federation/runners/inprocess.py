@@ -79,9 +79,10 @@ def run_rounds(
     if resume and state_dir is not None:
         state = load_state(state_dir)
         if state is not None:
+            _check_resumable(state, exchange, sites)
             incoming, first = state.merged, state.round + 1
             exchange.restore(state.server)
-            ledger.rounds[:] = state.ledger.rounds
+            ledger.continue_from(state.ledger)
             for name, site in sites.items():
                 if name in state.sites:
                     site.bank, site.generator = state.sites[name]
@@ -98,7 +99,30 @@ def run_rounds(
             )
     if incoming is None:
         raise FederationError("no round was run")
+    final = len(incoming.to_bytes())
+    last = ledger.rounds[-1].bytes_down
+    last.update({name: last.get(name, 0) + final for name in sites})
     return incoming
+
+
+def _check_resumable(
+    state: RunState, exchange: MemoryExchange, sites: Mapping[str, MemorySite]
+) -> None:
+    """Raise `ConfigError` when the stored rounds were run with other features or images."""
+    if state.merged.manifest.features != exchange.features:
+        raise ConfigError(
+            "the interrupted run used other features (backbone weights?): give the same ones, or "
+            "start anew in another folder"
+        )
+    changed = sorted(set(sites) ^ set(state.sites)) or sorted(
+        name for name, sent in state.server.items()
+        if sent.manifest.n_patches != sites[name].n_patches
+    )  # fmt: skip
+    if changed:
+        raise ConfigError(
+            f"the training images changed since the interrupted run (sites {changed}): restore "
+            "them, or start anew in another folder"
+        )
 
 
 def _one_round(
@@ -134,6 +158,9 @@ def _one_round(
         for name, message in messages.items():
             try:
                 payload = Payload.from_bytes(message)
+                claims = payload.manifest.site, payload.manifest.round
+                if claims != (name, round_):
+                    raise PayloadError(f"{name} sent what claims to be of (site, round) {claims}")
                 exchange.accept(payload)
                 entry.rows_up[name] = len(payload.arrays["vectors"])
             except PayloadError as error:

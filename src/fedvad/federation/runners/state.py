@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fedvad.data.files import write_atomically
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.generator import Generator
-from fedvad.errors import ArtefactError
+from fedvad.errors import ArtefactError, MemoryBankError, PayloadError
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.memory.bank import MemoryBank
@@ -66,9 +66,16 @@ def load_state(folder: Path) -> RunState | None:
         return None
     source = complete[-1]
     try:
-        ledger = Ledger.model_validate_json((source / _MARK).read_bytes())
-    except ValidationError as error:
-        raise ArtefactError(f"{source / _MARK} is damaged: {error}") from error
+        return _read(source)
+    except (ValidationError, PayloadError, MemoryBankError, KeyError, ValueError, OSError) as error:
+        raise ArtefactError(
+            f"the state of the interrupted run in {source} is damaged ({error}): remove {folder} "
+            "and train anew"
+        ) from error
+
+
+def _read(source: Path) -> RunState:
+    ledger = Ledger.model_validate_json((source / _MARK).read_bytes())
     sites: dict[str, tuple[MemoryBank, Generator]] = {}
     for path in sorted(source.glob("site-*.safetensors")):
         arrays, values = read_arrays(path)

@@ -1,0 +1,153 @@
+"""Speed as ratios, each pair measured side by side in this one process.
+
+    python benchmarks/speed.py DATA --weights F [--backbone resnet18] [--rounds 3]
+
+Prints a Markdown table. Seconds depend on the machine and its load; the ratios are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+
+import fedvad
+from fedvad.data.folders import read_sites
+from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
+from fedvad.features.config import FeatureConfig
+from fedvad.features.engine import make_engine
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.memory.bank import MemoryBank
+from fedvad.memory.coreset import k_center
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    config = FeatureConfig(backbone=arguments.backbone, weights=arguments.weights)
+    extractor = FeatureExtractor(config)
+    paths = [item.path for site in read_sites(arguments.data) for item in site.train]
+    images = np.stack([resize_rgb(read_rgb(p), config.image_size) for p in paths[:32]])
+    rows: list[tuple[str, float, float]] = []
+
+    run_all(extractor, paths[:64])  # compile and warm up
+    forward = timed(lambda: run_all(extractor, paths), repeat=1)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            "weights": arguments.weights,
+            "backbone": arguments.backbone,
+            "rounds": arguments.rounds,
+        }
+        cold = train_seconds(arguments.data, Path(folder), "cold", options)
+        warm = train_seconds(arguments.data, Path(folder), "warm", options)
+    training = cold["features"] + cold["local"] + cold["merge"]
+    rows.append((f"training, {arguments.rounds} rounds, cold cache / forward", training, forward))
+    rows.append(("the same with thresholds / forward", training + cold["calibrate"], forward))
+    second = warm["features"] + warm["local"] + warm["merge"]
+    rows.append(("training, warm cache / forward", second, forward))
+
+    kinds = {
+        kind: make_engine(extractor.network, image_size=config.image_size, kind=kind)
+        for kind in ("openvino", "torch")
+    }
+    seconds = alternate({k: lambda e=e: list(e.run(batches(images, e))) for k, e in kinds.items()})
+    rows.append(("32 images: OpenVINO / torch eager", seconds["openvino"], seconds["torch"]))
+
+    descriptors = extractor.describe(images)
+    patches = descriptors.reshape(-1, descriptors.shape[-1]).astype(np.float32)
+    single = images[:1]
+    for size in (2000, 7500, 15000):
+        if size >= len(patches):
+            continue
+        chosen = np.random.default_rng(0).permutation(len(patches))[:size]
+        bank = MemoryBank.of_patches(patches[chosen])
+        fast, exact = (MemoryScorer(bank, ScoringConfig(search=s)) for s in ("fast", "exact"))
+        one = descriptors[-1].astype(np.float32)
+        seconds = alternate(
+            {
+                "forward": lambda: extractor.describe(single),
+                "fast": lambda f=fast: f.score(one),
+                "exact": lambda e=exact: e.score(one),
+            },
+            repeat=15,
+        )
+        whole = seconds["forward"] + seconds["fast"]
+        rows.append((f"one image, {size} rows, fast / forward alone", whole, seconds["forward"]))
+        rows.append((f"search in {size} rows: fast / exact", seconds["fast"], seconds["exact"]))
+
+    seconds = alternate(
+        {
+            "ours": lambda: k_center(patches[:20000], 500, seed=0),
+            "plain": lambda: plain_k_center(patches[:20000], 500),
+        },
+        repeat=3,
+    )
+    rows.append(("k-center of 20 000 to 500: ours / plain loop", seconds["ours"], seconds["plain"]))
+
+    print("| what | seconds | against | ratio |\n| --- | --- | --- | --- |")
+    for name, ours, theirs in rows:
+        print(f"| {name} | {ours:.4g} | {theirs:.4g} | {ours / theirs:.3f} |")
+
+
+def train_seconds(data: Path, folder: Path, name: str, options: dict) -> dict[str, float]:
+    results = fedvad.train(data, folder / name, cache=folder / "cache", **options)
+    return results["ledger"]["seconds"]
+
+
+def run_all(extractor: FeatureExtractor, paths: list[Path]) -> None:
+    """Decode and one forward pass of every image, nothing kept."""
+    for _ in extractor.stream(paths):
+        pass
+
+
+def batches(images: np.ndarray, engine: object) -> list[tuple[int, np.ndarray]]:
+    step = engine.batch_size  # type: ignore[attr-defined]
+    return [(i, images[i : i + step]) for i in range(0, len(images), step)]
+
+
+def timed(work: Callable[[], object], repeat: int) -> float:
+    seconds = []
+    for _ in range(repeat):
+        start = perf_counter()
+        work()
+        seconds.append(perf_counter() - start)
+    return median(seconds)
+
+
+def alternate(works: dict[str, Callable[[], object]], repeat: int = 5) -> dict[str, float]:
+    """Median seconds of each, measured in turn after one warm-up, so that drift hits all alike."""
+    for work in works.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeat):
+        for name, work in works.items():
+            seconds[name].append(timed(work, 1))
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def plain_k_center(points: np.ndarray, m: int) -> list[int]:
+    """The textbook loop: one matrix-vector product per centre, norms cached."""
+    data = torch.from_numpy(points)
+    norms = (data * data).sum(1)
+    chosen = [0]
+    distances = norms + norms[0] - 2 * data @ data[0]
+    while len(chosen) < m:
+        i = int(distances.argmax())
+        chosen.append(i)
+        distances = torch.minimum(distances, norms + norms[i] - 2 * data @ data[i])
+    return chosen
+
+
+if __name__ == "__main__":
+    main()

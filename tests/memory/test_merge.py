@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedvad.errors import ConfigError, MemoryBankError
+from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.merge import COVERAGE_WARNING, coverage, merge_banks
+
+
+def bank_of(rows: int, seed: int, *, dim: int = 3, digits: int | None = None) -> MemoryBank:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(rows, dim)).astype(np.float32)
+    if digits is not None:
+        vectors = np.round(vectors, digits)
+    return MemoryBank(vectors, rng.uniform(0.1, 50, rows), rng.uniform(0, 2, rows))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    mode=st.sampled_from(["concat", "kmeans", "kcenter"]),
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    size=st.integers(1, 40),
+    digits=st.sampled_from([None, 0]),  # 0: many equal vectors
+    seed=st.integers(0, 1000),
+)
+def test_every_mode_conserves_weight_and_keeps_to_its_size(mode, sizes, size, digits, seed):
+    banks = {str(i): bank_of(n, seed + i, digits=digits) for i, n in enumerate(sizes)}
+    merged = merge_banks(banks, mode=mode, size=size, seed=seed)
+    assert merged.total_weight == pytest.approx(sum(bank.total_weight for bank in banks.values()))
+    assert len(merged) == sum(sizes) if mode == "concat" else len(merged) <= size
+    if mode == "kcenter":
+        uploads = {row.tobytes() for bank in banks.values() for row in bank.vectors}
+        assert {row.tobytes() for row in merged.vectors} <= uploads
+
+
+@pytest.mark.parametrize("mode", ["concat", "kmeans", "kcenter"])
+def test_order_of_arrival_changes_nothing(mode):
+    banks = {name: bank_of(40, i, digits=0) for i, name in enumerate("abcd")}
+    merged = merge_banks(banks, mode=mode, size=20, seed=5)
+    again = merge_banks(dict(reversed(banks.items())), mode=mode, size=20, seed=5)
+    for field in ("vectors", "weights", "spread"):
+        np.testing.assert_array_equal(getattr(merged, field), getattr(again, field))
+
+
+@pytest.mark.parametrize("mode", ["kmeans", "kcenter"])
+def test_names_of_sites_change_nothing_when_merging(mode):
+    banks = {name: bank_of(40, i, digits=0) for i, name in enumerate("abcd")}
+    merged = merge_banks(banks, mode=mode, size=20, seed=5)
+    renamed = dict(zip("dcba", banks.values(), strict=True))
+    again = merge_banks(renamed, mode=mode, size=20, seed=5)
+    for field in ("vectors", "weights", "spread"):
+        np.testing.assert_array_equal(getattr(merged, field), getattr(again, field))
+
+
+@pytest.mark.parametrize("mode", ["kmeans", "kcenter"])
+def test_enough_room_keeps_every_row(mode):
+    banks = {"a": bank_of(5, 0), "b": bank_of(6, 1)}
+    everything = concatenate(list(banks.values()))
+    np.testing.assert_array_equal(
+        merge_banks(banks, mode=mode, size=11, seed=0).vectors, everything.vectors
+    )
+
+
+def test_kcenter_gathers_weight_and_scatter_of_the_rows_it_stands_for():
+    bank = MemoryBank(np.array([[0.0], [1], [10], [14]]), [1, 3, 2, 2], [1.0, 0, 2, 0])
+    merged = merge_banks({"a": bank}, mode="kcenter", size=2, seed=0)
+    near, far = np.argsort(merged.vectors[:, 0])
+    assert merged.weights[[near, far]].tolist() == [4, 4]
+    # centre 0: (1 * (1 + 0) + 3 * (0 + 1)) / 4; centre 1: (1 * (1 + 1) + 0) / 4
+    assert merged.spread[near] ** 2 == pytest.approx(1 if merged.vectors[near, 0] == 0 else 0.5)
+    # centre 10: (2 * 4 + 2 * 16) / 4; centre 14: (2 * (4 + 16) + 0) / 4
+    assert merged.spread[far] ** 2 == pytest.approx(10, rel=1e-4)
+
+
+def test_wrong_merges_are_refused():
+    with pytest.raises(ConfigError, match="unknown merge mode"):
+        merge_banks({"a": bank_of(3, 0)}, mode="mean", size=3, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="needs a memory size"):
+        merge_banks({"a": bank_of(3, 0)}, mode="kmeans", size=None, seed=0)
+    with pytest.raises(MemoryBankError, match="no site"):
+        merge_banks({}, mode="concat", size=None, seed=0)
+    with pytest.raises(MemoryBankError, match="one descriptor length"):
+        merge_banks(
+            {"a": bank_of(3, 0), "b": bank_of(3, 0, dim=4)}, mode="concat", size=None, seed=0
+        )
+    for mode in ("kmeans", "kcenter"):
+        with pytest.raises(ConfigError):
+            merge_banks({"a": bank_of(3, 0)}, mode=mode, size=0, seed=0)
+
+
+def column(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)[:, None]
+
+
+def test_coverage_by_hand():
+    # gaps to the nearest other upload: 1, 1, 2, 4; median (torch: the lower) 1
+    uploads = column(0, 1, 3, 7)
+    assert coverage(uploads, column(0, 1, 3)) == pytest.approx(4)
+    assert coverage(uploads, column(0.5, 5)) == pytest.approx(2)
+    assert coverage(uploads, uploads[::-1].copy()) == 0
+    assert coverage(uploads * 1000, column(0, 1, 3) * 1000) == pytest.approx(4)
+
+
+def test_coverage_of_degenerate_uploads():
+    assert coverage(column(3), column(1)) == 0
+    assert coverage(column(1, 2), np.zeros((0, 1), np.float32)) == float("inf")
+    assert coverage(column(2, 2, 2), column(2)) == 0
+    assert coverage(column(2, 2, 2), column(3)) == float("inf")
+
+
+def test_concatenation_covers_to_the_last_digit_and_a_missing_mode_warns():
+    rng = np.random.default_rng(0)
+    modes = rng.normal(size=(40, 64)) * 4 + 9
+    uploads = (np.repeat(modes, 20, 0) + 0.3 * rng.normal(size=(800, 64))).astype(np.float32)
+    banks = {"a": MemoryBank.of_patches(uploads[:400]), "b": MemoryBank.of_patches(uploads[400:])}
+    whole = merge_banks(banks, mode="concat", size=None, seed=0)
+    assert coverage(uploads, whole.vectors) == 0
+    good = merge_banks(banks, mode="kcenter", size=80, seed=0)
+    assert coverage(uploads, good.vectors) < COVERAGE_WARNING
+    poor = good.take(np.linalg.norm(good.vectors - modes[7], axis=1) > 5)
+    assert 0 < len(poor) < len(good)
+    assert coverage(uploads, poor.vectors) > COVERAGE_WARNING
+
+
+def test_coverage_samples_many_uploads_with_the_same_result_each_time():
+    uploads = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
+    memory = uploads[:50]
+    sampled = coverage(uploads, memory, max_rows=1500)
+    assert sampled == coverage(uploads, memory, max_rows=1500)
+    assert sampled == pytest.approx(coverage(uploads, memory), rel=0.2)

@@ -1,0 +1,74 @@
+"""The documentation does what it says: its commands run, its tables are complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedvad.pipeline.config import METHODS, TrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXECUTED = "<!-- executed by tests/test_docs.py -->"
+
+
+def _blocks(language: str, *, marked: bool) -> list[str]:
+    prefix = re.escape(EXECUTED) + r"\n" if marked else ""
+    return re.findall(prefix + rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_five_minute_path_runs_as_written(tmp_path: Path) -> None:
+    (script,) = _blocks("bash", marked=True)
+    # the commands of the environment that runs the tests
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "FEDVAD_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "overlays").glob("*.png"))) == len(
+        list((tmp_path / "demo/data/alder/test").rglob("*.png"))
+    )
+    assert (tmp_path / "run/heatmaps.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_python_example_runs_as_written(tmp_path: Path) -> None:
+    (script,) = _blocks("python", marked=True)
+    assert len([line for line in script.splitlines() if line.strip()]) <= 10
+    env = os.environ | {"FEDVAD_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "True" in done.stdout
+
+
+def test_ci_runs_the_two_commands_of_the_readme() -> None:
+    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    install_and_demo, install_and_test = (b.strip() for b in _blocks("bash", marked=False)[:2])
+    assert "fedvad demo" in install_and_demo
+    assert "pytest" in install_and_test
+    assert install_and_demo in ci
+    assert install_and_test in ci
+
+
+def test_every_option_and_method_is_documented() -> None:
+    text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`([a-z_]+)`", text))
+    assert set(TrainConfig.model_fields) <= documented
+    assert all(f"`{name}`" in text for name in METHODS)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
