@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -120,7 +120,7 @@ def test_radius_falls_with_m_and_choices_are_nested():
     radii = [coreset.radius for coreset in found]
     assert radii == sorted(radii, reverse=True)
     assert radii[-1] < 0.7 * radii[0]
-    for small, large in zip(found, found[1:], strict=False):
+    for small, large in pairwise(found):
         np.testing.assert_array_equal(small.indices, large.indices[: len(small.indices)])
 
 

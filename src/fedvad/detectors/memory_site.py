@@ -153,8 +153,9 @@ class MemorySite:
         )
 
     def _grow(self, patches: FloatArray, known: MemoryBank | None, round_: int) -> MemoryBank:
-        covered = [bank.vectors for bank in (known, self.bank) if bank is not None and len(bank)]
-        initial = np.concatenate(covered) if covered and self.config.reduce == "coreset" else None
+        # what was sent before is in the memory handed back, unless the server refused or dropped it
+        covered = known if known is not None and len(known) else self.bank
+        initial = covered.vectors if len(covered) and self.config.reduce == "coreset" else None
         new = self._scaled(self._reduce(patches, round_, initial))
         self.bank = self._scaled(concatenate([self.bank, new]))
         return new

@@ -112,8 +112,9 @@ def _timm(name: str, weights: Path | None, layers: Sequence[int] | None) -> Back
     if not timm.is_model(name):
         known = [*timm.list_models(), *MCUNET, "filterbank"]
         close = difflib.get_close_matches(name.split(".")[0], known, 5)
+        hint = f" (close: {', '.join(close)})" if close else ""
         raise ConfigError(
-            f"unknown backbone {name!r}{f' (close: {", ".join(close)})' if close else ''}; "
+            f"unknown backbone {name!r}{hint}; "
             "any timm model, mcunet_in3, mcunet_in4 or filterbank is accepted"
         )
     quirks = _quirks(name, weights)

@@ -57,10 +57,10 @@ class TorchEngine:
         self.batch_size = 8 if device == "cpu" else 32
         try:
             self._device = torch.device(device)
-            self._network = network.eval().to(self._device)
             torch.zeros(1, device=self._device).cpu()  # some devices fail only when used
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ImportError) as error:
             raise ConfigError(f"device {device!r} is not available: {error}") from error
+        self._network = network.eval().to(self._device)
 
     def run(self, batches: Iterable[tuple[Tag, Images]]) -> Iterator[tuple[Tag, Descriptors]]:
         """See `DescriptorEngine.run`."""

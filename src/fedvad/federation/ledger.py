@@ -22,7 +22,7 @@ class RoundEntry(BaseModel):
     every site fetches the final one, which counts into that round's `bytes_down`.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     round: int
     sites: list[str]

@@ -22,19 +22,19 @@ _POOL = 512
 
 @dataclass(frozen=True, eq=False)
 class Coreset:
-    """What `k_center` chose.
+    """What `k_center` chose, measured in the projection where there is one.
 
     indices: (m,) rows of the points, in the order chosen.
-    distances: (n,) distance of every point to its nearest centre, initial ones included.
+    labels: (n,) for each point the position in `indices` of the nearest chosen one.
+    distances: (n,) to that one.
+    radius: the largest distance of a point to its nearest centre, initial centres included (what
+        k-center minimises).
     """
 
     indices: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
     distances: FloatArray
-
-    @property
-    def radius(self) -> float:
-        """The largest distance of a point to its nearest centre (what k-center minimises)."""
-        return float(self.distances.max(initial=0.0))
+    radius: float
 
 
 def k_center(
@@ -49,9 +49,9 @@ def k_center(
 
     With `initial` (c, d) centres the traversal goes on from them, so that the m new points are
     those which `initial` covers worst; without, it starts at a seeded random point. `projection`
-    selects in a seeded random projection to that many dimensions (faster; the radius is then
-    measured there). Ties break towards the lower index; duplicates are never chosen twice, so
-    fewer than m (with `initial` even none) come back when no other points are left.
+    selects and measures in a seeded random projection to that many dimensions (faster; squared
+    distances there are unbiased). Ties break towards the lower index; duplicates are never chosen
+    twice, so fewer than m (with `initial` even none) come back when no other points are left.
 
     The result is that of the plain greedy loop: centres come from a pool of the farthest points,
     and distances of all others, which can only shrink, are refreshed in one matrix product when
@@ -74,38 +74,84 @@ def k_center(
         start = torch.from_numpy(np.ascontiguousarray(initial, dtype=np.float32))
     # distances are differences of squared lengths: short vectors keep them accurate
     mean = data.mean(0)
-    data = data - mean
-    start = None if start is None else start - mean
     if projection is not None and projection < dim:
         matrix = torch.randn(dim, projection, generator=generator) / projection**0.5
-        data = data @ matrix
-        start = None if start is None else start @ matrix
-    norms = squared_norms(data)
-    chosen: list[int] = []
-    if start is not None:
-        distances, _ = nearest(data, start, points_norms=norms)
+        offset = -(mean @ matrix)
+        data = torch.addmm(offset, data, matrix)
+        start = None if start is None else torch.addmm(offset, start, matrix)
     else:
-        first = int(torch.randint(n, (1,), generator=generator))
-        chosen.append(first)
-        distances, _ = nearest(data, data[first : first + 1], points_norms=norms)
-    while len(chosen) < m:
-        top, pool = torch.topk(distances, min(_POOL + 1, n))
-        bound = float(top[-1]) if n > _POOL else 0.0
-        # all points farther than the bound, and none that ties with one left outside
-        pool = pool[top > bound].sort().values
-        if len(pool):
-            wanted = m - len(chosen)
-            new = _greedy_in_pool(data[pool], norms[pool], distances[pool], bound, wanted)
-            new = pool[new].tolist()
-        elif bound > 0:
-            new = [int(distances.numpy().argmax())]
-        else:  # every point lies on a centre: all that remain are duplicates
+        data = data - mean
+        start = None if start is None else start - mean
+    search = _Traversal(data, start, generator)
+    while len(search.chosen) < m:
+        new = search.farthest(m - len(search.chosen))
+        if not new:  # every point lies on a centre: all that remain are duplicates
             break
-        chosen += new
-        refreshed, _ = nearest(data, data[new], points_norms=norms)
-        torch.minimum(distances, refreshed, out=distances)
+        search.add(new)
+    radius = float(search.distances.max().sqrt())
+    return Coreset(
+        np.asarray(search.chosen, dtype=np.int64),
+        search.label.numpy(),
+        search.own.sqrt().numpy(),
+        radius,
+    )
+
+
+class _Traversal:
+    """Squared distances of all points during a traversal.
+
+    own: to the nearest chosen point, which `label` says; given: to the nearest initial centre.
+    """
+
+    def __init__(
+        self, data: torch.Tensor, initial: torch.Tensor | None, generator: torch.Generator
+    ) -> None:
+        import torch
+
+        self.data = data
+        self.norms = squared_norms(data)
+        self.chosen: list[int] = []
+        self.own = torch.full((len(data),), float("inf"))
+        self.label = torch.zeros(len(data), dtype=torch.long)
+        if initial is None:
+            self.given = self.own.clone()
+            self.add([int(torch.randint(len(data), (1,), generator=generator))])
+        else:
+            self.given, _ = nearest(data, initial, points_norms=self.norms)
+
+    @property
+    def distances(self) -> torch.Tensor:
+        """To the nearest centre of either kind."""
+        return self.own.minimum(self.given)
+
+    def add(self, new: list[int]) -> None:
+        """Make points centres and refresh all distances to them in one product."""
+        import torch
+
+        distances, index = nearest(self.data, self.data[new], points_norms=self.norms)
         distances[new] = 0.0
-    return Coreset(np.asarray(chosen, dtype=np.int64), distances.sqrt_().numpy())
+        index[new] = torch.arange(len(new))
+        nearer = distances < self.own
+        self.label = torch.where(nearer, index + len(self.chosen), self.label)
+        self.own = torch.minimum(self.own, distances)
+        self.chosen += new
+
+    def farthest(self, wanted: int) -> list[int]:
+        """The next centres of the greedy traversal, at most `wanted`, none if all are covered."""
+        import torch
+
+        distances = self.distances
+        top, pool = torch.topk(distances, min(_POOL + 1, len(distances)))
+        limit = float(top[-1]) if len(distances) > _POOL else 0.0
+        # all points farther than the limit, and none that ties with one left outside
+        pool = pool[top > limit].sort().values
+        if len(pool):
+            picks = _greedy_in_pool(
+                self.data[pool], self.norms[pool], distances[pool], limit, wanted
+            )
+            found: list[int] = pool[picks].tolist()
+            return found
+        return [int(distances.numpy().argmax())] if limit > 0 else []
 
 
 def _greedy_in_pool(

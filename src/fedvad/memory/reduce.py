@@ -49,10 +49,13 @@ def reduce_patches(
         raise ConfigError(f"pull must lie in [0, 1], got {pull}")
     if mode == "cluster":
         return weighted_kmeans(MemoryBank.of_patches(patches), rows, seed=seed, restarts=1)
-    chosen = k_center(patches, rows, seed=seed, initial=initial, projection=projection).indices
-    if len(chosen) == 0:  # `initial` holds every patch: a site still has something to send
-        chosen = np.zeros(1, dtype=np.int64)
-    return cells(patches, patches[chosen], pull=pull)
+    chosen = k_center(patches, rows, seed=seed, initial=initial, projection=projection)
+    if len(chosen.indices) == 0:  # `initial` holds every patch: a site still has something to send
+        return cells(patches, patches[:1], pull=pull)
+    centres = patches[chosen.indices]
+    found = _Cells.labelled(patches, chosen.labels, chosen.distances, len(centres), pull > 0)
+    vectors, spread = found.moved(centres, np.full(len(centres), pull))
+    return MemoryBank(vectors, found.size, spread)
 
 
 def cells(patches: FloatArray, centres: FloatArray, *, pull: float = 0.0) -> MemoryBank:
@@ -95,12 +98,28 @@ class _Cells:
         import torch
 
         points = torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))
-        distances, label = nearest(points, torch.from_numpy(np.ascontiguousarray(centres)))
-        size = torch.bincount(label, minlength=len(centres)).double()
-        count = size.clamp_min(1)
-        sums = torch.zeros(centres.shape, dtype=torch.float64).index_add_(0, label, points.double())
-        squared = torch.bincount(label, distances.double(), minlength=len(centres)) / count
-        return cls(size.numpy(), (sums / count[:, None]).numpy(), squared.numpy())
+        squared, label = nearest(points, torch.from_numpy(np.ascontiguousarray(centres)))
+        return cls.labelled(patches, label.numpy(), squared.sqrt().numpy(), len(centres), True)
+
+    @classmethod
+    def labelled(
+        cls,
+        patches: FloatArray,
+        label: npt.NDArray[np.int64],
+        distances: FloatArray,
+        count: int,
+        with_means: bool,
+    ) -> _Cells:
+        """From each patch's centre and distance to it; means only if asked, else zero."""
+        import torch
+
+        size = np.bincount(label, minlength=count).astype(np.float64)
+        divisor = np.maximum(size, 1)
+        squared = np.bincount(label, distances.astype(np.float64) ** 2, minlength=count) / divisor
+        sums = torch.zeros((count, patches.shape[1]), dtype=torch.float64)
+        if with_means:
+            sums.index_add_(0, torch.from_numpy(label), torch.from_numpy(patches).double())
+        return cls(size, sums.numpy() / divisor[:, None], squared)
 
     def moved(
         self, centres: FloatArray, share: npt.NDArray[np.float64]

@@ -90,7 +90,7 @@ def train(
         own_normals = calibrate(run, held_out, extractor, config, progress)
     run.save(out)
     with ledger.phase("score"):
-        results = score_sites(run, sites, extractor, progress=progress)
+        results = score_sites(run, sites, extractor, max_bad=config.max_bad, progress=progress)
         comparisons = compare(
             config, run, sites, fitting, held_out, results, extractor, progress=progress
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.memory_site import MemorySite
 from fedvad.errors import FederationError, MemoryBankError, PayloadError
@@ -12,6 +14,10 @@ from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.merge import MergeMode, coverage, merge_banks
 
 __all__ = ["MemoryExchange"]
+
+
+# what every precision on the wire can hold, and no distance overflows
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 class MemoryExchange:
@@ -78,6 +84,8 @@ class MemoryExchange:
         bank = bank_from(payload)
         if bank.dim != self.dim or len(bank) == 0:
             raise PayloadError(f"site {manifest.site} sent {len(bank)} rows of {bank.dim} values")
+        if np.abs(bank.vectors).max() > _LARGEST or bank.spread.max() > _LARGEST:
+            raise PayloadError(f"site {manifest.site} sent values beyond the range of float16")
         before = self._sites.get(manifest.site)
         if before is not None and manifest.round <= before.manifest.round:
             raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")

@@ -1,0 +1,81 @@
+"""Fixtures of every room: the real images and weights, tiny image sets, and a cache of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+_SHARED = Path(os.environ.get("FEDVAD_SHARED") or Path(__file__).parents[2] / "shared")
+_WEIGHTS = {
+    "mobilenetv2_100": "mobilenetv2_100.coral-tf2-ptq.safetensors",
+    "mcunet_in3": "mcunet_in3.mit-han-lab.safetensors",
+    "mcunet_in4": "mcunet_in4.mit-han-lab-int8.safetensors",
+    "resnet18": "resnet18.torchvision-v1-layer123.safetensors",
+    "resnet50": "resnet50.keras-v1-layer123.safetensors",
+}
+
+MakeImages = Callable[..., list[Path]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `real` are skipped, with the reason, where there is nothing real."""
+    if (_SHARED / "weights").is_dir() and (_SHARED / "data").is_dir():
+        return
+    reason = f"no real images and weights at {_SHARED}; set FEDVAD_SHARED to a folder with both"
+    for item in items:
+        if item.get_closest_marker("real"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh descriptor cache for every test, so that none reads or fills the user's."""
+    root = tmp_path / "fedvad-cache"
+    monkeypatch.setenv("FEDVAD_CACHE", str(root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images and weights; for tests marked `real`."""
+    if not _SHARED.is_dir():
+        pytest.skip(f"{_SHARED} does not exist; set FEDVAD_SHARED")
+    return _SHARED
+
+
+@pytest.fixture(scope="session")
+def weights(shared: Path) -> dict[str, Path]:
+    """Backbone name to its real weights file; for tests marked `real`."""
+    return {name: shared / "weights" / file for name, file in _WEIGHTS.items()}
+
+
+@pytest.fixture(scope="session")
+def resnet18_weights(weights: dict[str, Path]) -> Path:
+    return weights["resnet18"]
+
+
+@pytest.fixture(scope="session")
+def mcunet_in3_weights(weights: dict[str, Path]) -> Path:
+    return weights["mcunet_in3"]
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> MakeImages:
+    """`make_images(n, size=64, seed=0, folder="images")`: n different PNG files, sorted."""
+
+    def make(n: int, *, size: int = 64, seed: int = 0, folder: str = "images") -> list[Path]:
+        rng = np.random.default_rng(seed)
+        target = tmp_path / folder
+        target.mkdir(parents=True, exist_ok=True)
+        paths = [target / f"{i:04d}.png" for i in range(n)]
+        for path in paths:
+            coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(path)
+        return paths
+
+    return make

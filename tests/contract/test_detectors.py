@@ -1,0 +1,313 @@
+"""What every registered detector promises."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvad.data.folders import ImageItem, ImageSet, read_set
+from fedvad.detectors.artefact import read_arrays, write_arrays
+from fedvad.detectors.base import Detector
+from fedvad.detectors.feddymem import FedDyMem, PatchCore
+from fedvad.detectors.registry import create, detector_class, list_detectors
+from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError, StorageError
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
+from tests.helpers import SIZE
+
+ALL = list_detectors()
+
+
+@pytest.fixture(scope="session")
+def extractor(shared_cache: Path) -> FeatureExtractor:
+    config = FeatureConfig(backbone="filterbank", image_size=SIZE)
+    return FeatureExtractor(config, DescriptorCache(shared_cache))
+
+
+@pytest.fixture(scope="session")
+def images(plants: Path) -> ImageSet:
+    return read_set(plants / "alder").train
+
+
+@pytest.fixture(scope="session")
+def tests(plants: Path) -> ImageSet:
+    return read_set(plants / "alder").test
+
+
+@pytest.fixture(scope="session")
+def fitted(extractor: FeatureExtractor, images: ImageSet) -> dict[str, Detector]:
+    return {name: create(name, extractor=extractor, seed=3).fit(images) for name in ALL}
+
+
+def _broken(images: ImageSet, folder: Path) -> ImageSet:
+    """The images with a damaged one in second place."""
+    path = folder / "broken.png"
+    path.write_bytes(images[0].path.read_bytes()[:200])
+    return images[:1] + ImageSet((ImageItem(path, 0, "good", None),)) + images[1:]
+
+
+def test_the_registry_knows_the_methods_and_refuses_others(extractor: FeatureExtractor) -> None:
+    assert set(ALL) >= {"feddymem", "patchcore"}
+    assert list_detectors("fed*") == ["feddymem"]
+    with pytest.raises(ConfigError, match="patchcore"):
+        create("patchkern", extractor=extractor)
+
+
+@pytest.mark.parametrize("name", ALL)
+class TestEveryDetector:
+    def test_scores_have_one_value_and_one_map_per_image(
+        self, name: str, fitted: dict[str, Detector], tests: ImageSet
+    ) -> None:
+        seen: list[int] = []
+        scores = fitted[name].score(tests.paths, lambda: seen.append(1))
+        height, width, _ = fitted[name].extractor.grid
+        assert scores.image.shape == (len(tests),)
+        assert scores.image.dtype == np.float64
+        assert scores.maps.shape == (len(tests), height, width)
+        assert scores.maps.dtype == np.float32
+        assert np.isfinite(scores.image).all()
+        assert np.isfinite(scores.maps).all()
+        assert (scores.maps >= 0).all()
+        assert scores.kept.tolist() == list(range(len(tests)))
+        assert scores.bad == ()
+        assert len(seen) == len(tests)
+
+    def test_an_image_scores_alike_alone_and_among_others(
+        self, name: str, fitted: dict[str, Detector], tests: ImageSet
+    ) -> None:
+        together = fitted[name].score(tests.paths)
+        alone = fitted[name].score(tests.paths[2:3])
+        assert alone.image[0] == together.image[2]
+        np.testing.assert_array_equal(alone.maps[0], together.maps[2])
+
+    def test_an_obvious_defect_scores_higher_and_is_found(
+        self, name: str, fitted: dict[str, Detector], tests: ImageSet, tmp_path: Path
+    ) -> None:
+        normal = tests.paths[0]
+        pixels = np.array(Image.open(normal).convert("RGB"))
+        pixels[8:24, 32:48] = (255, 0, 0)
+        Image.fromarray(pixels).save(tmp_path / "scarred.png")
+        scores = fitted[name].score([normal, tmp_path / "scarred.png"])
+        assert scores.image[1] > 1.5 * scores.image[0]
+        row, column = np.unravel_index(scores.maps[1].argmax(), scores.maps[1].shape)
+        cells = SIZE // scores.maps.shape[1]
+        assert 8 <= (row + 0.5) * cells <= 24
+        assert 32 <= (column + 0.5) * cells <= 48
+
+    def test_training_images_score_lower_than_unseen_normals(
+        self, name: str, fitted: dict[str, Detector], images: ImageSet, tests: ImageSet
+    ) -> None:
+        own = fitted[name].score(images.paths).image
+        unseen = fitted[name].score([i.path for i in tests if i.label == 0]).image
+        assert own.mean() < unseen.mean()
+
+    def test_save_and_load_give_exactly_the_same_scores(
+        self, name: str, fitted: dict[str, Detector], tests: ImageSet, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "deep" / "detector.safetensors"
+        fitted[name].save(file)
+        loaded = detector_class(name).load(file, extractor=fitted[name].extractor)
+        assert type(loaded) is detector_class(name)
+        assert loaded.seed == fitted[name].seed
+        before, after = fitted[name].score(tests.paths), loaded.score(tests.paths)
+        np.testing.assert_array_equal(before.image, after.image)
+        np.testing.assert_array_equal(before.maps, after.maps)
+
+    def test_a_seed_determines_everything(
+        self, name: str, extractor: FeatureExtractor, fitted: dict[str, Detector], images: ImageSet
+    ) -> None:
+        arrays, values = fitted[name].state()
+        again, same = create(name, extractor=extractor, seed=3).fit(images).state()
+        other, _ = create(name, extractor=extractor, seed=4).fit(images).state()
+        assert values == same
+        assert arrays.keys() == again.keys()
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, again[key])
+        assert any(
+            other[key].shape != array.shape or (other[key] != array).any()
+            for key, array in arrays.items()
+        )
+
+    def test_before_fit_nothing_can_be_scored_or_saved(
+        self, name: str, extractor: FeatureExtractor, tests: ImageSet, tmp_path: Path
+    ) -> None:
+        detector = create(name, extractor=extractor)
+        with pytest.raises(ConfigError, match="fit"):
+            detector.score(tests.paths)
+        with pytest.raises(ConfigError, match="fit"):
+            detector.save(tmp_path / "nothing.safetensors")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_constructor_only_stores(self, name: str) -> None:
+        nobody = cast(FeatureExtractor, object())  # would fail at the first touch
+        cls = detector_class(name)
+        detector = create(name, extractor=nobody, seed=7)
+        assert detector.extractor is nobody
+        assert detector.seed == 7
+        for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+            assert parameter.kind is parameter.KEYWORD_ONLY
+            stored = getattr(detector, parameter.name)
+            if parameter.name not in ("extractor", "seed") and parameter.default is not None:
+                assert stored == parameter.default
+        learned = [k for k in vars(detector) if k.endswith("_")]
+        assert learned
+        assert all(getattr(detector, k) is None for k in learned)
+
+    def test_unreadable_images_are_skipped_up_to_a_limit(
+        self, name: str, extractor: FeatureExtractor, images: ImageSet, tmp_path: Path
+    ) -> None:
+        mixed = _broken(images, tmp_path)
+        with pytest.raises(DataError, match=r"broken\.png"):
+            create(name, extractor=extractor).fit(mixed)
+        tolerant: dict[str, Any] = {"extractor": extractor, "max_bad": 0.2}
+        arrays, _ = create(name, **tolerant).fit(mixed).state()
+        clean, _ = create(name, **tolerant).fit(images).state()
+        for key, array in clean.items():
+            np.testing.assert_array_equal(array, arrays[key])
+
+    def test_unreadable_images_get_no_score(
+        self, name: str, fitted: dict[str, Detector], tests: ImageSet, tmp_path: Path
+    ) -> None:
+        mixed = _broken(tests, tmp_path)
+        scores = fitted[name].score(mixed.paths)
+        assert scores.kept.tolist() == [0, *range(2, len(mixed))]
+        assert len(scores.bad) == 1
+        assert "broken.png" in scores.bad[0]
+        np.testing.assert_array_equal(scores.image, fitted[name].score(tests.paths).image)
+        nothing = fitted[name].score(mixed.paths[1:2])
+        assert nothing.image.shape == nothing.kept.shape == (0,)
+        assert nothing.maps.shape == (0, *fitted[name].extractor.grid[:2])
+
+    def test_no_normal_image_is_an_error(
+        self, name: str, extractor: FeatureExtractor, tests: ImageSet
+    ) -> None:
+        with pytest.raises(DataError, match="normal"):
+            create(name, extractor=extractor).fit(ImageSet(()))
+        anomalies = ImageSet(tuple(item for item in tests if item.label))
+        with pytest.raises(DataError, match="normal"):
+            create(name, extractor=extractor).fit(anomalies)
+
+    def test_anomalous_images_are_not_learned(
+        self,
+        name: str,
+        extractor: FeatureExtractor,
+        fitted: dict[str, Detector],
+        images: ImageSet,
+        tests: ImageSet,
+    ) -> None:
+        anomalies = ImageSet(tuple(item for item in tests if item.label))
+        arrays, _ = create(name, extractor=extractor, seed=3).fit(images + anomalies).state()
+        for key, array in fitted[name].state()[0].items():
+            np.testing.assert_array_equal(array, arrays[key])
+
+    def test_one_image_is_enough(
+        self, name: str, extractor: FeatureExtractor, images: ImageSet, tests: ImageSet
+    ) -> None:
+        scores = create(name, extractor=extractor).fit(images[:1]).score(tests.paths)
+        assert np.isfinite(scores.image).all()
+
+    @pytest.mark.parametrize("change", [{"image_size": 96}, {"pool": 1}, {"layers": (0, 1)}])
+    def test_other_features_are_refused_by_name(
+        self, name: str, change: dict[str, Any], fitted: dict[str, Detector], tmp_path: Path
+    ) -> None:
+        fitted[name].save(tmp_path / "d.safetensors")
+        options: dict[str, Any] = {"backbone": "filterbank", "image_size": SIZE} | change
+        other = FeatureExtractor(FeatureConfig(**options))
+        with pytest.raises(MismatchError, match=next(iter(change))):
+            detector_class(name).load(tmp_path / "d.safetensors", extractor=other)
+
+    def test_a_file_that_is_not_sound_is_refused(
+        self, name: str, fitted: dict[str, Detector], tmp_path: Path
+    ) -> None:
+        good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+        fitted[name].save(good)
+        data = good.read_bytes()
+        arrays, values = read_arrays(good)
+
+        def load() -> Detector:
+            return detector_class(name).load(bad, extractor=fitted[name].extractor)
+
+        with pytest.raises(ArtefactError, match="does not exist"):
+            load()
+        for damaged in (b"", data[:7], data[: len(data) // 2], data[:-1], b"\xff" * 64, b"PK" * 99):
+            bad.write_bytes(damaged)
+            with pytest.raises(ArtefactError, match=r"bad\.safetensors"):
+                load()
+        for foreign in (
+            values | {"schema": 99},
+            values | {"kind": "run"},
+            {k: v for k, v in values.items() if k != "features"},
+            {k: v for k, v in values.items() if k != "values"},
+        ):
+            write_arrays(bad, arrays, {k: v for k, v in foreign.items() if k != "version"})
+            with pytest.raises(ArtefactError, match=r"bad\.safetensors"):
+                load()
+        without = {k: v for k, v in arrays.items() if k != "bank/weights"}
+        wrong = arrays | {"bank/weights": -arrays["bank/weights"]}
+        short = arrays | {"bank/vectors": arrays["bank/vectors"][1:]}
+        nans = arrays | {"bank/vectors": arrays["bank/vectors"] * np.float32("nan")}
+        for broken in (without, wrong, short, nans):
+            write_arrays(bad, broken, values)
+            with pytest.raises(ArtefactError, match=r"bad\.safetensors"):
+                load()
+
+    def test_a_foreign_safetensors_file_is_refused(
+        self, name: str, fitted: dict[str, Detector], tmp_path: Path
+    ) -> None:
+        from safetensors.numpy import save_file
+
+        save_file({"x": np.ones(3)}, tmp_path / "x.safetensors")
+        with pytest.raises(ArtefactError, match="not one of fedvad's"):
+            detector_class(name).load(tmp_path / "x.safetensors", extractor=fitted[name].extractor)
+
+    def test_a_disk_that_refuses_is_a_storage_error_and_keeps_the_old_file(
+        self,
+        name: str,
+        fitted: dict[str, Detector],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        file = tmp_path / "d.safetensors"
+        fitted[name].save(file)
+        before = file.read_bytes()
+
+        def full(fd: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(StorageError, match="No space left"):
+            fitted[name].save(file)
+        assert file.read_bytes() == before
+        assert [p.name for p in tmp_path.iterdir()] == ["d.safetensors"]
+
+
+def test_loading_as_another_kind_is_refused(fitted: dict[str, Detector], tmp_path: Path) -> None:
+    fitted["patchcore"].save(tmp_path / "p.safetensors")
+    extractor = fitted["patchcore"].extractor
+    with pytest.raises(ConfigError, match="patchcore"):
+        FedDyMem.load(tmp_path / "p.safetensors", extractor=extractor)
+    assert isinstance(Detector.load(tmp_path / "p.safetensors", extractor=extractor), PatchCore)
+
+
+def test_images_that_vanish_between_passes_are_told(
+    plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    from fedvad.detectors.base import NormalFeatures
+
+    shutil.copytree(plants / "alder" / "train", tmp_path / "train")
+    config = FeatureConfig(backbone="filterbank", image_size=SIZE)
+    extractor = FeatureExtractor(config, DescriptorCache(shared_cache))
+    paths = sorted((tmp_path / "train").rglob("*.png"))
+    features = NormalFeatures(extractor, paths, max_bad=0, where="alder")
+    features.warm_up()
+    assert len(list(features)) == len(features) == len(paths)
+    paths[2].unlink()
+    with pytest.raises(DataError, match=r"vanished.*002\.png"):
+        list(features)

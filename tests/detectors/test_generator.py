@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedvad.detectors.generator import Generator
+from fedvad.errors import MismatchError
+
+
+def test_the_common_start_is_the_identity():
+    generator = Generator.identity(4)
+    patches = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(generator(patches), patches)
+    assert generator.is_identity
+    assert generator.hash() == Generator.identity(4).hash()
+    assert len(generator.hash()) == 16
+
+
+def test_residual_map_by_hand():
+    weight = np.array([[0, 1], [2, 0]], np.float32)
+    generator = Generator(weight, np.array([10, 20], np.float32))
+    # p + p W^T + b
+    patches = np.array([[1, 2], [3, 4]], np.float32)
+    assert generator(patches).tolist() == [[1 + 2 + 10, 2 + 2 + 20], [3 + 4 + 10, 4 + 6 + 20]]
+    assert generator(patches).dtype == np.float32
+    np.testing.assert_array_equal(
+        generator(patches[None, :, None]), generator(patches)[None, :, None]
+    )
+    assert not generator.is_identity
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_any_parameter_ends_the_identity_and_changes_the_hash(part):
+    generator = Generator.identity(3)
+    getattr(generator, part).flat[1] = 1e-7
+    assert not generator.is_identity
+    assert generator.hash() != Generator.identity(3).hash()
+
+
+def test_another_descriptor_length_is_refused_by_name():
+    with pytest.raises(MismatchError, match="expects 4 channels, descriptors have 5"):
+        Generator.identity(4)(np.zeros((2, 5), np.float32))
+
+
+def test_trainable_parameters_are_copies():
+    generator = Generator.identity(2)
+    weight, bias = generator.parameters()
+    assert weight.requires_grad
+    assert bias.requires_grad
+    weight.data += 1
+    bias.data += 1
+    assert generator.is_identity

@@ -1,0 +1,80 @@
+"""inspect(): runs, detectors and messages described; anything else refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedvad
+from fedvad.data.folders import read_set
+from fedvad.detectors.registry import create
+from fedvad.errors import ArtefactError
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
+from tests.helpers import OPTIONS, upload
+
+Run = tuple[Path, dict[str, Any]]
+
+
+def test_a_run(trained: Run) -> None:
+    told = fedvad.inspect(trained[0])
+    json.dumps(told, allow_nan=False)
+    assert told["kind"] == "run"
+    assert told["method"] == "feddymem"
+    assert told["version"] == fedvad.__version__
+    assert told["features"]["backbone"] == "filterbank"
+    assert [site["name"] for site in told["sites"]] == ["alder", "birch", "cedar"]
+    assert told["path"] == str(trained[0])
+    assert told["files"]["results.json"] == (trained[0] / "results.json").stat().st_size
+    vectors = told["arrays"]["global/vectors"]
+    assert vectors["shape"] == [trained[1]["ledger"]["memory_rows"], 72]
+    assert vectors["bytes"] == vectors["shape"][0] * 72 * 4
+    assert vectors["min"] < vectors["max"]
+
+
+def test_the_file_of_a_run(trained: Run) -> None:
+    file = trained[0] / "detector.safetensors"
+    told = fedvad.inspect(file)
+    assert told["kind"] == "run"
+    assert told["bytes"] == file.stat().st_size
+    assert "files" not in told
+
+
+def test_a_detector(plants: Path, tmp_path: Path) -> None:
+    extractor = FeatureExtractor(FeatureConfig(**OPTIONS))
+    detector = create("patchcore", extractor=extractor, rows=20)
+    detector.fit(read_set(plants / "alder").train).save(tmp_path / "d.safetensors")
+    told = fedvad.inspect(tmp_path / "d.safetensors")
+    assert told["kind"] == "detector"
+    assert told["detector"] == "patchcore"
+    assert told["arrays"]["bank/vectors"]["shape"] == [20, 72]
+
+
+def test_a_message(tmp_path: Path) -> None:
+    (tmp_path / "m").write_bytes(upload("Werk Süd").to_bytes())
+    told = fedvad.inspect(tmp_path / "m")
+    assert told["kind"] == "message"
+    assert told["manifest"]["site"] == "Werk Süd"
+    assert told["manifest"]["n_images"] == 4
+    assert told["arrays"]["vectors"]["dtype"] == "float16"
+    assert told["arrays"]["vectors"]["shape"] == [9, 6]
+
+
+def test_anything_else(tmp_path: Path) -> None:
+    from numpy import ones
+    from safetensors.numpy import save_file
+
+    with pytest.raises(ArtefactError, match="does not exist"):
+        fedvad.inspect(tmp_path / "none")
+    with pytest.raises(ArtefactError, match="does not exist"):
+        fedvad.inspect(tmp_path)  # a folder that is no run
+    save_file({"x": ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(ArtefactError, match="not one of fedvad's"):
+        fedvad.inspect(tmp_path / "x.safetensors")
+    for data in (b"", b"12345678", b"\xff" * 99, upload().to_bytes()[:-1]):
+        (tmp_path / "y").write_bytes(data)
+        with pytest.raises(ArtefactError):
+            fedvad.inspect(tmp_path / "y")
