@@ -20,14 +20,14 @@ from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError, 
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from tests.helpers import SIZE
+from tests.helpers import OPTIONS, SIZE
 
 ALL = list_detectors()
 
 
 @pytest.fixture(scope="session")
 def extractor(shared_cache: Path) -> FeatureExtractor:
-    config = FeatureConfig(backbone="filterbank", image_size=SIZE)
+    config = FeatureConfig(**OPTIONS)
     return FeatureExtractor(config, DescriptorCache(shared_cache))
 
 
@@ -218,7 +218,7 @@ class TestEveryDetector:
         self, name: str, change: dict[str, Any], fitted: dict[str, Detector], tmp_path: Path
     ) -> None:
         fitted[name].save(tmp_path / "d.safetensors")
-        options: dict[str, Any] = {"backbone": "filterbank", "image_size": SIZE} | change
+        options = OPTIONS | change
         other = FeatureExtractor(FeatureConfig(**options))
         with pytest.raises(MismatchError, match=next(iter(change))):
             detector_class(name).load(tmp_path / "d.safetensors", extractor=other)
@@ -302,7 +302,7 @@ def test_images_that_vanish_between_passes_are_told(
     from fedvad.detectors.base import NormalFeatures
 
     shutil.copytree(plants / "alder" / "train", tmp_path / "train")
-    config = FeatureConfig(backbone="filterbank", image_size=SIZE)
+    config = FeatureConfig(**OPTIONS)
     extractor = FeatureExtractor(config, DescriptorCache(shared_cache))
     paths = sorted((tmp_path / "train").rglob("*.png"))
     features = NormalFeatures(extractor, paths, max_bad=0, where="alder")

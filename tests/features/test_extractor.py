@@ -259,7 +259,7 @@ def _peak(run: Callable[[], None]) -> int:
 def test_memory_does_not_grow_with_the_number_of_images(
     make: Make, make_images: MakeImages, cache: DescriptorCache
 ) -> None:
-    paths = make_images(320, size=SIDE)
+    paths = make_images(256, size=SIDE)
     image = 16 * 16 * 72 * 2 + SIDE * SIDE * 3
 
     def stream(extractor: FeatureExtractor, n: int) -> None:
@@ -268,15 +268,15 @@ def test_memory_does_not_grow_with_the_number_of_images(
 
     uncached = make()
     stream(uncached, 8)
-    few, many = (_peak(partial(stream, uncached, n)) for n in (128, 320))
+    few, many = (_peak(partial(stream, uncached, n)) for n in (128, 256))
     assert many < 1.3 * few
-    # two chunks of pixels, one of descriptors, and batches in flight; all would be 320 × image
+    # two chunks of pixels, one of descriptors, and batches in flight; all would be 256 × image
     assert many < 200 * image
     cached = make(cache)
-    stream(cached, 320)
-    assert cached.computed == 320
-    assert _peak(partial(stream, cached, 320)) < 64 * image  # mapped, not loaded
-    assert cached.computed == 320
+    stream(cached, 256)
+    assert cached.computed == 256
+    assert _peak(partial(stream, cached, 256)) < 64 * image  # mapped, not loaded
+    assert cached.computed == 256
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")

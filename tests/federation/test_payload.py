@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,8 @@ def _swallow(data: bytes) -> None:
     """A server's whole way with a message: parse, accept, merge; only PayloadError may come."""
     server = _server()
     server.accept(upload("other"))
-    try:
+    with suppress(PayloadError):
         server.accept(Payload.from_bytes(data))
-    except PayloadError as error:
-        assert str(error)
     bank_from(Payload.from_bytes(server.merge(1).to_bytes()))
 
 

@@ -10,6 +10,7 @@ import pytest
 import fedvad
 from fedvad.data.demo import write_demo
 from fedvad.errors import ConfigError, StorageError
+from tests.helpers import OPTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -19,15 +20,18 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedvad.pipeline.demo.IMAGE_SIZE", 64)
     monkeypatch.setattr(
         "fedvad.pipeline.demo.DEMO_CONFIG",
-        {"backbone": "filterbank", "image_size": 64, "compare": ("local", "pooled")},
+        OPTIONS | {"compare": ("local", "pooled")},
     )
 
 
-def test_it_leaves_an_ordinary_run_and_may_be_repeated(tmp_path: Path) -> None:
+def test_it_leaves_an_ordinary_run_and_may_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "demo"
     stages: set[str] = set()
     results = fedvad.demo(out, progress=lambda stage, done, total: stages.add(stage))
     assert set(results["image_auroc"]["sites"]) == {"alder", "birch"}
+    assert results["ledger"]["images_computed"] == 2 * (4 + 2 + 2)
     assert {"drawing", "features", "rounds"} <= stages
     assert (out / "heatmaps.png").is_file()
     again = fedvad.evaluate(out, out / "data", cache=tmp_path / "cache")
@@ -35,6 +39,7 @@ def test_it_leaves_an_ordinary_run_and_may_be_repeated(tmp_path: Path) -> None:
     assert fedvad.inspect(out)["kind"] == "run"
     before = (out / "detector.safetensors").read_bytes()
     (out / "results.json").unlink()
+    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
     fedvad.demo(out)
     assert (out / "results.json").is_file()
     assert (out / "detector.safetensors").read_bytes() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from fedvad.pipeline.data import load_sites, warm_up
 from fedvad.pipeline.plan import split_held_out
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.run_folder import read_config
-from tests.helpers import OPTIONS, SIZE, TRAIN, without_masks
+from tests.helpers import OPTIONS, TRAIN, without_masks
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 SITES = {"alder", "birch", "cedar"}
@@ -42,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def features(plants: Path, shared_cache: Path) -> dict[str, NormalFeatures]:
-    config = FeatureConfig(backbone="filterbank", image_size=SIZE)
+    config = FeatureConfig(**OPTIONS)
     extractor = FeatureExtractor(config, DescriptorCache(shared_cache))
     return warm_up(load_sites(plants, None, 0), extractor, 0.05, silent)
 
@@ -116,7 +117,6 @@ class TestAnOrdinaryRun:
         sent = [b for entry in ledger["rounds"] for b in entry["bytes_up"].values()]
         assert results["ledger"]["bytes_up_per_site_round"] == round(sum(sent) / len(sent))
         assert max(sent) <= read_config(out).upload_bytes
-        assert results["ledger"]["images_computed"] > 0
 
     def test_identity_is_the_method_itself_when_nothing_is_trained(
         self, trained: tuple[Path, dict[str, Any]]
@@ -327,13 +327,12 @@ class TestOddSites:
             assert (row["anomalous"] is None) == (name == "just one")
 
     def test_names_that_cannot_be_written_are_refused(self, plants: Path, tmp_path: Path) -> None:
-        import os
-
+        site = tmp_path / os.fsdecode(b"bad\xff")
         try:
-            os.mkdir(os.fsencode(tmp_path) + b"/bad\xff")
+            site.mkdir()
         except OSError:
             pytest.skip("this file system takes Unicode only")
-        shutil.copytree(plants / "alder", tmp_path / os.fsdecode(b"bad\xff"), dirs_exist_ok=True)
+        shutil.copytree(plants / "alder", site, dirs_exist_ok=True)
         with pytest.raises(DataError, match="rename"):
             fedvad.train(tmp_path, tmp_path / "run", **OPTIONS)
 
@@ -539,8 +538,6 @@ class TestResume:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        import os
-
         out, real = tmp_path / "run", os.fsync
 
         def full(fd: int) -> None:

@@ -79,9 +79,10 @@ class TrainedRun:
         model = self.sites.get(site) if site is not None else None
         if model is None:
             if reference == "local":
+                whose = "no site was named" if site is None else f"site {site!r} is not among them"
                 raise ConfigError(
-                    f"site {site!r} has no memory of its own in this run; "
-                    f"known sites: {sorted(self.sites)}; use --reference global"
+                    f"reference 'local' is the own memory of a site of this run: {whose}; "
+                    f"known sites: {sorted(self.sites)}"
                 )
             return detector.with_memory(self.memory)
         if reference == "global":

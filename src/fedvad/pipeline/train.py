@@ -178,10 +178,10 @@ def calibrate(
                 )
             )
             threshold = site_threshold(scores[reference].tolist(), config.target_fpr)
-            if threshold is None:
-                log.warning("%s: too few normal images for a threshold", name)
-            else:
+            if threshold is not None:
                 model.thresholds[reference] = threshold
+            elif reference == run.reference:
+                log.warning("%s: too few normal images for a threshold", name)
         ours, alone = scores.get(run.reference), scores.get("local")
         if ours is not None and alone is not None and len(ours) == len(alone) and len(ours):
             told[name] = {

@@ -1,0 +1,409 @@
+"""The command line: exit codes, one JSON document on standard output, and interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedvad
+from tests.helpers import FLAGS, OPTIONS, run_main, upload
+from tests.pipeline.test_train import SITES, check_shape
+
+Run = tuple[Path, dict[str, Any]]
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: Patch, shared_cache: Path) -> None:
+    monkeypatch.setenv("FEDVAD_CACHE", str(shared_cache))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def quick(monkeypatch: Patch) -> None:
+    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+
+
+def _one_document(text: str) -> Any:
+    """Exactly one line that is JSON."""
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+    return json.loads(text)
+
+
+def _spawn(*arguments: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", "from fedvad.cli.main import main; main()", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+class TestTrain:
+    @pytest.mark.usefixtures("quick")
+    def test_json_is_one_document_and_progress_is_silent(
+        self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        out = tmp_path / "run"
+        flags = (*FLAGS, "--compare", "local", "--json")
+        assert run_main(monkeypatch, "train", plants, "--out", out, *flags) == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        results = _one_document(captured.out)
+        check_shape(results, SITES, main=True)
+        assert results == json.loads((out / "results.json").read_text())
+
+    @pytest.mark.usefixtures("quick")
+    def test_every_flag_reaches_the_configuration(
+        self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        (tmp_path / "c.toml").write_text("smooth = 1\nseed = 8\n")
+        code = run_main(
+            monkeypatch, "train", plants, "--out", tmp_path / "run", *FLAGS, "--config",
+            tmp_path / "c.toml", "--method", "feddymem", "--layers", "0,2", "--rounds", 3,
+            "--upload-bytes", 9000, "--merge", "kcenter", "--memory-rows", 90,
+            "--participation", 0.9, "--join", "cedar:2", "--join", "birch:2", "--reference",
+            "union", "--map", "cfa", "--search", "exact", "--target-fpr", 0.05, "--seed", 3,
+            "--jobs", 2, "--max-bad", 0.2, "--cache-size", "1G",
+        )  # fmt: skip
+        assert code == 0
+        shown = capsys.readouterr().out
+        assert "image AUROC" in shown
+        assert str(tmp_path / "run") in shown
+        assert "heatmaps.png" not in shown  # none was written
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        expected = {
+            "layers": [0, 2], "rounds": 3, "upload_bytes": 9000, "merge": "kcenter",
+            "memory_rows": 90, "participation": 0.9, "join": {"cedar": 2, "birch": 2},
+            "reference": "union", "map": "cfa", "search": "exact", "target_fpr": 0.05, "seed": 3,
+            "jobs": 2, "max_bad": 0.2, "smooth": 1, "image_size": 64, "engine": "torch",
+        }  # fmt: skip
+        assert {key: config[key] for key in expected} == expected
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("reference", [(), ("--reference", "local")])
+    def test_json(
+        self,
+        reference: tuple[str, ...],
+        trained: Run,
+        plants: Path,
+        monkeypatch: Patch,
+        capsys: Capture,
+    ) -> None:
+        assert run_main(monkeypatch, "evaluate", trained[0], plants, *reference, "--json") == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        results = _one_document(captured.out)
+        check_shape(results, SITES, main=True)
+        expected = trained[1]["compare"]["local"] if reference else trained[1]
+        assert results["image_auroc"] == expected["image_auroc"]
+
+    def test_tables(
+        self, trained: Run, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        sheet = tmp_path / "sheet.png"
+        assert run_main(monkeypatch, "evaluate", trained[0], plants, "--heatmaps", sheet) == 0
+        assert "alder" in capsys.readouterr().out
+        assert sheet.is_file()
+
+
+class TestPredict:
+    @pytest.fixture
+    def images(self, plants: Path, tmp_path: Path) -> Path:
+        folder = tmp_path / "images"
+        shutil.copytree(plants / "alder" / "test" / "good", folder)
+        (folder / "000a broken.png").write_bytes(b"\x89PNG")
+        return folder
+
+    def test_json_is_one_object_per_line_also_for_unreadable_files(
+        self, trained: Run, images: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        code = run_main(
+            monkeypatch, "predict", trained[0], images, "--site", "alder", "--out",
+            tmp_path / "out", "--json",
+        )  # fmt: skip
+        captured = capsys.readouterr()
+        assert code == 3
+        assert "1 images could not be read" in captured.err
+        rows = [json.loads(line) for line in captured.out.splitlines()]
+        assert [Path(row["path"]).name for row in rows] == [
+            "000.png", "000a broken.png", "001.png", "002.png",
+        ]  # fmt: skip
+        assert [row["error"] is None for row in rows] == [True, False, True, True]
+        for row in rows:
+            assert (row["overlay"] is None) == (row["score"] is None)
+
+    def test_lines_for_people(
+        self, trained: Run, images: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        assert run_main(monkeypatch, "predict", trained[0], images / "000.png") == 0
+        assert "000.png" in capsys.readouterr().out
+        assert run_main(monkeypatch, "predict", trained[0], images) == 3
+        assert "unreadable" in capsys.readouterr().out
+
+    def test_a_file_name_in_no_encoding(
+        self, trained: Run, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        name = tmp_path / os.fsdecode(b"bad\xff[b].png")
+        try:
+            shutil.copy(plants / "alder/test/good/000.png", name)
+        except OSError:
+            pytest.skip("this file system takes Unicode only")
+        assert run_main(monkeypatch, "predict", trained[0], name) == 0
+        assert "bad\\udcff[b].png" in capsys.readouterr().out
+
+
+class TestInspect:
+    def test_json(self, trained: Run, monkeypatch: Patch, capsys: Capture) -> None:
+        assert run_main(monkeypatch, "inspect", trained[0], "--json") == 0
+        assert _one_document(capsys.readouterr().out) == fedvad.inspect(trained[0])
+
+    def test_tables_of_a_message_with_an_odd_name(
+        self, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        file = tmp_path / "[red] a [bold].msg"
+        file.write_bytes(upload("Werk [1]").to_bytes())
+        assert run_main(monkeypatch, "inspect", file) == 0
+        shown = capsys.readouterr().out
+        assert "[red] a [bold].msg" in shown
+        assert "Werk [1]" in shown
+        assert "9 × 6" in shown
+
+
+class TestDemo:
+    def test_a_foreign_folder(self, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
+        (tmp_path / "mine").touch()
+        assert run_main(monkeypatch, "demo", "--out", tmp_path, "--json") == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "not an earlier demo" in captured.err
+
+
+class TestCache:
+    def test_info_and_clear(
+        self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        from fedvad.features.cache import DescriptorCache
+        from fedvad.features.config import FeatureConfig
+        from fedvad.features.extractor import FeatureExtractor
+
+        extractor = FeatureExtractor(FeatureConfig(**OPTIONS), DescriptorCache(tmp_path))
+        list(extractor.stream(sorted((plants / "alder/test/good").glob("*.png"))))
+        assert run_main(monkeypatch, "cache", "info", "--cache", tmp_path, "--json") == 0
+        told = _one_document(capsys.readouterr().out)
+        assert told["entries"] == 3
+        assert told["bytes"] > 3 * 256 * 72 * 2
+        assert run_main(monkeypatch, "cache", "info", "--cache", tmp_path) == 0
+        assert "3 entries" in capsys.readouterr().out
+        assert run_main(monkeypatch, "cache", "clear", "--cache", tmp_path) == 0
+        assert run_main(monkeypatch, "cache", "info", "--cache", tmp_path, "--json") == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["entries"] == 0
+        assert run_main(monkeypatch, "cache", "info", "--cache-size", "much") == 2
+
+
+class TestExitCodes:
+    """0 ok, 2 usage or configuration, 3 data, 4 federation, 130 interrupted."""
+
+    def test_ok(self, monkeypatch: Patch, capsys: Capture) -> None:
+        assert run_main(monkeypatch, "--version") == 0
+        assert fedvad.__version__ in capsys.readouterr().out
+        assert run_main(monkeypatch, "--help") == 0
+        shown = capsys.readouterr().out
+        assert "Exit codes" in shown
+        for verb in ("demo", "train", "evaluate", "predict", "inspect", "cache"):
+            assert verb in shown
+
+    @pytest.mark.parametrize(
+        ("flags", "named"),
+        [
+            (("--rounds", "0"), "rounds"),
+            (("--rounds", "x"), "rounds"),
+            (("--method", "fedavg"), "fedavg"),
+            (("--layers", "7"), "7"),
+            (("--layers", "a,b"), "layers"),
+            (("--join", "alder"), "SITE:ROUND"),
+            (("--join", "alder:²"), "SITE:ROUND"),
+            (("--join", "oak:2"), "oak"),
+            (("--split", "iid:2"), "already holds 3 sites"),
+            (("--split", "even:2"), "even:2"),
+            (("--config", "none.toml"), "none.toml"),
+            (("--cache-size", "lots"), "lots"),
+            (("--image-size", "3"), "image size"),
+            (("--weights", "none.safetensors"), "--weights"),
+            (("--unknown",), "unknown"),
+        ],
+    )
+    def test_usage(
+        self,
+        flags: tuple[str, ...],
+        named: str,
+        plants: Path,
+        tmp_path: Path,
+        monkeypatch: Patch,
+        capsys: Capture,
+    ) -> None:
+        out = tmp_path / "run"
+        assert run_main(monkeypatch, "train", plants, "--out", out, *FLAGS, "--json", *flags) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert named in captured.err
+        assert "Traceback" not in captured.err
+        assert not out.exists()
+
+    def test_an_unknown_key_of_a_file(
+        self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        (tmp_path / "c.toml").write_text("round = 3\n")
+        flags = ("--config", tmp_path / "c.toml")
+        assert run_main(monkeypatch, "train", plants, "--out", tmp_path / "run", *flags) == 2
+        assert "unknown configuration key 'round'" in capsys.readouterr().err
+
+    def test_an_occupied_folder(
+        self, trained: Run, plants: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        assert run_main(monkeypatch, "train", plants, "--out", trained[0], *FLAGS) == 2
+        assert "already holds a run" in capsys.readouterr().err
+
+    def test_other_verbs_usage(self, trained: Run, plants: Path, monkeypatch: Patch) -> None:
+        image = plants / "alder/test/good/000.png"
+        assert run_main(monkeypatch, "evaluate", trained[0], plants, "--reference", "all") == 2
+        assert run_main(monkeypatch, "predict", trained[0], image, "--site", "oak") == 2
+        assert run_main(monkeypatch, "predict", trained[0]) == 2
+        assert run_main(monkeypatch) == 2
+
+    def test_data(
+        self, trained: Run, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        out = tmp_path / "run"
+        assert run_main(monkeypatch, "train", tmp_path / "no", "--out", out, *FLAGS) == 3
+        assert "no such folder" in capsys.readouterr().err
+        (tmp_path / "empty").mkdir()
+        assert run_main(monkeypatch, "train", tmp_path / "empty", "--out", out, *FLAGS) == 3
+        assert "no image set found" in capsys.readouterr().err
+        assert run_main(monkeypatch, "evaluate", tmp_path / "empty", plants) == 3
+        assert run_main(monkeypatch, "evaluate", trained[0], tmp_path / "empty") == 3
+        assert run_main(monkeypatch, "predict", trained[0], tmp_path / "no.png") == 3
+        (tmp_path / "junk").write_bytes(b"junk")
+        assert run_main(monkeypatch, "inspect", tmp_path / "junk") == 3
+        assert "Traceback" not in capsys.readouterr().err
+
+    @pytest.mark.usefixtures("quick")
+    def test_a_full_disk(
+        self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        out = tmp_path / "run"
+
+        def full(fd: int) -> None:
+            if (out / "state" / "round-0002" / "complete.json").exists():
+                raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            assert run_main(patch, "train", plants, "--out", out, *FLAGS, "--json") == 3
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "No space left on device" in captured.err
+        assert "--resume" in captured.err
+        assert (out / "state").is_dir()
+        again = ("train", plants, "--out", out, *FLAGS, "--json", "--resume")
+        assert run_main(monkeypatch, *again) == 0
+
+    def test_federation(
+        self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        joins = [part for site in sorted(SITES) for part in ("--join", f"{site}:2")]
+        out = tmp_path / "run"
+        assert run_main(monkeypatch, "train", plants, "--out", out, *FLAGS, *joins) == 4
+        assert "no site has answered" in capsys.readouterr().err
+
+    def test_interrupted(
+        self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        def interrupt(*arguments: object, **options: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("fedvad.pipeline.train.run_rounds", interrupt)
+        assert run_main(monkeypatch, "train", plants, "--out", tmp_path / "r", *FLAGS) == 130
+        assert "--resume" in capsys.readouterr().err
+
+
+def _wait_for_round(process: subprocess.Popen[str], out: Path, after: int) -> None:
+    """Until a round behind `after` is complete."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        done = [int(p.parent.name[-4:]) for p in out.glob("state/round-*/complete.json")]
+        if max(done, default=0) > after:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    raise AssertionError("no round in two minutes")
+
+
+@pytest.mark.slow
+def test_interrupt_and_kill_lose_at_most_the_round_in_flight(
+    plants: Path, shared_cache: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """SIGINT, --resume, kill -9, --resume: the memory of an uninterrupted run, bit for bit."""
+    rounds, out = 20, tmp_path / "run"
+    train = ("train", plants, "--out", out, *FLAGS, "--rounds", rounds, "--upload-bytes", 4096)
+    process = _spawn(*train)
+    _wait_for_round(process, out, 0)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert output == ""
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    behind = int(next(out.glob("state/round-*")).name[-4:])
+    assert 1 <= behind < rounds
+
+    process = _spawn(*train, "--resume")
+    _wait_for_round(process, out, behind)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+
+    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+    options: dict[str, Any] = {"cache": shared_cache, "rounds": rounds, "upload_bytes": 4096}
+    results = fedvad.train(plants, out, resume=True, **options, **OPTIONS)
+    assert results["ledger"]["rounds"] == rounds
+    assert not (out / "state").exists()
+    fedvad.train(plants, tmp_path / "whole", **options, **OPTIONS)
+    whole = (tmp_path / "whole" / "detector.safetensors").read_bytes()
+    assert (out / "detector.safetensors").read_bytes() == whole
+
+
+def test_help_and_import_do_not_load_the_heavy_libraries() -> None:
+    code = (
+        "import sys, fedvad, fedvad.cli.main; "
+        "print([m for m in ('torch', 'timm', 'openvino', 'sklearn', 'scipy', 'matplotlib')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_progress_on_a_terminal_goes_to_standard_error(
+    trained: Run, plants: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert run_main(monkeypatch, "evaluate", trained[0], plants, "--json") == 0
+    captured = capsys.readouterr()
+    _one_document(captured.out)
+    assert "scoring" in captured.err
