@@ -109,7 +109,7 @@ class PatchCore(MemoryDetector):
         extractor: FeatureExtractor,
         rows: int = 2000,
         candidates: float = 0.25,
-        projection: int | None = 128,
+        projection: int | None = 64,
         scoring: ScoringConfig | None = None,
         seed: int = 0,
         max_bad: float = 0.05,

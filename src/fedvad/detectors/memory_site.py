@@ -49,7 +49,7 @@ class FedDyMemConfig:
     ema: float = 0.5
     candidates: float = 0.25
     candidate_bytes: int = 64 << 20
-    projection: int | None = 128
+    projection: int | None = 64
     train: bool = False
     anchors: Anchors = "global"
     loss: MetricLossConfig = field(default_factory=MetricLossConfig)

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BLOCK_BYTES", "nearest", "pairwise", "row_argmin", "squared_norms"]
 
-BLOCK_BYTES = 64 << 20
+# larger blocks are allocated anew by the system each time, page by page
+BLOCK_BYTES = 16 << 20
 # |p|^2 + |c|^2 - 2 p c of equal points is off by a share of |p|^2 (float32: up to 2.4e-6 seen)
 _ROUNDING = 5e-6
 

@@ -65,7 +65,7 @@ class TrainConfig(BaseModel):
     ema: float = 0.5
     candidates: float = Field(default=0.25, gt=0, le=1)
     candidate_bytes: int = Field(default=64 << 20, ge=1)
-    projection: int | None = Field(default=128, ge=1)
+    projection: int | None = Field(default=64, ge=1)
     # generator
     train_generator: bool = False
     anchors: Anchors = "global"
