@@ -139,24 +139,23 @@ class MemorySite:
         self.training.append(training)
 
     def _reduce(
-        self, patches: FloatArray, round_: int, initial: FloatArray | None = None
+        self, patches: FloatArray, round_: int, known: MemoryBank | None = None
     ) -> MemoryBank:
         mode: ReduceMode = "cluster" if self.config.reduce == "cluster" else "coreset"
+        growing = self.config.update == "grow"
         return reduce_patches(
             patches,
             self.config.rows,
             mode=mode,
             seed=self.seed * 1009 + round_,
             pull=self.config.pull,
-            initial=initial,
+            initial=known.vectors if known is not None else None,
+            near=self.bank.vectors if growing else None,
             projection=self.config.projection,
         )
 
     def _grow(self, patches: FloatArray, known: MemoryBank | None, round_: int) -> MemoryBank:
-        # what was sent before is in the memory handed back, unless the server refused or dropped it
-        covered = known if known is not None and len(known) else self.bank
-        initial = covered.vectors if len(covered) and self.config.reduce == "coreset" else None
-        new = self._scaled(self._reduce(patches, round_, initial))
+        new = self._scaled(self._reduce(patches, round_, known))
         self.bank = self._scaled(concatenate([self.bank, new]))
         return new
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["CandidateSampler", "Coreset", "k_center"]
 
 _POOL = 512
+_SETTLE = 2048  # points measured against all initial centres at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +44,15 @@ def k_center(
     *,
     seed: int,
     initial: FloatArray | None = None,
+    near: FloatArray | None = None,
     projection: int | None = None,
 ) -> Coreset:
     """Choose m of the (n, d) points by greedy farthest-first traversal.
 
     With `initial` (c, d) centres the traversal goes on from them, so that the m new points are
-    those which `initial` covers worst; without, it starts at a seeded random point. `projection`
+    those which `initial` covers worst; without, it starts at a seeded random point. `near` (b, d)
+    are a few more initial centres that lie close to most points: all points are measured against
+    those, and against the many of `initial` only once they would be chosen otherwise. `projection`
     selects and measures in a seeded random projection to that many dimensions (faster; squared
     distances there are unbiased). Ties break towards the lower index; duplicates are never chosen
     twice, so fewer than m (with `initial` even none) come back when no other points are left.
@@ -69,26 +73,28 @@ def k_center(
         raise ConfigError("a coreset needs points to choose from")
     generator = torch.Generator().manual_seed(seed)
     data = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
-    start = None
-    if initial is not None and len(initial):
-        start = torch.from_numpy(np.ascontiguousarray(initial, dtype=np.float32))
+    given = [
+        torch.from_numpy(np.ascontiguousarray(centres, dtype=np.float32))
+        for centres in (near, initial)
+        if centres is not None and len(centres)
+    ]
     # distances are differences of squared lengths: short vectors keep them accurate
     mean = data.mean(0)
     if projection is not None and projection < dim:
         matrix = torch.randn(dim, projection, generator=generator) / projection**0.5
         offset = -(mean @ matrix)
         data = torch.addmm(offset, data, matrix)
-        start = None if start is None else torch.addmm(offset, start, matrix)
+        given = [torch.addmm(offset, centres, matrix) for centres in given]
     else:
         data = data - mean
-        start = None if start is None else start - mean
-    search = _Traversal(data, start, generator)
+        given = [centres - mean for centres in given]
+    search = _Traversal(data, given, generator)
     while len(search.chosen) < m:
         new = search.farthest(m - len(search.chosen))
         if not new:  # every point lies on a centre: all that remain are duplicates
             break
         search.add(new)
-    radius = float(search.distances.max().sqrt())
+    radius = float(search.top(1)[0][0].sqrt())
     return Coreset(
         np.asarray(search.chosen, dtype=np.int64),
         search.label.numpy(),
@@ -100,11 +106,12 @@ def k_center(
 class _Traversal:
     """Squared distances of all points during a traversal.
 
-    own: to the nearest chosen point, which `label` says; given: to the nearest initial centre.
+    own: to the nearest chosen point, which `label` says; given: to the nearest initial centre, or
+    an upper bound of that where `settled` is false.
     """
 
     def __init__(
-        self, data: torch.Tensor, initial: torch.Tensor | None, generator: torch.Generator
+        self, data: torch.Tensor, given: list[torch.Tensor], generator: torch.Generator
     ) -> None:
         import torch
 
@@ -113,16 +120,13 @@ class _Traversal:
         self.chosen: list[int] = []
         self.own = torch.full((len(data),), float("inf"))
         self.label = torch.zeros(len(data), dtype=torch.long)
-        if initial is None:
-            self.given = self.own.clone()
-            self.add([int(torch.randint(len(data), (1,), generator=generator))])
+        self.given = self.own.clone()
+        self.last = given[-1] if len(given) > 1 else None
+        self.settled = torch.full((len(data),), self.last is None)
+        if given:
+            self.given, _ = nearest(data, given[0], points_norms=self.norms)
         else:
-            self.given, _ = nearest(data, initial, points_norms=self.norms)
-
-    @property
-    def distances(self) -> torch.Tensor:
-        """To the nearest centre of either kind."""
-        return self.own.minimum(self.given)
+            self.add([int(torch.randint(len(data), (1,), generator=generator))])
 
     def add(self, new: list[int]) -> None:
         """Make points centres and refresh all distances to them in one product."""
@@ -136,22 +140,32 @@ class _Traversal:
         self.own = torch.minimum(self.own, distances)
         self.chosen += new
 
-    def farthest(self, wanted: int) -> list[int]:
-        """The next centres of the greedy traversal, at most `wanted`, none if all are covered."""
+    def top(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances and indices of the `count` farthest points; those are all settled."""
         import torch
 
-        distances = self.distances
-        top, pool = torch.topk(distances, min(_POOL + 1, len(distances)))
-        limit = float(top[-1]) if len(distances) > _POOL else 0.0
+        while True:
+            distances = self.own.minimum(self.given)
+            far, rows = torch.topk(distances, min(max(count, _SETTLE), len(distances)))
+            waiting = rows[~self.settled[rows]]
+            if self.last is None or bool(self.settled[rows[:count]].all()):
+                return far[:count], rows[:count]
+            exact, _ = nearest(self.data[waiting], self.last, points_norms=self.norms[waiting])
+            self.given[waiting] = exact.minimum(self.given[waiting])
+            self.settled[waiting] = True
+
+    def farthest(self, wanted: int) -> list[int]:
+        """The next centres of the greedy traversal, at most `wanted`, none if all are covered."""
+        top, pool = self.top(_POOL + 1)
+        limit = float(top[-1]) if len(self.data) > _POOL else 0.0
         # all points farther than the limit, and none that ties with one left outside
         pool = pool[top > limit].sort().values
         if len(pool):
-            picks = _greedy_in_pool(
-                self.data[pool], self.norms[pool], distances[pool], limit, wanted
-            )
+            distances = self.own[pool].minimum(self.given[pool])
+            picks = _greedy_in_pool(self.data[pool], self.norms[pool], distances, limit, wanted)
             found: list[int] = pool[picks].tolist()
             return found
-        return [int(distances.numpy().argmax())] if limit > 0 else []
+        return [int(self.own.minimum(self.given).numpy().argmax())] if limit > 0 else []
 
 
 def _greedy_in_pool(

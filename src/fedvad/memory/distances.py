@@ -52,14 +52,16 @@ def nearest(
 
     n, m = len(points), len(centres)
     norms = squared_norms(points) if points_norms is None else points_norms
-    centre_norms = squared_norms(centres)[None]
     best = torch.empty(n, dtype=points.dtype)
     index = torch.empty(n, dtype=torch.long)
-    step = max(1, block_bytes // (points.element_size() * max(m, 1)))
-    transposed = centres.T
+    step = max(1, min(n, block_bytes // (points.element_size() * max(m, 1))))
+    # |p - c|^2 - |p|^2 is one product of [p, 1] and [-2 c, |c|^2]: no second pass over the block
+    columns = torch.cat([-2 * centres, squared_norms(centres)[:, None]], 1).T
+    rows = torch.cat([points, points.new_ones(n, 1)], 1)
+    buffer = torch.empty(step, m, dtype=points.dtype)
     for start in range(0, n, step):
         stop = min(n, start + step)
-        block = torch.addmm(centre_norms, points[start:stop], transposed, alpha=-2)
+        block = torch.mm(rows[start:stop], columns, out=buffer[: stop - start])
         index[start:stop] = row_argmin(block)
         best[start:stop] = block.gather(1, index[start:stop, None])[:, 0]
     best += norms

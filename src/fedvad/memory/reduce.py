@@ -31,11 +31,12 @@ def reduce_patches(
     seed: int,
     pull: float = 0.0,
     initial: FloatArray | None = None,
+    near: FloatArray | None = None,
     projection: int | None = None,
 ) -> MemoryBank:
     """Reduce (n, d) normal patches to at most `rows` weighted averages.
 
-    `coreset`: k-center chooses the vectors (`initial`, `projection` as there), every patch joins
+    `coreset`: k-center chooses the vectors (`initial`, `near`, `projection` as there), a patch joins
     the cell of its nearest one, and a vector becomes (1 - pull) x centre + pull x mean of its
     cell: 0 keeps real patches and their coverage, 1 sends pure averages. `cluster`: weighted
     k-means; vectors are cell means. Weights are cell sizes and sum to n; spread is the
@@ -49,7 +50,7 @@ def reduce_patches(
         raise ConfigError(f"pull must lie in [0, 1], got {pull}")
     if mode == "cluster":
         return weighted_kmeans(MemoryBank.of_patches(patches), rows, seed=seed, restarts=1)
-    chosen = k_center(patches, rows, seed=seed, initial=initial, projection=projection)
+    chosen = k_center(patches, rows, seed=seed, initial=initial, near=near, projection=projection)
     if len(chosen.indices) == 0:  # `initial` holds every patch: a site still has something to send
         return cells(patches, patches[:1], pull=pull)
     centres = patches[chosen.indices]
