@@ -158,7 +158,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Sites at a time [default: 1]", show_default=False)
+        int | None, typer.Option(help="Sites at a time [default: 2]", show_default=False)
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")

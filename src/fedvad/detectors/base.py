@@ -15,6 +15,7 @@ from fedvad.data.folders import ImageSet
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
+from fedvad.features.half import to_float
 from fedvad.memory.bank import FloatArray
 
 __all__ = ["Detector", "NormalFeatures", "Scores", "score_stream"]
@@ -148,7 +149,7 @@ def score_stream(
         if item.descriptors is None:
             bad.append(item.error or "unknown error")
             continue
-        score, map_ = scorer.score(embed(item.descriptors.astype(np.float32)))
+        score, map_ = scorer.score(embed(to_float(item.descriptors)))
         images.append(score)
         maps.append(map_)
         kept.append(item.index)

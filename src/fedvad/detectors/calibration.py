@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
+from fedvad.features.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank
 
 __all__ = ["RowLookup", "choose_images", "held_out_scores"]
@@ -72,7 +73,7 @@ def held_out_scores(
             exclude = lookup.rows_of(descriptors.reshape(-1, descriptors.shape[-1]))
             if len(exclude) == len(bank):
                 continue
-        score, _ = scorer.score(generator(descriptors.astype(np.float32)), exclude=exclude)
+        score, _ = scorer.score(generator(to_float(descriptors)), exclude=exclude)
         scores.append(score)
         if on_image is not None:
             on_image()

@@ -108,7 +108,7 @@ class PatchCore(MemoryDetector):
         *,
         extractor: FeatureExtractor,
         rows: int = 2000,
-        candidates: float = 0.25,
+        candidates: float = 0.125,
         projection: int | None = 64,
         scoring: ScoringConfig | None = None,
         seed: int = 0,

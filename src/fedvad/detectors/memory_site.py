@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import numpy as np
-
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.metric_loss import MetricLossConfig, TrainingLog, train_generator
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError
+from fedvad.features.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.reduce import PositionMeans, ReduceMode, reduce_patches, renew
@@ -47,7 +46,7 @@ class FedDyMemConfig:
     pull: float = 0.0
     update: Update = "grow"
     ema: float = 0.5
-    candidates: float = 0.25
+    candidates: float = 0.125
     candidate_bytes: int = 64 << 20
     projection: int | None = 64
     train: bool = False
@@ -169,7 +168,7 @@ class MemorySite:
     def _position_means(self) -> MemoryBank:
         means = PositionMeans()
         for descriptors in self.features:
-            means.add(self.generator(descriptors.astype(np.float32))[None])
+            means.add(self.generator(to_float(descriptors))[None])
         fresh = means.result()
         if len(self.bank) == 0:
             return fresh

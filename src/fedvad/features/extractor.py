@@ -20,6 +20,7 @@ from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.cache import DescriptorCache, content_key
 from fedvad.features.config import FeatureConfig
 from fedvad.features.engine import DescriptorEngine, make_engine
+from fedvad.features.half import HalfArray, to_half
 
 if TYPE_CHECKING:
     from fedvad.features.modules import DescriptorNet
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Extracted", "FeatureExtractor", "check_bad_share"]
 
 log = logging.getLogger(__name__)
-HalfArray = npt.NDArray[np.float16]
 _CHUNK = 64
 
 
@@ -140,13 +140,13 @@ class FeatureExtractor:
         return np.concatenate(made) if made else np.zeros((0, *self.grid), np.float16)
 
     def _half(self, descriptors: npt.NDArray[np.float32]) -> HalfArray:
-        # 65520 is the least number that rounds to infinity; a NaN fails the comparison too
-        if not np.abs(descriptors).max() < 65520:
+        try:
+            return to_half(descriptors)
+        except DataError as error:
             raise DataError(
-                f"backbone {self.config.backbone} gives descriptors beyond the float16 range; "
-                "its weights are damaged or not meant for these inputs"
-            )
-        return descriptors.astype(np.float16)
+                f"backbone {self.config.backbone} gives descriptors beyond the float16 range "
+                f"({error}); its weights are damaged or not meant for these inputs"
+            ) from error
 
     def _load(self, path: Path) -> _Loaded:
         try:

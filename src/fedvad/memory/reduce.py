@@ -36,8 +36,8 @@ def reduce_patches(
 ) -> MemoryBank:
     """Reduce (n, d) normal patches to at most `rows` weighted averages.
 
-    `coreset`: k-center chooses the vectors (`initial`, `near`, `projection` as there), a patch joins
-    the cell of its nearest one, and a vector becomes (1 - pull) x centre + pull x mean of its
+    `coreset`: k-center chooses the vectors (`initial`, `near`, `projection` as there), a patch
+    joins the cell of its nearest one, and a vector becomes (1 - pull) x centre + pull x mean of its
     cell: 0 keeps real patches and their coverage, 1 sends pure averages. `cluster`: weighted
     k-means; vectors are cell means. Weights are cell sizes and sum to n; spread is the
     root-mean-square distance of a cell's patches to its vector.

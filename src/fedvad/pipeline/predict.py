@@ -13,6 +13,7 @@ from fedvad.data.images import read_rgb
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
+from fedvad.features.half import to_float
 from fedvad.pipeline.config import Reference
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import open_run
@@ -64,7 +65,7 @@ def predict(
             "error": item.error,
         }
         if item.descriptors is not None:
-            score, map_ = scorer.score(detector.generator_(item.descriptors.astype(np.float32)))
+            score, map_ = scorer.score(detector.generator_(to_float(item.descriptors)))
             row["score"] = score
             if threshold is not None:
                 row["anomalous"] = score > threshold.value
