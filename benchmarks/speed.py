@@ -78,8 +78,8 @@ def main() -> None:
         seconds = alternate(
             {
                 "forward": lambda: extractor.describe(single),
-                "fast": lambda f=fast: f.score(one),
-                "exact": lambda e=exact: e.score(one),
+                "fast": lambda f=fast, d=one: f.score(d),
+                "exact": lambda e=exact, d=one: e.score(d),
             },
             repeat=15,
         )

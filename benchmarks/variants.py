@@ -1,6 +1,6 @@
 """Variants of the federated memory side by side on real sites: the evidence behind the defaults.
 
-    python benchmarks/variants.py DATA --weights F --out DIR [--seeds 0,1,2] [--only a,b]
+    python benchmarks/variants.py DATA --weights F --out DIR [--seeds 0,1,2] [--only "a;b"]
 
 Every variant is trained and scored by `fedvad train`'s own code; features come from one cache. A
 finished cell (variant, seed) is kept in DIR/cells and not run again. Ends with a Markdown table of
@@ -69,9 +69,9 @@ def main() -> None:
     parser.add_argument("--split")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--only", help="comma-separated names of variants")
+    parser.add_argument("--only", help="names of variants, separated by semicolons")
     arguments = parser.parse_args()
-    names = arguments.only.split(",") if arguments.only else list(VARIANTS)
+    names = arguments.only.split(";") if arguments.only else list(VARIANTS)
     seeds = [int(s) for s in arguments.seeds.split(",")]
     for name in names:
         for seed in seeds:

@@ -19,7 +19,7 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import Reference, TrainConfig
-from fedvad.pipeline.data import load_sites
+from fedvad.pipeline.data import fingerprint, load_sites
 from fedvad.pipeline.outputs import panels
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import TrainedRun, open_run, read_ledger
@@ -47,8 +47,8 @@ def evaluate(
 
     A site of the run uses its own generator and threshold. A site that never trained uses the
     global memory; when its folder has normal training images its threshold comes from those,
-    else it borrows the median of the run's thresholds. The split of the training is repeated when
-    `data` is one set. Raises `ArtefactError`, `DataError`, `MismatchError`.
+    else it borrows the median of the run's thresholds. The split of the training is repeated
+    when `data` holds the same images. Raises `ArtefactError`, `DataError`, `MismatchError`.
     """
     run, config, extractor = open_run(run_folder, weights=weights, cache=cache)
     sites = _sites(data, run, config)
@@ -89,11 +89,8 @@ def evaluate(
 
 def _sites(data: Path, run: TrainedRun, config: TrainConfig) -> Sequence[Site]:
     sites = load_sites(data, None, config.seed, allow_empty_train=True)
-    if config.split is not None and len(sites) == 1 and sites[0].name not in run.sites:
-        try:
-            return load_sites(data, config.split, config.seed)
-        except DataError:  # another set, too small to divide: it is a site of its own
-            return sites
+    if config.split is not None and fingerprint(data) == run.data:
+        return load_sites(data, config.split, config.seed)
     return sites
 
 

@@ -56,7 +56,10 @@ class SiteModel:
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """The result of a federated training: global memory and the sites' own parts."""
+    """The result of a federated training: global memory and the sites' own parts.
+
+    data: fingerprint of the images, by which a split of them is recognised.
+    """
 
     memory: MemoryBank
     sites: dict[str, SiteModel]
@@ -64,6 +67,7 @@ class TrainedRun:
     reference: Reference
     features: FeatureConfig
     method: str
+    data: str = ""
 
     def detector(
         self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
@@ -102,7 +106,9 @@ class TrainedRun:
         """A site's threshold; for an unknown site the median of the known ones."""
         reference = self._reference(site, reference)
         if site in self.sites:
-            return self.sites[site].thresholds.get(reference)
+            own = self.sites[site].thresholds
+            # more vectors only lower scores: the global threshold holds for the union, too
+            return own.get(reference) or (own.get("global") if reference == "union" else None)
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
         return sorted(known, key=lambda t: t.value)[len(known) // 2] if known else None
 
@@ -130,6 +136,7 @@ class TrainedRun:
         values = {
             "kind": "run",
             "method": self.method,
+            "data": self.data,
             "reference": self.reference,
             "scoring": asdict(self.scoring),
             "features": self.features.identity(),
@@ -170,6 +177,7 @@ class TrainedRun:
                 reference=values["reference"],
                 features=feature_identity(values, path),
                 method=values["method"],
+                data=values["data"],
             )
         except (KeyError, TypeError, AttributeError, ValueError, MemoryBankError) as error:
             raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error

@@ -24,7 +24,7 @@ from fedvad.federation.runners.state import clear_state
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.compare import compare
 from fedvad.pipeline.config import Reference, TrainConfig
-from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.data import fingerprint, load_sites, warm_up
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join, plan, site_seed, split_held_out
 from fedvad.pipeline.progress import Progress, Stage, silent
@@ -85,7 +85,7 @@ def train(
         jobs=config.jobs,
         on_step=lambda round_, site: rounds(),
     )
-    run = _assemble(config, extractor, merged, members)
+    run = _assemble(config, extractor, merged, members, fingerprint(data))
     with ledger.phase("calibrate"):
         own_normals = calibrate(run, held_out, extractor, config, progress)
     run.save(out)
@@ -129,6 +129,7 @@ def _assemble(
     extractor: FeatureExtractor,
     merged: Payload,
     members: Mapping[str, MemorySite],
+    data: str,
 ) -> TrainedRun:
     models = {
         name: SiteModel(_wire_exact(site.bank, config), site.generator, {}, len(site.features))
@@ -141,6 +142,7 @@ def _assemble(
         reference=config.reference,
         features=extractor.config,
         method=config.method,
+        data=data,
     )
 
 
