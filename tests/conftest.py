@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import helpers
 
 _SHARED = Path(os.environ.get("FEDVAD_SHARED") or Path(__file__).parents[2] / "shared")
 _WEIGHTS = {
@@ -79,3 +82,26 @@ def make_images(tmp_path: Path) -> MakeImages:
         return paths
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    helpers.use_one_thread()
+
+
+@pytest.fixture(scope="session")
+def plants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn sites alder, birch and cedar; read only."""
+    return helpers.demo_data(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The descriptor cache of all tests."""
+    return helpers.cache_root(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished run folder and its results; read only."""
+    return helpers.trained_run(tmp_path_factory)

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from fedvad.data.camera import Camera, photograph
+from fedvad.data.cloth import CLOTHS
 from fedvad.data.demo import write_demo
-from fedvad.data.textures import CLOTHS, DEFECTS, Camera, photograph
+from fedvad.data.flaws import DEFECTS
 
 CAMERA = Camera(
     azimuth=-2.2,

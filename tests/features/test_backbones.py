@@ -20,8 +20,6 @@ from fedvad.features import backbones
 from fedvad.features.backbones import Backbone, build_backbone, weights_hash
 from fedvad.features.compat import import_timm
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # a side that is no multiple of 32, so that paddings differ

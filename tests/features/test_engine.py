@@ -18,8 +18,6 @@ from fedvad.features.engine import DescriptorEngine, OpenVinoEngine, TorchEngine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.modules import DescriptorNet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIDE = 64
 Images = npt.NDArray[np.uint8]
 

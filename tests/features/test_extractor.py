@@ -26,8 +26,6 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.engine import DescriptorEngine
 from fedvad.features.extractor import Extracted, FeatureExtractor, check_bad_share
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIDE = 64
 CONFIG = FeatureConfig("filterbank", image_size=SIDE)
 MakeImages = Callable[..., list[Path]]

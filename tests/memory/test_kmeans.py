@@ -129,15 +129,6 @@ def test_no_cells_are_refused():
         weighted_kmeans(weighted_bank(blobs()), 0, seed=0)
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_seeding_in_batches_samples_the_exact_distribution():
     points = np.array([[0, 0], [1, 0], [3, 1], [0, 4], [5, 5]], np.float64)
     weights = np.array([1, 2, 1, 0.5, 0.2])

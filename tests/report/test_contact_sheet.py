@@ -11,9 +11,10 @@ from PIL import Image
 
 from fedvad.errors import ConfigError, DataError, StorageError
 from fedvad.report import contact_sheet as module
-from fedvad.report.contact_sheet import GROUPS, Panel, choose_panels, contact_sheet
+from fedvad.report.contact_sheet import contact_sheet
+from fedvad.report.lettering import Fonts, fit
+from fedvad.report.panels import CLEAR, FAINT, GROUPS, NEAR, NORMAL, Panel, choose_panels
 
-CLEAR, FAINT, NEAR, NORMAL = GROUPS
 MAP = np.zeros((4, 4), np.float32)
 
 
@@ -222,14 +223,14 @@ def test_large_sheets_lose_colours_not_pictures(real_panels, tmp_path, monkeypat
 
 
 def test_long_text_is_shortened_to_its_room():
-    fonts = module._Fonts()
+    fonts = Fonts()
     font = fonts.get("x", 17)
-    assert module._fit("short", 200, fonts, 17) == "short"
+    assert fit("short", 200, fonts, 17) == "short"
     for text in ("W" * 300, "Prüfstand Ø " * 30, "a"):
-        fitted = module._fit(text, 150, fonts, 17)
+        fitted = fit(text, 150, fonts, 17)
         assert font.getlength(fitted) <= 150
-    assert module._fit("begin" + "x" * 200 + "end", 150, fonts, 17).endswith("end")
-    assert module._fit("two\nlines\x00", 200, fonts, 17) == "two lines"
+    assert fit("begin" + "x" * 200 + "end", 150, fonts, 17).endswith("end")
+    assert fit("two\nlines\x00", 200, fonts, 17) == "two lines"
 
 
 def test_caption_never_rounds_onto_the_threshold():

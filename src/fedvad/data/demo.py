@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedvad.data.textures import CLOTHS, DEFECTS, Camera, Cloth, photograph
+from fedvad.data.camera import Camera, photograph
+from fedvad.data.cloth import CLOTHS, Cloth
+from fedvad.data.flaws import DEFECTS
 
 __all__ = ["write_demo"]
 

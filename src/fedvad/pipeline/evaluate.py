@@ -25,6 +25,7 @@ from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import TrainedRun, open_run, read_ledger
 from fedvad.pipeline.scoring import score_with
 from fedvad.report.contact_sheet import contact_sheet
+from fedvad.report.tables import verdict
 
 __all__ = ["evaluate"]
 
@@ -77,6 +78,7 @@ def evaluate(
     summary["reference"] = reference or run.reference
     summary["sites_never_trained_on"] = [site.name for site in new]
     summary["unreadable"] = [reason for r in results for reason in r.bad]
+    summary["verdict"] = verdict(summary)
     if heatmaps is not None:
         contact_sheet(
             panels(results),

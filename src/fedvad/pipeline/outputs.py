@@ -12,7 +12,8 @@ from fedvad.evaluation.sites import SiteResult, gains, summarise
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_json
-from fedvad.report.contact_sheet import Panel, contact_sheet
+from fedvad.report.contact_sheet import contact_sheet
+from fedvad.report.panels import Panel
 from fedvad.report.tables import (
     results_table,
     sites_table,
