@@ -48,8 +48,8 @@ def write_demo(
     *,
     plants: int = 4,
     train: int = 24,
-    test_normal: int = 12,
-    test_defect: int = 16,
+    test_normal: int = 24,
+    test_defect: int = 24,
     size: int = 128,
     seed: int = 0,
 ) -> list[str]:

@@ -41,7 +41,7 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> dict[str, 
         out.mkdir(parents=True, exist_ok=True)
         (out / _MARK).touch()
         progress("drawing", 0, 1)
-        write_demo(out / "data", size=IMAGE_SIZE, test_normal=24, test_defect=24, seed=seed)
+        write_demo(out / "data", size=IMAGE_SIZE, seed=seed)
         progress("drawing", 1, 1)
     except OSError as error:
         raise StorageError(f"cannot write the demo to {out}: {error.strerror or error}") from error
