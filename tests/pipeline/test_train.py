@@ -101,7 +101,7 @@ class TestAnOrdinaryRun:
         files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
         assert files == {
             "config.json", "detector.safetensors", "heatmaps.png", "ledger.json", "results.json",
-            "tables/method.csv", "tables/results.md", "tables/site.csv",
+            "tables/method.csv", "tables/own-normals.csv", "tables/results.md", "tables/site.csv",
         }  # fmt: skip
         with Image.open(out / "heatmaps.png") as sheet:
             assert min(sheet.size) > 100

@@ -24,6 +24,12 @@ from fedvad.report.tables import (
 
 __all__ = ["panels", "write_outputs"]
 
+_HEADINGS = {
+    "method": "By method",
+    "site": "By site",
+    "own normals": "Each site's own unseen normals",
+}
+
 
 def write_outputs(
     out: Path,
@@ -61,11 +67,13 @@ def write_outputs(
         "method": results_table(summary, name=run.method),
         "site": sites_table(summary, name=run.method),
     }
+    if own_normals:
+        tables["own normals"] = _own_normals_table(own_normals)
     for name, rows in tables.items():
-        write_csv(rows, out / "tables" / f"{name}.csv")
+        write_csv(rows, out / "tables" / f"{name.replace(' ', '-')}.csv")
     text = "\n".join(
         [f"# {run.method} on {len(run.sites)} sites", "", summary["verdict"], ""]
-        + [f"## By {name}\n\n{to_markdown(rows)}\n" for name, rows in tables.items()]
+        + [f"## {_HEADINGS[name]}\n\n{to_markdown(rows)}\n" for name, rows in tables.items()]
     )
     write_atomically(out / "tables" / "results.md", text.encode())
     if any(len(r.test) for r in results):
@@ -87,6 +95,20 @@ def _title(summary: Mapping[str, Any]) -> str:
     if alone is not None:
         title += f" (each site alone {alone:.3f})"
     return title
+
+
+def _own_normals_table(own_normals: Mapping[str, Any]) -> list[list[str]]:
+    """What a site can see without any defect: whether its unseen normals came nearer to memory."""
+    head = ["site", "median score alone", "median score federated", "share that came nearer"]
+    return [head] + [
+        [
+            site,
+            f"{told['median_alone']:.4g}",
+            f"{told['median_federated']:.4g}",
+            f"{told['share_nearer']:.0%}",
+        ]
+        for site, told in own_normals.items()
+    ]
 
 
 def panels(results: Sequence[SiteResult]) -> list[Panel]:
