@@ -96,7 +96,8 @@ def _pooled(
     detector = PatchCore(
         extractor=extractor,
         rows=rows,
-        candidates=config.candidates,
+        # sites sample afresh each round: pooled data gets as many looks at its patches
+        candidates=min(1.0, config.candidates * config.rounds),
         projection=config.projection,
         scoring=config.scoring(),
         seed=config.seed,
