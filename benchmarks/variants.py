@@ -23,8 +23,8 @@ import fedvad
 # What each row changes. The first is the shipped default; nothing here was chosen per category.
 VARIANTS: dict[str, dict[str, Any]] = {
     "feddymem (default)": {"compare": "local,pooled"},
-    "1 round": {"rounds": 1},
-    "3 rounds": {"rounds": 3},
+    "1 round": {"rounds": 1, "calibration": "none"},
+    "3 rounds": {"rounds": 3, "calibration": "none"},
     "kmeans to 2000": {"merge": "kmeans", "memory_rows": 2000, "calibration": "none"},
     "kcenter to 2000": {"merge": "kcenter", "memory_rows": 2000, "calibration": "none"},
     "pull 0.5": {"pull": 0.5, "calibration": "none"},

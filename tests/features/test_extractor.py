@@ -158,8 +158,10 @@ def test_each_file_is_read_and_decoded_once(
     list(extractor.stream(paths))
     assert sorted(reads) == sorted(decodes) == [str(path) for path in paths]
     list(extractor.stream(paths))
-    assert len(reads) == 132
-    assert len(decodes) == 66
+    assert len(reads) == len(decodes) == 66
+    paths[3].write_bytes(paths[4].read_bytes() + b"\0")
+    list(extractor.stream(paths))
+    assert reads[66:] == decodes[66:] == [str(paths[3])]
 
 
 def test_cache_goes_by_content(make: Make, make_images: MakeImages, cache: DescriptorCache) -> None:

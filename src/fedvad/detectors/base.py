@@ -15,7 +15,7 @@ from fedvad.data.folders import ImageSet
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
-from fedvad.features.half import to_float
+from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 
 __all__ = ["Detector", "NormalFeatures", "Scores", "score_stream"]

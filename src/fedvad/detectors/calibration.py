@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
-from fedvad.features.half import to_float
+from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank
 
 __all__ = ["RowLookup", "choose_images", "held_out_scores"]

@@ -108,7 +108,7 @@ class PatchCore(MemoryDetector):
         *,
         extractor: FeatureExtractor,
         rows: int = 2000,
-        candidates: float = 0.125,
+        candidates: float = 0.25,
         projection: int | None = 64,
         scoring: ScoringConfig | None = None,
         seed: int = 0,
@@ -172,7 +172,7 @@ class FedDyMem(MemoryDetector):
 
     def fit(self, images: ImageSet) -> Self:
         """See `Detector.fit`."""
-        site = MemorySite(self._features(images), self.config, seed=self.seed)
+        site = MemorySite(self._features(images), self.config, seed=self.seed, rounds=self.rounds)
         for round_ in range(1, self.rounds + 1):
             site.update(round_, site.bank if len(site.bank) else None)
         return self.with_memory(site.bank, site.generator)

@@ -14,7 +14,7 @@ from fedvad.detectors.generator import Generator
 from fedvad.detectors.metric_loss import MetricLossConfig, TrainingLog, train_generator
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError
-from fedvad.features.half import to_float
+from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.reduce import PositionMeans, ReduceMode, reduce_patches, renew
@@ -46,7 +46,7 @@ class FedDyMemConfig:
     pull: float = 0.0
     update: Update = "grow"
     ema: float = 0.5
-    candidates: float = 0.125
+    candidates: float = 0.25
     candidate_bytes: int = 64 << 20
     projection: int | None = 64
     train: bool = False
@@ -74,11 +74,15 @@ class FedDyMemConfig:
 class MemorySite:
     """The state of one site between rounds: bank, generator, and what its features look like.
 
-    bank: the rows this site has contributed so far. generator: this site's own.
+    bank: the rows this site has contributed so far. generator: this site's own. rounds: how many
+    are expected; their samples are drawn in as few passes as `candidate_bytes` allows.
     """
 
-    def __init__(self, features: NormalFeatures, config: FedDyMemConfig, *, seed: int) -> None:
+    def __init__(
+        self, features: NormalFeatures, config: FedDyMemConfig, *, seed: int, rounds: int = 1
+    ) -> None:
         self.features = features
+        self.rounds = rounds
         self.config = config
         self.seed = seed
         height, width, dim = features.extractor.grid
@@ -87,6 +91,7 @@ class MemorySite:
         self.generator = Generator.identity(dim)
         self.bank = MemoryBank.empty(dim)
         self.training: list[TrainingLog] = []
+        self._ahead: dict[int, CandidateSampler] = {}
 
     @property
     def n_patches(self) -> int:
@@ -112,7 +117,23 @@ class MemorySite:
         return self._replace(renew(self.bank, patches, keep=self.config.ema))
 
     def _sample(self, round_: int) -> FloatArray:
-        sampler = CandidateSampler(
+        if round_ not in self._ahead:
+            self._draw(round_)
+        return self._ahead.pop(round_).result()
+
+    def _draw(self, round_: int) -> None:
+        """Fill the samplers of this round and of following ones, all in one pass."""
+        first = self._sampler(round_)
+        self._ahead = {round_: first}
+        together = self.config.candidate_bytes // max(1, first.nbytes)
+        for following in range(round_ + 1, min(self.rounds + 1, round_ + together)):
+            self._ahead[following] = self._sampler(following)
+        for descriptors in self.features:
+            for sampler in self._ahead.values():
+                sampler.add(descriptors)
+
+    def _sampler(self, round_: int) -> CandidateSampler:
+        return CandidateSampler(
             n_images=len(self.features),
             patches_per_image=self.patches_per_image,
             dim=self.dim,
@@ -120,9 +141,6 @@ class MemorySite:
             max_bytes=self.config.candidate_bytes,
             seed=self.seed * 1009 + round_,
         )
-        for descriptors in self.features:
-            sampler.add(descriptors)
-        return sampler.result()
 
     def _train(self, raw: FloatArray, known: MemoryBank | None, round_: int) -> None:
         own = self.bank if len(self.bank) else self._reduce(self.generator(raw), round_)

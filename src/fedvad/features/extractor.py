@@ -20,7 +20,7 @@ from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.cache import DescriptorCache, content_key
 from fedvad.features.config import FeatureConfig
 from fedvad.features.engine import DescriptorEngine, make_engine
-from fedvad.features.half import HalfArray, to_half
+from fedvad.half import HalfArray, to_half
 
 if TYPE_CHECKING:
     from fedvad.features.modules import DescriptorNet
@@ -29,6 +29,7 @@ __all__ = ["Extracted", "FeatureExtractor", "check_bad_share"]
 
 log = logging.getLogger(__name__)
 _CHUNK = 64
+_FileState = tuple[str, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,8 @@ class FeatureExtractor:
         self.cache = cache
         self._key = self.config.key()
         self.computed = 0
+        # content by file state: a second pass over the same images need not read them again
+        self._keys: dict[_FileState | None, str] = {}
 
     @cached_property
     def network(self) -> DescriptorNet:
@@ -150,16 +153,24 @@ class FeatureExtractor:
 
     def _load(self, path: Path) -> _Loaded:
         try:
-            data = read_bytes(path)
-            key = content_key(data)
-            if self.cache is not None:
-                hit = self.cache.get(self._key, key)
-                if hit is not None:
-                    return _Loaded(key, hit=hit)
+            seen = _identity(path)
+            key = self._keys.get(seen, "")
+            hit = self._cached(key)
+            if hit is None:
+                data = read_bytes(path)
+                key = content_key(data)
+                hit = self._cached(key)
+                if seen is not None:
+                    self._keys[seen] = key
+            if hit is not None:
+                return _Loaded(key, hit=hit)
             pixels = resize_rgb(decode_rgb(data, str(path)), self.config.image_size)
         except ImageError as error:
             return _Loaded(error=str(error))
         return _Loaded(key, pixels=pixels)
+
+    def _cached(self, key: str) -> HalfArray | None:
+        return self.cache.get(self._key, key) if self.cache is not None and key else None
 
     def _compute(self, loaded: list[_Loaded], pool: ThreadPoolExecutor) -> dict[int, HalfArray]:
         missing = [(i, item.pixels) for i, item in enumerate(loaded) if item.pixels is not None]
@@ -183,6 +194,14 @@ class FeatureExtractor:
         for write in writes:
             write.result()
         return made
+
+
+def _identity(path: Path) -> _FileState | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return str(path), status.st_mtime_ns, status.st_size
 
 
 def check_bad_share(bad: Sequence[str], total: int, max_bad: float, where: str) -> None:

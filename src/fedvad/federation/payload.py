@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedvad.errors import MemoryBankError, PayloadError
+from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
 
 __all__ = ["SCHEMA", "Manifest", "Payload", "Precision", "bank_arrays", "bank_from"]
@@ -95,9 +96,9 @@ class Payload:
 def bank_arrays(bank: MemoryBank, precision: Precision) -> dict[str, npt.NDArray[Any]]:
     """A bank as arrays for a payload: vectors and spread in `precision`, weights in float32."""
     return {
-        "vectors": bank.vectors.astype(precision),
+        "vectors": cast(bank.vectors, precision),
         "weights": bank.weights.astype(np.float32),
-        "spread": bank.spread.astype(precision),
+        "spread": cast(bank.spread, precision),
     }
 
 

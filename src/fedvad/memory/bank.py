@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.errors import MemoryBankError
+from fedvad.half import as_float32
 
 __all__ = ["FloatArray", "MemoryBank", "concatenate"]
 
@@ -32,7 +33,7 @@ class MemoryBank:
     spread: FloatArray
 
     def __post_init__(self) -> None:
-        vectors = np.ascontiguousarray(self.vectors, dtype=np.float32)
+        vectors = as_float32(self.vectors)
         weights = np.ascontiguousarray(self.weights, dtype=np.float64)
         spread = np.ascontiguousarray(self.spread, dtype=np.float32)
         if vectors.ndim != 2 or vectors.shape[1] == 0:
@@ -43,7 +44,7 @@ class MemoryBank:
                 f"got shapes {weights.shape} and {spread.shape}"
             )
         for name, array in (("vectors", vectors), ("weights", weights), ("spread", spread)):
-            if not np.isfinite(array).all():
+            if array.size and not np.isfinite([array.min(), array.max()]).all():
                 raise MemoryBankError(f"memory {name} contain NaN or infinity")
         if (weights <= 0).any():
             raise MemoryBankError("memory weights must be positive")

@@ -9,8 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.errors import ConfigError
+from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
-from fedvad.memory.distances import nearest, pairwise, squared_norms
+from fedvad.memory.distances import (
+    columns_of,
+    extended,
+    nearest_column,
+    pairwise,
+    squared_norms,
+    without_rounding,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["CandidateSampler", "Coreset", "k_center"]
 
 _POOL = 512
-_SETTLE = 2048  # points measured against all initial centres at a time
+_SETTLE = 1024  # points measured against more of the initial centres at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +114,8 @@ def k_center(
 class _Traversal:
     """Squared distances of all points during a traversal.
 
-    own: to the nearest chosen point, which `label` says; given: to the nearest initial centre, or
-    an upper bound of that where `settled` is false.
+    own: to the nearest chosen point, which `label` says; given: to the nearest initial centre of
+    the first `measured` blocks of them, so an upper bound until all are measured.
     """
 
     def __init__(
@@ -116,23 +124,32 @@ class _Traversal:
         import torch
 
         self.data = data
+        self.rows = extended(data)
         self.norms = squared_norms(data)
         self.chosen: list[int] = []
         self.own = torch.full((len(data),), float("inf"))
         self.label = torch.zeros(len(data), dtype=torch.long)
         self.given = self.own.clone()
-        self.last = given[-1] if len(given) > 1 else None
-        self.settled = torch.full((len(data),), self.last is None)
-        if given:
-            self.given, _ = nearest(data, given[0], points_norms=self.norms)
+        self.blocks = [columns_of(centres) for centres in given]
+        self.measured = torch.zeros(len(data), dtype=torch.long)
+        if self.blocks:
+            self.measure(torch.arange(len(data)), 0)
         else:
             self.add([int(torch.randint(len(data), (1,), generator=generator))])
+
+    def measure(self, rows: torch.Tensor, block: int) -> None:
+        """Bound the distances of points, measured against all blocks before, by one more."""
+        values, _ = nearest_column(self.rows[rows], self.blocks[block])
+        distances = without_rounding(values, self.norms[rows])
+        self.given[rows] = distances.minimum(self.given[rows])
+        self.measured[rows] = block + 1
 
     def add(self, new: list[int]) -> None:
         """Make points centres and refresh all distances to them in one product."""
         import torch
 
-        distances, index = nearest(self.data, self.data[new], points_norms=self.norms)
+        values, index = nearest_column(self.rows, columns_of(self.data[new]))
+        distances = without_rounding(values, self.norms)
         distances[new] = 0.0
         index[new] = torch.arange(len(new))
         nearer = distances < self.own
@@ -141,18 +158,19 @@ class _Traversal:
         self.chosen += new
 
     def top(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distances and indices of the `count` farthest points; those are all settled."""
+        """Distances and indices of the `count` farthest points; those are fully measured."""
         import torch
 
         while True:
             distances = self.own.minimum(self.given)
             far, rows = torch.topk(distances, min(max(count, _SETTLE), len(distances)))
-            waiting = rows[~self.settled[rows]]
-            if self.last is None or bool(self.settled[rows[:count]].all()):
+            progress = self.measured[rows]
+            if bool((progress[:count] == len(self.blocks)).all()):
                 return far[:count], rows[:count]
-            exact, _ = nearest(self.data[waiting], self.last, points_norms=self.norms[waiting])
-            self.given[waiting] = exact.minimum(self.given[waiting])
-            self.settled[waiting] = True
+            for block in range(1, len(self.blocks)):
+                waiting = rows[progress == block]
+                if len(waiting):
+                    self.measure(waiting, block)
 
     def farthest(self, wanted: int) -> list[int]:
         """The next centres of the greedy traversal, at most `wanted`, none if all are covered."""
@@ -213,9 +231,14 @@ class CandidateSampler:
             self._takes[self._rng.permutation(n_images)[affordable:]] = False
         wanted = max(1, round(fraction * patches_per_image))
         self.per_image = max(1, min(wanted, affordable // max(n_images, 1)))
-        self._rows = np.empty((int(self._takes.sum()) * self.per_image, dim), np.float32)
+        self._rows = np.empty((int(self._takes.sum()) * self.per_image, dim), np.float16)
         self._images = 0
         self._filled = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the sampled rows take while they wait as float16."""
+        return self._rows.nbytes
 
     def add(self, descriptors: npt.NDArray[np.float16]) -> None:
         """Take this sampler's share of one image's (h, w, d) descriptors.
@@ -227,7 +250,7 @@ class CandidateSampler:
         self._images += 1
         if not self._takes[self._images - 1]:
             return
-        patches = descriptors.reshape(-1, descriptors.shape[-1])
+        patches = np.asarray(descriptors).reshape(-1, descriptors.shape[-1])
         take = min(self.per_image, len(patches))
         rows = np.sort(self._rng.choice(len(patches), take, replace=False))
         self._rows[self._filled : self._filled + take] = patches[rows]
@@ -235,4 +258,4 @@ class CandidateSampler:
 
     def result(self) -> FloatArray:
         """The sampled patches, (rows, d) float32, in the order of the images."""
-        return self._rows[: self._filled]
+        return to_float(self._rows[: self._filled])

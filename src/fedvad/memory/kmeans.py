@@ -83,7 +83,7 @@ def kmeans_plus_plus(
     norms = squared_norms(points)
     first = int(torch.multinomial(weights, 1, generator=generator))
     chosen = [first]
-    distances, _ = nearest(points, points[first : first + 1], points_norms=norms)
+    distances, _ = nearest(points, points[first : first + 1])
     while len(chosen) < k:
         mass = weights * distances
         if float(mass.sum()) <= 0:
@@ -101,7 +101,7 @@ def kmeans_plus_plus(
             if coins[i] * then[i] < now[i]:  # never for one taken before: it is at 0
                 new.append(point)
                 np.minimum(now, between[i], out=now)
-        refreshed, _ = nearest(points, points[new], points_norms=norms)
+        refreshed, _ = nearest(points, points[new])
         torch.minimum(distances, refreshed, out=distances)
         distances[new] = 0.0
         chosen += new
@@ -118,12 +118,11 @@ def _lloyd(
     """Lloyd iterations; returns weighted inertia and (n,) labels."""
     import torch
 
-    norms = squared_norms(points)
     k = len(centres)
     weighted = points.double() * weights[:, None]
     previous = float("inf")
     for _ in range(max_iterations):
-        distances, label = nearest(points, centres, points_norms=norms)
+        distances, label = nearest(points, centres)
         losses = weights * distances
         inertia = float(losses.sum())
         size = torch.zeros(k, dtype=torch.float64).index_add_(0, label, weights)
@@ -134,10 +133,10 @@ def _lloyd(
             # an empty cell restarts where the memory is represented worst
             for cell in empty.nonzero()[:, 0]:
                 centres[cell] = points[losses.argmax()]
-                gaps, _ = nearest(points, centres[cell][None], points_norms=norms)
+                gaps, _ = nearest(points, centres[cell][None])
                 losses = torch.minimum(losses, weights * gaps)
         elif previous - inertia <= tolerance * inertia:
             break
         previous = inertia
-    distances, label = nearest(points, centres, points_norms=norms)
+    distances, label = nearest(points, centres)
     return float((weights * distances).sum()), label

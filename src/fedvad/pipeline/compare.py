@@ -10,7 +10,6 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import held_out_scores
 from fedvad.detectors.feddymem import FedDyMem, MemoryDetector, PatchCore
 from fedvad.detectors.generator import Generator
-from fedvad.detectors.memory_site import MemorySite
 from fedvad.evaluation.sites import SiteResult, site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
@@ -19,7 +18,7 @@ from fedvad.federation.payload import bank_from
 from fedvad.federation.runners.inprocess import run_rounds
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.plan import plan, site_seed
+from fedvad.pipeline.plan import memory_sites, plan
 from fedvad.pipeline.progress import Progress
 from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.scoring import score_with
@@ -47,7 +46,7 @@ def compare(
     with an untrained generator; where the method trains none, it is the method itself.
     """
     makers: dict[str, Any] = {
-        "local": lambda: _local(config, fitting),
+        "local": lambda: _local(config, fitting, extractor.grid[2]),
         "pooled": lambda: _pooled(config, len(run.memory), fitting, extractor),
         "identity": lambda: _identity(config, fitting, extractor),
     }
@@ -76,11 +75,9 @@ def compare(
     return done
 
 
-def _local(config: TrainConfig, fitting: Mapping[str, NormalFeatures]) -> _Banks:
+def _local(config: TrainConfig, fitting: Mapping[str, NormalFeatures], dim: int) -> _Banks:
     banks: _Banks = {}
-    for i, (name, features) in enumerate(sorted(fitting.items())):
-        dim = features.extractor.grid[2]
-        site = MemorySite(features, config.memory(dim), seed=site_seed(config.seed, i))
+    for name, site in memory_sites(config, fitting, dim).items():
         for round_ in range(1, config.rounds + 1):
             site.update(round_, site.bank if len(site.bank) else None)
         banks[name] = (site.bank, site.generator)
@@ -113,9 +110,6 @@ def _identity(
     untrained = config.model_copy(update={"train_generator": False})
     exchange, schedule = plan(untrained, extractor)
     dim = extractor.grid[2]
-    members = {
-        name: MemorySite(features, untrained.memory(dim), seed=site_seed(config.seed, i))
-        for i, (name, features) in enumerate(sorted(fitting.items()))
-    }
+    members = memory_sites(untrained, fitting, dim)
     merged = bank_from(run_rounds(exchange, members, schedule, ledger=Ledger()))
     return dict.fromkeys(fitting, (merged, Generator.identity(dim)))

@@ -63,7 +63,7 @@ class TrainConfig(BaseModel):
     pull: float = Field(default=0.0, ge=0, le=1)
     update: Update = "grow"
     ema: float = 0.5
-    candidates: float = Field(default=0.125, gt=0, le=1)
+    candidates: float = Field(default=0.25, gt=0, le=1)
     candidate_bytes: int = Field(default=64 << 20, ge=1)
     projection: int | None = Field(default=64, ge=1)
     # generator

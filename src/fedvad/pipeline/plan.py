@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import choose_images
+from fedvad.detectors.memory_site import MemorySite
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
 
-__all__ = ["check_join", "plan", "site_seed", "split_held_out"]
+__all__ = ["check_join", "memory_sites", "plan", "site_seed", "split_held_out"]
 
 
 def site_seed(seed: int, index: int) -> int:
@@ -54,6 +55,18 @@ def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchan
         seed=config.seed,
     )
     return exchange, schedule
+
+
+def memory_sites(
+    config: TrainConfig, fitting: Mapping[str, NormalFeatures], dim: int
+) -> dict[str, MemorySite]:
+    """The state of every site before the first round, by name."""
+    return {
+        name: MemorySite(
+            features, config.memory(dim), seed=site_seed(config.seed, i), rounds=config.rounds
+        )
+        for i, (name, features) in enumerate(sorted(fitting.items()))
+    }
 
 
 def split_held_out(

@@ -13,7 +13,7 @@ from fedvad.data.images import read_rgb
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
-from fedvad.features.half import to_float
+from fedvad.half import to_float
 from fedvad.pipeline.config import Reference
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import open_run

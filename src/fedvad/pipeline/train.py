@@ -21,12 +21,13 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.inprocess import run_rounds
 from fedvad.federation.runners.state import clear_state
+from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.compare import compare
 from fedvad.pipeline.config import Reference, TrainConfig
 from fedvad.pipeline.data import fingerprint, load_sites, warm_up
 from fedvad.pipeline.outputs import write_outputs
-from fedvad.pipeline.plan import check_join, plan, site_seed, split_held_out
+from fedvad.pipeline.plan import check_join, memory_sites, plan, split_held_out
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import (
     DETECTOR_FILE,
@@ -70,10 +71,7 @@ def train(
     ledger.images_computed = warmed_up = extractor.computed
     write_config(out, config)
     fitting, held_out = split_held_out(features, config)
-    members = {
-        name: MemorySite(fit, config.memory(extractor.grid[2]), seed=site_seed(config.seed, i))
-        for i, (name, fit) in enumerate(sorted(fitting.items()))
-    }
+    members = memory_sites(config, fitting, extractor.grid[2])
     rounds = Stage(progress, "rounds", config.rounds * len(members))
     merged = run_rounds(
         exchange,
@@ -197,5 +195,5 @@ def calibrate(
 def _wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
     """The bank as it reads after a round trip, so that saved and live detectors score alike."""
     return MemoryBank(
-        bank.vectors.astype(config.precision), bank.weights, bank.spread.astype(config.precision)
+        cast(bank.vectors, config.precision), bank.weights, cast(bank.spread, config.precision)
     )

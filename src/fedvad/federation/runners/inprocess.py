@@ -136,8 +136,9 @@ def _one_round(
 ) -> Payload:
     down = incoming.to_bytes() if incoming is not None else b""
 
+    received = Payload.from_bytes(down) if down else None
+
     def step(name: str) -> bytes:
-        received = Payload.from_bytes(down) if down else None
         sent = exchange.site_step(sites[name], received, round_).to_bytes()
         if on_step is not None:
             on_step(round_, name)

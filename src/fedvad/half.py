@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.errors import DataError
 
-__all__ = ["HalfArray", "to_float", "to_half"]
+__all__ = ["HalfArray", "as_float32", "cast", "to_float", "to_half"]
 
 HalfArray = npt.NDArray[np.float16]
 _OVERFLOW = 65520.0  # the least number that rounds to infinity
@@ -34,3 +36,22 @@ def to_float(values: HalfArray) -> npt.NDArray[np.float32]:
     writable = values if values.flags.writeable else np.array(values)
     single: npt.NDArray[np.float32] = torch.from_numpy(writable).float().numpy()
     return single
+
+
+def as_float32(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """Contiguous float32 of any floating-point array, itself if it is that already."""
+    if values.dtype == np.float16:
+        return to_float(np.ascontiguousarray(values))
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def cast(
+    values: npt.NDArray[np.float32], precision: Literal["float16", "float32"]
+) -> npt.NDArray[np.floating]:
+    """A copy in `precision`; what is beyond the range of float16 becomes infinite."""
+    import torch
+
+    cast_values: npt.NDArray[np.floating] = (
+        torch.from_numpy(values).to(getattr(torch, precision), copy=True).numpy()
+    )
+    return cast_values
