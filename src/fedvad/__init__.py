@@ -1,6 +1,6 @@
 """fedvad: federated, memory-efficient visual anomaly detection.
 
-The verbs are `train`, `evaluate`, `predict`, `inspect` and `demo`, as on the command line. They
+The verbs are `train`, `evaluate`, `predict`, `inspect`, `bench` and `demo`, as on the command line. They
 are imported on first use, so that `import fedvad` costs nothing.
 """
 
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from fedvad._version import __version__
 
 if TYPE_CHECKING:
-    from fedvad.api import demo, evaluate, inspect, load, predict, train
+    from fedvad.api import bench, demo, evaluate, inspect, load, predict, train
     from fedvad.errors import FedvadError
 
 __all__ = [
     "FedvadError",
     "__version__",
+    "bench",
     "demo",
     "evaluate",
     "inspect",

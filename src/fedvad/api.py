@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.features.cache import DescriptorCache, default_cache_root
+from fedvad.pipeline.bench.run import bench as _bench
+from fedvad.pipeline.bench.suite import load_suite
 from fedvad.pipeline.config import Reference, resolve_config
 from fedvad.pipeline.demo import demo as _demo
 from fedvad.pipeline.evaluate import evaluate as _evaluate
@@ -17,7 +19,7 @@ from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.train import train as _train
 
-__all__ = ["demo", "evaluate", "inspect", "load", "predict", "train"]
+__all__ = ["bench", "demo", "evaluate", "inspect", "load", "predict", "train"]
 
 AnyPath = str | PathLike[str]
 
@@ -80,6 +82,32 @@ def predict(
         reference=reference,
         out=None if out is None else Path(out),
         weights=None if weights is None else Path(weights),
+        progress=progress,
+    )
+
+
+def bench(
+    suite: str,
+    out: AnyPath,
+    *,
+    data: AnyPath | None = None,
+    weights: AnyPath | None = None,
+    cache: AnyPath | None = None,
+    seeds: Iterable[int] | None = None,
+    methods: Iterable[str] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Compare the methods of a suite (shipped name or TOML file); tables and plots in `out`."""
+    chosen = load_suite(suite).only(
+        seeds=None if seeds is None else list(seeds),
+        methods=None if methods is None else list(methods),
+    )
+    return _bench(
+        chosen,
+        Path(out),
+        data=None if data is None else Path(data),
+        weights=None if weights is None else Path(weights),
+        cache=_cache(cache),
         progress=progress,
     )
 

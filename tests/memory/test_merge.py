@@ -131,3 +131,24 @@ def test_coverage_samples_many_uploads_with_the_same_result_each_time():
     sampled = coverage(uploads, memory, max_rows=1500)
     assert sampled == coverage(uploads, memory, max_rows=1500)
     assert sampled == pytest.approx(coverage(uploads, memory), rel=0.2)
+
+
+def test_average_is_the_row_wise_weighted_mean_with_all_of_its_spread() -> None:
+    rng = np.random.default_rng(0)
+    clouds = {name: rng.normal(i, 1, (3, n, 2)) for i, (name, n) in enumerate([("a", 4), ("b", 9)])}
+    banks = {
+        name: MemoryBank(
+            cloud.mean(1).astype(np.float32),
+            np.full(3, float(cloud.shape[1])),
+            np.sqrt(cloud.var(1).sum(1)).astype(np.float32),
+        )
+        for name, cloud in clouds.items()
+    }
+    merged = merge_banks(banks, mode="average", size=None, seed=0)
+    everything = np.concatenate([clouds["a"], clouds["b"]], axis=1)
+    np.testing.assert_allclose(merged.vectors, everything.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(merged.spread, np.sqrt(everything.var(1).sum(1)), rtol=1e-5)
+    np.testing.assert_array_equal(merged.weights, [13, 13, 13])
+    with pytest.raises(MemoryBankError, match="as many rows"):
+        merge_banks({"a": banks["a"], "b": concatenate([banks["a"]] * 2)}, mode="average",
+                    size=None, seed=0)  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,13 +48,7 @@ def open_cache(root: Path | None, size: str = "20G") -> DescriptorCache:
 
 def print_json(value: Any) -> None:
     """One JSON document; NaN and infinity become null."""
-
-    def finite(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {str(k): finite(v) for k, v in item.items()}
-        if isinstance(item, list | tuple):
-            return [finite(v) for v in item]
-        return None if isinstance(item, float) and not math.isfinite(item) else item
+    from fedvad.pipeline.run_folder import finite
 
     sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
     sys.stdout.flush()

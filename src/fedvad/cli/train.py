@@ -98,7 +98,9 @@ def train(
     merge: Annotated[
         str | None,
         typer.Option(
-            help="concat, kmeans or kcenter [default: concat]", show_default=False, **_Federation
+            help="concat, kmeans, kcenter or average [default: concat]",
+            show_default=False,
+            **_Federation,
         ),
     ] = None,
     memory_rows: Annotated[

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Ledger", "Phase", "RoundEntry", "peak_rss_mb"]
+__all__ = ["Ledger", "Phase", "RoundEntry", "peak_rss_mb", "reset_peak_rss"]
 
 Phase = Literal["features", "local", "merge", "calibrate", "score"]
 
@@ -103,5 +104,20 @@ def peak_rss_mb() -> float:
         import psutil
 
         return float(psutil.Process().memory_info().peak_wset) / 2**20
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    except OSError:  # not Linux
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def reset_peak_rss() -> bool:
+    """Let `peak_rss_mb` count from now on; False where the system cannot (all but Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True

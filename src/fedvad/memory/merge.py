@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from fedvad.memory.kmeans import weighted_kmeans
 
 __all__ = ["COVERAGE_WARNING", "MergeMode", "coverage", "merge_banks"]
 
-MergeMode = Literal["concat", "kmeans", "kcenter"]
+MergeMode = Literal["concat", "kmeans", "kcenter", "average"]
 COVERAGE_WARNING = 3.0
 
 
@@ -26,15 +26,20 @@ def merge_banks(
 
     `concat` keeps every row (and ignores `size`), `kmeans` merges by weighted k-means (FedDyMem's
     server step), `kcenter` keeps the rows that cover all others best and gives each the weight of
-    the rows nearest to it. Total weight is conserved; sites are taken in the order of their names
-    and rows in a canonical order, so the order of arrival changes nothing.
+    the rows nearest to it. `average` (ignores `size`) takes the weighted mean of the sites' first
+    rows, of their second rows and so on: prototypes that mean the same everywhere, such as one per
+    patch position (FedProto, Tan et al. 2022). Total weight is conserved; sites are taken in the
+    order of their names and rows in a canonical order, so the order of arrival changes nothing.
 
-    Raises `ConfigError` on an unknown mode or a missing size, `MemoryBankError` without any bank.
+    Raises `ConfigError` on an unknown mode or a missing size, `MemoryBankError` without any bank or
+    when banks to average differ in their number of rows.
     """
     if mode not in get_args(MergeMode):
         raise ConfigError(f"unknown merge mode {mode!r}; choose from {get_args(MergeMode)}")
     if not banks:
         raise MemoryBankError("no site memory to merge")
+    if mode == "average":
+        return _average([banks[name] for name in sorted(banks)])
     everything = concatenate([banks[name] for name in sorted(banks)])
     if mode == "concat":
         return everything
@@ -45,6 +50,24 @@ def merge_banks(
     if mode == "kmeans":
         return weighted_kmeans(everything, size, seed=seed)
     return _k_center_merge(everything, size, seed)
+
+
+def _average(banks: Sequence[MemoryBank]) -> MemoryBank:
+    """Row-wise weighted mean; spread holds the spread inside the sites and that between them."""
+    counts = sorted({len(bank) for bank in banks})
+    if len(counts) > 1:
+        raise MemoryBankError(
+            f"merge 'average' needs as many rows from every site, got {counts}: use reduce "
+            "'position', or another merge mode"
+        )
+    weights = np.stack([bank.weights for bank in banks])
+    share = (weights / weights.sum(0))[:, :, None]
+    vectors = np.stack([bank.vectors for bank in banks]).astype(np.float64)
+    mean = (share * vectors).sum(0)
+    between = ((vectors - mean) ** 2).sum(2, keepdims=True)
+    inside = np.stack([bank.spread for bank in banks]).astype(np.float64)[:, :, None] ** 2
+    variance = (share * (inside + between)).sum(0)[:, 0]
+    return MemoryBank(mean.astype(np.float32), weights.sum(0), np.sqrt(variance).astype(np.float32))
 
 
 def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:

@@ -23,7 +23,7 @@ from fedvad.pipeline.progress import Progress
 from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.scoring import score_with
 
-__all__ = ["compare"]
+__all__ = ["compare", "local_banks", "pooled_banks"]
 
 _Banks = dict[str, tuple[MemoryBank, Generator]]
 
@@ -46,8 +46,8 @@ def compare(
     with an untrained generator; where the method trains none, it is the method itself.
     """
     makers: dict[str, Any] = {
-        "local": lambda: _local(config, fitting, extractor.grid[2]),
-        "pooled": lambda: _pooled(config, len(run.memory), fitting, extractor),
+        "local": lambda: local_banks(config, fitting, extractor.grid[2]),
+        "pooled": lambda: pooled_banks(config, len(run.memory), fitting, extractor),
         "identity": lambda: _identity(config, fitting, extractor),
     }
     done: dict[str, list[SiteResult]] = {}
@@ -75,7 +75,8 @@ def compare(
     return done
 
 
-def _local(config: TrainConfig, fitting: Mapping[str, NormalFeatures], dim: int) -> _Banks:
+def local_banks(config: TrainConfig, fitting: Mapping[str, NormalFeatures], dim: int) -> _Banks:
+    """Each site's memory after all rounds without exchange; `dim` values per descriptor."""
     banks: _Banks = {}
     for name, site in memory_sites(config, fitting, dim).items():
         for round_ in range(1, config.rounds + 1):
@@ -84,12 +85,13 @@ def _local(config: TrainConfig, fitting: Mapping[str, NormalFeatures], dim: int)
     return banks
 
 
-def _pooled(
+def pooled_banks(
     config: TrainConfig,
     rows: int,
     fitting: Mapping[str, NormalFeatures],
     extractor: FeatureExtractor,
 ) -> _Banks:
+    """One k-center memory of `rows` vectors over the images of all sites, the same for each."""
     detector = PatchCore(
         extractor=extractor,
         rows=rows,

@@ -106,7 +106,9 @@ class TrainConfig(BaseModel):
                 "calibration 'leave-one-out' needs a memory of real patches (reduce coreset, pull "
                 "0, update grow, merge concat or kcenter, precision float16); use 'holdout'"
             )
-        if self.merge != "concat" and self.memory_rows is None:
+        if self.merge == "average" and self.reduce != "position":
+            raise ValueError("merge 'average' needs reduce 'position': other rows have no partners")
+        if self.merge in ("kmeans", "kcenter") and self.memory_rows is None:
             object.__setattr__(self, "memory_rows", 2000)
         return self
 

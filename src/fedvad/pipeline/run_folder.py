@@ -29,6 +29,7 @@ __all__ = [
     "LEDGER_FILE",
     "SiteModel",
     "TrainedRun",
+    "finite",
     "open_run",
     "read_config",
     "read_ledger",
@@ -206,14 +207,15 @@ def read_ledger(folder: Path) -> Ledger:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that any parser reads: NaN and infinity become null."""
-    write_atomically(path, json.dumps(_finite(value), indent=2, allow_nan=False).encode())
+    write_atomically(path, json.dumps(finite(value), indent=2, allow_nan=False).encode())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON values with NaN and infinity as null."""
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -65,6 +65,7 @@ def run_rounds(
     resume: bool = False,
     jobs: int = 1,
     on_step: Callable[[int, str], None] | None = None,
+    on_round: Callable[[int, Payload], None] | None = None,
 ) -> Payload:
     """Run all rounds and return the last global memory.
 
@@ -92,6 +93,8 @@ def run_rounds(
         incoming = _one_round(
             exchange, {n: sites[n] for n in names}, incoming, round_, ledger, jobs, on_step
         )
+        if on_round is not None:
+            on_round(round_, incoming)
         if state_dir is not None:
             banks = {name: (site.bank, site.generator) for name, site in sites.items()}
             save_state(

@@ -1,0 +1,1 @@
+"""Suites of methods x sets x seeds under one protocol."""

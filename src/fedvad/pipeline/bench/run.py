@@ -1,0 +1,190 @@
+"""`bench`: every cell of a suite once, resumable, then tables and plots of all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedvad._version import __version__
+from fedvad.data.demo import write_demo
+from fedvad.data.files import write_atomically
+from fedvad.errors import ConfigError, FedvadError
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.pipeline.bench.cells import Prepared, run_cell
+from fedvad.pipeline.bench.suite import BenchMethod, BenchSet, Suite
+from fedvad.pipeline.bench.summary import summarise_bench
+from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.progress import Progress, Stage, silent
+from fedvad.pipeline.run_folder import write_json
+from fedvad.report.bench_plots import plot_bench
+from fedvad.report.bench_tables import bench_markdown, bench_rows
+from fedvad.report.tables import write_csv
+
+__all__ = ["bench"]
+
+log = logging.getLogger(__name__)
+_SCHEMA = 1
+_Key = tuple[str, str, int]
+
+
+def bench(
+    suite: Suite,
+    out: Path,
+    *,
+    data: Path | None = None,
+    weights: Path | None = None,
+    cache: DescriptorCache | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run what is missing of a suite into `out`, write its tables and plots, return the summary.
+
+    A finished cell is kept in `out`/cells and used again as long as its options, seed and fedvad
+    version are the same, so that an interrupted bench goes on where it stopped. Sets that are not
+    there and cells that fail are named in the summary and in the tables; the others go on.
+
+    Raises `ConfigError` when no cell can be run.
+    """
+    cells: dict[_Key, dict[str, Any]] = {}
+    missing: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    stage = Stage(progress, "cells", len(suite.sets) * len(suite.seeds) * len(suite.methods))
+    for item in suite.sets:
+        reason = _missing(item, data)
+        if reason:
+            log.warning("skipping set %s: %s", item.name, reason)
+            missing[item.name] = reason
+            continue
+        root = _root(item, data, out)
+        for seed in suite.seeds:
+            shared: dict[str, Prepared] = {}
+            for method in suite.methods:
+                key = (item.name, method.name, seed)
+                config = _config(suite, method, item, seed, weights)
+                try:
+                    cells[key] = _cell(key, config, root, method, suite, out, cache, shared)
+                except FedvadError as error:
+                    log.warning("cell %s failed: %s", " / ".join(map(str, key)), error)
+                    failed[" / ".join(map(str, key))] = str(error)
+                stage()
+    if not cells:
+        reasons = "; ".join([f"{k}: {v}" for k, v in (missing | failed).items()][:3])
+        raise ConfigError(f"suite {suite.name}: nothing could be run ({reasons})")
+    summary = summarise_bench(suite, cells) | {
+        "version": __version__,
+        "skipped": missing,
+        "failed": failed,
+    }
+    _write(out, summary)
+    return summary
+
+
+def _missing(item: BenchSet, data: Path | None) -> str:
+    if item.path is None:
+        return ""
+    if data is None:
+        return "needs --data, the folder that holds the sets"
+    return "" if (data / item.path).is_dir() else f"no folder {data / item.path}"
+
+
+def _root(item: BenchSet, data: Path | None, out: Path) -> Path:
+    if item.path is not None:
+        assert data is not None
+        return data / item.path
+    drawn = out / "demo-data"
+    if not (drawn / ".done").is_file():
+        write_demo(drawn, size=128, seed=0)
+        (drawn / ".done").touch()
+    return drawn
+
+
+def _config(
+    suite: Suite, method: BenchMethod, item: BenchSet, seed: int, weights: Path | None
+) -> TrainConfig:
+    config = suite.config(method, item.split, seed)
+    if weights is not None and config.backbone != "filterbank" and config.weights is None:
+        config = config.model_copy(update={"weights": weights})
+    return config
+
+
+def _cell(
+    key: _Key,
+    config: TrainConfig,
+    root: Path,
+    method: BenchMethod,
+    suite: Suite,
+    out: Path,
+    cache: DescriptorCache | None,
+    shared: dict[str, Prepared],
+) -> dict[str, Any]:
+    identity = _identity(config, method, root)
+    path = out / "cells" / f"{_file_name(key)}.json"
+    if path.is_file():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored.get("identity") == identity:
+                found: dict[str, Any] = stored["result"]
+                return found
+        except (ValueError, KeyError, AttributeError):
+            log.warning("%s is damaged: running this cell again", path)
+    prepared = _prepared(config, root, cache, shared)
+    result = run_cell(method, config, prepared, convergence=suite.convergence, progress=silent)
+    log.info("%s: image AUROC %s", key, result["image_auroc"]["mean"])
+    write_json(path, {"key": list(key), "identity": identity, "result": result})
+    # as a reader of the file would see it, so that a resumed bench gives the same summary
+    found = json.loads(path.read_text(encoding="utf-8"))["result"]
+    return found
+
+
+def _identity(config: TrainConfig, method: BenchMethod, root: Path) -> dict[str, Any]:
+    values = config.model_dump(mode="json", exclude={"jobs", "weights", "engine", "device"})
+    weights = config.weights.name if config.weights else None
+    return {
+        "schema": _SCHEMA,
+        "version": __version__,
+        "kind": method.kind,
+        "config": values,
+        "weights": weights,
+        "data": root.name,
+    }
+
+
+def _file_name(key: _Key) -> str:
+    safe = "--".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key)
+    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:6]
+    return f"{safe}-{digest}"
+
+
+def _prepared(
+    config: TrainConfig, root: Path, cache: DescriptorCache | None, shared: dict[str, Prepared]
+) -> Prepared:
+    name = config.features().key()
+    if name not in shared:
+        sites = load_sites(root, config.split, config.seed)
+        extractor = FeatureExtractor(config.features(), cache)
+        features = warm_up(sites, extractor, config.max_bad, silent)
+        shared[name] = Prepared(sites, features, extractor, _macs(extractor))
+    return shared[name]
+
+
+def _macs(extractor: FeatureExtractor) -> float:
+    """Multiply-accumulates of one image through the descriptor network."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    side = extractor.config.image_size
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        extractor.network(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+    return float(counter.get_total_flops() / 2)
+
+
+def _write(out: Path, summary: Mapping[str, Any]) -> None:
+    write_json(out / "bench.json", dict(summary))
+    write_csv(bench_rows(summary), out / "bench.csv")
+    write_atomically(out / "bench.md", bench_markdown(summary).encode())
+    plot_bench(summary, out / "bench.png")

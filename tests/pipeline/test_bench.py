@@ -1,0 +1,221 @@
+"""bench(): cells equal to train(), resumable, honest about what is missing or failed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fedvad
+from fedvad.errors import ConfigError
+from fedvad.features.cache import DescriptorCache
+from fedvad.pipeline.bench.run import bench
+from fedvad.pipeline.bench.suite import Suite, load_suite, shipped_suites
+from tests.helpers import OPTIONS, run_main
+
+METHODS: list[dict[str, Any]] = [
+    {"name": "feddymem"},
+    {"name": "averaged", "options": {"method": "feddymem-position", "merge": "average"}},
+    {"name": "local", "kind": "local"},
+    {"name": "pooled", "kind": "pooled"},
+]
+
+
+def suite_of(**changes: Any) -> Suite:
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "seeds": (0, 1),
+        "options": OPTIONS,
+        "sets": [{"name": "plants", "path": "plants"}],
+        "methods": METHODS,
+    }
+    return Suite(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def root(plants: Path) -> Path:
+    return plants.parent
+
+
+@pytest.fixture(scope="module")
+def cache(shared_cache: Path) -> DescriptorCache:
+    return DescriptorCache(shared_cache)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, root: Path, cache: DescriptorCache
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("bench")
+    return out, bench(suite_of(), out, data=root, cache=cache)
+
+
+def test_a_cell_is_what_train_gives(
+    finished: tuple[Path, dict[str, Any]], trained: tuple[Path, dict[str, Any]]
+) -> None:
+    rows, run = finished[1]["sets"]["plants"], trained[1]
+    for name, theirs in (("feddymem", run), ("local", run["compare"]["local"])):
+        for metric in ("image_auroc", "pixel_auroc", "aupro"):
+            assert rows[name][metric]["values"][0] == pytest.approx(theirs[metric]["mean"])
+    assert rows["feddymem"]["costs"]["memory_rows"] == run["ledger"]["memory_rows"]
+
+
+def test_costs_are_those_of_messages_and_files(
+    finished: tuple[Path, dict[str, Any]], trained: tuple[Path, dict[str, Any]], plants: Path
+) -> None:
+    rows = finished[1]["sets"]["plants"]
+    assert rows["local"]["costs"]["bytes_up"] == rows["local"]["costs"]["bytes_down"] == 0
+    ledger = json.loads((trained[0] / "ledger.json").read_text())
+    sent = {
+        site: sum(entry["bytes_up"][site] for entry in ledger["rounds"])
+        for site in ledger["rounds"][0]["sites"]
+    }
+    assert rows["feddymem"]["costs"]["bytes_up"] == max(sent.values())
+    files = max(
+        sum(p.stat().st_size for p in (site / "train" / "good").iterdir())
+        for site in plants.iterdir()
+    )
+    assert rows["pooled"]["costs"]["bytes_up"] == files
+    costs = rows["feddymem"]["costs"]
+    assert costs["macs_forward"] > 0
+    assert costs["macs_search"] % costs["memory_rows"] == 0
+
+
+def test_gains_convergence_and_sentences(finished: tuple[Path, dict[str, Any]]) -> None:
+    summary = finished[1]
+    rows = summary["sets"]["plants"]
+    gain = rows["feddymem"]["gain"]["local"]
+    mean = rows["feddymem"]["image_auroc"]["mean"] - rows["local"]["image_auroc"]["mean"]
+    assert gain["gain"] == pytest.approx(mean)
+    assert gain["low"] <= gain["gain"] <= gain["high"]
+    assert "local" not in rows["local"]["gain"]
+    curve = rows["feddymem"]["convergence"]
+    assert [point["round"] for point in curve] == [1, 2]
+    assert curve[-1]["mean"] == pytest.approx(rows["feddymem"]["image_auroc"]["mean"])
+    assert len(summary["statements"]) == 3
+    assert all(s.startswith("feddymem ") for s in summary["statements"])
+
+
+def test_leaves_tables_and_a_plot(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    text = (out / "bench.md").read_text()
+    for name, row in summary["sets"]["plants"].items():
+        assert f"| {name} | 2 | {row['image_auroc']['mean']:.4f} ±" in text
+    with (out / "bench.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert {line["method"] for line in table} == {m["name"] for m in METHODS}
+    with Image.open(out / "bench.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5
+    assert json.loads((out / "bench.json").read_text())["sets"].keys() == summary["sets"].keys()
+
+
+def test_finished_cells_are_not_run_again(
+    finished: tuple[Path, dict[str, Any]],
+    root: Path,
+    cache: DescriptorCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, first = finished
+    ran: list[str] = []
+    real = fedvad.pipeline.bench.run.run_cell  # type: ignore[attr-defined]
+
+    def counting(method: Any, *args: Any, **kwargs: Any) -> Any:
+        ran.append(method.name)
+        return real(method, *args, **kwargs)
+
+    monkeypatch.setattr("fedvad.pipeline.bench.run.run_cell", counting)
+    again = bench(suite_of(), out, data=root, cache=cache)
+    assert ran == []
+    assert again == first
+    damaged = next(iter(sorted((out / "cells").glob("*local*"))))
+    damaged.write_text("{")
+    bench(suite_of(), out, data=root, cache=cache)
+    assert ran == ["local"]
+    changed = [METHODS[0] | {"options": {"smooth": 1}}, *METHODS[1:]]
+    bench(suite_of(methods=changed), out, data=root, cache=cache)
+    assert ran == ["local", "feddymem", "feddymem"]
+    bench(suite_of(), out, data=root, cache=cache)
+
+
+def test_what_is_missing_is_named(tmp_path: Path, root: Path, cache: DescriptorCache) -> None:
+    sets = [{"name": "plants", "path": "plants"}, {"name": "gone", "path": "gone"}]
+    methods = [METHODS[2], {"name": "too big", "options": {"layers": [7]}}]
+    summary = bench(
+        suite_of(sets=sets, methods=methods, seeds=(0,)), tmp_path, data=root, cache=cache
+    )
+    assert list(summary["skipped"]) == ["gone"]
+    assert list(summary["failed"]) == ["plants / too big / 0"]
+    assert "too big / 0" in (tmp_path / "bench.md").read_text()
+    with pytest.raises(ConfigError, match="needs --data"):
+        bench(suite_of(), tmp_path / "none", cache=cache)
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_shipped_suites_are_valid(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.name == name
+    assert set(suite.baselines) <= {method.name for method in suite.methods}
+    assert len(suite.seeds) >= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = ", "not valid TOML"),
+        ('name = "x"', "sets"),
+        ('name = "x"\nsets = [{name = "a"}]\nmethods = [{name = "m", kind = "magic"}]', "kind"),
+        (
+            'name = "x"\nsets = [{name = "a"}]\nmethods = [{name = "m", options = {ronds = 2}}]',
+            "ronds",
+        ),
+        (
+            'name = "x"\nsets = [{name = "a"}]\nmethods = [{name = "m"}, {name = "m"}]',
+            "only once",
+        ),
+    ],
+)
+def test_bad_suites_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_suite(str(path))
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no suite 'nonsense'"):
+        load_suite("nonsense")
+    with pytest.raises(ConfigError, match="cannot read suite"):
+        load_suite(str(tmp_path / "absent.toml"))
+    with pytest.raises(ConfigError, match="no methods"):
+        suite_of().only(methods=["nonsense"])
+    with pytest.raises(ConfigError, match="seeds"):
+        suite_of().only(seeds=[1, 1])
+
+
+def test_command_line(
+    tmp_path: Path,
+    root: Path,
+    shared_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "mine.toml"
+    options = ", ".join(f"{k} = {json.dumps(v)}" for k, v in OPTIONS.items())
+    path.write_text(
+        f'name = "mine"\noptions = {{ {options} }}\n[[sets]]\nname = "p"\npath = "plants"\n'
+        '[[methods]]\nname = "feddymem"\n[[methods]]\nname = "local"\nkind = "local"\n'
+    )
+    arguments = ("bench", path, "--out", tmp_path / "o", "--data", root, "--cache", shared_cache)
+    chosen = ("--seeds", "0", "--methods", "local; feddymem")
+    assert run_main(monkeypatch, *arguments, *chosen, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["seeds"] == [0]
+    assert list(summary["sets"]["p"]) == ["feddymem", "local"]
+    assert run_main(monkeypatch, *arguments, *chosen) == 0
+    assert "feddymem" in capsys.readouterr().out
+    assert run_main(monkeypatch, *arguments, "--seeds", "x") == 2
