@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedvad.pipeline.bench.suite import load_suite, shipped_suites
 from fedvad.pipeline.config import METHODS, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,9 +18,23 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED = "<!-- executed by tests/test_docs.py -->"
 
 
-def _blocks(language: str, *, marked: bool) -> list[str]:
+def _blocks(language: str, *, marked: bool, page: str = README) -> list[str]:
     prefix = re.escape(EXECUTED) + r"\n" if marked else ""
-    return re.findall(prefix + rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(prefix + rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def _run(commands: list[list[str]], folder: Path) -> str:
+    # the commands of the environment that runs the tests
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "FEDVAD_CACHE": str(folder / "cache")}
+    output = ""
+    for command in commands:
+        done = subprocess.run(
+            command, cwd=folder, env=env, capture_output=True, text=True, timeout=900, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        output = done.stdout
+    return output
 
 
 @pytest.mark.slow
@@ -27,19 +42,26 @@ def test_the_five_minute_path_and_the_python_example_run_as_written(tmp_path: Pa
     (script,) = _blocks("bash", marked=True)
     (example,) = _blocks("python", marked=True)
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    # the commands of the environment that runs the tests
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "FEDVAD_CACHE": str(tmp_path / "cache")}
-    for command in (["bash", "-euo", "pipefail", "-c", script], [sys.executable, "-c", example]):
-        done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900, check=False
-        )
-        assert done.returncode == 0, done.stderr
-    assert "True" in done.stdout
+    printed = _run(
+        [["bash", "-euo", "pipefail", "-c", script], [sys.executable, "-c", example]], tmp_path
+    )
+    assert "True" in printed
     images = list((tmp_path / "demo/data/alder/test").rglob("*.png"))
     for folder in ("overlays", "overlays2"):
         assert len(list((tmp_path / folder).glob("*.png"))) == len(images)
     assert (tmp_path / "run/heatmaps.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_bench_runs_as_written_and_every_suite_is_documented(tmp_path: Path) -> None:
+    page = (ROOT / "docs/bench.md").read_text(encoding="utf-8")
+    (script,) = _blocks("bash", marked=True, page=page)
+    _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
+    assert "| pooled | 1 |" in (tmp_path / "bench-quick/bench.md").read_text()
+    assert all(f"| `{name}` |" in page for name in shipped_suites())
+    (mine,) = _blocks("toml", marked=False, page=page)
+    (tmp_path / "mine.toml").write_text(mine)
+    assert load_suite(str(tmp_path / "mine.toml")).name == "mine"
 
 
 def test_ci_runs_the_two_commands_of_the_readme() -> None:

@@ -1,7 +1,7 @@
 """fedvad: federated, memory-efficient visual anomaly detection.
 
-The verbs are `train`, `evaluate`, `predict`, `inspect`, `bench` and `demo`, as on the command line. They
-are imported on first use, so that `import fedvad` costs nothing.
+The verbs are `train`, `evaluate`, `predict`, `inspect`, `bench` and `demo`, as on the command
+line. They are imported on first use, so that `import fedvad` costs nothing.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvad.errors import ConfigError, MemoryBankError
 from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.distances import nearest
 from fedvad.memory.merge import COVERAGE_WARNING, coverage, merge_banks
 
 
@@ -30,8 +32,8 @@ def test_every_mode_conserves_weight_and_keeps_to_its_size(mode, sizes, size, di
     banks = {str(i): bank_of(n, seed + i, digits=digits) for i, n in enumerate(sizes)}
     merged = merge_banks(banks, mode=mode, size=size, seed=seed)
     assert merged.total_weight == pytest.approx(sum(bank.total_weight for bank in banks.values()))
-    assert len(merged) == sum(sizes) if mode == "concat" else len(merged) <= size
-    if mode == "kcenter":
+    assert len(merged) <= size
+    if mode != "kmeans":
         uploads = {row.tobytes() for bank in banks.values() for row in bank.vectors}
         assert {row.tobytes() for row in merged.vectors} <= uploads
 
@@ -152,3 +154,34 @@ def test_average_is_the_row_wise_weighted_mean_with_all_of_its_spread() -> None:
     with pytest.raises(MemoryBankError, match="as many rows"):
         merge_banks({"a": banks["a"], "b": concatenate([banks["a"]] * 2)}, mode="average",
                     size=None, seed=0)  # fmt: skip
+
+
+def test_concat_keeps_every_row_until_there_are_too_many():
+    banks = {"a": bank_of(30, 0), "b": bank_of(30, 1)}
+    for size in (None, 60, 100):
+        assert len(merge_banks(banks, mode="concat", size=size, seed=0)) == 60
+    thinned = merge_banks(banks, mode="concat", size=59, seed=3)
+    by_cover = merge_banks(banks, mode="kcenter", size=59, seed=3)
+    np.testing.assert_array_equal(thinned.vectors, by_cover.vectors)
+
+
+def test_a_tree_of_kmeans_merges_is_nearly_as_good_as_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(60, 8)) * 4
+    banks = {}
+    for i in range(30):
+        vectors = centres[rng.integers(0, 60, 100)] + rng.normal(size=(100, 8))
+        banks[f"{i:02}"] = MemoryBank.of_patches(vectors.astype(np.float32))
+    everything = torch.from_numpy(concatenate(list(banks.values())).vectors)
+
+    def inertia(merged: MemoryBank) -> float:
+        return float(nearest(everything, torch.from_numpy(merged.vectors))[0].mean())
+
+    whole = merge_banks(banks, mode="kmeans", size=100, seed=0)
+    monkeypatch.setattr("fedvad.memory.merge._AT_ONCE", 500)
+    tree = merge_banks(banks, mode="kmeans", size=100, seed=0)
+    again = merge_banks(dict(reversed(banks.items())), mode="kmeans", size=100, seed=0)
+    assert inertia(tree) < 1.1 * inertia(whole)
+    assert tree.total_weight == pytest.approx(whole.total_weight)
+    assert len(tree) <= 100
+    np.testing.assert_array_equal(tree.vectors, again.vectors)

@@ -26,15 +26,18 @@ def weighted_kmeans(
     restarts: int = 3,
     max_iterations: int = 100,
     tolerance: float = 1e-4,
+    projection: int | None = None,
 ) -> MemoryBank:
     """Merge a bank's m vectors into at most k weighted means; total weight is conserved.
 
     Best of `restarts` seeded runs by weighted inertia; a run stops when inertia falls by less
     than `tolerance`, relatively. Rows are first put into a canonical order, so the order in which
     sites arrive does not matter. A bank of at most k rows is returned unchanged. Spread combines
-    the spread within the merged rows and their distance to the mean.
+    the spread within the merged rows and their distance to the mean. `projection` finds the cells
+    in a seeded random projection to that many dimensions; means and spread are exact all the same.
 
-    Raises `ConfigError` when k < 1. Source: Lloyd 1982; Arthur & Vassilvitskii 2007.
+    Raises `ConfigError` when k < 1. Source: Lloyd 1982; Arthur & Vassilvitskii 2007; Boutsidis et
+    al. 2010 for projections.
     """
     import torch
 
@@ -46,6 +49,9 @@ def weighted_kmeans(
     exact = torch.from_numpy(bank.vectors).double()
     # distances are differences of squared lengths: short vectors keep them accurate
     points = (exact - exact.mean(0)).float()
+    if projection is not None and projection < bank.dim:
+        generator = torch.Generator().manual_seed(seed)
+        points = points @ torch.randn(bank.dim, projection, generator=generator)
     weights = torch.from_numpy(bank.weights)
     best: tuple[float, torch.Tensor] | None = None
     for restart in range(restarts):

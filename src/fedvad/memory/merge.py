@@ -15,6 +15,12 @@ from fedvad.memory.kmeans import weighted_kmeans
 
 __all__ = ["COVERAGE_WARNING", "MergeMode", "coverage", "merge_banks"]
 
+# k-means takes at most so many rows at once; beyond, a tree of merges
+_AT_ONCE = 20_000
+_GROUP: dict[str, int] = {"restarts": 1, "max_iterations": 4, "projection": 64}
+_TOP: dict[str, int] = {"restarts": 1, "max_iterations": 20}
+_PROJECTION = 64  # as at the sites
+
 MergeMode = Literal["concat", "kmeans", "kcenter", "average"]
 COVERAGE_WARNING = 3.0
 
@@ -24,12 +30,14 @@ def merge_banks(
 ) -> MemoryBank:
     """Merge one bank per site (keyed by site name) into a global memory of at most `size` rows.
 
-    `concat` keeps every row (and ignores `size`), `kmeans` merges by weighted k-means (FedDyMem's
-    server step), `kcenter` keeps the rows that cover all others best and gives each the weight of
-    the rows nearest to it. `average` (ignores `size`) takes the weighted mean of the sites' first
-    rows, of their second rows and so on: prototypes that mean the same everywhere, such as one per
-    patch position (FedProto, Tan et al. 2022). Total weight is conserved; sites are taken in the
-    order of their names and rows in a canonical order, so the order of arrival changes nothing.
+    `concat` keeps every row as long as there are at most `size` (None: always), and is `kcenter`
+    from there on. `kmeans` merges by weighted k-means (FedDyMem's server step; of more than 20 000
+    rows in a tree, whose inertia was within 10 % of the whole's). `kcenter` keeps the rows that
+    cover all others best and gives each the weight of the rows nearest to it. `average` (ignores
+    `size`) takes the weighted mean of the sites' first rows, of their second rows and so on:
+    prototypes that mean the same everywhere, such as one per patch position (FedProto, Tan et al.
+    2022). Total weight is conserved; sites are taken in the order of their names and rows in a
+    canonical order, so the order of arrival changes nothing.
 
     Raises `ConfigError` on an unknown mode or a missing size, `MemoryBankError` without any bank or
     when banks to average differ in their number of rows.
@@ -40,16 +48,35 @@ def merge_banks(
         raise MemoryBankError("no site memory to merge")
     if mode == "average":
         return _average([banks[name] for name in sorted(banks)])
-    everything = concatenate([banks[name] for name in sorted(banks)])
-    if mode == "concat":
-        return everything
+    ordered = [banks[name] for name in sorted(banks)]
+    total = sum(len(bank) for bank in ordered)
+    if mode == "concat" and (size is None or total <= size):
+        return concatenate(ordered)
     if size is None:
         raise ConfigError(f"merge mode {mode!r} needs a memory size")
-    if len(everything) <= size:
-        return everything
+    if total <= size:
+        return concatenate(ordered)
     if mode == "kmeans":
-        return weighted_kmeans(everything, size, seed=seed)
-    return _k_center_merge(everything, size, seed)
+        return _kmeans_tree(ordered, size, seed)
+    return _k_center_merge(concatenate(ordered), size, seed)
+
+
+def _kmeans_tree(ordered: Sequence[MemoryBank], size: int, seed: int) -> MemoryBank:
+    """k-means of groups of sites, then of their means: time and memory linear in the rows."""
+    if sum(map(len, ordered)) <= _AT_ONCE:
+        return weighted_kmeans(concatenate(ordered), size, seed=seed)
+    groups: list[list[MemoryBank]] = [[]]
+    for bank in ordered:
+        if groups[-1] and sum(map(len, groups[-1])) + len(bank) > max(_AT_ONCE, 4 * size):
+            groups.append([])
+        groups[-1].append(bank)
+    if len(groups) == 1 or len(groups) == len(ordered):  # too few, or too large to be grouped
+        return weighted_kmeans(concatenate(ordered), size, seed=seed, **_TOP)
+    merged = [
+        weighted_kmeans(concatenate(group), size, seed=seed * 1009 + i, **_GROUP)
+        for i, group in enumerate(groups)
+    ]
+    return _kmeans_tree(merged, size, seed)
 
 
 def _average(banks: Sequence[MemoryBank]) -> MemoryBank:
@@ -74,7 +101,7 @@ def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
     import torch
 
     bank = bank.canonical()
-    chosen = k_center(bank.vectors, size, seed=seed).indices
+    chosen = k_center(bank.vectors, size, seed=seed, projection=_PROJECTION).indices
     points = torch.from_numpy(bank.vectors)
     squared, label = nearest(points, points[chosen])
     kept, cell = np.unique(label.numpy(), return_inverse=True)
@@ -85,12 +112,18 @@ def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
 
 
 def coverage(
-    uploads: FloatArray, memory: FloatArray, *, max_rows: int = 4000, seed: int = 0
+    uploads: FloatArray,
+    memory: FloatArray,
+    *,
+    max_rows: int = 4000,
+    max_uploads: int = 20_000,
+    seed: int = 0,
 ) -> float:
     """How far the worst-covered upload lies from the memory, in units of uploads' own spacing.
 
     The largest distance of an (n, d) upload to the (k, d) memory over the median distance between
-    an upload and its nearest other upload (on a seeded sample of `max_rows` of them). Above
+    an upload and its nearest other upload (on a seeded sample of `max_rows` of them; of more than
+    `max_uploads`, all of it is measured on a seeded sample of as many). Above
     `COVERAGE_WARNING` some normal mode is missing from the memory and will raise false alarms.
     Source: FedDyMem specification, section 4.
     """
@@ -98,6 +131,9 @@ def coverage(
 
     if len(uploads) < 2 or len(memory) == 0:
         return 0.0 if len(memory) else float("inf")
+    if len(uploads) > max_uploads:
+        chosen = np.random.default_rng([seed, 1]).permutation(len(uploads))[:max_uploads]
+        uploads = uploads[np.sort(chosen)]
     points = torch.from_numpy(uploads)
     reference = torch.from_numpy(memory)
     # measured from differences: no cancellation, so uploads that are in the memory are at 0

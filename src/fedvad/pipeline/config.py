@@ -20,6 +20,8 @@ from fedvad.memory.neighbours import SearchMode
 __all__ = ["COMPARISONS", "METHODS", "Reference", "TrainConfig", "resolve_config"]
 
 Reference = Literal["global", "local", "union"]
+# scoring takes time and memory with every row: many sites' rows are thinned out to these
+_LARGEST_MEMORY = 32_768
 COMPARISONS = ("local", "pooled", "identity")
 
 # What `--method` means: defaults that a file or a flag may still change.
@@ -108,8 +110,9 @@ class TrainConfig(BaseModel):
             )
         if self.merge == "average" and self.reduce != "position":
             raise ValueError("merge 'average' needs reduce 'position': other rows have no partners")
-        if self.merge in ("kmeans", "kcenter") and self.memory_rows is None:
-            object.__setattr__(self, "memory_rows", 2000)
+        if self.merge != "average" and self.memory_rows is None:
+            rows = _LARGEST_MEMORY if self.merge == "concat" else 2000
+            object.__setattr__(self, "memory_rows", rows)
         return self
 
     @property

@@ -131,7 +131,7 @@ class MemoryExchange:
 
 
 def _coverage(banks: dict[str, MemoryBank], merged: MemoryBank, mode: MergeMode) -> float:
-    if mode == "concat":  # every upload is in the memory
-        return 0.0
+    if mode == "concat" and len(merged) == sum(map(len, banks.values())):
+        return 0.0  # every upload is in the memory
     uploads = concatenate([banks[name] for name in sorted(banks)])
     return coverage(uploads.vectors, merged.vectors)

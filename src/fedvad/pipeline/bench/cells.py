@@ -142,7 +142,8 @@ def _local(config: TrainConfig, prepared: Prepared) -> _Trained:
 
 def _pooled(config: TrainConfig, prepared: Prepared) -> _Trained:
     dim = prepared.extractor.grid[2]
-    rows = config.memory_rows or config.rows(dim) * config.rounds * len(prepared.features)
+    sent = config.rows(dim) * config.rounds * len(prepared.features)
+    rows = min(sent, config.memory_rows or sent)
     start = perf_counter()
     banks = pooled_banks(config, rows, prepared.features, prepared.extractor)
     seconds = perf_counter() - start
