@@ -14,13 +14,21 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Run folder, detector file or memory message.")],
+    path: Annotated[
+        Path, typer.Argument(help="Run folder, detector file or memory message, signed or not.")
+    ],
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public key, or folder of them, to name the signer by.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in an artefact: arrays, sizes, provenance."""
     from fedvad.pipeline.inspect import inspect as run_inspect
 
-    described = run_inspect(path)
+    described = run_inspect(path, trust=trust)
     if as_json:
         print_json(described)
         return
@@ -30,6 +38,9 @@ def inspect(
 
     console = Console()
     arrays: dict[str, dict[str, Any]] = described.pop("arrays")
+    says: list[str] = described.pop("says", [])
+    for sentence in says:
+        console.print(f"• {escape(sentence)}", highlight=False, soft_wrap=True)
     for key, value in described.items():
         if isinstance(value, dict | list):
             console.print(f"[bold]{key}[/bold]")

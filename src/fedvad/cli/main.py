@@ -10,6 +10,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from fedvad._version import __version__
+from fedvad.cli.bank import bank_app
+from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
 from fedvad.cli.demo import demo
 from fedvad.cli.evaluate import evaluate
@@ -30,8 +32,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, train, evaluate, predict, inspect):
+for verb in (demo, train, evaluate, predict, inspect, bench):
     app.command()(verb)
+app.add_typer(bank_app, name="bank")
 app.add_typer(cache_app, name="cache")
 
 
@@ -79,5 +82,7 @@ def main() -> None:
 
 
 def _interrupted() -> NoReturn:
-    typer.echo("interrupted; a training goes on with --resume", err=True)
+    typer.echo(
+        "interrupted; train goes on with --resume, other verbs with the same command", err=True
+    )
     sys.exit(INTERRUPTED)

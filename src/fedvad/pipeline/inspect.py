@@ -10,16 +10,26 @@ import numpy as np
 from fedvad.detectors.artefact import read_arrays
 from fedvad.errors import ArtefactError, PayloadError
 from fedvad.federation.payload import Payload
+from fedvad.federation.signed import (
+    SignedMessage,
+    is_signed,
+    key_fingerprint,
+    read_bounded,
+    read_trusted_keys,
+)
 from fedvad.pipeline.run_folder import DETECTOR_FILE
 
 __all__ = ["inspect"]
 
+_ARRAYS = {"vectors", "weights", "spread"}
 
-def inspect(path: Path) -> dict[str, Any]:
-    """Describe a run folder, a detector file or a message file.
+
+def inspect(path: Path, *, trust: Path | None = None) -> dict[str, Any]:
+    """Describe a run folder, a detector file, or a message file, signed or not.
 
     Keys: path, bytes, kind, what the file says about itself, and for every array its shape, type,
-    bytes and range. Raises `ArtefactError` for anything else.
+    bytes and range. Of messages also `contents` (numbers), `signature` and `says` (sentences for
+    an auditor). trust: public keys to name the signer by. Raises `ArtefactError` for anything else.
     """
     if path.is_dir():
         file = path / DETECTOR_FILE
@@ -37,17 +47,111 @@ def inspect(path: Path) -> dict[str, Any]:
         arrays, values = read_arrays(path)
     except ArtefactError as not_an_artefact:
         try:
-            payload = Payload.from_bytes(path.read_bytes())
-        except (PayloadError, OSError):
+            arrays, values = _message(read_bounded(path), trust)
+        except _NoMessageError:
             raise not_an_artefact from None
-        arrays = payload.arrays
-        values = {"kind": "message", "manifest": payload.manifest.model_dump()}
+        except PayloadError as error:
+            raise ArtefactError(f"{path}: {error}") from error
     return {
         "path": str(path),
         "bytes": path.stat().st_size,
         **values,
         "arrays": {name: _describe(array) for name, array in sorted(arrays.items())},
     }
+
+
+class _NoMessageError(PayloadError):
+    """Not even the beginning of a message."""
+
+
+def _message(
+    data: bytes, trust: Path | None
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    signed = SignedMessage.parse(data) if is_signed(data) else None
+    body = data if signed is None else signed.message
+    try:
+        payload = Payload.from_bytes(body)
+    except PayloadError as error:
+        if signed is None:
+            raise _NoMessageError(str(error)) from error
+        why = "" if signed.verifies() else "; its signature does not verify either"
+        raise PayloadError(f"{error}{why}") from error
+    # what would be written from the parts alone: nothing can hide beside them
+    nothing_else = payload.to_bytes() == body and set(payload.arrays) == _ARRAYS
+    contents = _contents(payload) | {"nothing_else": nothing_else}
+    values: dict[str, Any] = {
+        "kind": "message" if signed is None else "signed message",
+        "manifest": payload.manifest.model_dump(),
+        "contents": contents,
+        "signature": None if signed is None else _signature(signed, trust),
+    }
+    values["says"] = _sentences(contents, values["signature"])
+    return payload.arrays, values
+
+
+def _contents(payload: Payload) -> dict[str, Any]:
+    manifest, vectors = payload.manifest, payload.arrays.get("vectors")
+    known = vectors is not None and vectors.ndim == 2
+    return {
+        "what": "upload of a site" if manifest.kind == "upload" else "global memory of a server",
+        "site": manifest.site or None,
+        "round": manifest.round,
+        "rows": len(vectors) if vectors is not None and known else None,
+        "values_per_row": int(vectors.shape[1]) if vectors is not None and known else None,
+        "dtype": str(vectors.dtype) if vectors is not None else None,
+        "n_images": manifest.n_images,
+        "n_patches": manifest.n_patches,
+        "features": manifest.features,
+    }
+
+
+def _signature(signed: SignedMessage, trust: Path | None) -> dict[str, Any]:
+    trusted = {} if trust is None else read_trusted_keys(trust)
+    return {
+        "fingerprint": key_fingerprint(signed.key),
+        "verifies": signed.verifies(),
+        "signer": trusted.get(signed.key),
+        "checked_against": None if trust is None else str(trust),
+    }
+
+
+def _sentences(contents: dict[str, Any], signature: dict[str, Any] | None) -> list[str]:
+    whose = f"what site {contents['site']!r} sends up" if contents["site"] else "of all its sites"
+    says = [
+        f"This is the {contents['what']}: {whose}, round {contents['round']}.",
+        f"It holds {contents['rows']} rows of {contents['values_per_row']} numbers "
+        f"({contents['dtype']}), and for each row a weight and a spread.",
+        f"The rows stand for {contents['n_patches']} patches of {contents['n_images']} normal "
+        "images (as the sender counts).",
+        "A row is what the backbone makes of one real image patch, or an average of several such; "
+        "the file does not say which, the configuration of the sender does.",
+        f"Its features are of configuration {contents['features']}; only files of one "
+        "configuration can be merged.",
+    ]
+    if contents["nothing_else"]:
+        says.append(
+            "No image, no file name and no model weight is inside: the file consists of these "
+            "rows, weights, spreads and the manifest shown, and of nothing else, to the last byte."
+        )
+    else:
+        says.append(
+            "CAUTION: the file holds more than the rows and the manifest shown, or was written by "
+            "another program; what else is inside is not known."
+        )
+    return [*says, _on_signature(signature)]
+
+
+def _on_signature(signature: dict[str, Any] | None) -> str:
+    if signature is None:
+        return "It is not signed: who made it, and whether it was changed, cannot be told."
+    key = f"the key with fingerprint {signature['fingerprint']}"
+    if not signature["verifies"]:
+        return f"CAUTION: its signature by {key} does NOT verify: changed, damaged or forged."
+    if signature["signer"] is not None:
+        return f"Its signature verifies: {signature['signer']!r} made it ({key})."
+    if signature["checked_against"] is not None:
+        return f"CAUTION: it was signed by {key}, which is NOT among the trusted keys."
+    return f"Its signature verifies with {key}; compare it with the one that the sender tells you."
 
 
 def _describe(array: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from fedvad.pipeline.run_folder import (
 )
 from fedvad.pipeline.scoring import score_sites
 
-__all__ = ["train"]
+__all__ = ["calibrate", "train", "wire_exact"]
 
 log = logging.getLogger(__name__)
 # what may differ between an interrupted run and its --resume
@@ -130,7 +130,7 @@ def _assemble(
     data: str,
 ) -> TrainedRun:
     models = {
-        name: SiteModel(_wire_exact(site.bank, config), site.generator, {}, len(site.features))
+        name: SiteModel(wire_exact(site.bank, config), site.generator, {}, len(site.features))
         for name, site in members.items()
     }
     return TrainedRun(
@@ -192,7 +192,7 @@ def calibrate(
     return told
 
 
-def _wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
+def wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
     """The bank as it reads after a round trip, so that saved and live detectors score alike."""
     return MemoryBank(
         cast(bank.vectors, config.precision), bank.weights, cast(bank.spread, config.precision)

@@ -1,0 +1,241 @@
+"""`fedvad bank`: a federation by signed files, for sites that share no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedvad.cli.common import (
+    CacheOption,
+    CacheSizeOption,
+    JsonOption,
+    WeightsOption,
+    open_cache,
+    print_json,
+    showing,
+)
+
+__all__ = ["bank_app"]
+
+bank_app = typer.Typer(
+    help="Federation by signed files, for sites that share no network.", no_args_is_help=True
+)
+
+KeyOption = Annotated[Path, typer.Option(help="Own private key (.key).")]
+StateOption = Annotated[
+    Path, typer.Option(help="Folder that keeps what must last between the steps.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="TOML file of options; flags win.", show_default=False)
+]
+MethodOption = Annotated[
+    str | None, typer.Option(help="As of train [default: feddymem]", show_default=False)
+]
+MergeOption = Annotated[
+    str | None, typer.Option(help="As of train [default: concat]", show_default=False)
+]
+RowsOption = Annotated[
+    int | None,
+    typer.Option(help="Global memory size of other merges [default: 2000]", show_default=False),
+]
+SeedOption = Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)]
+
+
+@bank_app.command()
+def keygen(
+    out: Annotated[Path, typer.Option(help="Folder for the two key files.")],
+    name: Annotated[
+        str, typer.Option(help="Name of the site, or of the server, and of the files.")
+    ] = "site",
+    as_json: JsonOption = False,
+) -> None:
+    """Make an Ed25519 key pair: NAME.key stays here, NAME.pub goes to those who must trust it."""
+    from fedvad.federation.signed import generate_keys, key_fingerprint
+
+    private, public, key = generate_keys(out, name)
+    told = {
+        "name": public.stem,
+        "private": str(private),
+        "public": str(public),
+        "fingerprint": key_fingerprint(key),
+    }
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(f"private key  {private}  (stays here, keep it secret)")
+    typer.echo(f"public key   {public}  (hand it over; compare the fingerprint by telephone)")
+    typer.echo(f"fingerprint  {told['fingerprint']}")
+
+
+@bank_app.command()
+def export(
+    data: Annotated[Path, typer.Argument(help="Folder of this site's images.")],
+    state: StateOption,
+    key: KeyOption,
+    out: Annotated[Path, typer.Option(help="Signed file to write.")],
+    site: Annotated[
+        str | None,
+        typer.Option(help="Name of this site [default: the folder's]", show_default=False),
+    ] = None,
+    site_index: Annotated[
+        int | None,
+        typer.Option(
+            help="Position, from 0, of this site in the sorted list of all site names; sets its "
+            "random seed, needed at the first export.",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    method: MethodOption = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="As of train [default: resnet18]", show_default=False)
+    ] = None,
+    weights: WeightsOption = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels [default: 256]", show_default=False)
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="openvino or torch [default: openvino]", show_default=False)
+    ] = None,
+    upload_bytes: Annotated[
+        int | None,
+        typer.Option(help="Bytes a round may send [default: 1000000]", show_default=False),
+    ] = None,
+    merge: MergeOption = None,
+    memory_rows: RowsOption = None,
+    max_bad: Annotated[
+        float | None,
+        typer.Option(help="Share of unreadable images tolerated", show_default=False),
+    ] = None,
+    seed: SeedOption = None,
+    cache: CacheOption = None,
+    cache_size: CacheSizeOption = "20G",
+    as_json: JsonOption = False,
+) -> None:
+    """A site's round: read its images, update its memory, write what it sends as a signed file.
+
+    Options are given at the first export, remembered, and may be left away afterwards; others
+    than these go into --config.
+    """
+    from fedvad.pipeline.bank import export_upload
+
+    options = {
+        "method": method, "backbone": backbone, "weights": weights, "image_size": image_size,
+        "engine": engine, "merge": merge, "upload_bytes": upload_bytes,
+        "memory_rows": memory_rows, "max_bad": max_bad, "seed": seed,
+    }  # fmt: skip
+    with showing() as progress:
+        told = export_upload(
+            data, state, key, out, site=site, index=site_index, config_file=config,
+            options=options, cache=open_cache(cache, cache_size), progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(
+        f"round {told['round']} of site {told['site']}: {told['rows']} rows of "
+        f"{told['values_per_row']} values stand for {told['n_patches']} patches of "
+        f"{told['n_images']} images"
+    )
+    typer.echo(f"{told['path']}  ({told['bytes']:,} bytes, signed by {told['fingerprint']})")
+
+
+@bank_app.command()
+def merge(
+    state: StateOption,
+    key: KeyOption,
+    out: Annotated[Path, typer.Option(help="Signed global memory to write.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Signed files of sites; none: write the last result again."),
+    ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the sites' public keys, SITE.pub.", show_default=False),
+    ] = None,
+    quorum: Annotated[int, typer.Option(min=1, help="Sites whose file must pass.")] = 1,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Key of the feature configuration [default: that of most files at first]",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    method: MethodOption = None,
+    merge_mode: Annotated[
+        str | None,
+        typer.Option("--merge", help="As of train [default: concat]", show_default=False),
+    ] = None,
+    memory_rows: RowsOption = None,
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The server's round: check the sites' files, merge them, write the signed global memory.
+
+    Exit code 4 when fewer files than the quorum pass; refused ones are told on standard error.
+    """
+    from fedvad.pipeline.bank_server import merge_uploads
+
+    told = merge_uploads(
+        files or [], trust, key, state, out, quorum=quorum, features=features,
+        config_file=config,
+        options={
+            "method": method, "merge": merge_mode, "memory_rows": memory_rows, "seed": seed
+        },
+    )  # fmt: skip
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(_merged(told))
+    typer.echo(f"{told['path']}  ({told['bytes']:,} bytes, signed by {told['fingerprint']})")
+
+
+def _merged(told: dict[str, Any]) -> str:
+    if not told["accepted"]:
+        return f"round {told['round']} written again"
+    kept = f"; kept from before: {', '.join(told['kept'])}" if told["kept"] else ""
+    refused = f"; refused: {len(told['refused'])} files" if told["refused"] else ""
+    return (
+        f"round {told['round']}: {', '.join(told['accepted'])}{kept}{refused}; "
+        f"{told['rows']} rows stand for {told['n_patches']} patches of {told['n_images']} images"
+    )
+
+
+@bank_app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Signed global memory.", metavar="GLOBAL")],
+    state: StateOption,
+    trust: Annotated[Path, typer.Option(help="The server's public key.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder for evaluate, predict, inspect.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Where the images are now, if they moved.", show_default=False),
+    ] = None,
+    weights: WeightsOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the global memory; with --out make a run folder, thresholds from own normals."""
+    from fedvad.pipeline.bank_import import import_global
+
+    with showing() as progress:
+        told = import_global(
+            file, state, trust, out=out, data=data, weights=weights, cache=open_cache(cache),
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(
+        f"round {told['round']}: {told['rows']} rows stand for {told['n_patches']} patches of "
+        f"{told['n_images']} images"
+    )
+    if out is not None:
+        limit = "none" if told["threshold"] is None else f"{told['threshold']:.4g}"
+        typer.echo(f"threshold of {told['site']}: {limit}   Run folder: {out}")

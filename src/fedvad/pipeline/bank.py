@@ -1,0 +1,169 @@
+"""A site's round in a federation by files: from its images to one signed upload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedvad.data.files import write_atomically
+from fedvad.data.folders import Site
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.memory_site import MemorySite
+from fedvad.errors import ConfigError
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.payload import Payload
+from fedvad.federation.signed import (
+    SigningKey,
+    check_name,
+    key_fingerprint,
+    read_private_key,
+)
+from fedvad.pipeline.bank_state import (
+    SiteState,
+    load_global,
+    load_site,
+    next_config,
+    save_sent,
+    save_site,
+)
+from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.plan import plan, site_seed, split_held_out
+from fedvad.pipeline.progress import Progress, silent
+
+__all__ = ["export_upload", "one_site", "site_features"]
+
+log = logging.getLogger(__name__)
+
+
+def export_upload(
+    data: Path,
+    state_dir: Path,
+    key: Path,
+    out: Path,
+    *,
+    site: str | None = None,
+    index: int | None = None,
+    config_file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    cache: DescriptorCache | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """A site's round: read its images, update its memory, write what it sends as one signed file.
+
+    The round is the one behind the global memory that the site took last, or the first. A round
+    that was made already is written again, unchanged. site: name, else that of the folder.
+    index: the site's position, from 0, among the sorted names of all sites of the federation; it
+    sets the site's seed as in `train` and must be given at the first export. options: values of
+    `TrainConfig`, see `next_config`. Returns what the file holds, in numbers. Raises
+    `ConfigError`, `DataError`, `FederationError` (see `fedvad.errors`).
+    """
+    signing = read_private_key(key)
+    before = load_site(state_dir)
+    config = next_config(before, config_file, dict(options or {}))
+    index = _same_index(before, index)
+    member_site = one_site(data, config, site, before)
+    known = load_global(state_dir)
+    round_ = 1 if known is None else known.manifest.round + 1
+    if before is not None and before.round >= round_:
+        log.info("round %d was made before: written again as it was", before.round)
+        return _write_upload(before, signing, state_dir, out)
+    state = _one_round(member_site, data, index, config, before, known, round_, cache, progress)
+    save_site(state_dir, state)
+    return _write_upload(state, signing, state_dir, out)
+
+
+def _same_index(before: SiteState | None, index: int | None) -> int:
+    if before is None:
+        if index is None or index < 0:
+            raise ConfigError(
+                "the first export needs --site-index: the position of this site, from 0, in the "
+                "sorted list of all site names of the federation"
+            )
+        return index
+    if index not in (None, before.index):
+        raise ConfigError(f"site {before.site} has the index {before.index}, not {index}")
+    return before.index
+
+
+def one_site(data: Path, config: TrainConfig, name: str | None, before: SiteState | None) -> Site:
+    """The one set in `data`, by the name that is given, remembered, or else its folder's.
+
+    Raises `ConfigError` for several sets, and for another name than the one remembered.
+    """
+    if config.split is not None:
+        raise ConfigError("--split divides one set in one place; here each site has its own folder")
+    sites = load_sites(data, None, config.seed)
+    if len(sites) != 1:
+        raise ConfigError(f"{data} holds {len(sites)} sites: give the folder of one")
+    name = check_name(name or (before.site if before is not None else sites[0].name))
+    if before is not None and name != before.site:
+        raise ConfigError(f"this state is of site {before.site}, not {name}: use another --state")
+    return replace(sites[0], name=name)
+
+
+def site_features(
+    site: Site, config: TrainConfig, extractor: FeatureExtractor, progress: Progress
+) -> tuple[dict[str, NormalFeatures], dict[str, NormalFeatures]]:
+    """Normal images to fit on and to calibrate on, by the name of the one site."""
+    return split_held_out(warm_up([site], extractor, config.max_bad, progress), config)
+
+
+def _one_round(
+    site: Site,
+    data: Path,
+    index: int,
+    config: TrainConfig,
+    before: SiteState | None,
+    known: Payload | None,
+    round_: int,
+    cache: DescriptorCache | None,
+    progress: Progress,
+) -> SiteState:
+    extractor = FeatureExtractor(config.features(), cache)
+    exchange, _ = plan(config, extractor)
+    fitting, _ = site_features(site, config, extractor, progress)
+    member = MemorySite(
+        fitting[site.name],
+        config.memory(extractor.grid[2]),
+        seed=site_seed(config.seed, index),
+        rounds=round_,  # each process makes one round: nothing is sampled ahead
+    )
+    if before is not None:
+        member.bank, member.generator = before.bank, before.generator
+    upload = exchange.site_step(member, known, round_)
+    return SiteState(
+        site=site.name,
+        index=index,
+        config=config,
+        data=data.resolve(),
+        bank=member.bank,
+        generator=member.generator,
+        upload=upload,
+        n_images=len(member.features),
+    )
+
+
+def _write_upload(state: SiteState, key: SigningKey, folder: Path, out: Path) -> dict[str, Any]:
+    signed = key.sign(state.upload.to_bytes())
+    kept = save_sent(folder, state.round, signed)
+    write_atomically(out, signed)
+    manifest, vectors = state.upload.manifest, state.upload.arrays["vectors"]
+    return {
+        "path": str(out),
+        "bytes": len(signed),
+        "site": state.site,
+        "round": state.round,
+        "rows": len(vectors),
+        "values_per_row": int(vectors.shape[1]),
+        "dtype": str(vectors.dtype),
+        "n_images": manifest.n_images,
+        "n_patches": manifest.n_patches,
+        "features": manifest.features,
+        "fingerprint": key_fingerprint(key.public),
+        "copy": str(kept),
+    }

@@ -1,0 +1,209 @@
+"""A site takes the global memory of a federation by files, and makes a run folder of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from fedvad.detectors.calibration import RowLookup
+from fedvad.errors import ArtefactError, ConfigError, PayloadError
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.signed import (
+    MAX_BYTES,
+    SignedMessage,
+    read_bounded,
+    read_trusted_keys,
+)
+from fedvad.half import to_half
+from fedvad.pipeline.bank import one_site, site_features
+from fedvad.pipeline.bank_state import (
+    SiteState,
+    load_global,
+    load_ledger,
+    load_site,
+    note_round,
+    save_global,
+)
+from fedvad.pipeline.data import fingerprint
+from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.run_folder import (
+    CONFIG_FILE,
+    DETECTOR_FILE,
+    LEDGER_FILE,
+    SiteModel,
+    TrainedRun,
+    write_config,
+    write_json,
+)
+from fedvad.pipeline.train import calibrate, wire_exact
+
+__all__ = ["import_global"]
+
+log = logging.getLogger(__name__)
+
+
+def import_global(
+    file: Path,
+    state_dir: Path,
+    trust: Path,
+    *,
+    out: Path | None = None,
+    data: Path | None = None,
+    weights: Path | None = None,
+    cache: DescriptorCache | None = None,
+    max_bytes: int = MAX_BYTES,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Take the global memory that a server signed; with `out` make a run folder of it.
+
+    trust: the server's public key. data, weights: where the site's images and backbone weights
+    are now, if not where they were at the export. The run folder holds the site's own memory and
+    thresholds from its own normal images, as `train` makes them. Importing the same file again
+    changes nothing. `own_rows` of the result: rows of the last upload that came back. Raises
+    `PayloadError` naming the file for one that is not to be trusted, is older than what the site
+    has, or is of another federation; `ConfigError`, `DataError`.
+    """
+    if trust.is_dir():
+        raise ConfigError(f"{trust} is a folder: --trust takes the server's one public key here")
+    trusted = read_trusted_keys(trust)
+    state, known = load_site(state_dir), load_global(state_dir)
+    if out is not None:
+        _check_out(out, state)
+    try:
+        signed = read_bounded(file, max_bytes)
+        merged = _checked_global(signed, trusted, max_bytes)
+        _check_fits(merged, known, state)
+    except PayloadError as error:
+        raise PayloadError(f"{file}: {error}") from error
+    own_rows = None
+    if state is not None:
+        own_rows = _own_rows(state, merged)
+        note_round(state_dir, state, merged, len(signed))
+    save_global(state_dir, signed)
+    told: dict[str, Any] = {
+        "path": str(file),
+        "round": merged.manifest.round,
+        "rows": len(merged.arrays["vectors"]),
+        "n_images": merged.manifest.n_images,
+        "n_patches": merged.manifest.n_patches,
+        "features": merged.manifest.features,
+        "own_rows": own_rows,
+        "run": None if out is None else str(out),
+    }
+    if out is not None:
+        assert state is not None  # `_check_out` saw to it
+        told |= _make_run(state, merged, state_dir, out, data, weights, cache, progress)
+    return told
+
+
+def _checked_global(data: bytes, trusted: dict[bytes, str], max_bytes: int) -> Payload:
+    signed = SignedMessage.parse(data)
+    signed.check(trusted)
+    payload = Payload.from_bytes(signed.message, max_bytes=max_bytes)
+    if payload.manifest.kind != "global":
+        raise PayloadError(
+            f"it is the upload of site {payload.manifest.site!r}, not a server's global memory"
+        )
+    bank_from(payload)
+    return payload
+
+
+def _check_fits(merged: Payload, known: Payload | None, state: SiteState | None) -> None:
+    features = merged.manifest.features
+    own = state.upload if state is not None else known
+    if own is not None and features != own.manifest.features:
+        raise PayloadError(
+            f"it is of another federation: its features are {features}, this site's "
+            f"{own.manifest.features} (backbone, weights, image size or layers differ)"
+        )
+    if own is not None and merged.arrays["vectors"].shape[1] != own.arrays["vectors"].shape[1]:
+        raise PayloadError("its rows have another number of values than this site's")
+    if known is None:
+        return
+    before = known.manifest.round
+    if merged.manifest.round < before:
+        raise PayloadError(
+            f"it is of round {merged.manifest.round}, but this site already has round {before}: "
+            "an old file was played back"
+        )
+    if merged.manifest.round == before and merged.to_bytes() != known.to_bytes():
+        raise PayloadError(
+            f"it differs from the memory of the same round {before} that this site already has: "
+            "the server merged that round twice"
+        )
+
+
+def _own_rows(state: SiteState, merged: Payload) -> int:
+    """How many rows of the site's last upload are in the global memory as they were sent."""
+    lookup = RowLookup(bank_from(merged).vectors)
+    rows = len(lookup.rows_of(to_half(bank_from(state.upload).vectors)))
+    if rows == 0 and state.config.merge == "concat":
+        log.warning(
+            "the global memory of round %d holds nothing of what site %s sent in round %d: that "
+            "file came too late, was lost or refused. The server still takes it: hand in the copy "
+            "in the folder `sent` of --state, together with or before the next upload",
+            merged.manifest.round, state.site, state.round,
+        )  # fmt: skip
+    return rows
+
+
+def _check_out(out: Path, state: SiteState | None) -> None:
+    if state is None:
+        raise ConfigError(
+            "a run folder needs the site's own normal images for its thresholds, and no export "
+            "was made from this --state yet: import without --out, or export first"
+        )
+    if (out / DETECTOR_FILE).exists() or (out.exists() and not out.is_dir()):
+        raise ConfigError(f"{out} already holds something: choose another --out, or remove it")
+    if (out / CONFIG_FILE).exists() and (out / "state").exists():
+        raise ConfigError(f"{out} holds an unfinished training: choose another --out")
+
+
+def _make_run(
+    state: SiteState,
+    merged: Payload,
+    state_dir: Path,
+    out: Path,
+    data: Path | None,
+    weights: Path | None,
+    cache: DescriptorCache | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    config = state.config
+    if weights is not None:
+        config = config.model_copy(update={"weights": weights})
+    data = data or state.data
+    site = one_site(data, config, None, state)
+    extractor = FeatureExtractor(config.features(), cache)
+    if extractor.config.key() != merged.manifest.features:
+        raise ArtefactError(
+            "the backbone gives other features than at the export: give the same --weights"
+        )
+    _, held_out = site_features(site, config, extractor, progress)
+    run = TrainedRun(
+        memory=bank_from(merged),
+        sites={
+            state.site: SiteModel(
+                wire_exact(state.bank, config), state.generator, {}, state.n_images
+            )
+        },
+        scoring=config.scoring(),
+        reference=config.reference,
+        features=extractor.config,
+        method=config.method,
+        data=fingerprint(data),
+    )
+    own_normals = calibrate(run, held_out, extractor, config, progress)
+    write_config(out, config)
+    write_json(out / LEDGER_FILE, load_ledger(state_dir).model_dump())
+    run.save(out)  # last: with it the run counts as made
+    threshold = run.threshold(state.site)
+    return {
+        "site": state.site,
+        "threshold": None if threshold is None else threshold.value,
+        "calibration_images": len(held_out[state.site]),
+        "own_normals": own_normals,
+    }

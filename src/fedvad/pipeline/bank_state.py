@@ -1,0 +1,196 @@
+"""What a site of an air-gapped federation keeps between its steps, on its own disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from fedvad.data.files import write_atomically
+from fedvad.detectors.artefact import read_arrays, write_arrays
+from fedvad.detectors.generator import Generator
+from fedvad.errors import ArtefactError, ConfigError, MemoryBankError, PayloadError
+from fedvad.federation.ledger import Ledger, RoundEntry
+from fedvad.federation.payload import Manifest, Payload
+from fedvad.federation.signed import SignedMessage, read_bounded
+from fedvad.memory.bank import MemoryBank
+from fedvad.pipeline.config import TrainConfig, resolve_config
+
+__all__ = [
+    "SiteState",
+    "load_global",
+    "load_ledger",
+    "load_site",
+    "next_config",
+    "note_round",
+    "save_global",
+    "save_sent",
+    "save_site",
+]
+
+_SITE, _GLOBAL, _LEDGER, _SENT = "site.safetensors", "global.fedvad", "ledger.json", "sent"
+# what may differ between the rounds of a site: ways to the same numbers
+_FREE = {"jobs", "compare", "weights", "engine", "device", "max_bad"}
+
+
+@dataclass(frozen=True, eq=False)
+class SiteState:
+    """A site behind its last export.
+
+    index: see `export`. data: folder of its images. upload: what it sent in round
+    `upload.manifest.round`; bank, generator: what the site itself has since then. n_images:
+    normal images that the memory was made from.
+    """
+
+    site: str
+    index: int
+    config: TrainConfig
+    data: Path
+    bank: MemoryBank
+    generator: Generator
+    upload: Payload
+    n_images: int
+
+    @property
+    def round(self) -> int:
+        """Round of the last export."""
+        return self.upload.manifest.round
+
+
+def save_site(folder: Path, state: SiteState) -> None:
+    """Write the whole state as one file, so that a kill leaves the old or the new one."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "bank/vectors": state.bank.vectors,
+        "bank/weights": state.bank.weights,
+        "bank/spread": state.bank.spread,
+    }
+    arrays |= {f"upload/{name}": array for name, array in state.upload.arrays.items()}
+    if not state.generator.is_identity:
+        arrays |= {
+            "generator/weight": state.generator.weight,
+            "generator/bias": state.generator.bias,
+        }
+    values = {
+        "kind": "site state",
+        "site": state.site,
+        "index": state.index,
+        "config": state.config.model_dump(mode="json"),
+        "data": str(state.data),
+        "upload": state.upload.manifest.model_dump(mode="json"),
+        "n_images": state.n_images,
+    }
+    write_arrays(folder / _SITE, arrays, values)
+
+
+def load_site(folder: Path) -> SiteState | None:
+    """What `save_site` wrote, or None before a first export; raises `ArtefactError`."""
+    path = folder / _SITE
+    if not path.exists():
+        return None
+    arrays, values = read_arrays(path)
+    try:
+        bank = MemoryBank(arrays["bank/vectors"], arrays["bank/weights"], arrays["bank/spread"])
+        generator = Generator.identity(bank.dim)
+        if "generator/weight" in arrays:
+            generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
+        sent = {
+            name.removeprefix("upload/"): array
+            for name, array in arrays.items()
+            if name.startswith("upload/")
+        }
+        return SiteState(
+            site=values["site"],
+            index=values["index"],
+            config=TrainConfig.model_validate(values["config"]),
+            data=Path(values["data"]),
+            bank=bank,
+            generator=generator,
+            upload=Payload(Manifest.model_validate(values["upload"]), sent),
+            n_images=values["n_images"],
+        )
+    except (KeyError, TypeError, ValueError, MemoryBankError) as error:
+        raise ArtefactError(f"the state in {path} is incomplete or damaged: {error}") from error
+
+
+def next_config(state: SiteState | None, file: Path | None, options: dict[str, Any]) -> TrainConfig:
+    """The configuration of a site's next round: given at the first, remembered afterwards.
+
+    options: values of `TrainConfig`, None where not given. Raises `ConfigError` for one that
+    differs from what the site began with.
+    """
+    if state is None:
+        return resolve_config(file, **options)
+    before = state.config.model_dump()
+    if file is not None:
+        now = resolve_config(file, **options)
+    else:
+        given = {key: value for key, value in options.items() if value is not None}
+        now = resolve_config(None, **(before | given))
+    changed = [k for k, v in now.model_dump().items() if k not in _FREE and before[k] != v]
+    if changed:
+        raise ConfigError(
+            f"site {state.site} began this federation with another configuration: "
+            + ", ".join(f"{k} was {before[k]!r}, now {getattr(now, k)!r}" for k in changed)
+            + "; leave the options away, or begin anew with another --state"
+        )
+    return now
+
+
+def save_sent(folder: Path, round_: int, data: bytes) -> Path:
+    """Keep a copy of a file that leaves the building."""
+    path = folder / _SENT / f"round-{round_:04d}.fedvad"
+    write_atomically(path, data)
+    return path
+
+
+def save_global(folder: Path, data: bytes) -> None:
+    """Keep the signed global memory; the site's next round starts from it."""
+    write_atomically(folder / _GLOBAL, data)
+
+
+def load_global(folder: Path) -> Payload | None:
+    """The global memory taken last, or None; raises `ArtefactError` when it is damaged."""
+    path = folder / _GLOBAL
+    if not path.exists():
+        return None
+    try:
+        signed = SignedMessage.parse(read_bounded(path))
+        if not signed.verifies():
+            raise PayloadError("its signature does not fit any more")
+        return Payload.from_bytes(signed.message)
+    except PayloadError as error:
+        raise ArtefactError(f"{path} is damaged ({error}): remove it and import anew") from error
+
+
+def load_ledger(folder: Path) -> Ledger:
+    """Rounds whose global memory the site took; an empty ledger when there is none to read."""
+    try:
+        return Ledger.model_validate_json((folder / _LEDGER).read_bytes())
+    except (OSError, ValueError):
+        return Ledger()
+
+
+def note_round(folder: Path, state: SiteState, merged: Payload, received: int) -> None:
+    """Enter a round in the site's ledger, in place of an earlier entry of the same round.
+
+    Bytes are lengths of signed files; a round that the site took no part in has no upload.
+    `received` is the length of the global file.
+    """
+    round_ = merged.manifest.round
+    sent = folder / _SENT / f"round-{round_:04d}.fedvad"
+    took_part = state.round == round_ and sent.is_file()
+    entry = RoundEntry(
+        round=round_,
+        sites=[state.site] if took_part else [],
+        bytes_up={state.site: sent.stat().st_size} if took_part else {},
+        bytes_down={state.site: received},
+        rows_up={state.site: len(state.upload.arrays["vectors"])} if took_part else {},
+        memory_rows=len(merged.arrays["vectors"]),
+        coverage=merged.manifest.coverage or 0.0,
+    )
+    ledger = load_ledger(folder)
+    rounds = [other for other in ledger.rounds if other.round != round_] + [entry]
+    ledger.rounds[:] = sorted(rounds, key=lambda e: e.round)
+    write_atomically(folder / _LEDGER, ledger.model_dump_json().encode())
