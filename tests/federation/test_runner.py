@@ -310,3 +310,26 @@ def test_resume_without_a_state_starts_at_the_beginning(tmp_path: Path) -> None:
         resume=True,
     )  # fmt: skip
     assert len(ledger.rounds) == 2
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_sampling_ahead_changes_nothing_but_the_passes(lost: int) -> None:
+    config = FedDyMemConfig(rows=15, candidates=0.6)
+    plain, ahead = fake_site("a", config), fake_site("a", config)
+    ahead.rounds = 3
+    passes = []
+    real = type(ahead.features).__iter__
+
+    class Counted(type(ahead.features)):  # type: ignore[misc]
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            passes.append(1)
+            return real(self)
+
+    take = ahead.sample_ahead()
+    for descriptors in list(ahead.features)[lost:]:  # a lost one is an unreadable image
+        take(descriptors)
+    ahead.features.__class__ = Counted
+    for round_ in (1, 2, 3):
+        expected, found = plain.update(round_, None), ahead.update(round_, None)
+        np.testing.assert_array_equal(found.vectors, expected.vectors)
+    assert len(passes) == lost

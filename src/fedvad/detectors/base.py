@@ -100,14 +100,23 @@ class NormalFeatures:
         self.where = where
         self.bad: tuple[str, ...] = ()
 
-    def warm_up(self, on_image: Callable[[], None] | None = None) -> None:
-        """One pass that fills the cache and drops unreadable images."""
+    def warm_up(
+        self,
+        on_image: Callable[[], None] | None = None,
+        on_descriptors: Callable[[npt.NDArray[np.float16]], None] | None = None,
+    ) -> None:
+        """One pass that fills the cache and drops unreadable images.
+
+        `on_descriptors` gets the (h, w, d) descriptors of each readable one, in order.
+        """
         kept, bad = [], []
         for item in self.extractor.stream(self.paths, on_image):
             if item.descriptors is None:
                 bad.append(item.error or "unknown error")
             else:
                 kept.append(self.paths[item.index])
+                if on_descriptors is not None:
+                    on_descriptors(item.descriptors)
         check_bad_share(bad, len(self.paths), self.max_bad, self.where)
         if not kept:
             raise DataError(f"{self.where}: no readable normal image to train on")

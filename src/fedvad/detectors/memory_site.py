@@ -6,8 +6,12 @@ docs/methods/feddymem.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.generator import Generator
@@ -116,21 +120,32 @@ class MemorySite:
             return self._replace(self._reduce(patches, round_))
         return self._replace(renew(self.bank, patches, keep=self.config.ema))
 
-    def _sample(self, round_: int) -> FloatArray:
-        if round_ not in self._ahead:
-            self._draw(round_)
-        return self._ahead.pop(round_).result()
+    def sample_ahead(self, round_: int = 1) -> Callable[[npt.NDArray[np.float16]], None]:
+        """Begin the samples of this round and of following ones; give them each image in turn.
 
-    def _draw(self, round_: int) -> None:
-        """Fill the samplers of this round and of following ones, all in one pass."""
+        For a pass over the features that somebody else makes anyway, such as their first.
+        """
         first = self._sampler(round_)
         self._ahead = {round_: first}
         together = self.config.candidate_bytes // max(1, first.nbytes)
         for following in range(round_ + 1, min(self.rounds + 1, round_ + together)):
             self._ahead[following] = self._sampler(following)
-        for descriptors in self.features:
-            for sampler in self._ahead.values():
+        samplers = list(self._ahead.values())
+
+        def take(descriptors: npt.NDArray[np.float16]) -> None:
+            for sampler in samplers:
                 sampler.add(descriptors)
+
+        return take
+
+    def _sample(self, round_: int) -> FloatArray:
+        ahead = self._ahead.get(round_)
+        # an unreadable image shifts what a sampler made for more images takes of each
+        if ahead is None or not ahead.complete or ahead.n_images != len(self.features):
+            take = self.sample_ahead(round_)
+            for descriptors in self.features:
+                take(descriptors)
+        return self._ahead.pop(round_).result()
 
     def _sampler(self, round_: int) -> CandidateSampler:
         return CandidateSampler(

@@ -236,6 +236,16 @@ class CandidateSampler:
         self._filled = 0
 
     @property
+    def n_images(self) -> int:
+        """Images that the sampler was made for."""
+        return len(self._takes)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of them have come."""
+        return self._images == len(self._takes)
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the sampled rows take while they wait as float16."""
         return self._rows.nbytes

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from fedvad.data.folders import Site, read_set, read_sites
 from fedvad.data.split import parse_split, split_site
@@ -14,7 +17,9 @@ from fedvad.errors import ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.progress import Progress, Stage
 
-__all__ = ["fingerprint", "load_sites", "warm_up"]
+__all__ = ["Watcher", "fingerprint", "load_sites", "warm_up"]
+
+Watcher = Callable[[npt.NDArray[np.float16]], None]
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +54,16 @@ def fingerprint(data: Path) -> str:
 
 
 def warm_up(
-    sites: Sequence[Site], extractor: FeatureExtractor, max_bad: float, progress: Progress
+    sites: Sequence[Site],
+    extractor: FeatureExtractor,
+    max_bad: float,
+    progress: Progress,
+    watch: Callable[[Mapping[str, NormalFeatures]], Mapping[str, Watcher]] | None = None,
 ) -> dict[str, NormalFeatures]:
-    """Features of every site's normal training images; each image passes the backbone once."""
+    """Features of every site's normal training images; each image passes the backbone once.
+
+    `watch` is told all sites' features before that pass, and says who looks on at it, by site.
+    """
     features = {
         site.name: NormalFeatures(
             extractor,
@@ -62,6 +74,7 @@ def warm_up(
         for site in sites
     }
     stage = Stage(progress, "features", sum(len(f.paths) for f in features.values()))
-    for feature in features.values():
-        feature.warm_up(stage)
+    watchers = {} if watch is None else watch(features)
+    for name, feature in features.items():
+        feature.warm_up(stage, watchers.get(name))
     return features

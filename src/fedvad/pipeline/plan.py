@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import choose_images
@@ -13,7 +16,10 @@ from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
 
-__all__ = ["check_join", "memory_sites", "plan", "site_seed", "split_held_out"]
+__all__ = ["check_join", "memory_sites", "plan", "sampling_ahead", "site_seed", "split_held_out"]
+
+
+_AHEAD_BYTES = 1 << 30
 
 
 def site_seed(seed: int, index: int) -> int:
@@ -67,6 +73,20 @@ def memory_sites(
         )
         for i, (name, features) in enumerate(sorted(fitting.items()))
     }
+
+
+def sampling_ahead(
+    config: TrainConfig, members: Mapping[str, MemorySite]
+) -> dict[str, Callable[[npt.NDArray[np.float16]], None]]:
+    """Watchers of the features' first pass that spare the sites' rounds a pass of their own.
+
+    None where sites fit on a part of their images only, or are too many to hold samples of all.
+    """
+    if config.calibration_mode == "holdout" or config.reduce == "position":
+        return {}
+    if len(members) * config.candidate_bytes > _AHEAD_BYTES:
+        return {}
+    return {name: member.sample_ahead() for name, member in members.items()}
 
 
 def split_held_out(

@@ -25,9 +25,9 @@ from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.compare import compare
 from fedvad.pipeline.config import Reference, TrainConfig
-from fedvad.pipeline.data import fingerprint, load_sites, warm_up
+from fedvad.pipeline.data import Watcher, fingerprint, load_sites, warm_up
 from fedvad.pipeline.outputs import write_outputs
-from fedvad.pipeline.plan import check_join, memory_sites, plan, split_held_out
+from fedvad.pipeline.plan import check_join, memory_sites, plan, sampling_ahead, split_held_out
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import (
     DETECTOR_FILE,
@@ -67,11 +67,18 @@ def train(
     with ledger.phase("features"):
         extractor = FeatureExtractor(config.features(), cache)
         exchange, schedule = plan(config, extractor)
-        features = warm_up(sites, extractor, config.max_bad, progress)
+        members: dict[str, MemorySite] = {}
+
+        def watch(unread: Mapping[str, NormalFeatures]) -> Mapping[str, Watcher]:
+            members.update(memory_sites(config, unread, extractor.grid[2]))
+            return sampling_ahead(config, members)
+
+        features = warm_up(sites, extractor, config.max_bad, progress, watch)
     ledger.images_computed = warmed_up = extractor.computed
     write_config(out, config)
     fitting, held_out = split_held_out(features, config)
-    members = memory_sites(config, fitting, extractor.grid[2])
+    for name, member in members.items():  # which images fit is known only now
+        member.features = fitting[name]
     rounds = Stage(progress, "rounds", config.rounds * len(members))
     merged = run_rounds(
         exchange,

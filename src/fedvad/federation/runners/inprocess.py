@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def _one_round(
             on_step(round_, name)
         return sent
 
-    with ledger.phase("local"), ThreadPoolExecutor(max(1, jobs)) as pool:
+    with ledger.phase("local"), _workers(max(1, jobs)) as pool:
         messages = dict(zip(sites, pool.map(step, sites), strict=True))
     entry = RoundEntry(
         round=round_,
@@ -185,6 +186,20 @@ def _one_round(
         )  # fmt: skip
     ledger.rounds.append(entry)
     return merged
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share the cores: without a limit each would start as many as there are."""
+    import torch
+
+    threads = torch.get_num_threads()
+    share = max(1, threads // jobs)
+    try:
+        with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _drift(before: Payload, after: Payload, max_rows: int = 2000) -> float:
