@@ -16,6 +16,9 @@ from fedvad.memory.bank import FloatArray, MemoryBank
 __all__ = ["RowLookup", "choose_images", "held_out_scores"]
 
 
+_MINUS_ZERO = 0x8000  # bits of -0.0 in float16
+
+
 class RowLookup:
     """Finds which rows of a memory are patches of a given image, by their float16 values."""
 
@@ -35,9 +38,10 @@ class RowLookup:
         return np.sort(np.concatenate(hits)) if hits else np.zeros(0, np.int64)
 
     def _hash(self, rows: npt.NDArray[np.float16]) -> npt.NDArray[np.uint64]:
+        bits = np.ascontiguousarray(rows).view(np.uint16)
+        words = np.zeros((len(rows), 4 * len(self._factors)), np.uint16)
         # -0.0 and 0.0 are the same value with other bits
-        words = np.zeros((len(rows), 4 * len(self._factors)), np.float16)
-        np.add(rows, np.float16(0), out=words[:, : rows.shape[1]])
+        np.copyto(words[:, : rows.shape[1]], bits, where=bits != _MINUS_ZERO)
         hashes: npt.NDArray[np.uint64] = (words.view(np.uint64) * self._factors).sum(1)
         return hashes
 

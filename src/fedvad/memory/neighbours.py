@@ -81,8 +81,10 @@ class NeighbourIndex:
         distances = torch.empty(len(points), k)
         indices = torch.empty(len(points), k, dtype=torch.long)
         fast = self._fast and k <= _FAST_UP_TO
-        for start in range(0, len(points), TILE[0]):
-            block = points[start : start + TILE[0]]
+        width = self._groups[0].shape[1] if fast else TILE[1]
+        step = TILE[0] * TILE[1] // width
+        for start in range(0, len(points), step):
+            block = points[start : start + step]
             found = self._shortlist(block, k) if fast else self._closest(block, k)
             # measured from differences: no cancellation, so a stored vector is at 0
             difference = self._vectors[found] - block[:, None]
@@ -90,8 +92,8 @@ class NeighbourIndex:
             if self._excluded is not None:
                 measured.masked_fill_(self._excluded[found], float("inf"))
             measured, order = measured.sort(dim=1)
-            distances[start : start + TILE[0]] = measured[:, :k]
-            indices[start : start + TILE[0]] = found.gather(1, order[:, :k])
+            distances[start : start + step] = measured[:, :k]
+            indices[start : start + step] = found.gather(1, order[:, :k])
         return distances.numpy(), indices.numpy()
 
     def without(self, rows: npt.NDArray[np.int64]) -> NeighbourIndex:
@@ -122,9 +124,11 @@ class NeighbourIndex:
 
         rows = torch.addmm(self._offset, points, self._axes)
         first, columns, values = 0, [], []
+        buffer = torch.empty(len(points) * self._groups[0].shape[1])
         for group in self._groups:
-            rough = rows @ group
-            width = rough.shape[1]
+            width = group.shape[1]
+            rough = buffer[: len(points) * width].view(len(points), width)
+            torch.mm(rows, group, out=rough)
             if self._hidden is not None:
                 rough.index_fill_(1, self._hidden[first : first + width].nonzero()[:, 0], 1e30)
             left = min(k, width)
