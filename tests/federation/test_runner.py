@@ -333,3 +333,18 @@ def test_sampling_ahead_changes_nothing_but_the_passes(lost: int) -> None:
         expected, found = plain.update(round_, None), ahead.update(round_, None)
         np.testing.assert_array_equal(found.vectors, expected.vectors)
     assert len(passes) == lost
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_number_of_threads_is_as_before(jobs: int) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        sites = {name: fake_site(name, CONFIGS["grow"]) for name in "ab"}
+        exchange = MemoryExchange(features="feature-key", dim=6)
+        run_rounds(exchange, sites, Schedule(rounds=1), ledger=Ledger(), jobs=jobs)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

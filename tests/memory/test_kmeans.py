@@ -161,3 +161,15 @@ def test_seeds_are_distinct_rows():
     )
     assert len(found) == 60
     assert len(np.unique(points[found].numpy(), axis=0)) == 60
+
+
+def test_projection_only_helps_to_find_the_cells():
+    rng = np.random.default_rng(0)
+    centres = 6 * rng.normal(size=(12, 40))
+    label = rng.integers(0, 12, 600)
+    bank = MemoryBank.of_patches((centres[label] + rng.normal(size=(600, 40))).astype(np.float32))
+    merged = weighted_kmeans(bank, 12, seed=0, projection=16)
+    means = np.stack([bank.vectors[label == i].mean(0) for i in range(12)])
+    gaps = np.linalg.norm(merged.vectors[:, None] - means[None], axis=2)
+    np.testing.assert_allclose(gaps.min(0), 0, atol=1e-4)
+    assert merged.total_weight == 600
