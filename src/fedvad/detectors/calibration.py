@@ -68,6 +68,8 @@ def held_out_scores(
     rows; no normal image is lost to the memory. Without, the images must not have been used for
     the memory at all. An image that alone makes up the memory is left out. Source: ours.
     """
+    if len(features) == 0:  # building the index of a large memory takes a while
+        return []
     scorer = MemoryScorer(bank, scoring)
     lookup = RowLookup(bank.vectors) if leave_one_out else None
     scores: list[float] = []

@@ -95,8 +95,8 @@ def pooled_banks(
     detector = PatchCore(
         extractor=extractor,
         rows=rows,
-        # sites sample afresh each round: pooled data gets as many looks at its patches
-        candidates=min(1.0, config.candidates * config.rounds),
+        # as many looks at its patches as the sites get over all rounds
+        candidates=config.candidates,
         projection=config.projection,
         scoring=config.scoring(),
         seed=config.seed,

@@ -30,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "feddymem-trained": {"train_generator": True, "update": "ema", "merge": "kmeans"},
     "feddymem-cluster": {"reduce": "cluster", "update": "ema", "merge": "kmeans"},
     "feddymem-position": {"reduce": "position", "update": "ema", "merge": "kmeans"},
-    "patchcore": {"rounds": 1, "merge": "kcenter", "memory_rows": 2000},
+    "patchcore": {"rounds": 1, "merge": "kcenter", "memory_rows": 2000, "candidates": 0.25},
 }
 
 
@@ -65,7 +65,7 @@ class TrainConfig(BaseModel):
     pull: float = Field(default=0.0, ge=0, le=1)
     update: Update = "grow"
     ema: float = 0.5
-    candidates: float = Field(default=0.25, gt=0, le=1)
+    candidates: float = Field(default=0.5, gt=0, le=1)
     candidate_bytes: int = Field(default=64 << 20, ge=1)
     projection: int | None = Field(default=64, ge=1)
     # generator
@@ -166,7 +166,8 @@ class TrainConfig(BaseModel):
             pull=self.pull,
             update=self.update,
             ema=self.ema,
-            candidates=self.candidates,
+            # looked at over the whole run: more rounds must not mean more work
+            candidates=self.candidates / self.rounds,
             candidate_bytes=self.candidate_bytes,
             projection=self.projection,
             train=self.train_generator,

@@ -202,7 +202,7 @@ def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def _drift(before: Payload, after: Payload, max_rows: int = 2000) -> float:
+def _drift(before: Payload, after: Payload, max_rows: int = 500) -> float:
     """Mean distance of (a sample of) the new memory's rows to the old memory."""
     import torch
 
