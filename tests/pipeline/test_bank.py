@@ -48,7 +48,7 @@ def in_process(
     plants: Path, cache: Path, options: dict[str, Any], present: Sequence[Sequence[str]]
 ) -> tuple[bytes, dict[str, MemorySite]]:
     """The global memory and the sites after rounds in one process."""
-    config = resolve_config(None, **options, rounds=len(present))
+    config = resolve_config(None, **options)  # as the sites have it: they count no rounds ahead
     extractor = FeatureExtractor(config.features(), DescriptorCache(cache))
     exchange, _ = plan(config, extractor)
     features = warm_up(load_sites(plants, None, config.seed), extractor, 0.05, silent)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
@@ -17,6 +18,7 @@ from fedvad.detectors.generator import Generator
 from fedvad.errors import ArtefactError, MemoryBankError, PayloadError
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
+from fedvad.half import as_float32, cast
 from fedvad.memory.bank import MemoryBank
 
 __all__ = ["RunState", "clear_state", "load_state", "save_state"]
@@ -43,10 +45,14 @@ def save_state(folder: Path, state: RunState) -> None:
     target = folder / f"round-{state.round:04d}"
     write_atomically(target / "global.safetensors", state.merged.to_bytes())
     for i, (_, payload) in enumerate(sorted(state.server.items())):
-        write_atomically(target / f"server-{i:04d}.safetensors", payload.to_bytes())
+        compact = Payload(
+            payload.manifest,
+            payload.arrays | {"vectors": _compact(payload.arrays["vectors"])},
+        )
+        write_atomically(target / f"server-{i:04d}.safetensors", compact.to_bytes())
     for i, (name, (bank, generator)) in enumerate(sorted(state.sites.items())):
         arrays: dict[str, npt.NDArray[Any]] = {
-            "vectors": bank.vectors,
+            "vectors": _compact(bank.vectors),
             "weights": bank.weights,
             "spread": bank.spread,
         }
@@ -57,6 +63,14 @@ def save_state(folder: Path, state: RunState) -> None:
     for other in folder.glob("round-*"):
         if other != target:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _compact(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values in half the bytes where float16 holds them exactly, as it does patches."""
+    if vectors.dtype != np.float32:
+        return vectors
+    half = cast(vectors, "float16")
+    return half if np.array_equal(as_float32(half), vectors) else vectors
 
 
 def load_state(folder: Path) -> RunState | None:
