@@ -1,7 +1,8 @@
 """fedvad: federated, memory-efficient visual anomaly detection.
 
 The verbs are `train`, `evaluate`, `predict`, `inspect`, `bench` and `demo`, as on the command
-line. They are imported on first use, so that `import fedvad` costs nothing.
+line, and `write_report` for its `report`, whose name is that of a package here. They are
+imported on first use, so that `import fedvad` costs nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedvad._version import __version__
 
 if TYPE_CHECKING:
-    from fedvad.api import bench, demo, evaluate, inspect, load, predict, train
+    from fedvad.api import bench, demo, evaluate, inspect, load, predict, train, write_report
     from fedvad.errors import FedvadError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "predict",
     "train",
+    "write_report",
 ]
 
 

@@ -16,10 +16,11 @@ from fedvad.pipeline.evaluate import evaluate as _evaluate
 from fedvad.pipeline.inspect import inspect as _inspect
 from fedvad.pipeline.predict import predict as _predict
 from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.report import report as _report
 from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.train import train as _train
 
-__all__ = ["bench", "demo", "evaluate", "inspect", "load", "predict", "train"]
+__all__ = ["bench", "demo", "evaluate", "inspect", "load", "predict", "train", "write_report"]
 
 AnyPath = str | PathLike[str]
 
@@ -115,6 +116,13 @@ def bench(
 def inspect(path: AnyPath) -> dict[str, Any]:
     """What is in a run folder, a detector file or a memory message."""
     return _inspect(Path(path))
+
+
+def write_report(
+    run: AnyPath, out: AnyPath | None = None, *, pictures: bool = True
+) -> dict[str, Any]:
+    """Write the HTML page of run folder `run` (default: report.html in it); path and sizes."""
+    return _report(Path(run), out=None if out is None else Path(out), pictures=pictures)
 
 
 def load(run: AnyPath) -> TrainedRun:

@@ -98,9 +98,12 @@ class TestAnOrdinaryRun:
         self, trained: tuple[Path, dict[str, Any]]
     ) -> None:
         out, _ = trained
-        files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+        files = {
+            str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.suffix != ".webp"
+        }
         assert files == {
-            "config.json", "detector.safetensors", "heatmaps.png", "ledger.json", "results.json",
+            "config.json", "detector.safetensors", "gallery.json", "heatmaps.png", "ledger.json",
+            "report.html", "results.json", "scores.json",
             "tables/method.csv", "tables/own-normals.csv", "tables/results.md", "tables/site.csv",
         }  # fmt: skip
         with Image.open(out / "heatmaps.png") as sheet:

@@ -17,6 +17,7 @@ from fedvad.cli.demo import demo
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.inspect import inspect
 from fedvad.cli.predict import predict
+from fedvad.cli.report import report
 from fedvad.cli.train import train
 from fedvad.errors import FedvadError
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, train, evaluate, predict, inspect, bench):
+for verb in (demo, train, evaluate, predict, report, inspect, bench):
     app.command()(verb)
 app.add_typer(bank_app, name="bank")
 app.add_typer(cache_app, name="cache")

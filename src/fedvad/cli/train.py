@@ -203,8 +203,8 @@ def show_results(results: dict[str, Any], out: Path | None) -> None:
     if "verdict" in results:
         console.print(results["verdict"], style="bold", highlight=False, markup=False)
     if out is not None:
-        sheet = out / "heatmaps.png"
-        shown = f"Heat-maps: {sheet}   " if sheet.exists() else ""
+        page = out / "report.html"
+        shown = f"Report: {page}   " if page.exists() else ""
         console.print(f"{shown}Run folder: {out}", soft_wrap=True, markup=False)
 
 

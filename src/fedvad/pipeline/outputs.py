@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.evaluation.sites import SiteResult, gains, summarise
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.report import keep_record, report
 from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_json
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
@@ -23,6 +25,8 @@ from fedvad.report.tables import (
 )
 
 __all__ = ["panels", "write_outputs"]
+
+log = logging.getLogger(__name__)
 
 _HEADINGS = {
     "method": "By method",
@@ -41,7 +45,7 @@ def write_outputs(
     features: Mapping[str, NormalFeatures],
     own_normals: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write ledger, results, tables and the contact sheet; returns the results."""
+    """Write ledger, results, tables, contact sheet and the HTML report; returns the results."""
 
     def summary_of(site_results: Sequence[SiteResult]) -> dict[str, Any]:
         return summarise(site_results, target_fpr=config.target_fpr, size=run.features.image_size)
@@ -83,7 +87,24 @@ def write_outputs(
             title=_title(summary),
             image_size=run.features.image_size,
         )
+    _write_report(out, results, comparisons)
     return summary
+
+
+def _write_report(
+    out: Path,
+    results: Sequence[SiteResult],
+    comparisons: Mapping[str, Sequence[SiteResult]],
+) -> None:
+    try:
+        keep_record(out, results, comparisons, panels(results))
+        report(out)
+    # whatever goes wrong: hours of training are worth more than a page about them
+    except Exception as error:
+        log.warning(
+            "the training is complete, but its report could not be written: %s; try again with "
+            "`fedvad report %s`", str(error) or type(error).__name__, out,
+        )  # fmt: skip
 
 
 def _title(summary: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.pipeline.config import Reference, TrainConfig
 
 __all__ = [
+    "CONFIG_FILE",
     "DETECTOR_FILE",
     "LEDGER_FILE",
     "SiteModel",

@@ -1,0 +1,1 @@
+"""Students that imitate a frozen teacher: training loop, losses, maps, costs."""

@@ -1,0 +1,1 @@
+"""Plugins for other libraries; each needs its extra."""

@@ -1,0 +1,210 @@
+"""`report`: one HTML file about a run, made from what the run folder keeps, without the data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedvad.data.files import write_atomically
+from fedvad.detectors.artefact import feature_identity
+from fedvad.errors import ArtefactError, ConfigError, StorageError
+from fedvad.evaluation.sites import SiteResult
+from fedvad.federation.ledger import Ledger
+from fedvad.pipeline.run_folder import CONFIG_FILE, DETECTOR_FILE, LEDGER_FILE, read_ledger
+from fedvad.report.html.gallery import GALLERY_FOLDER, write_gallery
+from fedvad.report.html.page import Contents, render
+from fedvad.report.html.record import (
+    GALLERY_FILE,
+    SCORES_FILE,
+    Gallery,
+    Scores,
+    SiteScores,
+    printable,
+)
+from fedvad.report.panels import Panel
+
+__all__ = ["REPORT_FILE", "keep_record", "report"]
+
+REPORT_FILE = "report.html"
+RESULTS_FILE = "results.json"
+_HASHED = (DETECTOR_FILE, CONFIG_FILE, RESULTS_FILE, LEDGER_FILE, SCORES_FILE)
+_LARGEST_PICTURE = 300_000  # bytes; ours are about 6 kB
+
+log = logging.getLogger(__name__)
+
+_Read = TypeVar("_Read", Scores, Gallery)
+
+
+def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict[str, Any]:
+    """Write the page of a run folder to `out` (default: report.html in it).
+
+    Returns path, bytes, pictures (shown) and pictures_left_out. What the run does not keep (one
+    trained by an earlier version has no scores and pictures) is left out, and the page says so.
+    Raises `ArtefactError` when there is no finished run, `ConfigError` for a folder as `out`,
+    `StorageError` when the disk refuses.
+    """
+    target = run / REPORT_FILE if out is None else out
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder: give the page a file name, like report.html")
+    results = _results(run)
+    missing: list[str] = []
+    config = _json(run / CONFIG_FILE)
+    if not isinstance(config, dict):
+        config = {}
+        missing.append("The configuration of this run is missing or damaged.")
+    ledger = read_ledger(run)
+    if ledger == Ledger():
+        missing.append(
+            "The ledger of this run is missing or damaged: rounds and costs are unknown."
+        )
+    scores = _kept(Scores, run, missing)
+    if scores is None:
+        missing.append("This run keeps no scores of its test images: there are no curves.")
+    gallery = _kept(Gallery, run, missing) if pictures else None
+    if gallery is None and pictures:
+        missing.append(
+            "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
+        )
+    identity, dim = _identity(run / DETECTOR_FILE)
+    page = render(
+        Contents(
+            name=printable(run.resolve().name),
+            results=results,
+            ledger=ledger,
+            config=config,
+            scores=scores,
+            gallery=gallery,
+            picture=lambda name: _picture(run / GALLERY_FOLDER / name),
+            hashes=_hashes(run),
+            identity=identity,
+            dim=dim,
+            missing=missing,
+        )
+    )
+    write_atomically(target, page.html)
+    return {
+        "path": str(target),
+        "bytes": len(page.html),
+        "pictures": page.shown,
+        "pictures_left_out": page.left_out,
+    }
+
+
+def keep_record(
+    run: Path,
+    results: Sequence[SiteResult],
+    comparisons: Mapping[str, Sequence[SiteResult]],
+    panels: Sequence[Panel],
+) -> None:
+    """Store in a run folder what its page needs of the test images: scores and small pictures.
+
+    panels: every scored test image of `results`. Raises `StorageError`.
+    """
+    sites = {}
+    for result in results:
+        compared = {
+            name: other.scores.tolist()
+            for name, others in comparisons.items()
+            for other in others
+            if other.name == result.name and other.test.paths == result.test.paths
+        }
+        limit = None if result.threshold is None else result.threshold.value
+        sites[printable(result.name)] = SiteScores(
+            files=[printable(item.path.name) for item in result.test],
+            defects=[printable(item.defect) for item in result.test],
+            labels=[item.label for item in result.test],
+            scores=result.scores.tolist(),
+            threshold=None if limit is None or not math.isfinite(limit) else limit,
+            compared=compared,
+        )
+    Scores(sites=sites).write(run)
+    write_gallery(panels, run)
+
+
+def _results(run: Path) -> dict[str, Any]:
+    if not run.is_dir():
+        raise ArtefactError(f"run folder {run} does not exist")
+    path = run / RESULTS_FILE
+    if not path.is_file():
+        unfinished = (run / "state").is_dir()
+        raise ArtefactError(
+            f"{run} holds no {RESULTS_FILE}"
+            + ("; its training was interrupted: finish it with --resume" if unfinished else
+               ": give the folder that `fedvad train --out` wrote")
+        )  # fmt: skip
+    results = _json(path)
+    if not isinstance(results, dict):
+        raise ArtefactError(f"{path} is damaged: train again, or restore it from a copy")
+    return results
+
+
+def _json(path: Path) -> Any:
+    """What the file holds; None when it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _kept(kind: type[_Read], run: Path, missing: list[str]) -> _Read | None:
+    """A stored record; a damaged one is told on the page, which is made without it."""
+    try:
+        return kind.read(run)
+    except ArtefactError as error:
+        log.warning("%s", error)
+        name = SCORES_FILE if kind is Scores else GALLERY_FILE
+        missing.append(f"{name} is damaged, so this page does without it.")
+        return None
+
+
+def _picture(path: Path) -> bytes | None:
+    """A stored picture, None where it is gone or no WebP file of a sane size."""
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_PICTURE:
+            return None
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+
+
+def _identity(path: Path) -> tuple[dict[str, str], int | None]:
+    """What the detector says about itself, and the numbers per row; nothing when it is gone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # the header alone: a memory may be hundreds of megabytes
+        with safe_open(path, framework="numpy") as file:
+            values = json.loads((file.metadata() or {})["fedvad"])
+            dim = int(file.get_slice("global/vectors").get_shape()[1])
+        features = feature_identity(values, path)
+        told = {
+            "trained by": f"fedvad {values.get('version')}",
+            "method": values["method"],
+            "backbone": features.backbone,
+            "image size": f"{features.image_size} pixels",
+            "hash of the backbone's weights": features.weights_hash,
+            "feature configuration": features.key(),
+            "fingerprint of the data": values["data"],
+        }
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, ArtefactError):
+        return {}, None
+    return {name: str(value) for name, value in told.items() if value}, dim
+
+
+def _hashes(run: Path) -> dict[str, str]:
+    hashes = {}
+    for name in _HASHED:
+        try:
+            with (run / name).open("rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StorageError(f"cannot read {run / name}: {error.strerror or error}") from error
+    return hashes

@@ -1,0 +1,134 @@
+"""Tables of a page on what a run cost: bytes by site and round, seconds by phase, memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedvad.federation.ledger import Ledger
+from fedvad.report.bench_tables import size
+
+__all__ = ["config_table", "phases_table", "rounds_table", "site_bytes_table", "traffic_table"]
+
+Rows = list[list[str]]
+
+_UNKNOWN = "–"
+_MOST_CELLS = 2000
+_PHASES = {
+    "features": "features (backbone)",
+    "local": "rounds: at the sites",
+    "merge": "rounds: at the server",
+    "calibrate": "thresholds",
+    "score": "scoring and comparisons",
+}
+
+
+def rounds_table(ledger: Ledger) -> Rows:
+    """One row per round, the header first."""
+    spread = any(entry.generator_spread for entry in ledger.rounds)
+    head = ["round", "sites", "rows up", "rows in memory", "coverage", "drift", "bytes up",
+            "bytes down", "refused"]  # fmt: skip
+    rows = [head + ["generator spread"] * spread]
+    for entry in ledger.rounds:
+        row = [
+            str(entry.round),
+            str(len(entry.sites)),
+            f"{sum(entry.rows_up.values()):,}",
+            f"{entry.memory_rows:,}",
+            _figure(entry.coverage),
+            _figure(entry.drift),
+            size(sum(entry.bytes_up.values())),
+            size(sum(entry.bytes_down.values())),
+            str(len(entry.rejected)),
+        ]
+        if spread:
+            row.append(", ".join(f"{s} {v:.3g}" for s, v in entry.generator_spread.items()))
+        rows.append(row)
+    return rows
+
+
+def site_bytes_table(ledger: Ledger) -> Rows:
+    """One row per site with its sums over the rounds, then all sites; the header first."""
+    rows = [["site", "uploads", "rows up", "bytes up", "bytes down"]]
+    sums = [0, 0, 0, 0]
+    for site in _sites(ledger):
+        figures = [
+            sum(site in e.bytes_up for e in ledger.rounds),
+            sum(e.rows_up.get(site, 0) for e in ledger.rounds),
+            sum(e.bytes_up.get(site, 0) for e in ledger.rounds),
+            sum(e.bytes_down.get(site, 0) for e in ledger.rounds),
+        ]
+        sums = [a + b for a, b in zip(sums, figures, strict=True)]
+        rows.append([site, *_traffic(figures)])
+    if len(rows) > 2:
+        rows.append(["all sites", *_traffic(sums)])
+    return rows
+
+
+def traffic_table(ledger: Ledger) -> Rows | None:
+    """Bytes up / down of each site in each round; None where that would be over 2000 cells."""
+    sites = _sites(ledger)
+    if len(sites) * len(ledger.rounds) > _MOST_CELLS:
+        return None
+    rows = [["site", *(f"round {e.round}: up / down" for e in ledger.rounds)]]
+    for site in sites:
+        cells = []
+        for entry in ledger.rounds:
+            up, down = entry.bytes_up.get(site), entry.bytes_down.get(site)
+            known = [_UNKNOWN if n is None else size(n) for n in (up, down)]
+            cells.append(_UNKNOWN if up is None and down is None else " / ".join(known))
+        rows.append([site, *cells])
+    return rows
+
+
+def phases_table(ledger: Ledger) -> list[tuple[str, str, float]]:
+    """(phase, seconds in words, share of the total 0 ... 1), in the order of the work."""
+    total = sum(ledger.seconds.values())
+    known = [*(p for p in _PHASES if p in ledger.seconds),
+             *(p for p in ledger.seconds if p not in _PHASES)]  # fmt: skip
+    return [
+        (
+            _PHASES.get(phase, phase),
+            f"{ledger.seconds[phase]:,.1f} s",
+            ledger.seconds[phase] / total if total > 0 else 0.0,
+        )
+        for phase in known
+    ]
+
+
+def config_table(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(option, value) of the whole configuration; of the weights only the file's name."""
+    rows = []
+    for key, value in config.items():
+        if key == "weights" and isinstance(value, str):
+            value = value.replace("\\", "/").rpartition("/")[2]  # folders are nobody's business
+        rows.append((key, _plain(value)))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return _UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items()) or _UNKNOWN
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_plain, value)) or _UNKNOWN
+    return str(value)
+
+
+def _traffic(figures: Sequence[int]) -> list[str]:
+    uploads, rows, up, down = figures
+    return [str(uploads), f"{rows:,}", size(up), size(down)]
+
+
+def _sites(ledger: Ledger) -> list[str]:
+    return list(
+        dict.fromkeys(s for e in ledger.rounds for s in (*e.sites, *e.bytes_up, *e.bytes_down))
+    )
+
+
+def _figure(value: float | None) -> str:
+    return _UNKNOWN if value is None or not math.isfinite(value) else f"{value:.3g}"

@@ -1,0 +1,145 @@
+"""What a run keeps so that its page can be made again without the data: scores and pictures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedvad.data.files import write_atomically
+from fedvad.errors import ArtefactError
+
+__all__ = [
+    "GALLERY_FILE",
+    "SCORES_FILE",
+    "Gallery",
+    "Picture",
+    "Scores",
+    "SiteScores",
+    "outcome",
+    "printable",
+]
+
+SCORES_FILE = "scores.json"
+GALLERY_FILE = "gallery.json"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Label = Annotated[int, Field(ge=0, le=1)]
+# pictures are looked up by these names: no path can lead out of the run folder
+PictureName = Annotated[str, Field(pattern=r"^[0-9]{4,6}-(photo|heat)\.webp$")]
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SiteScores(_Stored):
+    """One site's scored test images: lists of one length. Flagged is score > threshold.
+
+    files: names without their folders. compared: scores of other methods on the same images.
+    """
+
+    files: list[str]
+    defects: list[str]
+    labels: list[Label]
+    scores: list[Finite]
+    threshold: Finite | None
+    compared: dict[str, list[Finite]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        lengths = {len(self.defects), len(self.labels), len(self.scores), len(self.files)}
+        if len(lengths | {len(scores) for scores in self.compared.values()}) > 1:
+            raise ValueError("its lists are of different lengths")
+        return self
+
+
+class Scores(_Stored):
+    """The scores of all test images, by site."""
+
+    schema_version: Literal[1] = 1
+    sites: dict[str, SiteScores] = Field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Store in a run folder; raises `StorageError`."""
+        write_atomically(folder / SCORES_FILE, _json(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The scores of a run, None where it keeps none; raises `ArtefactError` when damaged."""
+        return _read(cls, folder / SCORES_FILE)
+
+
+class Picture(_Stored):
+    """One image of the gallery: small files `photo` and `heat`, both width x height pixels."""
+
+    site: str
+    file: str
+    defect: str
+    label: Label
+    score: Finite
+    threshold: Finite | None
+    outlined: bool
+    photo: PictureName
+    heat: PictureName
+    width: int = Field(ge=1, le=4096)
+    height: int = Field(ge=1, le=4096)
+
+
+class Gallery(_Stored):
+    """The pictures of a run in the order in which they are shown.
+
+    tested: scored test images, chosen from. unreadable: chosen ones that could not be drawn.
+    """
+
+    schema_version: Literal[1] = 1
+    tested: int = Field(default=0, ge=0)
+    unreadable: int = Field(default=0, ge=0)
+    pictures: list[Picture] = Field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Store in a run folder; raises `StorageError`."""
+        write_atomically(folder / GALLERY_FILE, _json(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The gallery of a run, None where it keeps none; raises `ArtefactError` when damaged."""
+        return _read(cls, folder / GALLERY_FILE)
+
+
+def outcome(label: int, score: float, threshold: float | None) -> str:
+    """ "caught", "missed", "false alarm" or "passed"; "not judged" without a threshold."""
+    if threshold is None or not math.isfinite(threshold):
+        return "not judged"
+    if score > threshold:
+        return "caught" if label else "false alarm"
+    return "missed" if label else "passed"
+
+
+def printable(text: str) -> str:
+    """A name that any file can hold and any reader show: what is no character becomes "\ufffd".
+
+    File names need not be valid in any encoding, and may hold what turns the text around them.
+    """
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _json(stored: _Stored) -> bytes:
+    return stored.model_dump_json(indent=1).encode()
+
+
+_Kind = TypeVar("_Kind", bound=_Stored)
+
+
+def _read(kind: type[_Kind], path: Path) -> _Kind | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise ArtefactError(
+            f"{path} is damaged ({first}); remove it to make a report without it"
+        ) from error

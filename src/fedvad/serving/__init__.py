@@ -1,0 +1,1 @@
+"""Trained runs at work: predictor, web service, exports."""
