@@ -6,19 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.folders import ImageSet
-from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 
-__all__ = ["Detector", "NormalFeatures", "Scores", "score_stream"]
+__all__ = ["Detector", "NormalFeatures", "Scorer", "Scores", "score_stream"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +141,17 @@ class NormalFeatures:
         return chosen
 
 
+class Scorer(Protocol):
+    """What scores one image's descriptors."""
+
+    def score(self, descriptors: FloatArray) -> tuple[float, FloatArray]:
+        """Image score and (h, w) map of (h, w, d) descriptors."""
+        ...
+
+
 def score_stream(
     extractor: FeatureExtractor,
-    scorer: MemoryScorer,
+    scorer: Scorer,
     embed: Callable[[FloatArray], FloatArray],
     paths: Sequence[Path],
     on_image: Callable[[], None] | None = None,

@@ -7,12 +7,15 @@ from typing import Any
 
 from fedvad.detectors.base import Detector
 from fedvad.detectors.feddymem import FedDyMem, PatchCore
+from fedvad.detectors.stfpm import STFPM, PaSTe
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
 
 __all__ = ["create", "detector_class", "list_detectors"]
 
-_DETECTORS: dict[str, type[Detector]] = {cls.name: cls for cls in (FedDyMem, PatchCore)}
+_DETECTORS: dict[str, type[Detector]] = {
+    cls.name: cls for cls in (FedDyMem, PatchCore, STFPM, PaSTe)
+}
 
 
 def list_detectors(pattern: str = "*") -> list[str]:

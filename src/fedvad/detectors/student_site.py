@@ -1,0 +1,172 @@
+"""One site's students: its normal images prepared once, then trained as often as wanted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.distill.loss import cosine_loss
+from fedvad.distill.pixels import read_pixels
+from fedvad.distill.targets import Batch, TrainingSet
+from fedvad.distill.training import TrainConfig, TrainLog, train_student
+from fedvad.errors import DataError
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import check_bad_share
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvad.distill.branches import PaSTeNet
+    from fedvad.distill.graphs import Normalise
+
+__all__ = ["StudentSite"]
+
+log = logging.getLogger(__name__)
+
+
+class StudentSite:
+    """A net and the frozen features of a site's readable normal images.
+
+    bad: why images were left out. unseen: files of the held-out normals, which only validate (all
+    files, when there is a single one). Raises `DataError` when no image, or less than the share
+    1 - max_bad, can be read.
+    """
+
+    def __init__(
+        self,
+        net: PaSTeNet,
+        normalise: Normalise,
+        paths: Sequence[Path],
+        *,
+        config: FeatureConfig,
+        train: TrainConfig,
+        held_out: float,
+        cache_bytes: int,
+        seed: int,
+        max_bad: float,
+        where: str,
+    ) -> None:
+        self.net = net
+        self.config = train
+        self.seed = seed
+        self._set = TrainingSet(
+            net,
+            normalise,
+            image_size=config.image_size,
+            capacity=len(paths),
+            engine=config.engine,
+            device=config.device,
+            budget=cache_bytes,
+        )
+        bad: list[str] = []
+        kept: list[Path] = []
+
+        def readable() -> Iterator[npt.NDArray[np.uint8]]:
+            for item in read_pixels(paths, config.image_size):
+                if item.pixels is None:
+                    bad.append(item.error or "unknown error")
+                else:
+                    kept.append(paths[item.index])
+                    yield item.pixels
+
+        try:
+            self._set.extend(readable())
+            check_bad_share(bad, len(paths), max_bad, where)
+            if not kept:
+                raise DataError(f"{where}: no readable normal image to train on")
+        except BaseException:
+            self.close()
+            raise
+        self.bad = tuple(bad)
+        order = np.random.default_rng(seed).permutation(len(kept))
+        count = min(len(kept) - 1, max(1, round(held_out * len(kept)))) if held_out else 0
+        if count <= 0:
+            log.warning("%s: nothing held out; training runs its full length", where)
+        self._own, self._held_out = np.sort(order[count:]), np.sort(order[:count])
+        self.unseen = [kept[i] for i in (self._held_out if count > 0 else self._own)]
+
+    def __len__(self) -> int:
+        """Number of images trained on."""
+        return len(self._own)
+
+    def train(
+        self,
+        *,
+        seed: int | None = None,
+        penalty: Callable[[torch.nn.Module, Batch], torch.Tensor] | None = None,
+        correction: Mapping[str, torch.Tensor] | None = None,
+        config: TrainConfig | None = None,
+        validate: bool = True,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> TrainLog:
+        """Train the student of `net` from where it stands; see `train_student`."""
+        settings = config or self.config
+        return train_student(
+            self.net.student,
+            self.loss,
+            lambda rng: self._set.batches(self._own, settings.batch, rng),
+            settings,
+            seed=self.seed if seed is None else seed,
+            penalty=penalty,
+            correction=correction,
+            validate=self.validate if validate and len(self._held_out) else None,
+            on_step=on_step,
+        )
+
+    @property
+    def student(self) -> torch.nn.Module:
+        """The part that is trained."""
+        return self.net.student
+
+    def represent(self, student: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """(b, c) mean over the positions of the last level, of any student of the same shape."""
+        last: torch.Tensor = student(batch.inputs)[-1]
+        return last.mean((2, 3))
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the step-th step of a training, from 1."""
+        return self.config.rate(step)
+
+    def settle(self) -> None:
+        """Give the student the batch statistics of this site's images: for weights that were
+        averaged elsewhere, whose statistics nobody has measured.
+        """
+        import torch
+
+        norms = [
+            m for m in self.student.modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase)
+        ]
+        momenta = [m.momentum for m in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+        self.student.train()
+        with torch.inference_mode():
+            for batch in self._set.batches(self._own, self.config.batch):
+                self.student(batch.inputs)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.student.eval()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The cosine loss of one batch."""
+        return cosine_loss(batch.teacher, self.net.student(batch.inputs))
+
+    def validate(self) -> float:
+        """Mean loss of the held-out normal images, in the mode in which the student is."""
+        import torch
+
+        total = 0.0
+        with torch.inference_mode():
+            for batch in self._set.batches(self._held_out, self.config.batch):
+                total += float(self.loss(batch)) * len(batch.inputs)
+        return total / len(self._held_out)
+
+    def close(self) -> None:
+        """Give back what was kept for training."""
+        self._set.close()

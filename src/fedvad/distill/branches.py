@@ -1,0 +1,178 @@
+"""A backbone taken apart: shared trunk, frozen teacher, and a student that starts at random."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from fedvad.errors import ConfigError
+from fedvad.features.compat import import_timm
+from fedvad.features.modules import BlockTaps
+
+__all__ = ["Branch", "PaSTeNet", "STFPMNet", "build_net", "reinitialise"]
+
+_CHAINS = "a ResNet, MobileNet, EfficientNet or ConvNeXt of timm, or mcunet_in3"
+
+
+class Branch(nn.Module):
+    """Steps in a row; the outputs after those at positions `taps` (from 0) are what it gives."""
+
+    def __init__(self, steps: Iterable[nn.Module], taps: Sequence[int]) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+        self.taps = tuple(taps)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps (b, c, h, w), one per tap, finest first."""
+        outputs = []
+        for i, step in enumerate(self.steps):
+            x = step(x)
+            if i in self.taps:
+                outputs.append(x)
+        return outputs
+
+
+class PaSTeNet(nn.Module):
+    """Teacher and student that share their first layers (partially shared teacher-student).
+
+    trunk: layers 0..b of the backbone, run once. teacher: the rest up to the last tap. student:
+    the same structure as the teacher. Trunk and teacher are frozen and stay in eval mode, so that
+    training the student moves neither their weights nor their batch statistics.
+    Source: PaSTe (arXiv 2410.11591), section 2 of its specification.
+    """
+
+    def __init__(self, trunk: nn.Module, teacher: Branch, student: Branch) -> None:
+        super().__init__()
+        self.trunk = trunk.requires_grad_(False)
+        self.teacher = teacher.requires_grad_(False)
+        self.student = student.requires_grad_(True)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the student alone."""
+        super().train(mode)
+        self.trunk.eval()
+        self.teacher.eval()
+        return self
+
+    def shared(self, x: Tensor) -> Tensor:
+        """Feature (b, c, h, w) of normalised images (b, 3, S, S) that both branches start from."""
+        z: Tensor = self.trunk(x)
+        return z
+
+    def from_shared(self, z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps of the teacher and of the student, one (b, c, h, w) pair per level."""
+        return self.teacher(z), self.student(z)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """`from_shared` of `shared`."""
+        return self.from_shared(self.shared(x))
+
+
+class STFPMNet(PaSTeNet):
+    """Teacher and student with nothing in common (STFPM, BMVC 2021): `shared` is the identity."""
+
+    def __init__(self, teacher: Branch, student: Branch) -> None:
+        super().__init__(nn.Sequential(), teacher, student)
+
+
+def build_net(
+    network: nn.Module, layers: Sequence[int], *, bootstrap: int | None = None, seed: int
+) -> PaSTeNet:
+    """Take a tapped backbone network (as `build_backbone` gives it) apart; it stays as it is.
+
+    layers: taps to distil, counted as the backbone counts them. bootstrap: last layer that is
+    shared, by the same count; None takes the one before the first tap, -1 shares nothing (STFPM).
+    seed: of the student's weights. Everything after the last tap is dropped.
+
+    Raises `ConfigError` for a bootstrap that is not before the first tap, an unknown layer, or a
+    network that is not a chain of layers with weights.
+    """
+    steps, ends = _chain(copy.deepcopy(network))
+    taps = sorted(set(layers))
+    unknown = [t for t in taps if t not in ends]
+    if unknown or not taps:
+        raise ConfigError(
+            f"the backbone gives layers {sorted(ends)}, not {unknown or taps}; "
+            "build it with all the layers that are to be distilled"
+        )
+    if bootstrap is None:
+        bootstrap = taps[0] - 1
+    if not -1 <= bootstrap < taps[0]:
+        raise ConfigError(
+            f"bootstrap {bootstrap} must lie in -1..{taps[0] - 1}: from layer {taps[0]} on, the "
+            "first that is distilled, the student needs layers of its own"
+        )
+    cut = _cut(steps, ends[bootstrap]) if bootstrap >= 0 else 0
+    own = steps[cut : ends[taps[-1]]]
+    teacher = Branch(own, [ends[t] - 1 - cut for t in taps])
+    student = Branch(copy.deepcopy(own), teacher.taps)
+    reinitialise(student, seed)
+    if cut == 0:
+        return STFPMNet(teacher, student)
+    return PaSTeNet(nn.Sequential(*steps[:cut]), teacher, student)
+
+
+def reinitialise(module: nn.Module, seed: int) -> None:
+    """Random weights in place: He normal by fan-out per group; scales 1, biases 0, BN statistics
+    as new. The same seed gives the same weights on every machine with the same PyTorch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in module.modules():
+            groups = getattr(part, "groups", 1)
+            for name, weight in part.named_parameters(recurse=False):
+                if weight.ndim < 2:
+                    weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                    continue
+                fan_out = weight.shape[0] * math.prod(weight.shape[2:]) / groups
+                values = torch.randn(weight.shape, generator=generator) * math.sqrt(2 / fan_out)
+                weight.copy_(values)
+            if isinstance(part, nn.modules.batchnorm._NormBase):
+                part.reset_running_stats()
+
+
+def _chain(network: nn.Module) -> tuple[list[nn.Module], dict[int, int]]:
+    """The network as steps in a row, and how many of them lead to each layer it counts."""
+    import_timm()
+    from timm.models._features import FeatureListNet
+
+    if isinstance(network, BlockTaps):
+        stem = [network.conv_stem, network.bn1]
+        return [*stem, *network.blocks], {i: 3 + i for i in range(len(network.blocks))}
+    children = dict(network.named_children())
+    if type(network) is FeatureListNet:
+        names = list(children)
+        flat = {name.replace(".", "_"): i + 1 for i, name in enumerate(names)}
+        modules = {i: m.replace(".", "_") for i, m in enumerate(_every(network, "module"))}
+        return list(children.values()), {i: flat[m] for i, m in modules.items() if m in flat}
+    if "blocks" in children and "conv_stem" in children and not _hooked(network):
+        blocks = list(children.pop("blocks").children())
+        steps = [*children.values(), *blocks]
+        stages = {i: len(children) + int(s) for i, s in enumerate(_every(network, "stage"))}
+        return steps, {i: end for i, end in stages.items() if end <= len(steps)}
+    raise ConfigError(
+        f"a {type(network).__name__} cannot be split into a teacher and a student: that needs "
+        f"a chain of layers with weights. Choose {_CHAINS}"
+    )
+
+
+def _every(network: nn.Module, key: str) -> list[str]:
+    """One value per layer of a timm network, tapped or not."""
+    return [entry[key] for entry in network.feature_info.info]  # type: ignore[union-attr]
+
+
+def _hooked(network: nn.Module) -> bool:
+    return getattr(network, "feature_hooks", None) is not None
+
+
+def _cut(steps: Sequence[nn.Module], end: int) -> int:
+    """`end`, moved past steps without weights: a stored feature after a pooling is smaller."""
+    while end < len(steps) and not list(steps[end].parameters()):
+        end += 1
+    return end

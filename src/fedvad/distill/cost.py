@@ -1,0 +1,127 @@
+"""What a student costs: bytes at rest, multiplications per image, memory while it trains."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Memory", "Peak", "macs", "memory", "peak_memory"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a network's parameters and of its buffers (BN statistics), apart."""
+
+    parameters: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of both."""
+        return self.parameters + self.buffers
+
+    def as_dict(self) -> dict[str, float]:
+        """Both in bytes; the parameters also in MB (10^6 bytes) and MiB (2^20 bytes), as tables
+        of other work count parameters alone.
+        """
+        return {
+            "parameters_bytes": self.parameters,
+            "buffers_bytes": self.buffers,
+            "total_bytes": self.total,
+            "parameters_MB": self.parameters / 1e6,
+            "parameters_MiB": self.parameters / 2**20,
+            "total_MB": self.total / 1e6,
+            "total_MiB": self.total / 2**20,
+        }
+
+
+def memory(*modules: torch.nn.Module) -> Memory:
+    """Bytes of networks kept together; a tensor or layer that several share counts once."""
+    parameters = {id(p): p for module in modules for p in module.parameters()}
+    buffers = {id(b): b for module in modules for b in module.buffers()}
+    return Memory(_bytes(parameters.values()), _bytes(buffers.values()))
+
+
+def macs(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
+    """Multiply-accumulates of one forward pass over `inputs`, in convolutions and linear layers.
+
+    Bias, normalisation, activations and the comparison of the branches are not counted, as is
+    usual. The mode of the network is put back.
+    """
+    import torch
+
+    counted = 0
+
+    def count(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal counted
+        weight: Any = module.weight
+        # each value of the output is one product with each weight of its channel
+        counted += output.numel() * math.prod(weight.shape[1:])
+
+    layers = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, layers)]
+    training = network.training
+    try:
+        with torch.inference_mode():
+            network.eval()(*inputs)
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return counted
+
+
+@dataclass
+class Peak:
+    """Largest number of bytes above those in use at the start; known when the block has ended."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: str = "cpu", *, interval: float = 0.002) -> Iterator[Peak]:
+    """Measure the block's peak memory: exactly on CUDA, by sampling the process on the CPU.
+
+    On the CPU it is the growth of the resident set, read every `interval` seconds: allocators keep
+    what was freed, so measure what is to be compared in processes of their own.
+    """
+    peak = Peak()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        torch.cuda.synchronize(device)
+        peak.bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    import psutil
+
+    process = psutil.Process()
+    start = process.memory_info().rss
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(interval):
+            peak.bytes = max(peak.bytes, process.memory_info().rss - start)
+
+    thread = threading.Thread(target=sample, name="fedvad-memory", daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+        peak.bytes = max(peak.bytes, process.memory_info().rss - start)
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,96 @@
+"""The whole ways of a student and its teacher, from uint8 pixels on, as an engine runs them."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fedvad.distill.branches import PaSTeNet
+from fedvad.distill.loss import Combine, combine_maps, level_maps
+from fedvad.errors import ConfigError
+
+__all__ = ["MapNet", "Normalise", "TargetNet"]
+
+
+class Normalise(nn.Module):
+    """uint8 RGB images (b, S, S, 3) to float32 (b, 3, S, S): x * scale + shift per channel."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale.detach().clone(), persistent=False)
+        self.register_buffer("shift", shift.detach().clone(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's input."""
+        x = images.permute(0, 3, 1, 2).float()
+        return x * self.get_buffer("scale") + self.get_buffer("shift")
+
+
+class TargetNet(nn.Module):
+    """Pixels to all that training needs of an image, in one row (b, n) float32.
+
+    The row holds the shared feature, if there is a trunk, then the teacher's maps. It holds
+    copies, so that an engine may move it to its device.
+    """
+
+    def __init__(self, net: PaSTeNet, normalise: Normalise, image_size: int) -> None:
+        super().__init__()
+        self.normalise = copy.deepcopy(normalise)
+        self.trunk, self.teacher = copy.deepcopy(net.trunk), copy.deepcopy(net.teacher)
+        self.has_trunk = len(list(net.trunk.children())) > 0
+        device = self.normalise.get_buffer("scale").device
+        with torch.inference_mode():
+            blank = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8, device=device)
+            self.shapes = [tuple(m.shape[1:]) for m in self._parts(blank)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Rows of (b, S, S, 3) uint8 images."""
+        return torch.cat([m.flatten(1) for m in self._parts(images)], 1)
+
+    @property
+    def length(self) -> int:
+        """Values per image."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def split(self, rows: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Rows (b, n) as the shared feature (None without a trunk) and the teacher's maps."""
+        parts = torch.split(rows, [math.prod(shape) for shape in self.shapes], 1)
+        maps = [p.reshape(-1, *shape) for p, shape in zip(parts, self.shapes, strict=True)]
+        return (maps[0], maps[1:]) if self.has_trunk else (None, maps)
+
+    def _parts(self, images: Tensor) -> list[Tensor]:
+        z = self.trunk(self.normalise(images))
+        maps: list[Tensor] = self.teacher(z)
+        return [z, *maps] if self.has_trunk else maps
+
+
+class MapNet(nn.Module):
+    """Pixels to the combined anomaly map (b, h, w) on the grid of the finest level.
+
+    It holds a copy of the net, in eval mode. Raises `ConfigError` when the backbone refuses
+    images of this size.
+    """
+
+    def __init__(
+        self, net: PaSTeNet, normalise: Normalise, image_size: int, combine: Combine
+    ) -> None:
+        super().__init__()
+        self.net, self.normalise = copy.deepcopy(net), copy.deepcopy(normalise)
+        self.combine = combine
+        self.eval().requires_grad_(False)
+        device = self.normalise.get_buffer("scale").device
+        try:
+            with torch.inference_mode():
+                blank = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8, device=device)
+                maps, _ = self.net(self.normalise(blank))
+        except (AssertionError, RuntimeError, ValueError) as error:  # as timm's models refuse
+            raise ConfigError(f"images of {image_size} pixels do not fit: {error}") from error
+        self.grid = max(int(m.shape[2]) for m in maps), max(int(m.shape[3]) for m in maps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The map of (b, S, S, 3) uint8 images; see `combine_maps`."""
+        teacher, student = self.net(self.normalise(images))
+        return combine_maps(level_maps(teacher, student), self.grid, self.combine)

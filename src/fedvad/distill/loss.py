@@ -1,0 +1,76 @@
+"""How far a student is from its teacher: as a loss to train with, and as anomaly maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from fedvad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Combine", "Reduction", "combine_maps", "cosine_loss", "level_maps"]
+
+Combine = Literal["product", "sum"]
+Reduction = Literal["mean", "batch_sum"]
+# Large enough that a position where a ReLU left nothing but zeros, whose gradient is 1 / eps,
+# does not drown all others; small against the norm of any feature that says something.
+_EPS = 1e-4
+
+
+def level_maps(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], *, eps: float = _EPS
+) -> list[Tensor]:
+    """Per level the (b, h, w) map of 1/2 ||T^ - S^||^2, with F^ = F / max(||F||, eps).
+
+    teacher, student: maps (b, c, h, w), one pair per level. Norms are over the channels at each
+    position; wherever both are above eps this is 1 - cosine. Source: STFPM, eq. 1.
+    """
+    from torch.nn.functional import normalize
+
+    return [
+        0.5 * (normalize(t, dim=1, eps=eps) - normalize(s, dim=1, eps=eps)).square().sum(1)
+        for t, s in zip(teacher, student, strict=True)
+    ]
+
+
+def cosine_loss(
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    *,
+    reduction: Reduction = "mean",
+    eps: float = _EPS,
+) -> Tensor:
+    """Sum over the levels of the mean of each level's map over positions and images; a scalar.
+
+    `batch_sum` adds the images up instead, as some public code does (the step then grows with
+    the batch). Source: STFPM, eqs. 1-3.
+    """
+    maps = level_maps(teacher, student, eps=eps)
+    if not maps:
+        raise ConfigError("a loss needs at least one level")
+    total = maps[0].mean()
+    for level in maps[1:]:
+        total = total + level.mean()
+    return total * len(maps[0]) if reduction == "batch_sum" else total
+
+
+def combine_maps(maps: Sequence[Tensor], size: tuple[int, int], combine: Combine) -> Tensor:
+    """One (b, *size) map of the levels' (b, h, w) maps, each resized bilinearly first.
+
+    `product`: the geometric mean, i.e. the L-th root of STFPM's product of L levels. It orders
+    cells, and maxima of images, exactly as the product does, but stays in the range of a single
+    level instead of about 1e-6. `sum`: the sum.
+    """
+    from torch.nn.functional import interpolate
+
+    resized = [
+        m if tuple(m.shape[1:]) == size
+        else interpolate(m[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        for m in maps
+    ]  # fmt: skip
+    out = resized[0]
+    for m in resized[1:]:
+        out = out * m if combine == "product" else out + m
+    return out ** (1 / len(maps)) if combine == "product" else out

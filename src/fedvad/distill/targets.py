@@ -1,0 +1,121 @@
+"""The training set of a student: everything frozen is computed once per image and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.distill.store import RowStore
+from fedvad.features.config import Engine
+from fedvad.features.engine import make_engine
+from fedvad.half import to_half
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvad.distill.branches import PaSTeNet
+    from fedvad.distill.graphs import Normalise
+
+__all__ = ["Batch", "TrainingSet"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the student is given, (b, c, h, w), and the teacher's maps (b, c, h, w) per level."""
+
+    inputs: torch.Tensor
+    teacher: list[torch.Tensor]
+
+
+class TrainingSet:
+    """Inputs and targets of a student for a set of images, computed once by an engine.
+
+    With a trunk the inputs are its features and no pixels are kept; without, they are the pixels.
+    Features are kept in float16. Targets and inputs each stay within `budget` bytes of memory and
+    lie in temporary files beyond.
+    """
+
+    def __init__(
+        self,
+        net: PaSTeNet,
+        normalise: Normalise,
+        *,
+        image_size: int,
+        capacity: int,
+        engine: Engine = "torch",
+        device: str = "cpu",
+        budget: int = 256 << 20,
+    ) -> None:
+        from fedvad.distill.graphs import TargetNet
+
+        self.device = device
+        self._target = TargetNet(net, normalise, image_size)
+        self._normalise = normalise
+        self._engine = make_engine(self._target, image_size=image_size, kind=engine, device=device)
+        self._rows = RowStore(capacity, (self._target.length,), np.float16, budget=budget)
+        self._pixels: RowStore | None = None
+        if not self._target.has_trunk:
+            side = (image_size, image_size, 3)
+            self._pixels = RowStore(capacity, side, np.uint8, budget=budget)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether any of it did not fit into the budget."""
+        return self._rows.on_disk or (self._pixels is not None and self._pixels.on_disk)
+
+    def extend(self, images: Iterable[npt.NDArray[np.uint8]]) -> None:
+        """Add uint8 (S, S, 3) images, in order; raises `DataError` for features beyond float16."""
+        for pixels, rows in self._engine.run(self._grouped(images)):
+            self._rows.append(to_half(np.ascontiguousarray(rows)))
+            if self._pixels is not None:
+                self._pixels.append(pixels)
+
+    def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        """The images at `indices`, float32, on the device."""
+        import torch
+
+        rows = torch.from_numpy(self._rows.take(indices)).to(self.device).float()
+        shared, teacher = self._target.split(rows)
+        if self._pixels is not None:
+            pixels = torch.from_numpy(self._pixels.take(indices)).to(self.device)
+            shared = self._normalise(pixels)
+        assert shared is not None  # one of the two, by construction
+        return Batch(shared, teacher)
+
+    def batches(
+        self,
+        indices: npt.NDArray[np.int64],
+        size: int,
+        rng: np.random.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """All of `indices` in batches of at most `size`, shuffled when there is a generator."""
+        order = indices if rng is None else rng.permutation(indices)
+        # equal parts: a left-over batch of one image would have batch statistics of its own
+        for part in np.array_split(order, max(1, -(-len(order) // size))):
+            if len(part):
+                yield self.batch(part)
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._rows.close()
+        if self._pixels is not None:
+            self._pixels.close()
+
+    def _grouped(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Any, Any]]:
+        group: list[npt.NDArray[np.uint8]] = []
+        for image in images:
+            group.append(image)
+            if len(group) == self._engine.batch_size:
+                stacked = np.stack(group)
+                yield stacked, stacked
+                group = []
+        if group:
+            stacked = np.stack(group)
+            yield stacked, stacked
