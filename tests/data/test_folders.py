@@ -269,3 +269,70 @@ def test_real_brain_mri() -> None:
     assert np.bincount(one.test.labels).tolist() == [27, 80]
     assert np.bincount(two.test.labels).tolist() == [88, 150]
     assert not one.test.has_masks
+
+
+def _visa(root: Path, rows: list[str]) -> Path:
+    for name in ("candle", "pcb1"):
+        (root / name / "Data/Images/Normal").mkdir(parents=True)
+    (root / "split_csv").mkdir()
+    header = "object,split,label,image,mask"
+    (root / "split_csv/1cls.csv").write_text("\n".join([header, *rows]))
+    return root
+
+
+def test_visa_is_read_by_its_own_split(tmp_path: Path) -> None:
+    def row(name: str, split: str, label: str, file: str, mask: str = "") -> str:
+        return f"{name},{split},{label},{name}/Data/Images/{file},{mask}"
+
+    root = _visa(
+        tmp_path,
+        [
+            row(
+                "candle", "test", "anomaly", "Anomaly/000.JPG", "candle/Data/Masks/Anomaly/000.png"
+            ),
+            row("candle", "train", "normal", "Normal/0000.JPG"),
+            row("candle", "test", "normal", "Normal/0001.JPG"),
+            row("pcb1", "train", "normal", "Normal/0000.JPG"),
+        ],
+    )
+    candle, pcb = read_sites(root)
+    assert (candle.name, pcb.name) == ("candle", "pcb1")
+    assert candle.train.paths == (root / "candle/Data/Images/Normal/0000.JPG",)
+    assert candle.test.labels.tolist() == [0, 1]
+    assert candle.test[1].mask == root / "candle/Data/Masks/Anomaly/000.png"
+    assert len(pcb.test) == 0
+    assert read_set(root / "candle", "a").train == candle.train
+    assert read_sites(root / "candle")[0].test == candle.test
+
+
+def test_visa_without_its_table_says_what_is_missing(tmp_path: Path) -> None:
+    root = _visa(tmp_path, [])
+    with pytest.raises(DataError, match="names no normal training image of 'candle'"):
+        read_set(root / "candle")
+    (root / "split_csv/1cls.csv").write_text("something,else\n1,2\n")
+    with pytest.raises(DataError, match="not VisA's table"):
+        read_set(root / "candle")
+    (root / "split_csv/1cls.csv").unlink()
+    with pytest.raises(DataError, match=r"1cls\.csv: No such file"):
+        read_sites(root)
+
+
+def test_br35h_keeps_every_fifth_normal_image_for_testing(tmp_path: Path) -> None:
+    for folder, count in (("no", 11), ("yes", 3), ("pred", 2)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            (tmp_path / folder / f"{folder}{i:02}.jpg").touch()
+    (site,) = read_sites(tmp_path)
+    assert [p.name for p in site.test.paths][:4] == [
+        "no00.jpg",
+        "no05.jpg",
+        "no10.jpg",
+        "yes00.jpg",
+    ]
+    assert site.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert len(site.train) == 8
+    assert not set(site.train.paths) & set(site.test.paths)
+    for path in (tmp_path / "no").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="too few images in no/"):
+        read_sites(tmp_path)

@@ -219,3 +219,52 @@ def test_command_line(
     assert run_main(monkeypatch, *arguments, *chosen) == 0
     assert "feddymem" in capsys.readouterr().out
     assert run_main(monkeypatch, *arguments, "--seeds", "x") == 2
+
+
+def test_a_set_may_be_put_together_from_several_folders(
+    root: Path, plants: Path, cache: DescriptorCache, tmp_path: Path
+) -> None:
+    first, second = sorted(p.name for p in plants.iterdir() if p.is_dir())[:2]
+    mixed = {"name": "mixed", "sites": {"north": f"plants/{first}", "south": f"plants/{second}"}}
+    absent = {"name": "absent", "sites": {"north": f"plants/{first}", "west": "plants/nowhere"}}
+    suite = suite_of(sets=[mixed, absent], methods=METHODS[:1], seeds=(0,))
+    summary = bench(suite, tmp_path, data=root, cache=cache)
+    assert list(summary["skipped"]) == ["absent"]
+    assert "nowhere" in summary["skipped"]["absent"]
+    cell = json.loads(next((tmp_path / "cells").glob("*.json")).read_text())
+    assert sorted(cell["result"]["scores"]) == ["north", "south"]
+    assert cell["identity"]["parts"] == {"north": first, "south": second}
+    with pytest.raises(ValueError, match="no path and no split"):
+        suite_of(sets=[mixed | {"split": "iid:2"}])
+
+
+def test_weights_are_averaged_under_the_same_protocol(
+    root: Path, cache: DescriptorCache, tmp_path: Path
+) -> None:
+    def row(name: str, **weights: Any) -> dict[str, Any]:
+        return {"name": name, "kind": "weights", "weights": {"steps": 20} | weights}
+
+    methods = [
+        row("adaptor"),
+        row("adaptor, SCAFFOLD + WSA", algorithm="scaffold", wsa=0.01),
+        row("alone", alone=True),
+        row("generator", part="generator", steps=5),
+    ]
+    summary = bench(suite_of(methods=methods, seeds=(0,)), tmp_path, data=root, cache=cache)
+    rows = summary["sets"]["plants"]
+    assert not summary["failed"]
+    assert rows["alone"]["costs"]["bytes_up"] == rows["alone"]["costs"]["bytes_down"] == 0
+    sent = rows["adaptor"]["costs"]["bytes_up"]
+    # the control variates of SCAFFOLD are as large as the weights
+    assert rows["adaptor, SCAFFOLD + WSA"]["costs"]["bytes_up"] > 1.9 * sent
+    assert rows["generator"]["costs"]["memory_rows"] > 0
+    assert all(0 <= rows[m["name"]]["image_auroc"]["mean"] <= 1 for m in methods)
+    again = bench(suite_of(methods=methods, seeds=(0,)), tmp_path, data=root, cache=cache)
+    assert again["sets"] == summary["sets"]
+
+
+def test_what_a_weights_row_trains_goes_with_its_kind() -> None:
+    with pytest.raises(ValueError, match="goes with kind"):
+        suite_of(methods=[{"name": "a", "kind": "weights"}])
+    with pytest.raises(ValueError, match="goes with kind"):
+        suite_of(methods=[{"name": "a", "weights": {}}])

@@ -23,6 +23,8 @@ from fedvad.errors import ConfigError, DataError, FederationError, StorageError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.codecs import rounding
+from fedvad.half import to_float, to_half
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.pipeline.config import METHODS, resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
@@ -289,6 +291,51 @@ class TestHoldout:
         fitting, held_out = split_held_out(few, config)
         assert len(fitting["alder"]) >= 1
         assert len(fitting["alder"]) + len(held_out["alder"]) == count
+
+
+class TestPrecision:
+    """Compressed rows: fewer bytes, thresholds that still know nothing of their own images."""
+
+    @pytest.mark.usefixtures("quick")
+    @pytest.mark.parametrize(("precision", "bytes_of"), [("int8", 0.6), ("pca", 0.7), ("pq", 3)])
+    def test_a_compressed_run_is_close_to_a_plain_one(
+        self,
+        precision: str,
+        bytes_of: float,
+        plants: Path,
+        trained: tuple[Path, dict[str, Any]],
+        shared_cache: Path,
+        tmp_path: Path,
+    ) -> None:
+        out, plain = trained
+        options: dict[str, Any] = {"precision": precision, "holdout": 0.5, **OPTIONS}
+        told = fedvad.train(plants, tmp_path / "run", cache=shared_cache, **options)
+        sent, before = told["ledger"]["bytes_up_max"], plain["ledger"]["bytes_up_max"]
+        # on so few rows the codebooks of pq weigh more than they save
+        assert sent < bytes_of * before
+        close = 0.02 if precision == "int8" else 0.2
+        assert told["image_auroc"]["mean"] > plain["image_auroc"]["mean"] - close
+        ours, theirs = fedvad.load(tmp_path / "run"), fedvad.load(out)
+        for name in SITES:
+            limit = ours.sites[name].thresholds["global"].value
+            if precision == "int8":  # rows of an image are still told as its own, and hidden
+                assert limit == pytest.approx(
+                    theirs.sites[name].thresholds["global"].value, rel=0.05
+                )
+            assert limit > 0
+        rows = [r["score"] for r in fedvad.predict(tmp_path / "run", plants / "alder" / "test")]
+        assert all(score > 0 for score in rows)
+
+    def test_int8_rows_are_hidden_from_their_own_image_only_in_their_stored_form(
+        self, features: dict[str, NormalFeatures], bank: MemoryBank
+    ) -> None:
+        stored = rounding("int8")
+        coded = MemoryBank(stored(bank.vectors), bank.weights, bank.spread)
+        one = next(iter(features["birch"])).reshape(-1, bank.dim)
+        lookup = RowLookup(coded.vectors)
+        hidden = lookup.rows_of(to_half(stored(to_float(one))))
+        assert len(hidden) == 6 * 16
+        assert len(lookup.rows_of(one)) < len(hidden)
 
 
 @pytest.fixture(scope="module")

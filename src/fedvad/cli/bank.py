@@ -40,6 +40,10 @@ RowsOption = Annotated[
     int | None,
     typer.Option(help="Global memory size of other merges [default: 2000]", show_default=False),
 ]
+DefenceOption = Annotated[
+    str | None,
+    typer.Option(help="robust: leave out sites that others do not back", show_default=False),
+]
 SeedOption = Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)]
 
 
@@ -170,6 +174,7 @@ def merge(
         typer.Option("--merge", help="As of train [default: concat]", show_default=False),
     ] = None,
     memory_rows: RowsOption = None,
+    defence: DefenceOption = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -183,7 +188,8 @@ def merge(
         files or [], trust, key, state, out, quorum=quorum, features=features,
         config_file=config,
         options={
-            "method": method, "merge": merge_mode, "memory_rows": memory_rows, "seed": seed
+            "method": method, "merge": merge_mode, "memory_rows": memory_rows, "seed": seed,
+            "defence": defence,
         },
     )  # fmt: skip
     if as_json:
@@ -198,6 +204,7 @@ def _merged(told: dict[str, Any]) -> str:
         return f"round {told['round']} written again"
     kept = f"; kept from before: {', '.join(told['kept'])}" if told["kept"] else ""
     refused = f"; refused: {len(told['refused'])} files" if told["refused"] else ""
+    refused += f"; not trusted: {', '.join(told['distrusted'])}" if told["distrusted"] else ""
     return (
         f"round {told['round']}: {', '.join(told['accepted'])}{kept}{refused}; "
         f"{told['rows']} rows stand for {told['n_patches']} patches of {told['n_images']} images"

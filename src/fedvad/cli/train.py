@@ -95,6 +95,22 @@ def train(
             **_Federation,
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="How rows travel: float16, float32, int8, pca or pq [default: float16]",
+            show_default=False,
+            **_Federation,
+        ),
+    ] = None,
+    defence: Annotated[
+        str | None,
+        typer.Option(
+            help="none, or robust: leave out sites that others do not back [default: none]",
+            show_default=False,
+            **_Federation,
+        ),
+    ] = None,
     merge: Annotated[
         str | None,
         typer.Option(
@@ -165,17 +181,25 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")
     ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(help="Tell an experiment tracker, too: mlflow or tensorboard."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train one detector per site; no image leaves its site, only reduced memories do."""
     from fedvad.pipeline.config import resolve_config
+    from fedvad.pipeline.tracking import check_tracker
+    from fedvad.pipeline.tracking import track as run_track
     from fedvad.pipeline.train import train as run_train
 
+    tracker = None if track is None else check_tracker(track)
     flags: dict[str, Any] = {
         "method": method, "backbone": backbone, "weights": weights, "image_size": image_size,
         "layers": _layers(layers), "engine": engine, "device": device, "split": split,
-        "max_bad": max_bad, "rounds": rounds, "upload_bytes": upload_bytes, "merge": merge,
-        "memory_rows": memory_rows, "participation": participation, "join": _joins(join),
+        "max_bad": max_bad, "rounds": rounds, "upload_bytes": upload_bytes,
+        "precision": precision, "merge": merge, "memory_rows": memory_rows, "defence": defence,
+        "participation": participation, "join": _joins(join),
         "reference": reference, "map": map_mode, "search": search, "target_fpr": target_fpr,
         "compare": compare, "seed": seed, "jobs": jobs,
     }  # fmt: skip
@@ -185,10 +209,13 @@ def train(
             data, out, resolved, cache=open_cache(cache, cache_size), resume=resume,
             progress=progress,
         )  # fmt: skip
+    told = None if tracker is None else run_track(out, tracker)
     if as_json:
         print_json(results)
-    else:
-        show_results(results, out)
+        return
+    show_results(results, out)
+    if told is not None:
+        typer.echo(f"Tracked by {tracker}: {told}")
 
 
 def show_results(results: dict[str, Any], out: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import unicodedata
@@ -18,11 +19,13 @@ from fedvad.errors import DataError
 __all__ = ["ImageItem", "ImageSet", "Site", "read_images", "read_set", "read_sites"]
 
 _GOOD = frozenset({"good", "ok", "normal"})
+_TEST_SHARE = 5  # of a set without a split of its own, every fifth normal image is for testing
 _LAYOUT = """expected one set, or a folder of such sets (one per site):
   train/good/*.png                       normal images to learn from (also train/ok, train/normal)
   test/good/*.png                        normal images to test on (optional)
   test/<defect>/*.png                    anomalous images (optional)
-  ground_truth/<defect>/<name>_mask.png  their masks (optional)"""
+  ground_truth/<defect>/<name>_mask.png  their masks (optional)
+or a class of VisA (Data/Images, with ../split_csv/1cls.csv), or Br35H (no/, yes/)"""
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,14 @@ def read_sites(root: Path, *, allow_empty_train: bool = False) -> list[Site]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: {'is not a folder' if root.exists() else 'no such folder'}")
-    if _is_dir(root / "train"):
+    if _is_dir(root / "train") or _is_visa(root) or _is_br35h(root):
         return [read_set(root, allow_empty_train=allow_empty_train)]
     # A sub-folder with test/ alone counts, so that its missing train/ is told, not passed over.
-    folders = [f for f in _folders(root) if _is_dir(f / "train") or _is_dir(f / "test")]
+    folders = [
+        f
+        for f in _folders(root)
+        if _is_dir(f / "train") or _is_dir(f / "test") or _is_visa(f) or _is_br35h(f)
+    ]
     if folders:
         folders.sort(key=_natural)
         return [read_set(folder, allow_empty_train=allow_empty_train) for folder in folders]
@@ -114,14 +121,20 @@ def read_sites(root: Path, *, allow_empty_train: bool = False) -> list[Site]:
 def read_set(root: Path, name: str | None = None, *, allow_empty_train: bool = False) -> Site:
     """Read one set in MVTec's layout as a site, named by its folder unless `name` is given.
 
-    Normal folders may be called good, ok or normal. Files are sorted by name, normals first;
-    hidden files and other suffixes are ignored. A mask is any image in `ground_truth/<defect>`
-    called `<stem>_mask` or `<stem>`. A broken link with an image's name stays in the set: reading
-    it later reports it. Raises `DataError` naming the site when it has no normal training image,
-    unless `allow_empty_train`.
+    MPDD, BTAD and many more have that layout; a class of VisA is read by its `1cls.csv`, Br35H by
+    its folders `no` and `yes`. Normal folders may be called good, ok or normal. Files are sorted
+    by name, normals first; hidden files and other suffixes are ignored. A mask is any image in
+    `ground_truth/<defect>` called `<stem>_mask` or `<stem>`. A broken link with an image's name
+    stays in the set: reading it later reports it. Raises `DataError` naming the site when it has
+    no normal training image, unless `allow_empty_train`.
     """
     root = Path(root)
     name = name or root.name or root.resolve().name or "site"
+    if not _is_dir(root / "train"):
+        if _is_visa(root):
+            return _read_visa(root, name)
+        if _is_br35h(root):
+            return _read_br35h(root, name)
     train = [
         ImageItem(path, 0, "good", None)
         for folder in _folders(root / "train")
@@ -145,6 +158,59 @@ def read_set(root: Path, name: str | None = None, *, allow_empty_train: bool = F
             mask = masks.get(f"{stem}_mask") or masks.get(stem)
             anomalous.append(ImageItem(path, 1, folder.name, mask))
     return Site(name, ImageSet(tuple(train)), ImageSet(tuple(normal + anomalous)))
+
+
+def _is_visa(folder: Path) -> bool:
+    return _is_dir(folder / "Data" / "Images" / "Normal")
+
+
+def _is_br35h(folder: Path) -> bool:
+    return _is_dir(folder / "no") and _is_dir(folder / "yes")
+
+
+def _read_visa(root: Path, name: str) -> Site:
+    """A class of VisA, divided as its authors' one-class protocol says."""
+    table = root.resolve().parent / "split_csv" / "1cls.csv"
+    wanted = root.resolve().name
+    parts: dict[str, list[ImageItem]] = {"train": [], "test": []}
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["object"] == wanted:
+                    normal = row["label"] == "normal"
+                    mask = None if normal or not row["mask"] else table.parents[1] / row["mask"]
+                    parts[row["split"]].append(
+                        ImageItem(
+                            table.parents[1] / row["image"],
+                            int(not normal),
+                            "good" if normal else "anomaly",
+                            mask,
+                        )
+                    )
+    except OSError as error:
+        raise DataError(
+            f"site {name!r}: {root} is a class of VisA, whose split is read from {table}: "
+            f"{error.strerror}"
+        ) from error
+    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} is not VisA's table of images: {error!r}") from error
+    train = tuple(item for item in parts["train"] if item.label == 0)
+    if not train:
+        raise DataError(f"site {name!r}: {table} names no normal training image of {wanted!r}")
+    test = sorted(parts["test"], key=lambda item: item.label)
+    return Site(name, ImageSet(train), ImageSet(tuple(test)))
+
+
+def _read_br35h(root: Path, name: str) -> Site:
+    """Br35H has no split: of its images without tumour every fifth is for testing."""
+    normals = _images(root / "no")
+    train = [path for i, path in enumerate(normals) if i % _TEST_SHARE]
+    if not train:
+        raise DataError(f"site {name!r} ({root}) has too few images in no/: {len(normals)}")
+    test = [ImageItem(path, 0, "good", None) for path in normals[::_TEST_SHARE]]
+    test += [ImageItem(path, 1, "tumour", None) for path in _images(root / "yes")]
+    return Site(name, ImageSet(tuple(ImageItem(p, 0, "good", None) for p in train)),
+                ImageSet(tuple(test)))  # fmt: skip
 
 
 def read_images(paths: Iterable[Path]) -> list[Path]:

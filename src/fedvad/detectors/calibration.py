@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
-from fedvad.half import to_float
+from fedvad.half import to_float, to_half
 from fedvad.memory.bank import FloatArray, MemoryBank
 
 __all__ = ["RowLookup", "choose_images", "held_out_scores"]
@@ -59,13 +59,15 @@ def held_out_scores(
     scoring: ScoringConfig,
     *,
     leave_one_out: bool,
+    stored: Callable[[FloatArray], FloatArray] | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> Sequence[float]:
     """Image scores of a site's normal images against a memory that does not know them.
 
     With `leave_one_out` each image is scored against the memory without the rows that are its own
     patches, which is how the memory of all other images scores it, up to the choice of their
-    rows; no normal image is lost to the memory. Without, the images must not have been used for
+    rows; no normal image is lost to the memory. `stored` says how the memory holds (n, d) patches,
+    where it does not hold them as they are. Without, the images must not have been used for
     the memory at all. An image that alone makes up the memory is left out. Source: ours.
     """
     if len(features) == 0:  # building the index of a large memory takes a while
@@ -76,7 +78,10 @@ def held_out_scores(
     for descriptors in features:
         exclude = None
         if lookup is not None:
-            exclude = lookup.rows_of(descriptors.reshape(-1, descriptors.shape[-1]))
+            patches = descriptors.reshape(-1, descriptors.shape[-1])
+            if stored is not None:
+                patches = to_half(stored(to_float(patches)))
+            exclude = lookup.rows_of(patches)
             if len(exclude) == len(bank):
                 continue
         score, _ = scorer.score(generator(to_float(descriptors)), exclude=exclude)

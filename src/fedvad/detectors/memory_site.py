@@ -6,9 +6,9 @@ docs/methods/feddymem.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,30 @@ class MemorySite:
     def n_patches(self) -> int:
         """Patches of all training images: what the site's memory stands for."""
         return len(self.features) * self.patches_per_image
+
+    @property
+    def spread(self) -> float | None:
+        """Share of the raw features' spread that the trained generator kept, if one was trained."""
+        return self.training[-1].spread[-1] if self.training else None
+
+    def snapshot(self) -> dict[str, npt.NDArray[Any]]:
+        """Bank and generator as named arrays; the generator's are left out while it is none."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "vectors": self.bank.vectors,
+            "weights": self.bank.weights,
+            "spread": self.bank.spread,
+        }
+        if not self.generator.is_identity:
+            arrays["generator/weight"] = self.generator.weight
+            arrays["generator/bias"] = self.generator.bias
+        return arrays
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from a `snapshot`; raises KeyError or `MemoryBankError` for what is none."""
+        self.bank = MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"])
+        self.generator = Generator.identity(self.dim)
+        if "generator/weight" in arrays:
+            self.generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
 
     def update(self, round_: int, known: MemoryBank | None) -> MemoryBank:
         """One round: sample, train if wanted, renew the bank; returns the rows to send.

@@ -7,7 +7,7 @@ training images are too low, and the alarms would be too many.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -25,12 +25,14 @@ class Threshold:
 
     `method` is "conformal" (no assumption on the shape of the scores), "log-normal-tail" or
     "normal-tail" (too few scores for the wished rate: a parametric bound, to be reported as such).
+    `scores` are those n scores, ascending; from them a user sees what another threshold would do.
     """
 
     value: float
     n: int
     method: str
     target_fpr: float
+    scores: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshold:
@@ -65,7 +67,13 @@ def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshol
         value, method = float(np.partition(scores, rank - 1)[rank - 1]), "conformal"
     else:
         value, method = _tail_bound(scores, target_fpr)
-    return Threshold(value=value, n=scores.size, method=method, target_fpr=float(target_fpr))
+    return Threshold(
+        value=value,
+        n=scores.size,
+        method=method,
+        target_fpr=float(target_fpr),
+        scores=tuple(np.sort(scores).tolist()),
+    )
 
 
 def achieved(

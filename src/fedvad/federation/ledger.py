@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedvad.memory.merge import COVERAGE_WARNING
+
 __all__ = ["Ledger", "Phase", "RoundEntry", "peak_rss_mb", "reset_peak_rss"]
 
+log = logging.getLogger(__name__)
 Phase = Literal["features", "local", "merge", "calibrate", "score"]
 
 
@@ -20,7 +24,9 @@ class RoundEntry(BaseModel):
     """One round. Bytes are lengths of real serialised messages, by site.
 
     A participant fetches the current global memory when its round begins; after the last round
-    every site fetches the final one, which counts into that round's `bytes_down`.
+    every site fetches the final one, which counts into that round's `bytes_down`. rejected:
+    uploads refused as a whole; distrusted: what a robust merge left out of accepted ones; reasons
+    by site.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -34,6 +40,7 @@ class RoundEntry(BaseModel):
     coverage: float
     drift: float | None = None
     rejected: dict[str, str] = Field(default_factory=dict)
+    distrusted: dict[str, str] = Field(default_factory=dict)
     generator_spread: dict[str, float] = Field(default_factory=dict)
 
 
@@ -46,6 +53,20 @@ class Ledger(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict)
     peak_rss_mb: float = 0.0
     images_computed: int = 0
+
+    def close_round(self, entry: RoundEntry) -> None:
+        """Take in a merged round; what an operator must know of it goes into the log."""
+        for site, reason in sorted(entry.rejected.items()):
+            log.warning("round %d goes on without %s: %s", entry.round, site, reason)
+        for site, reason in sorted(entry.distrusted.items()):
+            log.warning("round %d: %s is not trusted: %s", entry.round, site, reason)
+        if entry.coverage > COVERAGE_WARNING:
+            log.warning(
+                "round %d: coverage %.1f is above %.0f: the global memory misses some normal mode "
+                "and will raise false alarms; use more rows (--memory-rows) or --merge concat",
+                entry.round, entry.coverage, COVERAGE_WARNING,
+            )  # fmt: skip
+        self.rounds.append(entry)
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -90,6 +111,7 @@ class Ledger(BaseModel):
             "memory_rows": self.rounds[-1].memory_rows if self.rounds else 0,
             "coverage": self.rounds[-1].coverage if self.rounds else None,
             "rejected": sum(len(entry.rejected) for entry in self.rounds),
+            "distrusted": sum(len(entry.distrusted) for entry in self.rounds),
             "images_computed": self.images_computed,
             "seconds": {**known, "total": round(sum(self.seconds.values()), 3)},
             "peak_rss_mb": round(self.peak_rss_mb, 1),

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedvad.errors import MemoryBankError, PayloadError
+from fedvad.federation.codecs import Precision, compact, decode, encode
 from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
 
 __all__ = ["SCHEMA", "Manifest", "Payload", "Precision", "bank_arrays", "bank_from"]
 
 SCHEMA = 1
-Precision = Literal["float16", "float32"]
 _HEADER = "fedvad"
 # a header larger than this is no message of ours; checked before anything is parsed
 _MAX_HEADER = 1 << 16
@@ -94,28 +94,30 @@ class Payload:
 
 
 def bank_arrays(bank: MemoryBank, precision: Precision) -> dict[str, npt.NDArray[Any]]:
-    """A bank as arrays for a payload: vectors and spread in `precision`, weights in float32."""
-    return {
-        "vectors": cast(bank.vectors, precision),
+    """A bank as arrays for a payload: vectors by their codec, weights in float32, spread."""
+    return encode(bank.vectors, precision) | {
         "weights": bank.weights.astype(np.float32),
-        "spread": cast(bank.spread, precision),
+        "spread": cast(bank.spread, compact(precision)),
     }
 
 
 def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
     """The bank in a payload; raises `PayloadError` when it breaks a bank's invariants."""
     arrays = payload.arrays
-    if set(arrays) != {"vectors", "weights", "spread"}:
+    coded = {name: array for name, array in arrays.items() if name.startswith("vectors")}
+    if "vectors" not in coded or set(arrays) - set(coded) != {"weights", "spread"}:
         raise PayloadError(f"message must hold vectors, weights, spread; it holds {sorted(arrays)}")
     for name, array in arrays.items():
-        if array.dtype not in (np.float16, np.float32, np.float64):
-            raise PayloadError(f"{name} of a message must be floating point, not {array.dtype}")
         if array.ndim == 0:
             raise PayloadError(f"{name} of a message is a single number, not an array")
+    for name in ("weights", "spread"):
+        if arrays[name].dtype not in (np.float16, np.float32, np.float64):
+            kind = arrays[name].dtype
+            raise PayloadError(f"{name} of a message must be floating point, not {kind}")
     if len(arrays["vectors"]) > max_rows:
         raise PayloadError(f"message of {len(arrays['vectors'])} rows exceeds {max_rows}")
     try:
         with np.errstate(over="ignore"):  # what overflows float32 is refused as infinite
-            return MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"])
+            return MemoryBank(decode(coded), arrays["weights"], arrays["spread"])
     except MemoryBankError as error:
         raise PayloadError(str(error)) from error

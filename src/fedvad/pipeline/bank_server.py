@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedvad.data.files import write_atomically
 from fedvad.errors import ArtefactError, ConfigError, FederationError, PayloadError
+from fedvad.federation.codecs import Precision
+from fedvad.federation.defence.robust import RobustConfig
+from fedvad.federation.defence.validation import Limits
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.ledger import Ledger, RoundEntry
-from fedvad.federation.payload import Payload, Precision, bank_from
+from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.state import RunState, load_state, save_state
 from fedvad.federation.signed import (
     MAX_BYTES,
@@ -27,13 +29,13 @@ from fedvad.federation.signed import (
     read_private_key,
     read_trusted_keys,
 )
-from fedvad.memory.merge import COVERAGE_WARNING, MergeMode
-from fedvad.pipeline.config import TrainConfig, resolve_config
+from fedvad.memory.merge import MergeMode
+from fedvad.pipeline.config import Defence, TrainConfig, resolve_config
 
 __all__ = ["merge_uploads"]
 
-log = logging.getLogger(__name__)
 _FEDERATION = "federation.json"
+_SHARED = ("merge", "memory_rows", "precision", "seed", "defence", "malicious")
 
 
 class _Federation(BaseModel):
@@ -47,6 +49,9 @@ class _Federation(BaseModel):
     memory_rows: int | None
     precision: Precision
     seed: int
+    patches_per_image: int | None = None
+    defence: Defence = "none"
+    malicious: float = 1 / 3
 
     def exchange(self) -> MemoryExchange:
         return MemoryExchange(
@@ -56,6 +61,8 @@ class _Federation(BaseModel):
             size=self.memory_rows,
             precision=self.precision,
             seed=self.seed,
+            limits=Limits(patches_per_image=self.patches_per_image),
+            defence=RobustConfig(self.malicious) if self.defence == "robust" else None,
         )
 
 
@@ -94,8 +101,8 @@ def merge_uploads(
     reach, and a site without a file keeps what it sent before. trust: the sites' public keys; the
     name of a key's file is the site that it speaks for. features: key of the feature
     configuration; by default what most files of the first merge have. options: `merge`,
-    `memory_rows`, `precision`, `seed`, `method` of `TrainConfig`. Without `files` the last global
-    memory is written again.
+    `memory_rows`, `precision`, `seed`, `defence`, `malicious`, `method` of `TrainConfig`. Without
+    `files` the last global memory is written again.
 
     Raises `FederationError` when too few files pass (nothing is changed then), `ConfigError` for
     keys and options, `ArtefactError` for a damaged state.
@@ -122,8 +129,6 @@ def merge_uploads(
         if state is not None:
             exchange.restore(state.server)
         accepted = _accept(exchange, uploads, refused)
-    for name, reason in refused.items():
-        log.warning("refused %s: %s", name, reason)
     if federation is None or not accepted or len(accepted) < quorum:
         raise FederationError(
             f"round {round_} was not merged: files of {len(accepted)} sites pass, "
@@ -132,7 +137,7 @@ def merge_uploads(
         )
     merged = exchange.merge(round_)
     ledger = Ledger() if state is None else state.ledger
-    ledger.rounds.append(_entry(round_, accepted, refused, merged))
+    ledger.close_round(_entry(round_, accepted, refused, merged, exchange.distrusted))
     if state is None:  # the mark of the round comes after it, so a kill here is harmless
         write_atomically(state_dir / _FEDERATION, federation.model_dump_json().encode())
     done = RunState(round_, merged, exchange.server_state(), {}, ledger)
@@ -203,7 +208,7 @@ def _federation(
 ) -> _Federation | None:
     """What this federation is: remembered, or settled by the first files; None without any."""
     wanted = config or resolve_config()
-    chosen = {name: getattr(wanted, name) for name in ("merge", "memory_rows", "precision", "seed")}
+    chosen = {name: getattr(wanted, name) for name in _SHARED}
     if state is not None:
         before = _read_federation(state_dir)
         asked = {} if config is None else chosen
@@ -217,20 +222,25 @@ def _federation(
             )
         return before
     kinds = Counter(
-        (u.payload.manifest.features, int(u.payload.arrays["vectors"].shape[1]))
-        for u in uploads
-        if features in (None, u.payload.manifest.features)
+        _kind(u.payload) for u in uploads if features in (None, u.payload.manifest.features)
     ).most_common(2)
     if not kinds:
         return None
     if len(kinds) > 1 and kinds[0][1] == kinds[1][1]:
+        shown = ", ".join(f"{k} with {d} values" for (k, d, _), _ in kinds)
         raise FederationError(
             "the files are of different feature configurations, and none has more of them than "
-            f"another ({', '.join(f'{k} with {d} values' for (k, d), _ in kinds)}): say which is "
-            "meant with --features"
+            f"another ({shown}): say which is meant with --features"
         )
-    key, dim = kinds[0][0]
-    return _Federation(features=key, dim=dim, **chosen)
+    key, dim, patches = kinds[0][0]
+    return _Federation(features=key, dim=dim, patches_per_image=patches, **chosen)
+
+
+def _kind(payload: Payload) -> tuple[str, int, int]:
+    """Features key, values per row, patches per image."""
+    manifest = payload.manifest
+    patches = max(1, manifest.n_patches // max(1, manifest.n_images))
+    return manifest.features, bank_from(payload).dim, patches
 
 
 def _read_federation(state_dir: Path) -> _Federation:
@@ -260,8 +270,9 @@ def _entry(
     accepted: Mapping[str, Sequence[_Upload]],
     refused: Mapping[str, str],
     merged: Payload,
+    distrusted: Mapping[str, str],
 ) -> RoundEntry:
-    entry = RoundEntry(
+    return RoundEntry(
         round=round_,
         sites=sorted(accepted),
         bytes_up={site: sum(u.size for u in uploads) for site, uploads in accepted.items()},
@@ -273,14 +284,8 @@ def _entry(
         memory_rows=len(merged.arrays["vectors"]),
         coverage=merged.manifest.coverage or 0.0,
         rejected=dict(refused),
+        distrusted=dict(distrusted),
     )
-    if entry.coverage > COVERAGE_WARNING:
-        log.warning(
-            "round %d: coverage %.1f is above %.0f: the global memory misses some normal mode and "
-            "will raise false alarms; use more rows (--memory-rows) or --merge concat",
-            round_, entry.coverage, COVERAGE_WARNING,
-        )  # fmt: skip
-    return entry
 
 
 def _write_global(
@@ -300,6 +305,7 @@ def _write_global(
         "round": state.round,
         "accepted": {site: [str(u.path) for u in uploads] for site, uploads in accepted.items()},
         "refused": dict(refused),
+        "distrusted": dict(state.ledger.rounds[-1].distrusted) if accepted else {},
         "kept": sorted(set(state.server) - set(accepted)),
         "rows": len(state.merged.arrays["vectors"]),
         "n_images": manifest.n_images,

@@ -13,13 +13,14 @@ from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine, FeatureConfig
-from fedvad.federation.payload import Precision
+from fedvad.federation.codecs import Precision, compact, overhead_bytes, row_bytes
 from fedvad.memory.merge import MergeMode
 from fedvad.memory.neighbours import SearchMode
 
-__all__ = ["COMPARISONS", "METHODS", "Reference", "TrainConfig", "resolve_config"]
+__all__ = ["COMPARISONS", "METHODS", "Defence", "Reference", "TrainConfig", "resolve_config"]
 
 Reference = Literal["global", "local", "union"]
+Defence = Literal["none", "robust"]
 # scoring takes time and memory with every row: many sites' rows are thinned out to these
 _LARGEST_MEMORY = 32_768
 COMPARISONS = ("local", "pooled", "identity")
@@ -60,6 +61,8 @@ class TrainConfig(BaseModel):
     precision: Precision = "float16"
     merge: MergeMode = "concat"
     memory_rows: int | None = Field(default=None, ge=1)
+    defence: Defence = "none"
+    malicious: float = Field(default=1 / 3, gt=0, lt=0.5)
     # memory
     reduce: Reduce = "coreset"
     pull: float = Field(default=0.0, ge=0, le=1)
@@ -106,10 +109,16 @@ class TrainConfig(BaseModel):
         if self.calibration == "leave-one-out" and not self.keeps_patches:
             raise ValueError(
                 "calibration 'leave-one-out' needs a memory of real patches (reduce coreset, pull "
-                "0, update grow, merge concat or kcenter, precision float16); use 'holdout'"
+                "0, update grow, merge concat or kcenter, precision float16 or int8); use 'holdout'"
             )
         if self.merge == "average" and self.reduce != "position":
             raise ValueError("merge 'average' needs reduce 'position': other rows have no partners")
+        if self.defence == "robust":
+            if self.merge == "average":
+                raise ValueError("defence 'robust' leaves rows out, merge 'average' needs all")
+            if "reference" not in self.model_fields_set:
+                # a rare mode that only one site has is left out, but stays normal at home
+                object.__setattr__(self, "reference", "union")
         if self.merge != "average" and self.memory_rows is None:
             rows = _LARGEST_MEMORY if self.merge == "concat" else 2000
             object.__setattr__(self, "memory_rows", rows)
@@ -123,7 +132,7 @@ class TrainConfig(BaseModel):
             and self.pull == 0
             and self.update == "grow"
             and self.merge != "kmeans"
-            and self.precision == "float16"
+            and self.precision in ("float16", "int8")
         )
 
     @property
@@ -155,8 +164,9 @@ class TrainConfig(BaseModel):
 
     def affordable_rows(self, dim: int) -> int:
         """Rows of `dim` values that fit into `upload_bytes`."""
-        value = 2 if self.precision == "float16" else 4
-        return (self.upload_bytes - 2048) // (value * (dim + 1) + 4)
+        spread = 2 if compact(self.precision) == "float16" else 4
+        room = self.upload_bytes - 2048 - overhead_bytes(self.precision, dim)
+        return room // (row_bytes(self.precision, dim) + spread + 4)
 
     def memory(self, dim: int) -> FedDyMemConfig:
         """The memory part, for descriptors of length `dim`."""

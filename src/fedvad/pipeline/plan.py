@@ -12,6 +12,8 @@ from fedvad.detectors.calibration import choose_images
 from fedvad.detectors.memory_site import MemorySite
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.defence.robust import RobustConfig
+from fedvad.federation.defence.validation import Limits
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
@@ -53,6 +55,12 @@ def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchan
         size=config.memory_rows,
         precision=config.precision,
         seed=config.seed,
+        limits=Limits(
+            rows=height * width if config.reduce == "position" else config.rows(dim),
+            patches_per_image=height * width,
+            upload_bytes=config.upload_bytes,
+        ),
+        defence=RobustConfig(config.malicious) if config.defence == "robust" else None,
     )
     schedule = Schedule(
         rounds=config.rounds,

@@ -170,7 +170,7 @@ class TrainedRun:
                     generator = Generator(
                         arrays[f"site{i}/generator/weight"], arrays[f"site{i}/generator/bias"]
                     )
-                thresholds = {k: Threshold(**t) for k, t in site["thresholds"].items()}
+                thresholds = {k: _threshold(t) for k, t in site["thresholds"].items()}
                 sites[site["name"]] = SiteModel(bank, generator, thresholds, site["n_images"])
             return cls(
                 memory=_bank("global", arrays),
@@ -183,6 +183,10 @@ class TrainedRun:
             )
         except (KeyError, TypeError, AttributeError, ValueError, MemoryBankError) as error:
             raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
+
+
+def _threshold(values: dict[str, Any]) -> Threshold:
+    return Threshold(**values | {"scores": tuple(values.get("scores", ()))})
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:

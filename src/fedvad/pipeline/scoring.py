@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fedvad.data.folders import Site
-from fedvad.detectors.feddymem import MemoryDetector
+from fedvad.detectors.base import Detector
 from fedvad.evaluation.sites import SiteResult, evaluate_site
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
@@ -15,7 +15,7 @@ from fedvad.pipeline.run_folder import TrainedRun
 
 __all__ = ["score_sites", "score_with"]
 
-ForSite = Callable[[str], tuple[MemoryDetector, Threshold | None]]
+ForSite = Callable[[str], tuple[Detector, Threshold | None]]
 
 
 def score_sites(
@@ -29,7 +29,7 @@ def score_sites(
 ) -> list[SiteResult]:
     """Results of a run on each site that has test images."""
 
-    def for_site(name: str) -> tuple[MemoryDetector, Threshold | None]:
+    def for_site(name: str) -> tuple[Detector, Threshold | None]:
         return run.detector(name, extractor, reference), run.threshold(name, reference)
 
     return score_with(for_site, sites, extractor, "scoring", max_bad, progress)

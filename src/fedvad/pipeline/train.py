@@ -17,6 +17,7 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import site_threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.codecs import compact, handed_back, rounding
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.inprocess import run_rounds
@@ -181,6 +182,7 @@ def calibrate(
                     model.generator,
                     run.scoring,
                     leave_one_out=config.calibration_mode == "leave-one-out",
+                    stored=None if config.precision == "float16" else rounding(config.precision),
                     on_image=stage,
                 )
             )
@@ -201,6 +203,6 @@ def calibrate(
 
 def wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
     """The bank as it reads after a round trip, so that saved and live detectors score alike."""
-    return MemoryBank(
-        cast(bank.vectors, config.precision), bank.weights, cast(bank.spread, config.precision)
-    )
+    precision = handed_back(config.precision)
+    vectors = rounding(precision)(bank.vectors)
+    return MemoryBank(vectors, bank.weights, cast(bank.spread, compact(precision)))

@@ -3,19 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+import numpy.typing as npt
 
 from fedvad.federation.payload import Payload
 
-__all__ = ["Exchange"]
-
-SiteState = TypeVar("SiteState", contravariant=True)
+__all__ = ["Exchange", "Member"]
 
 
-class Exchange(Protocol[SiteState]):
-    """Pure protocol logic: runners move its payloads and know nothing of their content."""
+class Member(Protocol):
+    """A site's state between rounds, as runners see it.
 
-    def site_step(self, state: SiteState, incoming: Payload | None, round_: int) -> Payload:
+    n_patches: training patches, by which a changed training set is noticed.
+    """
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of all training images."""
+        ...
+
+    @property
+    def spread(self) -> float | None:
+        """Share of the features' spread that training kept, None where nothing was trained."""
+        ...
+
+    def snapshot(self) -> dict[str, npt.NDArray[Any]]:
+        """All that the next round needs of the rounds so far, as named arrays."""
+        ...
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from a `snapshot`; raises KeyError or `FedvadError` for what is none."""
+        ...
+
+
+State = TypeVar("State", bound=Member, contravariant=True)
+
+
+class Exchange(Protocol[State]):
+    """Pure protocol logic: runners move its payloads and know nothing of their content.
+
+    features: key of the feature configuration that all sites share.
+    """
+
+    features: str
+
+    @property
+    def max_bytes(self) -> int:
+        """Length of the longest upload that a server should parse."""
+        ...
+
+    @property
+    def distrusted(self) -> Mapping[str, str]:
+        """What the last merge left out of accepted uploads, and why, by site."""
+        ...
+
+    def site_step(self, state: State, incoming: Payload | None, round_: int) -> Payload:
         """A site's answer to what the server handed out last (None before round one)."""
         ...
 
@@ -27,6 +70,18 @@ class Exchange(Protocol[SiteState]):
         """The message for all sites, from everything accepted so far."""
         ...
 
+    def rows(self, payload: Payload) -> int:
+        """Memory rows in a message; 0 where it holds none."""
+        ...
+
+    def drift(self, before: Payload, after: Payload) -> float:
+        """How far the merged state moved in a round, in the exchange's own measure."""
+        ...
+
     def server_state(self) -> Mapping[str, Payload]:
         """What a server must keep to go on after a restart, by site."""
+        ...
+
+    def restore(self, state: Mapping[str, Payload]) -> None:
+        """Go on from a saved `server_state`."""
         ...

@@ -9,8 +9,12 @@ import numpy as np
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.memory_site import MemorySite
 from fedvad.errors import FederationError, MemoryBankError, PayloadError
-from fedvad.federation.payload import Manifest, Payload, Precision, bank_arrays, bank_from
+from fedvad.federation.codecs import Precision, handed_back
+from fedvad.federation.defence.robust import RobustConfig, Verdict, defend
+from fedvad.federation.defence.validation import Limits, check_upload
+from fedvad.federation.payload import Manifest, Payload, bank_arrays, bank_from
 from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.distances import nearest
 from fedvad.memory.merge import MergeMode, coverage, merge_banks
 
 __all__ = ["MemoryExchange"]
@@ -18,12 +22,15 @@ __all__ = ["MemoryExchange"]
 
 # what every precision on the wire can hold, and no distance overflows
 _LARGEST = float(np.finfo(np.float16).max)
+_DRIFT_ROWS = 500
 
 
 class MemoryExchange:
     """Memories up, merged memory down; all sites weigh as many patches as they have.
 
-    merge_mode, size: see `merge_banks`. precision: of vectors on the wire.
+    merge_mode, size: see `merge_banks`. precision: the codec of vectors on the wire. limits: what
+    an upload may claim. defence: how much the merge distrusts the sites (None: not at all); then
+    `verdict` holds, after each merge, what it left out and why.
     """
 
     def __init__(
@@ -35,6 +42,8 @@ class MemoryExchange:
         size: int | None = None,
         precision: Precision = "float16",
         seed: int = 0,
+        limits: Limits | None = None,
+        defence: RobustConfig | None = None,
     ) -> None:
         self.features = features
         self.dim = dim
@@ -42,6 +51,9 @@ class MemoryExchange:
         self.size = size
         self.precision = precision
         self.seed = seed
+        self.limits = Limits() if limits is None else limits
+        self.defence = defence
+        self.verdict: Verdict | None = None
         self._sites: dict[str, Payload] = {}
 
     def site_step(self, state: MemorySite, incoming: Payload | None, round_: int) -> Payload:
@@ -89,6 +101,7 @@ class MemoryExchange:
         before = self._sites.get(manifest.site)
         if before is not None and manifest.round <= before.manifest.round:
             raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
+        check_upload(payload, before, self.limits)
         if before is not None and manifest.mode == "append":
             bank = concatenate([bank_from(before), bank])
         try:
@@ -107,6 +120,9 @@ class MemoryExchange:
         if not self._sites:
             raise FederationError("no site has answered: nothing to merge")
         banks = {name: bank_from(payload) for name, payload in self._sites.items()}
+        if self.defence is not None:
+            self.verdict = defend(banks, self.defence, seed=self.seed)
+            banks = self.verdict.banks
         merged = merge_banks(
             banks, mode=self.merge_mode, size=self.size, seed=self.seed * 1009 + round_
         )
@@ -119,7 +135,30 @@ class MemoryExchange:
             n_patches=sum(m.n_patches for m in manifests),
             coverage=_coverage(banks, merged, self.merge_mode),
         )
-        return Payload(manifest, bank_arrays(merged, self.precision))
+        return Payload(manifest, bank_arrays(merged, handed_back(self.precision)))
+
+    @property
+    def max_bytes(self) -> int:
+        """See `Exchange.max_bytes`."""
+        return self.limits.max_bytes
+
+    @property
+    def distrusted(self) -> dict[str, str]:
+        """See `Exchange.distrusted`."""
+        return {} if self.verdict is None else dict(self.verdict.reasons)
+
+    def rows(self, payload: Payload) -> int:
+        """See `Exchange.rows`."""
+        return len(payload.arrays["vectors"])
+
+    def drift(self, before: Payload, after: Payload) -> float:
+        """Mean distance of (a sample of) the new memory's rows to the old memory."""
+        import torch
+
+        old, new = bank_from(before).vectors, bank_from(after).vectors
+        chosen = np.random.default_rng(0).permutation(len(new))[:_DRIFT_ROWS]
+        squared, _ = nearest(torch.from_numpy(new[np.sort(chosen)]), torch.from_numpy(old))
+        return float(squared.sqrt().mean())
 
     def server_state(self) -> Mapping[str, Payload]:
         """See `Exchange.server_state`."""

@@ -9,21 +9,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from fedvad.detectors.memory_site import MemorySite
-from fedvad.errors import ConfigError, FederationError, PayloadError
-from fedvad.federation.exchange.memory import MemoryExchange
+from fedvad.errors import (
+    ArtefactError,
+    ConfigError,
+    FederationError,
+    FedvadError,
+    PayloadError,
+)
+from fedvad.federation.exchange.base import Exchange, Member
 from fedvad.federation.ledger import Ledger, RoundEntry
-from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.payload import Payload
 from fedvad.federation.runners.state import RunState, load_state, save_state
-from fedvad.memory.distances import nearest
-from fedvad.memory.merge import COVERAGE_WARNING
 
 __all__ = ["Schedule", "run_rounds"]
 
 log = logging.getLogger(__name__)
+State = TypeVar("State", bound=Member)
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,8 @@ class Schedule:
 
 
 def run_rounds(
-    exchange: MemoryExchange,
-    sites: Mapping[str, MemorySite],
+    exchange: Exchange[State],
+    sites: Mapping[str, State],
     schedule: Schedule,
     *,
     ledger: Ledger,
@@ -87,7 +93,7 @@ def run_rounds(
             ledger.continue_from(state.ledger)
             for name, site in sites.items():
                 if name in state.sites:
-                    site.bank, site.generator = state.sites[name]
+                    _restore(site, state.sites[name], name, state_dir)
             log.info("resuming behind round %d", state.round)
     for round_ in range(first, schedule.rounds + 1):
         names = schedule.participants(round_, list(sites))
@@ -97,10 +103,8 @@ def run_rounds(
         if on_round is not None:
             on_round(round_, incoming)
         if state_dir is not None:
-            banks = {name: (site.bank, site.generator) for name, site in sites.items()}
-            save_state(
-                state_dir, RunState(round_, incoming, exchange.server_state(), banks, ledger)
-            )
+            kept = {name: site.snapshot() for name, site in sites.items()}
+            save_state(state_dir, RunState(round_, incoming, exchange.server_state(), kept, ledger))
     if incoming is None:
         raise FederationError("no round was run")
     final = len(incoming.to_bytes())
@@ -109,8 +113,17 @@ def run_rounds(
     return incoming
 
 
+def _restore(site: Member, arrays: Mapping[str, npt.NDArray[Any]], name: str, folder: Path) -> None:
+    try:
+        site.restore(arrays)
+    except (KeyError, FedvadError) as error:
+        raise ArtefactError(
+            f"the state of {name} in {folder} is damaged ({error}): remove {folder} and train anew"
+        ) from error
+
+
 def _check_resumable(
-    state: RunState, exchange: MemoryExchange, sites: Mapping[str, MemorySite]
+    state: RunState, exchange: Exchange[State], sites: Mapping[str, State]
 ) -> None:
     """Raise `ConfigError` when the stored rounds were run with other features or images."""
     if state.merged.manifest.features != exchange.features:
@@ -120,7 +133,7 @@ def _check_resumable(
         )
     changed = sorted(set(sites) ^ set(state.sites)) or sorted(
         name for name, sent in state.server.items()
-        if sent.manifest.n_patches != sites[name].n_patches
+        if name in sites and sent.manifest.n_patches != sites[name].n_patches
     )  # fmt: skip
     if changed:
         raise ConfigError(
@@ -130,8 +143,8 @@ def _check_resumable(
 
 
 def _one_round(
-    exchange: MemoryExchange,
-    sites: Mapping[str, MemorySite],
+    exchange: Exchange[State],
+    sites: Mapping[str, State],
     incoming: Payload | None,
     round_: int,
     ledger: Ledger,
@@ -162,29 +175,23 @@ def _one_round(
     with ledger.phase("merge"):
         for name, message in messages.items():
             try:
-                payload = Payload.from_bytes(message)
+                payload = Payload.from_bytes(message, max_bytes=exchange.max_bytes)
                 claims = payload.manifest.site, payload.manifest.round
                 if claims != (name, round_):
                     raise PayloadError(f"{name} sent what claims to be of (site, round) {claims}")
                 exchange.accept(payload)
-                entry.rows_up[name] = len(payload.arrays["vectors"])
+                entry.rows_up[name] = exchange.rows(payload)
             except PayloadError as error:
-                log.warning("round %d: refused %s: %s", round_, name, error)
                 entry.rejected[name] = str(error)
         merged = exchange.merge(round_)
-    entry.memory_rows = len(merged.arrays["vectors"])
+    entry.memory_rows = exchange.rows(merged)
     entry.coverage = merged.manifest.coverage or 0.0
-    entry.drift = None if incoming is None else _drift(incoming, merged)
+    entry.drift = None if incoming is None else exchange.drift(incoming, merged)
+    entry.distrusted = dict(exchange.distrusted)
     entry.generator_spread = {
-        name: site.training[-1].spread[-1] for name, site in sites.items() if site.training
+        name: site.spread for name, site in sites.items() if site.spread is not None
     }
-    if entry.coverage > COVERAGE_WARNING:
-        log.warning(
-            "round %d: coverage %.1f is above %.0f: the global memory misses some normal mode "
-            "and will raise false alarms; use more rows (--memory-rows) or --merge concat",
-            round_, entry.coverage, COVERAGE_WARNING,
-        )  # fmt: skip
-    ledger.rounds.append(entry)
+    ledger.close_round(entry)
     return merged
 
 
@@ -200,13 +207,3 @@ def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(threads)
-
-
-def _drift(before: Payload, after: Payload, max_rows: int = 500) -> float:
-    """Mean distance of (a sample of) the new memory's rows to the old memory."""
-    import torch
-
-    old, new = bank_from(before).vectors, bank_from(after).vectors
-    rows = np.random.default_rng(0).permutation(len(new))[:max_rows]
-    distances, _ = nearest(torch.from_numpy(new[np.sort(rows)]), torch.from_numpy(old))
-    return float(distances.sqrt().mean())

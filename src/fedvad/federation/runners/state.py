@@ -14,12 +14,10 @@ from pydantic import ValidationError
 
 from fedvad.data.files import write_atomically
 from fedvad.detectors.artefact import read_arrays, write_arrays
-from fedvad.detectors.generator import Generator
 from fedvad.errors import ArtefactError, MemoryBankError, PayloadError
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.half import as_float32, cast
-from fedvad.memory.bank import MemoryBank
 
 __all__ = ["RunState", "clear_state", "load_state", "save_state"]
 
@@ -33,7 +31,7 @@ class RunState:
     round: int
     merged: Payload
     server: Mapping[str, Payload]
-    sites: Mapping[str, tuple[MemoryBank, Generator]]
+    sites: Mapping[str, Mapping[str, npt.NDArray[Any]]]
     ledger: Ledger
 
 
@@ -45,32 +43,24 @@ def save_state(folder: Path, state: RunState) -> None:
     target = folder / f"round-{state.round:04d}"
     write_atomically(target / "global.safetensors", state.merged.to_bytes())
     for i, (_, payload) in enumerate(sorted(state.server.items())):
-        compact = Payload(
-            payload.manifest,
-            payload.arrays | {"vectors": _compact(payload.arrays["vectors"])},
-        )
+        compact = Payload(payload.manifest, _compact(payload.arrays))
         write_atomically(target / f"server-{i:04d}.safetensors", compact.to_bytes())
-    for i, (name, (bank, generator)) in enumerate(sorted(state.sites.items())):
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "vectors": _compact(bank.vectors),
-            "weights": bank.weights,
-            "spread": bank.spread,
-        }
-        if not generator.is_identity:
-            arrays |= {"generator/weight": generator.weight, "generator/bias": generator.bias}
-        write_arrays(target / f"site-{i:04d}.safetensors", arrays, {"kind": "site", "site": name})
+    for i, (name, kept) in enumerate(sorted(state.sites.items())):
+        values = {"kind": "site", "site": name}
+        write_arrays(target / f"site-{i:04d}.safetensors", _compact(kept), values)
     write_atomically(target / _MARK, state.ledger.model_dump_json().encode())
     for other in folder.glob("round-*"):
         if other != target:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _compact(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same values in half the bytes where float16 holds them exactly, as it does patches."""
-    if vectors.dtype != np.float32:
-        return vectors
+def _compact(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The same values; vectors in half the bytes where float16 holds them exactly (patches)."""
+    vectors = arrays.get("vectors")
+    if vectors is None or vectors.dtype != np.float32:
+        return dict(arrays)
     half = cast(vectors, "float16")
-    return half if np.array_equal(as_float32(half), vectors) else vectors
+    return {**arrays, "vectors": half if np.array_equal(as_float32(half), vectors) else vectors}
 
 
 def load_state(folder: Path) -> RunState | None:
@@ -90,14 +80,10 @@ def load_state(folder: Path) -> RunState | None:
 
 def _read(source: Path) -> RunState:
     ledger = Ledger.model_validate_json((source / _MARK).read_bytes())
-    sites: dict[str, tuple[MemoryBank, Generator]] = {}
+    sites: dict[str, dict[str, npt.NDArray[Any]]] = {}
     for path in sorted(source.glob("site-*.safetensors")):
         arrays, values = read_arrays(path)
-        bank = MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"])
-        generator = Generator.identity(bank.dim)
-        if "generator/weight" in arrays:
-            generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
-        sites[values["site"]] = (bank, generator)
+        sites[values["site"]] = arrays
     server: dict[str, Payload] = {}
     for path in sorted(source.glob("server-*.safetensors")):
         payload = Payload.from_bytes(path.read_bytes())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedvad.data.folders import Site
-from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.generator import Generator
 from fedvad.evaluation.metrics import image_auroc
@@ -21,6 +21,7 @@ from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.inprocess import run_rounds
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.bench.suite import BenchMethod
+from fedvad.pipeline.bench.weights import WeightOptions, average_weights
 from fedvad.pipeline.compare import local_banks, pooled_banks
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.plan import memory_sites, plan
@@ -42,9 +43,13 @@ class Prepared:
 
 @dataclass(eq=False)
 class _Trained:
-    """Memories by site, and what it cost to get there; bytes are whole runs, by site."""
+    """A detector for each site, and what it cost; bytes are whole runs, by site.
 
-    banks: dict[str, tuple[MemoryBank, Generator]]
+    rows: of the largest memory. earlier: global memory behind each round but the last.
+    """
+
+    detectors: Mapping[str, Detector]
+    rows: int
     bytes_up: dict[str, int]
     bytes_down: dict[str, int]
     rounds: int
@@ -62,11 +67,14 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train and score; the JSON form of everything that tables and statistics need."""
     separate = reset_peak_rss()
-    makers = {"federated": _federated, "local": _local, "pooled": _pooled}
-    trained = makers[method.kind](config, prepared)
+    if method.weights is not None:
+        trained = _weights(method.weights, config, prepared)
+    else:
+        makers = {"federated": _federated, "local": _local, "pooled": _pooled}
+        trained = makers[method.kind](config, prepared)
     start = perf_counter()
     results = score_with(
-        lambda site: (_detector(config, prepared, trained.banks[site]), None),
+        lambda site: (trained.detectors[site], None),
         prepared.sites,
         prepared.extractor,
         f"scoring {method.name}",
@@ -84,7 +92,6 @@ def run_cell(
         size=config.image_size,
         pixel_metrics=False,
     )
-    rows = max(len(bank) for bank, _ in trained.banks.values())
     height, width, dim = prepared.extractor.grid
     return {
         **{
@@ -99,13 +106,13 @@ def run_cell(
             "bytes_up": trained.bytes_up,
             "bytes_down": trained.bytes_down,
             "rounds": trained.rounds,
-            "memory_rows": rows,
+            "memory_rows": trained.rows,
             "seconds": {**trained.seconds, "score": scoring},
             "test_images": sum(len(r.test) for r in results),
             # a high-water mark that could not be reset is that of all cells so far
             "peak_rss_mb": peak if separate else None,
             "macs_forward": prepared.macs_forward,
-            "macs_search": float(height * width * rows * dim),
+            "macs_search": float(height * width * trained.rows * dim),
         },
         "convergence": curve,
     }
@@ -124,20 +131,59 @@ def _federated(config: TrainConfig, prepared: Prepared) -> _Trained:
     merged = bank_from(
         run_rounds(exchange, members, schedule, ledger=ledger, jobs=config.jobs, on_round=keep)
     )
-    up, down = dict.fromkeys(members, 0), dict.fromkeys(members, 0)
+    banks = {name: (merged, site.generator) for name, site in members.items()}
+    up, down = _traffic(ledger, prepared)
+    return _Trained(
+        **_memories(config, prepared, banks),
+        bytes_up=up,
+        bytes_down=down,
+        rounds=config.rounds,
+        seconds=dict(ledger.seconds),
+        earlier=earlier,
+    )
+
+
+def _weights(options: WeightOptions, config: TrainConfig, prepared: Prepared) -> _Trained:
+    done = average_weights(options, config, prepared.features, prepared.extractor)
+    up, down = _traffic(done.ledger, prepared)
+    return _Trained(
+        done.detectors,
+        done.rows,
+        bytes_up=up,
+        bytes_down=down,
+        rounds=len(done.ledger.rounds),
+        seconds=dict(done.ledger.seconds),
+        earlier={},
+    )
+
+
+def _traffic(ledger: Ledger, prepared: Prepared) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes up and down by site, summed over the rounds."""
+    up, down = dict.fromkeys(prepared.features, 0), dict.fromkeys(prepared.features, 0)
     for entry in ledger.rounds:
         for total, part in ((up, entry.bytes_up), (down, entry.bytes_down)):
             for site, count in part.items():
                 total[site] += count
-    banks = {name: (merged, site.generator) for name, site in members.items()}
-    return _Trained(banks, up, down, config.rounds, dict(ledger.seconds), earlier)
+    return up, down
+
+
+def _memories(
+    config: TrainConfig, prepared: Prepared, banks: Mapping[str, tuple[MemoryBank, Generator]]
+) -> dict[str, Any]:
+    return {
+        "detectors": {name: _detector(config, prepared, memory) for name, memory in banks.items()},
+        "rows": max(len(bank) for bank, _ in banks.values()),
+    }
 
 
 def _local(config: TrainConfig, prepared: Prepared) -> _Trained:
     start = perf_counter()
     banks = local_banks(config, prepared.features, prepared.extractor.grid[2])
+    seconds = perf_counter() - start
     nothing = dict.fromkeys(prepared.features, 0)
-    return _Trained(banks, nothing, nothing, 0, {"local": perf_counter() - start}, {})
+    memories = _memories(config, prepared, banks)
+    return _Trained(**memories, bytes_up=nothing, bytes_down=nothing, rounds=0,
+                    seconds={"local": seconds}, earlier={})  # fmt: skip
 
 
 def _pooled(config: TrainConfig, prepared: Prepared) -> _Trained:
@@ -152,7 +198,14 @@ def _pooled(config: TrainConfig, prepared: Prepared) -> _Trained:
         for name, features in prepared.features.items()
     }
     memory = next(iter(banks.values()))[0].vectors.nbytes // 2
-    return _Trained(banks, images, dict.fromkeys(images, memory), 1, {"merge": seconds}, {})
+    return _Trained(
+        **_memories(config, prepared, banks),
+        bytes_up=images,
+        bytes_down=dict.fromkeys(images, memory),
+        rounds=1,
+        seconds={"merge": seconds},
+        earlier={},
+    )
 
 
 def _detector(

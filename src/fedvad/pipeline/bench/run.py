@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedvad._version import __version__
 from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
+from fedvad.data.folders import Site, read_set
 from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -60,14 +62,14 @@ def bench(
             log.warning("skipping set %s: %s", item.name, reason)
             missing[item.name] = reason
             continue
-        root = _root(item, data, out)
+        source = _source(item, data, out)
         for seed in suite.seeds:
             shared: dict[str, Prepared] = {}
             for method in suite.methods:
                 key = (item.name, method.name, seed)
                 config = _config(suite, method, item, seed, weights)
                 try:
-                    cells[key] = _cell(key, config, root, method, suite, out, cache, shared)
+                    cells[key] = _cell(key, config, source, method, suite, out, cache, shared)
                 except FedvadError as error:
                     log.warning("cell %s failed: %s", " / ".join(map(str, key)), error)
                     failed[" / ".join(map(str, key))] = str(error)
@@ -84,23 +86,37 @@ def bench(
     return summary
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where a set's images are: one folder, or one for each site."""
+
+    name: str
+    root: Path
+    sites: Mapping[str, Path]
+
+    def read(self, config: TrainConfig) -> list[Site]:
+        if self.sites:
+            return [read_set(folder, name) for name, folder in self.sites.items()]
+        return load_sites(self.root, config.split, config.seed)
+
+
 def _missing(item: BenchSet, data: Path | None) -> str:
-    if item.path is None:
-        return ""
-    if data is None:
+    if item.folders and data is None:
         return "needs --data, the folder that holds the sets"
-    return "" if (data / item.path).is_dir() else f"no folder {data / item.path}"
+    absent = [str(data / f) for f in item.folders if data and not (data / f).is_dir()]
+    return f"no folder {', '.join(absent)}" if absent else ""
 
 
-def _root(item: BenchSet, data: Path | None, out: Path) -> Path:
-    if item.path is not None:
-        assert data is not None
-        return data / item.path
+def _source(item: BenchSet, data: Path | None, out: Path) -> _Source:
+    if item.sites and data is not None:
+        return _Source(item.name, data, {name: data / f for name, f in item.sites.items()})
+    if item.path is not None and data is not None:
+        return _Source((data / item.path).name, data / item.path, {})
     drawn = out / "demo-data"
     if not (drawn / ".done").is_file():
         write_demo(drawn, size=128, seed=0)
         (drawn / ".done").touch()
-    return drawn
+    return _Source(drawn.name, drawn, {})
 
 
 def _config(
@@ -115,14 +131,14 @@ def _config(
 def _cell(
     key: _Key,
     config: TrainConfig,
-    root: Path,
+    source: _Source,
     method: BenchMethod,
     suite: Suite,
     out: Path,
     cache: DescriptorCache | None,
     shared: dict[str, Prepared],
 ) -> dict[str, Any]:
-    identity = _identity(config, method, root)
+    identity = _identity(config, method, source)
     path = out / "cells" / f"{_file_name(key)}.json"
     if path.is_file():
         try:
@@ -132,7 +148,7 @@ def _cell(
                 return found
         except (ValueError, KeyError, AttributeError):
             log.warning("%s is damaged: running this cell again", path)
-    prepared = _prepared(config, root, cache, shared)
+    prepared = _prepared(config, source, cache, shared)
     result = run_cell(method, config, prepared, convergence=suite.convergence, progress=silent)
     log.info("%s: image AUROC %s", key, result["image_auroc"]["mean"])
     write_json(path, {"key": list(key), "identity": identity, "result": result})
@@ -141,7 +157,7 @@ def _cell(
     return found
 
 
-def _identity(config: TrainConfig, method: BenchMethod, root: Path) -> dict[str, Any]:
+def _identity(config: TrainConfig, method: BenchMethod, source: _Source) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude={"jobs", "weights", "engine", "device"})
     weights = config.weights.name if config.weights else None
     return {
@@ -150,7 +166,9 @@ def _identity(config: TrainConfig, method: BenchMethod, root: Path) -> dict[str,
         "kind": method.kind,
         "config": values,
         "weights": weights,
-        "data": root.name,
+        "data": source.name,
+        **({"parts": {n: f.name for n, f in source.sites.items()}} if source.sites else {}),
+        **({"trained": method.weights.model_dump()} if method.weights else {}),
     }
 
 
@@ -161,11 +179,11 @@ def _file_name(key: _Key) -> str:
 
 
 def _prepared(
-    config: TrainConfig, root: Path, cache: DescriptorCache | None, shared: dict[str, Prepared]
+    config: TrainConfig, source: _Source, cache: DescriptorCache | None, shared: dict[str, Prepared]
 ) -> Prepared:
     name = config.features().key()
     if name not in shared:
-        sites = load_sites(root, config.split, config.seed)
+        sites = source.read(config)
         extractor = FeatureExtractor(config.features(), cache)
         features = warm_up(sites, extractor, config.max_bad, silent)
         shared[name] = Prepared(sites, features, extractor, _macs(extractor))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedvad.errors import ConfigError
+from fedvad.pipeline.bench.weights import WeightOptions
 from fedvad.pipeline.config import TrainConfig, resolve_config
 
 __all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite", "shipped_suites"]
@@ -22,11 +23,27 @@ class _Strict(BaseModel):
 
 
 class BenchSet(_Strict):
-    """One data set. path: below the data root; None draws the demo set. split: as `train`'s."""
+    """One data set. path: below the data root; None draws the demo set. split: as `train`'s.
+
+    sites: instead of a path, a folder for each site by name, so that a set can be put together from
+    several public ones.
+    """
 
     name: str = Field(min_length=1)
     path: str | None = None
     split: str | None = None
+    sites: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.sites and (self.path or self.split):
+            raise ValueError("a set of named `sites` takes no path and no split")
+        return self
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All that must be there, below the data root."""
+        return tuple(self.sites.values()) or (() if self.path is None else (self.path,))
 
 
 class BenchMethod(_Strict):
@@ -34,12 +51,20 @@ class BenchMethod(_Strict):
 
     kind: `federated` runs rounds; `local` gives each site only its own rounds, and sends nothing;
     `pooled` fits one k-center memory of the same size on the images of all sites, which it sends.
-    options: those of `train`, over the suite's.
+    `weights` averages the weights of a small trainable part instead of merging memories.
+    options: those of `train`, over the suite's. weights: what a `weights` row trains, and how.
     """
 
     name: str = Field(min_length=1)
-    kind: Literal["federated", "local", "pooled"] = "federated"
+    kind: Literal["federated", "local", "pooled", "weights"] = "federated"
     options: dict[str, Any] = Field(default_factory=dict)
+    weights: WeightOptions | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.weights is not None) != (self.kind == "weights"):
+            raise ValueError("`weights` goes with kind 'weights', and only with it")
+        return self
 
 
 class Suite(_Strict):

@@ -104,6 +104,8 @@ def warnings(results: Values, ledger: Ledger, scores: Scores | None) -> list[str
     for entry in ledger.rounds:
         for site, reason in entry.rejected.items():
             found.append(f"Round {entry.round}: the upload of {site} was refused: {reason}")
+        for site, reason in entry.distrusted.items():
+            found.append(f"Round {entry.round}: the defence does not trust {site}: {reason}")
         if entry.coverage > COVERAGE_WARNING:
             found.append(
                 f"Round {entry.round}: coverage {entry.coverage:.1f} is above "

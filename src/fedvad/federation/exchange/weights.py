@@ -1,0 +1,278 @@
+"""Weight averaging of a small trainable part: FedAvg, FedProx, SCAFFOLD, MOON, with or without WSA.
+
+The classical alternative to exchanging memories, for comparison and for methods that have weights
+to average. The aggregation rule itself is one weighted mean; what the variants add is on the
+clients, see `terms`. Sources: McMahan et al. 2017 (FedAvg), Li et al. 2020 (FedProx), Karimireddy
+et al. 2020 (SCAFFOLD, option II), Li et al. 2021 (MOON), Xu et al. 2024 (WSA, see distill.scope).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.distill.parameters import load_parameters, parameters_of
+from fedvad.distill.scope import Scope, fuse_scopes, scope_of
+from fedvad.distill.training import TrainLog
+from fedvad.errors import ConfigError, FederationError, PayloadError
+from fedvad.federation.exchange.terms import ClientTerms, WeightConfig
+from fedvad.federation.payload import Manifest, Payload
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Trainable", "WeightExchange", "WeightSite", "weights_hash"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+_WEIGHT, _CONTROL, _SCOPE = "weight/", "control/", "scope/"
+
+
+class Trainable(Protocol):
+    """What a site must offer: a student, and training of it on the site's own normal images."""
+
+    student: torch.nn.Module
+
+    def train(
+        self,
+        *,
+        seed: int,
+        penalty: Callable[[torch.nn.Module, Any], torch.Tensor] | None,
+        correction: Mapping[str, torch.Tensor] | None,
+    ) -> TrainLog:
+        """Train `student` in place from where it stands."""
+        ...
+
+    def represent(self, student: torch.nn.Module, batch: Any) -> torch.Tensor:
+        """(b, k) representation of a batch by any student of the same shape (for MOON)."""
+        ...
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the step-th optimiser step of a round, from 1 (for SCAFFOLD)."""
+        ...
+
+
+@dataclass(eq=False)
+class WeightSite:
+    """A site's state: its trainer, and what its algorithm keeps between rounds.
+
+    kept: own control variate (SCAFFOLD) and last model (MOON), under the names of the messages.
+    """
+
+    name: str
+    trainer: Trainable
+    n_images: int
+    n_patches: int
+    seed: int = 0
+    kept: Arrays = field(default_factory=dict)
+    spread: float | None = None
+    losses: list[float] = field(default_factory=list)
+
+    def snapshot(self) -> Arrays:
+        """See `Member.snapshot`."""
+        return dict(self.kept)
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """See `Member.restore`."""
+        self.kept = dict(arrays)
+
+
+class WeightExchange:
+    """Weights up, their mean over the round's sites by number of images down.
+
+    initial: the common start, by parameter name; every site must have it (its hash is checked).
+    """
+
+    def __init__(
+        self,
+        *,
+        features: str,
+        initial: Mapping[str, npt.NDArray[np.float32]],
+        config: WeightConfig,
+        sites: int,
+    ) -> None:
+        if not initial:
+            raise ConfigError("weight averaging needs a trainable part; this method has none")
+        self.features = features
+        self.config = config
+        self.sites = sites
+        self._start = weights_hash(initial)
+        self._weights: Arrays = {name: np.array(a) for name, a in initial.items()}
+        self._control: Arrays = {name: np.zeros_like(a) for name, a in initial.items()}
+        self._target = scope_of(self._weights, config.wsa) if config.wsa else {}
+        self._sites: dict[str, Payload] = {}
+
+    def site_step(self, state: WeightSite, incoming: Payload | None, round_: int) -> Payload:
+        """One site's round: take the mean, train on, send weights (and change of the control)."""
+        student = state.trainer.student
+        handed = incoming.arrays if incoming is not None else self._message()
+        start = _part(handed, _WEIGHT)
+        if incoming is not None and incoming.manifest.features != self.features:
+            raise FederationError("the global weights are of another feature configuration")
+        load_parameters(student, start)
+        target = _scope_from(_part(handed, _SCOPE), start)
+        terms = ClientTerms(self.config, start, _part(handed, _CONTROL), state.kept, target)
+        log = state.trainer.train(
+            seed=state.seed * 1009 + round_,
+            penalty=terms.penalty(student, state.trainer.represent),
+            correction=terms.correction(student),
+        )
+        state.losses.append(log.loss[-1])
+        trained = parameters_of(student)
+        rates = sum(state.trainer.rate(step) for step in range(1, log.steps + 1))
+        change = terms.finish(trained, rates)
+        arrays = _named(_WEIGHT, trained) | _named(_CONTROL, change)
+        manifest = Manifest(
+            kind="upload",
+            site=state.name,
+            round=round_,
+            features=self.features,
+            generator=self._start,
+            n_images=state.n_images,
+            n_patches=state.n_patches,
+        )
+        return Payload(manifest, arrays)
+
+    def accept(self, payload: Payload) -> None:
+        """See `Exchange.accept`: refuses other features, starts, names, shapes, stale rounds."""
+        manifest = payload.manifest
+        if manifest.kind != "upload" or not manifest.site:
+            raise PayloadError("expected the upload of a site")
+        if manifest.features != self.features:
+            raise PayloadError(f"site {manifest.site} has other features: {manifest.features}")
+        if manifest.generator != self._start:
+            raise PayloadError(f"site {manifest.site} started from other weights")
+        if manifest.n_images < 1:
+            raise PayloadError(f"site {manifest.site} says that it trained on no image")
+        before = self._sites.get(manifest.site)
+        if before is not None and manifest.round <= before.manifest.round:
+            raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
+        wanted = _named(_WEIGHT, self._weights)
+        if self.config.algorithm == "scaffold":
+            wanted |= _named(_CONTROL, self._control)
+        if set(payload.arrays) != set(wanted):
+            raise PayloadError(f"site {manifest.site} sent the weights of another model")
+        for name, array in payload.arrays.items():
+            if array.shape != wanted[name].shape or array.dtype != np.float32:
+                raise PayloadError(f"site {manifest.site}: {name} is not what was handed out")
+            if not np.isfinite(array).all():
+                raise PayloadError(f"site {manifest.site}: {name} holds values that are no numbers")
+        self._sites[manifest.site] = payload
+
+    def merge(self, round_: int) -> Payload:
+        """See `Exchange.merge`: of the sites that answered this round; without any, no change."""
+        answered = [
+            self._sites[name]
+            for name in sorted(self._sites)
+            if self._sites[name].manifest.round == round_
+        ]
+        if not self._sites:
+            raise FederationError("no site has answered: nothing to merge")
+        if answered:
+            shares = np.array([p.manifest.n_images for p in answered], dtype=np.float64)
+            sent = [_part(p.arrays, _WEIGHT) for p in answered]
+            self._weights = {name: _mean([w[name] for w in sent], shares) for name in self._weights}
+            if self.config.algorithm == "scaffold":
+                for name, control in self._control.items():
+                    changes = sum(p.arrays[_CONTROL + name] for p in answered)
+                    self._control[name] = (control + changes / self.sites).astype(np.float32)
+            if self.config.wsa is not None:
+                self._target = fuse_scopes(
+                    [scope_of(w, self.config.wsa) for w in sent],
+                    shares.tolist(),
+                    self.config.wsa,
+                    before=self._target,
+                    averaged=scope_of(self._weights, self.config.wsa),
+                )
+        manifests = [payload.manifest for payload in self._sites.values()]
+        manifest = Manifest(
+            kind="global",
+            round=round_,
+            features=self.features,
+            generator=self._start,
+            n_images=sum(m.n_images for m in manifests),
+            n_patches=sum(m.n_patches for m in manifests),
+        )
+        return Payload(manifest, self._message())
+
+    @property
+    def max_bytes(self) -> int:
+        """See `Exchange.max_bytes`: the message that starts a round has all that an upload has."""
+        return 1 << 30
+
+    @property
+    def distrusted(self) -> Mapping[str, str]:
+        """See `Exchange.distrusted`: no robust merging of weights is offered."""
+        return {}
+
+    def rows(self, payload: Payload) -> int:
+        """See `Exchange.rows`: weights are no rows."""
+        return 0
+
+    def drift(self, before: Payload, after: Payload) -> float:
+        """Length of the change of the weights, relative to their length."""
+        old, new = (_flat(_part(p.arrays, _WEIGHT)) for p in (before, after))
+        return float(np.linalg.norm(new - old)) / max(float(np.linalg.norm(old)), 1e-12)
+
+    def server_state(self) -> Mapping[str, Payload]:
+        """See `Exchange.server_state`; the merged weights are kept under no site's name."""
+        rounds = [p.manifest.round for p in self._sites.values()]
+        manifest = Manifest(
+            kind="global",
+            round=max(rounds, default=1),
+            features=self.features,
+            generator=self._start,
+            n_images=0,
+            n_patches=0,
+        )
+        return {"": Payload(manifest, self._message()), **self._sites}
+
+    def restore(self, state: Mapping[str, Payload]) -> None:
+        """Go on from a saved `server_state`."""
+        self._sites = {name: payload for name, payload in state.items() if name}
+        arrays = state[""].arrays
+        self._weights = _part(arrays, _WEIGHT)
+        self._control = _part(arrays, _CONTROL) or self._control
+        self._target = _scope_from(_part(arrays, _SCOPE), self._weights)
+
+    def _message(self) -> Arrays:
+        arrays = _named(_WEIGHT, self._weights)
+        if self.config.algorithm == "scaffold":
+            arrays |= _named(_CONTROL, self._control)
+        pairs = {name: np.array([mean, sd]) for name, (mean, sd, _) in self._target.items()}
+        return arrays | _named(_SCOPE, pairs)
+
+
+def weights_hash(weights: Mapping[str, npt.NDArray[np.float32]]) -> str:
+    """16 hex digits over names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + b"\0" + np.ascontiguousarray(weights[name]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _mean(arrays: list[npt.NDArray[np.float32]], shares: npt.NDArray[np.float64]) -> Any:
+    # in float64, so that the order of sites does not matter to the last bit that is sent
+    return np.average(np.stack(arrays).astype(np.float64), axis=0, weights=shares).astype(
+        np.float32
+    )
+
+
+def _part(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> Arrays:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+def _named(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def _scope_from(pairs: Arrays, weights: Arrays) -> Scope:
+    return {n: (float(p[0]), float(p[1]), weights[n].size) for n, p in pairs.items()}
+
+
+def _flat(arrays: Arrays) -> npt.NDArray[np.float64]:
+    return np.concatenate([arrays[name].ravel() for name in sorted(arrays)]).astype(np.float64)
