@@ -1,7 +1,7 @@
 """fedvad: federated, memory-efficient visual anomaly detection.
 
-The verbs are `train`, `evaluate`, `predict`, `inspect`, `bench` and `demo`, as on the command
-line, and `write_report` for its `report`, whose name is that of a package here. They are
+The verbs are `train`, `evaluate`, `predict`, `export`, `inspect`, `bench` and `demo`, as on the
+command line, and `write_report` for its `report`, whose name is that of a package here. They are
 imported on first use, so that `import fedvad` costs nothing.
 """
 
@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 from fedvad._version import __version__
 
 if TYPE_CHECKING:
-    from fedvad.api import bench, demo, evaluate, inspect, load, predict, train, write_report
+    from fedvad.api import (
+        bench,
+        demo,
+        evaluate,
+        export,
+        inspect,
+        load,
+        predict,
+        train,
+        write_report,
+    )
     from fedvad.errors import FedvadError
 
 __all__ = [
@@ -22,6 +32,7 @@ __all__ = [
     "bench",
     "demo",
     "evaluate",
+    "export",
     "inspect",
     "load",
     "predict",

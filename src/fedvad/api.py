@@ -20,7 +20,17 @@ from fedvad.pipeline.report import report as _report
 from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.train import train as _train
 
-__all__ = ["bench", "demo", "evaluate", "inspect", "load", "predict", "train", "write_report"]
+__all__ = [
+    "bench",
+    "demo",
+    "evaluate",
+    "export",
+    "inspect",
+    "load",
+    "predict",
+    "train",
+    "write_report",
+]
 
 AnyPath = str | PathLike[str]
 
@@ -109,6 +119,34 @@ def bench(
         data=None if data is None else Path(data),
         weights=None if weights is None else Path(weights),
         cache=_cache(cache),
+        progress=progress,
+    )
+
+
+def export(
+    run: AnyPath,
+    *,
+    format: str = "onnx",
+    int8: bool = False,
+    data: AnyPath | None = None,
+    site: str | None = None,
+    reference: Reference | None = None,
+    out: AnyPath | None = None,
+    weights: AnyPath | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write one site's detector of run folder `run` as an "onnx" or "openvino" model file."""
+    from fedvad.serving.export.package import export as export_run  # the only verb to load torch
+
+    return export_run(
+        Path(run),
+        format=format,
+        int8=int8,
+        data=None if data is None else Path(data),
+        site=site,
+        reference=reference,
+        out=None if out is None else Path(out),
+        weights=None if weights is None else Path(weights),
         progress=progress,
     )
 

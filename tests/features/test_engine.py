@@ -184,3 +184,18 @@ def test_unknown_engine(bank: DescriptorNet) -> None:
     kind: Any = "tensorrt"
     with pytest.raises(ConfigError, match="openvino or torch"):
         make_engine(bank, image_size=SIDE, kind=kind)
+
+
+def test_openvino_sends_no_usage_report(
+    monkeypatch: pytest.MonkeyPatch, bank: DescriptorNet
+) -> None:
+    """Plants and hospitals allow no traffic; `openvino.convert_model` makes some by default."""
+    import openvino_telemetry
+
+    def sent(*_: object, **__: object) -> None:
+        raise AssertionError("a usage report was sent")
+
+    monkeypatch.setattr(openvino_telemetry.Telemetry, "__init__", sent)
+    for name in ("send_event", "start_session", "end_session", "send_error"):
+        monkeypatch.setattr(openvino_telemetry.Telemetry, name, sent)
+    assert _run(make_engine(bank, image_size=SIDE, kind="openvino"), _images(1), 1).any()

@@ -53,16 +53,6 @@ def test_traced_equals_eager_for_any_batch(bank: FilterBank) -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_openvino_equals_eager_for_any_batch(bank: FilterBank) -> None:
-    openvino = pytest.importorskip("openvino")
-    model = openvino.convert_model(bank, example_input=_noise(1, 3, 64, 64), input=[-1, 3, 64, 64])
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    x = _noise(2, 3, 64, 64)
-    answer = compiled(x.numpy())
-    for k, reference in enumerate(bank(x)):
-        torch.testing.assert_close(torch.from_numpy(answer[k]), reference, rtol=0, atol=1e-3)
-
-
 @pytest.mark.parametrize("turn", range(ORIENTATIONS))
 @pytest.mark.parametrize(("level", "wavelength"), [(0, 4.0), (1, 8.0), (2, 16.0)])
 def test_a_turned_grating_moves_to_its_channel(

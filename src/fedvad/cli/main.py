@@ -14,10 +14,13 @@ from fedvad.cli.bank import bank_app
 from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
 from fedvad.cli.demo import demo
+from fedvad.cli.deploy import deploy_app, launch, server, site
 from fedvad.cli.evaluate import evaluate
+from fedvad.cli.export import export
 from fedvad.cli.inspect import inspect
 from fedvad.cli.predict import predict
 from fedvad.cli.report import report
+from fedvad.cli.serve import serve
 from fedvad.cli.train import train
 from fedvad.errors import FedvadError
 
@@ -33,9 +36,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (demo, train, evaluate, predict, report, inspect, bench):
+for verb in (
+    demo,
+    train,
+    evaluate,
+    predict,
+    report,
+    export,
+    serve,
+    inspect,
+    bench,
+    server,
+    site,
+    launch,
+):
     app.command()(verb)
 app.add_typer(bank_app, name="bank")
+app.add_typer(deploy_app, name="deploy")
 app.add_typer(cache_app, name="cache")
 
 

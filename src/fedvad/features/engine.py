@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -65,9 +64,11 @@ class TorchEngine:
     def run(self, batches: Iterable[tuple[Tag, Images]]) -> Iterator[tuple[Tag, Descriptors]]:
         """See `DescriptorEngine.run`."""
         import torch
+        from torch.backends import cudnn
 
         for tag, images in batches:
-            with torch.inference_mode():
+            # TensorFloat-32, on by default for convolutions, keeps only ten bits
+            with torch.inference_mode(), cudnn.flags(allow_tf32=False):
                 out = self._network(torch.from_numpy(images).to(self._device))
             yield tag, out.contiguous().cpu().numpy()
 
@@ -77,17 +78,11 @@ class OpenVinoEngine:
 
     def __init__(self, network: torch.nn.Module, *, image_size: int) -> None:
         import openvino
-        import torch
+
+        from fedvad.features.openvino import to_openvino
 
         self.batch_size = 4
-        example = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces a successor of its tracer
-            # traced here, because the converter's own tracing runs the network twice more to check
-            traced = torch.jit.trace(network.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
-            model = openvino.convert_model(
-                traced, example_input=example, input=[-1, image_size, image_size, 3]
-            )
+        model, self._weights = to_openvino(network, image_size)
         # f32: a lower precision would move distances, and with them stored thresholds
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         self._compiled = openvino.Core().compile_model(model, "CPU", options)

@@ -1,0 +1,75 @@
+"""`fedvad export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import JsonOption, WeightsOption, print_json, showing
+from fedvad.cli.evaluate import check_reference
+
+__all__ = ["export"]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    format: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Backbone in int8; the memory stays in float.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --int8: data folder, whose normal training images set the ranges.",
+            show_default=False,
+        ),
+    ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(help="Whose generator and threshold to use.", show_default=False),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="global, local or union [default: the run's]", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write [default: RUN/export]", show_default=False)
+    ] = None,
+    weights: WeightsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one model file: image in; score, heat-map and decision out. Needs no fedvad to run."""
+    from fedvad.serving.export.package import EXAMPLE_FILE
+    from fedvad.serving.export.package import export as run_export
+
+    with showing() as progress:
+        written = run_export(
+            run,
+            format=format,
+            int8=int8,
+            data=data,
+            site=site,
+            reference=check_reference(reference),
+            out=out,
+            weights=weights,
+            progress=progress,
+        )
+    if as_json:
+        print_json(written)
+        return
+    folder = Path(written["folder"])
+    size = sum(file["bytes"] for file in written["files"].values())
+    threshold = written["threshold"]
+    decides = "no threshold" if threshold is None else f"threshold {threshold['value']:.4g}"
+    whose = "any site" if written["site"] is None else written["site"]
+    typer.echo(f"{folder / written['model']} ({size / 1e6:.1f} MB, for {whose}, {decides})")
+    worst = max(written["difference_from_run"].values())
+    if int8:
+        typer.echo(
+            f"int8 moves the scores of normal images, here by {worst:.1%}: measure its effect"
+        )
+    else:
+        typer.echo(f"scores like the run: largest relative difference {worst:.1e}")
+    typer.echo(f"try it: python {folder / EXAMPLE_FILE} {folder / written['model']} IMAGE...")

@@ -1,0 +1,175 @@
+"""`fedvad serve`."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from fedvad.cli.common import WeightsOption
+from fedvad.cli.evaluate import check_reference
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from fedvad.features.config import Engine
+
+__all__ = ["serve"]
+
+_CONNECTIONS = 256
+
+
+def serve(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    site: Annotated[
+        str | None,
+        typer.Option(help="Whose generator and threshold to use.", show_default=False),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="global, local or union [default: the run's]", show_default=False),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the bearer token to ask for.", show_default=False),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name under which a proxy reaches the service.", show_default=False),
+    ] = None,
+    weights: WeightsOption = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="openvino or torch [default: the run's]", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="For torch: cpu, cuda, ...", show_default=False)
+    ] = None,
+    max_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one image file.")] = 20,
+    max_files: Annotated[int, typer.Option(min=1, help="Files of one request.")] = 16,
+    max_total_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one request.")] = 64,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.")] = 25,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per request.")] = 30,
+    workers: Annotated[int, typer.Option(min=1, help="Requests worked on at a time.")] = 2,
+    waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; then 429.")] = 16,
+    samples: Annotated[
+        bool,
+        typer.Option("--samples/--no-samples", help="Offer some of the run's test images."),
+    ] = True,
+) -> None:
+    """Serve a run: an HTTP API and a page to drop images on. Ctrl-C ends it."""
+    _check_extra()
+    from fedvad.serving.predictor import Predictor
+    from fedvad.serving.service.app import create_app
+    from fedvad.serving.service.samples import load_samples
+    from fedvad.serving.service.settings import ServiceSettings, read_token
+
+    token = None if token_file is None else read_token(token_file)
+    loopback = _is_loopback(host)
+    names = allow_host or []
+    settings = ServiceSettings(
+        token=token,
+        max_file_bytes=round(max_mb * 1e6),
+        max_files=max_files,
+        max_total_bytes=round(max_total_mb * 1e6),
+        timeout_s=timeout,
+        workers=workers,
+        waiting=waiting,
+        allowed_hosts=("localhost", "127.0.0.1", "[::1]", host, *names) if loopback else (*names,),
+    )
+    listener = _listen(host, port)
+    with (
+        listener,
+        Predictor.load(
+            run,
+            site=site,
+            reference=check_reference(reference),
+            weights=weights,
+            engine=_check_engine(engine),
+            device=device,
+            max_pixels=round(max_megapixels * 1e6),
+        ) as predictor,
+    ):
+        predictor.warm_up()  # here its errors still become one line
+        app = create_app(
+            predictor,
+            settings,
+            samples=load_samples(run, predictor.site) if samples else (),
+            name=run.resolve().name,
+        )
+        if token is None and not loopback:
+            typer.echo(
+                f"warning: whoever reaches {host} may score images"
+                f"{' and see the samples' if samples else ''}; --token-file asks for a token, "
+                "--host 127.0.0.1 keeps it on this machine",
+                err=True,
+            )
+        shown = f"[{host}]" if ":" in host else host
+        typer.echo(f"serving {run} at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends)")
+        _run(app, listener)
+    typer.echo("stopped")
+
+
+def _check_extra() -> None:
+    from fedvad.errors import ConfigError
+
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"fedvad serve needs the package {error.name}: pip install 'fedvad[serve]'"
+        ) from error
+
+
+def _check_engine(engine: str | None) -> Engine | None:
+    if engine not in (None, "openvino", "torch"):
+        raise typer.BadParameter(f"--engine is openvino or torch, not {engine!r}")
+    return cast("Engine | None", engine)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    from fedvad.errors import ConfigError
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; "
+            "choose another with --host and --port"
+        ) from error
+
+
+def _run(app: FastAPI, listener: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+    )
+    with suppress(KeyboardInterrupt):  # uvicorn hands it on when it has ended everything
+        uvicorn.Server(config).run(sockets=[listener])

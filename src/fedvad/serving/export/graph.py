@@ -1,0 +1,138 @@
+"""A detector as one torch module: uint8 images in; score, map and decision out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fedvad.detectors.generator import Generator
+from fedvad.detectors.scoring import (
+    _CFA_NEIGHBOURS,
+    _PATCHCORE_NEIGHBOURS,
+    ScoringConfig,
+    _relative_spread,
+)
+from fedvad.features.modules import DescriptorNet
+from fedvad.memory.bank import MemoryBank
+from fedvad.memory.neighbours import NeighbourIndex
+from fedvad.serving.export.search import compact, make_search
+
+__all__ = ["ExportNet", "MemoryHead"]
+
+
+class MemoryHead(torch.nn.Module):
+    """What `MemoryScorer` does, for a batch: generator, search, map, smoothing, score, decision.
+
+    threshold: the highest normal score; None leaves the decision out.
+    """
+
+    def __init__(
+        self,
+        bank: MemoryBank,
+        generator: Generator,
+        config: ScoringConfig,
+        *,
+        grid: tuple[int, int],
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = grid
+        self.count = max(1, round(config.top * grid[0] * grid[1]))
+        neighbours = _CFA_NEIGHBOURS if config.map == "cfa" else 1
+        self.search = make_search(bank.vectors, neighbours, config.search)
+        self.has_generator = not generator.is_identity
+        if self.has_generator:
+            self.register_buffer("weight", torch.from_numpy(generator.weight.copy()))
+            self.register_buffer("bias", torch.from_numpy(generator.bias.copy()))
+        if config.map == "spread":
+            self.register_buffer("spread", torch.from_numpy(_relative_spread(bank)))
+        self.isolates = config.map == "patchcore" and len(bank) > 1
+        if self.isolates:
+            # a memory does not change any more: the neighbours of its vectors are looked up
+            _, around = NeighbourIndex(bank.vectors).query(bank.vectors, _PATCHCORE_NEIGHBOURS)
+            self.register_buffer("around", torch.from_numpy(around))
+            self.register_buffer("vectors", compact(torch.from_numpy(bank.vectors.copy())))
+        self.decides = threshold is not None
+        if threshold is not None:
+            self.register_buffer("threshold", torch.tensor(_below(threshold)))
+
+    def forward(self, descriptors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(b, h, w, d) descriptors to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
+        patches = _rounded(descriptors).reshape(-1, descriptors.shape[3])
+        if self.has_generator:
+            patches = patches + functional.linear(
+                patches, self.get_buffer("weight"), self.get_buffer("bias")
+            )
+        distances, indices = self.search(patches)
+        values = distances[:, 0]
+        if self.config.map == "cfa":
+            values = values / torch.exp(distances[:, :1] - distances).sum(1)
+        elif self.config.map == "spread":
+            values = values / self.get_buffer("spread")[indices[:, 0]]
+        cells = values.reshape(-1, self.grid[0] * self.grid[1])
+        raw = cells.reshape(-1, *self.grid)
+        map_ = self._smooth(raw)
+        score = map_.flatten(1).topk(self.count, dim=1).values.mean(1)
+        if self.isolates:
+            score = score * self._isolation(patches, cells, indices[:, 0])
+        if not self.decides:
+            return score, map_
+        # not `score > threshold`: what cannot be scored (NaN) must not pass as normal
+        return score, map_, ~(score <= self.get_buffer("threshold"))
+
+    def _smooth(self, map_: torch.Tensor) -> torch.Tensor:
+        cells = self.config.smooth
+        if cells == 1:
+            return map_
+        return functional.avg_pool2d(
+            map_[:, None], cells, stride=1, padding=cells // 2, count_include_pad=False
+        )[:, 0]
+
+    def _isolation(
+        self, patches: torch.Tensor, cells: torch.Tensor, nearest: torch.Tensor
+    ) -> torch.Tensor:
+        """Factor (b,) of `MemoryScorer._isolation` for the worst of (b, cells) patches."""
+        distance, worst = cells.max(1, keepdim=True)
+        dim = patches.shape[1]
+        each = patches.reshape(-1, cells.shape[1], dim)
+        patch = each.gather(1, worst[:, :, None].expand(-1, -1, dim))
+        vector = nearest.reshape(-1, cells.shape[1]).gather(1, worst)[:, 0]
+        around = self.get_buffer("vectors")[self.get_buffer("around")[vector]].float()
+        support = torch.linalg.vector_norm(around - patch, dim=2)
+        # the nearest vector is among its own neighbours, so this sum is at least its share
+        return 1 - 1 / torch.exp(support - distance).sum(1)
+
+
+class ExportNet(torch.nn.Module):
+    """A descriptor network and a memory head; exporters see them as `network` and `head`."""
+
+    def __init__(self, network: DescriptorNet, head: MemoryHead) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+        self.outputs = ("score", "map", "anomalous") if head.decides else ("score", "map")
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(b, S, S, 3) uint8 RGB to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
+        out: tuple[torch.Tensor, ...] = self.head(self.network(images))
+        return out
+
+
+def _rounded(values: torch.Tensor) -> torch.Tensor:
+    """float32 rounded to the 11 significant bits of float16, which the pipeline keeps of them.
+
+    In float32 arithmetic (Dekker 1971), because OpenVINO drops a cast there and back; without it
+    a shortlist now and then finds another vector. Where a device computes in fewer bits the trick
+    fails, and values stay as they are.
+    """
+    shifted = values * (2.0**13 + 1)
+    rounded = shifted - (shifted - values)
+    return torch.where((rounded - values).abs() <= values.abs() * 2.0**-10, rounded, values)
+
+
+def _below(threshold: float) -> np.float32:
+    """The largest float32 <= threshold: float32 scores exceed either or neither of the two."""
+    value = np.float32(threshold)
+    return value if float(value) <= threshold else np.nextafter(value, np.float32(-np.inf))

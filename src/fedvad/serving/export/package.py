@@ -1,0 +1,164 @@
+"""`export`: a run as one model file, with a manifest and an example beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad._version import __version__
+from fedvad.data.files import write_atomically
+from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.pipeline.config import Reference
+from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.run_folder import DETECTOR_FILE, open_run, write_json
+from fedvad.serving.export.check import drawn_images, largest_difference
+from fedvad.serving.export.graph import ExportNet, MemoryHead
+from fedvad.serving.export.quantise import calibration_images
+
+__all__ = ["EXAMPLE_FILE", "TOLERANCE", "export"]
+
+EXAMPLE_FILE = "example.py"
+# Beyond these shares an export is not the detector that was trained. Where two vectors of a
+# shortlist are equally near, rounding may choose the other: that moves a few cells, not the score.
+TOLERANCE = {"score": 1e-3, "map": 2e-2}
+_SCHEMA = 1
+
+
+class _Backend(Protocol):
+    """What `onnx` and `openvino` here have in common."""
+
+    def build(self, net: ExportNet, image_size: int) -> Any: ...
+    def quantise(self, model: Any, images: Iterable[npt.NDArray[np.uint8]]) -> Any: ...
+    def files(self, model: Any) -> dict[str, bytes]: ...
+    def run(self, path: Path, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]: ...
+
+
+def export(
+    run_folder: Path,
+    *,
+    format: str = "onnx",
+    int8: bool = False,
+    data: Path | None = None,
+    site: str | None = None,
+    reference: Reference | None = None,
+    out: Path | None = None,
+    weights: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write one site's detector as a model file into `out` (default: `export` in the run folder).
+
+    Without `site` the global memory and the median threshold of the sites go into it, as in
+    `predict`. `int8` quantises the backbone, with ranges from the site's normal training images
+    in `data`. The model is tried on three images before it is kept. Returns the manifest and the
+    folder. Raises `ConfigError` for an unknown site or format, missing packages, or a backbone
+    that cannot be exported; `ArtefactError` for a damaged run or a model that does not score like
+    it; `DataError` for unusable `data`; `StorageError`.
+    """
+    backend = _backend(format)
+    if int8 and data is None:
+        raise ConfigError("int8 needs normal training images: give the data folder (--data)")
+    run, config, extractor = open_run(run_folder, weights=weights)
+    if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
+        raise ConfigError("the filter bank does not survive int8: export it without")
+    if site is not None and site not in run.sites:
+        raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
+    if site is None and len(run.sites) == 1:
+        site = next(iter(run.sites))
+    detector = run.detector(site, extractor, reference)
+    threshold = run.threshold(site, reference)
+    bank, generator = detector.bank_, detector.generator_
+    assert bank is not None
+    assert generator is not None
+    size, network = config.image_size, extractor.network
+    limit = None if threshold is None else threshold.value
+    head = MemoryHead(bank, generator, run.scoring, grid=network.grid, threshold=limit)
+    model = backend.build(ExportNet(network, head), size)
+    calibrated_on = 0
+    tried = drawn_images(size)
+    if int8 and data is not None:
+        images = calibration_images(data, run, config, site, progress)
+        calibrated_on = len(images)
+        model = backend.quantise(model, images)
+        tried = np.concatenate(images[:3])  # its ranges are those of real images
+
+    name = "model-int8" if int8 else "model"
+    contents = {name + suffix: content for suffix, content in backend.files(model).items()}
+    model_file = next(file for file in contents if not file.endswith(".bin"))
+    difference = largest_difference(backend.run, contents, model_file, detector, tried)
+    if not int8 and not all(difference[part] <= TOLERANCE[part] for part in TOLERANCE):
+        raise ArtefactError(
+            f"the exported model does not score like the run (relative difference {difference}), "
+            f"so nothing was written; try another --format, and report this with the name of the "
+            f"backbone ({config.backbone})"
+        )
+    manifest = {
+        "schema": _SCHEMA,
+        "fedvad": __version__,
+        "format": format,
+        "model": model_file,
+        "files": {file: _described(content) for file, content in contents.items()},
+        "input": _input(size),
+        "outputs": _outputs(network.grid, head.decides),
+        "site": site,
+        "reference": reference or (run.reference if site in run.sites else "global"),
+        "threshold": None if threshold is None else _without_scores(threshold),
+        "int8": {"part": "backbone", "calibration_images": calibrated_on} if int8 else None,
+        "difference_from_run": difference,
+        "features": {"key": extractor.config.key()} | extractor.config.identity(),
+        "scoring": asdict(run.scoring),
+        "memory": {"rows": len(bank), "dim": bank.dim, "generator": generator.hash()},
+        "run": {"method": run.method} | _described((run_folder / DETECTOR_FILE).read_bytes()),
+    }
+    folder = run_folder / "export" if out is None else out
+    for file, content in contents.items():
+        write_atomically(folder / file, content)
+    write_atomically(folder / EXAMPLE_FILE, Path(__file__).with_name(EXAMPLE_FILE).read_bytes())
+    write_json(folder / f"{model_file}.json", manifest)  # last, since it vouches for the others
+    return {"folder": str(folder)} | manifest
+
+
+def _backend(format: str) -> _Backend:
+    if format == "onnx":
+        from fedvad.serving.export import onnx
+
+        return onnx
+    if format == "openvino":
+        from fedvad.serving.export import openvino
+
+        return openvino
+    raise ConfigError(f"unknown format {format!r}; choose onnx or openvino")
+
+
+def _input(size: int) -> dict[str, Any]:
+    return {
+        "name": "images",
+        "type": "uint8",
+        "shape": ["batch", size, size, 3],
+        "channels": "RGB",
+        "size": size,
+        "resize": "the whole image to size x size with Pillow's BILINEAR, aspect not kept",
+    }
+
+
+def _outputs(grid: tuple[int, int], decides: bool) -> dict[str, str]:
+    outputs = {
+        "score": "float32 (batch,), higher is more anomalous",
+        "map": f"float32 (batch, {grid[0]}, {grid[1]}), the same unit by place",
+    }
+    return outputs | ({"anomalous": "bool (batch,), score > threshold"} if decides else {})
+
+
+def _without_scores(threshold: Threshold) -> dict[str, Any]:
+    """What was found, without the calibration scores that it was found from."""
+    return {name: value for name, value in asdict(threshold).items() if name != "scores"}
+
+
+def _described(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -1,0 +1,203 @@
+"""A trained run at work: images in, score, decision and map out, from any number of threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.images import MAX_PIXELS, decode_rgb, read_bytes, resize_rgb
+from fedvad.detectors.feddymem import MemoryDetector
+from fedvad.detectors.scoring import MemoryScorer
+from fedvad.errors import ConfigError, ImageError
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.config import Engine
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.half import to_float
+from fedvad.memory.bank import FloatArray
+from fedvad.pipeline.config import Reference
+from fedvad.pipeline.run_folder import TrainedRun, read_config
+
+__all__ = ["ImageLike", "Prediction", "Predictor"]
+
+Pixels = npt.NDArray[np.uint8]
+ImageLike = Path | str | bytes | Pixels
+_CHUNK = 32  # images of which the pixels are held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a run says about one image.
+
+    score: higher is more anomalous; None for an image that cannot be read. threshold: what the
+    score is compared with, None where the run has none. anomalous: score > threshold; None
+    without either. map: (h, w) float32 on the patch grid, smoothed. size: (height, width) of the
+    image as it was given, in pixels. error: why it cannot be read.
+    """
+
+    score: float | None
+    threshold: float | None
+    anomalous: bool | None
+    map: FloatArray | None
+    size: tuple[int, int] | None
+    error: str | None = None
+
+
+class Predictor:
+    """Scores live images: nothing is written, no descriptor cache is read or filled.
+
+    Methods may be called from several threads: files are decoded side by side, the backbone and
+    the memory work on one call at a time, since each of them uses all cores already. Results are
+    those of `fedvad predict`. Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        detector: MemoryDetector,
+        threshold: Threshold | None,
+        *,
+        site: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Prefer `load`. Raises `ConfigError` for a detector without a memory."""
+        if detector.bank_ is None or detector.generator_ is None:
+            raise ConfigError(f"{detector.name} has no memory yet: fit it, or load a trained run")
+        self.site = site
+        self.threshold = threshold
+        self.max_pixels = max_pixels
+        self._extractor: FeatureExtractor = detector.extractor
+        self._scorer = MemoryScorer(detector.bank_, detector.scoring)
+        self._generator = detector.generator_
+        self._lock = threading.Lock()
+        self._closed = False
+        # also bounds how many whole images are in memory at a time
+        self._readers = ThreadPoolExecutor(
+            min(4, max(2, os.cpu_count() or 1)), thread_name_prefix="fedvad-decode"
+        )
+
+    @classmethod
+    def load(
+        cls,
+        run: Path | str,
+        *,
+        site: str | None = None,
+        reference: Reference | None = None,
+        weights: Path | None = None,
+        engine: Engine | None = None,
+        device: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Self:
+        """The predictor of a run folder.
+
+        Without `site` the global memory and the median threshold of the sites decide; a run of
+        one site means that one. `weights`, `engine` and `device` replace what was stored at
+        training, for a run that was moved to another machine. An image of more than `max_pixels`
+        pixels counts as unreadable, before any is decoded. Raises `ConfigError` for a site that
+        the run does not know, `ArtefactError`, `WeightsError`, or `MismatchError` when the
+        backbone's values differ.
+        """
+        folder = Path(run)
+        trained = TrainedRun.load(folder)
+        ways = {"weights": weights, "engine": engine, "device": device}
+        given: dict[str, Any] = {name: value for name, value in ways.items() if value is not None}
+        if site is not None and site not in trained.sites:
+            raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(trained.sites)}")
+        if site is None and len(trained.sites) == 1:
+            site = next(iter(trained.sites))
+        extractor = FeatureExtractor(replace(read_config(folder).features(), **given))
+        return cls(
+            trained.detector(site, extractor, reference),
+            trained.threshold(site, reference),
+            site=site,
+            max_pixels=max_pixels,
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels to which every image is squashed before it is looked at."""
+        return self._extractor.config.image_size
+
+    def warm_up(self) -> None:
+        """Build the engine and run it once, so that the first image is not the slow one."""
+        side = self.image_size
+        self.predict([np.full((side, side, 3), 128, np.uint8)])
+
+    def predict(
+        self, images: Sequence[ImageLike], *, names: Sequence[str] | None = None
+    ) -> list[Prediction]:
+        """One result per image, in order: paths, bytes of image files, or uint8 (H, W, 3) arrays.
+
+        What cannot be decoded becomes a result with `error`; the others go on. `names` stand for
+        the images in these messages. Raises `DataError` for an array of another shape or type,
+        `ConfigError` for a single image instead of a list, or after `close`.
+        """
+        if isinstance(images, str | bytes | Path | np.ndarray):
+            raise ConfigError("predict takes a list of images; for one image give [image]")
+        if names is None:
+            names = [str(i) if isinstance(i, str | Path) else "image" for i in images]
+        elif len(names) != len(images):
+            raise ConfigError(f"{len(names)} names for {len(images)} images; give one for each")
+        if self._closed:
+            raise ConfigError("this predictor is closed; load the run anew")
+        results: list[Prediction] = []
+        for start in range(0, len(images), _CHUNK):
+            several = images[start : start + _CHUNK], names[start : start + _CHUNK]
+            results += self._chunk(list(self._readers.map(self._read, *several)))
+        return results
+
+    def close(self) -> None:
+        """Let go of the threads; a call that is under way ends first."""
+        self._closed = True
+        self._readers.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _chunk(self, read: list[_Read | str]) -> list[Prediction]:
+        limit = None if self.threshold is None else self.threshold.value
+        good = [item.pixels for item in read if not isinstance(item, str)]
+        results = []
+        with self._lock:
+            made = iter(self._extractor.describe(np.stack(good)) if good else ())
+            for item in read:
+                if isinstance(item, str):
+                    results.append(Prediction(None, limit, None, None, None, item))
+                    continue
+                score, map_ = self._scorer.score(self._generator(to_float(next(made))))
+                judged = None if limit is None else score > limit
+                results.append(Prediction(score, limit, judged, map_, item.size))
+        return results
+
+    def _read(self, image: ImageLike, name: str) -> _Read | str:
+        """Squashed pixels and original size, or the reason why there are none."""
+        if isinstance(image, np.ndarray):
+            pixels = image
+        else:
+            try:
+                data = image if isinstance(image, bytes) else read_bytes(Path(image))
+                pixels = decode_rgb(data, name, max_pixels=self.max_pixels)
+            except ImageError as error:
+                return str(error)
+        squashed = resize_rgb(pixels, self.image_size)
+        return _Read(squashed, (int(pixels.shape[0]), int(pixels.shape[1])))
+
+
+class _Read(NamedTuple):
+    pixels: Pixels
+    size: tuple[int, int]

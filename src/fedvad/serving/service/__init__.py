@@ -1,0 +1,1 @@
+"""The web service over a predictor; needs the extra `serve`."""

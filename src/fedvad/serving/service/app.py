@@ -1,0 +1,207 @@
+"""The service itself: routes over a predictor. Importing this needs the extra `serve`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib import resources
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from fedvad._version import __version__
+from fedvad.serving.predictor import Predictor
+from fedvad.serving.service.guard import Guard
+from fedvad.serving.service.heat import heat_png
+from fedvad.serving.service.limits import FIELD, Refusal, WorkQueue, check_token, receive_files
+from fedvad.serving.service.metrics import METRICS_TYPE, ServiceMetrics
+from fedvad.serving.service.models import (
+    Calibration,
+    Health,
+    Info,
+    Limits,
+    Predictions,
+    SampleInfo,
+)
+from fedvad.serving.service.problems import add_handlers, described
+from fedvad.serving.service.results import score_files
+from fedvad.serving.service.samples import Sample
+from fedvad.serving.service.settings import ServiceSettings
+
+__all__ = ["create_app"]
+
+_STATIC = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+_METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+_WEBP: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}}
+}
+_BEARER = HTTPBearer(auto_error=False)
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {
+                        FIELD: {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "PNG, JPEG, BMP, TIFF or WebP files.",
+                        }
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+def create_app(
+    predictor: Predictor,
+    settings: ServiceSettings | None = None,
+    *,
+    samples: Sequence[Sample] = (),
+    name: str = "",
+) -> FastAPI:
+    """The service over a predictor, which it warms up at its start and leaves open at its end.
+
+    `samples` are shown on the page, under the same token as everything else. Every refusal is a
+    `Problem`; a file that cannot be read is a result with an error, not a refusal.
+    """
+    settings = settings or ServiceSettings()
+    queue = WorkQueue(
+        workers=settings.workers, waiting=settings.waiting, timeout_s=settings.timeout_s
+    )
+    metrics = ServiceMetrics(lambda: queue.taken)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        predictor.warm_up()
+        heat_png(np.zeros((2, 2), np.float32), (2, 2), None)  # loads the colours
+        queue.open()
+        yield
+        queue.close()
+
+    app = FastAPI(
+        title="fedvad",
+        version=__version__,
+        summary="Scores, decisions and heat-maps of images.",
+        lifespan=lifespan,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+    )
+    add_handlers(app)
+
+    def authorised(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    ) -> None:
+        check_token(settings.token, given.credentials if given else None)
+
+    guarded: dict[str, Any] = {"dependencies": [Depends(authorised)] if settings.token else []}
+
+    @app.post("/v1/predict", openapi_extra=_BODY, responses=described(400, 401, 408, 413, 415,
+              422, 429, 503, 504), **guarded)  # fmt: skip
+    async def predict(
+        request: Request,
+        heatmap: Annotated[bool, Query(description="Send heat-maps, too.")] = False,
+    ) -> Predictions:
+        """Score one or several image files."""
+        with queue.place() as place:
+            files = await receive_files(request, settings)
+            place.at_end(lambda: [upload.file.close() for upload in files])
+            work = partial(
+                score_files,
+                predictor,
+                metrics,
+                files,
+                heatmap=heatmap,
+                max_file_bytes=settings.max_file_bytes,
+            )
+            return Predictions(site=predictor.site, results=await place.run(work))
+
+    @app.get("/v1/health")
+    async def health() -> Health:
+        """Whether the service answers; needs no token."""
+        return Health(status="ok", version=__version__)
+
+    @app.get("/v1/info", responses=described(401), **guarded)
+    async def info() -> Info:
+        """What is served: site, threshold, limits."""
+        return Info(
+            name=name,
+            site=predictor.site,
+            version=__version__,
+            calibration=_calibration(predictor),
+            limits=Limits(
+                max_file_bytes=settings.max_file_bytes,
+                max_files=settings.max_files,
+                max_total_bytes=settings.max_total_bytes,
+                max_pixels=predictor.max_pixels,
+            ),
+        )
+
+    @app.get("/v1/metrics", response_class=Response, responses=_METRICS | described(401), **guarded)
+    async def metrics_() -> Response:
+        """Counters and times in Prometheus' text format."""
+        return Response(metrics.text(), media_type=METRICS_TYPE)
+
+    @app.get("/v1/samples", responses=described(401), **guarded)
+    async def list_samples() -> list[SampleInfo]:
+        """Small copies of some of the run's test images; empty where it keeps none."""
+        return [
+            SampleInfo(id=i, name=s.name, site=s.site, defect=s.defect)
+            for i, s in enumerate(samples)
+        ]
+
+    @app.get("/v1/samples/{number}", response_class=Response,
+             responses=_WEBP | described(401, 404, 422), **guarded)  # fmt: skip
+    async def sample(number: int) -> Response:
+        """One of them as WebP."""
+        if not 0 <= number < len(samples):
+            raise Refusal(404, "no_sample", f"there are {len(samples)} samples")
+        return Response(samples[number].webp, media_type="image/webp")
+
+    for path, (file, kind) in _STATIC.items():
+        content = resources.files(__package__).joinpath("static", file).read_bytes()
+        app.add_api_route(
+            path,
+            partial(_static, content, kind),
+            include_in_schema=False,
+        )
+    if settings.allowed_hosts:
+        app.add_middleware(
+            TrustedHostMiddleware, allowed_hosts=[*settings.allowed_hosts], www_redirect=False
+        )
+    app.add_middleware(Guard, metrics=metrics)
+    return app
+
+
+async def _static(content: bytes, kind: str) -> Response:
+    return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+
+def _calibration(predictor: Predictor) -> Calibration | None:
+    threshold = predictor.threshold
+    if threshold is None:
+        return None
+    return Calibration(
+        threshold=threshold.value,
+        target_fpr=threshold.target_fpr,
+        n=threshold.n,
+        method=threshold.method,
+        scores=sorted(threshold.scores) or None,  # of an earlier version's run there are none
+    )

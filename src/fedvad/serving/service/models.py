@@ -1,0 +1,106 @@
+"""What the service answers, as OpenAPI shows it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+__all__ = [
+    "Calibration",
+    "Explanation",
+    "FileResult",
+    "Health",
+    "Info",
+    "Limits",
+    "Predictions",
+    "Problem",
+    "SampleInfo",
+]
+
+
+class Explanation(BaseModel):
+    """Why something was refused: a code for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+class Problem(BaseModel):
+    """Every answer that is not a success."""
+
+    error: Explanation
+
+
+class FileResult(BaseModel):
+    """One file of a request."""
+
+    name: str = Field(description="File name as sent; what is not printable is replaced.")
+    score: float | None = Field(description="Higher is more anomalous; null if unreadable.")
+    threshold: float | None = Field(description="Of the run; null if it has none.")
+    anomalous: bool | None = Field(description="score > threshold; null without either.")
+    width: int | None = Field(description="Of the image, in pixels, upright.")
+    height: int | None
+    heatmap: str | None = Field(
+        description="Base64 of a PNG of the image's aspect ratio, to be laid over it: its opacity "
+        "rises from 0 at the map's median to full at the threshold. Only with heatmap=true."
+    )
+    error: Explanation | None = Field(
+        description="Why the file has no score: unreadable or too_large."
+    )
+
+
+class Predictions(BaseModel):
+    """One result per file, in the order sent."""
+
+    site: str | None
+    results: list[FileResult]
+
+
+class Health(BaseModel):
+    """The service answers and its engine is warm."""
+
+    status: Literal["ok"]
+    version: str
+
+
+class Calibration(BaseModel):
+    """The run's threshold and what is known of its false alarms.
+
+    target_fpr: share of normal images that exceed it at most, on average. n: held-out normal
+    scores behind it. scores: these, ascending, where the run keeps them.
+    """
+
+    threshold: float
+    target_fpr: float
+    n: int
+    method: str
+    scores: list[float] | None
+
+
+class Limits(BaseModel):
+    """What a request may hold."""
+
+    max_file_bytes: int
+    max_files: int
+    max_total_bytes: int
+    max_pixels: int
+
+
+class Info(BaseModel):
+    """What is served. site: None stands for the global memory and the sites' median threshold."""
+
+    name: str
+    site: str | None
+    version: str
+    calibration: Calibration | None
+    limits: Limits
+
+
+class SampleInfo(BaseModel):
+    """A small copy of one of the run's test images, at /v1/samples/{id}."""
+
+    id: int
+    name: str
+    site: str
+    defect: str

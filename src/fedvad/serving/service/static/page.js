@@ -1,0 +1,363 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const KEPT = 60; // results of a session
+const THUMB = 96; // pixels
+const TRIES = 8; // when the service is busy
+
+let info = null;
+let token = sessionStorage.getItem("fedvad-token") || "";
+let threshold = null; // what decides now
+const results = []; // newest first: {name, url, score, heat, aspect, error, item, what}
+let current = null;
+let stream = null;
+let working = Promise.resolve(); // images are sent one after another
+let waiting = 0;
+
+const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
+const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+const digits = (value) => Number(value.toPrecision(4)).toString();
+const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
+
+// ---- talking to the service
+
+async function ask(path, options = {}) {
+  let answer;
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      answer = await fetch(path, { ...options, headers: headers() });
+    } catch {
+      throw new Error("The service does not answer. Is it still running?");
+    }
+    if ((answer.status !== 429 && answer.status !== 503) || attempt === TRIES) break;
+    await pause(Number(answer.headers.get("Retry-After")) || 1);
+  }
+  if (answer.ok) return answer;
+  if (answer.status === 401) askForToken();
+  const problem = await answer.json().catch(() => null);
+  throw new Error(problem?.error?.message ?? `The service answered ${answer.status}.`);
+}
+
+async function score(blob, name) {
+  const limit = info?.limits.max_file_bytes;
+  if (limit && blob.size > limit) {
+    throw new Error(`${name} is larger than ${Math.floor(limit / 1e6)} MB, the limit of this service.`);
+  }
+  const form = new FormData();
+  form.append("files", blob, name);
+  const answer = await ask("/v1/predict?heatmap=true", { method: "POST", body: form });
+  return (await answer.json()).results[0];
+}
+
+// ---- images in
+
+function add(blobs) {
+  for (const [blob, name] of blobs) {
+    waiting += 1;
+    working = working.then(() => judge(blob, name));
+  }
+}
+
+async function judge(blob, name) {
+  complain("");
+  say(`Looking at ${name} …`, "");
+  $("result").setAttribute("aria-busy", "true");
+  const entry = { name, url: URL.createObjectURL(blob), score: null, heat: null, error: null };
+  try {
+    const found = await score(blob, name);
+    entry.score = found.score;
+    entry.heat = found.heatmap && `data:image/png;base64,${found.heatmap}`;
+    entry.error = found.error && `This file is damaged, too large, or no image. (${found.error.message})`;
+    entry.aspect = found.width / found.height;
+  } catch (error) {
+    entry.error = error.message;
+  }
+  waiting -= 1;
+  $("result").setAttribute("aria-busy", "false");
+  remember(entry, blob);
+  stretch();
+  show(entry);
+}
+
+// ---- one result
+
+function decision(entry) {
+  if (entry.score === null) return ["Not scored", ""];
+  if (threshold === null) return ["Scored", ""];
+  return entry.score > threshold ? ["Anomalous", "bad"] : ["Normal", "good"];
+}
+
+function show(entry) {
+  current = entry;
+  complain(entry.error ?? "");
+  $("shown").hidden = entry.score === null;
+  if (entry.score !== null) {
+    $("photo").alt = `The image ${entry.name}`;
+    $("picture").classList.remove("alone");
+    $("picture").style.setProperty("--aspect", entry.aspect);
+    $("photo").hidden = $("no-photo").hidden = true;
+    $("photo").src = entry.url;
+    $("heat").src = entry.heat;
+    $("heat").alt = `Heat-map of ${entry.name}`;
+    fade();
+  }
+  tell();
+}
+
+function tell() { // all that depends on the threshold
+  if (current) {
+    const [word, kind] = decision(current);
+    say(`${word}: ${current.name}${waiting ? ` (${waiting} more to come)` : ""}`, kind);
+    if (current.score !== null) {
+      $("figures").textContent = `Score ${digits(current.score)}` +
+        (threshold === null ? "; this run has no threshold." : `, threshold ${digits(threshold)}`);
+    }
+  }
+  $("past").hidden = !results.length;
+  const counts = {};
+  for (const entry of results) {
+    const [word, kind] = decision(entry);
+    counts[word] = (counts[word] ?? 0) + 1;
+    entry.what.className = `what ${kind}`;
+    entry.what.textContent = entry.score === null ? word : `${word} · ${digits(entry.score)}`;
+    entry.item.firstChild.setAttribute("aria-current", String(entry === current));
+  }
+  $("tally").textContent = Object.entries(counts).map(([word, n]) => `${n} ${word.toLowerCase()}`).join(", ");
+}
+
+function say(text, kind) {
+  $("say").className = `verdict ${kind}`;
+  if ($("say").textContent !== text) $("say").textContent = text; // else it is read out again
+}
+
+function complain(text) {
+  $("problem").textContent = text;
+  $("problem").hidden = !text;
+}
+
+function fade() {
+  const value = $("opacity").value;
+  // without a photograph below it, a faded map would show nothing
+  $("heat").style.opacity = $("picture").classList.contains("alone") ? 1 : value / 100;
+  $("opacity-value").textContent = `${value} %`;
+  $("opacity").setAttribute("aria-valuetext", `${value} percent`);
+}
+
+// ---- the threshold
+
+function stretch() {
+  const own = info?.calibration?.threshold ?? 0;
+  const highest = Math.max(0, ...results.map((entry) => entry.score ?? 0));
+  const top = Math.max(2 * own, 1.1 * highest) || 1;
+  if (threshold !== null && top > Number($("threshold").max)) $("threshold").max = top;
+}
+
+function decide(value) {
+  threshold = value;
+  const own = info.calibration.threshold;
+  $("threshold").value = value;
+  $("threshold-value").textContent = digits(value);
+  $("rate").textContent = rate(value);
+  $("threshold").setAttribute("aria-valuetext", digits(value));
+  $("reset").disabled = value === own;
+  tell();
+}
+
+function rate(value) {
+  const { threshold: own, target_fpr: target, n, scores, method } = info.calibration;
+  if (value === own) {
+    const rough = method === "conformal" ? "" : ", extrapolated";
+    const whose = info.site ? "" : " It is the median of the sites' thresholds; at some sites it may stop more.";
+    return `The run's threshold: expected to stop at most ${percent(target)} of normal images (from ${n} held-out ones${rough}).${whose}`;
+  }
+  if (scores) {
+    const above = scores.filter((score) => score > value).length;
+    return `Expected false alarms: about ${percent(above / scores.length)} of normal images (${above} of ${n} held-out ones).`;
+  }
+  if (value > own) return `Expected false alarms: at most ${percent(target)}, as it is above the run's threshold.`;
+  return `Expected false alarms: unknown, more than at the run's threshold (at most ${percent(target)} there).`;
+}
+
+// ---- the session
+
+function remember(entry, blob) {
+  const button = document.createElement("button");
+  const thumb = document.createElement("canvas");
+  thumb.width = thumb.height = THUMB;
+  createImageBitmap(blob, { resizeWidth: THUMB, resizeHeight: THUMB, resizeQuality: "medium" })
+    .then((small) => thumb.getContext("2d").drawImage(small, 0, 0), () => {}); // TIFF: stays blank
+  entry.what = text("what", "");
+  button.type = "button";
+  button.append(thumb, text("name", entry.name), entry.what);
+  button.addEventListener("click", () => show(entry));
+  entry.item = document.createElement("li");
+  entry.item.append(button);
+  results.unshift(entry);
+  $("history").prepend(entry.item);
+  for (const old of results.splice(KEPT)) forget(old);
+}
+
+function forget(entry) {
+  URL.revokeObjectURL(entry.url);
+  entry.item.remove();
+}
+
+function text(kind, content) {
+  const span = document.createElement("span");
+  span.className = kind;
+  span.textContent = content;
+  return span;
+}
+
+function save() {
+  // a leading sign would make a spreadsheet run the name as a formula
+  const quoted = (value) => `"${String(value ?? "").replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
+  const rows = [...results].reverse().map((entry) =>
+    [quoted(entry.name), entry.score ?? "", threshold ?? "", quoted(decision(entry)[0]), quoted(entry.error)].join(","));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([["name,score,threshold,decision,error", ...rows, ""].join("\r\n")], { type: "text/csv" }));
+  link.download = "fedvad-session.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+function clear() {
+  for (const entry of results.splice(0)) forget(entry);
+  current = null;
+  $("shown").hidden = true;
+  complain("");
+  say("No image yet.", "");
+  tell();
+  $("file").focus();
+}
+
+// ---- the camera
+
+async function openCamera() {
+  if (!navigator.mediaDevices?.getUserMedia) { // not over plain http from another machine
+    $("shot").click();
+    return;
+  }
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({
+      video: { facingMode: "environment", width: { ideal: 1920 }, height: { ideal: 1080 } },
+    });
+  } catch (error) {
+    complain(error.name === "NotAllowedError" ? "The browser was not allowed to use the camera."
+      : "No camera was found.");
+    return;
+  }
+  $("video").srcObject = stream;
+  await $("video").play();
+  $("live").hidden = false;
+  $("camera").hidden = true;
+  $("take").focus();
+}
+
+function closeCamera() {
+  stream?.getTracks().forEach((track) => track.stop());
+  stream = null;
+  $("live").hidden = true;
+  $("camera").hidden = false;
+  $("camera").focus();
+}
+
+function takePicture() {
+  const canvas = document.createElement("canvas");
+  canvas.width = $("video").videoWidth;
+  canvas.height = $("video").videoHeight;
+  canvas.getContext("2d").drawImage($("video"), 0, 0);
+  const name = `camera ${new Date().toLocaleTimeString()}.png`;
+  canvas.toBlob((blob) => blob && add([[blob, name]]), "image/png"); // no artefacts of compression
+}
+
+// ---- samples, token, start
+
+async function showSamples() {
+  const samples = await (await ask("/v1/samples")).json();
+  $("samples").hidden = !samples.length;
+  $("samples").open = innerWidth > 700;
+  const items = await Promise.all(samples.map(async (sample) => {
+    const blob = await (await ask(`/v1/samples/${sample.id}`)).blob();
+    const picture = new Image();
+    picture.src = URL.createObjectURL(blob);
+    picture.alt = "";
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(picture, text("", sample.defect));
+    button.title = `${sample.site}, ${sample.defect}, ${sample.name}`;
+    button.addEventListener("click", () => add([[blob, `${sample.defect} ${sample.name}`]]));
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  }));
+  $("sample-list").replaceChildren(...items);
+}
+
+function askForToken() {
+  token = "";
+  sessionStorage.removeItem("fedvad-token");
+  $("login").hidden = false;
+  $("main").hidden = true;
+  $("token").focus();
+}
+
+async function start() {
+  try {
+    info = await (await ask("/v1/info")).json();
+  } catch (error) {
+    if ($("login").hidden) complain(error.message);
+    return;
+  }
+  $("login").hidden = true;
+  $("main").hidden = false;
+  if (token) sessionStorage.setItem("fedvad-token", token);
+  const site = info.site ? `site ${info.site}` : "all sites";
+  $("served").textContent = [info.name, site].filter(Boolean).join(", ");
+  document.title = [info.name, "fedvad"].filter(Boolean).join(" · ");
+  if (info.calibration) {
+    $("deciding").hidden = false;
+    threshold = info.calibration.threshold;
+    $("threshold").max = 2 * threshold || 1;
+    decide(threshold);
+  }
+  await showSamples().catch((error) => complain(error.message));
+}
+
+const named = (files) => [...files].map((file) => [file, file.name]);
+for (const id of ["file", "shot"]) {
+  $(id).addEventListener("change", () => { add(named($(id).files)); $(id).value = ""; });
+}
+let depth = 0; // a drag enters each child anew
+addEventListener("dragenter", () => { depth += 1; $("drop").classList.add("over"); });
+addEventListener("dragleave", () => { depth -= 1; $("drop").classList.toggle("over", depth > 0); });
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  depth = 0;
+  $("drop").classList.remove("over");
+  if (!$("main").hidden) add(named(event.dataTransfer.files));
+});
+addEventListener("paste", (event) => { if (!$("main").hidden) add(named(event.clipboardData.files)); });
+addEventListener("pagehide", () => stream && closeCamera());
+$("photo").addEventListener("load", () => { $("photo").hidden = false; });
+$("photo").addEventListener("error", () => { // TIFF, in most browsers
+  $("picture").classList.add("alone");
+  $("no-photo").hidden = false;
+  fade();
+});
+$("opacity").addEventListener("input", fade);
+$("threshold").addEventListener("input", () => decide(Number($("threshold").value)));
+$("reset").addEventListener("click", () => decide(info.calibration.threshold));
+$("save").addEventListener("click", save);
+$("clear").addEventListener("click", clear);
+$("camera").addEventListener("click", openCamera);
+$("take").addEventListener("click", takePicture);
+$("stop").addEventListener("click", closeCamera);
+$("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = $("token").value.trim();
+  $("token").value = "";
+  start();
+});
+start();

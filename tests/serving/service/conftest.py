@@ -1,0 +1,74 @@
+"""One predictor for all tests of the service, and clients of services over it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+
+from fedvad.serving.predictor import Predictor
+from fedvad.serving.service.app import create_app
+from fedvad.serving.service.settings import ServiceSettings
+
+Run = tuple[Path, dict[str, Any]]
+MakeClient = Callable[..., TestClient]
+Serve = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def predictor(trained: Run) -> Iterator[Predictor]:
+    with Predictor.load(trained[0], site="birch", max_pixels=4_000_000) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def make_client(predictor: Predictor) -> Iterator[MakeClient]:
+    """`make_client(scorer=..., samples=..., **settings)`: a client of a started service."""
+    with ExitStack() as stack:
+
+        def make(
+            scorer: Any = predictor, samples: Any = (), name: str = "", **settings: Any
+        ) -> TestClient:
+            app = create_app(scorer, ServiceSettings(**settings), samples=samples, name=name)
+            return stack.enter_context(TestClient(app, raise_server_exceptions=False))
+
+        yield make
+
+
+@pytest.fixture
+def client(make_client: MakeClient) -> TestClient:
+    return make_client()
+
+
+@pytest.fixture(scope="session")
+def files(plants: Path) -> list[Path]:
+    return sorted((plants / "birch/test").rglob("*.png"))
+
+
+@pytest.fixture
+def serve(predictor: Predictor) -> Iterator[Serve]:
+    """`serve(scorer=..., samples=..., **settings)`: the address of a service in a thread."""
+    with ExitStack() as stack:
+
+        def start(scorer: Any = predictor, samples: Any = (), **settings: Any) -> str:
+            app = create_app(scorer, ServiceSettings(**settings), samples=samples, name="run 1")
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+
+            def end() -> None:
+                server.should_exit = True
+                thread.join(20)
+
+            stack.callback(end)
+            return f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+        yield start

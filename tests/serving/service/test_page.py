@@ -1,0 +1,248 @@
+"""The page in a real browser: headless Chromium, named by FEDVAD_CHROMIUM or found on the path."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright")
+
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.serving.predictor import Predictor
+from fedvad.serving.service.samples import load_samples
+from tests.serving.service.conftest import Run, Serve
+from tests.serving.service.support import Stub
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_CHROMIUM = os.environ.get("FEDVAD_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+_CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+TOKEN = "correct-horse-battery"
+Open = Callable[..., Page]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium: set FEDVAD_CHROMIUM to one"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as driver:
+        # no sandbox: containers seldom allow one, and it sees only our own page
+        opened = driver.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox", *_CAMERA])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Open]:
+    """`page(address)`: a page that must neither complain nor ask anybody else."""
+    wrong: list[str] = []
+    with ExitStack() as stack:
+
+        def open_(address: str, *, width: int = 1200, may_complain: str = "\0") -> Page:
+            context = browser.new_context(viewport=ViewportSize(width=width, height=800))
+            stack.callback(context.close)
+            shown = context.new_page()
+            shown.on(
+                "console",
+                lambda m: may_complain in m.text or wrong.append(f"console: {m.type} {m.text}"),
+            )
+            shown.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+            own = (address, f"blob:{address}", "data:")
+            shown.on(
+                "request", lambda r: r.url.startswith(own) or wrong.append(f"outside: {r.url}")
+            )
+            shown.goto(address)
+            return shown
+
+        yield open_
+    assert wrong == []
+
+
+def test_dropped_images_are_judged_and_the_slider_moves_the_decision(
+    serve: Serve, page: Open, files: list[Path], predictor: Predictor
+) -> None:
+    shown = page(serve())
+    expect(shown.locator("#served")).to_have_text("run 1, site birch")
+    (worst,) = [f for f in files if f.parent.name != "good"][:1]
+    drop(shown, worst)
+    expect(shown.locator("#say")).to_have_text(f"Anomalous: {worst.name}")
+    (expected,) = predictor.predict([worst])
+    assert expected.score is not None
+    assert f"Score {float(f'{expected.score:.4g}'):g}" in shown.inner_text("#figures")
+    box = shown.locator("#photo").bounding_box()
+    assert shown.locator("#heat").bounding_box() == box  # the one lies on the other
+    assert box is not None
+    assert box["width"] > 200
+
+    slider = shown.locator("#threshold")
+    expect(shown.locator("#rate")).to_contain_text("at most 1 %")
+    slider.focus()
+    slider.press("End")
+    expect(shown.locator("#say")).to_have_text(f"Normal: {worst.name}")
+    expect(shown.locator("#rate")).to_contain_text("above the run's threshold")
+    expect(shown.locator("#history .what")).to_contain_text("Normal")
+    slider.press("Home")
+    expect(shown.locator("#say")).to_have_text(f"Anomalous: {worst.name}")
+    expect(shown.locator("#rate")).to_contain_text("unknown")
+    shown.click("#reset")
+    expect(shown.locator("#rate")).to_contain_text("The run's threshold")
+
+    shown.locator("#opacity").fill("25")
+    expect(shown.locator("#heat")).to_have_css("opacity", "0.25")
+    expect(shown.locator("#opacity-value")).to_have_text("25 %")
+
+
+def test_kept_calibration_scores_give_a_rate_for_every_threshold(
+    serve: Serve, page: Open, predictor: Predictor
+) -> None:
+    stub = Stub(predictor)
+    stub.go.set()
+    stub.threshold = Threshold(  # type: ignore[attr-defined]
+        value=1.0, n=4, method="conformal", target_fpr=0.25, scores=(0.9, 0.4, 1.0, 1.4)
+    )
+    shown = page(serve(stub))
+    expect(shown.locator("#rate")).to_contain_text("at most 25 %")
+    slider = shown.locator("#threshold")
+    for value, told in (("0.95", "about 50 %"), ("0.1", "about 100 %"), ("1.9", "about 0 %")):
+        slider.fill(value)
+        expect(shown.locator("#rate")).to_contain_text(told)
+
+
+def test_without_a_threshold_scores_are_shown_and_nothing_is_decided(
+    serve: Serve, page: Open, predictor: Predictor, files: list[Path]
+) -> None:
+    stub = Stub(predictor)
+    stub.go.set()
+    stub.threshold = None  # type: ignore[attr-defined]
+    shown = page(serve(stub))
+    shown.set_input_files("#file", [files[0]])
+    expect(shown.locator("#say")).to_have_text(f"Scored: {files[0].name}")
+    expect(shown.locator("#figures")).to_contain_text("no threshold")
+    expect(shown.locator("#deciding")).to_be_hidden()
+
+
+def test_the_camera_takes_pictures_until_it_is_closed(serve: Serve, page: Open) -> None:
+    shown = page(serve())
+    shown.click("#camera")
+    expect(shown.locator("#live")).to_be_visible()
+    shown.click("#take")
+    expect(shown.locator("#history .name")).to_contain_text("camera")
+    expect(shown.locator("#say")).to_contain_text("Anomalous")
+    shown.click("#stop")
+    expect(shown.locator("#live")).to_be_hidden()
+    expect(shown.locator("#camera")).to_be_focused()
+
+
+def drop(shown: Page, path: Path) -> None:
+    """Drop a file on the page as a mouse would."""
+    transfer = shown.evaluate_handle(
+        """([name, bytes]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], name));
+            return transfer;
+        }""",
+        [path.name, list(path.read_bytes())],
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        shown.dispatch_event("#drop", event, {"dataTransfer": transfer})
+
+
+def test_what_cannot_be_read_is_explained_and_the_rest_goes_on(
+    serve: Serve, page: Open, files: list[Path], tmp_path: Path
+) -> None:
+    broken, large = tmp_path / "broken.png", tmp_path / "large.png"
+    broken.write_bytes(files[0].read_bytes()[:300])
+    large.write_bytes(bytes(1_100_000))
+    shown = page(serve(max_file_bytes=1_000_000), width=390)
+    shown.set_input_files("#file", [broken])
+    expect(shown.locator("#problem")).to_contain_text("This file is damaged")
+    expect(shown.locator("#say")).to_have_text("Not scored: broken.png")
+    shown.set_input_files("#file", [large])
+    expect(shown.locator("#problem")).to_contain_text("larger than 1 MB")
+    shown.set_input_files("#file", [files[0], files[1]])
+    expect(shown.locator("#history li")).to_have_count(4)
+    expect(shown.locator("#problem")).to_be_hidden()
+    expect(shown.locator("#tally")).to_contain_text("2 not scored")
+    assert shown.evaluate("document.documentElement.scrollWidth") == 390
+    shown.locator("#history li").last.locator("button").click()
+    expect(shown.locator("#say")).to_have_text("Not scored: broken.png")
+    shown.click("#clear")
+    expect(shown.locator("#past")).to_be_hidden()
+
+
+def test_an_image_that_the_browser_cannot_show_has_a_heatmap_still(
+    serve: Serve, page: Open, files: list[Path], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    tiff = tmp_path / "a.tif"
+    with Image.open(files[0]) as image:
+        image.save(tiff)
+    shown = page(serve())
+    shown.set_input_files("#file", [tiff])
+    expect(shown.locator("#no-photo")).to_be_visible()
+    expect(shown.locator("#photo")).to_be_hidden()
+    expect(shown.locator("#heat")).to_have_css("opacity", "1")
+
+
+def test_samples_and_the_session_as_a_table(serve: Serve, page: Open, trained: Run) -> None:
+    shown = page(serve(samples=load_samples(trained[0], "birch", limit=3)))
+    samples = shown.locator("#sample-list button")
+    expect(samples).to_have_count(3)
+    samples.first.focus()
+    samples.first.press("Enter")
+    expect(shown.locator("#history li")).to_have_count(1)
+    samples.nth(1).click()
+    expect(shown.locator("#history li")).to_have_count(2)
+    with shown.expect_download() as download:
+        shown.click("#save")
+    lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "name,score,threshold,decision,error"
+    assert len(lines) == 3
+    assert lines[1].startswith('"good ')
+
+
+def test_the_page_asks_for_the_token(serve: Serve, page: Open, files: list[Path]) -> None:
+    shown = page(serve(token=TOKEN), may_complain="401")  # Chromium's own note of it
+    expect(shown.locator("#login")).to_be_visible()
+    expect(shown.locator("#main")).to_be_hidden()
+    for given in ("wrong", TOKEN):
+        shown.fill("#token", given)
+        shown.press("#token", "Enter")
+    expect(shown.locator("#main")).to_be_visible()
+    shown.set_input_files("#file", [files[0]])
+    expect(shown.locator("#history li")).to_have_count(1)
+    shown.reload()
+    expect(shown.locator("#main")).to_be_visible()
+
+
+def test_a_name_is_never_read_as_markup(serve: Serve, page: Open, files: list[Path]) -> None:
+    shown = page(serve())
+    name = '<img src=x onerror="alert(1)">.png'
+    content = {"name": name, "mimeType": "image/png", "buffer": files[0].read_bytes()}
+    shown.set_input_files("#file", [content])
+    expect(shown.locator("#say")).to_contain_text(name)
+    expect(shown.locator("#history .name")).to_have_text(name)
+
+
+def test_everything_that_can_be_used_has_a_name(serve: Serve, page: Open) -> None:
+    shown = page(serve())
+    nameless = shown.evaluate(
+        """() => [...document.querySelectorAll("button, input")]
+            .filter((e) => e.getAttribute("aria-hidden") !== "true")
+            .filter((e) => !(e.textContent.trim() || e.labels?.length))
+            .map((e) => e.outerHTML)"""
+    )
+    assert nameless == []
+    assert shown.locator("html").get_attribute("lang") == "en"
+    shown.keyboard.press("Tab")
+    expect(shown.locator("#file")).to_be_focused()
