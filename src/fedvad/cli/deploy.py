@@ -1,0 +1,166 @@
+"""`fedvad deploy`, `server`, `site`, `launch`: a federation of real machines, over Flower."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import JsonOption, WeightsOption, print_json, showing
+
+__all__ = ["deploy_app", "launch", "server", "site"]
+
+deploy_app = typer.Typer(
+    help="Certificates, keys and settings of a federation of real machines.", no_args_is_help=True
+)
+
+InsecureOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure", help="Plain text and no keys: anybody on the network can read and change all."
+    ),
+]
+
+
+@deploy_app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    server: Annotated[
+        str,
+        typer.Option(
+            help="Names and addresses of the server, comma-separated; sites use the first."
+        ),
+    ],
+    site: Annotated[
+        list[str] | None, typer.Option(help="Name of a site; once for each.", show_default=False)
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The server's one port.")] = 8000,
+    as_json: JsonOption = False,
+) -> None:
+    """Make certificates, a key pair per site, settings, Compose and systemd files.
+
+    Again with more --site it adds those; nothing that exists is written over.
+    """
+    from fedvad.pipeline.deploy.init import init as make
+
+    names = [name.strip() for name in server.split(",") if name.strip()]
+    told = make(folder, names, site or [], port=port)
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(f"sites      {', '.join(told['sites'])}")
+    typer.echo(f"server     {told['server']}  (stays on the server's machine)")
+    typer.echo(f"each site  {folder / 'sites' / 'NAME'}  (goes to that site only)")
+    typer.echo(f"authority  {folder / 'authority'}  (lock it away: it can make certificates)")
+
+
+@deploy_app.command()
+def app() -> None:
+    """Print the folder of the Flower App, for those who start it with `flwr run` themselves."""
+    from fedvad.pipeline.deploy.guard import APP
+
+    typer.echo(str(APP))
+
+
+def server(
+    folder: Annotated[Path, typer.Argument(help="Folder `server` of `deploy init`.")],
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on [default: server.toml's]")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port [default: server.toml's]")] = None,
+    insecure: InsecureOption = False,
+) -> None:
+    """Be the server of a federation, until stopped. Only sites with a registered key get in."""
+    from fedvad.pipeline.deploy.processes import run_server
+    from fedvad.pipeline.deploy.settings import read_server
+
+    changes = {"host": host, "port": port, "insecure": insecure or None}
+    given = {name: value for name, value in changes.items() if value is not None}
+    _speak_up()
+    run_server(read_server(folder).model_copy(update=given))
+
+
+def site(
+    folder: Annotated[Path, typer.Argument(help="This site's folder of `deploy init`.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of this site's images.", show_default=False)
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that must outlive everything [default: `state` in the site's folder]",
+            show_default=False,
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Descriptor cache folder.", show_default=False)
+    ] = None,
+    weights: WeightsOption = None,
+    engine: Annotated[
+        str | None, typer.Option(help="openvino or torch [default: the server's]")
+    ] = None,
+    max_upload_bytes: Annotated[
+        int | None,
+        typer.Option(help="Bytes per round that may leave this site [default: 1000000]"),
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the server [default: site.toml's]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Local port, on 127.0.0.1 only [default: 9094]")
+    ] = None,
+    insecure: InsecureOption = False,
+) -> None:
+    """Be a site of a federation, until stopped: take part in every run that the server starts."""
+    from fedvad.pipeline.deploy.processes import run_site
+    from fedvad.pipeline.deploy.settings import read_site
+
+    here = {"data": data, "state": state, "cache": cache, "weights": weights}
+    changes = {name: path.resolve() for name, path in here.items() if path is not None}
+    _speak_up()
+    run_site(
+        read_site(
+            folder,
+            **changes,
+            engine=engine,
+            max_upload_bytes=max_upload_bytes,
+            server=server,
+            port=port,
+            insecure=insecure or None,
+        )
+    )
+
+
+def launch(
+    folder: Annotated[Path, typer.Argument(help="Folder `server` of `deploy init`.")],
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    name: Annotated[
+        str, typer.Option(help="Name of the run; an interrupted one goes on by its name.")
+    ] = "federation",
+    as_json: JsonOption = False,
+) -> None:
+    """Start a federated run on the server's machine, follow it, fetch its result.
+
+    The result holds the global memory, for places that never trained; each site has made a run
+    folder of its own, with its own thresholds.
+    """
+    from fedvad.pipeline.deploy.launch import launch as start
+    from fedvad.pipeline.deploy.settings import read_running
+
+    with showing() as progress:
+        told = start(read_running(folder), name, out, progress=progress)
+    if as_json:
+        print_json(told)
+        return
+    for missing in told["missing"]:
+        typer.echo(
+            f"{missing} did not get the final memory: launch again when it is there", err=True
+        )
+    typer.echo(f"{told['rounds']} rounds   Run folder: {told['run']}")
+
+
+def _speak_up() -> None:
+    """A server's log is all that its people see of it."""
+    logging.getLogger("fedvad").setLevel(logging.INFO)

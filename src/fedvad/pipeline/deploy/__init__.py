@@ -1,0 +1,1 @@
+"""A federation of real machines: certificates and keys, the server, the sites, a run."""

@@ -1,0 +1,148 @@
+"""Two doors that Flower 1.41 leaves open, shut; and patience with slow machines.
+
+1. Its server has one port for everything, and asks only sites for a key: whoever reaches the port
+   may start runs, register keys of their own and take over a server's task. Here everything but
+   the sites' part is answered to the server's own machine only.
+2. Its sites run whatever code a run brings along. Here a run may bring none: it names components
+   of the fedvad that the site has installed, or is refused.
+3. It gives each process that it starts 30 seconds to say something, and then starts another
+   beside it. A busy or small machine needs longer to import Python, and never catches up again.
+   And it turns away a site whose clock is five seconds ahead.
+
+All of it is done at places that Flower does not promise to keep, so the extra pins its version
+and tests try the doors.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import tomllib
+import zipfile
+from collections.abc import Awaitable, Callable, MutableMapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+__all__ = ["APP", "COMPONENTS", "LocalOnly", "guard_server", "guard_site", "why_refused"]
+
+log = logging.getLogger(__name__)
+
+APP = Path(__file__).parent / "app"
+COMPONENTS = {
+    "serverapp": "fedvad.pipeline.deploy.apps:server",
+    "clientapp": "fedvad.pipeline.deploy.apps:client",
+}
+_OPEN = ("/v1/fleet/", "/health")
+_FILES = {"pyproject.toml", ".info/CONTENT"}
+_MAX_FILE = 1 << 16
+# what a process may be silent before (once) and after (twice) its first word
+_SILENCE_SECONDS = 180
+# how far a site's clock may be ahead; behind, Flower allows 300 more
+_SKEW_SECONDS = 300
+
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class LocalOnly:
+    """ASGI middleware: from other machines only what sites need; 403 for the rest."""
+
+    def __init__(self, app: Callable[[_Scope, _Receive, _Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] == "lifespan" or _allowed(scope):
+            await self.app(scope, receive, send)
+            return
+        log.warning("refused %s from %s", scope.get("path"), (scope.get("client") or ["?"])[0])
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = [(b"content-type", b"text/plain")]
+        await send({"type": "http.response.start", "status": 403, "headers": headers})
+        await send({"type": "http.response.body", "body": b"only from the server's own machine\n"})
+
+
+def _allowed(scope: _Scope) -> bool:
+    path = scope.get("path", "")
+    if scope["type"] == "http" and (path == _OPEN[1] or path.startswith(_OPEN[0])):
+        return True
+    client, server = scope.get("client"), scope.get("server")
+    try:
+        address = ipaddress.ip_address(client[0]) if client else None
+    except ValueError:
+        return False
+    if address is None:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback or (server and client and server[0] == client[0]))
+
+
+def guard_server() -> None:
+    """Put `LocalOnly` before everything that a SuperLink of this process answers."""
+    from flwr.superlink import extensions
+    from flwr.superlink.routers.fleet import node_auth
+    from starlette.middleware import Middleware
+
+    extensions.get_middleware = lambda: (Middleware(LocalOnly),)
+    assert hasattr(node_auth, "SYSTEM_TIME_TOLERANCE")
+    node_auth.SYSTEM_TIME_TOLERANCE = _SKEW_SECONDS
+    _more_time()
+
+
+def why_refused(app: bytes) -> str | None:
+    """Why a Flower App Bundle must not run here; None for one that brings no code."""
+    try:
+        with zipfile.ZipFile(BytesIO(app)) as archive:
+            foreign = sorted(set(archive.namelist()) - _FILES)
+            if foreign:
+                return f"it brings files along: {foreign[:5]}"
+            if any(info.file_size > _MAX_FILE for info in archive.infolist()):
+                return "its description is too large"
+            project = tomllib.loads(archive.read("pyproject.toml").decode())
+        components = project["tool"]["flwr"]["app"]["components"]
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, NotImplementedError) as error:
+        return f"it is no Flower App: {error}"
+    if components != COMPONENTS:
+        return f"it names other components than fedvad's: {components}"
+    return None
+
+
+def guard_site() -> None:
+    """Let a SuperNode of this process run apps without code only; others get an error reply."""
+    from flwr.supercore.fab import Fab
+    from flwr.supernode import start_client_internal as node
+
+    original = node._pull_and_store_message
+
+    def checked(**arguments: Any) -> Any:
+        get_fab = arguments["get_fab"]
+
+        def verified(hash_: str, run_id: int) -> Any:
+            fab = get_fab(hash_, run_id)
+            # without any verification Flower refuses it before it asks ours
+            return Fab(fab.hash_str, fab.content, {"valid_license": "checked by fedvad"})
+
+        changes = {"get_fab": verified, "trusted_entities": {"fedvad": "-"}}
+        return original(**(arguments | changes))
+
+    def verify(fab: Any, _: dict[str, str]) -> bool:
+        reason = why_refused(fab.content)
+        if reason is not None:
+            log.error("refused the app of a run: %s", reason)
+        return reason is None
+
+    node._pull_and_store_message = checked
+    node._verify_fab = verify
+    _more_time()
+
+
+def _more_time() -> None:
+    from flwr.supercore.corestate import in_memory_corestate, sql_corestate
+
+    for state in (in_memory_corestate, sql_corestate):
+        assert hasattr(state, "HEARTBEAT_DEFAULT_INTERVAL")
+        state.HEARTBEAT_DEFAULT_INTERVAL = _SILENCE_SECONDS

@@ -1,0 +1,209 @@
+"""The long-running processes of a deployment: Flower's server and site nodes, well behaved."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fedvad.data.files import write_atomically
+from fedvad.errors import ConfigError, FederationError
+from fedvad.pipeline.deploy.registry import sync_keys
+from fedvad.pipeline.deploy.server import site_keys
+from fedvad.pipeline.deploy.settings import (
+    RUNNING,
+    SERVER_VARIABLE,
+    SITE_VARIABLE,
+    ServerSettings,
+    SiteSettings,
+    to_toml,
+)
+
+__all__ = ["CONNECTION", "control", "healthy", "run_server", "run_site"]
+
+log = logging.getLogger(__name__)
+CONNECTION = "fedvad"
+_RETRY_SECONDS = 15
+_PAUSE = "FEDVAD_SITE_PAUSE"
+
+
+def run_server(settings: ServerSettings) -> None:
+    """Be the server until stopped: Flower's SuperLink, its keys registered, its doors shut."""
+    need_flower()
+    state = settings.state
+    state.mkdir(parents=True, exist_ok=True)
+    _environment(state / "flower")
+    os.environ[SERVER_VARIABLE] = str(settings.folder)
+    write_connection(settings)
+    told = {"host": settings.host, "port": settings.port, "insecure": settings.insecure}
+    write_atomically(state / RUNNING, to_toml(told).encode())
+    database = state / "flower.db"
+    arguments = [
+        "--host", settings.host, "--port", str(settings.port),
+        "--database", str(database), "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    if settings.insecure:
+        log.warning("PLAIN TEXT: everybody on the network can read and change everything")
+        arguments.append("--insecure")
+    else:
+        arguments += [
+            "--ssl-ca-certfile", str(_there(settings.folder / "ca.crt")),
+            "--ssl-certfile", str(_there(settings.folder / "server.crt")),
+            "--ssl-keyfile", str(_there(settings.folder / "server.key")),
+            "--enable-supernode-auth",
+        ]  # fmt: skip
+        sync_keys(database, site_keys(settings))
+
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+
+    from fedvad.pipeline.deploy.guard import guard_server
+
+    guard_server()
+    sys.argv = ["flower-superlink", *arguments]
+    flower_superlink()
+
+
+def run_site(site: SiteSettings) -> None:
+    """Be the site until stopped: Flower's SuperNode, that runs no code but fedvad's."""
+    need_flower()
+    time.sleep(float(os.environ.pop(_PAUSE, "0")))
+    state = site.state or site.folder / "state"
+    resolved = site.model_dump(exclude={"folder"}) | {"state": state}
+    for name in ("data", "cache", "state", "weights"):
+        if resolved[name] is not None:
+            resolved[name] = Path(resolved[name]).resolve()
+    write_atomically(state / "site.toml", to_toml(resolved).encode())
+    _environment(state / "flower")
+    os.environ[SITE_VARIABLE] = str(state.resolve())
+    arguments = ["--superlink", site.server, "--port", str(site.port)]
+    if site.insecure:
+        log.warning("PLAIN TEXT: everybody on the network can read and change everything")
+        arguments.append("--insecure")
+    else:
+        arguments += [
+            "--root-certificates", str(_there(site.folder / "ca.crt")),
+            "--auth-supernode-private-key", str(_there(site.folder / "site.key")),
+        ]  # fmt: skip
+
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
+    from fedvad.pipeline.deploy.guard import guard_site
+
+    guard_site()
+    sys.argv = ["flower-supernode", *arguments]
+    try:
+        flower_supernode()
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+    log.warning(
+        "the server does not take this site: its key is not registered there, or it has not "
+        "noticed yet that an earlier node stopped (a minute). Trying again in %d s", _RETRY_SECONDS
+    )  # fmt: skip
+    _again()
+
+
+def need_flower() -> None:
+    """Raise `ConfigError` where Flower is not installed."""
+    if find_spec("flwr") is None:
+        raise ConfigError("this needs Flower: pip install 'fedvad[flower]'")
+
+
+def write_connection(settings: ServerSettings) -> None:
+    """Tell Flower's own commands, in the server's home of theirs, how to reach it."""
+    values: dict[str, Any] = {"address": local_address(settings)}
+    if settings.insecure:
+        values["insecure"] = True
+    else:
+        values["root-certificates"] = settings.folder / "ca.crt"
+    text = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n{to_toml(values)}'
+    write_atomically(settings.state / "flower" / "config.toml", text.encode())
+
+
+def local_address(settings: ServerSettings) -> str:
+    """`host:port` of the server as its own machine reaches it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(settings.host, settings.host)
+    return f"{host}:{settings.port}"
+
+
+def healthy(settings: ServerSettings, timeout: float = 5.0) -> bool:
+    """Whether the server answers."""
+    scheme = "http" if settings.insecure else "https"
+    context = None
+    if not settings.insecure:
+        context = ssl.create_default_context(cafile=str(_there(settings.folder / "ca.crt")))
+    try:
+        url = f"{scheme}://{local_address(settings)}/health"
+        with urllib.request.urlopen(url, timeout=timeout, context=context) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def control(settings: ServerSettings, *arguments: str) -> dict[str, Any]:
+    """Run a command of Flower's own command line and return what it says as JSON.
+
+    Raises `FederationError` with its words when it fails.
+    """
+    _environment(settings.state / "flower")
+    command = [str(Path(sys.executable).with_name("flwr")), *arguments, "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    start = done.stdout.find("{")
+    try:
+        told = dict(json.loads(done.stdout[start:])) if start >= 0 else {}
+    except ValueError:
+        told = {}
+    if not told.get("success"):
+        words = str(told.get("error-message") or done.stderr or done.stdout).strip()
+        raise FederationError(f"flwr {' '.join(arguments[:2])}: {words[-2000:] or 'no answer'}")
+    return told
+
+
+def _again() -> NoReturn:
+    """Start this very command anew, to pause first, with none of the old one's children left.
+
+    At once: a thread of Flower's ends this process in a few seconds.
+    """
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os.environ[_PAUSE] = str(_RETRY_SECONDS)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _environment(home: Path) -> None:
+    """For this process and all that Flower starts: its own home, nothing sent to its makers."""
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["FLWR_HOME"] = str(home.resolve())
+    for name, value in (
+        ("FLWR_TELEMETRY_ENABLED", "0"),
+        ("FLWR_DISABLE_UPDATE_CHECK", "1"),
+        ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+    ):
+        os.environ.setdefault(name, value)
+    # it has handlers of its own, and would say everything twice
+    logging.getLogger("flwr").propagate = False
+    # Flower starts its parts by name: they must be those beside this Python
+    programs = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "")
+    if path.split(os.pathsep)[0] != programs:
+        os.environ["PATH"] = os.pathsep.join([programs, path])
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} is missing; `fedvad deploy init` makes it (or --insecure for plain text)"
+        )
+    return path

@@ -1,0 +1,37 @@
+"""Which keys a server's Flower knows: exactly those in its folder, settled before it listens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+__all__ = ["sync_keys"]
+
+log = logging.getLogger(__name__)
+
+
+def sync_keys(database: Path, keys: Collection[bytes]) -> None:
+    """Register the public keys (PEM) that are new, and lock out the nodes of all others.
+
+    Flower's own command for it needs a running server and a process per key. A key that was
+    locked out stays so in this database: its site needs a new one.
+    """
+    from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+    from flwr.superlink.config_loader import (
+        get_federation_manager,
+        get_objectstore_linkstate_factories,
+    )
+
+    _, factory = get_objectstore_linkstate_factories(str(database), get_federation_manager())
+    state = factory.state()
+    known = {bytes(node.public_key): node for node in state.get_node_info()}
+    for key, node in known.items():
+        if key not in keys and node.status != "unregistered":
+            state.delete_node(node.owner_aid, node.node_id)
+            log.warning("locked out node %d: its key is not in the folder any more", node.node_id)
+    for key in keys:
+        if key not in known:
+            state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL)
+        elif known[key].status == "unregistered":
+            log.error("a key was locked out earlier: its site needs a new one")

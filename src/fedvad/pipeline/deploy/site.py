@@ -1,0 +1,280 @@
+"""What a site answers: its rounds, and its own run folder from the final memory."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedvad._version import __version__
+from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory_site import MemorySite
+from fedvad.errors import ConfigError, FedvadError, PayloadError
+from fedvad.features.cache import DescriptorCache, default_cache_root
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.runners.flower.messages import Instruction, Reply
+from fedvad.memory.bank import MemoryBank
+from fedvad.pipeline.bank import one_site, site_features
+from fedvad.pipeline.bank_import import _make_run
+from fedvad.pipeline.bank_state import (
+    SiteState,
+    load_site,
+    note_round,
+    save_sent,
+    save_site,
+)
+from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.deploy.settings import SiteSettings, check_run_name
+from fedvad.pipeline.plan import plan, site_seed
+from fedvad.pipeline.progress import silent
+from fedvad.pipeline.run_folder import DETECTOR_FILE
+
+__all__ = ["answer", "run_folder", "state_folder"]
+
+log = logging.getLogger(__name__)
+# ways to the same numbers, which are the site's own affair
+_OWN = {"jobs", "compare", "weights", "engine", "device"}
+
+
+def answer(site: SiteSettings, instruction: Instruction) -> Reply:
+    """A site's answer to a server; every error of ours becomes a refusal with its reason.
+
+    The same question gets the same answer, so it may be asked again after any crash.
+    """
+    if instruction.kind == "hello":
+        return Reply(site.name)
+    try:
+        check_run_name(instruction.federation)
+        with _alone(_root(site) / "lock"):
+            if instruction.kind == "round":
+                return _round(site, instruction)
+            return _finish(site, instruction)
+    except FedvadError as error:
+        log.warning("refused: %s", error)
+        return Reply(site.name, instruction.round, refusal=str(error))
+
+
+def state_folder(site: SiteSettings, federation: str) -> Path:
+    """Where a site keeps its part of a federation."""
+    return _root(site) / "federations" / check_run_name(federation)
+
+
+def run_folder(site: SiteSettings, federation: str) -> Path:
+    """The run folder that a finished federation leaves at the site."""
+    return _root(site) / "runs" / check_run_name(federation)
+
+
+def _root(site: SiteSettings) -> Path:
+    return site.state or site.folder / "state"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One answer at a time: a question asked twice finds the first answer when it comes in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _round(site: SiteSettings, instruction: Instruction) -> Reply:
+    start = perf_counter()
+    folder = state_folder(site, instruction.federation)
+    before = load_site(folder)
+    config = _config(site, instruction)
+    index = _index(site, instruction)
+    round_ = instruction.round
+    known = _known(instruction)
+    if known is not None and known.manifest.round >= round_:
+        raise PayloadError(f"the memory of round {known.manifest.round} came with round {round_}")
+    told: dict[str, Any] = {"fedvad": __version__, "repeated": True}
+    if before is not None:
+        _same_federation(before, site, config, index)
+        if known is not None:
+            note_round(folder, before, known, len(instruction.payload))
+    if before is None or before.round < round_:
+        state, told = _make_round(site, config, index, before, known, round_)
+        # the upload before the state that counts it as made: a kill between them repeats the round
+        save_sent(folder, round_, state.upload.to_bytes())
+        save_site(folder, state)
+    elif before.round > round_:
+        raise ConfigError(
+            f"site {site.name} already made round {before.round} of this federation and is asked "
+            f"for round {round_}: the server lost its state. Restore it, or begin a new run"
+        )
+    told["seconds"] = round(perf_counter() - start, 3)
+    return Reply(site.name, round_, _unheld(folder, instruction.held, round_), told)
+
+
+def _unheld(folder: Path, held: int, round_: int) -> tuple[bytes, ...]:
+    """Uploads behind the last one that the server has; earlier ones may have been lost."""
+    found = {
+        int(path.stem.removeprefix("round-")): path for path in (folder / "sent").glob("round-*")
+    }
+    return tuple(found[r].read_bytes() for r in sorted(found) if held < r <= round_)
+
+
+def _make_round(
+    site: SiteSettings,
+    config: TrainConfig,
+    index: int,
+    before: SiteState | None,
+    known: Payload | None,
+    round_: int,
+) -> tuple[SiteState, dict[str, Any]]:
+    data = _data(site)
+    images = one_site(data, config, site.name, before)
+    extractor = FeatureExtractor(config.features(), _cache(site))
+    exchange, _ = plan(config, extractor)
+    fitting, _ = site_features(images, config, extractor, silent)
+    member = MemorySite(
+        fitting[site.name],
+        config.memory(extractor.grid[2]),
+        seed=site_seed(config.seed, index),
+        rounds=round_,  # each process makes one round: nothing is sampled ahead
+    )
+    if before is not None:
+        member.bank, member.generator = before.bank, before.generator
+    upload = exchange.site_step(member, known, round_)
+    state = SiteState(
+        site=site.name,
+        index=index,
+        config=config,
+        data=data,
+        bank=member.bank,
+        generator=member.generator,
+        upload=upload,
+        n_images=len(member.features),
+    )
+    told = {
+        "fedvad": __version__,
+        "repeated": False,
+        "images": len(member.features),
+        "images_computed": extractor.computed,
+        "features": extractor.config.identity(),
+    }
+    return state, told
+
+
+def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
+    folder = state_folder(site, instruction.federation)
+    out = run_folder(site, instruction.federation)
+    config = _config(site, instruction)
+    merged = _known(instruction)
+    if merged is None:
+        raise PayloadError("the final memory is missing")
+    state = load_site(folder)
+    if state is not None:
+        _same_federation(state, site, config, _index(site, instruction))
+        note_round(folder, state, merged, len(instruction.payload))
+    else:
+        state = _newcomer(site, config, _index(site, instruction), merged)
+    digest = hashlib.sha256(instruction.payload).hexdigest()
+    mark = out / "memory.sha256"
+    told: dict[str, Any] = {"fedvad": __version__, "run": out.name, "repeated": True}
+    if not ((out / DETECTOR_FILE).is_file() and mark.is_file() and mark.read_text() == digest):
+        # made aside, so that a kill leaves no half run folder
+        fresh = out.with_name(f".{out.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        made = _make_run(
+            state, merged, folder, fresh, _data(site), site.weights, _cache(site), silent
+        )
+        (fresh / mark.name).write_text(digest)
+        shutil.rmtree(out, ignore_errors=True)
+        fresh.rename(out)
+        told |= {"repeated": False, "calibration_images": made["calibration_images"]}
+        told["own_normals"] = made["own_normals"].get(site.name, {})
+    log.info("run folder: %s", out)
+    return Reply(site.name, instruction.round, (), told)
+
+
+def _newcomer(site: SiteSettings, config: TrainConfig, index: int, merged: Payload) -> SiteState:
+    """A site that took part in no round scores with the global memory."""
+    dim = bank_from(merged).dim
+    return SiteState(
+        site=site.name,
+        index=index,
+        config=config,
+        data=_data(site),
+        bank=MemoryBank.empty(dim),
+        generator=Generator.identity(dim),
+        upload=merged,
+        n_images=0,
+    )
+
+
+def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
+    """The federation's configuration with this site's own ways; raises `ConfigError`."""
+    try:
+        config = TrainConfig.model_validate_json(instruction.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"the server's configuration (fedvad {instruction.version}) does not suit fedvad "
+            f"{__version__} of this site: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from error
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", config.backbone):
+        raise ConfigError(f"the server asks for a backbone named {config.backbone[:80]!r}")
+    if config.upload_bytes > site.max_upload_bytes:
+        raise ConfigError(
+            f"the server asks for uploads of up to {config.upload_bytes} bytes per round, this "
+            f"site sends at most {site.max_upload_bytes} (max_upload_bytes in site.toml)"
+        )
+    own: Mapping[str, Any] = {
+        "weights": site.weights,
+        "engine": site.engine or config.engine,
+        "device": site.device or "cpu",
+        "compare": (),
+    }
+    return config.model_copy(update=dict(own))
+
+
+def _same_federation(state: SiteState, site: SiteSettings, config: TrainConfig, index: int) -> None:
+    before, now = state.config.model_dump(), config.model_dump()
+    changed = [k for k in now if k not in _OWN and before[k] != now[k]]
+    if state.site != site.name or state.index != index:
+        changed.append("sites")
+    if changed:
+        raise ConfigError(
+            f"the server changed {', '.join(changed)} in the middle of this federation: begin a "
+            "new run under another name"
+        )
+
+
+def _index(site: SiteSettings, instruction: Instruction) -> int:
+    names = sorted(instruction.sites)
+    if site.name not in names:
+        raise ConfigError(f"site {site.name} is not among the sites of this federation")
+    return names.index(site.name)
+
+
+def _known(instruction: Instruction) -> Payload | None:
+    if not instruction.payload:
+        return None
+    payload = Payload.from_bytes(instruction.payload)
+    if payload.manifest.kind != "global":
+        raise PayloadError("the server sent an upload instead of a global memory")
+    return payload
+
+
+def _data(site: SiteSettings) -> Path:
+    if site.data is None:
+        raise ConfigError(f"{site.folder / 'site.toml'} names no data: give `fedvad site` --data")
+    return site.data
+
+
+def _cache(site: SiteSettings) -> DescriptorCache:
+    return DescriptorCache(site.cache or default_cache_root())

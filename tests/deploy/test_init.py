@@ -1,0 +1,212 @@
+"""Folders, certificates and keys of a deployment."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+import threading
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedvad.errors import ConfigError
+from fedvad.pipeline.deploy.init import init
+from fedvad.pipeline.deploy.keys import public_pem
+from fedvad.pipeline.deploy.server import site_keys
+from fedvad.pipeline.deploy.settings import (
+    check_run_name,
+    read_running,
+    read_server,
+    read_site,
+    to_toml,
+)
+
+SITES = ["alder", "birch"]
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def handshake(server: Path, authority: Path, name: str) -> None:
+    """What a site's TLS does with the server's certificate; raises as TLS does."""
+    here = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    here.load_cert_chain(server / "server.crt", server / "server.key")
+    there = ssl.create_default_context(cafile=str(authority))
+    one, other = socket.socketpair()
+
+    def accept() -> None:
+        try:
+            here.wrap_socket(one, server_side=True).close()
+        except (ssl.SSLError, OSError):
+            one.close()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        there.wrap_socket(other, server_hostname=name).close()
+    finally:
+        other.close()
+        thread.join()
+
+
+class TestInit:
+    def test_private_keys_are_private(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        keys = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.key"))
+        assert keys == [
+            "authority/ca.key", "server/server.key", "sites/alder/site.key", "sites/birch/site.key"
+        ]  # fmt: skip
+        assert {(tmp_path / key).stat().st_mode & 0o777 for key in keys} == {0o600}
+        for folder in ("sites/alder", "server"):  # what travels holds nobody else's secret
+            assert len(list((tmp_path / folder).rglob("*.key"))) == 1
+
+    def test_again_changes_nothing_and_more_sites_are_added(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        before = contents(tmp_path)
+        assert init(tmp_path, ["localhost"], SITES)["made"] == []
+        assert contents(tmp_path) == before
+        path = tmp_path / "server" / "server.toml"
+        path.write_text(path.read_text().replace("# quorum = 2", "quorum = 2"))
+        assert init(tmp_path, ["localhost"], ["cedar"])["sites"] == ["alder", "birch", "cedar"]
+        settings = read_server(tmp_path)
+        assert (settings.sites, settings.quorum) == (("alder", "birch", "cedar"), 2)
+        assert sorted(site_keys(settings).values()) == ["alder", "birch", "cedar"]
+        kept = {name: data for name, data in before.items() if name != "server/server.toml"}
+        assert contents(tmp_path).items() >= kept.items()
+
+    def test_certificate_holds_for_its_names_only(self, tmp_path: Path) -> None:
+        init(tmp_path, ["plant.example", "10.1.2.3"], SITES)
+        server, authority = tmp_path / "server", tmp_path / "sites" / "alder" / "ca.crt"
+        for name in ("plant.example", "10.1.2.3", "localhost", "127.0.0.1"):
+            handshake(server, authority, name)
+        with pytest.raises(ssl.SSLCertVerificationError, match="not valid for"):
+            handshake(server, authority, "other.example")
+        init(tmp_path / "foreign", ["plant.example"], SITES)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            handshake(tmp_path / "foreign" / "server", authority, "plant.example")
+
+    def test_certificate_suits_clocks_that_are_slow(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        made = x509.load_pem_x509_certificate((tmp_path / "server" / "server.crt").read_bytes())
+        assert (datetime.now(UTC) - made.not_valid_before_utc).total_seconds() > 23 * 3600
+        names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address("127.0.0.1")]
+
+    def test_other_names_need_a_new_certificate(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        with pytest.raises(ConfigError, match=r"other names.*remove"):
+            init(tmp_path, ["plant.example"], SITES)
+        for name in ("server.crt", "server.key"):
+            (tmp_path / "server" / name).unlink()
+        init(tmp_path, ["plant.example"], SITES)
+        handshake(tmp_path / "server", tmp_path / "sites" / "alder" / "ca.crt", "plant.example")
+
+    @pytest.mark.parametrize(
+        ("server", "sites", "reason"),
+        [
+            ([], SITES, "--server needs"),
+            (["straße.example"], SITES, "neither a host name"),
+            (["localhost"], [], "--site is missing"),
+            (["localhost"], ["a/b"], "short and without"),
+            (["localhost"], ["a", "a"], "named twice"),
+        ],
+    )
+    def test_impossible_names(
+        self, server: list[str], sites: list[str], reason: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ConfigError, match=reason):
+            init(tmp_path, server, sites)
+
+    def test_half_a_key_pair(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        (tmp_path / "sites" / "alder" / "site.pub").unlink()
+        with pytest.raises(ConfigError, match="restore it, or remove both"):
+            init(tmp_path, ["localhost"], SITES)
+
+    def test_units_and_compose_name_what_exists(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES, port=9000)
+        server, alder = tmp_path / "server", tmp_path / "sites" / "alder"
+        assert f"server {server}" in (server / "fedvad-server.service").read_text()
+        assert "site /etc/fedvad/alder --data" in (alder / "fedvad-site.service").read_text()
+        assert '"9000:9000"' in (server / "compose.yaml").read_text()
+        assert "${IMAGES:?" in (alder / "compose.yaml").read_text()
+
+
+class TestSettings:
+    def test_removed_key_locks_its_site_out(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        (tmp_path / "server" / "sites" / "alder.pub").unlink()
+        assert list(site_keys(read_server(tmp_path)).values()) == ["birch"]
+
+    def test_one_key_for_two_sites_is_refused(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        keys = tmp_path / "server" / "sites"
+        (keys / "alder.pub").write_bytes((keys / "birch.pub").read_bytes())
+        with pytest.raises(ConfigError, match="the same key"):
+            site_keys(read_server(tmp_path))
+        (keys / "alder.pub").write_text("junk")
+        with pytest.raises(ConfigError, match="not a public key"):
+            public_pem(keys / "alder.pub")
+
+    def test_relative_paths_are_those_of_the_folder(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        folder = tmp_path / "sites" / "alder"
+        path = folder / "site.toml"
+        path.write_text(path.read_text() + 'data = "images"\n')
+        site = read_site(folder, cache=tmp_path / "c", port=None)
+        assert (site.data, site.cache, site.port) == (folder / "images", tmp_path / "c", 9094)
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("sites = []", "sites: "),
+            ("sites = ['a']\nport = 0", "port: "),
+            ("sites = ['a']\nnonsense = 1", "nonsense: "),
+            ("sites = [", "not valid TOML"),
+        ],
+    )
+    def test_wrong_settings(self, text: str, reason: str, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="deploy init"):
+            read_server(tmp_path)
+        (tmp_path / "server.toml").write_text(text)
+        with pytest.raises(ConfigError, match=reason):
+            read_server(tmp_path)
+
+    def test_flags_of_a_running_server_reach_those_who_talk_to_it(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        settings = read_server(tmp_path)
+        settings.state.mkdir()
+        (settings.state / "running.toml").write_text("port = 8123\ninsecure = true\n")
+        assert (read_running(tmp_path).port, read_running(tmp_path).insecure) == (8123, True)
+        assert (read_server(tmp_path).port, read_server(tmp_path).insecure) == (8000, False)
+
+    def test_default_quorum_is_more_than_half(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], ["a", "b", "c", "d"])
+        assert read_server(tmp_path).patience().quorum == 3
+
+    @pytest.mark.parametrize("name", ["", "A", "a/b", "..", "-a", "a" * 65, "a b"])
+    def test_names_of_runs_are_folders(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="small letters"):
+            check_run_name(name)
+
+    @given(
+        st.dictionaries(
+            st.from_regex(r"[a-z]{1,5}", fullmatch=True),
+            st.one_of(
+                st.booleans(),
+                st.integers(-(2**60), 2**60),
+                st.floats(allow_nan=False),
+                st.text(st.characters(categories=("L", "N", "P", "S"))),
+                st.lists(st.integers(0, 9), max_size=3),
+            ),
+        )
+    )
+    def test_toml_round_trip(self, values: dict[str, object]) -> None:
+        assert tomllib.loads(to_toml(values)) == values

@@ -1,0 +1,268 @@
+"""A whole federation by messages, without Flower: the numbers of `train`, whatever happens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedvad
+from fedvad.errors import ConfigError, FederationError
+from fedvad.federation.runners.flower.messages import Instruction, Reply
+from fedvad.pipeline.deploy import site as site_module
+from fedvad.pipeline.deploy.init import init
+from fedvad.pipeline.deploy.server import begin, federate, read_status
+from fedvad.pipeline.deploy.settings import (
+    ServerSettings,
+    SiteSettings,
+    read_server,
+    read_site,
+    to_toml,
+)
+from fedvad.pipeline.deploy.site import answer, run_folder, state_folder
+from fedvad.pipeline.run_folder import TrainedRun, read_ledger
+from tests.deploy.support import FakeLinks
+from tests.helpers import OPTIONS
+
+SITES = ("alder", "birch", "cedar")
+Run = tuple[Path, dict[str, Any]]
+
+
+class Deployment:
+    """The folders of a deployment, and links that call its sites in this process."""
+
+    def __init__(self, root: Path, plants: Path, cache: Path) -> None:
+        self.root, self.plants, self.cache = root, plants, cache
+        init(root, ["localhost"], SITES)
+        self.configure(**OPTIONS)
+        self.links = FakeLinks({name: self.caller(name) for name in SITES})
+
+    def configure(self, **options: Any) -> None:
+        (self.root / "server" / "federation.toml").write_text(to_toml(options))
+
+    def server(self, **changes: Any) -> ServerSettings:
+        return read_server(self.root).model_copy(update={"deadline": 20.0} | changes)
+
+    def site(self, name: str, **changes: Any) -> SiteSettings:
+        given = {"data": self.plants / name, "cache": self.cache, "engine": "torch"}
+        return read_site(self.root / "sites" / name, **(given | changes))
+
+    def caller(self, name: str, **changes: Any) -> Callable[[Instruction], Reply]:
+        return lambda instruction: answer(self.site(name, **changes), instruction)
+
+    def federate(self, name: str = "run", **changes: Any) -> Path:
+        return federate(self.server(**changes), name, self.links, clock=self.links.clock)
+
+    def run_of(self, name: str, run: str = "run") -> Path:
+        record = json.loads((self.server().run(run) / "federation.json").read_text())
+        return run_folder(self.site(name), record["federation"])
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, plants: Path, shared_cache: Path) -> Deployment:
+    return Deployment(tmp_path / "dep", plants, shared_cache)
+
+
+def same_memory(one: TrainedRun, other: TrainedRun) -> bool:
+    names = ("vectors", "weights", "spread")
+    return all(
+        np.array_equal(getattr(one.memory, n), getattr(other.memory, n)) for n in names
+    )  # fmt: skip
+
+
+class TestAFederation:
+    def test_gives_the_numbers_of_train(
+        self, deployment: Deployment, trained: Run, plants: Path
+    ) -> None:
+        result = deployment.federate()
+        reference = TrainedRun.load(trained[0])
+        assert same_memory(TrainedRun.load(result), reference)
+        for name in SITES:
+            own = TrainedRun.load(deployment.run_of(name))
+            assert same_memory(own, reference)
+            assert list(own.sites) == [name]
+            assert own.sites[name].thresholds == reference.sites[name].thresholds
+            assert np.array_equal(
+                own.sites[name].bank.vectors, reference.sites[name].bank.vectors
+            )  # fmt: skip
+
+    def test_leaves_run_folders_that_every_verb_takes(
+        self, deployment: Deployment, trained: Run, plants: Path, shared_cache: Path
+    ) -> None:
+        result = deployment.federate()
+        own = deployment.run_of("birch")
+        told = fedvad.evaluate(own, plants / "birch", cache=shared_cache)
+        assert told["image_auroc"]["mean"] == pytest.approx(
+            trained[1]["image_auroc"]["by_site"]["birch"]
+            if "by_site" in trained[1]["image_auroc"]
+            else fedvad.evaluate(trained[0], plants / "birch", cache=shared_cache)["image_auroc"][
+                "mean"
+            ]
+        )
+        images = list(fedvad.predict(own, plants / "birch" / "test", site="birch"))
+        assert len(images) == 7
+        assert {row["anomalous"] for row in images} <= {True, False}
+        elsewhere = list(fedvad.predict(result, plants / "birch" / "test"))
+        assert [row["score"] for row in elsewhere] == pytest.approx([r["score"] for r in images])
+        entry = read_ledger(own).rounds[1]
+        assert entry.bytes_up["birch"] > 0 < entry.bytes_down["birch"]
+        results = json.loads((result / "results.json").read_text())
+        assert results["told"]["alder"]["images"] == 6
+        assert set(results["finished"]) == set(SITES)
+        assert results["missing"] == {}
+
+    def test_second_launch_does_nothing_again(self, deployment: Deployment) -> None:
+        deployment.federate()
+        asked = len(deployment.links.asked)
+        deployment.federate()
+        assert len(deployment.links.asked) == asked
+
+    def test_site_that_missed_the_end_gets_it_later(self, deployment: Deployment) -> None:
+        present = deployment.links.answers["cedar"]
+        deployment.links.answers["cedar"] = lambda i: None if i.kind == "finish" else present(i)
+        result = deployment.federate()
+        assert json.loads((result / "results.json").read_text())["missing"] == {
+            "cedar": "no answer in time"
+        }
+        assert not deployment.run_of("cedar").exists()
+        deployment.links.answers["cedar"] = present
+        deployment.federate()
+        assert (deployment.run_of("cedar") / "detector.safetensors").is_file()
+
+    def test_site_that_never_trained_scores_with_the_global_memory(
+        self, deployment: Deployment, plants: Path
+    ) -> None:
+        present = deployment.links.answers["cedar"]
+        deployment.links.answers["cedar"] = lambda i: None if i.kind == "round" else present(i)
+        deployment.federate()
+        own = TrainedRun.load(deployment.run_of("cedar"))
+        assert own.sites["cedar"].n_images == 0
+        assert own.threshold("cedar") is not None
+        assert len(list(fedvad.predict(deployment.run_of("cedar"), plants / "cedar/test"))) == 7
+
+    def test_failure_is_told_with_its_reason(self, deployment: Deployment) -> None:
+        deployment.links.answers = {"alder": deployment.caller("alder")}
+        with pytest.raises(FederationError, match="birch: not connected"):
+            deployment.federate()
+        status = read_status(deployment.server().run("run"))
+        assert (status["state"], status["exit_code"]) == ("failed", 4)
+        assert "quorum is 2" in status["error"]
+
+    def test_options_must_not_change_on_the_way(self, deployment: Deployment) -> None:
+        begin(deployment.server(), "run")
+        deployment.configure(**OPTIONS, seed=4)
+        with pytest.raises(ConfigError, match="begun with another config"):
+            deployment.federate()
+        deployment.federate("other")
+
+    def test_two_at_a_time_are_one_too_many(self, deployment: Deployment) -> None:
+        def nested(instruction: Instruction) -> Reply:
+            with pytest.raises(FederationError, match="already under way"):
+                deployment.federate()
+            raise KeyboardInterrupt
+
+        deployment.links.answers["alder"] = nested
+        with pytest.raises(KeyboardInterrupt):
+            deployment.federate()
+
+
+@pytest.fixture
+def asked(deployment: Deployment) -> dict[str, Instruction]:
+    """What alder was asked in each round of a federation that is over."""
+    deployment.federate()
+    return {f"{i.kind} {i.round}": i for site, i in deployment.links.asked if site == "alder"}
+
+
+class TestASite:
+    def test_same_question_same_answer(
+        self, deployment: Deployment, asked: dict[str, Instruction]
+    ) -> None:
+        first = deployment.caller("alder")(asked["round 2"])
+        again = deployment.caller("alder")(asked["round 2"])
+        assert first.payloads == again.payloads
+        assert len(first.payloads) == 1
+        assert first.told["repeated"] is True
+        assert deployment.caller("alder")(asked["finish 2"]).told["repeated"] is True
+
+    def test_lost_upload_comes_along(
+        self, deployment: Deployment, asked: dict[str, Instruction]
+    ) -> None:
+        both = deployment.caller("alder")(replace(asked["round 2"], held=0))
+        assert len(both.payloads) == 2
+
+    @pytest.mark.parametrize("kill", ["save_sent", "save_site"])
+    def test_kill_between_computing_and_keeping(
+        self,
+        kill: str,
+        deployment: Deployment,
+        asked: dict[str, Instruction],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        whole = deployment.caller("alder")(replace(asked["round 2"], held=0)).payloads
+        fresh = deployment.caller("alder", state=deployment.root / "fresh")
+        fresh(asked["round 1"])
+        with monkeypatch.context() as patch:
+            patch.setattr(site_module, kill, killed)
+            with pytest.raises(KeyboardInterrupt):
+                fresh(asked["round 2"])
+        assert fresh(replace(asked["round 2"], held=0)).payloads == whole
+
+    @pytest.mark.parametrize(
+        ("changes", "settings", "reason"),
+        [
+            ({"config": '{"nonsense": 1}'}, {}, "does not suit fedvad"),
+            ({"config": '{"seed": 9}'}, {}, "changed .*seed"),
+            ({"config": '{"backbone": "hf-hub:someone/x"}'}, {}, "a backbone named"),
+            ({"config": '{"upload_bytes": 2000000}'}, {}, "at most 1000000"),
+            ({}, {"max_upload_bytes": 5000}, "this site sends at most 5000"),
+            ({"sites": ("birch", "cedar")}, {}, "is not among"),
+            ({"sites": ("aachen", *SITES)}, {}, "changed sites"),
+            ({"federation": "../../etc"}, {}, "small letters"),
+            ({"payload": b"junk" * 9}, {}, "header claims"),
+            ({"round": 1, "payload": b""}, {}, "lost its state"),
+            ({"round": 1}, {}, "came with round 1"),
+            ({"round": 3}, {"data": Path("nowhere")}, "nowhere"),
+        ],
+    )
+    def test_refuses_with_the_reason(
+        self,
+        changes: dict[str, Any],
+        settings: dict[str, Any],
+        reason: str,
+        deployment: Deployment,
+        asked: dict[str, Instruction],
+    ) -> None:
+        instruction = replace(asked["round 2"], **changes)
+        reply = deployment.caller("alder", **settings)(instruction)
+        assert reply.site == "alder"
+        assert reply.payloads == ()
+        with pytest.raises(AssertionError, match=reason):
+            raise AssertionError(reply.refusal)
+
+    def test_other_images_features_than_before(
+        self, deployment: Deployment, asked: dict[str, Instruction]
+    ) -> None:
+        config = json.loads(asked["round 2"].config) | {"image_size": 96}
+        instruction = replace(asked["round 2"], config=json.dumps(config), federation="other-1")
+        assert "another feature configuration" in deployment.caller("alder")(instruction).refusal
+
+    def test_says_who_it_is(self, deployment: Deployment) -> None:
+        assert deployment.caller("alder")(Instruction("hello")) == Reply("alder")
+
+    def test_keeps_its_own_ways(
+        self, deployment: Deployment, asked: dict[str, Instruction]
+    ) -> None:
+        config = json.loads(asked["round 1"].config)
+        assert not {"weights", "device", "jobs"} & set(config)
+        folder = state_folder(deployment.site("alder"), asked["round 1"].federation)
+        assert sorted(p.name for p in (folder / "sent").iterdir()) == [
+            "round-0001.fedvad", "round-0002.fedvad",
+        ]  # fmt: skip
