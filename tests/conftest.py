@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests import helpers
+from tests.helpers import SHARED
 
-_SHARED = Path(os.environ.get("FEDVAD_SHARED") or Path(__file__).parents[2] / "shared")
 _WEIGHTS = {
     "mobilenetv2_100": "mobilenetv2_100.coral-tf2-ptq.safetensors",
     "mcunet_in3": "mcunet_in3.mit-han-lab.safetensors",
@@ -27,9 +26,9 @@ MakeImages = Callable[..., list[Path]]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `real` are skipped, with the reason, where there is nothing real."""
-    if (_SHARED / "weights").is_dir() and (_SHARED / "data").is_dir():
+    if (SHARED / "weights").is_dir() and (SHARED / "data").is_dir():
         return
-    reason = f"no real images and weights at {_SHARED}; set FEDVAD_SHARED to a folder with both"
+    reason = f"no real images and weights at {SHARED}; set FEDVADSHARED to a folder with both"
     for item in items:
         if item.get_closest_marker("real"):
             item.add_marker(pytest.mark.skip(reason=reason))
@@ -46,9 +45,9 @@ def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real images and weights; for tests marked `real`."""
-    if not _SHARED.is_dir():
-        pytest.skip(f"{_SHARED} does not exist; set FEDVAD_SHARED")
-    return _SHARED
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} does not exist; set FEDVADSHARED")
+    return SHARED
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
 from fedvad.federation.payload import Manifest, Payload, bank_arrays
 from fedvad.memory.bank import MemoryBank
 
+# real images and weights, which are not in the repository
+SHARED = Path(os.environ.get("FEDVAD_SHARED") or Path(__file__).parents[2] / "shared")
 SIZE = 64
 TRAIN = 6
 # torch: OpenVINO takes seconds to compile its graph, and is compared with it in tests/features

@@ -20,10 +20,11 @@ from fedvad.pipeline.deploy.init import init
 from fedvad.pipeline.deploy.server import read_status
 from fedvad.pipeline.deploy.settings import read_server, to_toml
 from fedvad.pipeline.run_folder import TrainedRun
-from tests.helpers import OPTIONS
+from tests.helpers import OPTIONS, SHARED
 
 pytestmark = pytest.mark.slow
 SITES = ("alder", "birch", "cedar")
+RESNET18 = "resnet18.torchvision-v1-layer123.safetensors"
 # two rounds take half a minute on an idle machine; busy ones may be ten times slower
 PATIENCE = 900.0
 
@@ -115,8 +116,17 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Machines]]:
 
 
 @pytest.fixture
-def machines(make: Callable[..., Machines], plants: Path) -> Machines:
-    return make(plants, SITES, **OPTIONS)
+def three(tmp_path: Path, plants: Path) -> tuple[Path, Sequence[str], dict[str, Any]]:
+    """Data, sites, options: three real exposures where they are at hand, else drawn plants."""
+    mtd, weights = SHARED / "data" / "mtd", SHARED / "weights" / RESNET18
+    if not mtd.is_dir() or not weights.is_file():
+        return plants, SITES, OPTIONS
+    sites = ("exposure1", "exposure2", "exposure3")
+    for site in sites:  # the test images are of no use here
+        (tmp_path / "mtd" / site).mkdir(parents=True)
+        (tmp_path / "mtd" / site / "train").symlink_to(mtd / site / "train")
+    options = {"backbone": "resnet18", "image_size": 128, "upload_bytes": 200_000}
+    return tmp_path / "mtd", sites, options | {"weights": weights}
 
 
 def check_same(machines: Machines, data: Path, **options: Any) -> None:
@@ -133,23 +143,28 @@ def check_same(machines: Machines, data: Path, **options: Any) -> None:
             assert model.thresholds == expected.sites[site].thresholds
 
 
-def test_killed_server_and_site_and_an_intruder(machines: Machines, plants: Path) -> None:
+def test_killed_server_and_site_and_an_intruder(
+    make: Callable[..., Machines], three: tuple[Path, Sequence[str], dict[str, Any]]
+) -> None:
+    data, sites, options = three
+    own = [f"--weights={options['weights']}"] if "weights" in options else []
+    machines = make(data, sites, **{k: v for k, v in options.items() if k != "weights"})
     machines.server()
-    for name in SITES:
-        machines.site(name)
+    for name in sites:
+        machines.site(name, *own)
     # an intruder has all that is public, and a key of its own
-    init(machines.root / "foreign", ["127.0.0.1"], ["alder"], port=machines.ports["server"])
+    init(machines.root / "foreign", ["127.0.0.1"], [sites[0]], port=machines.ports["server"])
     stolen = machines.root / "sites" / "intruder"
-    (machines.root / "foreign" / "sites" / "alder").rename(stolen)
+    (machines.root / "foreign" / "sites" / sites[0]).rename(stolen)
     (stolen / "ca.crt").write_bytes((machines.root / "server" / "ca.crt").read_bytes())
-    machines.site("intruder")
+    machines.site("intruder", *own)
     turned_away = b"does not take this site"
     until("a foreign key is refused", lambda: turned_away in machines.log("intruder").read_bytes())
     machines.kill("intruder")
     first = machines.launch("run")
     until("round 1 is under way", lambda: machines.status().get("round") == 1)
-    machines.kill("birch")
-    machines.site("birch")
+    machines.kill(sites[1])
+    machines.site(sites[1], *own)
     state = read_server(machines.root).run("federation") / "state"
     until("round 1 is over", (state / "round-0001" / "complete.json").exists)
     machines.kill("server")
@@ -159,12 +174,15 @@ def test_killed_server_and_site_and_an_intruder(machines: Machines, plants: Path
     time.sleep(5)
     until("the server is back", lambda: machines.launch("run").wait(PATIENCE) == 0)
 
-    check_same(machines, plants, **OPTIONS)
+    check_same(machines, data, **options)
     assert b"No SuperNode found with the given public key" in machines.log("server").read_bytes()
     assert not (stolen / "state" / "federations").exists()
 
 
-def test_plain_text_only_when_asked_for_and_with_a_warning(machines: Machines) -> None:
+def test_plain_text_only_when_asked_for_and_with_a_warning(
+    make: Callable[..., Machines], plants: Path
+) -> None:
+    machines = make(plants, SITES, rounds=1, **OPTIONS)
     machines.server("--insecure")
     for name in SITES:
         machines.site(name, "--insecure")
@@ -173,20 +191,3 @@ def test_plain_text_only_when_asked_for_and_with_a_warning(machines: Machines) -
     assert (machines.root / "run" / "detector.safetensors").is_file()
     assert b"PLAIN TEXT" in machines.log("server").read_bytes()
     assert b"PLAIN TEXT" in machines.log("alder").read_bytes()
-
-
-@pytest.mark.real
-def test_three_exposures_of_real_tiles(
-    make: Callable[..., Machines], shared: Path, resnet18_weights: Path, tmp_path: Path
-) -> None:
-    sites = ("exposure1", "exposure2", "exposure3")
-    for site in sites:  # the test images are of no use here
-        (tmp_path / "mtd" / site).mkdir(parents=True)
-        (tmp_path / "mtd" / site / "train").symlink_to(shared / "data" / "mtd" / site / "train")
-    options = {"backbone": "resnet18", "image_size": 128, "upload_bytes": 200_000}
-    machines = make(tmp_path / "mtd", sites, **options)
-    machines.server()
-    for site in sites:
-        machines.site(site, "--weights", str(resnet18_weights))
-    until("a run is through", lambda: machines.launch("run").wait(PATIENCE) == 0)
-    check_same(machines, tmp_path / "mtd", weights=resnet18_weights, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,11 @@ __all__ = ["bench"]
 
 def bench(
     suite: Annotated[
-        str, typer.Argument(help="quick, mtd, real, ablation or a suite of your own (.toml).")
+        str,
+        typer.Argument(
+            help="quick, mtd, real, ablation, another shipped suite, or one of your own (.toml); "
+            "speed and robustness run the scripts of benchmarks/."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of cells, tables and plots; goes on there.")],
     data: Annotated[
@@ -41,6 +45,11 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Compare methods over sets and seeds under one protocol; finished cells are kept."""
+    from fedvad.pipeline.bench.scripts import COLLECTIONS
+
+    if suite in COLLECTIONS:
+        _run_scripts(suite, out, data, weights, as_json)
+        return
     from fedvad.pipeline.bench.run import bench as run_bench
     from fedvad.pipeline.bench.suite import load_suite
 
@@ -69,10 +78,29 @@ def bench(
         console.print(table)
     for sentence in summary["statements"]:
         console.print(f"- {sentence}", markup=False)
+    _echo_left_out(summary)
+    typer.echo(f"All figures and plots: {out / 'bench.md'}")
+
+
+def _run_scripts(
+    collection: str, out: Path, data: Path | None, weights: Path | None, as_json: bool
+) -> None:
+    from fedvad.pipeline.bench.scripts import run_scripts
+
+    with showing() as progress:
+        summary = run_scripts(collection, out, data=data, weights=weights, progress=progress)
+    if as_json:
+        print_json(summary)
+        return
+    for name in summary["tables"]:
+        typer.echo((out / f"{name}.md").read_text(encoding="utf-8"))
+    _echo_left_out(summary)
+
+
+def _echo_left_out(summary: dict[str, Any]) -> None:
     for kind in ("skipped", "failed"):
         for name, reason in summary[kind].items():
-            console.print(f"{kind}: {name}: {reason}", markup=False)
-    console.print(f"All figures and plots: {out / 'bench.md'}", markup=False)
+            typer.echo(f"{kind}: {name}: {reason}")
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,0 +1,97 @@
+"""What the comparisons share: one kind of row, one table, and fair timing."""
+
+from __future__ import annotations
+
+import gc
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter, process_time
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; `ours` and `theirs` are in `unit`, and less is better.
+
+    theirs: None where there is nothing to compare with.
+    """
+
+    name: str
+    ours: float
+    theirs: float | None
+    unit: str
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """theirs / ours: how many times as fast, or as small, ours is."""
+        return None if self.theirs is None else self.theirs / self.ours
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = ["| what | ours | theirs | unit | theirs / ours | note |", "| --- " * 6 + "|"]
+    for row in rows:
+        theirs = "–" if row.theirs is None else f"{row.theirs:.4g}"
+        ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+        cells = (row.name, f"{row.ours:.4g}", theirs, row.unit, ratio, row.note)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def options(parser: ArgumentParser) -> None:
+    """The flag that every comparison has."""
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="processor time of all threads, not wall time: for a machine that others use, too",
+    )
+
+
+def clock_of(arguments: Namespace) -> Clock:
+    """What the flag says about how to measure time."""
+    return process_time if arguments.cpu_time else perf_counter
+
+
+def report(rows: Sequence[Row], title: str, arguments: Namespace, remark: str = "") -> None:
+    """Print title, machine and table as Markdown."""
+    if arguments.cpu_time:
+        remark = f"Seconds are processor time. {remark}"
+    print(f"# {title}\n\n{machine()}. {remark}".rstrip() + f"\n\n{table(rows)}")
+
+
+def machine() -> str:
+    """The machine in words."""
+    import torch
+
+    gpu = "a GPU (not used)" if torch.cuda.is_available() else "no GPU"
+    threads, used = os.cpu_count(), torch.get_num_threads()
+    return (
+        f"{threads} CPU threads ({used} for PyTorch), {gpu}, load average {os.getloadavg()[0]:.1f}"
+    )
+
+
+def timed(work: Callable[[], object], clock: Clock = perf_counter) -> float:
+    """Seconds that `work` takes once."""
+    gc.collect()
+    start = clock()
+    work()
+    return clock() - start
+
+
+def alternate(
+    works: dict[str, Callable[[], object]], repeat: int, clock: Clock = perf_counter
+) -> dict[str, float]:
+    """Median seconds of each, measured in turn, so that a busy machine slows all alike.
+
+    No warm-up: do one before where the first time differs.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeat):
+        for name, work in works.items():
+            seconds[name].append(timed(work, clock))
+    return {name: median(values) for name, values in seconds.items()}
