@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests import helpers
+from tests.browser import browser, page  # noqa: F401 - fixtures
 from tests.helpers import SHARED
 
 _WEIGHTS = {

@@ -246,3 +246,31 @@ def test_the_walk_of_the_documentation_runs_as_written(fedvad: Commands) -> None
             subprocess.run(words, check=True)
     assert len(commands) > 12
     assert Path("birch/run/detector.safetensors").is_file()
+
+
+def test_an_audit_says_what_a_file_gives_away(fedvad: Commands, monkeypatch: Patch) -> None:
+    fedvad.keys()
+    fedvad.first("alder")
+    site = fedvad.plants / "alder"
+    foreign = ("--outsiders", fedvad.plants / "birch/train/good")
+    same = ("--backbone", "filterbank", "--image-size", 64, *foreign)
+    told = fedvad.ok("bank", "audit", "alder.fedvad", "--data", site, *same, "--out", "p/shown.png")
+    assert told["rows"] > 10
+    assert told["retrieval"]["copies"] == 1.0  # rows are patches of the members by default
+    assert told["retrieval"]["found"] == 1.0
+    assert told["membership"]["auc"] > 0.9
+    assert Path("p/shown.png").stat().st_size > 100
+    code, out, _ = fedvad("bank", "audit", "alder.fedvad", "--data", site, *same)
+    assert code == 0
+    assert "100% of the rows are a patch of an image here" in out
+    code, _, err = fedvad(
+        "bank", "audit", "alder.fedvad", "--data", site, *same[:2], "--image-size", 96
+    )
+    assert code == 2
+    assert "give the backbone, weights and image size" in err
+    Path("damaged").write_bytes(Path("alder.fedvad").read_bytes()[:-9])
+    assert fedvad("bank", "audit", "damaged", "--data", site, *same)[0] == 4
+    shutil.copytree(site / "train", "bare/alder/train")
+    code, _, err = fedvad("bank", "audit", "alder.fedvad", "--data", "bare/alder", *same[:4])
+    assert code == 3
+    assert "--outsiders" in err

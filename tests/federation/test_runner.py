@@ -216,7 +216,7 @@ def test_poor_coverage_warns(
 ) -> None:
     exchange = Spy(merge_mode="kmeans", size=1)
     # drawn sites overlap too much for the real limit
-    monkeypatch.setattr("fedvad.federation.runners.inprocess.COVERAGE_WARNING", 1.0)
+    monkeypatch.setattr("fedvad.federation.ledger.COVERAGE_WARNING", 1.0)
     run_rounds(exchange, _sites(CONFIGS["grow"]), Schedule(rounds=1), ledger=Ledger())
     assert "coverage" in caplog.text
     assert "--memory-rows" in caplog.text

@@ -122,3 +122,18 @@ def test_rows_fit_into_the_bytes(dim: int, precision: Any) -> None:
     assert rows * (value * (dim + 1) + 4) + 2048 <= 200_000
     assert (rows + 2) * (value * (dim + 1) + 4) + 2048 > 200_000
     assert resolve_config(upload_rows=5).rows(dim) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"min_count": 3}, "min_count is of averages"),
+        ({"method": "feddymem-position", "noise": 1.0}, "noise needs clip"),
+        ({"method": "feddymem-cluster", "clip": 1.0, "noise": 1.0}, "reduce 'position'"),
+    ],
+)
+def test_privacy_options_that_guarantee_nothing_are_refused(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve_config(**options)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedvad.detectors.calibration import RowLookup, held_out_scores
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError, DataError, FederationError, StorageError
+from fedvad.evaluation.thresholds import conformal_threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -30,7 +32,7 @@ from fedvad.pipeline.config import METHODS, resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
 from fedvad.pipeline.plan import split_held_out
 from fedvad.pipeline.progress import silent
-from fedvad.pipeline.run_folder import read_config
+from fedvad.pipeline.run_folder import TrainedRun, read_config
 from tests.helpers import OPTIONS, TRAIN, without_masks
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
@@ -603,3 +605,57 @@ class TestResume:
         assert not (out / "detector.safetensors").exists()
         fedvad.train(plants, out, cache=shared_cache, resume=True, **OPTIONS)
         assert (out / "detector.safetensors").read_bytes() == whole
+
+
+def test_a_shared_threshold_is_that_of_all_sites_counts(
+    plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    fedvad.train(
+        plants,
+        tmp_path / "run",
+        cache=shared_cache,
+        shared_threshold=True,
+        target_fpr=0.1,
+        **OPTIONS,
+    )
+    run = TrainedRun.load(tmp_path / "run")
+    found = {name: model.thresholds["global"] for name, model in run.sites.items()}
+    assert len({t.value for t in found.values()}) == 1
+    everything = sorted(s for t in found.values() for s in t.scores)
+    exact = conformal_threshold(np.array(everything), 0.1)
+    shared = next(iter(found.values()))
+    assert shared.method == "conformal, summed counts"
+    assert shared.n == len(everything)
+    assert exact.value <= shared.value <= 1.014 * exact.value
+    own = {model.thresholds["local"].method for model in run.sites.values()}
+    assert "conformal, summed counts" not in own
+
+
+def test_evaluate_warns_when_normal_images_no_longer_score_as_they_did(
+    trained: tuple[Path, dict[str, Any]],
+    plants: Path,
+    shared_cache: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    normals = sorted((plants / "alder/test/good").glob("*.png")) * 4
+    good = tmp_path / "now/alder/test/good"
+    good.mkdir(parents=True)
+    (tmp_path / "now/alder/train/good").mkdir(parents=True)
+    for i, path in enumerate(normals[:12]):
+        shutil.copy(path, good / f"{i}.png")
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    assert (
+        fedvad.evaluate(run, tmp_path / "now", cache=shared_cache)["drift"] == {}
+    )  # 6 are too few
+    kept = TrainedRun.load(run)
+    limits = kept.sites["alder"].thresholds
+    before = tuple(np.linspace(2.5, 3, 20) * limits["global"].value)
+    limits["global"] = replace(limits["global"], scores=before)
+    kept.save(run)
+    told = fedvad.evaluate(run, tmp_path / "now", cache=shared_cache)["drift"]
+    assert told["alder"]["drifted"]
+    assert told["alder"]["n"] == 12
+    assert told["alder"]["ratio"] < 0.6
+    assert "alder: its normal images score" in caplog.text

@@ -211,6 +211,59 @@ def _merged(told: dict[str, Any]) -> str:
     )
 
 
+@bank_app.command()
+def audit(
+    file: Annotated[Path, typer.Argument(help="Message of a site, signed or not.")],
+    data: Annotated[Path, typer.Option(help="Folder of that site's images.")],
+    outsiders: Annotated[
+        Path | None,
+        typer.Option(
+            help="Normal images that had no part [default: test/good of the site]",
+            show_default=False,
+        ),
+    ] = None,
+    others: Annotated[
+        Path | None,
+        typer.Option(help="Another site's message: a stronger attack.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Picture (PNG) of patches and what a decoder made of them."),
+    ] = None,
+    config: ConfigOption = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="As of train [default: resnet18]", show_default=False)
+    ] = None,
+    weights: WeightsOption = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels [default: 256]", show_default=False)
+    ] = None,
+    seed: SeedOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a message tells about the images behind it: membership, retrieval, inversion."""
+    from fedvad.pipeline.audit import audit as run_audit
+    from fedvad.pipeline.config import resolve_config
+
+    resolved = resolve_config(
+        config, backbone=backbone, weights=weights, image_size=image_size, seed=seed
+    )
+    with showing() as progress:
+        told = run_audit(
+            file, data, resolved, outsiders=outsiders, others=others, out=out,
+            cache=open_cache(cache), progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(f"{told['rows']} rows of site {told['site']}, round {told['round']}")
+    for sentence in told["says"]:
+        typer.echo(f"- {sentence}")
+    if out is not None:
+        typer.echo(f"picture: {out}  (above: patches behind rows; below: made from the rows)")
+
+
 @bank_app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="Signed global memory.", metavar="GLOBAL")],

@@ -21,6 +21,7 @@ from fedvad.errors import ConfigError
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import CandidateSampler
+from fedvad.memory.private import PrivatePositionMeans
 from fedvad.memory.reduce import PositionMeans, ReduceMode, reduce_patches, renew
 
 __all__ = ["Anchors", "FedDyMemConfig", "MemorySite", "Reduce", "Update"]
@@ -43,6 +44,8 @@ class FedDyMemConfig:
     projection: dimensions in which coresets are chosen (None: all).
     train: whether the generator is trained (else it stays the identity).
     anchors: what the metric loss pulls to from the second round on.
+    min_count: distinct images that every row must be an average of.
+    clip, noise: of `PrivatePositionMeans`; both only with reduce `position`.
     """
 
     rows: int = 1250
@@ -55,6 +58,9 @@ class FedDyMemConfig:
     projection: int | None = 64
     train: bool = False
     anchors: Anchors = "global"
+    min_count: int = 1
+    clip: float | None = None
+    noise: float = 0.0
     loss: MetricLossConfig = field(default_factory=MetricLossConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
@@ -67,6 +73,19 @@ class FedDyMemConfig:
             raise ConfigError(f"unknown anchors {self.anchors!r}; choose from {get_args(Anchors)}")
         if self.rows < 1 or not 0 <= self.ema < 1:
             raise ConfigError("rows must be at least 1 and ema in [0, 1)")
+        if self.min_count < 1 or self.noise < 0:
+            raise ConfigError("min_count must be at least 1 and noise at least 0")
+        if self.min_count > 1 and self.reduce == "coreset" and self.pull < 1:
+            raise ConfigError(
+                "min_count is of averages: use reduce 'cluster' or 'position', or pull 1"
+            )
+        if self.noise and self.clip is None:
+            raise ConfigError("noise needs clip, the bound that it is calibrated to")
+        if self.clip is not None and (self.reduce != "position" or self.train):
+            raise ConfigError(
+                "clip and noise go with reduce 'position' and an untrained generator only: other "
+                "rows are grouped by looking at the data, which noise on them does not cover"
+            )
         if self.update == "grow" and (self.train or self.reduce == "position"):
             raise ConfigError(
                 "update 'grow' keeps earlier rows as they are, so it goes neither with a trained "
@@ -96,6 +115,7 @@ class MemorySite:
         self.bank = MemoryBank.empty(dim)
         self.training: list[TrainingLog] = []
         self._ahead: dict[int, CandidateSampler] = {}
+        self._images = np.zeros(0, np.int64)
 
     @property
     def n_patches(self) -> int:
@@ -132,6 +152,8 @@ class MemorySite:
         `known` is the memory handed back so far. What is returned, and whether it adds to
         (`grow`) or replaces (`ema`) what was sent before, is the configuration's choice.
         """
+        if self.config.reduce == "position" and not self.config.train:
+            return self._replace(self._position_means())
         raw = self._sample(round_)
         if self.config.train:
             self._train(raw, known, round_)
@@ -142,7 +164,15 @@ class MemorySite:
             return self._grow(patches, known, round_)
         if len(self.bank) == 0:
             return self._replace(self._reduce(patches, round_))
-        return self._replace(renew(self.bank, patches, keep=self.config.ema))
+        return self._replace(
+            renew(
+                self.bank,
+                patches,
+                keep=self.config.ema,
+                images=self._images,
+                min_count=self.config.min_count,
+            )
+        )
 
     def sample_ahead(self, round_: int = 1) -> Callable[[npt.NDArray[np.float16]], None]:
         """Begin the samples of this round and of following ones; give them each image in turn.
@@ -169,7 +199,9 @@ class MemorySite:
             take = self.sample_ahead(round_)
             for descriptors in self.features:
                 take(descriptors)
-        return self._ahead.pop(round_).result()
+        sampler = self._ahead.pop(round_)
+        self._images = sampler.images()
+        return sampler.result()
 
     def _sampler(self, round_: int) -> CandidateSampler:
         return CandidateSampler(
@@ -208,6 +240,8 @@ class MemorySite:
             initial=known.vectors if known is not None else None,
             near=self.bank.vectors if growing else None,
             projection=self.config.projection,
+            images=self._images,
+            min_count=self.config.min_count,
         )
 
     def _grow(self, patches: FloatArray, known: MemoryBank | None, round_: int) -> MemoryBank:
@@ -223,7 +257,17 @@ class MemorySite:
         return bank.rescaled(float(self.n_patches))
 
     def _position_means(self) -> MemoryBank:
+        if len(self.features) < self.config.min_count:
+            raise ConfigError(
+                f"{self.features.where} has {len(self.features)} images, fewer than min_count = "
+                f"{self.config.min_count}: lower it, or leave this site away"
+            )
         means = PositionMeans()
+        if self.config.clip is not None:
+            # not the run's seed: whoever knows that could take the noise off again
+            means = PrivatePositionMeans(
+                clip=self.config.clip, noise=self.config.noise, rng=np.random.default_rng()
+            )
         for descriptors in self.features:
             means.add(self.generator(to_float(descriptors))[None])
         fresh = means.result()

@@ -234,6 +234,7 @@ class CandidateSampler:
         self._rows = np.empty((int(self._takes.sum()) * self.per_image, dim), np.float16)
         self._images = 0
         self._filled = 0
+        self._taken = self.per_image
 
     @property
     def n_images(self) -> int:
@@ -261,10 +262,14 @@ class CandidateSampler:
         if not self._takes[self._images - 1]:
             return
         patches = np.asarray(descriptors).reshape(-1, descriptors.shape[-1])
-        take = min(self.per_image, len(patches))
+        take = self._taken = min(self.per_image, len(patches))
         rows = np.sort(self._rng.choice(len(patches), take, replace=False))
         self._rows[self._filled : self._filled + take] = patches[rows]
         self._filled += take
+
+    def images(self) -> npt.NDArray[np.int64]:
+        """(rows,) which of the images that were taken each row of `result` is of."""
+        return np.arange(self._filled) // self._taken
 
     def result(self) -> FloatArray:
         """The sampled patches, (rows, d) float32, in the order of the images."""

@@ -33,6 +33,8 @@ def reduce_patches(
     initial: FloatArray | None = None,
     near: FloatArray | None = None,
     projection: int | None = None,
+    images: npt.NDArray[np.integer] | None = None,
+    min_count: int = 1,
 ) -> MemoryBank:
     """Reduce (n, d) normal patches to at most `rows` weighted averages.
 
@@ -40,43 +42,66 @@ def reduce_patches(
     joins the cell of its nearest one, and a vector becomes (1 - pull) x centre + pull x mean of its
     cell: 0 keeps real patches and their coverage, 1 sends pure averages. `cluster`: weighted
     k-means; vectors are cell means. Weights are cell sizes and sum to n; spread is the
-    root-mean-square distance of a cell's patches to its vector.
+    root-mean-square distance of a cell's patches to its vector. `min_count` drops cells with
+    patches of fewer distinct `images`, (n,) numbers: then no average is of one or two images.
 
-    Raises `ConfigError` on an unknown mode or pull outside [0, 1]. Source: ours, after FedDyMem.
+    Raises `ConfigError` on an unknown mode or pull outside [0, 1], and when `min_count` leaves
+    nothing. Source: ours, after FedDyMem.
     """
     if mode not in get_args(ReduceMode):
         raise ConfigError(f"unknown reduce mode {mode!r}; choose from {get_args(ReduceMode)}")
     if not 0 <= pull <= 1:
         raise ConfigError(f"pull must lie in [0, 1], got {pull}")
     if mode == "cluster":
-        return weighted_kmeans(MemoryBank.of_patches(patches), rows, seed=seed, restarts=1)
+        means = weighted_kmeans(MemoryBank.of_patches(patches), rows, seed=seed, restarts=1)
+        if images is None or min_count == 1:
+            return means
+        # k-means ends between two steps: the means of the cells as they are counted here
+        found = _Cells.of(patches, means.vectors)
+        return _bank(found, means.vectors, 1.0, found.enough(images, min_count))
     chosen = k_center(patches, rows, seed=seed, initial=initial, near=near, projection=projection)
     if len(chosen.indices) == 0:  # `initial` holds every patch: a site still has something to send
         return cells(patches, patches[:1], pull=pull)
     centres = patches[chosen.indices]
     found = _Cells.labelled(patches, chosen.labels, chosen.distances, len(centres), pull > 0)
+    if images is None or min_count == 1:
+        return _bank(found, centres, pull, np.ones(len(centres), np.bool_))
+    return _bank(found, centres, pull, found.enough(images, min_count))
+
+
+def _bank(
+    found: _Cells, centres: FloatArray, pull: float, kept: npt.NDArray[np.bool_]
+) -> MemoryBank:
     vectors, spread = found.moved(centres, np.full(len(centres), pull))
-    return MemoryBank(vectors, found.size, spread)
+    return MemoryBank(vectors[kept], found.size[kept], spread[kept])
 
 
 def cells(patches: FloatArray, centres: FloatArray, *, pull: float = 0.0) -> MemoryBank:
     """Assign (n, d) patches to their nearest of (m, d) centres; empty cells are dropped."""
     found = _Cells.of(patches, centres)
-    kept = found.size > 0
-    vectors, spread = found.moved(centres, np.full(len(centres), pull))
-    return MemoryBank(vectors[kept], found.size[kept], spread[kept])
+    return _bank(found, centres, pull, found.size > 0)
 
 
-def renew(bank: MemoryBank, patches: FloatArray, *, keep: float) -> MemoryBank:
+def renew(
+    bank: MemoryBank,
+    patches: FloatArray,
+    *,
+    keep: float,
+    images: npt.NDArray[np.integer] | None = None,
+    min_count: int = 1,
+) -> MemoryBank:
     """Move each vector towards the mean of the (n, d) patches nearest to it.
 
     vector <- keep x vector + (1 - keep) x mean of its cell, weights likewise, from cell sizes
     scaled so that the total weight stays; spread is that of the cell. A vector that no patch is
-    nearest to stays as it is. The dynamic update of FedDyMem as an exponential moving average
+    nearest to, or those of fewer than `min_count` distinct `images`, stays as it is. The dynamic
+    update of FedDyMem as an exponential moving average
     (specification, section 3.3; form ours).
     """
     found = _Cells.of(patches, bank.vectors)
     hit = found.size > 0
+    if images is not None and min_count > 1:
+        hit &= found.images(images) >= min_count
     vectors, spread = found.moved(bank.vectors, np.where(hit, 1 - keep, 0.0))
     scale = float(bank.weights[hit].sum()) / max(len(patches), 1)
     weights = np.where(hit, keep * bank.weights + (1 - keep) * scale * found.size, bank.weights)
@@ -87,12 +112,29 @@ def renew(bank: MemoryBank, patches: FloatArray, *, keep: float) -> MemoryBank:
 class _Cells:
     """Patches by nearest centre; all zero for empty cells.
 
-    size: (m,) how many. mean: (m, d). squared: (m,) mean squared distance to the centre.
+    size: (m,) how many. mean: (m, d). squared: (m,) mean squared distance to the centre. label:
+    (n,) cell of each patch.
     """
 
     size: npt.NDArray[np.float64]
     mean: npt.NDArray[np.float64]
     squared: npt.NDArray[np.float64]
+    label: npt.NDArray[np.int64]
+
+    def images(self, images: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """(m,) distinct images, of the (n,) given, among the patches of each cell."""
+        pairs = np.unique(np.stack([self.label, images]), axis=1)
+        return np.bincount(pairs[0], minlength=len(self.size))
+
+    def enough(self, images: npt.NDArray[np.integer], min_count: int) -> npt.NDArray[np.bool_]:
+        """Cells of at least `min_count` images; raises `ConfigError` when there is none."""
+        kept = self.images(images) >= min_count
+        if not kept.any():
+            raise ConfigError(
+                f"no cell holds patches of min_count = {min_count} images (there are "
+                f"{len(np.unique(images))}): lower it, send fewer rows, or leave this site away"
+            )
+        return kept
 
     @classmethod
     def of(cls, patches: FloatArray, centres: FloatArray) -> _Cells:
@@ -120,7 +162,7 @@ class _Cells:
         sums = torch.zeros((count, patches.shape[1]), dtype=torch.float64)
         if with_means:
             sums.index_add_(0, torch.from_numpy(label), torch.from_numpy(patches).double())
-        return cls(size, sums.numpy() / divisor[:, None], squared)
+        return cls(size, sums.numpy() / divisor[:, None], squared, label)
 
     def moved(
         self, centres: FloatArray, share: npt.NDArray[np.float64]

@@ -239,7 +239,7 @@ def _federation(
 def _kind(payload: Payload) -> tuple[str, int, int]:
     """Features key, values per row, patches per image."""
     manifest = payload.manifest
-    patches = max(1, manifest.n_patches // max(1, manifest.n_images))
+    patches = max(1, -(-manifest.n_patches // max(1, manifest.n_images)))
     return manifest.features, bank_from(payload).dim, patches
 
 

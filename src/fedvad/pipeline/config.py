@@ -71,6 +71,11 @@ class TrainConfig(BaseModel):
     candidates: float = Field(default=0.5, gt=0, le=1)
     candidate_bytes: int = Field(default=64 << 20, ge=1)
     projection: int | None = Field(default=64, ge=1)
+    # privacy
+    min_count: int = Field(default=1, ge=1)
+    clip: float | None = Field(default=None, gt=0)
+    noise: float = Field(default=0.0, ge=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
     # generator
     train_generator: bool = False
     anchors: Anchors = "global"
@@ -89,6 +94,7 @@ class TrainConfig(BaseModel):
     calibration: Literal["auto", "leave-one-out", "holdout", "none"] = "auto"
     calibration_images: int = Field(default=128, ge=3)
     holdout: float = Field(default=0.2, gt=0, lt=1)
+    shared_threshold: bool = False
     # run
     compare: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -182,6 +188,9 @@ class TrainConfig(BaseModel):
             projection=self.projection,
             train=self.train_generator,
             anchors=self.anchors,
+            min_count=self.min_count,
+            clip=self.clip,
+            noise=self.noise,
             loss=MetricLossConfig(
                 loss=self.loss,
                 epochs=self.epochs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from fedvad.detectors.calibration import choose_images, held_out_scores
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.generator import Generator
 from fedvad.errors import DataError
-from fedvad.evaluation.sites import site_threshold, summarise
+from fedvad.evaluation.drift import drift
+from fedvad.evaluation.sites import SiteResult, site_threshold, summarise
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -77,6 +79,7 @@ def evaluate(
     summary["ledger"] = ledger.summary()
     summary["reference"] = reference or run.reference
     summary["sites_never_trained_on"] = [site.name for site in new]
+    summary["drift"] = _drifts(results)
     summary["unreadable"] = [reason for r in results for reason in r.bad]
     summary["verdict"] = verdict(summary)
     if heatmaps is not None:
@@ -87,6 +90,25 @@ def evaluate(
             image_size=config.image_size,
         )
     return summary
+
+
+def _drifts(results: Sequence[SiteResult]) -> dict[str, Any]:
+    """By site how the normal test images score beside the calibration; warns where they drifted."""
+    found = {}
+    for result in results:
+        if result.threshold is None:
+            continue
+        told = drift(result.threshold.scores, result.scores[result.test.labels == 0])
+        if told is None:
+            continue
+        found[result.name] = asdict(told)
+        if told.drifted:
+            log.warning(
+                "%s: its normal images score %.2f times as high as when its threshold was found "
+                "(p = %.1g): something changed, its threshold no longer holds; train again",
+                result.name, told.ratio, told.p,
+            )  # fmt: skip
+    return found
 
 
 def _sites(data: Path, run: TrainedRun, config: TrainConfig) -> Sequence[Site]:

@@ -12,6 +12,7 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.evaluation.sites import SiteResult, gains, summarise
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.plan import privacy
 from fedvad.pipeline.report import keep_record, report
 from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_json
 from fedvad.report.contact_sheet import contact_sheet
@@ -64,6 +65,7 @@ def write_outputs(
         reason for r in results for reason in r.bad
     ]
     summary["ledger"] = ledger.summary()
+    summary["privacy"] = privacy(config)
     summary["verdict"] = verdict(summary)
     write_json(out / LEDGER_FILE, ledger.model_dump())
     write_json(out / "results.json", summary)

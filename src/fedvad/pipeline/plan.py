@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,19 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
 from fedvad.federation.exchange.memory import MemoryExchange
+from fedvad.federation.privacy import NEIGHBOURS, epsilon
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
 
-__all__ = ["check_join", "memory_sites", "plan", "sampling_ahead", "site_seed", "split_held_out"]
+__all__ = [
+    "check_join",
+    "memory_sites",
+    "plan",
+    "privacy",
+    "sampling_ahead",
+    "site_seed",
+    "split_held_out",
+]
 
 
 _AHEAD_BYTES = 1 << 30
@@ -39,8 +49,10 @@ def check_join(config: TrainConfig, sites: Sequence[str]) -> None:
 def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchange, Schedule]:
     """The exchange and the schedule that a configuration asks for.
 
-    Raises `ConfigError` when the means of all patch positions do not fit into `upload_bytes`.
+    Raises `ConfigError` when the means of all patch positions do not fit into `upload_bytes`, and
+    when there is no accountant for the noise asked for.
     """
+    privacy(config)
     height, width, dim = extractor.grid
     if config.reduce == "position" and height * width > config.affordable_rows(dim):
         raise ConfigError(
@@ -69,6 +81,20 @@ def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchan
         seed=config.seed,
     )
     return exchange, schedule
+
+
+def privacy(config: TrainConfig) -> dict[str, Any] | None:
+    """What the configuration guarantees for one image of a site; None if nothing was asked for."""
+    if config.min_count == 1 and config.clip is None:
+        return None
+    told: dict[str, Any] = {"min_count": config.min_count}
+    if config.clip is not None:
+        spent = epsilon(config.noise, config.rounds, config.delta)
+        told |= {
+            "clip": config.clip, "noise": config.noise, "releases": config.rounds,
+            "delta": config.delta, "epsilon": spent, "neighbours": NEIGHBOURS,
+        }  # fmt: skip
+    return told
 
 
 def memory_sites(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import held_out_scores
 from fedvad.detectors.memory_site import MemorySite
 from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.histograms import count, threshold_of_counts
 from fedvad.evaluation.sites import site_threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -168,6 +170,7 @@ def calibrate(
     references: dict[Reference, None] = dict.fromkeys((run.reference, "local", "global"))
     stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
     told: dict[str, Any] = {}
+    counts: dict[Reference, npt.NDArray[np.int64]] = {}
     for name, model in run.sites.items():
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for reference in references:
@@ -186,6 +189,7 @@ def calibrate(
                     on_image=stage,
                 )
             )
+            counts[reference] = counts.get(reference, 0) + count(scores[reference])
             threshold = site_threshold(scores[reference].tolist(), config.target_fpr)
             if threshold is not None:
                 model.thresholds[reference] = threshold
@@ -198,7 +202,26 @@ def calibrate(
                 "median_federated": float(np.median(ours)),
                 "share_nearer": float(np.mean(ours < alone)),
             }
+    if config.shared_threshold:
+        _share(run, counts, config.target_fpr)
     return told
+
+
+def _share(
+    run: TrainedRun, counts: Mapping[Reference, npt.NDArray[np.int64]], target_fpr: float
+) -> None:
+    """Give all sites the threshold of their summed counts, but for their own memories alone."""
+    for reference, summed in counts.items():
+        if reference == "local":
+            continue
+        shared = threshold_of_counts(summed, target_fpr)
+        if shared is None:
+            log.warning("%d normal images are too few for a shared threshold", summed.sum())
+            return
+        for model in run.sites.values():
+            before = model.thresholds.get(reference)
+            scores = () if before is None else before.scores
+            model.thresholds[reference] = replace(shared, scores=scores)
 
 
 def wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:

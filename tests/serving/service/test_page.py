@@ -1,70 +1,25 @@
-"""The page in a real browser: headless Chromium, named by FEDVAD_CHROMIUM or found on the path."""
+"""The page in a real browser: dropped images, the camera, samples, sliders, a phone's width."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.samples import load_samples
+from tests.browser import Open, needs_chromium
 from tests.serving.service.conftest import Run, Serve
 from tests.serving.service.support import Stub
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-_CHROMIUM = os.environ.get("FEDVAD_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
-_CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 TOKEN = "correct-horse-battery"
-Open = Callable[..., Page]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium: set FEDVAD_CHROMIUM to one"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        # no sandbox: containers seldom allow one, and it sees only our own page
-        opened = driver.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox", *_CAMERA])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Open]:
-    """`page(address)`: a page that must neither complain nor ask anybody else."""
-    wrong: list[str] = []
-    with ExitStack() as stack:
-
-        def open_(address: str, *, width: int = 1200, may_complain: str = "\0") -> Page:
-            context = browser.new_context(viewport=ViewportSize(width=width, height=800))
-            stack.callback(context.close)
-            shown = context.new_page()
-            shown.on(
-                "console",
-                lambda m: may_complain in m.text or wrong.append(f"console: {m.type} {m.text}"),
-            )
-            shown.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-            own = (address, f"blob:{address}", "data:")
-            shown.on(
-                "request", lambda r: r.url.startswith(own) or wrong.append(f"outside: {r.url}")
-            )
-            shown.goto(address)
-            return shown
-
-        yield open_
-    assert wrong == []
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 def test_dropped_images_are_judged_and_the_slider_moves_the_decision(
@@ -88,11 +43,11 @@ def test_dropped_images_are_judged_and_the_slider_moves_the_decision(
     slider.focus()
     slider.press("End")
     expect(shown.locator("#say")).to_have_text(f"Normal: {worst.name}")
-    expect(shown.locator("#rate")).to_contain_text("above the run's threshold")
+    expect(shown.locator("#rate")).to_contain_text("about 0 % of normal images")
     expect(shown.locator("#history .what")).to_contain_text("Normal")
     slider.press("Home")
     expect(shown.locator("#say")).to_have_text(f"Anomalous: {worst.name}")
-    expect(shown.locator("#rate")).to_contain_text("unknown")
+    expect(shown.locator("#rate")).to_contain_text("of 6 held-out ones")
     shown.click("#reset")
     expect(shown.locator("#rate")).to_contain_text("The run's threshold")
 

@@ -150,9 +150,7 @@ def _rows(page: str) -> list[dict[str, str]]:
 
 
 def _folder() -> Path:
-    import fedvad
-
-    package = Path(fedvad.__file__).parent
+    package = Path(__file__).parents[2]
     for folder in (package / "_benchmarks", package.parents[1] / "benchmarks"):
         if (folder / "common.py").is_file():
             return folder

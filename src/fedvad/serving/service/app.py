@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from fedvad._version import __version__
 from fedvad.serving.predictor import Predictor
-from fedvad.serving.service.guard import Guard
+from fedvad.serving.service.guard import Guard, KnownHosts
 from fedvad.serving.service.heat import heat_png
 from fedvad.serving.service.limits import FIELD, Refusal, WorkQueue, check_token, receive_files
 from fedvad.serving.service.metrics import METRICS_TYPE, ServiceMetrics
@@ -183,9 +182,7 @@ def create_app(
             include_in_schema=False,
         )
     if settings.allowed_hosts:
-        app.add_middleware(
-            TrustedHostMiddleware, allowed_hosts=[*settings.allowed_hosts], www_redirect=False
-        )
+        app.add_middleware(KnownHosts, hosts=settings.allowed_hosts)
     app.add_middleware(Guard, metrics=metrics)
     return app
 

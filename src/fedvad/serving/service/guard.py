@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
 from time import perf_counter
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedvad.serving.service.metrics import ServiceMetrics
 from fedvad.serving.service.problems import problem
 
-__all__ = ["SECURITY_HEADERS", "Guard"]
+__all__ = ["SECURITY_HEADERS", "Guard", "KnownHosts"]
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -27,6 +29,32 @@ SECURITY_HEADERS = {
 }
 
 log = logging.getLogger(__name__)
+
+
+class KnownHosts:
+    """ASGI middleware: 400 for requests by another name than those given, any port.
+
+    Against DNS rebinding: a web page that points its own name at this machine. Starlette's own does
+    not know IPv6 addresses in all releases. `hosts`: names, addresses, or `*.domain`.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+        self._app = app
+        self._hosts = {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or refuse."""
+        if scope["type"] != "http" or self._knows(Headers(scope=scope).get("host", "")):
+            await self._app(scope, receive, send)
+            return
+        await problem(400, "unknown_host", "not a name of this service")(scope, receive, send)
+
+    def _knows(self, host: str) -> bool:
+        name = re.sub(r":[0-9]*$", "", host.lower())
+        return any(
+            name == known or (known.startswith("*.") and name.endswith(known[1:]))
+            for known in self._hosts
+        )
 
 
 class Guard:

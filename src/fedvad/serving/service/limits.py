@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -78,6 +79,8 @@ async def receive_files(request: Request, settings: ServiceSettings) -> list[Upl
         raise Refusal(400, "disconnected", "the upload was broken off") from None
     except HTTPException as error:
         raise Refusal(400, "bad_multipart", error.detail) from None
+    except FormParserError as error:  # some releases of starlette let it through
+        raise Refusal(400, "bad_multipart", str(error)) from None
     files = []
     for name, item in form.multi_items():
         if isinstance(item, UploadFile):

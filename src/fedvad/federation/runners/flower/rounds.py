@@ -320,5 +320,5 @@ def _kind(payloads: Sequence[Payload]) -> tuple[str, int, int]:
     return (
         manifest.features,
         bank_from(payloads[0]).dim,
-        manifest.n_patches // max(1, manifest.n_images),
+        -(-manifest.n_patches // max(1, manifest.n_images)),
     )
