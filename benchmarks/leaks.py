@@ -42,6 +42,7 @@ from fedvad.pipeline.plan import memory_sites, plan, privacy
 _POSITION: dict[str, Any] = {
     "method": "feddymem-position", "merge": "average", "rounds": 1, "upload_bytes": 2_000_000
 }  # fmt: skip
+Home = dict[str, tuple[MemoryBank, float]]
 SETTINGS: dict[str, dict[str, Any]] = {
     "patches (default)": {},
     "patches, 200 a round": {"upload_rows": 200},
@@ -85,6 +86,7 @@ def main() -> None:
     clip = None
     only = arguments.only.split(";") if arguments.only else list(SETTINGS)
     for seed in map(int, arguments.seeds.split(",")):
+        home: Home = {}
         for name in only:
             if f"{name}|{seed}" in cells:
                 continue
@@ -93,7 +95,7 @@ def main() -> None:
                 clip = clip or public_clip(extractor)
                 options["clip"] = clip
             config = resolve_config(**base, **options, seed=seed, calibration="none")
-            cells[f"{name}|{seed}"] = measure(sites, config, extractor, arguments)
+            cells[f"{name}|{seed}"] = measure(sites, config, extractor, arguments, home)
             print(name, seed, json.dumps(cells[f"{name}|{seed}"]), flush=True)
             if arguments.out:
                 arguments.out.write_text(json.dumps(cells))
@@ -115,10 +117,17 @@ def public_clip(extractor: FeatureExtractor) -> float:
 
 
 def measure(
-    sites: Sequence[Site], config: TrainConfig, extractor: FeatureExtractor, arguments: Any
+    sites: Sequence[Site],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    arguments: Any,
+    home: Home,
 ) -> dict[str, Any]:
-    """One federation of half of the images; what it is good for, and what its uploads tell."""
-    members, outsiders = {}, {}
+    """One federation of half of the images; what it is good for, and what its uploads tell.
+
+    home: each site's own raw rows and its AUROC with them, the same for all settings of a seed.
+    """
+    members, outsiders, every = {}, {}, arguments.every
     for i, site in enumerate(sites):
         paths = [item.path for item in site.train if item.label == 0]
         order = np.random.default_rng([config.seed, i]).permutation(len(paths))
@@ -126,22 +135,20 @@ def measure(
         members[site.name] = features([paths[k] for k in order[:half]], extractor, site.name)
         outsiders[site.name] = features([paths[k] for k in order[half:]], extractor, site.name)
     uploads, merged = federate(config, members, extractor)
-    raw = replaced(config)
-    own = uploads if config.keeps_patches else federate(raw, members, extractor)[0]
+    if not home:
+        own = federate(replaced(config), members, extractor)[0]
+        for site in sites:
+            home[site.name] = own[site.name], auroc(site, own[site.name], config, extractor, every)
     told: dict[str, list[float]] = {}
     for site in sites:
-        tested = site.test[:: arguments.every]
-        labels = [item.label for item in tested]
-        paths = [item.path for item in tested]
-        for kind, bank in (
-            ("global", merged),
-            ("union", concatenate([merged, own[site.name]])),
-            ("alone", own[site.name]),
+        mine, alone = home[site.name]
+        both = concatenate([merged, mine])
+        for key, value in (
+            ("global", auroc(site, merged, config, extractor, every)),
+            ("union", auroc(site, both, config, extractor, every)),
+            ("alone", alone),
         ):
-            scorer = MemoryScorer(bank, config.scoring())
-            scores = score_stream(extractor, scorer, lambda d: d, paths)
-            auroc = image_auroc(scores.image, labels)
-            told.setdefault(kind, []).append(float("nan") if auroc is None else auroc)
+            told.setdefault(key, []).append(value)
         others = concatenate([b for n, b in uploads.items() if n != site.name])
         audited, _ = audit_rows(
             uploads[site.name].vectors,
@@ -166,6 +173,17 @@ def measure(
         "epsilon": guarantee.get("epsilon"),
         "clip": config.clip,
     }
+
+
+def auroc(
+    site: Site, bank: MemoryBank, config: TrainConfig, extractor: FeatureExtractor, every: int
+) -> float:
+    """Image AUROC of a part of a site's test images with a memory."""
+    tested = site.test[::every]
+    scorer = MemoryScorer(bank, config.scoring())
+    scores = score_stream(extractor, scorer, lambda d: d, [item.path for item in tested])
+    found = image_auroc(scores.image, [item.label for item in tested])
+    return float("nan") if found is None else found
 
 
 def replaced(config: TrainConfig) -> TrainConfig:

@@ -22,11 +22,16 @@ _WEIGHTS = {
     "resnet50": "resnet50.keras-v1-layer123.safetensors",
 }
 
+_LONGEST = {"test_docs.py", "test_end_to_end.py"}
 MakeImages = Callable[..., list[Path]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `real` are skipped, with the reason, where there is nothing real."""
+    """Files with the longest tests begin, so that no worker is left with them at the end.
+
+    Tests marked `real` are skipped, with the reason, where there is nothing real.
+    """
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
     if (SHARED / "weights").is_dir() and (SHARED / "data").is_dir():
         return
     reason = f"no real images and weights at {SHARED}; set FEDVADSHARED to a folder with both"

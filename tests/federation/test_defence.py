@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from fedvad.errors import ConfigError, PayloadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.attacks import overclaimed, replayed, scaled, sybils, taught_defect
+from fedvad.federation.attacks import (
+    overclaimed,
+    random_noise,
+    replayed,
+    scaled,
+    sybils,
+    taught_defect,
+)
 from fedvad.federation.defence.robust import RobustConfig, Verdict, defend, supported_rows
 from fedvad.federation.defence.validation import Limits, check_upload
 from fedvad.federation.exchange.memory import MemoryExchange
@@ -246,6 +253,15 @@ def test_scaled_rows_are_left_out_with_value_and_limits(factor: float) -> None:
     assert lengths.min() >= norms.min() / 2
     assert exchange.verdict is not None
     assert re.search(r"lengths such as [\d.e+-]+, the limits are", exchange.verdict.reasons["b"])
+
+
+def test_a_site_that_sends_noise_is_left_out() -> None:
+    exchange = _robust()
+    sent = [random_noise(_honest(s), seed=4) if s == "b" else _honest(s) for s in SITES]
+    kept = _merge(exchange, sent)
+    assert set(exchange.distrusted) == {"b"}
+    noise = bank_from(sent[SITES.index("b")]).vectors
+    assert not (kept[:, None] == noise[None]).all(2).any()
 
 
 def test_one_site_cannot_outweigh_the_others() -> None:

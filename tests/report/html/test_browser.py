@@ -51,8 +51,9 @@ def test_a_tap_lays_the_heat_map_over_the_picture(page: Open, address: str) -> N
 def test_it_paints_at_once_and_in_the_dark_darkly(page: Open, address: str) -> None:
     shown = page(address)
     painted = shown.evaluate(
-        """new Promise(found => new PerformanceObserver(list => found(list.getEntries()[0].startTime))
-            .observe({type: "paint", buffered: true}))"""
+        """new Promise(found => new PerformanceObserver(
+            list => found(list.getEntries()[0].startTime)
+        ).observe({type: "paint", buffered: true}))"""
     )
     assert painted < 5000  # a second on an idle machine; this one may be busy
     dark = page(address)
