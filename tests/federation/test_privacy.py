@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 
 import numpy as np
@@ -46,3 +47,15 @@ def test_without_opacus_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 def test_impossible_values_are_refused(values: tuple[float, int, float]) -> None:
     with pytest.raises(ConfigError):
         epsilon(*values)
+
+
+def test_the_process_logs_as_before() -> None:
+    pytest.importorskip("opacus", reason="pip install 'fedvad[privacy]'")
+    code = (
+        "import logging; from fedvad.federation.privacy import epsilon; epsilon(1.0, 1, 1e-5); "
+        "print(logging.getLogger().handlers, logging.getLogger().level)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split("\n")[-2] == "[] 30"

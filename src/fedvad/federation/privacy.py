@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 from fedvad.errors import ConfigError
@@ -28,6 +29,8 @@ def epsilon(noise: float, releases: int, delta: float) -> float:
         return 0.0
     if noise == 0:
         return float("inf")
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     try:
         from opacus.accountants import RDPAccountant
         from opacus.accountants.analysis import rdp
@@ -35,6 +38,9 @@ def epsilon(noise: float, releases: int, delta: float) -> float:
         raise ConfigError(
             f"the accountant needs opacus ({error}): pip install 'fedvad[privacy]'"
         ) from error
+    finally:  # importing it sets up logging for the whole process
+        root.handlers[:] = handlers
+        root.setLevel(level)
     orders = RDPAccountant.DEFAULT_ALPHAS
     spent = rdp.compute_rdp(q=1.0, noise_multiplier=noise, steps=releases, orders=orders)
     with warnings.catch_warnings():
