@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("real"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    """Workers hand their warnings to the main process, which must not import foreign classes."""
+    if warning_message.category.__module__ != "builtins":
+        said = f"{warning_message.category.__name__}: {warning_message.message}"
+        warning_message.category, warning_message.message = UserWarning, UserWarning(said)
 
 
 @pytest.fixture(autouse=True)
