@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
 
 if TYPE_CHECKING:
+    import openvino
     import torch
 
 __all__ = ["DescriptorEngine", "OpenVinoEngine", "TorchEngine", "make_engine"]
@@ -19,6 +21,8 @@ __all__ = ["DescriptorEngine", "OpenVinoEngine", "TorchEngine", "make_engine"]
 Tag = TypeVar("Tag")
 Descriptors = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
+
+_IN_FLIGHT = 2  # batches that OpenVINO works on at once
 
 
 class DescriptorEngine(Protocol):
@@ -86,30 +90,29 @@ class OpenVinoEngine:
         # f32: a lower precision would move distances, and with them stored thresholds
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         self._compiled = openvino.Core().compile_model(model, "CPU", options)
-        self._make_queue: Callable[[], openvino.AsyncInferQueue] = lambda: openvino.AsyncInferQueue(
-            self._compiled, 2
-        )
+        self._new_request: Callable[[], openvino.InferRequest] = self._compiled.create_infer_request
 
     def run(self, batches: Iterable[tuple[Tag, Images]]) -> Iterator[tuple[Tag, Descriptors]]:
         """See `DescriptorEngine.run`."""
-        queue = self._make_queue()
-        done: dict[int, Descriptors] = {}
-        tags: dict[int, Tag] = {}
-        queue.set_callback(
-            lambda request, number: done.__setitem__(
-                number, np.array(request.get_output_tensor(0).data)
-            )
-        )
-        given = 0
+        # no callbacks: they would run Python in OpenVINO's threads, and that has crashed processes
+        requests = [self._new_request() for _ in range(_IN_FLIGHT)]
+        busy: deque[tuple[Tag, openvino.InferRequest]] = deque()
         try:
             for number, (tag, images) in enumerate(batches):
-                tags[number] = tag
-                queue.start_async([images], number)  # waits for a free request
-                while given in done:
-                    yield tags.pop(given), done.pop(given)
-                    given += 1
-        finally:  # also when the caller stops early: callbacks must not outlive this frame
-            queue.wait_all()
-        while given in done:
-            yield tags.pop(given), done.pop(given)
-            given += 1
+                done = _oldest(busy) if len(busy) == _IN_FLIGHT else None
+                request = requests[number % _IN_FLIGHT]
+                request.start_async([images])
+                busy.append((tag, request))
+                if done is not None:
+                    yield done
+            while busy:
+                yield _oldest(busy)
+        finally:  # also when the caller stops early
+            for _, request in busy:
+                request.wait()
+
+
+def _oldest(busy: deque[tuple[Tag, openvino.InferRequest]]) -> tuple[Tag, Descriptors]:
+    tag, request = busy.popleft()
+    request.wait()
+    return tag, np.array(request.get_output_tensor(0).data)
