@@ -84,12 +84,19 @@ def timed(work: Callable[[], object], clock: Clock = perf_counter) -> float:
 
 
 def alternate(
-    works: dict[str, Callable[[], object]], repeat: int, clock: Clock = perf_counter
+    works: dict[str, Callable[[], object]],
+    repeat: int,
+    clock: Clock = perf_counter,
+    *,
+    warm_up: int = 0,
 ) -> dict[str, float]:
     """Median seconds of each, measured in turn, so that a busy machine slows all alike.
 
-    No warm-up: do one before where the first time differs.
+    warm_up: times that each is done before, untimed, where the first time differs.
     """
+    for _ in range(warm_up):
+        for work in works.values():
+            work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeat):
         for name, work in works.items():

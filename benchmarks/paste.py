@@ -21,6 +21,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from common import alternate
 
 from fedvad.data.folders import read_set
 from fedvad.detectors.registry import create
@@ -91,14 +92,18 @@ def costs(
         seconds[f"map of one image, {kind}"] = alternate(
             {n: lambda e=e: list(e.run([(0, pixels[:1])])) for n, e in engines.items()},
             5 * arguments.repeats,
+            warm_up=1,
         )
     cached = {n: inputs_and_targets(net, x) for n, net in nets.items()}
     seconds[f"training step of {batch}, frozen parts computed before"] = alternate(
-        {n: lambda n=n: step(nets[n], *cached[n]) for n in nets}, arguments.repeats
+        {n: lambda n=n: step(nets[n], *cached[n]) for n in nets},
+        arguments.repeats,
+        warm_up=1,
     )
     seconds[f"training step of {batch}, frozen parts in the step"] = alternate(
         {n: lambda n=n: step(nets[n], *inputs_and_targets(nets[n], x)) for n in nets},
         arguments.repeats,
+        warm_up=1,
     )
     rows: list[tuple[str, Pair, float, str]] = [
         ("parameters", pair(lambda n: detectors[n].memory().parameters), 1e-6, "MB"),
@@ -154,19 +159,6 @@ def peak_of_a_step(net: PaSTeNet, arguments: argparse.Namespace) -> int:
     with peak_memory() as found:
         step(net, *inputs_and_targets(net, x))
     return found.bytes
-
-
-def alternate(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turn, so that a slow minute slows all of them."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = perf_counter()
-            call()
-            found[name].append(perf_counter() - start)
-    return {name: median(times) for name, times in found.items()}
 
 
 def pair(value: Callable[[str], float]) -> Pair:

@@ -14,10 +14,11 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from time import perf_counter, sleep
 
 import numpy as np
+from common import alternate
 
 from fedvad.data.folders import read_images
 from fedvad.data.images import read_rgb, resize_rgb
@@ -67,19 +68,13 @@ def latency(arguments: argparse.Namespace) -> None:
             ),
             f"predict, {paths[0].suffix} file of it": lambda: predictor.predict([data]),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in works}
-        for round_ in range(arguments.repeat + 2):  # in turn, so that drift hits all alike
-            for name, work in works.items():
-                start = perf_counter()
-                work()
-                if round_ >= 2:
-                    seconds[name].append(perf_counter() - start)
-    bare = median(seconds["backbone alone"])
+        seconds = alternate(works, arguments.repeat, warm_up=2)
+    bare = seconds["backbone alone"]
     rows, width = len(chosen), patches.shape[1]
     print(f"{arguments.backbone}, {config.image_size} px, memory {rows} x {width}\n")
     print("| what | ms | against the backbone |\n| --- | --- | --- |")
-    for name, values in seconds.items():
-        print(f"| {name} | {1e3 * median(values):.1f} | {median(values) / bare:.2f} |")
+    for name, value in seconds.items():
+        print(f"| {name} | {1e3 * value:.1f} | {value / bare:.2f} |")
 
 
 def load(arguments: argparse.Namespace) -> None:

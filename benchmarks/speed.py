@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import numpy as np
 import torch
+from common import alternate
 
 import fedvad
 from fedvad.data.folders import read_sites
@@ -66,7 +65,8 @@ def main() -> None:
         kind: make_engine(extractor.network, image_size=config.image_size, kind=kind)
         for kind in ("openvino", "torch")
     }
-    seconds = alternate({k: lambda e=e: list(e.run(batches(images, e))) for k, e in kinds.items()})
+    runs = {k: lambda e=e: list(e.run(batches(images, e))) for k, e in kinds.items()}
+    seconds = alternate(runs, repeat=5, warm_up=1)
     rows.append(("32 images: OpenVINO / torch eager", seconds["openvino"], seconds["torch"]))
 
     descriptors = extractor.describe(images)
@@ -86,6 +86,7 @@ def main() -> None:
                 "exact": lambda e=exact, d=one: e.score(d),
             },
             repeat=15,
+            warm_up=1,
         )
         whole = seconds["forward"] + seconds["fast"]
         rows.append((f"one image, {size} rows, fast / forward alone", whole, seconds["forward"]))
@@ -97,6 +98,7 @@ def main() -> None:
             "plain": lambda: plain_k_center(patches[:20000], 500),
         },
         repeat=3,
+        warm_up=1,
     )
     rows.append(("k-center of 20 000 to 500: ours / plain loop", seconds["ours"], seconds["plain"]))
 
@@ -140,26 +142,6 @@ def run_all(extractor: FeatureExtractor, paths: list[Path]) -> None:
 def batches(images: np.ndarray, engine: object) -> list[tuple[int, np.ndarray]]:
     step = engine.batch_size  # type: ignore[attr-defined]
     return [(i, images[i : i + step]) for i in range(0, len(images), step)]
-
-
-def timed(work: Callable[[], object], repeat: int) -> float:
-    seconds = []
-    for _ in range(repeat):
-        start = perf_counter()
-        work()
-        seconds.append(perf_counter() - start)
-    return median(seconds)
-
-
-def alternate(works: dict[str, Callable[[], object]], repeat: int = 5) -> dict[str, float]:
-    """Median seconds of each, measured in turn after one warm-up, so that drift hits all alike."""
-    for work in works.values():
-        work()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeat):
-        for name, work in works.items():
-            seconds[name].append(timed(work, 1))
-    return {name: median(values) for name, values in seconds.items()}
 
 
 def plain_k_center(points: np.ndarray, m: int) -> list[int]:

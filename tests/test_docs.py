@@ -41,10 +41,12 @@ def _run(commands: list[list[str]], folder: Path) -> str:
 def test_the_five_minute_path_and_the_python_example_run_as_written(tmp_path: Path) -> None:
     (script,) = _blocks("bash", marked=True)
     (example,) = _blocks("python", marked=True)
-    for page in ("own-data", "export"):
-        text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
-        (block,) = _blocks("bash", marked=True, page=text)
-        script += block if block != script else ""
+    own_data, export = (
+        _blocks("bash", marked=True, page=(ROOT / f"docs/{page}.md").read_text(encoding="utf-8"))
+        for page in ("own-data", "export")
+    )
+    assert own_data == [script]  # the README's path once more
+    script += export[0]
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     printed = _run(
         [["bash", "-euo", "pipefail", "-c", script], [sys.executable, "-c", example]], tmp_path

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from fedvad.features.cache import DescriptorCache
     from fedvad.pipeline.progress import Progress
 
-__all__ = ["CacheOption", "JsonOption", "WeightsOption", "open_cache", "print_json", "showing"]
+__all__ = [
+    "CacheOption",
+    "CacheSizeOption",
+    "JsonOption",
+    "ReferenceOption",
+    "RunArgument",
+    "SiteOption",
+    "WeightsOption",
+    "check_reference",
+    "open_cache",
+    "print_json",
+    "showing",
+]
 
 CacheOption = Annotated[
     Path | None,
@@ -31,6 +43,14 @@ CacheSizeOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON document on standard output.")
 ]
+RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+SiteOption = Annotated[
+    str | None, typer.Option(help="Whose generator and threshold to use.", show_default=False)
+]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(help="global, local or union [default: the run's]", show_default=False),
+]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(
@@ -44,6 +64,13 @@ def open_cache(root: Path | None, size: str = "20G") -> DescriptorCache:
     from fedvad.features.cache import DescriptorCache, default_cache_root, parse_bytes
 
     return DescriptorCache(root or default_cache_root(), max_bytes=parse_bytes(size))
+
+
+def check_reference(reference: str | None) -> Any:
+    """A reference set's name; a usage error for anything else."""
+    if reference not in (None, "global", "local", "union"):
+        raise typer.BadParameter(f"--reference is global, local or union, not {reference!r}")
+    return cast(Any, reference)
 
 
 def print_json(value: Any) -> None:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
 from fedvad.cli.common import (
     CacheOption,
     JsonOption,
+    ReferenceOption,
+    RunArgument,
     WeightsOption,
+    check_reference,
     open_cache,
     print_json,
     showing,
 )
 
-__all__ = ["check_reference", "evaluate"]
+__all__ = ["evaluate"]
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: RunArgument,
     data: Annotated[Path, typer.Argument(help="Folder of sites or one set, with test images.")],
-    reference: Annotated[
-        str | None,
-        typer.Option(help="global, local or union [default: the run's]", show_default=False),
-    ] = None,
+    reference: ReferenceOption = None,
     weights: WeightsOption = None,
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
@@ -51,10 +51,3 @@ def evaluate(
         print_json(results)
     else:
         show_results(results, None)
-
-
-def check_reference(reference: str | None) -> Any:
-    """A reference set's name; a usage error for anything else."""
-    if reference not in (None, "global", "local", "union"):
-        raise typer.BadParameter(f"--reference is global, local or union, not {reference!r}")
-    return cast(Any, reference)

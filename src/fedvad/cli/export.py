@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, WeightsOption, print_json, showing
-from fedvad.cli.evaluate import check_reference
+from fedvad.cli.common import (
+    JsonOption,
+    ReferenceOption,
+    RunArgument,
+    SiteOption,
+    WeightsOption,
+    check_reference,
+    print_json,
+    showing,
+)
 
 __all__ = ["export"]
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: RunArgument,
     format: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
     int8: Annotated[
         bool, typer.Option("--int8", help="Backbone in int8; the memory stays in float.")
@@ -26,14 +34,8 @@ def export(
             show_default=False,
         ),
     ] = None,
-    site: Annotated[
-        str | None,
-        typer.Option(help="Whose generator and threshold to use.", show_default=False),
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="global, local or union [default: the run's]", show_default=False),
-    ] = None,
+    site: SiteOption = None,
+    reference: ReferenceOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write [default: RUN/export]", show_default=False)
     ] = None,

@@ -7,26 +7,27 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import WeightsOption, print_json, showing
-from fedvad.cli.evaluate import check_reference
+from fedvad.cli.common import (
+    ReferenceOption,
+    RunArgument,
+    SiteOption,
+    WeightsOption,
+    check_reference,
+    print_json,
+    showing,
+)
 
 __all__ = ["predict"]
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: RunArgument,
     paths: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for heat-map overlays.", show_default=False)
     ] = None,
-    site: Annotated[
-        str | None,
-        typer.Option(help="Whose generator and threshold to use.", show_default=False),
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="global, local or union [default: the run's]", show_default=False),
-    ] = None,
+    site: SiteOption = None,
+    reference: ReferenceOption = None,
     weights: WeightsOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per image and line.")

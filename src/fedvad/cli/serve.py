@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from fedvad.cli.common import WeightsOption
-from fedvad.cli.evaluate import check_reference
+from fedvad.cli.common import (
+    ReferenceOption,
+    RunArgument,
+    SiteOption,
+    WeightsOption,
+    check_reference,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,15 +29,9 @@ _CONNECTIONS = 256
 
 
 def serve(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    site: Annotated[
-        str | None,
-        typer.Option(help="Whose generator and threshold to use.", show_default=False),
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="global, local or union [default: the run's]", show_default=False),
-    ] = None,
+    run: RunArgument,
+    site: SiteOption = None,
+    reference: ReferenceOption = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",

@@ -1,14 +1,16 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Files of several processes: nobody ever sees half of one, and one at a time holds a lock."""
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedvad.errors import StorageError
 
-__all__ = ["write_atomically"]
+__all__ = ["locked", "write_atomically"]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -32,3 +34,24 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"cannot write {path}: {error.strerror or error}; free some space or choose another "
             "folder, then go on (a training with --resume)"
         ) from error
+
+
+@contextmanager
+def locked(path: Path, *, otherwise: Exception | None = None) -> Iterator[None]:
+    """Hold the lock of a file, made if need be; other processes wait, or get `otherwise` raised.
+
+    A lock ends with its process, however that ends. Windows has none of the kind: there it holds
+    nobody up.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if otherwise is None else fcntl.LOCK_NB))
+            except OSError as error:
+                if otherwise is None:
+                    raise
+                raise otherwise from error
+        yield

@@ -130,8 +130,7 @@ class AdaptorSite:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step of a round, from 1, as `train_student` sets it."""
-        train = self.config.train
-        return train.learning_rate * min(1.0, step / (train.warmup + 1))
+        return self.config.train.rate(step)
 
     def _batches(self, rng: np.random.Generator) -> Iterator[torch.Tensor]:
         import torch

@@ -152,13 +152,13 @@ class MemorySite:
         `known` is the memory handed back so far. What is returned, and whether it adds to
         (`grow`) or replaces (`ema`) what was sent before, is the configuration's choice.
         """
-        if self.config.reduce == "position" and not self.config.train:
+        if self.config.reduce == "position":
+            if self.config.train:
+                self._train(self._sample(round_), known, round_)
             return self._replace(self._position_means())
         raw = self._sample(round_)
         if self.config.train:
             self._train(raw, known, round_)
-        if self.config.reduce == "position":
-            return self._replace(self._position_means())
         patches = self.generator(raw)
         if self.config.update == "grow":
             return self._grow(patches, known, round_)

@@ -16,7 +16,13 @@ from fedvad.detectors.base import Detector, Scores
 from fedvad.detectors.scoring import image_score, smooth
 from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.loss import Combine
-from fedvad.distill.parameters import buffers_of, load_buffers, load_parameters, parameters_of
+from fedvad.distill.parameters import (
+    buffers_of,
+    load_buffers,
+    load_parameters,
+    parameters_of,
+    under,
+)
 from fedvad.distill.pixels import read_pixels
 from fedvad.distill.training import TrainConfig, TrainLog
 from fedvad.errors import ConfigError, MismatchError
@@ -201,8 +207,8 @@ class StudentDetector(Detector):
         detector = cls(extractor=extractor, seed=values["seed"], **options)
         net = detector.network()
         try:
-            load_parameters(net.student, _under("student/", arrays))
-            load_buffers(net.student, _under("buffers/", arrays))
+            load_parameters(net.student, under("student/", arrays))
+            load_buffers(net.student, under("buffers/", arrays))
         except MismatchError as error:  # to a reader of files it is damage
             raise TypeError(str(error)) from error
         detector.net_, detector.scale_ = net, float(values["scale"])
@@ -323,7 +329,3 @@ class PaSTe(StudentDetector):
 
     def _options(self) -> dict[str, Any]:
         return super()._options() | {"bootstrap": self.bootstrap}
-
-
-def _under(prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}

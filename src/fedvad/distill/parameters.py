@@ -13,9 +13,14 @@ from fedvad.errors import MismatchError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["buffers_of", "load_buffers", "load_parameters", "parameters_of"]
+__all__ = ["buffers_of", "load_buffers", "load_parameters", "parameters_of", "under"]
 
 _Array = npt.NDArray[Any]
+
+
+def under(prefix: str, arrays: Mapping[str, _Array]) -> dict[str, _Array]:
+    """The arrays whose names begin with `prefix`, by the rest of their names."""
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
 
 def parameters_of(module: torch.nn.Module) -> dict[str, _Array]:

@@ -15,11 +15,11 @@ from fedvad.memory.distances import TILE, row_argmin, squared_norms
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NeighbourIndex", "SearchMode"]
+__all__ = ["FAST_UP_TO", "SHORTLIST", "NeighbourIndex", "SearchMode"]
 
 SearchMode = Literal["exact", "fast"]
-_SHORTLIST = 4  # vectors measured for one neighbour; twice as many as wanted for more
-_FAST_UP_TO = 6  # neighbours
+SHORTLIST = 4  # vectors measured for one neighbour; twice as many as wanted for more
+FAST_UP_TO = 6  # neighbours
 _FAST_FROM = 1000  # vectors; below, re-ranking costs more than it saves
 _AXES_FROM = 2000  # vectors whose principal components stand for those of the memory
 
@@ -60,7 +60,7 @@ class NeighbourIndex:
             axes = _principal_axes(centred[:_AXES_FROM], principal, generator)
             # |z - v|^2 - |z|^2 = |v|^2 - 2 z v is one product of [z, 1] with this matrix
             rough = torch.cat([-2 * centred @ axes, squared_norms(centred)[:, None]], 1)
-            width = min(TILE[1], -(-m // _SHORTLIST))
+            width = min(TILE[1], -(-m // SHORTLIST))
             self._groups = [group.T.contiguous() for group in torch.split(rough, width)]
             # and [z, 1] is an affine map of a patch
             self._axes = torch.nn.functional.pad(axes, (0, 1))
@@ -80,7 +80,7 @@ class NeighbourIndex:
         points = torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))
         distances = torch.empty(len(points), k)
         indices = torch.empty(len(points), k, dtype=torch.long)
-        fast = self._fast and k <= _FAST_UP_TO
+        fast = self._fast and k <= FAST_UP_TO
         width = self._groups[0].shape[1] if fast else TILE[1]
         step = TILE[0] * TILE[1] // width
         for start in range(0, len(points), step):
@@ -141,7 +141,7 @@ class NeighbourIndex:
                     break
                 rough.scatter_(1, best, float("inf"))
             first += width
-        count = _SHORTLIST if k == 1 else 2 * k
+        count = SHORTLIST if k == 1 else 2 * k
         shortest = torch.cat(values, 1).topk(count, dim=1, largest=False).indices
         return self._order[torch.cat(columns, 1).gather(1, shortest)]
 

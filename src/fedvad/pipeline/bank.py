@@ -35,7 +35,7 @@ from fedvad.pipeline.data import load_sites, warm_up
 from fedvad.pipeline.plan import plan, site_seed, split_held_out
 from fedvad.pipeline.progress import Progress, silent
 
-__all__ = ["export_upload", "one_site", "site_features"]
+__all__ = ["export_upload", "one_round", "one_site", "site_features"]
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def export_upload(
     if before is not None and before.round >= round_:
         log.info("round %d was made before: written again as it was", before.round)
         return _write_upload(before, signing, state_dir, out)
-    state = _one_round(member_site, data, index, config, before, known, round_, cache, progress)
+    extractor = FeatureExtractor(config.features(), cache)
+    state = one_round(member_site, data, index, config, before, known, round_, extractor, progress)
     save_site(state_dir, state)
     return _write_upload(state, signing, state_dir, out)
 
@@ -113,7 +114,7 @@ def site_features(
     return split_held_out(warm_up([site], extractor, config.max_bad, progress), config)
 
 
-def _one_round(
+def one_round(
     site: Site,
     data: Path,
     index: int,
@@ -121,10 +122,10 @@ def _one_round(
     before: SiteState | None,
     known: Payload | None,
     round_: int,
-    cache: DescriptorCache | None,
+    extractor: FeatureExtractor,
     progress: Progress,
 ) -> SiteState:
-    extractor = FeatureExtractor(config.features(), cache)
+    """A site's state behind a round, with its upload; `before` is that behind the last one."""
     exchange, _ = plan(config, extractor)
     fitting, _ = site_features(site, config, extractor, progress)
     member = MemorySite(

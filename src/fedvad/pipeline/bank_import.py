@@ -40,7 +40,7 @@ from fedvad.pipeline.run_folder import (
 )
 from fedvad.pipeline.train import calibrate, wire_exact
 
-__all__ = ["import_global"]
+__all__ = ["import_global", "make_run"]
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def import_global(
     }
     if out is not None:
         assert state is not None  # `_check_out` saw to it
-        told |= _make_run(state, merged, state_dir, out, data, weights, cache, progress)
+        told |= make_run(state, merged, state_dir, out, data, weights, cache, progress)
     return told
 
 
@@ -162,7 +162,7 @@ def _check_out(out: Path, state: SiteState | None) -> None:
         raise ConfigError(f"{out} holds an unfinished training: choose another --out")
 
 
-def _make_run(
+def make_run(
     state: SiteState,
     merged: Payload,
     state_dir: Path,
@@ -172,6 +172,7 @@ def _make_run(
     cache: DescriptorCache | None,
     progress: Progress,
 ) -> dict[str, Any]:
+    """A site's run folder from the global memory, with thresholds from its own normal images."""
     config = state.config
     if weights is not None:
         config = config.model_copy(update={"weights": weights})

@@ -15,7 +15,7 @@ from fedvad.errors import ArtefactError, ConfigError, FederationError, PayloadEr
 from fedvad.federation.codecs import Precision
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
-from fedvad.federation.exchange.memory import MemoryExchange
+from fedvad.federation.exchange.memory import MemoryExchange, kind_of
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.state import RunState, load_state, save_state
@@ -222,7 +222,7 @@ def _federation(
             )
         return before
     kinds = Counter(
-        _kind(u.payload) for u in uploads if features in (None, u.payload.manifest.features)
+        kind_of(u.payload) for u in uploads if features in (None, u.payload.manifest.features)
     ).most_common(2)
     if not kinds:
         return None
@@ -234,13 +234,6 @@ def _federation(
         )
     key, dim, patches = kinds[0][0]
     return _Federation(features=key, dim=dim, patches_per_image=patches, **chosen)
-
-
-def _kind(payload: Payload) -> tuple[str, int, int]:
-    """Features key, values per row, patches per image."""
-    manifest = payload.manifest
-    patches = max(1, -(-manifest.n_patches // max(1, manifest.n_images)))
-    return manifest.features, bank_from(payload).dim, patches
 
 
 def _read_federation(state_dir: Path) -> _Federation:

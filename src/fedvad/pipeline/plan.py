@@ -22,6 +22,7 @@ from fedvad.pipeline.config import TrainConfig
 
 __all__ = [
     "check_join",
+    "memory_exchange",
     "memory_sites",
     "plan",
     "privacy",
@@ -60,20 +61,7 @@ def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchan
             f"than --upload-bytes {config.upload_bytes} allows: raise it, take a smaller image "
             "size or fewer layers, or another --method"
         )
-    exchange = MemoryExchange(
-        features=extractor.config.key(),
-        dim=dim,
-        merge_mode=config.merge,
-        size=config.memory_rows,
-        precision=config.precision,
-        seed=config.seed,
-        limits=Limits(
-            rows=height * width if config.reduce == "position" else config.rows(dim),
-            patches_per_image=height * width,
-            upload_bytes=config.upload_bytes,
-        ),
-        defence=RobustConfig(config.malicious) if config.defence == "robust" else None,
-    )
+    exchange = memory_exchange(config, extractor.config.key(), dim, height * width)
     schedule = Schedule(
         rounds=config.rounds,
         participation=config.participation,
@@ -81,6 +69,24 @@ def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchan
         seed=config.seed,
     )
     return exchange, schedule
+
+
+def memory_exchange(config: TrainConfig, features: str, dim: int, patches: int) -> MemoryExchange:
+    """The exchange of a configuration for rows of `dim` values, `patches` of them per image."""
+    return MemoryExchange(
+        features=features,
+        dim=dim,
+        merge_mode=config.merge,
+        size=config.memory_rows,
+        precision=config.precision,
+        seed=config.seed,
+        limits=Limits(
+            rows=patches if config.reduce == "position" else config.rows(dim),
+            patches_per_image=patches,
+            upload_bytes=config.upload_bytes,
+        ),
+        defence=RobustConfig(config.malicious) if config.defence == "robust" else None,
+    )
 
 
 def privacy(config: TrainConfig) -> dict[str, Any] | None:

@@ -17,12 +17,19 @@ from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.distances import nearest
 from fedvad.memory.merge import MergeMode, coverage, merge_banks
 
-__all__ = ["MemoryExchange"]
+__all__ = ["MemoryExchange", "kind_of"]
 
 
 # what every precision on the wire can hold, and no distance overflows
 _LARGEST = float(np.finfo(np.float16).max)
 _DRIFT_ROWS = 500
+
+
+def kind_of(upload: Payload) -> tuple[str, int, int]:
+    """What all uploads of a federation share: features key, values per row, patches per image."""
+    manifest = upload.manifest
+    patches = max(1, -(-manifest.n_patches // max(1, manifest.n_images)))
+    return manifest.features, bank_from(upload).dim, patches
 
 
 class MemoryExchange:

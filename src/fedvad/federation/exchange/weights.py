@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.distill.parameters import load_parameters, parameters_of
+from fedvad.distill.parameters import load_parameters, parameters_of, under
 from fedvad.distill.scope import Scope, fuse_scopes, scope_of
 from fedvad.distill.training import TrainLog
 from fedvad.errors import ConfigError, FederationError, PayloadError
@@ -110,12 +110,12 @@ class WeightExchange:
         """One site's round: take the mean, train on, send weights (and change of the control)."""
         student = state.trainer.student
         handed = incoming.arrays if incoming is not None else self._message()
-        start = _part(handed, _WEIGHT)
+        start = under(_WEIGHT, handed)
         if incoming is not None and incoming.manifest.features != self.features:
             raise FederationError("the global weights are of another feature configuration")
         load_parameters(student, start)
-        target = _scope_from(_part(handed, _SCOPE), start)
-        terms = ClientTerms(self.config, start, _part(handed, _CONTROL), state.kept, target)
+        target = _scope_from(under(_SCOPE, handed), start)
+        terms = ClientTerms(self.config, start, under(_CONTROL, handed), state.kept, target)
         log = state.trainer.train(
             seed=state.seed * 1009 + round_,
             penalty=terms.penalty(student, state.trainer.represent),
@@ -174,7 +174,7 @@ class WeightExchange:
             raise FederationError("no site has answered: nothing to merge")
         if answered:
             shares = np.array([p.manifest.n_images for p in answered], dtype=np.float64)
-            sent = [_part(p.arrays, _WEIGHT) for p in answered]
+            sent = [under(_WEIGHT, p.arrays) for p in answered]
             self._weights = {name: _mean([w[name] for w in sent], shares) for name in self._weights}
             if self.config.algorithm == "scaffold":
                 for name, control in self._control.items():
@@ -215,7 +215,7 @@ class WeightExchange:
 
     def drift(self, before: Payload, after: Payload) -> float:
         """Length of the change of the weights, relative to their length."""
-        old, new = (_flat(_part(p.arrays, _WEIGHT)) for p in (before, after))
+        old, new = (_flat(under(_WEIGHT, p.arrays)) for p in (before, after))
         return float(np.linalg.norm(new - old)) / max(float(np.linalg.norm(old)), 1e-12)
 
     def server_state(self) -> Mapping[str, Payload]:
@@ -235,9 +235,9 @@ class WeightExchange:
         """Go on from a saved `server_state`."""
         self._sites = {name: payload for name, payload in state.items() if name}
         arrays = state[""].arrays
-        self._weights = _part(arrays, _WEIGHT)
-        self._control = _part(arrays, _CONTROL) or self._control
-        self._target = _scope_from(_part(arrays, _SCOPE), self._weights)
+        self._weights = under(_WEIGHT, arrays)
+        self._control = under(_CONTROL, arrays) or self._control
+        self._target = _scope_from(under(_SCOPE, arrays), self._weights)
 
     def _message(self) -> Arrays:
         arrays = _named(_WEIGHT, self._weights)
@@ -260,10 +260,6 @@ def _mean(arrays: list[npt.NDArray[np.float32]], shares: npt.NDArray[np.float64]
     return np.average(np.stack(arrays).astype(np.float64), axis=0, weights=shares).astype(
         np.float32
     )
-
-
-def _part(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> Arrays:
-    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
 
 def _named(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
 
 from fedvad._version import __version__
-from fedvad.data.files import write_atomically
+from fedvad.data.files import locked, write_atomically
 from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
 from fedvad.features.config import FeatureConfig
-from fedvad.federation.defence.robust import RobustConfig
-from fedvad.federation.defence.validation import Limits
-from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.ledger import RoundEntry
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.flower.rounds import Links, RemoteRounds
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.deploy.settings import ServerSettings
-from fedvad.pipeline.plan import check_join
+from fedvad.pipeline.plan import check_join, memory_exchange
 from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_config, write_json
 
 __all__ = ["begin", "federate", "read_status", "site_keys"]
@@ -80,7 +76,8 @@ def federate(
     `FederationError` when too few sites answered in time.
     """
     folder = begin(settings, name)
-    with _alone(folder / "lock"):
+    taken = FederationError(f"run {name} is already under way")
+    with locked(folder / "lock", otherwise=taken):
         status = _Status(folder)
         try:
             return _federate(settings, folder, links, status, clock)
@@ -102,22 +99,6 @@ def _federate(
     record = _record(folder)
     config = TrainConfig.model_validate(record["config"])
 
-    def exchange_for(features: str, dim: int, patches: int) -> MemoryExchange:
-        return MemoryExchange(
-            features=features,
-            dim=dim,
-            merge_mode=config.merge,
-            size=config.memory_rows,
-            precision=config.precision,
-            seed=config.seed,
-            limits=Limits(
-                rows=patches if config.reduce == "position" else config.rows(dim),
-                patches_per_image=patches,
-                upload_bytes=config.upload_bytes,
-            ),
-            defence=RobustConfig(config.malicious) if config.defence == "robust" else None,
-        )
-
     def waiting(round_: int, names: Sequence[str]) -> None:
         status.write(state="running", round=round_, rounds=config.rounds, waiting=list(names))
 
@@ -131,7 +112,7 @@ def _federate(
         settings.sites,
         Schedule(config.rounds, config.participation, config.join, config.seed),
         settings.patience(),
-        exchange_for,
+        partial(memory_exchange, config),
         federation=record["federation"],
         config=config.model_dump_json(exclude={"weights", "device", "jobs", "compare"}),
         state_dir=folder / "state",
@@ -268,17 +249,3 @@ def read_status(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / _STATUS).read_text()))
     except (OSError, ValueError):
         return {}
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise FederationError(f"run {path.parent.name} is already under way") from error
-        yield

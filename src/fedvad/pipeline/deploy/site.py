@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,16 +14,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedvad._version import __version__
+from fedvad.data.files import locked
 from fedvad.detectors.generator import Generator
-from fedvad.detectors.memory_site import MemorySite
 from fedvad.errors import ConfigError, FedvadError, PayloadError
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.flower.messages import Instruction, Reply
 from fedvad.memory.bank import MemoryBank
-from fedvad.pipeline.bank import one_site, site_features
-from fedvad.pipeline.bank_import import _make_run
+from fedvad.pipeline.bank import one_round, one_site
+from fedvad.pipeline.bank_import import make_run
 from fedvad.pipeline.bank_state import (
     SiteState,
     load_site,
@@ -35,7 +33,6 @@ from fedvad.pipeline.bank_state import (
 )
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.deploy.settings import SiteSettings, check_run_name
-from fedvad.pipeline.plan import plan, site_seed
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.run_folder import DETECTOR_FILE
 
@@ -55,7 +52,8 @@ def answer(site: SiteSettings, instruction: Instruction) -> Reply:
         return Reply(site.name)
     try:
         check_run_name(instruction.federation)
-        with _alone(_root(site) / "lock"):
+        # one answer at a time: a question asked twice finds the first answer when it comes in
+        with locked(_root(site) / "lock"):
             if instruction.kind == "round":
                 return _round(site, instruction)
             return _finish(site, instruction)
@@ -76,18 +74,6 @@ def run_folder(site: SiteSettings, federation: str) -> Path:
 
 def _root(site: SiteSettings) -> Path:
     return site.state or site.folder / "state"
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One answer at a time: a question asked twice finds the first answer when it comes in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        if os.name == "posix":
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _round(site: SiteSettings, instruction: Instruction) -> Reply:
@@ -138,31 +124,11 @@ def _make_round(
     data = _data(site)
     images = one_site(data, config, site.name, before)
     extractor = FeatureExtractor(config.features(), _cache(site))
-    exchange, _ = plan(config, extractor)
-    fitting, _ = site_features(images, config, extractor, silent)
-    member = MemorySite(
-        fitting[site.name],
-        config.memory(extractor.grid[2]),
-        seed=site_seed(config.seed, index),
-        rounds=round_,  # each process makes one round: nothing is sampled ahead
-    )
-    if before is not None:
-        member.bank, member.generator = before.bank, before.generator
-    upload = exchange.site_step(member, known, round_)
-    state = SiteState(
-        site=site.name,
-        index=index,
-        config=config,
-        data=data,
-        bank=member.bank,
-        generator=member.generator,
-        upload=upload,
-        n_images=len(member.features),
-    )
+    state = one_round(images, data, index, config, before, known, round_, extractor, silent)
     told = {
         "fedvad": __version__,
         "repeated": False,
-        "images": len(member.features),
+        "images": state.n_images,
         "images_computed": extractor.computed,
         "features": extractor.config.identity(),
     }
@@ -189,7 +155,7 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         # made aside, so that a kill leaves no half run folder
         fresh = out.with_name(f".{out.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
-        made = _make_run(
+        made = make_run(
             state, merged, folder, fresh, _data(site), site.weights, _cache(site), silent
         )
         (fresh / mark.name).write_text(digest)

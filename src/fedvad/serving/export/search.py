@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fedvad.memory.bank import FloatArray
-from fedvad.memory.neighbours import _FAST_UP_TO, _SHORTLIST, NeighbourIndex, SearchMode
+from fedvad.memory.neighbours import FAST_UP_TO, SHORTLIST, NeighbourIndex, SearchMode
 
 __all__ = ["ExactSearch", "FastSearch", "compact", "make_search"]
 
@@ -47,7 +47,7 @@ class FastSearch(torch.nn.Module):
     def __init__(self, index: NeighbourIndex, k: int) -> None:
         super().__init__()
         self._k = k
-        self._shortlist = _SHORTLIST if k == 1 else 2 * k
+        self._shortlist = SHORTLIST if k == 1 else 2 * k
         self._groups: list[tuple[int, int]] = []
         first = 0
         for i, group in enumerate(index._groups):
@@ -75,7 +75,7 @@ class FastSearch(torch.nn.Module):
 def make_search(vectors: FloatArray, k: int, mode: SearchMode) -> torch.nn.Module:
     """The search that `NeighbourIndex` does for k neighbours among (m, d) vectors."""
     index = NeighbourIndex(vectors, mode=mode)
-    if index._fast and k <= _FAST_UP_TO:
+    if index._fast and k <= FAST_UP_TO:
         return FastSearch(index, k)
     return ExactSearch(np.ascontiguousarray(vectors, dtype=np.float32), k)
 

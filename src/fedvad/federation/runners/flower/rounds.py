@@ -9,12 +9,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Literal, Protocol
 
 from fedvad.errors import ArtefactError, ConfigError, FederationError, PayloadError
-from fedvad.federation.exchange.memory import MemoryExchange
+from fedvad.federation.exchange.memory import MemoryExchange, kind_of
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.flower.messages import Instruction, Reply
@@ -192,14 +193,10 @@ class RemoteRounds:
     def _gather(
         self, sites: Sequence[str], instruction_for: Callable[[str], Instruction], round_: int
     ) -> tuple[dict[str, Reply], dict[str, str], dict[str, int]]:
+        tell = None if self.on_wait is None else partial(self.on_wait, round_)
         return gather(
-            self.links, sites, instruction_for, self.patience, clock=self.clock,
-            on_wait=None if self.on_wait is None else lambda names: self._waiting(round_, names),
-        )  # fmt: skip
-
-    def _waiting(self, round_: int, names: Sequence[str]) -> None:
-        if self.on_wait is not None:
-            self.on_wait(round_, names)
+            self.links, sites, instruction_for, self.patience, clock=self.clock, on_wait=tell
+        )
 
     def _round(self, round_: int, incoming: Payload | None) -> Payload:
         down = b"" if incoming is None else incoming.to_bytes()
@@ -289,8 +286,9 @@ class RemoteRounds:
 
     def _settle(self, uploads: Sequence[Sequence[Payload]]) -> tuple[str, int, int]:
         """What the federation is: that of most sites among those with the features demanded."""
+        firsts = [payloads[0] for payloads in uploads]
         votes = Counter(
-            kind for kind in map(_kind, uploads) if self.features in (None, kind[0])
+            kind for kind in map(kind_of, firsts) if self.features in (None, kind[0])
         ).most_common(2)
         if not votes:
             raise FederationError(f"no upload has the features {self.features} of the server")
@@ -312,13 +310,3 @@ class RemoteRounds:
             return self.exchange.merge(round_)
         finally:
             self.exchange.restore(everything)
-
-
-def _kind(payloads: Sequence[Payload]) -> tuple[str, int, int]:
-    """Features key, row length and patches per image."""
-    manifest = payloads[0].manifest
-    return (
-        manifest.features,
-        bank_from(payloads[0]).dim,
-        -(-manifest.n_patches // max(1, manifest.n_images)),
-    )
