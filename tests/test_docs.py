@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedvad.data.demo import write_demo
 from fedvad.pipeline.bench.suite import load_suite, shipped_suites
 from fedvad.pipeline.config import METHODS, TrainConfig
 
@@ -47,13 +48,14 @@ def test_the_five_minute_path_and_the_python_example_run_as_written(tmp_path: Pa
     )
     assert own_data == [script]  # the README's path once more
     script += export[0]
+    write_demo(tmp_path / "fedvad-demo/data")  # as the README's first command leaves it
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     printed = _run(
         [["bash", "-euo", "pipefail", "-c", script], [sys.executable, "-c", example]], tmp_path
     )
     assert "True" in printed
     assert (tmp_path / "run/export/model.xml").stat().st_size > 10_000
-    images = list((tmp_path / "demo/data/alder/test").rglob("*.png"))
+    images = list((tmp_path / "fedvad-demo/data/alder/test").rglob("*.png"))
     for folder in ("overlays", "overlays2"):
         assert len(list((tmp_path / folder).glob("*.png"))) == len(images)
     assert (tmp_path / "run/heatmaps.png").stat().st_size > 10_000
