@@ -13,6 +13,7 @@ import pytest
 from fedvad.data.demo import write_demo
 from fedvad.pipeline.bench.suite import load_suite, shipped_suites
 from fedvad.pipeline.config import METHODS, TrainConfig
+from fedvad.pipeline.continual.stream import load_stream
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,7 +49,8 @@ def test_the_five_minute_path_and_the_python_example_run_as_written(tmp_path: Pa
     )
     assert own_data == [script]  # the README's path once more
     script += export[0]
-    write_demo(tmp_path / "fedvad-demo/data")  # as the README's first command leaves it
+    # as the README's first command leaves it, with fewer images
+    write_demo(tmp_path / "fedvad-demo/data", train=12, test_normal=6, test_defect=6)
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     printed = _run(
         [["bash", "-euo", "pipefail", "-c", script], [sys.executable, "-c", example]], tmp_path
@@ -71,6 +73,17 @@ def test_the_bench_runs_as_written_and_every_suite_is_documented(tmp_path: Path)
     (mine,) = _blocks("toml", marked=False, page=page)
     (tmp_path / "mine.toml").write_text(mine)
     assert load_suite(str(tmp_path / "mine.toml")).name == "mine"
+
+
+@pytest.mark.slow
+def test_the_stream_runs_as_written_and_mine_can_be_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs/continual.md").read_text(encoding="utf-8")
+    (script,) = _blocks("bash", marked=True, page=page)
+    _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
+    assert (tmp_path / "continual-demo/report.html").stat().st_size > 20_000
+    (mine,) = _blocks("toml", marked=False, page=page)
+    (tmp_path / "mine.toml").write_text(mine)
+    assert len(load_stream(str(tmp_path / "mine.toml")).methods) == 2
 
 
 def test_ci_runs_the_two_commands_of_the_readme() -> None:

@@ -12,6 +12,7 @@ from fedvad.cli.common import (
     CacheSizeOption,
     JsonOption,
     WeightsOption,
+    numbers,
     open_cache,
     print_json,
     showing,
@@ -54,7 +55,7 @@ def bench(
     from fedvad.pipeline.bench.suite import load_suite
 
     chosen = load_suite(suite).only(
-        seeds=None if seeds is None else _numbers(seeds),
+        seeds=None if seeds is None else numbers(seeds, "--seeds"),
         methods=None if methods is None else [m.strip() for m in methods.split(";")],
     )
     with showing() as progress:
@@ -101,10 +102,3 @@ def _echo_left_out(summary: dict[str, Any]) -> None:
     for kind in ("skipped", "failed"):
         for name, reason in summary[kind].items():
             typer.echo(f"{kind}: {name}: {reason}")
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"--seeds takes numbers like 0,1,2, not {text!r}") from error

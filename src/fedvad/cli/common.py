@@ -24,6 +24,7 @@ __all__ = [
     "SiteOption",
     "WeightsOption",
     "check_reference",
+    "numbers",
     "open_cache",
     "print_json",
     "showing",
@@ -71,6 +72,14 @@ def check_reference(reference: str | None) -> Any:
     if reference not in (None, "global", "local", "union"):
         raise typer.BadParameter(f"--reference is global, local or union, not {reference!r}")
     return cast(Any, reference)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Whole numbers separated by commas; a usage error for anything else."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} takes numbers like 0,1,2, not {text!r}") from error
 
 
 def print_json(value: Any) -> None:

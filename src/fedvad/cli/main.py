@@ -13,6 +13,7 @@ from fedvad._version import __version__
 from fedvad.cli.bank import bank_app
 from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
+from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
 from fedvad.cli.deploy import deploy_app, launch, server, site
 from fedvad.cli.evaluate import evaluate
@@ -46,6 +47,7 @@ for verb in (
     serve,
     inspect,
     bench,
+    continual,
     server,
     site,
     launch,

@@ -50,6 +50,11 @@ class TargetNet(nn.Module):
         """Rows of (b, S, S, 3) uint8 images."""
         return torch.cat([m.flatten(1) for m in self._parts(images)], 1)
 
+    def continued(self, shared: Tensor) -> Tensor:
+        """Rows of images whose shared feature (b, c, h, w) is known; there must be a trunk."""
+        maps: list[Tensor] = self.teacher(shared)
+        return torch.cat([m.flatten(1) for m in [shared, *maps]], 1)
+
     @property
     def length(self) -> int:
         """Values per image."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,13 @@ class Batch:
 
     inputs: torch.Tensor
     teacher: list[torch.Tensor]
+
+    def joined(self, other: Batch) -> Batch:
+        """The images of both."""
+        import torch
+
+        pairs = zip(self.teacher, other.teacher, strict=True)
+        return Batch(torch.cat([self.inputs, other.inputs]), [torch.cat([a, b]) for a, b in pairs])
 
 
 class TrainingSet:
@@ -77,6 +85,24 @@ class TrainingSet:
             if self._pixels is not None:
                 self._pixels.append(pixels)
 
+    def extend_shared(self, features: Iterable[npt.NDArray[np.float32]]) -> None:
+        """Add images by their shared features (c, h, w), in order; there must be a trunk."""
+        import torch
+
+        for group in _groups(features, self._engine.batch_size):
+            with torch.inference_mode():
+                rows = self._target.continued(torch.from_numpy(group).to(self.device))
+            self._rows.append(to_half(rows.cpu().numpy()))
+
+    def shared(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
+        """The shared feature (c, h, w) of uint8 (S, S, 3) images, in order; nothing is added."""
+        import torch
+
+        for _, rows in self._engine.run(self._grouped(images)):
+            features, _ = self._target.split(torch.from_numpy(rows))
+            assert features is not None  # callers have a trunk
+            yield from features.numpy().copy()
+
     def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         """The images at `indices`, float32, on the device."""
         import torch
@@ -87,7 +113,11 @@ class TrainingSet:
             pixels = torch.from_numpy(self._pixels.take(indices)).to(self.device)
             shared = self._normalise(pixels)
         assert shared is not None  # one of the two, by construction
-        return Batch(shared, teacher)
+        form = torch.channels_last  # as the student's weights lie, see `StudentSite`
+        return Batch(
+            shared.contiguous(memory_format=form),
+            [m.contiguous(memory_format=form) for m in teacher],
+        )
 
     def batches(
         self,
@@ -109,13 +139,10 @@ class TrainingSet:
             self._pixels.close()
 
     def _grouped(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Any, Any]]:
-        group: list[npt.NDArray[np.uint8]] = []
-        for image in images:
-            group.append(image)
-            if len(group) == self._engine.batch_size:
-                stacked = np.stack(group)
-                yield stacked, stacked
-                group = []
-        if group:
-            stacked = np.stack(group)
-            yield stacked, stacked
+        return ((group, group) for group in _groups(images, self._engine.batch_size))
+
+
+def _groups(arrays: Iterable[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[Any]]:
+    waiting = iter(arrays)
+    while group := list(islice(waiting, size)):
+        yield np.stack(group)

@@ -25,7 +25,15 @@ from fedvad.evaluation.metrics import (
 from fedvad.evaluation.thresholds import Threshold, achieved, conformal_threshold
 from fedvad.memory.bank import FloatArray
 
-__all__ = ["MIN_HELD_OUT", "SiteResult", "evaluate_site", "gains", "site_threshold", "summarise"]
+__all__ = [
+    "MIN_HELD_OUT",
+    "SiteResult",
+    "evaluate_site",
+    "gains",
+    "map_mask_pairs",
+    "site_threshold",
+    "summarise",
+]
 
 MIN_HELD_OUT = 3
 _PER_SITE = ("image_auroc", "average_precision", "oracle_f1", "pixel_auroc", "aupro")
@@ -78,8 +86,8 @@ def evaluate_site(
     labels = kept.labels
     pixel = pro = None
     if pixel_metrics and kept.has_masks:
-        pixel = pixel_auroc(_map_mask_pairs(kept, scores.maps, image_size))
-        pro = aupro(_map_mask_pairs(kept, scores.maps, image_size))
+        pixel = pixel_auroc(map_mask_pairs(kept, scores.maps, image_size))
+        pro = aupro(map_mask_pairs(kept, scores.maps, image_size))
     f1 = f1_max_oracle(scores.image, labels)
     fpr, recall = (None, None)
     if threshold is not None and len(kept):
@@ -176,7 +184,11 @@ def gains(
 Pair = tuple[FloatArray, npt.NDArray[np.bool_]]
 
 
-def _map_mask_pairs(kept: ImageSet, maps: FloatArray, size: int) -> Iterator[Pair]:
+def map_mask_pairs(kept: ImageSet, maps: FloatArray, size: int) -> Iterator[Pair]:
+    """(map, mask), both (size, size), of each image and its (n, h, w) map, one at a time.
+
+    Raises `DataError` for an anomalous image without a mask, or an unreadable one.
+    """
     for item, map_ in zip(kept, maps, strict=True):
         if item.mask is None:
             if item.label:
@@ -189,4 +201,4 @@ def _map_mask_pairs(kept: ImageSet, maps: FloatArray, size: int) -> Iterator[Pai
 
 def _all_pairs(results: Sequence[SiteResult], size: int) -> Iterator[Pair]:
     for result in results:
-        yield from _map_mask_pairs(result.test, result.maps, size)
+        yield from map_mask_pairs(result.test, result.maps, size)

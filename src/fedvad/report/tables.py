@@ -19,7 +19,15 @@ from fedvad.data.files import write_atomically
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["results_table", "rich_tables", "sites_table", "to_markdown", "verdict", "write_csv"]
+__all__ = [
+    "results_table",
+    "rich_table",
+    "rich_tables",
+    "sites_table",
+    "to_markdown",
+    "verdict",
+    "write_csv",
+]
 
 Results = Mapping[str, Any]
 Rows = Sequence[Sequence[str]]
@@ -111,12 +119,12 @@ def to_markdown(rows: Rows) -> str:
 
 def rich_tables(results: Results, *, name: str = "federated") -> list[Table]:
     """The tables per method and per site for the terminal, readable from 80 columns on."""
-    methods = _rich("Methods", results_table(results, name=name))
-    return [methods, _rich("Sites", sites_table(results, name=name))]
+    methods = rich_table("Methods", results_table(results, name=name))
+    return [methods, rich_table("Sites", sites_table(results, name=name))]
 
 
-def _rich(title: str, rows: Rows) -> Table:
-    """A table whose headings wrap to the width of the figures below; only long cells wrap."""
+def rich_table(title: str, rows: Rows) -> Table:
+    """A table for the terminal; headings wrap to the figures below, only long cells wrap."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

@@ -1,0 +1,87 @@
+"""`fedvad continual`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import (
+    CacheOption,
+    CacheSizeOption,
+    JsonOption,
+    numbers,
+    open_cache,
+    print_json,
+    showing,
+)
+
+__all__ = ["continual"]
+
+
+def continual(
+    stream: Annotated[
+        str, typer.Argument(help="demo, edge, another shipped stream, or one of your own (.toml).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints and report; goes on there.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that holds the sets.", show_default=False)
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="safetensors file of the backbone, or BACKBONE=FILE where methods have several; "
+            "may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Only these, for example 0,1.", show_default=False)
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these, separated by semicolons.", show_default=False)
+    ] = None,
+    cache: CacheOption = None,
+    cache_size: CacheSizeOption = "20G",
+    as_json: JsonOption = False,
+) -> None:
+    """Learn a stream of tasks one after another and report what was kept and what forgotten."""
+    from fedvad.pipeline.continual.run import continual as run_stream
+    from fedvad.pipeline.continual.stream import load_stream
+
+    chosen = load_stream(stream).only(
+        seeds=None if seeds is None else numbers(seeds, "--seeds"),
+        methods=None if methods is None else [m.strip() for m in methods.split(";")],
+    )
+    with showing() as progress:
+        summary = run_stream(
+            chosen,
+            out,
+            data=data,
+            weights=_by_backbone(weights or []),
+            cache=open_cache(cache, cache_size),
+            progress=progress,
+        )
+    if as_json:
+        print_json(summary)
+        return
+    from rich.console import Console
+
+    from fedvad.report.continual_tables import brief_rows
+    from fedvad.report.tables import rich_table
+
+    Console().print(rich_table("Methods", brief_rows(summary)))
+    for name, reason in summary["failed"].items():
+        typer.echo(f"failed: {name}: {reason}")
+    typer.echo(f"Report: {out / 'report.html'}   Tables: {out / 'continual.md'}")
+
+
+def _by_backbone(values: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for value in values:
+        name, _, file = value.rpartition("=")
+        if name in found:
+            raise typer.BadParameter(f"--weights {value}: a file for {name or 'all'} twice")
+        found[name] = Path(file)
+    return found

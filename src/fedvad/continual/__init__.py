@@ -1,0 +1,1 @@
+"""Task streams, replay memories, codecs, forgetting: detectors that keep learning."""

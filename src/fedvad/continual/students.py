@@ -1,0 +1,235 @@
+"""Students that learn one task after another, with or without a memory of those before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from fedvad.continual.base import Arrays, Cost, Task
+from fedvad.continual.memory import ReplayMemory
+from fedvad.data.folders import ImageSet
+from fedvad.detectors.base import Detector
+from fedvad.detectors.stfpm import StudentDetector
+from fedvad.detectors.student_site import StudentSite
+from fedvad.distill.parameters import (
+    buffers_of,
+    load_buffers,
+    load_parameters,
+    parameters_of,
+    under,
+)
+from fedvad.distill.pixels import read_pixels
+from fedvad.distill.targets import Batch, TrainingSet
+from fedvad.distill.training import make_optimiser
+from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvad.distill.branches import PaSTeNet
+
+__all__ = ["Strategy", "StudentLearner"]
+
+Strategy = Literal["naive", "joint", "single", "replay"]
+
+
+class StudentLearner:
+    """A student of a frozen teacher, trained task by task.
+
+    detector: an untrained STFPM or PaSTe with its options. strategy: `naive` trains on the
+    current task only; `joint` on all tasks at once (an upper bound); `single` a new student for
+    each task, kept apart; `replay` on as many samples of `memory` as of the current task in each
+    step, from the second task on. A memory of features needs a student with a shared trunk, since
+    nothing before the trunk's end is trained. carry_optimiser: whether the momentum of one task
+    goes on into the next, as in the thesis.
+
+    Memory samples are decoded once per task, and the teacher's answers to them computed then.
+    Source: continual-learning thesis and arXiv 2503.02691, less what its specification corrects.
+    """
+
+    def __init__(
+        self,
+        detector: StudentDetector,
+        *,
+        strategy: Strategy,
+        memory: ReplayMemory | None = None,
+        carry_optimiser: bool = False,
+    ) -> None:
+        if strategy not in get_args(Strategy):
+            raise ConfigError(f"unknown strategy {strategy!r}; choose from {get_args(Strategy)}")
+        if (strategy == "replay") != (memory is not None):
+            raise ConfigError("a memory goes with strategy replay, and only with it")
+        self.strategy: Strategy = strategy
+        self.memory = memory
+        self.carry_optimiser = carry_optimiser
+        self._detector = detector
+        self._net = detector.network()
+        self._tasks: list[str] = []
+        self._own: dict[str, StudentDetector] = {}
+        self._optimiser: torch.optim.Optimizer | None = None
+        if memory is not None and not memory.codec.config.of_images and not self._has_trunk:
+            raise ConfigError(
+                f"{detector.name} shares no layers between teacher and student, so stored "
+                "features would go stale: use paste with a bootstrap, or keep pixels or jpeg"
+            )
+
+    @property
+    def _has_trunk(self) -> bool:
+        return len(list(self._net.trunk.children())) > 0
+
+    def learn(self, tasks: list[Task]) -> dict[str, Any]:
+        """See `Learner.learn`."""
+        images = ImageSet(tuple(item for task in tasks for item in task.images))
+        if self.strategy == "single" and self._tasks:
+            self._net = self._detector.network()
+            self._optimiser = None
+        site = self._detector.prepare(images, self._net)
+        replayed: TrainingSet | None = None
+        try:
+            replayed = self._replayed()
+            if self._optimiser is None or not self.carry_optimiser:
+                self._optimiser = make_optimiser(self._net.student, self._detector.train)
+            log = site.train(
+                seed=site.seed + 1009 * len(self._tasks),
+                validate=False,
+                optimiser=self._optimiser,
+                mix=None if replayed is None else self._mixer(replayed),
+            )
+            name = "+".join(task.name for task in tasks)
+            if self.memory is not None:
+                self.memory.add(name, len(site), self._taker(site))
+            scorer = self._detector
+            if self.strategy == "single":
+                scorer = self._own[name] = self._detector.fresh()
+            scorer.with_net(site.net, site.unseen, log)
+            self._tasks += [task.name for task in tasks]
+        finally:
+            site.close()
+            if replayed is not None:
+                replayed.close()
+        return {
+            "images": len(site),
+            "steps": log.steps,
+            "loss": log.loss[-1],
+            "bad": list(site.bad),
+        }
+
+    def detector(self, task: str) -> Detector:
+        """See `Learner.detector`."""
+        return self._own.get(task, self._detector)
+
+    def cost(self) -> Cost:
+        """See `Learner.cost`."""
+        one = self._detector.memory()
+        copies = max(1, len(self._tasks)) if self.strategy == "single" else 1
+        # students of single tasks share the trunk and the teacher
+        own = sum(a.nbytes for a in parameters_of(self._net.student).values())
+        own_buffers = sum(a.nbytes for a in buffers_of(self._net.student).values())
+        return Cost(
+            parameters=one.parameters + (copies - 1) * own,
+            buffers=one.buffers + (copies - 1) * own_buffers,
+            memory=0 if self.memory is None else self.memory.nbytes + self.memory.codec.nbytes,
+            peak=0 if self.memory is None else self.memory.peak,
+            learned=0 if self.memory is None else self.memory.codec.nbytes,
+            optimiser=sum(a.nbytes for a in self._momenta().values()),
+            macs=self._detector.macs(),
+        )
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """See `Learner.state`."""
+        arrays = {f"student/{n}": a for n, a in parameters_of(self._net.student).items()}
+        arrays |= {f"buffers/{n}": a for n, a in buffers_of(self._net.student).items()}
+        arrays |= {f"momentum/{n}": a for n, a in self._momenta().items()}
+        peak = 0
+        if self.memory is not None:
+            arrays |= {f"memory/{n}": a for n, a in self.memory.arrays().items()}
+            peak = self.memory.peak
+        return arrays, {"tasks": self._tasks, "peak": peak, "strategy": self.strategy}
+
+    def restore(self, arrays: Arrays, values: dict[str, Any]) -> None:
+        """See `Learner.restore`."""
+        try:
+            if values["strategy"] != self.strategy:
+                raise ArtefactError(
+                    f"a checkpoint of strategy {values['strategy']}, not {self.strategy}"
+                )
+            self._tasks = list(values["tasks"])
+            load_parameters(self._net.student, under("student/", arrays))
+            load_buffers(self._net.student, under("buffers/", arrays))
+            if self.memory is not None:
+                self.memory.restore(under("memory/", arrays), self._tasks, int(values["peak"]))
+            self._set_momenta(under("momentum/", arrays))
+        except (KeyError, TypeError, ValueError, MismatchError) as error:
+            raise ArtefactError(f"damaged checkpoint of a student: {error}") from error
+
+    def _replayed(self) -> TrainingSet | None:
+        if self.memory is None or not len(self.memory):
+            return None
+        found = self._detector.training_set(self._net, len(self.memory))
+        try:
+            if self.memory.codec.config.of_images:
+                found.extend(self.memory.decoded())
+            else:
+                found.extend_shared(self.memory.decoded())
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    def _mixer(self, replayed: TrainingSet) -> Callable[[Batch, np.random.Generator], Batch]:
+        def mix(batch: Batch, rng: np.random.Generator) -> Batch:
+            assert self.memory is not None  # there is something to replay
+            return batch.joined(replayed.batch(self.memory.draw(len(batch.inputs), rng)))
+
+        return mix
+
+    def _taker(self, site: StudentSite) -> Callable[[Sequence[int]], Iterator[Any]]:
+        def take(indices: Sequence[int]) -> Iterator[Any]:
+            assert self.memory is not None
+            pixels = _pixels(
+                [site.paths[i] for i in indices], self._detector.extractor.config.image_size
+            )
+            if self.memory.codec.config.of_images:
+                yield from pixels
+                return
+            found = self._detector.training_set(self._net, 0)
+            try:
+                yield from found.shared(pixels)
+            finally:
+                found.close()
+
+        return take
+
+    def _momenta(self) -> Arrays:
+        if self._optimiser is None or not self.carry_optimiser:
+            return {}
+        found: Arrays = {}
+        for name, parameter in self._trained(self._net):
+            momentum = self._optimiser.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                found[name] = momentum.detach().cpu().numpy().copy()
+        return found
+
+    def _set_momenta(self, arrays: Arrays) -> None:
+        import torch
+
+        if not arrays:
+            return
+        self._optimiser = make_optimiser(self._net.student, self._detector.train)
+        for name, parameter in self._trained(self._net):
+            momentum = torch.from_numpy(arrays[name]).to(parameter.device)
+            self._optimiser.state[parameter]["momentum_buffer"] = momentum
+
+    @staticmethod
+    def _trained(net: PaSTeNet) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(n, p) for n, p in net.student.named_parameters() if p.requires_grad]
+
+
+def _pixels(paths: Sequence[Path], size: int) -> Iterator[Any]:
+    for item in read_pixels(paths, size):
+        if item.pixels is None:
+            raise DataError(f"an image vanished meanwhile: {item.error}")
+        yield item.pixels

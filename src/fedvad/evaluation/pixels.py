@@ -1,0 +1,39 @@
+"""Figures over all pixels of all images that depend on how rare anomalies are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedvad.evaluation.metrics import Pairs, average_precision, f1_max_oracle, gather, pixel_pairs
+
+__all__ = ["PixelFigures", "pixel_figures"]
+
+
+@dataclass(frozen=True)
+class PixelFigures:
+    """average_precision: area under the precision-recall curve; oracle_f1: the best F1 over all
+    thresholds, which reads the test masks. Both in [0, 1].
+    """
+
+    average_precision: float
+    oracle_f1: float
+
+
+def pixel_figures(maps: ArrayLike | Pairs, masks: ArrayLike | None = None) -> PixelFigures | None:
+    """Both figures of what `pixel_auroc` takes; None when all pixels are of one class.
+
+    Raises DataError as `pixel_auroc` does. Peak memory: some 40 bytes per pixel.
+    """
+    values, marks = [], []
+    for map_, mask in pixel_pairs(maps, masks):
+        values.append(map_.ravel())
+        marks.append(mask.ravel())
+    scores = gather(values)
+    labels = np.concatenate(marks or [np.empty(0, np.bool_)])
+    precision, best = average_precision(scores, labels), f1_max_oracle(scores, labels)
+    if precision is None or best is None:
+        return None
+    return PixelFigures(precision, best[0])

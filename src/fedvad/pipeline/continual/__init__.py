@@ -1,0 +1,1 @@
+"""A stream of tasks, learned one after another by several methods."""

@@ -1,0 +1,221 @@
+"""One cell: a method learns the whole stream with one seed, task by task, and can go on later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+
+from fedvad._version import __version__
+from fedvad.continual.banks import BankKind, BankLearner
+from fedvad.continual.base import Learner, Task
+from fedvad.continual.memory import ReplayMemory
+from fedvad.continual.students import StudentLearner
+from fedvad.data.folders import Site
+from fedvad.detectors.artefact import read_arrays, write_arrays
+from fedvad.detectors.base import Scores
+from fedvad.detectors.registry import create
+from fedvad.detectors.stfpm import StudentDetector
+from fedvad.distill.training import TrainConfig
+from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.metrics import f1_max_oracle, image_auroc
+from fedvad.evaluation.pixels import pixel_figures
+from fedvad.evaluation.sites import evaluate_site, map_mask_pairs
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.pipeline.continual.stream import Method
+from fedvad.pipeline.run_folder import write_json
+
+__all__ = ["FIGURES", "Where", "make_learner", "run_cell"]
+
+log = logging.getLogger(__name__)
+
+FIGURES = ("image_auroc", "image_f1", "pixel_auroc", "pixel_f1", "pixel_ap", "aupro")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a cell keeps its work, and what it needs from outside."""
+
+    folder: Path
+    weights: Mapping[str, Path]
+    cache: DescriptorCache | None
+
+
+def run_cell(
+    method: Method, sites: Sequence[Site], seed: int, where: Where, on_task: Any
+) -> dict[str, Any]:
+    """Learn the tasks in order; `on_task` is called after each. What was learned is checkpointed
+    behind every task, and a cell begun earlier with the same options goes on from there.
+
+    rows[t][j]: figures of task j after task t. costs[t]: bytes kept after task t.
+    """
+    learner = make_learner(method, seed, where)
+    identity = _identity(method, sites, seed, where)
+    record = _resume(where.folder, identity, learner)
+    groups = [[site] for site in sites]
+    if method.strategy == "joint" and not method.is_bank:
+        groups = [list(sites)]
+    for t, group in enumerate(groups):
+        if t < len(record["rows"]):
+            on_task()
+            continue
+        start = perf_counter()
+        told = learner.learn([Task(site.name, site.train) for site in group])
+        learned = perf_counter()
+        seen = [site for earlier in groups[: t + 1] for site in earlier]
+        row, pooled = _evaluate(method, learner, seen, record["rows"])
+        record["rows"].append(row)
+        record["pooled"].append(pooled)
+        record["costs"].append(learner.cost().as_dict())
+        record["logs"].append(
+            told | {"seconds": learned - start, "evaluation_seconds": perf_counter() - learned}
+        )
+        if t == len(groups) - 1 and method.strategy != "single":  # one detector for all tasks
+            learner.detector(group[-1].name).save(where.folder / "detector.safetensors")
+        _keep(where.folder, identity, learner, record)
+        on_task()
+    return record
+
+
+def make_learner(method: Method, seed: int, where: Where) -> Learner:
+    """The untrained learner of a method; raises `ConfigError` for options that do not fit it."""
+    features = method.features
+    config = FeatureConfig(
+        features.backbone,
+        weights=where.weights.get(features.backbone, where.weights.get("")),
+        image_size=features.image_size,
+        layers=features.layers,
+        engine=features.engine,
+        device=features.device,
+    )
+    extractor = FeatureExtractor(config, where.cache)
+    try:
+        if method.is_bank:
+            budget: dict[str, Any] = {} if method.budget is None else {"budget": method.budget}
+            kind = cast(BankKind, method.detector)
+            return BankLearner(extractor, kind=kind, seed=seed, **budget, **method.options)
+        settings = method.train.model_dump(exclude={"held_out", "carry_optimiser"})
+        detector = create(
+            method.detector,
+            extractor=extractor,
+            layers=features.layers,
+            train=TrainConfig(patience=None, **settings),
+            held_out=method.train.held_out,
+            seed=seed,
+            **method.options,
+        )
+    except TypeError as error:
+        raise ConfigError(f"method {method.name!r}: {error}") from error
+    assert isinstance(detector, StudentDetector)
+    memory = None
+    if method.codec is not None:
+        memory = ReplayMemory(
+            method.codec,
+            slots=method.slots,
+            budget=method.budget,
+            remainder=method.remainder,
+            seed=seed,
+        )
+    return StudentLearner(
+        detector,
+        strategy=method.strategy,
+        memory=memory,
+        carry_optimiser=method.train.carry_optimiser,
+    )
+
+
+def _evaluate(
+    method: Method, learner: Learner, seen: Sequence[Site], before: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures by task, and over the images of all tasks under one threshold."""
+    row: dict[str, Any] = {}
+    scores, labels = [], []
+    for site in seen:
+        alone = method.strategy == "single" and not method.is_bank
+        if alone and site is not seen[-1]:
+            row[site.name] = before[-1][site.name]  # its own student has not changed
+            continue
+        found = learner.detector(site.name).score(site.test.paths)
+        row[site.name] = _figures(site, found, method.features.image_size)
+        scores.append(found.image)
+        labels.append(site.test.subset(found.kept.tolist()).labels)
+    values, marks = np.concatenate(scores), np.concatenate(labels)
+    if len(scores) < len(seen):
+        return row, {}
+    f1 = f1_max_oracle(values, marks)
+    return row, {
+        "image_auroc": image_auroc(values, marks),
+        "image_f1": None if f1 is None else f1[0],
+    }
+
+
+def _figures(site: Site, scores: Scores, image_size: int) -> dict[str, float | None]:
+    result = evaluate_site(site.name, site.test, scores, None, image_size=image_size)
+    pixel = None
+    if result.test.has_masks:
+        pixel = pixel_figures(map_mask_pairs(result.test, scores.maps, image_size))
+    return {
+        "image_auroc": result.image_auroc,
+        "image_f1": result.oracle_f1,
+        "pixel_auroc": result.pixel_auroc,
+        "pixel_f1": None if pixel is None else pixel.oracle_f1,
+        "pixel_ap": None if pixel is None else pixel.average_precision,
+        "aupro": result.aupro,
+    }
+
+
+def _identity(method: Method, sites: Sequence[Site], seed: int, where: Where) -> dict[str, Any]:
+    values = method.model_dump(mode="json", exclude={"codec"})
+    values["codec"] = None if method.codec is None else asdict(method.codec)
+    digest = hashlib.sha256()
+    for site in sites:
+        for item in (*site.train, *site.test):
+            line = f"{site.name}/{item.label}/{item.defect}/{item.path.name}\n"
+            digest.update(line.encode(errors="replace"))
+    weights = where.weights.get(method.features.backbone, where.weights.get(""))
+    return {
+        "version": __version__,
+        "method": values,
+        "seed": seed,
+        "tasks": [site.name for site in sites],
+        "images": digest.hexdigest()[:16],
+        "weights": None if weights is None else weights.name,
+    }
+
+
+def _keep(folder: Path, identity: dict[str, Any], learner: Learner, record: dict[str, Any]) -> None:
+    """The checkpoint first: a record is only read together with the checkpoint of its task."""
+    arrays, values = learner.state()
+    done = len(record["rows"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_arrays(folder / f"state-{done:03d}.safetensors", arrays, {"learner": values})
+    write_json(folder / "cell.json", {"identity": identity, "record": record})
+    (folder / f"state-{done - 1:03d}.safetensors").unlink(missing_ok=True)
+
+
+def _resume(folder: Path, identity: dict[str, Any], learner: Learner) -> dict[str, Any]:
+    empty: dict[str, Any] = {"rows": [], "pooled": [], "costs": [], "logs": []}
+    path = folder / "cell.json"
+    if not path.is_file():
+        return empty
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["identity"] != identity:
+            log.info("%s is of other options or another version: starting anew", folder)
+            return empty
+        record: dict[str, Any] = stored["record"]
+        arrays, values = read_arrays(folder / f"state-{len(record['rows']):03d}.safetensors")
+        learner.restore(arrays, values["learner"])
+        return record
+    except (ValueError, KeyError, TypeError, ArtefactError) as error:
+        log.warning("%s is damaged, starting anew: %s", folder, error)
+        return empty

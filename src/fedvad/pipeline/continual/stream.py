@@ -1,0 +1,172 @@
+"""What `fedvad continual` runs: tasks in order, methods and seeds, from a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedvad.continual.banks import BankKind
+from fedvad.continual.codecs import CodecConfig
+from fedvad.continual.memory import Remainder
+from fedvad.continual.students import Strategy
+from fedvad.errors import ConfigError
+from fedvad.features.config import Engine
+
+__all__ = ["Method", "Stream", "TaskSpec", "load_stream", "shipped_streams"]
+
+_PACKAGE = "fedvad.pipeline.continual"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSpec(_Strict):
+    """One task: a set in MVTec's layout, at `path` below --data."""
+
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+
+
+class Features(_Strict):
+    """The frozen backbone of a method; layers: its default when none are given."""
+
+    backbone: str = "filterbank"
+    layers: tuple[int, ...] | None = None
+    image_size: int = 256
+    engine: Engine = "openvino"
+    device: str = "cpu"
+
+
+class Training(_Strict):
+    """How a student learns one task: `epochs` passes over it, or `steps` steps."""
+
+    epochs: int = Field(default=10, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=0.4, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    warmup: int = Field(default=20, ge=0)
+    clip: float | None = 1.0
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    carry_optimiser: bool = False
+
+
+class Method(_Strict):
+    """One row of the table.
+
+    detector: `stfpm` and `paste` learn by `strategy`; `patchcore` and `feddymem` keep a bank of
+    at most `budget` bytes. codec: how the replay memory of at most `slots` samples and `budget`
+    bytes keeps what it keeps. options: more of the detector's constructor.
+    """
+
+    name: str = Field(min_length=1)
+    detector: Literal["stfpm", "paste"] | BankKind
+    strategy: Strategy = "replay"
+    codec: CodecConfig | None = None
+    slots: int = Field(default=100, ge=1)
+    budget: int | None = Field(default=None, ge=1)
+    remainder: Remainder = "drop"
+    features: Features = Features()
+    train: Training = Training()
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def is_bank(self) -> bool:
+        """Whether it keeps a bank rather than a student."""
+        return self.detector in ("patchcore", "feddymem")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.is_bank and self.codec is not None:
+            raise ValueError("a bank takes no codec: its rows are kept by options.precision")
+        if not self.is_bank and (self.codec is not None) != (self.strategy == "replay"):
+            raise ValueError("strategy replay needs a codec (pixels keeps images), others none")
+        return self
+
+
+class Stream(_Strict):
+    """Tasks, methods and seeds. order: `given`, or `random` by each seed."""
+
+    name: str = Field(min_length=1)
+    title: str = ""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    order: Literal["given", "random"] = "given"
+    tasks: tuple[TaskSpec, ...] = Field(min_length=2)
+    methods: tuple[Method, ...] = Field(min_length=1)
+
+    @field_validator("seeds", "tasks", "methods")
+    @classmethod
+    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [getattr(item, "name", item) for item in value]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("needs at least one entry, and each name or seed only once")
+        return value
+
+    def ordered(self, seed: int) -> list[TaskSpec]:
+        """The tasks in the order in which a seed learns them."""
+        if self.order == "given":
+            return list(self.tasks)
+        return [self.tasks[i] for i in np.random.default_rng(seed).permutation(len(self.tasks))]
+
+    def only(self, *, seeds: list[int] | None = None, methods: list[str] | None = None) -> Stream:
+        """The stream cut down to some seeds and methods; raises `ConfigError` for unknown ones."""
+        names = [method.name for method in self.methods]
+        unknown = sorted(set(methods or ()) - set(names))
+        if unknown:
+            raise ConfigError(f"stream {self.name} has no methods {unknown}; it has {names}")
+        kept = [m for m in self.methods if methods is None or m.name in methods]
+        return self.model_copy(update={"seeds": tuple(seeds or self.seeds), "methods": tuple(kept)})
+
+
+def shipped_streams() -> list[str]:
+    """Names of the streams in the package."""
+    entries = (files(_PACKAGE) / "streams").iterdir()
+    return sorted(e.name.removesuffix(".toml") for e in entries if e.name.endswith(".toml"))
+
+
+def load_stream(name: str) -> Stream:
+    """A shipped stream by name, or one from a TOML file.
+
+    In a file, `[defaults]` holds values for every method, whose own keys go before. Raises
+    `ConfigError` naming the file, the key and the mend.
+    """
+    path = Path(name)
+    try:
+        if path.suffix == ".toml":
+            text = path.read_text(encoding="utf-8")
+        elif name in shipped_streams():
+            text = (files(_PACKAGE) / "streams" / f"{name}.toml").read_text(encoding="utf-8")
+        else:
+            raise ConfigError(
+                f"no stream {name!r}; shipped are {', '.join(shipped_streams())}; "
+                "or give a .toml file"
+            )
+        values = tomllib.loads(text)
+        defaults = values.pop("defaults", {})
+        values["methods"] = [_merged(defaults, m) for m in values.get("methods", [])]
+        return Stream(**values)
+    except OSError as error:
+        raise ConfigError(f"cannot read stream {name}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"stream {name}: {where}: {first['msg']}") from error
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"stream {name}: {error}") from error
+
+
+def _merged(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(defaults)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merged[key] | value if both else value
+    return merged

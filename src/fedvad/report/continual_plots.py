@@ -1,0 +1,81 @@
+"""Pictures of learning in a row: the average after each task, and what was forgotten of which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+__all__ = ["plot_continual"]
+
+_ACROSS = 4
+
+
+def plot_continual(summary: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """Two PNG pictures: learning curves of all methods, and a heat-map R[t, j] of each."""
+    return _curves(summary), _heat_maps(summary)
+
+
+def _curves(summary: Mapping[str, Any]) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2)
+    kinds = (("image_auroc", "image AUROC"), ("pixel_f1", "pixel F1 (oracle)"))
+    for axis, (key, label) in zip(axes, kinds, strict=True):
+        for i, (name, method) in enumerate(summary["methods"].items()):
+            curves = np.array(method["curves"].get(key, []), dtype=float)
+            if not curves.size:
+                continue
+            steps = np.arange(1, curves.shape[1] + 1)
+            with np.errstate(invalid="ignore"):
+                known = np.isfinite(curves).all(0)
+            mean = curves.mean(0)
+            style = {"color": f"C{i % 10}", "marker": "osD^vP*X<>"[(i // 10 + i) % 10]}
+            axis.plot(steps[known], mean[known], label=name, **style)
+        axis.set(xlabel="tasks learned", ylabel=f"{label}, mean of the tasks seen", title=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    return _png(figure)
+
+
+def _heat_maps(summary: Mapping[str, Any]) -> bytes:
+    from matplotlib.figure import Figure
+
+    methods = {n: m for n, m in summary["methods"].items() if m["matrices"].get("image_auroc")}
+    across = max(1, min(_ACROSS, len(methods)))
+    down = max(1, -(-len(methods) // across))
+    figure = Figure(figsize=(4.2 * across, 4.0 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    tasks = summary["tasks"] if summary["order"] == "given" else None
+    for axis in axes[len(methods) :]:
+        axis.set_axis_off()
+    drawn = None
+    for axis, (name, method) in zip(axes, methods.items(), strict=False):
+        matrix = np.array(method["matrices"]["image_auroc"], dtype=float).mean(0)
+        drawn = axis.imshow(matrix, vmin=0.5, vmax=1.0, cmap="viridis")
+        for t, j in zip(*np.nonzero(np.isfinite(matrix)), strict=True):
+            dark = matrix[t, j] < 0.8
+            axis.text(
+                j, t, f"{matrix[t, j]:.2f}", ha="center", va="center", fontsize=7,
+                color="white" if dark else "black",
+            )  # fmt: skip
+        places = range(len(matrix))
+        axis.set(title=name, ylabel="after learning", xticks=places, yticks=places)
+        labels = [str(i + 1) for i in places] if tasks is None else tasks
+        axis.set_xticklabels(labels, rotation=45, ha="right", fontsize=7)
+        axis.set_yticklabels(labels, fontsize=7)
+    if drawn is not None:
+        figure.colorbar(drawn, ax=axes.tolist(), shrink=0.6, label="image AUROC")
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

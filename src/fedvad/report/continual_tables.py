@@ -1,0 +1,134 @@
+"""Tables of methods that learned a stream of tasks: quality, forgetting, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedvad.report.bench_tables import size
+from fedvad.report.tables import to_markdown
+
+__all__ = ["brief_rows", "continual_markdown", "continual_rows", "forgetting_rows", "memory_rows"]
+
+Rows = list[list[str]]
+_UNKNOWN = "–"
+_FIGURES = {
+    "image_auroc": "image AUROC",
+    "image_f1": "image F1 (oracle)",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_f1": "pixel F1 (oracle)",
+    "pixel_ap": "pixel PR-AUC",
+    "aupro": "AUPRO",
+    "pooled_image_auroc": "image AUROC, all tasks under one threshold",
+}
+_FORGETTING = {
+    "relative": "relative",
+    "relative_all": "relative, counting models from before the task",
+    "absolute": "absolute",
+    "backward": "backward transfer",
+}
+
+
+def continual_rows(summary: Mapping[str, Any]) -> Rows:
+    """Per method: figures at the end as the mean over tasks, bytes, and relative forgetting."""
+    header = ["method", *_FIGURES.values(), "networks MB", "memory MB", "avg forgetting, pixel F1"]
+    rows = [[*header, "avg forgetting, image AUROC", "training s"]]
+    for name, method in summary["methods"].items():
+        costs, lost = method["costs"], method["forgetting"]
+        rows.append(
+            [
+                name,
+                *(spread(method["figures"].get(figure)) for figure in _FIGURES),
+                f"{costs['parameters'] / 1e6:.2f}",
+                f"{costs['peak'] / 1e6:.2f}",
+                spread(lost.get("pixel_f1", {}).get("relative")),
+                spread(lost.get("image_auroc", {}).get("relative")),
+                spread(method["seconds"], ".0f"),
+            ]
+        )
+    return rows
+
+
+def brief_rows(summary: Mapping[str, Any]) -> Rows:
+    """Per method, what fits a terminal."""
+    rows = [["method", "image AUROC", "pixel F1", "networks MB", "memory MB", "forgetting"]]
+    for name, method in summary["methods"].items():
+        costs, figures = method["costs"], method["figures"]
+        rows.append(
+            [
+                name,
+                spread(figures.get("image_auroc")),
+                spread(figures.get("pixel_f1")),
+                f"{costs['parameters'] / 1e6:.2f}",
+                f"{costs['peak'] / 1e6:.2f}",
+                spread(method["forgetting"].get("image_auroc", {}).get("relative")),
+            ]
+        )
+    return rows
+
+
+def forgetting_rows(summary: Mapping[str, Any], figure: str) -> Rows:
+    """Per method: every way to say how much of a figure was lost."""
+    rows = [["method", *_FORGETTING.values()]]
+    for name, method in summary["methods"].items():
+        lost = method["forgetting"].get(figure)
+        if lost:
+            rows.append([name, *(spread(lost.get(kind)) for kind in _FORGETTING)])
+    return rows if len(rows) > 1 else []
+
+
+def memory_rows(summary: Mapping[str, Any]) -> Rows:
+    """Per method: every byte kept, by what it is for."""
+    header = ["method", "parameters", "buffers", "of the past, at most", "of these, codec"]
+    rows = [[*header, "optimiser, carried", "MACs per image"]]
+    for name, method in summary["methods"].items():
+        costs = method["costs"]
+        kept = [costs[k] for k in ("parameters", "buffers", "peak", "learned", "optimiser")]
+        rows.append(
+            [
+                name,
+                *(f"{n} ({size(n)}, {n / 2**20:.2f} MiB)" if n else "0" for n in kept),
+                f"{costs['macs'] / 1e6:.0f} M",
+            ]
+        )
+    return rows
+
+
+def continual_markdown(summary: Mapping[str, Any]) -> str:
+    """All tables, with what they mean."""
+    seeds, tasks = summary["seeds"], summary["tasks"]
+    parts = [
+        f"# {summary['title'] or summary['stream']}\n\n",
+        f"{len(tasks)} tasks ({', '.join(tasks)}; order {summary['order']}), seeds "
+        f"{', '.join(map(str, seeds))}; mean ± standard deviation over seeds. Figures are means "
+        "over all tasks after the last one. F1 is the best over all thresholds, which reads the "
+        "test labels. Networks: parameters of everything needed to score; memory: the most that "
+        "was kept of the past, codec included.\n\n",
+        to_markdown(continual_rows(summary)),
+        "\n## Forgetting\n",
+    ]
+    for figure, title in _FIGURES.items():
+        rows = forgetting_rows(summary, figure)
+        if rows and figure in ("image_auroc", "pixel_f1"):
+            parts += [f"\n{title}:\n\n", to_markdown(rows)]
+    parts += ["\n## Bytes\n\n", to_markdown(memory_rows(summary))]
+    parts += ["\n## Image AUROC of each task at the end\n\n", to_markdown(_by_task(summary))]
+    for name, reason in summary["failed"].items():
+        parts.append(f"\nfailed: {name}: {reason}\n")
+    return "".join(parts)
+
+
+def spread(values: Mapping[str, Any] | None, form: str = ".3f") -> str:
+    """Mean ± standard deviation, or a dash."""
+    if values is None or values["mean"] is None:
+        return _UNKNOWN
+    sd = "" if values["sd"] is None else f" ± {values['sd']:{form}}"
+    return f"{values['mean']:{form}}{sd}"
+
+
+def _by_task(summary: Mapping[str, Any]) -> Rows:
+    tasks: Sequence[str] = summary["tasks"]
+    return [["method", *tasks]] + [
+        [name, *(spread(method["by_task"][task]) for task in tasks)]
+        for name, method in summary["methods"].items()
+    ]

@@ -1,0 +1,56 @@
+"""The self-contained page of a stream of tasks."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from fedvad.report.continual_tables import continual_rows, forgetting_rows, memory_rows, spread
+
+__all__ = ["render_continual"]
+
+
+def render_continual(summary: Mapping[str, Any], curves: bytes, heat: bytes) -> bytes:
+    """One HTML file with tables and both PNG pictures inside; no network."""
+    folder = files("fedvad.report.html")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((folder / "continual.html.j2").read_text("utf-8"))
+    html: str = template.render(
+        summary=summary,
+        style=Markup((folder / "report.css").read_text("utf-8")),
+        verdict=_verdict(summary),
+        methods=continual_rows(summary),
+        forgetting={
+            "image AUROC": forgetting_rows(summary, "image_auroc"),
+            "pixel F1 (oracle)": forgetting_rows(summary, "pixel_f1"),
+        },
+        memory=memory_rows(summary),
+        curves=base64.b64encode(curves).decode(),
+        heat=base64.b64encode(heat).decode(),
+    )
+    return html.encode("utf-8", "replace")
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """The method with the highest final mean image AUROC, and what it keeps of the past."""
+    figures = {
+        name: method["figures"]["image_auroc"]
+        for name, method in summary["methods"].items()
+        if method["figures"].get("image_auroc", {}).get("mean") is not None
+        and method["strategy"] not in ("joint", "single")
+    }
+    if not figures:
+        return "No method has test images with both normal and anomalous ones."
+    best = max(figures, key=lambda name: figures[name]["mean"])
+    kept = summary["methods"][best]["costs"]["peak"] / 1e6
+    return (
+        f"After {len(summary['tasks'])} tasks {best} has the highest mean image AUROC, "
+        f"{spread(figures[best])}, and keeps {kept:.2f} MB of the past."
+    )
