@@ -104,7 +104,7 @@ class StudentDetector(Detector):
         once or round by round. Raises `DataError` when there is none, or too many are bad.
         """
         paths = [item.path for item in images if item.label == 0]
-        return StudentSite(
+        return self._site(
             self.network(),
             self._normalise(),
             paths,
@@ -200,10 +200,7 @@ class StudentDetector(Detector):
         extractor: FeatureExtractor,
     ) -> Self:
         """See `Detector.from_state`; raises `TypeError` for weights that are not this student's."""
-        options = dict(values["options"])
-        options["train"] = TrainConfig(**options["train"])
-        if options["layers"] is not None:
-            options["layers"] = tuple(options["layers"])
+        options = cls._restored(values["options"])
         detector = cls(extractor=extractor, seed=values["seed"], **options)
         net = detector.network()
         try:
@@ -218,9 +215,21 @@ class StudentDetector(Detector):
     def _bootstrap(self) -> int | None:
         return -1
 
+    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> StudentSite:
+        return StudentSite(net, *given, **options)
+
     def _options(self) -> dict[str, Any]:
         names = ("layers", "combine", "held_out", "smooth", "top", "cache_bytes", "max_bad")
         return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options for the constructor from their JSON form."""
+        layers = options["layers"]
+        return options | {
+            "train": TrainConfig(**options["train"]),
+            "layers": None if layers is None else tuple(layers),
+        }
 
     def _check(self) -> None:
         if self.combine not in ("product", "sum"):
