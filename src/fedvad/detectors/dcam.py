@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedvad.detectors.stfpm import StudentDetector
@@ -123,10 +122,7 @@ class DCAM(StudentDetector):
         check_pair(self.attention, self.loss)
 
     def _options(self) -> dict[str, Any]:
-        return super()._options() | {
-            "attention": asdict(self.attention),
-            "loss": asdict(self.loss),
-        }
+        return super()._options() | {"attention": self.attention, "loss": self.loss}
 
     @classmethod
     def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -183,8 +183,9 @@ class StudentDetector(Detector):
         student = self.net_.student
         arrays = {f"student/{n}": a for n, a in parameters_of(student).items()}
         arrays |= {f"buffers/{n}": a for n, a in buffers_of(student).items()}
+        options = self._options() | {"train": self.train}
         values = {
-            "options": self._options() | {"train": asdict(self.train)},
+            "options": {n: asdict(o) if is_dataclass(o) else o for n, o in options.items()},  # type: ignore[arg-type]
             "seed": self.seed,
             "scale": self.scale_,
             "log": None if self.log_ is None else asdict(self.log_),
@@ -224,7 +225,7 @@ class StudentDetector(Detector):
 
     @classmethod
     def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Options for the constructor from their JSON form."""
+        """Options as the constructor takes them from those of `state`, where groups are tables."""
         layers = options["layers"]
         return options | {
             "train": TrainConfig(**options["train"]),
