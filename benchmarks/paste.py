@@ -25,7 +25,8 @@ from common import alternate
 
 from fedvad.data.folders import read_set
 from fedvad.detectors.registry import create
-from fedvad.detectors.stfpm import STFPM, PaSTe, StudentDetector
+from fedvad.detectors.stfpm import STFPM, PaSTe
+from fedvad.detectors.student import StudentDetector
 from fedvad.distill.branches import PaSTeNet
 from fedvad.distill.cost import peak_memory
 from fedvad.distill.graphs import MapNet, Normalise

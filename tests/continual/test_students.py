@@ -15,7 +15,8 @@ from fedvad.continual.codecs import CodecConfig
 from fedvad.continual.memory import ReplayMemory
 from fedvad.continual.students import StudentLearner
 from fedvad.data.folders import ImageItem, ImageSet, read_set
-from fedvad.detectors.stfpm import STFPM, PaSTe, StudentDetector
+from fedvad.detectors.stfpm import STFPM, PaSTe
+from fedvad.detectors.student import StudentDetector
 from fedvad.distill.loss import cosine_loss
 from fedvad.distill.parameters import parameters_of
 from fedvad.errors import ArtefactError, ConfigError

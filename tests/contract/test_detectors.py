@@ -25,7 +25,7 @@ from tests.helpers import OPTIONS, SIZE
 
 ALL = list_detectors()
 # students need a backbone with layers of its own, and shall not train for long here
-STUDENTS = {"stfpm", "paste"}
+STUDENTS = {"stfpm", "paste", "dcam"}
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def _broken(images: ImageSet, folder: Path) -> ImageSet:
 
 
 def test_the_registry_knows_the_methods_and_refuses_others(extractor: FeatureExtractor) -> None:
-    assert set(ALL) >= {"feddymem", "patchcore", "stfpm", "paste"}
+    assert set(ALL) >= {"feddymem", "patchcore", "stfpm", "paste", "dcam"}
     assert list_detectors("fed*") == ["feddymem"]
     with pytest.raises(ConfigError, match="patchcore"):
         create("patchkern", extractor=extractor)

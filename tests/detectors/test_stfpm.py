@@ -13,7 +13,8 @@ import torch
 
 from fedvad.data.folders import ImageSet, read_set
 from fedvad.detectors.base import Detector
-from fedvad.detectors.stfpm import STFPM, PaSTe, StudentDetector
+from fedvad.detectors.stfpm import STFPM, PaSTe
+from fedvad.detectors.student import StudentDetector
 from fedvad.distill.cost import memory
 from fedvad.distill.loss import level_maps
 from fedvad.distill.parameters import buffers_of, load_buffers, parameters_of

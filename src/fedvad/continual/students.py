@@ -12,7 +12,7 @@ from fedvad.continual.base import Arrays, Cost, Task
 from fedvad.continual.memory import ReplayMemory
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector
-from fedvad.detectors.stfpm import StudentDetector
+from fedvad.detectors.student import StudentDetector
 from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.parameters import (
     buffers_of,

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from fedvad.detectors.base import Detector
+from fedvad.detectors.dcam import DCAM
 from fedvad.detectors.feddymem import FedDyMem, PatchCore
 from fedvad.detectors.stfpm import STFPM, PaSTe
 from fedvad.errors import ConfigError
@@ -14,7 +15,7 @@ from fedvad.features.extractor import FeatureExtractor
 __all__ = ["create", "detector_class", "list_detectors"]
 
 _DETECTORS: dict[str, type[Detector]] = {
-    cls.name: cls for cls in (FedDyMem, PatchCore, STFPM, PaSTe)
+    cls.name: cls for cls in (FedDyMem, PatchCore, STFPM, PaSTe, DCAM)
 }
 
 

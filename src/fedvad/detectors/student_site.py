@@ -122,7 +122,7 @@ class StudentSite:
             return own if mix is None else (mix(batch, rng) for batch in own)
 
         return train_student(
-            self.net.student,
+            self.student,
             self.loss,
             batches,
             settings,
@@ -170,19 +170,24 @@ class StudentSite:
         self.student.eval()
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """The cosine loss of one batch."""
-        return cosine_loss(batch.teacher, self.net.student(batch.inputs))
+        """What training lowers for one batch: here the cosine loss of the maps that score."""
+        return self._score_loss(batch)
 
     def validate(self) -> float:
-        """Mean loss of the held-out normal images, in the mode in which the student is."""
+        """Mean cosine loss of the held-out normal images, in the mode in which the student is. It
+        is the mean of the maps that score, whatever loss a method trains with.
+        """
         import torch
 
         total = 0.0
         with torch.inference_mode():
             for batch in self._set.batches(self._held_out, self.config.batch):
-                total += float(self.loss(batch)) * len(batch.inputs)
+                total += float(self._score_loss(batch)) * len(batch.inputs)
         return total / len(self._held_out)
 
     def close(self) -> None:
         """Give back what was kept for training."""
         self._set.close()
+
+    def _score_loss(self, batch: Batch) -> torch.Tensor:
+        return cosine_loss(*self.net.compared(batch.teacher, batch.inputs))

@@ -67,7 +67,11 @@ class PaSTeNet(nn.Module):
 
     def from_shared(self, z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps of the teacher and of the student, one (b, c, h, w) pair per level."""
-        return self.teacher(z), self.student(z)
+        return self.compared(self.teacher(z), z)
+
+    def compared(self, teacher: list[Tensor], z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """`from_shared` where the teacher's maps (b, c, h, w) are known already."""
+        return teacher, self.student(z)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """`from_shared` of `shared`."""

@@ -22,7 +22,7 @@ from fedvad.data.folders import Site
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.base import Scores
 from fedvad.detectors.registry import create
-from fedvad.detectors.stfpm import StudentDetector
+from fedvad.detectors.student import StudentDetector
 from fedvad.distill.training import TrainConfig
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.metrics import f1_max_oracle, image_auroc

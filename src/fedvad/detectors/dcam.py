@@ -1,0 +1,132 @@
+"""DCAM as a detector: STFPM for many classes in one model, trained through attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedvad.detectors.student import StudentDetector
+from fedvad.detectors.student_site import StudentSite
+from fedvad.distill.attention_loss import imitation_loss
+from fedvad.distill.attention_options import AttentionConfig, ImitationConfig, check_pair
+from fedvad.distill.loss import Combine
+from fedvad.distill.targets import Batch
+from fedvad.distill.training import TrainConfig
+from fedvad.features.extractor import FeatureExtractor
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvad.distill.attention import AttendedStudent
+    from fedvad.distill.branches import PaSTeNet
+
+__all__ = ["DCAM", "AttendedSite"]
+
+
+class AttendedSite(StudentSite):
+    """A site whose student is trained through its attention; the attention's weights are part of
+    `student`, so that they are averaged with the others. `net` has what scores, and the attention
+    only if it is kept at test.
+    """
+
+    def __init__(
+        self,
+        net: PaSTeNet,
+        *given: Any,
+        attended: AttendedStudent,
+        imitation: ImitationConfig,
+        **options: Any,
+    ) -> None:
+        self.attended = attended
+        self.imitation = imitation
+        super().__init__(net, *given, **options)
+
+    @property
+    def student(self) -> torch.nn.Module:
+        """Student and attention, which are trained together."""
+        return self.attended
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Cosine and KL losses of one batch, through the attention."""
+        plain = self.attended.plain(batch.inputs)
+        return imitation_loss(
+            self.attended.target(batch.teacher),
+            self.attended.attended(plain),
+            self.imitation,
+            weights=self.attended.weights(plain),
+        )
+
+
+class DCAM(StudentDetector):
+    """STFPM trained with attention and two losses (Jena et al., arXiv 2405.06467).
+
+    attention, loss: see `AttentionConfig` and `ImitationConfig`. By default the attention serves
+    training alone: what is kept, saved and run at test is a plain STFPM. train: by default the
+    rate, batch and epochs of the public code; the rest is as for STFPM. combine: `sum`, as there.
+    """
+
+    name: ClassVar[str] = "dcam"
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        attention: AttentionConfig | None = None,
+        loss: ImitationConfig | None = None,
+        layers: tuple[int, ...] | None = None,
+        combine: Combine = "sum",
+        train: TrainConfig | None = None,
+        held_out: float = 0.2,
+        smooth: int = 1,
+        top: float = 0.0,
+        cache_bytes: int = 256 << 20,
+        seed: int = 0,
+        max_bad: float = 0.05,
+    ) -> None:
+        super().__init__(
+            extractor=extractor,
+            layers=layers,
+            combine=combine,
+            train=train or TrainConfig(epochs=400, batch=32, learning_rate=0.1),
+            held_out=held_out,
+            smooth=smooth,
+            top=top,
+            cache_bytes=cache_bytes,
+            seed=seed,
+            max_bad=max_bad,
+        )
+        self.attention = attention or AttentionConfig()
+        self.loss = loss or ImitationConfig()
+
+    def network(self) -> PaSTeNet:
+        """The net that scores, before training; without any attention unless it is kept."""
+        net = super().network()
+        if not self.attention.keep_at_test:
+            return net
+        from fedvad.distill.attention import AttendedNet
+
+        return AttendedNet(net.teacher, self._attended(net))
+
+    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> StudentSite:
+        kept: Any = net.student
+        attended = kept if self.attention.keep_at_test else self._attended(net)
+        return AttendedSite(net, *given, attended=attended, imitation=self.loss, **options)
+
+    def _attended(self, net: PaSTeNet) -> AttendedStudent:
+        from fedvad.distill.attention import attend
+
+        side = self.extractor.config.image_size
+        return attend(net, self.attention, image_size=side, seed=self.seed)
+
+    def _check(self) -> None:
+        super()._check()
+        check_pair(self.attention, self.loss)
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"attention": self.attention, "loss": self.loss}
+
+    @classmethod
+    def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return super()._restored(options) | {
+            "attention": AttentionConfig(**options["attention"]),
+            "loss": ImitationConfig(**options["loss"]),
+        }
