@@ -75,11 +75,11 @@ def statement(method: str, other: str, gains: Mapping[str, Interval | None]) -> 
     level = [name for name in known if name not in better and name not in worse]
     parts = []
     if better:
-        parts.append(f"beats {other} on {len(better)} of {len(known)} ({', '.join(better)})")
+        parts.append(f"beats {other} on {len(better)} of {len(known)} ({'; '.join(better)})")
     if worse:
-        parts.append(f"loses to {other} on {len(worse)} of {len(known)} ({', '.join(worse)})")
+        parts.append(f"loses to {other} on {len(worse)} of {len(known)} ({'; '.join(worse)})")
     if level:
         parts.append(
-            f"cannot be told from {other} on {len(level)} of {len(known)} ({', '.join(level)})"
+            f"cannot be told from {other} on {len(level)} of {len(known)} ({'; '.join(level)})"
         )
     return f"{method} {'; '.join(parts)}."
