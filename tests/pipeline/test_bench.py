@@ -16,6 +16,7 @@ from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.pipeline.bench.run import bench
 from fedvad.pipeline.bench.suite import Suite, load_suite, shipped_suites
+from tests.distill import support
 from tests.helpers import OPTIONS, run_main
 
 METHODS: list[dict[str, Any]] = [
@@ -261,6 +262,27 @@ def test_weights_are_averaged_under_the_same_protocol(
     assert all(0 <= rows[m["name"]]["image_auroc"]["mean"] <= 1 for m in methods)
     again = bench(suite_of(methods=methods, seeds=(0,)), tmp_path, data=root, cache=cache)
     assert again["sets"] == summary["sets"]
+
+
+def test_students_are_averaged_under_the_same_protocol(root: Path, tmp_path: Path) -> None:
+    tiny = support.write_weights(tmp_path / "tiny.safetensors")
+    methods = [
+        {"name": name, "kind": "weights", "weights": {"steps": 2, "part": part, **more}}
+        for name, part, more in (
+            ("stfpm", "stfpm", {}),
+            ("paste", "paste", {"bootstrap": 0}),
+            ("stfpm, SCAFFOLD", "stfpm", {"algorithm": "scaffold"}),
+            ("stfpm alone", "stfpm", {"alone": True}),
+        )
+    ]
+    suite = suite_of(methods=methods, seeds=(0,), options={"rounds": 2} | support.options(tiny))
+    summary = bench(suite, tmp_path / "out", data=root)
+    assert not summary["failed"]
+    sent = {name: row["costs"]["bytes_up"] for name, row in summary["sets"]["plants"].items()}
+    assert sent["stfpm alone"] == 0 < sent["paste"] < sent["stfpm"]
+    assert sent["stfpm, SCAFFOLD"] > 1.9 * sent["stfpm"]
+    rows = summary["sets"]["plants"].values()
+    assert all(0 <= row["image_auroc"]["mean"] <= 1 for row in rows)
 
 
 def test_what_a_weights_row_trains_goes_with_its_kind() -> None:

@@ -98,5 +98,5 @@ def load_detector(path: Path, *, extractor: FeatureExtractor) -> Detector:
     try:
         cls = detector_class(values["detector"])
         return cls.from_state(arrays, values["values"], extractor=extractor)
-    except (KeyError, TypeError, MemoryBankError) as error:
+    except (KeyError, TypeError, ValueError, MemoryBankError) as error:
         raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error

@@ -35,7 +35,10 @@ _WEIGHT, _CONTROL, _SCOPE = "weight/", "control/", "scope/"
 class Trainable(Protocol):
     """What a site must offer: a student, and training of it on the site's own normal images."""
 
-    student: torch.nn.Module
+    @property
+    def student(self) -> torch.nn.Module:
+        """The part whose weights are averaged."""
+        ...
 
     def train(
         self,

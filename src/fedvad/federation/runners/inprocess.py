@@ -70,6 +70,7 @@ def run_rounds(
     ledger: Ledger,
     state_dir: Path | None = None,
     resume: bool = False,
+    after: tuple[int, Payload] | None = None,
     jobs: int = 1,
     on_step: Callable[[int, str], None] | None = None,
     on_round: Callable[[int, Payload], None] | None = None,
@@ -77,13 +78,17 @@ def run_rounds(
     """Run all rounds and return the last global memory.
 
     After each round everything needed to go on is written to `state_dir`; with `resume` the run
-    continues behind the last complete round. Results do not depend on `jobs` or on the order of
-    sites. A refused upload is logged, entered in the ledger, and the round goes on without it.
+    continues behind the last complete round; with `after`, a round and its global memory, it goes
+    on behind that, with the same exchange and any of its sites. Results do not depend on `jobs` or
+    on the order of sites. A refused upload is logged, entered in the ledger, and the round goes on
+    without it.
 
-    Raises `FederationError` when no site contributed to a round and nothing was merged before.
+    Raises `ConfigError` when no round follows `after`, `FederationError` when no site contributed
+    to a round and nothing was merged before.
     """
-    incoming: Payload | None = None
-    first = 1
+    first, incoming = (1, None) if after is None else (after[0] + 1, after[1])
+    if first > schedule.rounds:
+        raise ConfigError(f"nothing follows round {first - 1} in {schedule.rounds} rounds")
     if resume and state_dir is not None:
         state = load_state(state_dir)
         if state is not None:

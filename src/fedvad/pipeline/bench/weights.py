@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedvad.data.folders import ImageItem, ImageSet
 from fedvad.detectors.adaptor import AdaptorConfig, AdaptorDetector, AdaptorSite
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.feddymem import FedDyMem
 from fedvad.detectors.generator_site import GeneratorConfig, GeneratorSite
-from fedvad.distill.parameters import load_parameters, parameters_of
+from fedvad.detectors.registry import create
+from fedvad.detectors.student import StudentDetector
+from fedvad.detectors.student_site import StudentSite
+from fedvad.distill.parameters import load_parameters, parameters_of, under
 from fedvad.distill.scope import Fusion, WSAConfig
+from fedvad.distill.training import TrainConfig as StudentTraining
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
@@ -29,14 +34,17 @@ __all__ = ["Averaged", "WeightOptions", "average_weights"]
 class WeightOptions(BaseModel):
     """What a `weights` row of a suite says.
 
-    part: `adaptor`, a distillation student of the descriptors, or `generator`, FedDyMem's, each
-    site scoring with its own memory. alone: each site keeps its own weights, nothing is sent.
-    wsa: strength of weight-scope alignment, 0 for none. steps: per site and round.
+    part: `adaptor`, a distillation student of the descriptors; `generator`, FedDyMem's, each site
+    scoring with its own memory; `stfpm` or `paste`, a student of the backbone's layers, each site
+    with the batch statistics of its own images. bootstrap: last layer that `paste` shares. alone:
+    each site keeps its own weights, nothing is sent. wsa: strength of weight-scope alignment, 0
+    for none. steps: per site and round.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    part: Literal["adaptor", "generator"] = "adaptor"
+    part: Literal["adaptor", "generator", "stfpm", "paste"] = "adaptor"
+    bootstrap: int | None = None
     algorithm: Algorithm = "fedavg"
     alone: bool = False
     prox: float = Field(default=0.01, ge=0)
@@ -55,7 +63,8 @@ class Averaged:
     rows: int
 
 
-_Site = AdaptorSite | GeneratorSite
+_Site = AdaptorSite | GeneratorSite | StudentSite
+_STUDENT = StudentTraining(steps=20, warmup=5, patience=None)
 
 
 def average_weights(
@@ -92,8 +101,11 @@ def average_weights(
     if options.alone:  # nothing left a site
         ledger.rounds.clear()
     detectors = {
-        name: _detector(trainers[name], trained[name], config, extractor) for name in sites
+        name: _detector(options, trainers[name], trained[name], config, extractor) for name in sites
     }
+    for trainer in trainers.values():
+        if isinstance(trainer, StudentSite):
+            trainer.close()
     banks = [t.bank for t in trainers.values() if isinstance(t, GeneratorSite)]
     return Averaged(detectors, ledger, max((len(bank) for bank in banks), default=0))
 
@@ -124,6 +136,11 @@ def _trainer(
         if options.steps:
             adaptor = replace(adaptor, train=replace(adaptor.train, steps=options.steps))
         return AdaptorSite(features, adaptor, seed=seed, start=config.seed)
+    if options.part in ("stfpm", "paste"):
+        normal = ImageSet(tuple(ImageItem(path, 0, "good", None) for path in features.paths))
+        site = _student(options, config, features.extractor).prepare(normal)
+        site.seed = seed  # the start is everybody's, the order of the images is not
+        return site
     dim = features.extractor.grid[2]
     generator = GeneratorConfig(memory=config.memory(dim), loss=config.memory(dim).loss)
     if options.steps:
@@ -131,19 +148,42 @@ def _trainer(
     return GeneratorSite(features, generator, seed=seed)
 
 
+def _student(
+    options: WeightOptions, config: TrainConfig, extractor: FeatureExtractor
+) -> StudentDetector:
+    scoring = config.scoring()
+    more = {} if options.part == "stfpm" else {"bootstrap": options.bootstrap}
+    made = create(
+        options.part,
+        extractor=extractor,
+        layers=config.layers,
+        train=replace(_STUDENT, steps=options.steps or _STUDENT.steps),
+        smooth=scoring.smooth,
+        top=scoring.top,
+        seed=config.seed,
+        max_bad=config.max_bad,
+        **more,
+    )
+    assert isinstance(made, StudentDetector)
+    return made
+
+
 def _detector(
-    trainer: _Site, trained: Payload, config: TrainConfig, extractor: FeatureExtractor
+    options: WeightOptions,
+    trainer: _Site,
+    trained: Payload,
+    config: TrainConfig,
+    extractor: FeatureExtractor,
 ) -> Detector:
-    weights: dict[str, Any] = {
-        name.removeprefix("weight/"): array
-        for name, array in trained.arrays.items()
-        if name.startswith("weight/")
-    }
+    weights = under("weight/", trained.arrays)
     if isinstance(trainer, AdaptorSite):
         detector = AdaptorDetector(
             extractor=extractor, config=trainer.config, scoring=config.scoring()
         )
         return detector.with_parameters(weights)
     load_parameters(trainer.student, weights)
+    if isinstance(trainer, StudentSite):
+        trainer.settle()
+        return _student(options, config, extractor).with_net(trainer.net, trainer.unseen)
     memory = FedDyMem(extractor=extractor, scoring=config.scoring())
     return memory.with_memory(trainer.bank, trainer.generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -51,7 +51,7 @@ class Where:
 
 
 def run_cell(
-    method: Method, sites: Sequence[Site], seed: int, where: Where, on_task: Any
+    method: Method, sites: Sequence[Site], seed: int, where: Where, on_task: Callable[[], None]
 ) -> dict[str, Any]:
     """Learn the tasks in order; `on_task` is called after each. What was learned is checkpointed
     behind every task, and a cell begun earlier with the same options goes on from there.

@@ -77,7 +77,7 @@ def continual(
         "seeds": list(stream.seeds),
         "order": stream.order,
         "methods": {
-            name: summarise_method(methods[name], found, stream)
+            name: _summarised(methods[name], found, stream)
             for name, found in records.items()
             if found
         },
@@ -87,7 +87,7 @@ def continual(
     return summary
 
 
-def summarise_method(
+def _summarised(
     method: Method, records: Mapping[int, Mapping[str, Any]], stream: Stream
 ) -> dict[str, Any]:
     """Final figures, forgetting and bytes of a method, as mean and spread over its seeds."""
