@@ -36,6 +36,7 @@ def _curves(summary: Mapping[str, Any]) -> bytes:
             style = {"color": f"C{i % 10}", "marker": "osD^vP*X<>"[(i // 10 + i) % 10]}
             axis.plot(steps[known], mean[known], label=name, **style)
         axis.set(xlabel="tasks learned", ylabel=f"{label}, mean of the tasks seen", title=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
     return _png(figure)
