@@ -9,9 +9,10 @@ import numpy as np
 from fedvad.continual.base import Arrays, Cost, Task
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, NormalFeatures
-from fedvad.detectors.feddymem import FedDyMem, MemoryDetector, PatchCore
-from fedvad.detectors.memory_site import FedDyMemConfig
+from fedvad.detectors.feddymem import MemoryDetector, PatchCore
+from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
 from fedvad.detectors.scoring import ScoringConfig
+from fedvad.distill.parameters import under
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.codecs import Precision, decode, encode, overhead_bytes, row_bytes
@@ -90,9 +91,7 @@ class BankLearner:
             self._banks[name] = self._coded(bank)
         else:
             config = FedDyMemConfig(rows=self.rows)
-            fitted = FedDyMem(extractor=self.extractor, config=config, rounds=1, seed=self.seed)
-            new = fitted.fit(images).bank_
-            assert new is not None
+            new = MemorySite(features, config, seed=self.seed).update(1, None)
             both = {f"{i:04d}": bank for i, bank in enumerate([*self._banks.values(), new])}
             merged = merge_banks(both, mode=self.merge, size=self.rows, seed=self.seed + seen)
             self._banks = {"all": self._coded(merged)}
@@ -140,8 +139,7 @@ class BankLearner:
             if values["kind"] != self.kind:
                 raise ArtefactError(f"a checkpoint of a {values['kind']} bank, not {self.kind}")
             for i, name in enumerate(values["banks"]):
-                prefix = f"bank/{i}/"
-                own = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+                own = under(f"bank/{i}/", arrays)
                 weights, spread = own.pop("weights"), own.pop("spread")
                 self._banks[name] = MemoryBank(decode(own), weights.astype(np.float64), spread)
             self._tasks, self._peak = list(values["tasks"]), int(values["peak"])

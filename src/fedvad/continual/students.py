@@ -89,7 +89,7 @@ class StudentLearner:
         site = self._detector.prepare(images, self._net)
         replayed: TrainingSet | None = None
         try:
-            replayed = self._replayed()
+            replayed = self._replayed(site)
             if self._optimiser is None or not self.carry_optimiser:
                 self._optimiser = make_optimiser(self._net.student, self._detector.train)
             log = site.train(
@@ -165,10 +165,10 @@ class StudentLearner:
         except (KeyError, TypeError, ValueError, MismatchError) as error:
             raise ArtefactError(f"damaged checkpoint of a student: {error}") from error
 
-    def _replayed(self) -> TrainingSet | None:
+    def _replayed(self, site: StudentSite) -> TrainingSet | None:
         if self.memory is None or not len(self.memory):
             return None
-        found = self._detector.training_set(self._net, len(self.memory))
+        found = site.beside(len(self.memory))
         try:
             if self.memory.codec.config.of_images:
                 found.extend(self.memory.decoded())
@@ -195,11 +195,7 @@ class StudentLearner:
             if self.memory.codec.config.of_images:
                 yield from pixels
                 return
-            found = self._detector.training_set(self._net, 0)
-            try:
-                yield from found.shared(pixels)
-            finally:
-                found.close()
+            yield from site.shared(pixels)
 
         return take
 

@@ -24,7 +24,6 @@ from fedvad.distill.parameters import (
     under,
 )
 from fedvad.distill.pixels import read_pixels
-from fedvad.distill.targets import TrainingSet
 from fedvad.distill.training import TrainConfig, TrainLog
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.engine import make_engine
@@ -104,19 +103,6 @@ class StudentDetector(Detector):
         """An untrained detector of the same options, extractor and seed."""
         options = self._options() | {"train": self.train}
         return type(self)(extractor=self.extractor, seed=self.seed, **options)
-
-    def training_set(self, net: PaSTeNet, capacity: int) -> TrainingSet:
-        """An empty training set of a net for so many images, as `prepare` makes its own."""
-        config = self.extractor.config
-        return TrainingSet(
-            net,
-            self._normalise(),
-            image_size=config.image_size,
-            capacity=capacity,
-            engine=config.engine,
-            device=config.device,
-            budget=self.cache_bytes,
-        )
 
     def prepare(self, images: ImageSet, net: PaSTeNet | None = None) -> StudentSite:
         """Read the normal images and compute all that is frozen; the site can then be trained,

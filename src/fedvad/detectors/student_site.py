@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,6 +133,14 @@ class StudentSite:
             optimiser=optimiser,
             on_step=on_step,
         )
+
+    def beside(self, capacity: int) -> TrainingSet:
+        """An empty training set for so many images of elsewhere; see `TrainingSet.beside`."""
+        return self._set.beside(capacity)
+
+    def shared(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
+        """The shared feature (c, h, w) of uint8 (S, S, 3) images, in order."""
+        return self._set.shared(images)
 
     @property
     def student(self) -> torch.nn.Module:

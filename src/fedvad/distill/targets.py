@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -61,14 +62,24 @@ class TrainingSet:
         from fedvad.distill.graphs import TargetNet
 
         self.device = device
+        self._image_size, self._budget = image_size, budget
         self._target = TargetNet(net, normalise, image_size)
         self._normalise = normalise
         self._engine = make_engine(self._target, image_size=image_size, kind=engine, device=device)
-        self._rows = RowStore(capacity, (self._target.length,), np.float16, budget=budget)
+        self._open(capacity)
+
+    def _open(self, capacity: int) -> None:
+        self._rows = RowStore(capacity, (self._target.length,), np.float16, budget=self._budget)
         self._pixels: RowStore | None = None
         if not self._target.has_trunk:
-            side = (image_size, image_size, 3)
-            self._pixels = RowStore(capacity, side, np.uint8, budget=budget)
+            side = (self._image_size, self._image_size, 3)
+            self._pixels = RowStore(capacity, side, np.uint8, budget=self._budget)
+
+    def beside(self, capacity: int) -> TrainingSet:
+        """An empty set for so many other images, with the same frozen parts and engine."""
+        other = copy.copy(self)
+        other._open(capacity)
+        return other
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from fedvad.errors import ConfigError
 from fedvad.pipeline.bench.weights import WeightOptions
 from fedvad.pipeline.config import TrainConfig, resolve_config
+from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped
 
 __all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite", "shipped_suites"]
 
-_PACKAGE = "fedvad.pipeline.bench"
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BenchSet(_Strict):
+class BenchSet(Strict):
     """One data set. path: below the data root; None draws the demo set. split: as `train`'s.
 
     sites: instead of a path, a folder for each site by name, so that a set can be put together from
@@ -46,7 +38,7 @@ class BenchSet(_Strict):
         return tuple(self.sites.values()) or (() if self.path is None else (self.path,))
 
 
-class BenchMethod(_Strict):
+class BenchMethod(Strict):
     """One row of the table.
 
     kind: `federated` runs rounds; `local` gives each site only its own rounds, and sends nothing;
@@ -67,50 +59,27 @@ class BenchMethod(_Strict):
         return self
 
 
-class Suite(_Strict):
+class Suite(Experiment):
     """A whole bench. options hold for all methods; gains are taken over each of `baselines`."""
 
-    name: str = Field(min_length=1)
-    title: str = ""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    kind: ClassVar[str] = "suite"
+    package: ClassVar[str] = "fedvad.pipeline.bench"
+
     options: dict[str, Any] = Field(default_factory=dict)
     baselines: tuple[str, ...] = ("local", "pooled")
     convergence: bool = True
     sets: tuple[BenchSet, ...] = Field(min_length=1)
     methods: tuple[BenchMethod, ...] = Field(min_length=1)
 
-    @field_validator("seeds", "sets", "methods")
-    @classmethod
-    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [getattr(item, "name", item) for item in value]
-        if not names or len(set(names)) < len(names):
-            raise ValueError("needs at least one entry, and each name or seed only once")
-        return value
-
     def config(self, method: BenchMethod, split: str | None, seed: int) -> TrainConfig:
         """The training configuration of one cell; raises `ConfigError`."""
         options = {"calibration": "none"} | self.options | method.options
         return resolve_config(**options, split=split, seed=seed)
 
-    def only(self, *, seeds: list[int] | None = None, methods: list[str] | None = None) -> Suite:
-        """The suite cut down to some seeds and methods; raises `ConfigError` for unknown ones."""
-        names = [method.name for method in self.methods]
-        unknown = sorted(set(methods or ()) - set(names))
-        if unknown:
-            raise ConfigError(f"suite {self.name} has no methods {unknown}; it has {names}")
-        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
-            raise ConfigError(f"seeds must be distinct and not negative, got {seeds}")
-        kept = [m for m in self.methods if methods is None or m.name in methods]
-        return self.model_copy(update={"seeds": tuple(seeds or self.seeds), "methods": tuple(kept)})
-
 
 def shipped_suites() -> list[str]:
     """Names of the suites in the package."""
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in (files(_PACKAGE) / "suites").iterdir()
-        if entry.name.endswith(".toml")
-    )
+    return shipped(Suite)
 
 
 def load_suite(name: str) -> Suite:
@@ -118,26 +87,7 @@ def load_suite(name: str) -> Suite:
 
     Raises `ConfigError` naming the file, the key and the mend.
     """
-    path = Path(name)
-    try:
-        if path.suffix == ".toml":
-            text = path.read_text(encoding="utf-8")
-        elif name in shipped_suites():
-            text = (files(_PACKAGE) / "suites" / f"{name}.toml").read_text(encoding="utf-8")
-        else:
-            raise ConfigError(
-                f"no suite {name!r}; shipped are {', '.join(shipped_suites())}; "
-                "or give a .toml file"
-            )
-        suite = Suite(**tomllib.loads(text))
-    except OSError as error:
-        raise ConfigError(f"cannot read suite {name}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name} is not valid TOML: {error}") from error
-    except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        where = ".".join(map(str, first["loc"])) if first else ""
-        raise ConfigError(f"suite {name}: {where}: {first['msg'] if first else error}") from error
+    suite = read_experiment(Suite, name)
     for method in suite.methods:
         try:
             suite.config(method, None, suite.seeds[0])

@@ -31,7 +31,6 @@ __all__ = ["continual"]
 
 log = logging.getLogger(__name__)
 _DEMO = "demo"
-_FORGETTING_OF = ("pixel_f1", "image_auroc")  # the thesis' figure where there are masks
 
 
 def continual(

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from fedvad.continual.banks import BankKind
 from fedvad.continual.codecs import CodecConfig
 from fedvad.continual.memory import Remainder
 from fedvad.continual.students import Strategy
-from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
+from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped
 
 __all__ = ["Method", "Stream", "TaskSpec", "load_stream", "shipped_streams"]
 
-_PACKAGE = "fedvad.pipeline.continual"
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TaskSpec(_Strict):
+class TaskSpec(Strict):
     """One task: a set in MVTec's layout, at `path` below --data."""
 
     name: str = Field(min_length=1)
     path: str = Field(min_length=1)
 
 
-class Features(_Strict):
+class Features(Strict):
     """The frozen backbone of a method; layers: its default when none are given."""
 
     backbone: str = "filterbank"
@@ -43,7 +34,7 @@ class Features(_Strict):
     device: str = "cpu"
 
 
-class Training(_Strict):
+class Training(Strict):
     """How a student learns one task: `epochs` passes over it, or `steps` steps."""
 
     epochs: int = Field(default=10, ge=1)
@@ -58,7 +49,7 @@ class Training(_Strict):
     carry_optimiser: bool = False
 
 
-class Method(_Strict):
+class Method(Strict):
     """One row of the table.
 
     detector: `stfpm` and `paste` learn by `strategy`; `patchcore` and `feddymem` keep a bank of
@@ -91,23 +82,15 @@ class Method(_Strict):
         return self
 
 
-class Stream(_Strict):
+class Stream(Experiment):
     """Tasks, methods and seeds. order: `given`, or `random` by each seed."""
 
-    name: str = Field(min_length=1)
-    title: str = ""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    kind: ClassVar[str] = "stream"
+    package: ClassVar[str] = "fedvad.pipeline.continual"
+
     order: Literal["given", "random"] = "given"
     tasks: tuple[TaskSpec, ...] = Field(min_length=2)
     methods: tuple[Method, ...] = Field(min_length=1)
-
-    @field_validator("seeds", "tasks", "methods")
-    @classmethod
-    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [getattr(item, "name", item) for item in value]
-        if not names or len(set(names)) < len(names):
-            raise ValueError("needs at least one entry, and each name or seed only once")
-        return value
 
     def ordered(self, seed: int) -> list[TaskSpec]:
         """The tasks in the order in which a seed learns them."""
@@ -115,20 +98,10 @@ class Stream(_Strict):
             return list(self.tasks)
         return [self.tasks[i] for i in np.random.default_rng(seed).permutation(len(self.tasks))]
 
-    def only(self, *, seeds: list[int] | None = None, methods: list[str] | None = None) -> Stream:
-        """The stream cut down to some seeds and methods; raises `ConfigError` for unknown ones."""
-        names = [method.name for method in self.methods]
-        unknown = sorted(set(methods or ()) - set(names))
-        if unknown:
-            raise ConfigError(f"stream {self.name} has no methods {unknown}; it has {names}")
-        kept = [m for m in self.methods if methods is None or m.name in methods]
-        return self.model_copy(update={"seeds": tuple(seeds or self.seeds), "methods": tuple(kept)})
-
 
 def shipped_streams() -> list[str]:
     """Names of the streams in the package."""
-    entries = (files(_PACKAGE) / "streams").iterdir()
-    return sorted(e.name.removesuffix(".toml") for e in entries if e.name.endswith(".toml"))
+    return shipped(Stream)
 
 
 def load_stream(name: str) -> Stream:
@@ -137,31 +110,12 @@ def load_stream(name: str) -> Stream:
     In a file, `[defaults]` holds values for every method, whose own keys go before. Raises
     `ConfigError` naming the file, the key and the mend.
     """
-    path = Path(name)
-    try:
-        if path.suffix == ".toml":
-            text = path.read_text(encoding="utf-8")
-        elif name in shipped_streams():
-            text = (files(_PACKAGE) / "streams" / f"{name}.toml").read_text(encoding="utf-8")
-        else:
-            raise ConfigError(
-                f"no stream {name!r}; shipped are {', '.join(shipped_streams())}; "
-                "or give a .toml file"
-            )
-        values = tomllib.loads(text)
-        defaults = values.pop("defaults", {})
-        values["methods"] = [_merged(defaults, m) for m in values.get("methods", [])]
-        return Stream(**values)
-    except OSError as error:
-        raise ConfigError(f"cannot read stream {name}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"stream {name}: {where}: {first['msg']}") from error
-    except (TypeError, AttributeError) as error:
-        raise ConfigError(f"stream {name}: {error}") from error
+    return read_experiment(Stream, name, _with_defaults)
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    defaults = values.pop("defaults", {})
+    return values | {"methods": [_merged(defaults, m) for m in values.get("methods", [])]}
 
 
 def _merged(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""What the TOML files of `bench` and `continual` have in common."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fedvad.errors import ConfigError
+
+__all__ = ["Experiment", "Strict", "read_experiment", "shipped"]
+
+E = TypeVar("E", bound="Experiment")
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Experiment(Strict):
+    """Methods and seeds under a name.
+
+    kind: what such a file is called in messages. package: where those that are shipped lie, in the
+    folder `kind`s.
+    """
+
+    kind: ClassVar[str]
+    package: ClassVar[str]
+
+    name: str = Field(min_length=1)
+    title: str = ""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[Any, ...] = Field(min_length=1)
+
+    @field_validator("seeds", "methods", "sets", "tasks", check_fields=False)
+    @classmethod
+    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [getattr(item, "name", item) for item in value]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("needs at least one entry, and each name or seed only once")
+        return value
+
+    def only(self, *, seeds: list[int] | None = None, methods: list[str] | None = None) -> Self:
+        """Cut down to some seeds and methods; raises `ConfigError` for unknown ones."""
+        names = [method.name for method in self.methods]
+        unknown = sorted(set(methods or ()) - set(names))
+        if unknown:
+            raise ConfigError(f"{self.kind} {self.name} has no methods {unknown}; it has {names}")
+        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
+            raise ConfigError(f"seeds must be distinct and not negative, got {seeds}")
+        kept = [m for m in self.methods if methods is None or m.name in methods]
+        return self.model_copy(update={"seeds": tuple(seeds or self.seeds), "methods": tuple(kept)})
+
+
+def shipped(kind: type[Experiment]) -> list[str]:
+    """Names of the experiments of a kind in the package."""
+    entries = (files(kind.package) / f"{kind.kind}s").iterdir()
+    return sorted(e.name.removesuffix(".toml") for e in entries if e.name.endswith(".toml"))
+
+
+def read_experiment(
+    kind: type[E], name: str, prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> E:
+    """A shipped experiment by name, or one from a TOML file, whose values `prepare` may change.
+
+    Raises `ConfigError` naming the file, the key and the mend.
+    """
+    path, what = Path(name), kind.kind
+    try:
+        if path.suffix == ".toml":
+            text = path.read_text(encoding="utf-8")
+        elif name in shipped(kind):
+            text = (files(kind.package) / f"{what}s" / f"{name}.toml").read_text(encoding="utf-8")
+        else:
+            raise ConfigError(
+                f"no {what} {name!r}; shipped are {', '.join(shipped(kind))}; or give a .toml file"
+            )
+        return kind(**prepare(tomllib.loads(text)))
+    except OSError as error:
+        raise ConfigError(f"cannot read {what} {name}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{what} {name}: {found}") from error
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{what} {name}: {error}") from error
