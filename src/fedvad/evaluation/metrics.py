@@ -2,13 +2,13 @@
 
 Every metric is exact: no threshold grid, no binning, ties counted as ties. A metric that the data
 cannot answer (only one class present) is None, never 0.5 or NaN, so that a mean over sites cannot
-swallow it unseen. `pixel_pairs`, `gather` and `check_scores` are shared by the other files here.
+swallow it unseen. `pixel_pairs`, `gather`, `flag_counts` and the checks serve the other files here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from fedvad.errors import DataError
 
 __all__ = [
+    "FlagCounts",
     "average_precision",
     "check_labelled",
     "check_scores",
     "f1_max_oracle",
+    "flag_counts",
     "gather",
     "image_auroc",
     "pixel_auroc",
@@ -29,6 +31,29 @@ __all__ = [
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 Pairs = Iterable[tuple[ArrayLike, ArrayLike]]
+
+
+class FlagCounts(NamedTuple):
+    """What every threshold flags: distinct scores, falling, with the anomalies (hits) and all
+    (flagged) at or above each of them.
+    """
+
+    values: Floats
+    hits: NDArray[np.int64]
+    flagged: NDArray[np.int64]
+
+    def average_precision(self) -> float:
+        """See `average_precision`."""
+        gain = np.diff(self.hits, prepend=0)
+        return float(np.sum(gain * (self.hits / self.flagged)) / self.hits[-1])
+
+    def f1_max(self) -> tuple[float, float]:
+        """See `f1_max_oracle`."""
+        f1 = 2 * self.hits / (self.flagged + self.hits[-1])
+        best, values = int(np.argmax(f1)), self.values
+        # In the scores' own precision: a float64 step below a float32 score rounds back onto it.
+        lowest = np.nextafter(values[-1], values.dtype.type(-np.inf))
+        return float(f1[best]), float(values[best + 1] if best + 1 < values.size else lowest)
 
 
 def image_auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
@@ -49,11 +74,8 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float | None:
     (scikit-learn's definition). None when only one class is present.
     Raises DataError for NaN or infinite scores, unequal lengths, labels other than 0 and 1.
     """
-    counted = _flag_counts(*check_labelled(scores, labels))
-    if counted is None:
-        return None
-    _, hits, flagged = counted
-    return float(np.sum(np.diff(hits, prepend=0) * (hits / flagged)) / hits[-1])
+    counted = flag_counts(*check_labelled(scores, labels))
+    return None if counted is None else counted.average_precision()
 
 
 def f1_max_oracle(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float] | None:
@@ -65,15 +87,8 @@ def f1_max_oracle(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float] |
     one that flags fewest wins. None when only one class is present.
     Raises DataError for NaN or infinite scores, unequal lengths, labels other than 0 and 1.
     """
-    counted = _flag_counts(*check_labelled(scores, labels))
-    if counted is None:
-        return None
-    values, hits, flagged = counted
-    f1 = 2 * hits / (flagged + hits[-1])
-    best = int(np.argmax(f1))
-    # In the scores' own precision: a float64 step below a float32 score would round back onto it.
-    below = np.append(values[1:], np.nextafter(values[-1], values.dtype.type(-np.inf)))
-    return float(f1[best]), float(below[best])
+    counted = flag_counts(*check_labelled(scores, labels))
+    return None if counted is None else counted.f1_max()
 
 
 def pixel_auroc(maps: ArrayLike | Pairs, masks: ArrayLike | None = None) -> float | None:
@@ -194,14 +209,16 @@ def _auroc(normal: Floats, anomalous: Floats) -> float | None:
     return (pairs - twice if flip else twice) / pairs
 
 
-def _flag_counts(
-    scores: Floats, anomalous: Bools
-) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]] | None:
-    """Distinct scores, falling, with the anomalies and the images at or above each of them."""
+def flag_counts(scores: Floats, anomalous: Bools) -> FlagCounts | None:
+    """Distinct scores, falling, with the anomalies and all that are at or above each of them.
+
+    scores (n,) finite, anomalous (n,) bool; None when only one class is present.
+    """
     if not anomalous.any() or anomalous.all():
         return None
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    last = np.append(np.flatnonzero(np.diff(ranked)), ranked.size - 1)  # last index of each tie
-    hits = np.cumsum(anomalous[order], dtype=np.int64)[last]
-    return ranked[last], hits, (last + 1).astype(np.int64)
+    # Sorts of bare values and one search: several times quicker than an argsort.
+    ranked, high = np.sort(scores), np.sort(scores[anomalous])
+    first = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
+    values = ranked[first]
+    hits = high.size - np.searchsorted(high, values, side="left")
+    return FlagCounts(values[::-1], hits[::-1], (ranked.size - first)[::-1])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedvad.evaluation.metrics import Pairs, average_precision, f1_max_oracle, gather, pixel_pairs
+from fedvad.evaluation.metrics import Pairs, check_labelled, flag_counts, gather, pixel_pairs
 
 __all__ = ["PixelFigures", "pixel_figures"]
 
@@ -33,7 +33,7 @@ def pixel_figures(maps: ArrayLike | Pairs, masks: ArrayLike | None = None) -> Pi
         marks.append(mask.ravel())
     scores = gather(values)
     labels = np.concatenate(marks or [np.empty(0, np.bool_)])
-    precision, best = average_precision(scores, labels), f1_max_oracle(scores, labels)
-    if precision is None or best is None:
+    counted = flag_counts(*check_labelled(scores, labels))
+    if counted is None:
         return None
-    return PixelFigures(precision, best[0])
+    return PixelFigures(counted.average_precision(), counted.f1_max()[0])
