@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -266,3 +266,73 @@ class TestASite:
         assert sorted(p.name for p in (folder / "sent").iterdir()) == [
             "round-0001.fedvad", "round-0002.fedvad",
         ]  # fmt: skip
+
+
+class TestOneThresholdForAll:
+    SHARED: ClassVar[dict[str, Any]] = {"shared_threshold": True, "target_fpr": 0.1}
+
+    def test_is_that_of_train(
+        self, deployment: Deployment, plants: Path, shared_cache: Path, tmp_path: Path
+    ) -> None:
+        deployment.configure(**OPTIONS, **self.SHARED)
+        result = deployment.federate()
+        whole = tmp_path / "whole"
+        fedvad.train(plants, whole, cache=shared_cache, **OPTIONS, **self.SHARED)
+        expected = TrainedRun.load(whole).sites
+        for name in SITES:
+            found = TrainedRun.load(deployment.run_of(name)).sites[name].thresholds
+            assert found == expected[name].thresholds
+            assert found["global"].method == "conformal, summed counts"
+            assert found["global"].scores == expected[name].thresholds["global"].scores
+        told = json.loads((result / "results.json").read_text())
+        shared = told["shared_threshold"]["global"]
+        assert shared["value"] == expected["alder"].thresholds["global"].value
+        assert told["shared_threshold"]["without"] == []
+        assert "score_counts" not in told["finished"]["alder"]
+        asked = len(deployment.links.asked)
+        deployment.federate()
+        assert len(deployment.links.asked) == asked
+
+    def test_a_late_site_changes_it_for_all(self, deployment: Deployment) -> None:
+        deployment.configure(**OPTIONS, **self.SHARED)
+        present = deployment.links.answers["cedar"]
+        deployment.links.answers["cedar"] = lambda i: None if i.kind == "finish" else present(i)
+        deployment.federate()
+        before = TrainedRun.load(deployment.run_of("alder")).sites["alder"].thresholds["global"]
+        deployment.links.answers["cedar"] = present
+        result = deployment.federate()
+        after = TrainedRun.load(deployment.run_of("alder")).sites["alder"].thresholds["global"]
+        assert after.n > before.n
+        told = json.loads((result / "results.json").read_text())
+        assert told["shared_threshold"]["global"]["n"] == after.n
+
+    def test_more_counts_than_images_have_no_part(
+        self, deployment: Deployment, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        deployment.configure(**OPTIONS, **self.SHARED)
+        present = deployment.links.answers["cedar"]
+
+        def boasting(instruction: Instruction) -> Reply:
+            reply = present(instruction)
+            if instruction.kind == "finish":
+                reply.told["score_counts"]["global"] = [[999, 10_000]]
+            return reply
+
+        deployment.links.answers["cedar"] = boasting
+        result = deployment.federate()
+        assert "cedar has no part in the shared threshold" in caplog.text
+        told = json.loads((result / "results.json").read_text())["shared_threshold"]["global"]
+        assert told["n"] == 12
+        own = TrainedRun.load(deployment.run_of("cedar")).sites["cedar"].thresholds["global"]
+        assert own.value == told["value"]
+
+    def test_damaged_counts_change_nothing_at_a_site(self, deployment: Deployment) -> None:
+        deployment.configure(**OPTIONS, **self.SHARED)
+        deployment.federate()
+        asked = [i for site, i in deployment.links.asked if site == "alder"][-1]
+        assert asked.kind == "threshold"
+        before = (deployment.run_of("alder") / "detector.safetensors").read_bytes()
+        for told in ({}, {"score_counts": {"global": [[1000, 1]]}}, {"score_counts": 3}):
+            reply = deployment.caller("alder")(replace(asked, told=told))
+            assert "counts of scores cannot be read" in reply.refusal
+        assert (deployment.run_of("alder") / "detector.safetensors").read_bytes() == before

@@ -271,7 +271,7 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("changes", "reason"),
         [
-            ({"protocol": PROTOCOL + 1}, "speaks protocol 2"),
+            ({"protocol": PROTOCOL + 1}, f"speaks protocol {PROTOCOL + 1}"),
             ({"site": 3}, "site is not of type str"),
             ({"told": "[]"}, "told is not an object"),
             ({"told": "{"}, "not a message of fedvad"),

@@ -71,6 +71,7 @@ def test_every_method_is_a_sound_configuration(method: str) -> None:
         ({"merge": "kmeans", "calibration": "leave-one-out"}, "holdout"),
         ({"memory_rows": 0}, "memory_rows"),
         ({"holdout": 1.0}, "holdout"),
+        ({"defence": "robust", "shared_threshold": True}, "one liar"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:

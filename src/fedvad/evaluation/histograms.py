@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fedvad.errors import DataError
 from fedvad.evaluation.thresholds import Threshold
 
-__all__ = ["BINS", "count", "threshold_of_counts"]
+__all__ = ["BINS", "count", "from_pairs", "threshold_of_counts", "to_pairs"]
 
 # the same at every site and for any data: bins of 1.4 % from 1e-3 to 1e3
 BINS = 1000
@@ -32,6 +32,30 @@ def count(scores: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.i
         raise DataError("a score is NaN")
     bins = np.clip(np.searchsorted(_EDGES, values, side="left") - 1, 0, BINS - 1)
     return np.bincount(bins, minlength=BINS)
+
+
+def to_pairs(counts: npt.NDArray[np.integer]) -> list[list[int]]:
+    """Counts (1000,) as [bin, count] of the bins that are not empty, for JSON."""
+    return [[int(i), int(counts[i])] for i in np.flatnonzero(counts)]
+
+
+def from_pairs(pairs: object, most: int) -> npt.NDArray[np.int64]:
+    """What `to_pairs` made, of at most `most` scores; raises `DataError` for anything else."""
+    counts = np.zeros(BINS, np.int64)
+    if not isinstance(pairs, list) or len(pairs) > BINS:
+        raise DataError("counts are a list of [bin, count]")
+    for pair in pairs:
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or any(type(value) is not int for value in pair)
+            or not (0 <= pair[0] < BINS and 0 <= pair[1] <= most)
+        ):
+            raise DataError(f"{str(pair)[:40]} is not a [bin, count] of at most {most} scores")
+        counts[pair[0]] += pair[1]
+    if counts.sum() > most:
+        raise DataError(f"{counts.sum()} scores are counted, there can be {most}")
+    return counts
 
 
 def threshold_of_counts(counts: npt.NDArray[np.integer], target_fpr: float) -> Threshold | None:

@@ -38,7 +38,8 @@ from fedvad.pipeline.run_folder import (
     write_config,
     write_json,
 )
-from fedvad.pipeline.train import calibrate, wire_exact
+from fedvad.pipeline.thresholds import Counts, calibrate
+from fedvad.pipeline.train import wire_exact
 
 __all__ = ["import_global", "make_run"]
 
@@ -95,7 +96,14 @@ def import_global(
     }
     if out is not None:
         assert state is not None  # `_check_out` saw to it
-        told |= make_run(state, merged, state_dir, out, data, weights, cache, progress)
+        made, _ = make_run(state, merged, state_dir, out, data, weights, cache, progress)
+        told |= made
+        if state.config.shared_threshold:
+            log.warning(
+                "one threshold for all sites needs the sites' counts, which files do not carry: "
+                "%s has its own",
+                state.site,
+            )
     return told
 
 
@@ -171,8 +179,11 @@ def make_run(
     weights: Path | None,
     cache: DescriptorCache | None,
     progress: Progress,
-) -> dict[str, Any]:
-    """A site's run folder from the global memory, with thresholds from its own normal images."""
+) -> tuple[dict[str, Any], Counts]:
+    """A site's run folder from the global memory, with thresholds from its own normal images.
+
+    Returns what to tell about it, and counts of those images' scores.
+    """
     config = state.config
     if weights is not None:
         config = config.model_copy(update={"weights": weights})
@@ -197,14 +208,15 @@ def make_run(
         method=config.method,
         data=fingerprint(data),
     )
-    own_normals = calibrate(run, held_out, extractor, config, progress)
+    calibration = calibrate(run, held_out, extractor, config, progress)
     write_config(out, config)
     write_json(out / LEDGER_FILE, load_ledger(state_dir).model_dump())
     run.save(out)  # last: with it the run counts as made
     threshold = run.threshold(state.site)
-    return {
+    told = {
         "site": state.site,
         "threshold": None if threshold is None else threshold.value,
         "calibration_images": len(held_out[state.site]),
-        "own_normals": own_normals,
+        "own_normals": calibration.own_normals,
     }
+    return told, calibration.counts

@@ -122,6 +122,11 @@ class TrainConfig(BaseModel):
         if self.defence == "robust":
             if self.merge == "average":
                 raise ValueError("defence 'robust' leaves rows out, merge 'average' needs all")
+            if self.shared_threshold:
+                raise ValueError(
+                    "shared_threshold believes every site's counts, one liar could silence all "
+                    "alarms: with defence 'robust' each site keeps its own threshold"
+                )
             if "reference" not in self.model_fields_set:
                 # a rare mode that only one site has is left out, but stays normal at home
                 object.__setattr__(self, "reference", "union")

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fedvad.detectors.base import NormalFeatures
-from fedvad.detectors.calibration import held_out_scores
 from fedvad.detectors.memory_site import MemorySite
 from fedvad.errors import ArtefactError, ConfigError
-from fedvad.evaluation.histograms import count, threshold_of_counts
-from fedvad.evaluation.sites import site_threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.codecs import compact, handed_back, rounding
@@ -27,7 +20,7 @@ from fedvad.federation.runners.state import clear_state
 from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.compare import compare
-from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import Watcher, fingerprint, load_sites, warm_up
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join, memory_sites, plan, sampling_ahead, split_held_out
@@ -40,8 +33,9 @@ from fedvad.pipeline.run_folder import (
     write_config,
 )
 from fedvad.pipeline.scoring import score_sites
+from fedvad.pipeline.thresholds import calibrate, share_threshold
 
-__all__ = ["calibrate", "train", "wire_exact"]
+__all__ = ["train", "wire_exact"]
 
 log = logging.getLogger(__name__)
 # what may differ between an interrupted run and its --resume
@@ -95,7 +89,9 @@ def train(
     )
     run = _assemble(config, extractor, merged, members, fingerprint(data))
     with ledger.phase("calibrate"):
-        own_normals = calibrate(run, held_out, extractor, config, progress)
+        calibration = calibrate(run, held_out, extractor, config, progress)
+        if config.shared_threshold:
+            share_threshold(run, calibration.counts, config.target_fpr)
     run.save(out)
     with ledger.phase("score"):
         results = score_sites(run, sites, extractor, max_bad=config.max_bad, progress=progress)
@@ -103,7 +99,9 @@ def train(
             config, run, sites, fitting, held_out, results, extractor, progress=progress
         )
     ledger.images_computed += extractor.computed - warmed_up
-    summary = write_outputs(out, config, run, results, comparisons, ledger, features, own_normals)
+    summary = write_outputs(
+        out, config, run, results, comparisons, ledger, features, calibration.own_normals
+    )
     clear_state(out / "state")
     return summary
 
@@ -152,76 +150,6 @@ def _assemble(
         method=config.method,
         data=data,
     )
-
-
-def calibrate(
-    run: TrainedRun,
-    held_out: Mapping[str, NormalFeatures],
-    extractor: FeatureExtractor,
-    config: TrainConfig,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Fill in each site's thresholds, for the run's reference set and for its own memory.
-
-    Returns, by site, what its own held-out normals say about joining: the median of their scores
-    with its own memory and with the reference, and the share of them that came nearer.
-    """
-    # the global ones also serve sites and images that never trained
-    references: dict[Reference, None] = dict.fromkeys((run.reference, "local", "global"))
-    stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
-    told: dict[str, Any] = {}
-    counts: dict[Reference, npt.NDArray[np.int64]] = {}
-    for name, model in run.sites.items():
-        scores: dict[str, npt.NDArray[np.float64]] = {}
-        for reference in references:
-            if reference == "local" and len(model.bank) == 0:  # took part in no round
-                continue
-            detector = run.detector(name, extractor, reference)
-            assert detector.bank_ is not None
-            scores[reference] = np.asarray(
-                held_out_scores(
-                    held_out[name],
-                    detector.bank_,
-                    model.generator,
-                    run.scoring,
-                    leave_one_out=config.calibration_mode == "leave-one-out",
-                    stored=None if config.precision == "float16" else rounding(config.precision),
-                    on_image=stage,
-                )
-            )
-            counts[reference] = counts.get(reference, 0) + count(scores[reference])
-            threshold = site_threshold(scores[reference].tolist(), config.target_fpr)
-            if threshold is not None:
-                model.thresholds[reference] = threshold
-            elif reference == run.reference:
-                log.warning("%s: too few normal images for a threshold", name)
-        ours, alone = scores.get(run.reference), scores.get("local")
-        if ours is not None and alone is not None and len(ours) == len(alone) and len(ours):
-            told[name] = {
-                "median_alone": float(np.median(alone)),
-                "median_federated": float(np.median(ours)),
-                "share_nearer": float(np.mean(ours < alone)),
-            }
-    if config.shared_threshold:
-        _share(run, counts, config.target_fpr)
-    return told
-
-
-def _share(
-    run: TrainedRun, counts: Mapping[Reference, npt.NDArray[np.int64]], target_fpr: float
-) -> None:
-    """Give all sites the threshold of their summed counts, but for their own memories alone."""
-    for reference, summed in counts.items():
-        if reference == "local":
-            continue
-        shared = threshold_of_counts(summed, target_fpr)
-        if shared is None:
-            log.warning("%d normal images are too few for a shared threshold", summed.sum())
-            return
-        for model in run.sites.values():
-            before = model.thresholds.get(reference)
-            scores = () if before is None else before.scores
-            model.thresholds[reference] = replace(shared, scores=scores)
 
 
 def wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:

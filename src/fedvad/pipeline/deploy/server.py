@@ -21,6 +21,7 @@ from fedvad.federation.runners.flower.rounds import Links, RemoteRounds
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.deploy.settings import ServerSettings
+from fedvad.pipeline.deploy.sharing import KEY, share, shared_values
 from fedvad.pipeline.plan import check_join, memory_exchange
 from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_config, write_json
 
@@ -128,6 +129,11 @@ def _federate(
     replies, missing = rounds.hand_out(final, waited_for)
     for site in sorted(set(replies) - missing):
         finished[site] = replies[site].told
+    if config.shared_threshold:
+        without = share(rounds, finished, final.manifest.round)
+        record["shared_threshold"] = shared_values(rounds, finished, config.target_fpr) | {
+            "without": sorted(without)
+        }
     write_json(folder / _RECORD, record)
     result = folder / _RESULT
     _write_result(result, config, final, record, rounds, missing, replies)
@@ -163,7 +169,11 @@ def _write_result(
         "n_images": final.manifest.n_images,
         "n_patches": final.manifest.n_patches,
         "told": record.get("told", {}),
-        "finished": record.get("finished", {}),
+        "finished": {
+            site: {key: value for key, value in told.items() if key not in ("shared", KEY)}
+            for site, told in record.get("finished", {}).items()
+        },
+        "shared_threshold": record.get("shared_threshold"),
         "missing": {
             site: replies[site].refusal if site in replies else "no answer in time"
             for site in sorted(missing)

@@ -33,6 +33,7 @@ from fedvad.pipeline.bank_state import (
 )
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.deploy.settings import SiteSettings, check_run_name
+from fedvad.pipeline.deploy.sharing import KEY, read_counts, take, write_counts
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.run_folder import DETECTOR_FILE
 
@@ -56,6 +57,8 @@ def answer(site: SiteSettings, instruction: Instruction) -> Reply:
         with locked(_root(site) / "lock"):
             if instruction.kind == "round":
                 return _round(site, instruction)
+            if instruction.kind == "threshold":
+                return _threshold(site, instruction)
             return _finish(site, instruction)
     except FedvadError as error:
         log.warning("refused: %s", error)
@@ -155,16 +158,28 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         # made aside, so that a kill leaves no half run folder
         fresh = out.with_name(f".{out.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
-        made = make_run(
+        made, counts = make_run(
             state, merged, folder, fresh, _data(site), site.weights, _cache(site), silent
         )
+        write_counts(fresh, counts)
         (fresh / mark.name).write_text(digest)
         shutil.rmtree(out, ignore_errors=True)
         fresh.rename(out)
         told |= {"repeated": False, "calibration_images": made["calibration_images"]}
         told["own_normals"] = made["own_normals"].get(site.name, {})
+    if config.shared_threshold:
+        told[KEY] = read_counts(out)
     log.info("run folder: %s", out)
     return Reply(site.name, instruction.round, (), told)
+
+
+def _threshold(site: SiteSettings, instruction: Instruction) -> Reply:
+    out = run_folder(site, instruction.federation)
+    if not (out / DETECTOR_FILE).is_file():
+        raise ConfigError("a threshold of all sites came before the final memory")
+    take(out, instruction.told, _config(site, instruction).target_fpr)
+    log.info("%s has the threshold of all sites", out)
+    return Reply(site.name, instruction.round)
 
 
 def _newcomer(site: SiteSettings, config: TrainConfig, index: int, merged: Payload) -> SiteState:

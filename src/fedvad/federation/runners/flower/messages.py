@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BYTES", "PROTOCOL", "Instruction", "Kind", "Reply", "from_records", "to_records"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_BYTES = 1 << 30
-Kind = Literal["hello", "round", "finish"]
+Kind = Literal["hello", "round", "finish", "threshold"]
 _RECORD, _PAYLOADS, _FORMAT = "fedvad", "payloads", "fedvad.safetensors"
 _MAX_TEXT = 1 << 20
 _MAX_PAYLOADS = 1000
@@ -30,10 +30,10 @@ class Instruction:
     """What a server asks of one site.
 
     kind: `hello` (who are you), `round` (make it and send the upload), `finish` (take the final
-    memory). federation: names this training, for the site's state. sites: all names of the
-    federation, sorted; a site's position among them sets its seed. config: JSON of `TrainConfig`.
-    held: last round of this site that the server has, 0 for none. payload: the global memory as
-    bytes, empty before the first.
+    memory), `threshold` (take the one of all sites, from the counts in `told`). federation: names
+    this training, for the site's state. sites: all names of the federation, sorted; a site's
+    position among them sets its seed. config: JSON of `TrainConfig`. held: last round of this site
+    that the server has, 0 for none. payload: the global memory as bytes, empty before the first.
     """
 
     kind: Kind
@@ -43,6 +43,7 @@ class Instruction:
     config: str = "{}"
     held: int = 0
     payload: bytes = b""
+    told: dict[str, Any] = field(default_factory=dict)
     protocol: int = PROTOCOL
     version: str = __version__
 
@@ -68,14 +69,13 @@ def to_records(message: Instruction | Reply) -> RecordDict:
     """The message as one `ConfigRecord` and, if it carries any, one `ArrayRecord` of payloads."""
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-    values: dict[str, Any] = dict(vars(message))
+    values: dict[str, Any] = dict(vars(message)) | {"told": json.dumps(message.told)}
     if isinstance(message, Instruction):
         payloads: tuple[bytes, ...] = (message.payload,) if message.payload else ()
         values["sites"] = json.dumps(message.sites)
         del values["payload"]
     else:
         payloads = message.payloads
-        values["told"] = json.dumps(message.told)
         del values["payloads"]
     records = RecordDict({_RECORD: ConfigRecord(values)})
     if payloads:
@@ -118,11 +118,11 @@ def _payloads(arrays: dict[str, Any], max_bytes: int) -> tuple[bytes, ...]:
 def _parse(
     values: dict[str, Any], payloads: tuple[bytes, ...], kind: type[Instruction] | type[Reply]
 ) -> Instruction | Reply:
-    expected = {"protocol": int, "version": str, "round": int}
+    expected = {"protocol": int, "version": str, "round": int, "told": str}
     if kind is Instruction:
         expected |= {"kind": str, "federation": str, "config": str, "sites": str, "held": int}
     else:
-        expected |= {"site": str, "told": str, "refusal": str}
+        expected |= {"site": str, "refusal": str}
     if set(values) != set(expected):
         raise PayloadError(f"its fields are {sorted(map(str, values))[:12]}")
     for name, wanted in expected.items():
@@ -130,10 +130,10 @@ def _parse(
             raise PayloadError(f"{name} is not of type {wanted.__name__}")
         if wanted is str and len(values[name]) > _MAX_TEXT:
             raise PayloadError(f"{name} is too long")
+    told = json.loads(values["told"])
+    if not isinstance(told, dict):
+        raise PayloadError("told is not an object")
     if kind is Reply:
-        told = json.loads(values["told"])
-        if not isinstance(told, dict):
-            raise PayloadError("told is not an object")
         return Reply(**(values | {"told": told, "payloads": payloads}))
     sites = json.loads(values["sites"])
     if not isinstance(sites, list) or not all(isinstance(name, str) for name in sites):
@@ -141,4 +141,5 @@ def _parse(
     if values["kind"] not in get_args(Kind) or len(payloads) > 1:
         raise PayloadError(f"its kind is {values['kind'][:20]!r} with {len(payloads)} payloads")
     payload = payloads[0] if payloads else b""
-    return Instruction(**(values | {"sites": tuple(sites), "payload": payload}))
+    own = {"sites": tuple(sites), "payload": payload, "told": told}
+    return Instruction(**(values | own))

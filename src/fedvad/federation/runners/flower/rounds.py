@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from fedvad.errors import ArtefactError, ConfigError, FederationError, PayloadError
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
@@ -189,6 +189,22 @@ class RemoteRounds:
             for site in sorted(refused):
                 log.warning("%s did not take the final memory: %s", site, replies[site].refusal)
         return replies, set(missing) | refused
+
+    def tell(
+        self, told: dict[str, Any], round_: int, sites: Iterable[str]
+    ) -> tuple[set[str], set[str]]:
+        """Tell sites the counts of all; who took them, and who did not, in time or at all."""
+        order = replace(self.template, kind="threshold", round=round_, told=told)
+        replies, missing, _ = self._gather(sorted(sites), lambda site: order, round_)
+        refused = {site for site, reply in replies.items() if reply.refusal}
+        for site in sorted(refused):
+            log.warning("%s did not take the threshold: %s", site, replies[site].refusal)
+        return set(replies) - refused, set(missing) | refused
+
+    def images_of(self, site: str) -> int | None:
+        """How many normal images a site said that it has; None before its first upload."""
+        held = {} if self.exchange is None else self.exchange.server_state()
+        return held[site].manifest.n_images if site in held else None
 
     def _gather(
         self, sites: Sequence[str], instruction_for: Callable[[str], Instruction], round_: int

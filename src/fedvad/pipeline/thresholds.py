@@ -1,0 +1,100 @@
+"""Thresholds of a trained run: each site's own, or one for all from sums of counts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.calibration import held_out_scores
+from fedvad.evaluation.histograms import count, threshold_of_counts
+from fedvad.evaluation.sites import site_threshold
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.codecs import rounding
+from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.progress import Progress, Stage
+from fedvad.pipeline.run_folder import TrainedRun
+
+__all__ = ["Calibration", "Counts", "calibrate", "share_threshold"]
+
+log = logging.getLogger(__name__)
+Counts = dict[Reference, npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What the held-out normal images said.
+
+    own_normals: by site, about joining: the median of their scores with the site's own memory and
+    with the reference, and the share of them that came nearer. counts: by reference, (1000,) of
+    all scores, summed over sites; see `evaluation.histograms`.
+    """
+
+    own_normals: dict[str, Any] = field(default_factory=dict)
+    counts: Counts = field(default_factory=dict)
+
+
+def calibrate(
+    run: TrainedRun,
+    held_out: Mapping[str, NormalFeatures],
+    extractor: FeatureExtractor,
+    config: TrainConfig,
+    progress: Progress,
+) -> Calibration:
+    """Fill in each site's thresholds, for the run's reference set and for its own memory."""
+    # the global ones also serve sites and images that never trained
+    references: dict[Reference, None] = dict.fromkeys((run.reference, "local", "global"))
+    stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
+    found = Calibration()
+    for name, model in run.sites.items():
+        scores: dict[str, npt.NDArray[np.float64]] = {}
+        for reference in references:
+            if reference == "local" and len(model.bank) == 0:  # took part in no round
+                continue
+            detector = run.detector(name, extractor, reference)
+            assert detector.bank_ is not None
+            scores[reference] = np.asarray(
+                held_out_scores(
+                    held_out[name],
+                    detector.bank_,
+                    model.generator,
+                    run.scoring,
+                    leave_one_out=config.calibration_mode == "leave-one-out",
+                    stored=None if config.precision == "float16" else rounding(config.precision),
+                    on_image=stage,
+                )
+            )
+            found.counts[reference] = found.counts.get(reference, 0) + count(scores[reference])
+            threshold = site_threshold(scores[reference].tolist(), config.target_fpr)
+            if threshold is not None:
+                model.thresholds[reference] = threshold
+            elif reference == run.reference:
+                log.warning("%s: too few normal images for a threshold", name)
+        ours, alone = scores.get(run.reference), scores.get("local")
+        if ours is not None and alone is not None and len(ours) == len(alone) and len(ours):
+            found.own_normals[name] = {
+                "median_alone": float(np.median(alone)),
+                "median_federated": float(np.median(ours)),
+                "share_nearer": float(np.mean(ours < alone)),
+            }
+    return found
+
+
+def share_threshold(run: TrainedRun, counts: Counts, target_fpr: float) -> None:
+    """Give all sites the threshold of the summed counts, but for their own memories alone."""
+    for reference, summed in counts.items():
+        if reference == "local":
+            continue
+        shared = threshold_of_counts(summed, target_fpr)
+        if shared is None:
+            log.warning("%d normal images are too few for a shared threshold", summed.sum())
+            return
+        for model in run.sites.values():
+            before = model.thresholds.get(reference)
+            scores = () if before is None else before.scores
+            model.thresholds[reference] = replace(shared, scores=scores)
