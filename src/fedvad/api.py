@@ -18,6 +18,8 @@ from fedvad.pipeline.predict import predict as _predict
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.report import report as _report
 from fedvad.pipeline.run_folder import TrainedRun
+from fedvad.pipeline.runs import load_run
+from fedvad.pipeline.student_run import StudentRun
 from fedvad.pipeline.train import train as _train
 
 __all__ = [
@@ -163,9 +165,9 @@ def write_report(
     return _report(Path(run), out=None if out is None else Path(out), pictures=pictures)
 
 
-def load(run: AnyPath) -> TrainedRun:
-    """A run's memories, generators and thresholds as objects."""
-    return TrainedRun.load(Path(run))
+def load(run: AnyPath) -> TrainedRun | StudentRun:
+    """A run as an object: memories and generators, or students; and the thresholds."""
+    return load_run(Path(run))
 
 
 def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Any:

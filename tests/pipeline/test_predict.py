@@ -40,7 +40,7 @@ def test_scores_are_those_of_evaluation(trained: Run, plants: Path, shared_cache
 
 
 def _open(folder: Path) -> Any:
-    from fedvad.pipeline.run_folder import open_run
+    from fedvad.pipeline.runs import open_memory_run as open_run
 
     return open_run(folder)
 

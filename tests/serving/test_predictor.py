@@ -111,7 +111,7 @@ def test_without_a_site_the_median_threshold_decides(trained: Run, files: list[P
 
 
 def test_without_a_threshold_nothing_is_decided(trained: Run, files: list[Path]) -> None:
-    from fedvad.pipeline.run_folder import open_run
+    from fedvad.pipeline.runs import open_memory_run as open_run
 
     run, _, extractor = open_run(trained[0])
     with Predictor(run.detector(None, extractor), None) as bare:

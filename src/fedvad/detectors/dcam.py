@@ -106,6 +106,11 @@ class DCAM(StudentDetector):
 
         return AttendedNet(net.teacher, self._attended(net))
 
+    def start(self) -> torch.nn.Module:
+        """See `StudentDetector.start`: student and attention."""
+        net = self.network()
+        return net.student if self.attention.keep_at_test else self._attended(net)
+
     def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> StudentSite:
         kept: Any = net.student
         attended = kept if self.attention.keep_at_test else self._attended(net)

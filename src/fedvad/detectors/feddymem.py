@@ -41,12 +41,14 @@ class MemoryDetector(Detector):
         super().__init__(extractor=extractor, seed=seed)
         self.scoring = scoring or ScoringConfig()
         self.max_bad = max_bad
+        # building the index of a large memory takes a while, so what scores is kept
+        self._scorer: MemoryScorer | None = None
         self.bank_: MemoryBank | None = None
         self.generator_: Generator | None = None
 
     def with_memory(self, bank: MemoryBank, generator: Generator | None = None) -> Self:
         """Adopt a memory made elsewhere, as a new site does with the global one."""
-        self.bank_ = bank
+        self.bank_, self._scorer = bank, None
         self.generator_ = generator or Generator.identity(bank.dim)
         return self
 
@@ -54,8 +56,8 @@ class MemoryDetector(Detector):
         """See `Detector.score`."""
         if self.bank_ is None or self.generator_ is None:
             raise ConfigError(f"{self.name} has no memory yet: call fit() or with_memory() first")
-        scorer = MemoryScorer(self.bank_, self.scoring)
-        return score_stream(self.extractor, scorer, self.generator_, images, on_image)
+        self._scorer = self._scorer or MemoryScorer(self.bank_, self.scoring)
+        return score_stream(self.extractor, self._scorer, self.generator_, images, on_image)
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """See `Detector.state`."""

@@ -31,6 +31,8 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray
 
 if TYPE_CHECKING:
+    import torch
+
     from fedvad.distill.branches import PaSTeNet
     from fedvad.distill.cost import Memory
     from fedvad.distill.graphs import MapNet, Normalise
@@ -98,6 +100,10 @@ class StudentDetector(Detector):
         net = build_net(network, layers, bootstrap=self._bootstrap(), seed=self.seed)
         net.to(self.extractor.config.device)
         return net
+
+    def start(self) -> torch.nn.Module:
+        """What a site trains, as it is before training: equal for equal seeds, at every site."""
+        return self.network().student
 
     def fresh(self) -> Self:
         """An untrained detector of the same options, extractor and seed."""

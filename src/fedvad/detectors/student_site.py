@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 class StudentSite:
     """A net and the frozen features of a site's readable normal images.
 
-    bad: why images were left out. paths: files of the images trained on. unseen: files of the
-    held-out normals, which only validate (all files, when there is a single one). Raises
-    `DataError` when no image, or less than the share 1 - max_bad, can be read.
+    n_images: readable images. bad: why images were left out. paths: files of the images trained
+    on. unseen: files of the held-out normals, which only validate (all files, when there is a
+    single one). Raises `DataError` when no image, or less than the share 1 - max_bad, can be read.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class StudentSite:
         except BaseException:
             self.close()
             raise
-        self.bad = tuple(bad)
+        self.bad, self.n_images = tuple(bad), len(kept)
         order = np.random.default_rng(seed).permutation(len(kept))
         count = min(len(kept) - 1, max(1, round(held_out * len(kept)))) if held_out else 0
         if count <= 0:

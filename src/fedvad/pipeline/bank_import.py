@@ -28,6 +28,7 @@ from fedvad.pipeline.bank_state import (
     save_global,
 )
 from fedvad.pipeline.data import fingerprint
+from fedvad.pipeline.memories import wire_exact
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
@@ -39,7 +40,6 @@ from fedvad.pipeline.run_folder import (
     write_json,
 )
 from fedvad.pipeline.thresholds import Counts, calibrate
-from fedvad.pipeline.train import wire_exact
 
 __all__ = ["import_global", "make_run"]
 

@@ -16,6 +16,12 @@ from fedvad.features.config import Engine, FeatureConfig
 from fedvad.federation.codecs import Precision, compact, overhead_bytes, row_bytes
 from fedvad.memory.merge import MergeMode
 from fedvad.memory.neighbours import SearchMode
+from fedvad.pipeline.student_config import (
+    STUDENT_METHODS,
+    StudentOptions,
+    check_student_options,
+    student_layers,
+)
 
 __all__ = ["COMPARISONS", "METHODS", "Defence", "Reference", "TrainConfig", "resolve_config"]
 
@@ -32,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "feddymem-cluster": {"reduce": "cluster", "update": "ema", "merge": "kmeans"},
     "feddymem-position": {"reduce": "position", "update": "ema", "merge": "kmeans"},
     "patchcore": {"rounds": 1, "merge": "kcenter", "memory_rows": 2000, "candidates": 0.25},
+    **STUDENT_METHODS,
 }
 
 
@@ -95,6 +102,8 @@ class TrainConfig(BaseModel):
     calibration_images: int = Field(default=128, ge=3)
     holdout: float = Field(default=0.2, gt=0, lt=1)
     shared_threshold: bool = False
+    # students, where the method trains one
+    student: StudentOptions = Field(default_factory=StudentOptions)
     # run
     compare: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -136,6 +145,11 @@ class TrainConfig(BaseModel):
         return self
 
     @property
+    def has_student(self) -> bool:
+        """Whether the method trains a student, whose weights sites average, and has no memory."""
+        return self.method in STUDENT_METHODS
+
+    @property
     def keeps_patches(self) -> bool:
         """Whether the rows of the memory are real patches, not averages or moved vectors."""
         return (
@@ -155,11 +169,14 @@ class TrainConfig(BaseModel):
 
     def features(self) -> FeatureConfig:
         """The feature part."""
+        layers = self.layers
+        if layers is None and self.has_student:
+            layers = student_layers(self.backbone)
         return FeatureConfig(
             backbone=self.backbone,
             weights=self.weights,
             image_size=self.image_size,
-            layers=self.layers,
+            layers=layers,
             pool=self.pool,
             engine=self.engine,
             device=self.device,
@@ -223,6 +240,7 @@ def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
     method = values.get("method", "feddymem")
     if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; choose from {sorted(METHODS)}")
+    check_student_options(method, values)
     try:
         config = TrainConfig(**(METHODS[method] | values))
         config.memory(1)

@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.folders import Site
-from fedvad.detectors.base import NormalFeatures
-from fedvad.detectors.calibration import choose_images, held_out_scores
-from fedvad.detectors.feddymem import MemoryDetector
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.base import Detector
+from fedvad.detectors.calibration import choose_images
 from fedvad.errors import DataError
 from fedvad.evaluation.drift import drift
 from fedvad.evaluation.sites import SiteResult, site_threshold, summarise
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
-from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import Reference, TrainConfig
 from fedvad.pipeline.data import fingerprint, load_sites
+from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.outputs import panels
 from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.run_folder import TrainedRun, open_run, read_ledger
+from fedvad.pipeline.run_folder import read_ledger
+from fedvad.pipeline.runs import open_run
 from fedvad.pipeline.scoring import score_with
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.tables import verdict
@@ -62,7 +62,7 @@ def evaluate(
     with ledger.phase("calibrate"):
         thresholds = {site.name: _new_threshold(site, run, config, extractor) for site in new}
 
-    def for_site(name: str) -> tuple[MemoryDetector, Threshold | None]:
+    def for_site(name: str) -> tuple[Detector, Threshold | None]:
         wanted = None if name in thresholds else reference
         return (
             run.detector(name, extractor, wanted),
@@ -111,7 +111,7 @@ def _drifts(results: Sequence[SiteResult]) -> dict[str, Any]:
     return found
 
 
-def _sites(data: Path, run: TrainedRun, config: TrainConfig) -> Sequence[Site]:
+def _sites(data: Path, run: Run, config: TrainConfig) -> Sequence[Site]:
     sites = load_sites(data, None, config.seed, allow_empty_train=True)
     if config.split is not None and fingerprint(data) == run.data:
         return load_sites(data, config.split, config.seed)
@@ -119,17 +119,12 @@ def _sites(data: Path, run: TrainedRun, config: TrainConfig) -> Sequence[Site]:
 
 
 def _new_threshold(
-    site: Site, run: TrainedRun, config: TrainConfig, extractor: FeatureExtractor
+    site: Site, run: Run, config: TrainConfig, extractor: FeatureExtractor
 ) -> Threshold | None:
     normals = [item.path for item in site.train if item.label == 0]
     if not normals:
         return None
     chosen = choose_images(len(normals), config.calibration_images, config.seed)
-    features = NormalFeatures(
-        extractor, [normals[i] for i in chosen], max_bad=config.max_bad, where=site.name
-    )
-    features.warm_up()
-    scores = held_out_scores(
-        features, run.memory, Generator.identity(run.memory.dim), run.scoring, leave_one_out=False
-    )
-    return site_threshold(scores, config.target_fpr)
+    scores = run.detector(None, extractor).score([normals[i] for i in chosen])
+    check_bad_share(scores.bad, len(chosen), config.max_bad, site.name)
+    return site_threshold(scores.image.tolist(), config.target_fpr)

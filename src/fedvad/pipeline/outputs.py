@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.files import write_atomically
-from fedvad.detectors.base import NormalFeatures
 from fedvad.evaluation.sites import SiteResult, gains, summarise
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.fitted import Fitted
 from fedvad.pipeline.plan import privacy
 from fedvad.pipeline.report import keep_record, report
-from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_json
+from fedvad.pipeline.run_folder import LEDGER_FILE, write_json
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
 from fedvad.report.tables import (
@@ -39,14 +39,13 @@ _HEADINGS = {
 def write_outputs(
     out: Path,
     config: TrainConfig,
-    run: TrainedRun,
+    fitted: Fitted,
     results: Sequence[SiteResult],
     comparisons: Mapping[str, Sequence[SiteResult]],
     ledger: Ledger,
-    features: Mapping[str, NormalFeatures],
-    own_normals: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write ledger, results, tables, contact sheet and the HTML report; returns the results."""
+    run, own_normals = fitted.run, fitted.own_normals
 
     def summary_of(site_results: Sequence[SiteResult]) -> dict[str, Any]:
         return summarise(site_results, target_fpr=config.target_fpr, size=run.features.image_size)
@@ -60,10 +59,8 @@ def write_outputs(
     summary["method"] = run.method
     summary["backbone"] = run.features.backbone
     summary["seed"] = config.seed
-    summary["training_images"] = {name: len(f) for name, f in features.items()}
-    summary["unreadable"] = [reason for f in features.values() for reason in f.bad] + [
-        reason for r in results for reason in r.bad
-    ]
+    summary["training_images"] = dict(fitted.n_images)
+    summary["unreadable"] = [*fitted.unreadable, *(reason for r in results for reason in r.bad)]
     summary["ledger"] = ledger.summary()
     summary["privacy"] = privacy(config)
     summary["verdict"] = verdict(summary)

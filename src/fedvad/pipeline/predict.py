@@ -10,16 +10,17 @@ import numpy as np
 
 from fedvad.data.folders import read_images
 from fedvad.data.images import read_rgb
-from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
-from fedvad.half import to_float
+from fedvad.memory.bank import FloatArray
 from fedvad.pipeline.config import Reference
 from fedvad.pipeline.progress import Progress, Stage, silent
-from fedvad.pipeline.run_folder import open_run
+from fedvad.pipeline.runs import open_run
 from fedvad.report.overlay import heatmap_overlay, save_png
 
 __all__ = ["predict"]
+
+_CHUNK = 16  # images scored before the first of them is told
 
 
 def predict(
@@ -48,38 +49,43 @@ def predict(
         site = next(iter(run.sites))
     detector = run.detector(site, extractor, reference)
     threshold = run.threshold(site, reference)
-    assert detector.bank_ is not None
-    assert detector.generator_ is not None
-    scorer = MemoryScorer(detector.bank_, run.scoring)
+    limit = None if threshold is None else threshold.value
     names = _overlay_names(files)
     stage = Stage(progress, "scoring", len(files))
-    for item in extractor.stream(files, stage):
-        path = files[item.index]
-        row: dict[str, Any] = {
-            "path": str(path),
-            "site": site,
-            "score": None,
-            "threshold": None if threshold is None else threshold.value,
-            "anomalous": None,
-            "overlay": None,
-            "error": item.error,
-        }
-        if item.descriptors is not None:
-            score, map_ = scorer.score(detector.generator_(to_float(item.descriptors)))
-            row["score"] = score
-            if threshold is not None:
-                row["anomalous"] = score > threshold.value
+    for start in range(0, len(files), _CHUNK):
+        chunk = files[start : start + _CHUNK]
+        scores = detector.score(chunk, stage)
+        place = {int(index): at for at, index in enumerate(scores.kept)}
+        reasons = iter(scores.bad)
+        for index, path in enumerate(chunk):
+            row: dict[str, Any] = {
+                "path": str(path),
+                "site": site,
+                "score": None,
+                "threshold": limit,
+                "anomalous": None,
+                "overlay": None,
+                "error": None,
+            }
+            if index not in place:
+                row["error"] = next(reasons)
+                yield row
+                continue
+            row["score"] = score = float(scores.image[place[index]])
+            row["anomalous"] = None if limit is None else score > limit
             if out is not None:
-                target = out / names[item.index]
-                # a cell as bad as a whole image at the threshold is shown in full colour
-                high = threshold.value if threshold is not None else float(map_.max())
-                low = float(np.median(map_))
-                overlay = heatmap_overlay(
-                    read_rgb(path), map_, low=low, high=max(high, low * 1.01 + 1e-6)
-                )
-                save_png(target, overlay)
+                target = out / names[start + index]
+                _save_overlay(path, scores.maps[place[index]], limit, target)
                 row["overlay"] = str(target)
-        yield row
+            yield row
+
+
+def _save_overlay(path: Path, map_: FloatArray, limit: float | None, target: Path) -> None:
+    # a cell as bad as a whole image at the threshold is shown in full colour
+    high = float(map_.max()) if limit is None else limit
+    low = float(np.median(map_))
+    overlay = heatmap_overlay(read_rgb(path), map_, low=low, high=max(high, low * 1.01 + 1e-6))
+    save_png(target, overlay)
 
 
 def _overlay_names(files: Sequence[Path]) -> list[str]:

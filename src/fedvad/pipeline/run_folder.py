@@ -17,7 +17,6 @@ from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
-from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
@@ -31,9 +30,9 @@ __all__ = [
     "SiteModel",
     "TrainedRun",
     "finite",
-    "open_run",
     "read_config",
     "read_ledger",
+    "read_run",
     "write_config",
     "write_json",
 ]
@@ -148,17 +147,20 @@ class TrainedRun:
 
     @classmethod
     def load(cls, folder: Path) -> TrainedRun:
-        """Read a run; raises `ArtefactError` when it is incomplete or damaged."""
-        if not folder.is_dir():
-            raise ArtefactError(f"run folder {folder} does not exist")
-        path = folder / DETECTOR_FILE
-        if not path.is_file():
-            unfinished = (folder / "state").is_dir()
+        """Read a run; raises `ArtefactError` when it is incomplete or damaged, or a student's."""
+        arrays, values, path = read_run(folder)
+        if values.get("kind") == "student run":
             raise ArtefactError(
-                f"{folder} holds no {DETECTOR_FILE}"
-                + ("; its training was interrupted: finish it with --resume" if unfinished else "")
+                f"{folder} holds a student and no memory: `fedvad evaluate`, `predict` and "
+                "`inspect` take it, and `fedvad.load`"
             )
-        arrays, values = read_arrays(path)
+        return cls.from_arrays(arrays, values, path)
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: dict[str, npt.NDArray[Any]], values: dict[str, Any], path: Path
+    ) -> TrainedRun:
+        """What `save` wrote, as `read_arrays` gives it; raises `ArtefactError`."""
         if values.get("kind") != "run":
             raise ArtefactError(f"{path} holds a {values.get('kind')}, not a run")
         try:
@@ -240,18 +242,15 @@ def _bank(prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> MemoryBank:
     )
 
 
-def open_run(
-    folder: Path, *, weights: Path | None = None, cache: DescriptorCache | None = None
-) -> tuple[TrainedRun, TrainConfig, FeatureExtractor]:
-    """A run with its configuration and an extractor that provably gives its features.
-
-    `weights` replaces the path stored at training, for a run that was moved to another machine.
-    Raises `ArtefactError`, `WeightsError`, or `MismatchError` when the backbone's values differ.
-    """
-    run = TrainedRun.load(folder)
-    config = read_config(folder)
-    if weights is not None:
-        config = config.model_copy(update={"weights": weights})
-    extractor = FeatureExtractor(config.features(), cache)
-    run.features.check_same(extractor.config, f"run {folder.name}")
-    return run, config, extractor
+def read_run(folder: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any], Path]:
+    """Arrays, values and path of a run's file; raises `ArtefactError`."""
+    if not folder.is_dir():
+        raise ArtefactError(f"run folder {folder} does not exist")
+    path = folder / DETECTOR_FILE
+    if not path.is_file():
+        unfinished = (folder / "state").is_dir()
+        raise ArtefactError(
+            f"{folder} holds no {DETECTOR_FILE}"
+            + ("; its training was interrupted: finish it with --resume" if unfinished else "")
+        )
+    return *read_arrays(path), path

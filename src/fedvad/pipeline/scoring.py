@@ -10,8 +10,8 @@ from fedvad.evaluation.sites import SiteResult, evaluate_site
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.pipeline.config import Reference
+from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.progress import Progress, Stage, silent
-from fedvad.pipeline.run_folder import TrainedRun
 
 __all__ = ["score_sites", "score_with"]
 
@@ -19,7 +19,7 @@ ForSite = Callable[[str], tuple[Detector, Threshold | None]]
 
 
 def score_sites(
-    run: TrainedRun,
+    run: Run,
     sites: Sequence[Site],
     extractor: FeatureExtractor,
     *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import held_out_scores
 from fedvad.evaluation.histograms import count, threshold_of_counts
 from fedvad.evaluation.sites import site_threshold
+from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.codecs import rounding
 from fedvad.pipeline.config import Reference, TrainConfig
@@ -85,7 +86,12 @@ def calibrate(
     return found
 
 
-def share_threshold(run: TrainedRun, counts: Counts, target_fpr: float) -> None:
+class _HasThresholds(Protocol):
+    @property
+    def thresholds(self) -> dict[str, Threshold]: ...
+
+
+def share_threshold(sites: Mapping[str, _HasThresholds], counts: Counts, target_fpr: float) -> None:
     """Give all sites the threshold of the summed counts, but for their own memories alone."""
     for reference, summed in counts.items():
         if reference == "local":
@@ -94,7 +100,7 @@ def share_threshold(run: TrainedRun, counts: Counts, target_fpr: float) -> None:
         if shared is None:
             log.warning("%d normal images are too few for a shared threshold", summed.sum())
             return
-        for model in run.sites.values():
+        for model in sites.values():
             before = model.thresholds.get(reference)
             scores = () if before is None else before.scores
             model.thresholds[reference] = replace(shared, scores=scores)

@@ -27,7 +27,8 @@ from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.neighbours import SearchMode
 from fedvad.memory.reduce import reduce_patches
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import TrainedRun, open_run, read_config
+from fedvad.pipeline.run_folder import TrainedRun, read_config
+from fedvad.pipeline.runs import open_memory_run
 
 __all__ = ["FedDyMem", "PatchCore"]
 
@@ -202,7 +203,7 @@ def _open(
 ) -> tuple[TrainedRun, FeatureExtractor]:
     config = read_config(folder)
     check_weights(config.backbone, weights or config.weights)
-    run, _, extractor = open_run(folder, weights=None if weights is None else Path(weights))
+    run, _, extractor = open_memory_run(folder, weights=None if weights is None else Path(weights))
     if site is not None and site not in run.sites:
         raise ConfigError(
             f"site {site!r} is not in {folder}: there are {sorted(run.sites)}; "

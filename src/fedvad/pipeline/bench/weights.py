@@ -2,56 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from fedvad.data.folders import ImageItem, ImageSet
 from fedvad.detectors.adaptor import AdaptorConfig, AdaptorDetector, AdaptorSite
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.feddymem import FedDyMem
 from fedvad.detectors.generator_site import GeneratorConfig, GeneratorSite
-from fedvad.detectors.registry import create
-from fedvad.detectors.student import StudentDetector
-from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.parameters import load_parameters, parameters_of, under
-from fedvad.distill.scope import Fusion, WSAConfig
-from fedvad.distill.training import TrainConfig as StudentTraining
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.federation.runners.inprocess import Schedule, run_rounds
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.plan import site_seed
+from fedvad.pipeline.student_config import STUDENT_METHODS, Averaging, StudentOptions
+from fedvad.pipeline.students import averaged, prepare_sites
 
 __all__ = ["Averaged", "WeightOptions", "average_weights"]
 
 
-class WeightOptions(BaseModel):
-    """What a `weights` row of a suite says.
+class WeightOptions(Averaging):
+    """What a `weights` row of a suite says, beside the averaging.
 
     part: `adaptor`, a distillation student of the descriptors; `generator`, FedDyMem's, each site
     scoring with its own memory; `stfpm` or `paste`, a student of the backbone's layers, each site
     with the batch statistics of its own images. bootstrap: last layer that `paste` shares. alone:
-    each site keeps its own weights, nothing is sent. wsa: strength of weight-scope alignment, 0
-    for none. steps: per site and round.
+    each site keeps its own weights, nothing is sent.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     part: Literal["adaptor", "generator", "stfpm", "paste"] = "adaptor"
     bootstrap: int | None = None
-    algorithm: Algorithm = "fedavg"
     alone: bool = False
-    prox: float = Field(default=0.01, ge=0)
-    moon: float = Field(default=1.0, ge=0)
-    wsa: float = Field(default=0.0, ge=0)
-    fusion: Fusion = "average"
-    steps: int | None = Field(default=None, ge=1)
+
+    def of_student(self, config: TrainConfig) -> TrainConfig:
+        """The configuration of a student's training with the part as its method."""
+        averaging = self.model_dump(include=set(Averaging.model_fields))
+        student = StudentOptions(
+            **averaging | {"steps": self.steps or _STEPS, "bootstrap": self.bootstrap}
+        )
+        return config.model_copy(update={"method": self.part, "student": student})
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +56,8 @@ class Averaged:
     rows: int
 
 
-_Site = AdaptorSite | GeneratorSite | StudentSite
-_STUDENT = StudentTraining(steps=20, warmup=5, patience=None)
+_Site = AdaptorSite | GeneratorSite
+_STEPS = 20
 
 
 def average_weights(
@@ -74,6 +67,44 @@ def average_weights(
     extractor: FeatureExtractor,
 ) -> Averaged:
     """Train the trainable part at every site over `config.rounds` rounds, averaging or alone."""
+    average = _students if options.part in STUDENT_METHODS else _parts
+    done = average(options, config, features, extractor)
+    if options.alone:  # nothing left a site
+        done.ledger.rounds.clear()
+    return done
+
+
+def _students(
+    options: WeightOptions,
+    config: TrainConfig,
+    features: Mapping[str, NormalFeatures],
+    extractor: FeatureExtractor,
+) -> Averaged:
+    config = options.of_student(config)
+    images = {
+        name: ImageSet(tuple(ImageItem(path, 0, "good", None) for path in own.paths))
+        for name, own in features.items()
+    }
+    ledger = Ledger()
+    sites = prepare_sites(images, config, extractor)
+    try:
+        groups = [[name] for name in sites] if options.alone else [list(sites)]
+        detectors: dict[str, Detector] = {}
+        for group in groups:
+            members = {name: sites[name] for name in group}
+            detectors |= averaged(members, config, extractor, ledger=ledger)
+        return Averaged(detectors, ledger, 0)
+    finally:
+        for site in sites.values():
+            site.close()
+
+
+def _parts(
+    options: WeightOptions,
+    config: TrainConfig,
+    features: Mapping[str, NormalFeatures],
+    extractor: FeatureExtractor,
+) -> Averaged:
     trainers = {
         name: _trainer(options, config, feature, site_seed(config.seed, i))
         for i, (name, feature) in enumerate(sorted(features.items()))
@@ -89,43 +120,26 @@ def average_weights(
         )
         for name, trainer in trainers.items()
     }
+    initial = parameters_of(next(iter(trainers.values())).student)
     ledger = Ledger()
-    exchange_of = _exchange_maker(options, config, extractor, trainers)
     groups = [[name] for name in sites] if options.alone else [list(sites)]
     trained: dict[str, Payload] = {}
     for group in groups:
+        exchange = WeightExchange(
+            features=extractor.config.key(),
+            initial=initial,
+            config=options.terms(),
+            sites=len(group),
+        )
         members = {name: sites[name] for name in group}
         schedule = Schedule(rounds=config.rounds, seed=config.seed)
-        last = run_rounds(exchange_of(len(group)), members, schedule, ledger=ledger, jobs=1)
+        last = run_rounds(exchange, members, schedule, ledger=ledger, jobs=1)
         trained |= dict.fromkeys(group, last)
-    if options.alone:  # nothing left a site
-        ledger.rounds.clear()
     detectors = {
-        name: _detector(options, trainers[name], trained[name], config, extractor) for name in sites
+        name: _detector(trainers[name], trained[name], config, extractor) for name in sites
     }
-    for trainer in trainers.values():
-        if isinstance(trainer, StudentSite):
-            trainer.close()
     banks = [t.bank for t in trainers.values() if isinstance(t, GeneratorSite)]
     return Averaged(detectors, ledger, max((len(bank) for bank in banks), default=0))
-
-
-def _exchange_maker(
-    options: WeightOptions,
-    config: TrainConfig,
-    extractor: FeatureExtractor,
-    trainers: Mapping[str, _Site],
-) -> Callable[[int], WeightExchange]:
-    settings = WeightConfig(
-        algorithm=options.algorithm,
-        prox=options.prox,
-        moon=options.moon,
-        wsa=WSAConfig(strength=options.wsa, fusion=options.fusion) if options.wsa else None,
-    )
-    initial = parameters_of(next(iter(trainers.values())).student)
-    return lambda sites: WeightExchange(
-        features=extractor.config.key(), initial=initial, config=settings, sites=sites
-    )
 
 
 def _trainer(
@@ -136,11 +150,6 @@ def _trainer(
         if options.steps:
             adaptor = replace(adaptor, train=replace(adaptor.train, steps=options.steps))
         return AdaptorSite(features, adaptor, seed=seed, start=config.seed)
-    if options.part in ("stfpm", "paste"):
-        normal = ImageSet(tuple(ImageItem(path, 0, "good", None) for path in features.paths))
-        site = _student(options, config, features.extractor).prepare(normal)
-        site.seed = seed  # the start is everybody's, the order of the images is not
-        return site
     dim = features.extractor.grid[2]
     generator = GeneratorConfig(memory=config.memory(dim), loss=config.memory(dim).loss)
     if options.steps:
@@ -148,32 +157,8 @@ def _trainer(
     return GeneratorSite(features, generator, seed=seed)
 
 
-def _student(
-    options: WeightOptions, config: TrainConfig, extractor: FeatureExtractor
-) -> StudentDetector:
-    scoring = config.scoring()
-    more = {} if options.part == "stfpm" else {"bootstrap": options.bootstrap}
-    made = create(
-        options.part,
-        extractor=extractor,
-        layers=config.layers,
-        train=replace(_STUDENT, steps=options.steps or _STUDENT.steps),
-        smooth=scoring.smooth,
-        top=scoring.top,
-        seed=config.seed,
-        max_bad=config.max_bad,
-        **more,
-    )
-    assert isinstance(made, StudentDetector)
-    return made
-
-
 def _detector(
-    options: WeightOptions,
-    trainer: _Site,
-    trained: Payload,
-    config: TrainConfig,
-    extractor: FeatureExtractor,
+    trainer: _Site, trained: Payload, config: TrainConfig, extractor: FeatureExtractor
 ) -> Detector:
     weights = under("weight/", trained.arrays)
     if isinstance(trainer, AdaptorSite):
@@ -182,8 +167,5 @@ def _detector(
         )
         return detector.with_parameters(weights)
     load_parameters(trainer.student, weights)
-    if isinstance(trainer, StudentSite):
-        trainer.settle()
-        return _student(options, config, extractor).with_net(trainer.net, trainer.unseen)
     memory = FedDyMem(extractor=extractor, scoring=config.scoring())
     return memory.with_memory(trainer.bank, trainer.generator)

@@ -51,7 +51,7 @@ def take(folder: Path, told: Mapping[str, Any], target_fpr: float) -> None:
     """Give a site's run the threshold of all sites; raises `PayloadError` for damaged counts."""
     counts = _parsed(told, _MOST)
     run = TrainedRun.load(folder)
-    share_threshold(run, counts, target_fpr)
+    share_threshold(run.sites, counts, target_fpr)
     run.save(folder)
 
 

@@ -17,7 +17,8 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.pipeline.config import Reference
 from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.run_folder import DETECTOR_FILE, open_run, write_json
+from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
+from fedvad.pipeline.runs import open_memory_run
 from fedvad.serving.export.check import drawn_images, largest_difference
 from fedvad.serving.export.graph import ExportNet, MemoryHead
 from fedvad.serving.export.quantise import calibration_images
@@ -64,7 +65,7 @@ def export(
     backend = _backend(format)
     if int8 and data is None:
         raise ConfigError("int8 needs normal training images: give the data folder (--data)")
-    run, config, extractor = open_run(run_folder, weights=weights)
+    run, config, extractor = open_memory_run(run_folder, weights=weights)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
         raise ConfigError("the filter bank does not survive int8: export it without")
     if site is not None and site not in run.sites:

@@ -1,0 +1,116 @@
+"""Memories of sites over all rounds, merged: what `train` does for FedDyMem and PatchCore."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from fedvad.data.folders import Site
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.memory_site import MemorySite
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.codecs import compact, handed_back, rounding
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.runners.inprocess import run_rounds
+from fedvad.half import cast
+from fedvad.memory.bank import MemoryBank
+from fedvad.pipeline.compare import compare
+from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.data import Watcher, warm_up
+from fedvad.pipeline.fitted import Fitted
+from fedvad.pipeline.plan import memory_sites, plan, sampling_ahead, split_held_out
+from fedvad.pipeline.progress import Progress, Stage
+from fedvad.pipeline.run_folder import SiteModel, TrainedRun, write_config
+from fedvad.pipeline.thresholds import calibrate, share_threshold
+
+__all__ = ["fit_memories", "wire_exact"]
+
+
+def fit_memories(
+    sites: Sequence[Site],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    *,
+    out: Path,
+    resume: bool,
+    data: str,
+    ledger: Ledger,
+    stack: ExitStack,
+    progress: Progress,
+) -> Fitted:
+    """Read each site's images once, run all rounds, calibrate; see `train`.
+
+    `out` takes the configuration, once the images are known to be good, and the state of each
+    round. Raises `ConfigError`, `DataError`, `FederationError`.
+    """
+    with ledger.phase("features"):
+        exchange, schedule = plan(config, extractor)
+        members: dict[str, MemorySite] = {}
+
+        def watch(unread: Mapping[str, NormalFeatures]) -> Mapping[str, Watcher]:
+            members.update(memory_sites(config, unread, extractor.grid[2]))
+            return sampling_ahead(config, members)
+
+        features = warm_up(sites, extractor, config.max_bad, progress, watch)
+    ledger.images_computed = warmed_up = extractor.computed
+    write_config(out, config)
+    fitting, held_out = split_held_out(features, config)
+    for name, member in members.items():  # which images fit is known only now
+        member.features = fitting[name]
+    rounds = Stage(progress, "rounds", config.rounds * len(members))
+    merged = run_rounds(
+        exchange,
+        members,
+        schedule,
+        ledger=ledger,
+        state_dir=out / "state",
+        resume=resume,
+        jobs=config.jobs,
+        on_step=lambda round_, site: rounds(),
+    )
+    run = _assemble(config, extractor, merged, members, data)
+    with ledger.phase("calibrate"):
+        calibration = calibrate(run, held_out, extractor, config, progress)
+        if config.shared_threshold:
+            share_threshold(run.sites, calibration.counts, config.target_fpr)
+    ledger.images_computed += extractor.computed - warmed_up
+    return Fitted(
+        run=run,
+        n_images={name: len(own) for name, own in features.items()},
+        unreadable=[reason for own in features.values() for reason in own.bad],
+        compare=lambda results: compare(
+            config, run, sites, fitting, held_out, results, extractor, progress=progress
+        ),
+        own_normals=calibration.own_normals,
+    )
+
+
+def _assemble(
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    merged: Payload,
+    members: Mapping[str, MemorySite],
+    data: str,
+) -> TrainedRun:
+    models = {
+        name: SiteModel(wire_exact(site.bank, config), site.generator, {}, len(site.features))
+        for name, site in members.items()
+    }
+    return TrainedRun(
+        memory=bank_from(merged),
+        sites=models,
+        scoring=config.scoring(),
+        reference=config.reference,
+        features=extractor.config,
+        method=config.method,
+        data=data,
+    )
+
+
+def wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
+    """The bank as it reads after a round trip, so that saved and live detectors score alike."""
+    precision = handed_back(config.precision)
+    vectors = rounding(precision)(bank.vectors)
+    return MemoryBank(vectors, bank.weights, cast(bank.spread, compact(precision)))

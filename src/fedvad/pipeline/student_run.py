@@ -1,0 +1,187 @@
+"""A run of students on disk: weights that all sites share, and what each has of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.detectors.artefact import feature_identity, write_arrays
+from fedvad.detectors.base import Detector
+from fedvad.detectors.registry import detector_class
+from fedvad.detectors.student import StudentDetector
+from fedvad.distill.parameters import under
+from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.pipeline.config import Reference
+from fedvad.pipeline.run_folder import DETECTOR_FILE
+
+__all__ = ["KIND", "StudentModel", "StudentRun"]
+
+KIND = "student run"
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class StudentModel:
+    """What is a site's own: batch statistics of its images, scale and thresholds of its scores.
+
+    n_images: normal images it trained on.
+    """
+
+    buffers: Arrays
+    scale: float
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
+    n_images: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class StudentRun:
+    """The result of training students at sites and averaging them; see `TrainedRun` for memories.
+
+    student: the averaged parameters. values: what `StudentDetector.from_state` needs besides.
+    """
+
+    student: Arrays
+    values: dict[str, Any]
+    sites: dict[str, StudentModel]
+    features: FeatureConfig
+    method: str
+    data: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        detectors: Mapping[str, StudentDetector],
+        images: Mapping[str, int],
+        *,
+        method: str,
+        data: str = "",
+    ) -> StudentRun:
+        """From the sites' detectors, which have one student, and their numbers of images."""
+        sites: dict[str, StudentModel] = {}
+        student: Arrays = {}
+        values: dict[str, Any] = {}
+        for name, detector in detectors.items():
+            arrays, values = detector.state()
+            student = under("student/", arrays)
+            buffers = under("buffers/", arrays)
+            sites[name] = StudentModel(buffers, float(values["scale"]), {}, images[name])
+        features = next(iter(detectors.values())).extractor.config
+        return cls(student, values, sites, features, method, data)
+
+    @property
+    def reference(self) -> Reference:
+        """What scores at a site: the student that all have."""
+        return "global"
+
+    def detector(
+        self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
+    ) -> Detector:
+        """The detector of a site; of one that never trained (or None) with all sites' statistics.
+
+        Raises `MismatchError` when the extractor gives other features, `ConfigError` for a
+        reference, as there is no memory to choose.
+        """
+        self.features.check_same(extractor.config, "this run")
+        _no_reference(reference)
+        model = self.sites.get(site) if site is not None else None
+        buffers = self._mixed() if model is None else model.buffers
+        arrays = {f"student/{n}": a for n, a in self.student.items()}
+        arrays |= {f"buffers/{n}": a for n, a in buffers.items()}
+        scales = sorted(m.scale for m in self.sites.values())
+        scale = scales[len(scales) // 2] if model is None else model.scale
+        made = detector_class(self.method)
+        try:
+            return made.from_state(arrays, self.values | {"scale": scale}, extractor=extractor)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(f"this run's student is incomplete or damaged: {error}") from error
+
+    def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
+        """A site's threshold; for an unknown site the median of the known ones."""
+        _no_reference(reference)
+        if site in self.sites:
+            return self.sites[site].thresholds.get("global")
+        known = [t for m in self.sites.values() for t in m.thresholds.values()]
+        return sorted(known, key=lambda t: t.value)[len(known) // 2] if known else None
+
+    def save(self, folder: Path) -> None:
+        """Write `detector.safetensors` into `folder`; raises `StorageError`."""
+        arrays = {f"student/{n}": a for n, a in self.student.items()}
+        sites = []
+        for i, (name, model) in enumerate(sorted(self.sites.items())):
+            arrays |= {f"site{i}/{n}": a for n, a in model.buffers.items()}
+            thresholds = {k: asdict(t) for k, t in model.thresholds.items()}
+            told = {"name": name, "n_images": model.n_images, "scale": model.scale}
+            sites.append(told | {"thresholds": thresholds})
+        values = {
+            "kind": KIND,
+            "method": self.method,
+            "data": self.data,
+            "features": self.features.identity(),
+            "student": self.values,
+            "sites": sites,
+        }
+        write_arrays(folder / DETECTOR_FILE, arrays, values)
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, values: dict[str, Any], path: Path) -> StudentRun:
+        """What `save` wrote, as `read_arrays` gives it; raises `ArtefactError`."""
+        try:
+            sites = {}
+            for i, told in enumerate(values["sites"]):
+                thresholds = {
+                    k: Threshold(**t | {"scores": tuple(t.get("scores", ()))})
+                    for k, t in told["thresholds"].items()
+                }
+                sites[told["name"]] = StudentModel(
+                    under(f"site{i}/", arrays), float(told["scale"]), thresholds, told["n_images"]
+                )
+            if not sites:
+                raise ArtefactError(f"{path} is incomplete or damaged: it has no site")
+            return cls(
+                student=under("student/", arrays),
+                values=dict(values["student"]),
+                sites=sites,
+                features=feature_identity(values, path),
+                method=str(values["method"]),
+                data=str(values["data"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
+
+    def _mixed(self) -> Arrays:
+        """Batch statistics of all sites' images together: mean and variance of the mixture."""
+        models = list(self.sites.values())
+        shares = np.array([m.n_images for m in models], np.float64)
+        shares = shares / shares.sum() if shares.sum() else np.full(len(models), 1 / len(models))
+
+        def mean(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+            stacked = np.stack(arrays).astype(np.float64)
+            return np.tensordot(shares, stacked, 1)
+
+        mixed: Arrays = {}
+        for name in models[0].buffers:
+            own = [m.buffers[name].astype(np.float64) for m in models]
+            value = mean(own)
+            if name.endswith("running_var"):
+                means = [m.buffers[name.removesuffix("var") + "mean"] for m in models]
+                squares = mean(
+                    [v + np.square(c, dtype=np.float64) for v, c in zip(own, means, strict=True)]
+                )
+                value = squares - mean(means) ** 2
+            mixed[name] = value.astype(models[0].buffers[name].dtype)
+        return mixed
+
+
+def _no_reference(reference: Reference | None) -> None:
+    if reference not in (None, "global"):
+        raise ConfigError(
+            f"reference {reference!r} chooses a memory, and this run has a student: leave it away"
+        )

@@ -1,0 +1,254 @@
+"""Students trained at sites and averaged: the weights' counterpart of a memory's rounds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from fedvad.data.folders import ImageSet, Site
+from fedvad.detectors.registry import create
+from fedvad.detectors.student import StudentDetector
+from fedvad.detectors.student_site import StudentSite
+from fedvad.distill.parameters import load_parameters, parameters_of, under
+from fedvad.distill.training import TrainConfig as Training
+from fedvad.evaluation.histograms import count
+from fedvad.evaluation.sites import SiteResult, site_threshold
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.weights import WeightExchange, WeightSite
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.runners.inprocess import Schedule, run_rounds
+from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.fitted import Fitted
+from fedvad.pipeline.plan import site_seed
+from fedvad.pipeline.progress import Progress, Stage, silent
+from fedvad.pipeline.run_folder import write_config
+from fedvad.pipeline.scoring import score_with
+from fedvad.pipeline.student_run import StudentRun
+from fedvad.pipeline.thresholds import share_threshold
+
+__all__ = ["averaged", "fit_students", "make_student", "prepare_sites"]
+
+log = logging.getLogger(__name__)
+
+
+def fit_students(
+    sites: Sequence[Site],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    *,
+    out: Path,
+    resume: bool,
+    data: str,
+    ledger: Ledger,
+    stack: ExitStack,
+    progress: Progress,
+) -> Fitted:
+    """Train each site's student and average them over all rounds; see `train`.
+
+    `out` takes the configuration, once the images are known to be good, and the state of each
+    round. What the sites keep for training is given back when `stack` closes. Raises `ConfigError`,
+    `DataError`, `FederationError`.
+    """
+    images = {site.name: site.train for site in sites}
+    with ledger.phase("features"):
+        members = prepare_sites(images, config, extractor, progress)
+    for member in members.values():
+        stack.callback(member.close)
+    write_config(out, config)
+    ledger.images_computed = sum(member.n_images for member in members.values())
+    stage = Stage(progress, "rounds", config.rounds * len(members))
+    detectors = averaged(
+        members,
+        config,
+        extractor,
+        ledger=ledger,
+        state_dir=out / "state",
+        resume=resume,
+        stage=stage,
+    )
+    n_images = {name: member.n_images for name, member in members.items()}
+    run = StudentRun.of(detectors, n_images, method=config.method, data=data)
+    with ledger.phase("calibrate"):
+        scores = {
+            name: detector.score(members[name].unseen).image for name, detector in detectors.items()
+        }
+        for name, model in run.sites.items():
+            threshold = site_threshold(scores[name].tolist(), config.target_fpr)
+            if threshold is None:
+                log.warning("%s: too few normal images for a threshold", name)
+            else:
+                model.thresholds["global"] = threshold
+        if config.shared_threshold:
+            summed = sum((count(own) for own in scores.values()), count([]))
+            share_threshold(run.sites, {"global": summed}, config.target_fpr)
+    return Fitted(
+        run=run,
+        n_images=n_images,
+        unreadable=[reason for member in members.values() for reason in member.bad],
+        compare=lambda results: _compare(sites, config, extractor, members, progress),
+    )
+
+
+def prepare_sites(
+    images: Mapping[str, ImageSet],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    progress: Progress = silent,
+) -> dict[str, StudentSite]:
+    """Sites by name with all that is frozen computed; whoever calls closes them.
+
+    All start from the same student; each draws its images in an order of its own. Raises
+    `ConfigError`, `DataError`.
+    """
+    stage = Stage(progress, "features", len(images))
+    prepared: dict[str, StudentSite] = {}
+    try:
+        for index, name in enumerate(sorted(images)):
+            prepared[name] = make_student(config, extractor).prepare(images[name])
+            prepared[name].seed = site_seed(config.seed, index)
+            stage()
+    except BaseException:
+        for site in prepared.values():
+            site.close()
+        raise
+    return prepared
+
+
+def averaged(
+    sites: Mapping[str, StudentSite],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    *,
+    ledger: Ledger,
+    state_dir: Path | None = None,
+    resume: bool = False,
+    stage: Stage | None = None,
+) -> dict[str, StudentDetector]:
+    """Detectors by site after all rounds: one student, with each site's own batch statistics.
+
+    A site alone is a federation of one. Raises as `run_rounds` does.
+    """
+    height, width, _ = extractor.grid
+    members = {
+        name: WeightSite(
+            name,
+            site,
+            n_images=site.n_images,
+            n_patches=site.n_images * height * width,
+            seed=site.seed,
+        )
+        for name, site in sites.items()
+    }
+    exchange = WeightExchange(
+        features=extractor.config.key(),
+        initial=parameters_of(make_student(config, extractor).start()),
+        config=config.student.terms(),
+        sites=len(sites),
+    )
+    last = run_rounds(
+        exchange,
+        members,
+        Schedule(config.rounds, config.participation, config.join, config.seed),
+        ledger=ledger,
+        state_dir=state_dir,
+        resume=resume,
+        on_step=None if stage is None else lambda round_, site: stage(),
+    )
+    weights = under("weight/", last.arrays)
+    detectors = {}
+    for name, site in sites.items():
+        load_parameters(site.student, weights)
+        site.settle()
+        detectors[name] = make_student(config, extractor).with_net(site.net, site.unseen)
+    return detectors
+
+
+def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDetector:
+    """The untrained detector that a configuration asks for; raises `ConfigError`."""
+    options = config.student
+    training = Training(
+        steps=options.steps, batch=options.batch, learning_rate=options.learning_rate,
+        warmup=options.warmup, patience=None,
+    )  # fmt: skip
+    more: dict[str, Any] = {}
+    if options.combine is not None:
+        more["combine"] = options.combine
+    if config.method == "paste":
+        more["bootstrap"] = options.bootstrap
+    made = create(
+        config.method,
+        extractor=extractor,
+        layers=extractor.config.layers,
+        train=training,
+        held_out=config.holdout,
+        smooth=config.smooth,
+        top=config.top,
+        cache_bytes=options.cache_bytes,
+        seed=config.seed,
+        max_bad=config.max_bad,
+        **more,
+    )
+    assert isinstance(made, StudentDetector)
+    return made
+
+
+def _compare(
+    sites: Sequence[Site],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    members: Mapping[str, StudentSite],
+    progress: Progress,
+) -> dict[str, list[SiteResult]]:
+    """Results of each baseline in `config.compare`: alone, and one student of all images.
+
+    The pooled student takes as many steps as all sites together.
+    """
+    results: dict[str, list[SiteResult]] = {}
+    free = config.model_copy(update={"participation": 1.0, "join": {}})
+    for name in config.compare:
+        stage = Stage(progress, f"rounds {name}", config.rounds * len(members))
+        found: dict[str, tuple[StudentDetector, Threshold | None]] = {}
+        if name == "local":
+            for site, member in members.items():
+                alone = averaged(
+                    {site: member}, free, extractor, ledger=Ledger(), stage=stage
+                )[site]  # fmt: skip
+                found[site] = alone, _threshold(alone, member, config)
+        else:
+            pooled = _pooled(sites, free, extractor, len(members), stage)
+            found = dict.fromkeys(members, pooled)
+        results[name] = score_with(
+            lambda site, found=found: found[site],  # type: ignore[misc]
+            sites, extractor, f"scoring {name}", config.max_bad, progress,
+        )  # fmt: skip
+    return results
+
+
+def _pooled(
+    sites: Sequence[Site],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    work: int,
+    stage: Stage,
+) -> tuple[StudentDetector, Threshold | None]:
+    options = config.student
+    if options.steps is not None:
+        options = options.model_copy(update={"steps": options.steps * work})
+    config = config.model_copy(update={"student": options})
+    everything = ImageSet(tuple(item for site in sites for item in site.train))
+    whole = prepare_sites({"all": everything}, config, extractor)["all"]
+    try:
+        detector = averaged({"all": whole}, config, extractor, ledger=Ledger(), stage=stage)["all"]
+        return detector, _threshold(detector, whole, config)
+    finally:
+        whole.close()
+
+
+def _threshold(
+    detector: StudentDetector, site: StudentSite, config: TrainConfig
+) -> Threshold | None:
+    return site_threshold(detector.score(site.unseen).image.tolist(), config.target_fpr)

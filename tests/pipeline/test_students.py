@@ -1,0 +1,196 @@
+"""`train` with a student instead of a memory: rounds of weights, files, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedvad
+from fedvad.detectors.artefact import read_arrays, write_arrays
+from fedvad.distill.parameters import under
+from fedvad.errors import ArtefactError, ConfigError
+from fedvad.pipeline.config import resolve_config
+from fedvad.pipeline.student_run import StudentModel, StudentRun
+from tests.distill import support
+
+SITES = ["alder", "birch", "cedar"]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    tiny = support.write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+    return {
+        "student": {"steps": 3, "warmup": 0},
+        "rounds": 2,
+        "holdout": 0.5,
+        **support.options(tiny),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(
+    plants: Path, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("students") / "run"
+    return out, fedvad.train(plants, out, method="paste", compare="local,pooled", **options)
+
+
+class TestARun:
+    def test_tells_what_a_memory_tells(self, trained: tuple[Path, dict[str, Any]]) -> None:
+        out, results = trained
+        assert results["method"] == "paste"
+        assert set(results["compare"]) == {"local", "pooled"}
+        assert results["training_images"] == dict.fromkeys(SITES, 6)
+        assert sorted(results["image_auroc"]["sites"]) == SITES
+        student = under("student/", read_arrays(out / "detector.safetensors")[0])
+        size = sum(array.nbytes for array in student.values())
+        assert size < results["ledger"]["bytes_up_max"] < 1.1 * size + 5000
+        for name in ("report.html", "heatmaps.png", "tables/results.md", "ledger.json"):
+            assert (out / name).stat().st_size > 0
+        assert not (out / "state").exists()
+
+    def test_evaluate_gives_the_same_figures(
+        self, trained: tuple[Path, dict[str, Any]], plants: Path
+    ) -> None:
+        again = fedvad.evaluate(trained[0], plants)
+        assert again["image_auroc"] == trained[1]["image_auroc"]
+        assert again["threshold"] == trained[1]["threshold"]
+
+    def test_sites_share_weights_and_keep_their_statistics(
+        self, trained: tuple[Path, dict[str, Any]], plants: Path
+    ) -> None:
+        run = fedvad.load(trained[0])
+        assert isinstance(run, StudentRun)
+        assert sorted(run.sites) == SITES
+        first, second = (run.sites[name].buffers for name in SITES[:2])
+        assert any(not np.array_equal(first[name], second[name]) for name in first)
+        assert all(np.isfinite(m.scale) and m.scale > 0 for m in run.sites.values())
+        rows = {
+            site: list(fedvad.predict(trained[0], plants / "alder" / "test", site=site))
+            for site in SITES[:2]
+        }
+        scores = [[row["score"] for row in rows[site]] for site in SITES[:2]]
+        assert scores[0] != scores[1]
+        limit = run.sites["alder"].thresholds["global"].value
+        assert all(row["threshold"] == limit for row in rows["alder"])
+        assert all(row["anomalous"] == (row["score"] > limit) for row in rows["alder"])
+
+    def test_a_site_that_never_trained_scores_with_all_sites_statistics(
+        self, trained: tuple[Path, dict[str, Any]], plants: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "dogwood").symlink_to(plants / "alder")
+        results = fedvad.evaluate(trained[0], tmp_path)
+        assert results["sites_never_trained_on"] == ["dogwood"]
+        assert results["threshold"]["sites"]["dogwood"]["n"] == 6
+        rows = list(fedvad.predict(trained[0], plants / "alder" / "test"))
+        assert all(np.isfinite(row["score"]) for row in rows)
+
+    def test_inspect_names_the_student(self, trained: tuple[Path, dict[str, Any]]) -> None:
+        told = fedvad.inspect(trained[0])
+        assert told["kind"] == "student run"
+        assert {site["name"] for site in told["sites"]} == set(SITES)
+
+    @pytest.mark.parametrize("reference", ["local", "union"])
+    def test_there_is_no_memory_to_choose(
+        self, trained: tuple[Path, dict[str, Any]], plants: Path, reference: Any
+    ) -> None:
+        with pytest.raises(ConfigError, match="this run has a student"):
+            fedvad.evaluate(trained[0], plants, reference=reference)
+
+    def test_verbs_of_memories_say_so(self, trained: tuple[Path, dict[str, Any]]) -> None:
+        with pytest.raises(ArtefactError, match="a student and no memory"):
+            fedvad.export(trained[0])
+
+    @pytest.mark.parametrize("key", ["student", "sites", "features", "method"])
+    def test_damage_is_told(
+        self, trained: tuple[Path, dict[str, Any]], tmp_path: Path, key: str
+    ) -> None:
+        arrays, values = read_arrays(trained[0] / "detector.safetensors")
+        del values[key]
+        (tmp_path / "config.json").write_bytes((trained[0] / "config.json").read_bytes())
+        write_arrays(tmp_path / "detector.safetensors", arrays, values)
+        with pytest.raises(ArtefactError, match=r"damaged|lacks its feature"):
+            fedvad.load(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["stfpm", "dcam"])
+def test_other_students(method: str, plants: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    results = fedvad.train(plants, tmp_path / "run", method=method, **options)
+    again = fedvad.evaluate(tmp_path / "run", plants)
+    assert again["image_auroc"] == results["image_auroc"]
+
+
+def test_interrupted_training_goes_on_to_the_bit(
+    plants: Path,
+    options: dict[str, Any],
+    trained: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fedvad.federation.exchange.weights import WeightExchange
+
+    step = WeightExchange.site_step
+
+    def stopped(self: Any, state: Any, incoming: Any, round_: int) -> Any:
+        if round_ == 2:
+            raise KeyboardInterrupt
+        return step(self, state, incoming, round_)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightExchange, "site_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fedvad.train(plants, tmp_path / "run", method="paste", **options)
+    with pytest.raises(ConfigError, match="--resume"):
+        fedvad.train(plants, tmp_path / "run", method="paste", **options)
+    fedvad.train(plants, tmp_path / "run", method="paste", resume=True, **options)
+    whole, again = (fedvad.load(run) for run in (trained[0], tmp_path / "run"))
+    for name, array in whole.student.items():
+        np.testing.assert_array_equal(array, again.student[name])
+    assert whole.threshold("birch") == again.threshold("birch")
+
+
+def test_one_threshold_for_all_sites(plants: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    given = options | {"shared_threshold": True, "target_fpr": 0.3}
+    fedvad.train(plants, tmp_path / "run", method="stfpm", **given)
+    found = {m.thresholds["global"].value for m in fedvad.load(tmp_path / "run").sites.values()}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"method": "paste", "merge": "kmeans"}, "paste has a student and no memory: merge"),
+        ({"method": "stfpm", "upload_bytes": 5000, "pool": 5}, "pool, upload_bytes"),
+        ({"method": "feddymem", "student": {"steps": 3}}, r"the table \[student\] is for"),
+        ({"method": "paste", "student": {"stepz": 3}}, "stepz"),
+        ({"method": "paste", "student": {"learning_rate": -1}}, "learning_rate"),
+    ],
+)
+def test_options_without_an_effect_are_refused(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        resolve_config(**given)
+
+
+def test_mixed_statistics_are_those_of_all_images_together() -> None:
+    rng = np.random.default_rng(0)
+    parts = {"a": rng.normal(1, 2, (30, 4)), "b": rng.normal(-3, 1, (10, 4))}
+    sites = {
+        name: StudentModel(
+            {"bn.running_mean": part.mean(0), "bn.running_var": part.var(0)}, 1.0, {}, len(part)
+        )
+        for name, part in parts.items()
+    }
+    run = StudentRun({}, {}, sites, None, "stfpm")  # type: ignore[arg-type]
+    both = np.concatenate(list(parts.values()))
+    np.testing.assert_allclose(run._mixed()["bn.running_mean"], both.mean(0))
+    np.testing.assert_allclose(run._mixed()["bn.running_var"], both.var(0))
+
+
+def test_layers_of_the_papers_unless_others_are_given() -> None:
+    assert resolve_config(method="stfpm", backbone="resnet18").features().layers == (1, 2, 3)
+    assert resolve_config(method="paste", backbone="mcunet_in3").features().layers == (6, 10, 14)
+    assert resolve_config(method="paste", layers=(2, 3)).features().layers == (2, 3)
+    assert resolve_config(method="feddymem", backbone="resnet18").features().layers is None
