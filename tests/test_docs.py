@@ -6,14 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from fedvad.data.demo import write_demo
 from fedvad.pipeline.bench.suite import load_suite, shipped_suites
-from fedvad.pipeline.config import METHODS, TrainConfig
+from fedvad.pipeline.config import METHODS, TrainConfig, resolve_config
 from fedvad.pipeline.continual.stream import load_stream
+from fedvad.pipeline.student_config import StudentOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -100,6 +102,10 @@ def test_every_option_and_method_is_documented() -> None:
     documented = set(re.findall(r"`([a-z_]+)`", text))
     assert set(TrainConfig.model_fields) <= documented
     assert all(f"`{name}`" in text for name in METHODS)
+    (table,) = _blocks("toml", marked=False, page=text)
+    resolve_config(**tomllib.loads(table))
+    missing = [name for name in StudentOptions.model_fields if f"{name} = " not in table]
+    assert set(missing) == set()
 
 
 def test_links_between_documents_lead_somewhere() -> None:

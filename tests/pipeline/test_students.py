@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.distill.parameters import under
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.pipeline.config import resolve_config
+from fedvad.pipeline.deploy.settings import to_toml
 from fedvad.pipeline.student_run import StudentModel, StudentRun
 from tests.distill import support
+from tests.helpers import run_main
 
 SITES = ["alder", "birch", "cedar"]
 
@@ -116,6 +119,23 @@ class TestARun:
             fedvad.load(tmp_path)
 
 
+def test_the_commands_of_the_page(
+    plants: Path, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/methods/stfpm.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "train" in b)
+    flat = {name: value for name, value in options.items() if name != "student"}
+    table = to_toml(options["student"] | {"steps": 2})
+    (tmp_path / "quick.toml").write_text(f"{to_toml(flat)}[student]\n{table}")
+    monkeypatch.chdir(tmp_path)
+    for line in block.replace("DATA", str(plants)).splitlines():
+        own = "--backbone mcunet_in3 --weights mcunet_in3.safetensors"
+        words = line.replace(own, "--config quick.toml").split()
+        assert words.pop(0) == "fedvad"
+        assert run_main(monkeypatch, *words) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 @pytest.mark.parametrize("method", ["stfpm", "dcam"])
 def test_other_students(method: str, plants: Path, options: dict[str, Any], tmp_path: Path) -> None:
     results = fedvad.train(plants, tmp_path / "run", method=method, **options)
@@ -194,3 +214,28 @@ def test_layers_of_the_papers_unless_others_are_given() -> None:
     assert resolve_config(method="paste", backbone="mcunet_in3").features().layers == (6, 10, 14)
     assert resolve_config(method="paste", layers=(2, 3)).features().layers == (2, 3)
     assert resolve_config(method="feddymem", backbone="resnet18").features().layers is None
+
+
+def test_only_memories_travel_to_other_machines(plants: Path, tmp_path: Path) -> None:
+    from fedvad.federation.signed import generate_keys
+    from fedvad.pipeline.bank import export_upload
+    from fedvad.pipeline.bench.suite import load_suite
+    from fedvad.pipeline.deploy.init import init
+    from fedvad.pipeline.deploy.server import begin
+    from fedvad.pipeline.deploy.settings import read_server
+
+    init(tmp_path / "dep", ["localhost"], SITES)
+    (tmp_path / "dep/server/federation.toml").write_text('method = "paste"\n')
+    with pytest.raises(ConfigError, match="over Flower: paste has a student"):
+        begin(read_server(tmp_path / "dep"), "run")
+    generate_keys(tmp_path / "keys", "alder")
+    with pytest.raises(ConfigError, match="by files: stfpm has a student"):
+        export_upload(
+            plants / "alder", tmp_path / "state", tmp_path / "keys/alder.key", tmp_path / "up.fedvad",
+            index=0, options={"method": "stfpm"},
+        )  # fmt: skip
+    (tmp_path / "suite.toml").write_text(
+        'name = "x"\nsets = [{name = "a"}]\nmethods = [{name = "m", options = {method = "dcam"}}]'
+    )
+    with pytest.raises(ConfigError, match='give it kind = "weights"'):
+        load_suite(str(tmp_path / "suite.toml"))

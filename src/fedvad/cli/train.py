@@ -30,8 +30,8 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="feddymem, feddymem-trained, feddymem-cluster, feddymem-position, patchcore "
-            "[default: feddymem]",
+            help="feddymem, feddymem-trained, feddymem-cluster, feddymem-position, patchcore; "
+            "students: stfpm, paste, dcam [default: feddymem]",
             show_default=False,
         ),
     ] = None,

@@ -32,7 +32,7 @@ from fedvad.pipeline.bank_state import (
 )
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import load_sites, warm_up
-from fedvad.pipeline.plan import plan, site_seed, split_held_out
+from fedvad.pipeline.plan import need_memory, plan, site_seed, split_held_out
 from fedvad.pipeline.progress import Progress, silent
 
 __all__ = ["export_upload", "one_round", "one_site", "site_features"]
@@ -65,6 +65,7 @@ def export_upload(
     signing = read_private_key(key)
     before = load_site(state_dir)
     config = next_config(before, config_file, dict(options or {}))
+    need_memory(config, "a federation by files")
     index = _same_index(before, index)
     member_site = one_site(data, config, site, before)
     known = load_global(state_dir)

@@ -24,6 +24,7 @@ __all__ = [
     "check_join",
     "memory_exchange",
     "memory_sites",
+    "need_memory",
     "plan",
     "privacy",
     "sampling_ahead",
@@ -45,6 +46,15 @@ def check_join(config: TrainConfig, sites: Sequence[str]) -> None:
     unknown = sorted(set(config.join) - set(sites))
     if unknown:
         raise ConfigError(f"--join names unknown sites {unknown}; there are {sorted(sites)}")
+
+
+def need_memory(config: TrainConfig, where: str) -> None:
+    """Raise `ConfigError` for a method without a memory, where only memories travel."""
+    if config.has_student:
+        raise ConfigError(
+            f"{where}: {config.method} has a student, and only memories travel this way; choose "
+            "another method, or train in one place with `fedvad train`"
+        )
 
 
 def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchange, Schedule]:

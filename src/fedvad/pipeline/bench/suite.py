@@ -10,6 +10,7 @@ from fedvad.errors import ConfigError
 from fedvad.pipeline.bench.weights import WeightOptions
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped
+from fedvad.pipeline.plan import need_memory
 
 __all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite", "shipped_suites"]
 
@@ -90,7 +91,7 @@ def load_suite(name: str) -> Suite:
     suite = read_experiment(Suite, name)
     for method in suite.methods:
         try:
-            suite.config(method, None, suite.seeds[0])
+            need_memory(suite.config(method, None, suite.seeds[0]), 'give it kind = "weights"')
         except ConfigError as error:
             raise ConfigError(f"suite {name}, method {method.name!r}: {error}") from error
     return suite

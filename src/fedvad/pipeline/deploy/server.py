@@ -22,7 +22,7 @@ from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.deploy.settings import ServerSettings
 from fedvad.pipeline.deploy.sharing import KEY, share, shared_values
-from fedvad.pipeline.plan import check_join, memory_exchange
+from fedvad.pipeline.plan import check_join, memory_exchange, need_memory
 from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_config, write_json
 
 __all__ = ["begin", "federate", "read_status", "site_keys"]
@@ -223,6 +223,7 @@ def site_keys(settings: ServerSettings) -> dict[bytes, str]:
 
 def _train_config(settings: ServerSettings) -> TrainConfig:
     config = resolve_config(settings.folder / _CONFIG)
+    need_memory(config, "a federation over Flower")
     if config.split is not None:
         raise ConfigError("`split` divides one set in one place; here each site has its own images")
     return config
