@@ -231,11 +231,11 @@ def test_only_memories_travel_to_other_machines(plants: Path, tmp_path: Path) ->
     generate_keys(tmp_path / "keys", "alder")
     with pytest.raises(ConfigError, match="by files: stfpm has a student"):
         export_upload(
-            plants / "alder", tmp_path / "state", tmp_path / "keys/alder.key", tmp_path / "up.fedvad",
+            plants / "alder", tmp_path / "state", tmp_path / "keys/alder.key", tmp_path / "up",
             index=0, options={"method": "stfpm"},
         )  # fmt: skip
     (tmp_path / "suite.toml").write_text(
         'name = "x"\nsets = [{name = "a"}]\nmethods = [{name = "m", options = {method = "dcam"}}]'
     )
-    with pytest.raises(ConfigError, match='give it kind = "weights"'):
+    with pytest.raises(ConfigError, match='a row of kind = "weights"'):
         load_suite(str(tmp_path / "suite.toml"))

@@ -10,7 +10,7 @@ from fedvad.errors import ConfigError
 from fedvad.pipeline.bench.weights import WeightOptions
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped
-from fedvad.pipeline.plan import need_memory
+from fedvad.pipeline.student_config import STUDENT_METHODS
 
 __all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite", "shipped_suites"]
 
@@ -75,6 +75,11 @@ class Suite(Experiment):
     def config(self, method: BenchMethod, split: str | None, seed: int) -> TrainConfig:
         """The training configuration of one cell; raises `ConfigError`."""
         options = {"calibration": "none"} | self.options | method.options
+        if options.get("method") in STUDENT_METHODS:
+            raise ConfigError(
+                f'a student is a row of kind = "weights": weights = {{ part = '
+                f'"{options["method"]}" }}'
+            )
         return resolve_config(**options, split=split, seed=seed)
 
 
@@ -91,7 +96,7 @@ def load_suite(name: str) -> Suite:
     suite = read_experiment(Suite, name)
     for method in suite.methods:
         try:
-            need_memory(suite.config(method, None, suite.seeds[0]), 'give it kind = "weights"')
+            suite.config(method, None, suite.seeds[0])
         except ConfigError as error:
             raise ConfigError(f"suite {name}, method {method.name!r}: {error}") from error
     return suite
