@@ -132,7 +132,7 @@ class MaskedHeads(nn.Module):
         """A(S) per level, as they are used after training, in the teacher's own units."""
         return [
             level.aligned(student[i]) * level.std + level.mean
-            for level, i in self._levels()
+            for level, i in self.paired()
         ]  # fmt: skip
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ class MaskedHeads(nn.Module):
         """
         if self.config.distance == "cosine":
             return
-        for (level, _), maps in zip(self._levels(), teacher, strict=True):
+        for (level, _), maps in zip(self.paired(), teacher, strict=True):
             if not bool(maps.isfinite().all()):
                 raise DataError("the teacher gives maps that are not finite: mend its weights")
             spread = maps.std((0, 2, 3), correction=0, keepdim=True)
@@ -162,7 +162,7 @@ class MaskedHeads(nn.Module):
         teacher, student: maps (b, c, h, w) of every tap. generator: of the masks that are drawn.
         """
         terms: dict[str, list[Tensor]] = {"masked": [], "plain": [], "semantic": []}
-        for (level, i), wanted in zip(self._levels(), teacher, strict=True):
+        for (level, i), wanted in zip(self.paired(), teacher, strict=True):
             found = self._level_losses(level, wanted, student[i], generator)
             for name, value in found.items():
                 terms[name].append(value)
@@ -177,7 +177,8 @@ class MaskedHeads(nn.Module):
             + config.w_sem * terms["semantic"]
         )
 
-    def _levels(self) -> list[tuple[Level, int]]:
+    def paired(self) -> list[tuple[Level, int]]:
+        """Each level, in the teacher's order, with the index of its tap of the student."""
         levels = [level for level in self.levels if isinstance(level, Level)]
         return list(zip(levels, self.pairs, strict=True))
 
