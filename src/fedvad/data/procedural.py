@@ -50,7 +50,9 @@ def _layer(rng: np.random.Generator, n: int, kind: str | None) -> _Colour:
     if kind not in _SPARSE or rng.random() < 0.2:
         return _coloured(rng, field)
     ground = _coloured(rng, FIELDS[str(rng.choice(_FLAT))](rng, n))
-    return ground + (_coloured(rng, field) - ground) * np.clip(2 * field, 0, 1)[..., None]
+    over = _coloured(rng, field)
+    share = np.clip(2 * field, 0, 1)[..., None]
+    return np.asarray(ground + (over - ground) * share, dtype=np.float32)
 
 
 def _leaves(rng: np.random.Generator, n: int) -> _Colour:
@@ -64,7 +66,8 @@ def _leaves(rng: np.random.Generator, n: int) -> _Colour:
     amount = (rng.uniform(0, 1, count + 1) ** 2 * rng.uniform(0, 1.6)).astype(np.float32)
     grain = noise(rng, n, float(rng.uniform(0.3, 1.4)), float(rng.uniform(1, 5)))
     strength = np.take(amount, found[::2, ::2]) * (grain - np.float32(0.5))
-    return _halved(np.take(tones, found, axis=0)) * (1 + strength[..., None])
+    flat = _halved(np.take(tones, found, axis=0))
+    return np.asarray(flat * (1 + strength[..., None]), dtype=np.float32)
 
 
 def _objects(rng: np.random.Generator, n: int) -> _Colour:
@@ -173,7 +176,8 @@ def _relief(height: Field, turn: float, strength: float) -> Field:
 
 def _halved(picture: NDArray[np.float32]) -> _Colour:
     """(2 n, 2 n, c) averaged to (n, n, c)."""
-    return (picture[::2, ::2] + picture[1::2, ::2] + picture[::2, 1::2] + picture[1::2, 1::2]) / 4
+    total = picture[::2, ::2] + picture[1::2, ::2] + picture[::2, 1::2] + picture[1::2, 1::2]
+    return np.asarray(total * np.float32(0.25), dtype=np.float32)
 
 
 _SPARSE = ("flames", "strokes")  # little but ground: what they are drawn on is another field

@@ -20,7 +20,7 @@ __all__ = ["fold_heads", "metric_root"]
 def metric_root(matrix: Tensor) -> Tensor:
     """(M^T M)^(1/2) of M (t, s): the symmetric (s, s) matrix H with |H x| = |M x| for every x."""
     values, vectors = torch.linalg.eigh(matrix.double().T @ matrix.double())
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     return root.to(matrix.dtype)
 
 
@@ -36,7 +36,7 @@ def fold_heads(
     """
     taps: list[list[Tensor]] = [[] for _ in architecture.layers]
     for level, tap in heads.paired():
-        scaled = level.std.reshape(-1, 1) * level.aligner.weight.flatten(1)
+        scaled = level.spread * level.aligner.weight.flatten(1)
         taps[tap].append(scaled.cpu())
     roots = [metric_root(torch.cat(rows)) for rows in taps]
     folded = replace(architecture, heads=tuple(len(root) for root in roots))

@@ -66,12 +66,12 @@ def distance(found: Tensor, wanted: Tensor, kind: Distance) -> Tensor:
 class Level(nn.Module):
     """One pair of taps: the aligner, which is kept, and the generators, which only train.
 
-    mean, std: (1, c, 1, 1) of the teacher's channels; for `mse` both maps are compared in these
-    units.
+    mean: (1, c, 1, 1) of the teacher's channels; spread: one number for all of them. For `mse`
+    maps are compared in these units.
     """
 
     mean: Tensor
-    std: Tensor
+    spread: Tensor
 
     def __init__(self, teacher: Shape, student: Shape, config: MaskedConfig) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Level(nn.Module):
             self.generators.extend(_generator(channels, config.hidden or channels) for _ in "sc")
         self.balance = nn.Parameter(torch.zeros(()))
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
-        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+        self.register_buffer("spread", torch.ones(()))
 
     def aligned(self, student: Tensor) -> Tensor:
         """A(S): the student's map (b, c_s, h, w) in the teacher's channels and on the grid."""
@@ -91,7 +91,7 @@ class Level(nn.Module):
 
     def target(self, teacher: Tensor) -> Tensor:
         """The teacher's map on the grid, in the units that A(S) is compared in."""
-        return (_resize(teacher, self.grid) - self.mean) / self.std
+        return (_resize(teacher, self.grid) - self.mean) / self.spread
 
     def rebuilt(self, aligned: Tensor, spatial: Tensor, channel: Tensor) -> Tensor:
         """R: what the generators make of A(S) with positions and with channels hidden, mixed by a
@@ -131,7 +131,7 @@ class MaskedHeads(nn.Module):
     def aligned(self, student: Sequence[Tensor]) -> list[Tensor]:
         """A(S) per level, as they are used after training, in the teacher's own units."""
         return [
-            level.aligned(student[i]) * level.std + level.mean
+            level.aligned(student[i]) * level.spread + level.mean
             for level, i in self.paired()
         ]  # fmt: skip
 
@@ -139,17 +139,17 @@ class MaskedHeads(nn.Module):
     def calibrate(self, teacher: Sequence[Tensor]) -> None:
         """Take mean and spread of the teacher's channels from maps (n, c, h, w) of some images.
 
-        Does nothing for `cosine`. Channels that hardly vary get a spread of a thousandth of the
-        level's largest at least. Raises `DataError` for maps that are not finite.
+        The spread is the root of the channels' mean variance. One for all, because distances are
+        what is imitated later, and to them channels that hardly vary hardly matter. Does nothing
+        for `cosine`. Raises `DataError` for maps that are not finite.
         """
         if self.config.distance == "cosine":
             return
         for (level, _), maps in zip(self.paired(), teacher, strict=True):
             if not bool(maps.isfinite().all()):
                 raise DataError("the teacher gives maps that are not finite: mend its weights")
-            spread = maps.std((0, 2, 3), correction=0, keepdim=True)
             level.mean.copy_(maps.mean((0, 2, 3), keepdim=True))
-            level.std.copy_(spread.clamp_min(max(1e-3 * float(spread.max()), _EPS)))
+            level.spread.copy_((maps - level.mean).square().mean().sqrt().clamp_min(_EPS))
 
     def losses(
         self,

@@ -22,9 +22,10 @@ class MaskedConfig:
     rho_s, rho_c: shares of positions and of channels that are hidden. mode, temperature: which,
     see `mask`. generator: whether a small network fills in what is hidden; hidden: its inner
     channels (None: the teacher's). w_m, w_a, w_sem: weights of the masked, the plain and the
-    semantic term. distance: `cosine` per position, or `mse` in units of each teacher channel's
-    spread, which also fixes the scale of what is learned. sem_stats: what L_sem standardises
-    over: the `batch`, or each `sample` by itself. grid: on which grid levels are compared.
+    semantic term. distance: `cosine` per position, or `mse` in units of the teacher's spread: 0
+    is perfect, 1 as wrong as each channel's mean; it also fixes the scale of what is learned.
+    sem_stats: what L_sem standardises over: the `batch`, or each `sample` by itself. grid: on
+    which grid levels are compared.
 
     Switches for ablations: rho_s = rho_c = 0 (no mask), generator = False, w_sem = 0 (no
     alignment of semantics), mode = "random"; one stage is one stage in the list.

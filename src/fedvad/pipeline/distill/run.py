@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedvad._version import __version__
@@ -78,7 +79,8 @@ def distill(
     identity = _identity(recipe, images, teachers)
     if resume and not (out / CHECKPOINT_FILE).exists() and (out / BACKBONE_FILE).exists():
         return _finished(out, identity)
-    journal, done, arrays = Journal(), 0, {}
+    journal, done = Journal(), 0
+    arrays: dict[str, npt.NDArray[Any]] = {}
     if resume:
         journal, done, arrays = read_checkpoint(out, identity)
     running: MaskedStage | None = None
