@@ -208,6 +208,11 @@ class MaskedStage:
         """What `state` gave after `done` steps; raises `MismatchError` for anything else."""
         wanted = self._module.state_dict()
         stored = {n: torch.from_numpy(a.copy()) for n, a in under("module/", arrays).items()}
+        # files know no numbers without an axis
+        stored = {
+            n: t.reshape(()) if n in wanted and wanted[n].ndim == 0 and t.numel() == 1 else t
+            for n, t in stored.items()
+        }
         shapes = {n: tuple(t.shape) for n, t in stored.items()}
         if shapes != {n: tuple(t.shape) for n, t in wanted.items()} or done > self.config.steps:
             raise MismatchError(
@@ -221,9 +226,12 @@ class MaskedStage:
             state: dict[str, Tensor] = {}
             for moment, value in moments.items():
                 tensor = torch.from_numpy(np.array(value))
-                if moment != "step":
-                    tensor = torch.zeros_like(parameter).copy_(tensor)
-                state[moment] = tensor
+                # in the memory format of the parameter, as the optimiser made it
+                state[moment] = (
+                    tensor.reshape(())
+                    if moment == "step"
+                    else torch.zeros_like(parameter).copy_(tensor.reshape(parameter.shape))
+                )
             self._optimiser.state[parameter] = state
         self.done = done
         self._calibrated = True
