@@ -14,13 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from fedvad.data.files import write_atomically
 from fedvad.errors import ConfigError, DataError
 
-__all__ = ["heatmap_overlay", "map_range", "outline", "save_png"]
+__all__ = ["LINE", "draw_outline", "heatmap_overlay", "map_range", "outline", "save_png"]
 
 Pixels = NDArray[np.uint8]
 
 # Perceptually uniform and safe for colour-blind eyes. Not inferno or magma: they start at black,
 # and where the map rises a little above `low` they would darken the photograph like a shadow.
 _COLOURS = "plasma"
+# The colours of an outline and of the rim around it.
+LINE, _RIM = (0, 229, 255), (10, 25, 35)
 
 
 def heatmap_overlay(
@@ -88,6 +90,23 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     inner = wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
     border: NDArray[np.bool_] = mask & ~inner
     return border
+
+
+def draw_outline(photograph: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+    """Photograph uint8 (H, W, 3) with a line around a mask (H, W), clear of it, and a dark rim.
+
+    The photograph itself is returned when the mask is empty, else a copy.
+    """
+    from scipy.ndimage import binary_dilation
+
+    if not mask.any():
+        return photograph
+    near = np.asarray(binary_dilation(mask, iterations=2), dtype=np.bool_)
+    far = np.asarray(binary_dilation(near), dtype=np.bool_)
+    drawn = photograph.copy()
+    drawn[far & ~near] = _RIM
+    drawn[outline(near)] = LINE
+    return drawn
 
 
 def save_png(path: Path, image: Pixels) -> None:
