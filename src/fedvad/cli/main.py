@@ -18,6 +18,7 @@ from fedvad.cli.demo import demo
 from fedvad.cli.deploy import deploy_app, launch, server, site
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
+from fedvad.cli.gallery import gallery
 from fedvad.cli.inspect import inspect
 from fedvad.cli.predict import predict
 from fedvad.cli.report import report
@@ -46,6 +47,7 @@ for verb in (
     export,
     serve,
     inspect,
+    gallery,
     bench,
     continual,
     server,
