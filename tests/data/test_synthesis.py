@@ -223,3 +223,5 @@ def test_impossible_options_are_refused(options: dict[str, Any], named: str) -> 
 def test_other_arrays_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(DataError, match="uint8"):
         synthesise(wrong, SynthesisConfig(), seed=0)
+    with pytest.raises(DataError, match="uint8"):
+        synthesise(_surface(), _only("texture"), seed=0, textures=[wrong])

@@ -64,8 +64,26 @@ def test_small_holes_are_filled_and_the_hole_of_a_nut_is_not() -> None:
     nut = DISC & ((X - 40) ** 2 + (Y - 52) ** 2 > 14**2)
     config = SynthesisConfig(foreground="otsu")
     found = find_foreground(_picture(60, 200, DISC & ~highlight), config)
+    assert found[highlight].all()
     assert _agreement(found, DISC) > 0.95
     assert _agreement(find_foreground(_picture(60, 200, nut), config), nut) > 0.9
+
+
+def test_a_corner_of_background_is_no_hole() -> None:
+    corner = X + Y < 20
+    config = SynthesisConfig(foreground=100, side="bright")
+    found = find_foreground(_picture(180, 30, ~corner), config)
+    assert _agreement(found, ~corner) > 0.99
+
+
+def test_pieces_of_other_images_come_from_their_objects() -> None:
+    red = (X > 60) & (Y < 40)
+    other = np.where(red[..., None], (220, 40, 40), (20, 20, 110)).astype(np.uint8)
+    config = SynthesisConfig(kinds={"cutpaste": 1.0}, foreground="otsu", area=(0.01, 0.03))
+    pasted = [synthesise(_picture(120, 10), config, seed=(0, i), others=[other]) for i in range(30)]
+    colours = [np.median(defect.image[defect.mask].astype(int), axis=0) for defect in pasted]
+    assert sum(red > blue + 60 for red, _, blue in colours) >= 8
+    assert sum(blue > red + 60 for red, _, blue in colours) == 0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedvad.data.images import check_rgb
 from fedvad.data.synthesis.config import SynthesisConfig
 from fedvad.data.synthesis.foreground import find_foreground
 from fedvad.data.synthesis.shapes import Region, random_pixel
@@ -73,7 +74,7 @@ def paint_patch(scene: Scene, region: Region, rng: np.random.Generator) -> Paint
     """
     image, allowed = scene.image, scene.foreground
     if len(scene.others) and rng.random() < 0.5:
-        image = scene.others[int(rng.integers(len(scene.others)))]
+        image = _any_of(scene.others, rng)
         allowed = find_foreground(image, scene.config)
     row, column = random_pixel(allowed, rng)
     y, x = _from_middle(region)
@@ -181,8 +182,13 @@ def _texture(scene: Scene, shape: tuple[int, int], rng: np.random.Generator) -> 
         return draw_texture(shape, rng)
     if not len(given[source]):
         raise ConfigError(f"source is {source!r}, but no {source} are given: pass {source}=")
-    chosen = given[source][int(rng.integers(len(given[source])))]
-    return augment(cutting(chosen, shape, rng), rng)
+    return augment(cutting(_any_of(given[source], rng), shape, rng), rng)
+
+
+def _any_of(images: Sequence[Pixels], rng: np.random.Generator) -> Pixels:
+    image = images[int(rng.integers(len(images)))]
+    check_rgb(image)
+    return image
 
 
 def _strength(scene: Scene, rng: np.random.Generator) -> np.float32:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedvad.data.images import check_rgb
 from fedvad.data.synthesis.config import SynthesisConfig
 from fedvad.data.synthesis.foreground import find_foreground
 from fedvad.data.synthesis.paints import (
@@ -26,7 +27,6 @@ from fedvad.data.synthesis.paints import (
 )
 from fedvad.data.synthesis.scratches import scratch
 from fedvad.data.synthesis.shapes import Region, blob, patch, speckle
-from fedvad.errors import DataError
 
 __all__ = ["FALL_BACK", "Defect", "synthesise"]
 
@@ -89,7 +89,7 @@ def synthesise(
     Raises `DataError` for any other array, `ConfigError` when a source in the configuration is
     not given, `ImageError` when a texture file that is used cannot be read. Source: `config` says.
     """
-    _check(image)
+    check_rgb(image)
     rng = np.random.default_rng(seed)
     scene = Scene(
         image,
@@ -114,11 +114,6 @@ def synthesise(
     found = _blended(image, region, paint_spot(scene, region, rng), 0.0)
     assert found is not None
     return Defect(*found, FALL_BACK)
-
-
-def _check(image: Pixels) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"expected a uint8 (H, W, 3) image, not {image.dtype} {image.shape}")
 
 
 def _pixels(least: int, most: int, rng: np.random.Generator) -> int:
