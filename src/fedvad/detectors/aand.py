@@ -150,8 +150,9 @@ class AAND(ReverseDetector):
         return detector
 
     def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> AANDSite:
+        advanced: Any = net  # as `network` makes it
         return AANDSite(
-            net,
+            advanced,
             *given,
             kind=self.loss,
             hard=self.hard,

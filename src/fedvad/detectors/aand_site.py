@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from fedvad.distill.amplify import AdvancedNet
-    from fedvad.distill.branches import PaSTeNet
 
 __all__ = ["AANDSite", "Amplifier"]
 
@@ -120,7 +119,7 @@ class AANDSite(ReverseSite):
 
     def __init__(
         self,
-        net: PaSTeNet,
+        net: AdvancedNet,
         *given: Any,
         config: FeatureConfig,
         amplify: AmplifyConfig,
@@ -129,7 +128,6 @@ class AANDSite(ReverseSite):
         textures: Path | None,
         **options: Any,
     ) -> None:
-        super().__init__(net, *given, config=config, **options)
         self.amplified: TrainLog | None = None
         self._advanced = False
 
@@ -146,7 +144,8 @@ class AANDSite(ReverseSite):
                 seed=self.seed,
             )
 
-        self.amplifier = Amplifier(self.net, amplify, stage1, pool)
+        self.amplifier = Amplifier(net, amplify, stage1, pool)
+        super().__init__(net, *given, config=config, **options)
 
     def amplify(self) -> None:
         """Stage I here alone, unless it is over; see `advance`."""
@@ -178,5 +177,4 @@ class AANDSite(ReverseSite):
     def close(self) -> None:
         """See `StudentSite.close`."""
         super().close()
-        if hasattr(self, "amplifier"):  # not yet, when images cannot be read
-            self.amplifier.close()
+        self.amplifier.close()

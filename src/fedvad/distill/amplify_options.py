@@ -31,8 +31,8 @@ class AmplifyConfig:
     of a batch and level that the amplification loss compares.
     pairs: how many synthetic images are made, once, before training.
 
-    Source: arXiv 2405.02068 and its public code; `pairs` and keep_weight's default of 0 (as in the
-    code) apart, `additive` and `mul` are variants of ours. Raises `ConfigError`.
+    Source: arXiv 2405.02068 and its public code, defaults too; `pairs`, `additive` and `mul` are
+    not from there. Raises `ConfigError`.
     """
 
     items: int = 50
