@@ -21,7 +21,7 @@ _AT_ONCE = 20_000
 _GROUP: dict[str, int] = {"restarts": 1, "max_iterations": 4, "projection": 64}
 _TOP: dict[str, int] = {"restarts": 1, "max_iterations": 20}
 _PROJECTION = 64  # as at the sites
-_ALL_PAIRS = 2_000_000_000  # of rows and centres measured in full
+_ALL_PAIRS = 1_000_000_000  # of rows and centres measured in full
 _BLOCK = 1 << 14
 
 MergeMode = Literal["concat", "kmeans", "kcenter", "average"]
