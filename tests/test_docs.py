@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedvad.data.demo import write_demo
+from fedvad.data.synthesis import KINDS
 from fedvad.pipeline.bench.suite import load_suite, shipped_suites
 from fedvad.pipeline.config import METHODS, TrainConfig, resolve_config
 from fedvad.pipeline.continual.stream import load_stream
@@ -100,6 +101,15 @@ def test_the_recipe_runs_as_written_and_every_key_is_documented(tmp_path: Path) 
     assert len(load_recipe(str(tmp_path / "mine.toml")).stages) == 2
     documented = set(re.findall(r"`([a-z_]+)`", page))
     assert set(StageOptions.model_fields) <= documented
+
+
+def test_the_gallery_is_drawn_as_written(tmp_path: Path) -> None:
+    page = (ROOT / "docs/methods/synthesis.md").read_text(encoding="utf-8")
+    (script,) = _blocks("bash", marked=True, page=page)
+    write_demo(tmp_path / "fedvad-demo/data", plants=2, train=3, test_normal=0, test_defect=0)
+    assert "12 defects" in _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
+    assert (tmp_path / "gallery.png").stat().st_size > 100_000
+    assert all(f"| `{kind}` |" in page for kind in KINDS)
 
 
 def test_ci_runs_the_two_commands_of_the_readme() -> None:

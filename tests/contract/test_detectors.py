@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,15 @@ from tests.helpers import OPTIONS, SIZE
 
 ALL = list_detectors()
 # students need a backbone with layers of its own, and shall not train for long here
-STUDENTS = {"stfpm", "paste", "dcam"}
+STUDENTS: dict[str, dict[str, Any]] = {
+    **{name: {"train": support.QUICK} for name in ("stfpm", "paste", "dcam")},
+    "rd": {"train": support.QUICK_ADAM},
+    "aand": {
+        "train": support.QUICK_ADAM,
+        "stage1": replace(support.QUICK_ADAM, steps=8),
+        "amplify": support.AMPLIFY,
+    },
+}
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +64,7 @@ def extractor(
 
 
 def make(name: str, **options: Any) -> Detector:
-    return create(name, **({"train": support.QUICK} if name in STUDENTS else {}) | options)
+    return create(name, **STUDENTS.get(name, {}) | options)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +90,7 @@ def _broken(images: ImageSet, folder: Path) -> ImageSet:
 
 
 def test_the_registry_knows_the_methods_and_refuses_others(extractor: FeatureExtractor) -> None:
-    assert set(ALL) >= {"feddymem", "patchcore", "stfpm", "paste", "dcam"}
+    assert set(ALL) >= {"feddymem", "patchcore", "stfpm", "paste", "dcam", "rd", "aand"}
     assert list_detectors("fed*") == ["feddymem"]
     with pytest.raises(ConfigError, match="patchcore"):
         create("patchkern", extractor=extractor)

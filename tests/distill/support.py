@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from fedvad.distill.amplify_options import AmplifyConfig
 from fedvad.distill.branches import reinitialise
 from fedvad.distill.training import TrainConfig
 from fedvad.features.compat import import_timm
@@ -16,6 +17,11 @@ NAME = "test_efficientnet"
 LAYERS = (1, 2)
 # one batch of five images per epoch
 QUICK = TrainConfig(epochs=60, learning_rate=0.4, warmup=5, patience=None)
+# for students of maps: the papers' optimiser, in a few steps
+QUICK_ADAM = TrainConfig(
+    steps=25, learning_rate=0.005, warmup=3, patience=None, optimiser="adam", momentum=0.5
+)
+AMPLIFY = AmplifyConfig(items=4, pairs=8)
 
 
 def write_weights(path: Path, name: str = NAME) -> Path:

@@ -13,8 +13,9 @@ from fedvad.distill.branches import PaSTeNet, build_net
 from fedvad.distill.graphs import MapNet, Normalise
 from fedvad.distill.loss import combine_maps, cosine_loss, level_maps
 from fedvad.distill.pixels import read_pixels
+from fedvad.distill.reverse import build_reverse
 from fedvad.distill.targets import TrainingSet
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, DataError
 from fedvad.features.config import Engine
 from fedvad.features.engine import make_engine
 from tests.conftest import MakeImages
@@ -113,3 +114,49 @@ def test_pixels_come_in_order_with_a_reason_for_each_that_does_not(
     assert bad.keys() == {3, 40}
     assert "0003.png" in str(bad[3])
     assert all(p.pixels.shape == (16, 16, 3) for p in found if p.pixels is not None)
+
+
+class TestStudentsOfMaps:
+    @staticmethod
+    def _net() -> Any:
+        return build_reverse(network("test_efficientnet"), (1, 2, 3), (1, 2), image_size=64, seed=1)
+
+    @pytest.mark.parametrize("budget", [0, 1 << 30])
+    def test_they_are_given_the_teachers_maps_and_no_pixels_are_kept(self, budget: int) -> None:
+        net = self._net()
+        training = _set(net, budget=budget)
+        assert training.on_disk == (budget == 0)
+        assert training._pixels is None
+        batch = training.batch([5, 2, 0])
+        assert batch.inputs is batch.teacher
+        assert len(batch) == 3
+        with torch.inference_mode():
+            teacher, _ = net(NORMALISE(torch.from_numpy(PIXELS[[5, 2, 0]])))
+        for found, expected in zip(batch.teacher, teacher, strict=True):
+            torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+        both = batch.joined(training.batch([1]))
+        assert both.inputs is both.teacher
+        assert len(both) == 4
+        assert training.grids == [tuple(m.shape[2:]) for m in teacher]
+        training.close()
+
+    @pytest.mark.parametrize("budget", [0, 1 << 30])
+    @pytest.mark.parametrize("bootstrap", [None, 0])
+    def test_a_changed_teacher_is_kept_for_every_image(
+        self, budget: int, bootstrap: int | None
+    ) -> None:
+        net = self._net() if bootstrap is None else _net(bootstrap)
+        training = _set(net, budget=budget)
+        before = training.batch(range(7))
+        training.change_teacher(lambda maps: [2 * maps[0], maps[1] - 1])
+        after = training.batch(range(7))
+        half = {"rtol": 2e-3, "atol": 2e-3}
+        torch.testing.assert_close(after.teacher[0], 2 * before.teacher[0], **half)
+        torch.testing.assert_close(after.teacher[1], before.teacher[1] - 1, **half)
+        if bootstrap is not None:
+            torch.testing.assert_close(after.inputs, before.inputs, rtol=0, atol=0)
+        with pytest.raises(DataError, match="float16"):
+            training.change_teacher(lambda maps: [1e9 * m for m in maps])
+        torch.testing.assert_close(training.batch(range(7)).teacher, after.teacher)
+        assert len(training) == 7
+        training.close()

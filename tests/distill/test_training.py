@@ -97,6 +97,21 @@ def test_the_learning_rate_warms_up_to_its_value() -> None:
     np.testing.assert_allclose(rates, [0.1, 0.2, 0.3, 0.4, 0.4])
 
 
+def test_the_rate_drops_twice_towards_the_last_step() -> None:
+    config = TrainConfig(steps=20, learning_rate=1.0, warmup=1, drop=0.2)
+    rates = [config.rate(step) for step in range(1, 21)]
+    np.testing.assert_allclose(rates, [0.5] + [1.0] * 15 + [0.2] * 2 + [0.04] * 2)
+    assert TrainConfig(steps=20, learning_rate=1.0).rate(100) == 1.0
+
+
+def test_adams_first_step_has_the_length_of_the_rate_and_momentum_is_its_first_decay() -> None:
+    config = TrainConfig(**{**vars(PLAIN), "optimiser": "adam", "momentum": 0.5})
+    point = Point()
+    assert make_optimiser(point, config).defaults["betas"] == (0.5, 0.999)
+    train_student(point, _pulled(point), _once, config, seed=0)
+    torch.testing.assert_close(point.at.detach(), torch.tensor([0.9, -1.9]))
+
+
 def test_an_optimiser_can_be_carried_on_with() -> None:
     config = TrainConfig(**{**vars(PLAIN), "momentum": 0.9})
     point, other = Point(), Point()
@@ -181,7 +196,8 @@ def test_nothing_to_train_and_nothing_to_train_on_are_refused() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"epochs": 0}, {"steps": 0}, {"learning_rate": 0.0}, {"momentum": 1.0}, {"warmup": -1},
-     {"clip": 0.0}, {"patience": 0}, {"batch": 0}, {"weight_decay": math.nan}],
+     {"clip": 0.0}, {"patience": 0}, {"batch": 0}, {"weight_decay": math.nan},
+     {"optimiser": "lion"}, {"drop": 0.0, "steps": 9}, {"drop": 0.5}],
 )  # fmt: skip
 def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

@@ -185,3 +185,20 @@ def test_a_tree_of_kmeans_merges_is_nearly_as_good_as_one(monkeypatch):
     assert tree.total_weight == pytest.approx(whole.total_weight)
     assert len(tree) <= 100
     np.testing.assert_array_equal(tree.vectors, again.vectors)
+
+
+def test_very_many_rows_are_counted_at_the_centre_nearest_in_the_projection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(3)
+    centres = rng.normal(0, 10, (12, 96))
+    vectors = (centres[rng.integers(12, size=600)] + rng.normal(0, 0.3, (600, 96))).astype("f4")
+    bank = MemoryBank(vectors, rng.uniform(1, 3, 600), np.full(600, 0.1, np.float32))
+    exact = merge_banks({"a": bank}, mode="kcenter", size=12, seed=0)
+    monkeypatch.setattr("fedvad.memory.merge._ALL_PAIRS", 0)
+    monkeypatch.setattr("fedvad.memory.merge._BLOCK", 100)
+    quick = merge_banks({"a": bank}, mode="kcenter", size=12, seed=0)
+    np.testing.assert_array_equal(quick.vectors, exact.vectors)
+    np.testing.assert_allclose(quick.weights, exact.weights)  # clear clusters: the same cells
+    np.testing.assert_allclose(quick.spread, exact.spread, rtol=1e-3)
+    assert quick.total_weight == pytest.approx(bank.total_weight)

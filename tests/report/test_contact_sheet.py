@@ -13,6 +13,7 @@ from fedvad.errors import ConfigError, DataError, StorageError
 from fedvad.report import contact_sheet as module
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.lettering import Fonts, fit
+from fedvad.report.overlay import LINE
 from fedvad.report.panels import CLEAR, FAINT, GROUPS, NEAR, NORMAL, Panel, choose_panels
 
 MAP = np.zeros((4, 4), np.float32)
@@ -169,7 +170,7 @@ def test_sheet_shows_outlines(real_panels, tmp_path):
     assert sheet.width == 1920
     bare = drawn([replace(p, mask=None) for p in real_panels], tmp_path)
     assert bare.size == sheet.size
-    assert count(sheet, module._LINE) > 1000 > count(bare, module._LINE) > 0  # legend
+    assert count(sheet, LINE) > 1000 > count(bare, LINE) > 0  # legend
 
 
 EDGES = {

@@ -5,7 +5,14 @@ import pytest
 from PIL import Image
 
 from fedvad.errors import ConfigError, DataError, StorageError
-from fedvad.report.overlay import heatmap_overlay, map_range, outline, save_png
+from fedvad.report.overlay import (
+    LINE,
+    draw_outline,
+    heatmap_overlay,
+    map_range,
+    outline,
+    save_png,
+)
 
 
 def photograph(height: int = 24, width: int = 36) -> np.ndarray:
@@ -80,6 +87,17 @@ def test_range_follows_normal_maps():
         map_range([])
     with pytest.raises(DataError, match="NaN"):
         map_range([np.array([[np.nan]])])
+
+
+def test_a_drawn_outline_keeps_clear_of_the_mask():
+    image, mask = photograph(), np.zeros((24, 36), bool)
+    mask[8:14, 10:20] = True
+    drawn = draw_outline(image, mask)
+    np.testing.assert_array_equal(drawn[7:15, 9:21][mask[7:15, 9:21]], image[mask])
+    assert (drawn[6, 12] == LINE).all()  # two pixels away
+    assert (drawn[5, 12] != image[5, 12]).any()  # the rim
+    np.testing.assert_array_equal(drawn[:4], image[:4])
+    assert draw_outline(image, ~mask & mask) is image
 
 
 def test_outline_by_hand():

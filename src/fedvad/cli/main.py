@@ -19,6 +19,7 @@ from fedvad.cli.deploy import deploy_app, launch, server, site
 from fedvad.cli.distill import distill
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
+from fedvad.cli.gallery import gallery
 from fedvad.cli.inspect import inspect
 from fedvad.cli.predict import predict
 from fedvad.cli.report import report
@@ -47,6 +48,7 @@ for verb in (
     export,
     serve,
     inspect,
+    gallery,
     bench,
     continual,
     distill,

@@ -182,7 +182,7 @@ class StudentLearner:
     def _mixer(self, replayed: TrainingSet) -> Callable[[Batch, np.random.Generator], Batch]:
         def mix(batch: Batch, rng: np.random.Generator) -> Batch:
             assert self.memory is not None  # there is something to replay
-            return batch.joined(replayed.batch(self.memory.draw(len(batch.inputs), rng)))
+            return batch.joined(replayed.batch(self.memory.draw(len(batch), rng)))
 
         return mix
 

@@ -29,6 +29,7 @@ from fedvad.errors import ConfigError, DataError, ImageError
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "check_rgb",
     "decode_rgb",
     "read_bytes",
     "read_mask",
@@ -95,6 +96,12 @@ def decode_rgb(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.nd
         return _orient(_rgb(image), orientation)
 
 
+def check_rgb(image: np.ndarray) -> None:
+    """Raise `DataError` for anything but a uint8 (H, W, 3) image with at least one pixel."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise DataError(f"expected a uint8 (H, W, 3) image, not {image.dtype} {image.shape}")
+
+
 def resize_rgb(image: np.ndarray, size: int) -> np.ndarray:
     """Squash a uint8 (H, W, 3) image to uint8 (size, size, 3), bilinear with antialias.
 
@@ -103,8 +110,7 @@ def resize_rgb(image: np.ndarray, size: int) -> np.ndarray:
     """
     if size < 1:
         raise ConfigError(f"image size must be at least 1, not {size}")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"expected a uint8 (H, W, 3) image, not {image.dtype} {image.shape}")
+    check_rgb(image)
     if image.shape[:2] == (size, size):
         return image
     small = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)

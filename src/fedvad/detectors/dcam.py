@@ -47,6 +47,7 @@ class AttendedSite(StudentSite):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Cosine and KL losses of one batch, through the attention."""
+        assert not isinstance(batch.inputs, list)  # the student reads pixels or a trunk
         plain = self.attended.plain(batch.inputs)
         return imitation_loss(
             self.attended.target(batch.teacher),

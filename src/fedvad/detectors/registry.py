@@ -5,9 +5,11 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from typing import Any
 
+from fedvad.detectors.aand import AAND
 from fedvad.detectors.base import Detector
 from fedvad.detectors.dcam import DCAM
 from fedvad.detectors.feddymem import FedDyMem, PatchCore
+from fedvad.detectors.reverse import RD
 from fedvad.detectors.stfpm import STFPM, PaSTe
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
@@ -15,7 +17,7 @@ from fedvad.features.extractor import FeatureExtractor
 __all__ = ["create", "detector_class", "list_detectors"]
 
 _DETECTORS: dict[str, type[Detector]] = {
-    cls.name: cls for cls in (FedDyMem, PatchCore, STFPM, PaSTe, DCAM)
+    cls.name: cls for cls in (FedDyMem, PatchCore, STFPM, PaSTe, DCAM, RD, AAND)
 }
 
 

@@ -190,7 +190,7 @@ class StudentSite:
         total = 0.0
         with torch.inference_mode():
             for batch in self._set.batches(self._held_out, self.config.batch):
-                total += float(self._score_loss(batch)) * len(batch.inputs)
+                total += float(self._score_loss(batch)) * len(batch)
         return total / len(self._held_out)
 
     def close(self) -> None:

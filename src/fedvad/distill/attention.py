@@ -139,7 +139,9 @@ class AttendedNet(STFPMNet):
 
     student: AttendedStudent
 
-    def compared(self, teacher: list[Tensor], z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def compared(
+        self, teacher: list[Tensor], z: Tensor | list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """See `PaSTeNet.compared`."""
         return self.student.target(teacher), self.student(z)
 
@@ -155,4 +157,5 @@ def attend(
     with torch.inference_mode():
         maps = net.teacher(net.shared(torch.zeros(1, 3, image_size, image_size, device=device)))
     channels = [int(m.shape[1]) for m in maps]
+    assert isinstance(net.student, Branch)  # nets of a chain have one
     return AttendedStudent(net.student, channels, config, seed=seed).to(device)

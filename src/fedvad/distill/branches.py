@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +43,13 @@ class PaSTeNet(nn.Module):
     trunk: layers 0..b of the backbone, run once. teacher: the rest up to the last tap. student:
     the same structure as the teacher. Trunk and teacher are frozen and stay in eval mode, so that
     training the student moves neither their weights nor their batch statistics.
+    reads_maps: whether the student is given the teacher's maps instead of the trunk's feature.
     Source: PaSTe (arXiv 2410.11591), section 2 of its specification.
     """
 
-    def __init__(self, trunk: nn.Module, teacher: Branch, student: Branch) -> None:
+    reads_maps: ClassVar[bool] = False
+
+    def __init__(self, trunk: nn.Module, teacher: nn.Module, student: nn.Module) -> None:
         super().__init__()
         self.trunk = trunk.requires_grad_(False)
         self.teacher = teacher.requires_grad_(False)
@@ -69,7 +72,9 @@ class PaSTeNet(nn.Module):
         """Maps of the teacher and of the student, one (b, c, h, w) pair per level."""
         return self.compared(self.teacher(z), z)
 
-    def compared(self, teacher: list[Tensor], z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def compared(
+        self, teacher: list[Tensor], z: Tensor | list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """`from_shared` where the teacher's maps (b, c, h, w) are known already."""
         return teacher, self.student(z)
 
@@ -81,7 +86,7 @@ class PaSTeNet(nn.Module):
 class STFPMNet(PaSTeNet):
     """Teacher and student with nothing in common (STFPM, BMVC 2021): `shared` is the identity."""
 
-    def __init__(self, teacher: Branch, student: Branch) -> None:
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
         super().__init__(nn.Sequential(), teacher, student)
 
 

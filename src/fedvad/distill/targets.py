@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -27,25 +27,35 @@ __all__ = ["Batch", "TrainingSet"]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What the student is given, (b, c, h, w), and the teacher's maps (b, c, h, w) per level."""
+    """What the student is given, and the teacher's maps (b, c, h, w) per level.
 
-    inputs: torch.Tensor
+    inputs: (b, c, h, w); the list `teacher` itself where the student reads the teacher's maps.
+    """
+
+    inputs: torch.Tensor | list[torch.Tensor]
     teacher: list[torch.Tensor]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.teacher[0])
 
     def joined(self, other: Batch) -> Batch:
         """The images of both."""
         import torch
 
         pairs = zip(self.teacher, other.teacher, strict=True)
-        return Batch(torch.cat([self.inputs, other.inputs]), [torch.cat([a, b]) for a, b in pairs])
+        teacher = [torch.cat([a, b]) for a, b in pairs]
+        if isinstance(self.inputs, list) or isinstance(other.inputs, list):
+            return Batch(teacher, teacher)
+        return Batch(torch.cat([self.inputs, other.inputs]), teacher)
 
 
 class TrainingSet:
     """Inputs and targets of a student for a set of images, computed once by an engine.
 
     With a trunk the inputs are its features and no pixels are kept; without, they are the pixels.
-    Features are kept in float16. Targets and inputs each stay within `budget` bytes of memory and
-    lie in temporary files beyond.
+    A student that reads the teacher's maps needs neither. Features are kept in float16. Targets and
+    inputs each stay within `budget` bytes of memory and lie in temporary files beyond.
     """
 
     def __init__(
@@ -65,13 +75,14 @@ class TrainingSet:
         self._image_size, self._budget = image_size, budget
         self._target = TargetNet(net, normalise, image_size)
         self._normalise = normalise
+        self._reads_maps = net.reads_maps
         self._engine = make_engine(self._target, image_size=image_size, kind=engine, device=device)
         self._open(capacity)
 
     def _open(self, capacity: int) -> None:
         self._rows = RowStore(capacity, (self._target.length,), np.float16, budget=self._budget)
         self._pixels: RowStore | None = None
-        if not self._target.has_trunk:
+        if not self._target.has_trunk and not self._reads_maps:
             side = (self._image_size, self._image_size, 3)
             self._pixels = RowStore(capacity, side, np.uint8, budget=self._budget)
 
@@ -88,6 +99,12 @@ class TrainingSet:
     def on_disk(self) -> bool:
         """Whether any of it did not fit into the budget."""
         return self._rows.on_disk or (self._pixels is not None and self._pixels.on_disk)
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """(h, w) of the teacher's maps."""
+        shapes = self._target.shapes[1:] if self._target.has_trunk else self._target.shapes
+        return [(shape[1], shape[2]) for shape in shapes]
 
     def extend(self, images: Iterable[npt.NDArray[np.uint8]]) -> None:
         """Add uint8 (S, S, 3) images, in order; raises `DataError` for features beyond float16."""
@@ -114,21 +131,45 @@ class TrainingSet:
             assert features is not None  # callers have a trunk
             yield from features.numpy().copy()
 
+    def change_teacher(self, change: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> None:
+        """Put `change` of the teacher's maps, of the same shapes, in their place for every image.
+
+        Raises `DataError` for values beyond float16.
+        """
+        import torch
+
+        changed = RowStore(len(self), self._rows.shape, np.float16, budget=self._budget)
+        size = self._engine.batch_size
+        try:
+            for start in range(0, len(self), size):
+                taken = self._rows.take(range(start, min(start + size, len(self))))
+                rows = torch.from_numpy(taken).to(self.device).float()
+                shared, teacher = self._target.split(rows)
+                with torch.no_grad():
+                    maps = change(teacher) if shared is None else [shared, *change(teacher)]
+                joined = torch.cat([m.flatten(1) for m in maps], 1)
+                changed.append(to_half(np.ascontiguousarray(joined.cpu().numpy())))
+        except BaseException:
+            changed.close()
+            raise
+        self._rows.close()
+        self._rows = changed
+
     def batch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         """The images at `indices`, float32, on the device."""
         import torch
 
         rows = torch.from_numpy(self._rows.take(indices)).to(self.device).float()
-        shared, teacher = self._target.split(rows)
+        shared, maps = self._target.split(rows)
+        form = torch.channels_last  # as the student's weights lie, see `StudentSite`
+        teacher = [m.contiguous(memory_format=form) for m in maps]
+        if self._reads_maps:
+            return Batch(teacher, teacher)
         if self._pixels is not None:
             pixels = torch.from_numpy(self._pixels.take(indices)).to(self.device)
             shared = self._normalise(pixels)
         assert shared is not None  # one of the two, by construction
-        form = torch.channels_last  # as the student's weights lie, see `StudentSite`
-        return Batch(
-            shared.contiguous(memory_format=form),
-            [m.contiguous(memory_format=form) for m in teacher],
-        )
+        return Batch(shared.contiguous(memory_format=form), teacher)
 
     def batches(
         self,

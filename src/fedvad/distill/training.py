@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "Optimiser",
     "TrainConfig",
     "TrainLog",
     "buffers_of",
@@ -34,17 +35,22 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 B = TypeVar("B")
+Optimiser = Literal["sgd", "adam"]
+_DROPS = (0.8, 0.9)
+_SECOND = 0.999  # Adam's decay rate of squared gradients
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of SGD and of when to stop.
+    """Options of the optimiser and of when to stop.
 
     epochs: passes over the batches; steps: if given, the number of optimiser steps instead,
     in as many passes as they take. batch: images per step, for those who make the batches.
     warmup: steps over which the learning rate rises linearly to its value. clip: largest norm
     of the whole gradient (None: no limit). patience: passes without a better validation value
     after which training stops (None: never).
+    optimiser: `sgd`, or `adam`, where momentum is the first of its two decay rates and the other
+    one is 0.999. drop: factor of the learning rate after 80 % of the steps, and again after 90 %.
     """
 
     epochs: int = 100
@@ -56,6 +62,8 @@ class TrainConfig:
     warmup: int = 20
     clip: float | None = 1.0
     patience: int | None = 20
+    optimiser: Optimiser = "sgd"
+    drop: float = 1.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or (self.steps is not None and self.steps < 1):
@@ -66,10 +74,21 @@ class TrainConfig:
             raise ConfigError("training needs warmup >= 0, and clip > 0 or none at all")
         if self.patience is not None and self.patience < 1:
             raise ConfigError("patience must be at least 1 epoch, or none at all")
+        if self.optimiser not in get_args(Optimiser):
+            raise ConfigError(
+                f"unknown optimiser {self.optimiser!r}; choose from {get_args(Optimiser)}"
+            )
+        if not 0 < self.drop <= 1 or (self.drop < 1 and self.steps is None):
+            raise ConfigError(
+                f"drop must lie in (0, 1], got {self.drop}; below 1 it needs a number of steps"
+            )
 
     def rate(self, step: int) -> float:
         """Learning rate of the step-th step of a training, from 1."""
-        return self.learning_rate * min(1.0, step / (self.warmup + 1))
+        rate = self.learning_rate * min(1.0, step / (self.warmup + 1))
+        if self.steps is not None:
+            rate *= self.drop ** sum(step > share * self.steps for share in _DROPS)
+        return rate
 
 
 @dataclass
@@ -87,11 +106,19 @@ class TrainLog:
 
 
 def make_optimiser(student: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD over the trainable parameters."""
+    """The configured optimiser over the trainable parameters."""
     import torch
 
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    if config.optimiser == "adam":
+        return torch.optim.Adam(
+            parameters,
+            lr=config.learning_rate,
+            betas=(config.momentum, _SECOND),
+            weight_decay=config.weight_decay,
+        )
     return torch.optim.SGD(
-        [p for p in student.parameters() if p.requires_grad],
+        parameters,
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from fedvad.errors import ConfigError, MemoryBankError
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
-from fedvad.memory.coreset import k_center
+from fedvad.memory.coreset import Coreset, k_center
 from fedvad.memory.distances import nearest, squared_norms
 from fedvad.memory.kmeans import weighted_kmeans
 
@@ -20,6 +21,8 @@ _AT_ONCE = 20_000
 _GROUP: dict[str, int] = {"restarts": 1, "max_iterations": 4, "projection": 64}
 _TOP: dict[str, int] = {"restarts": 1, "max_iterations": 20}
 _PROJECTION = 64  # as at the sites
+_ALL_PAIRS = 1_000_000_000  # of rows and centres measured in full
+_BLOCK = 1 << 14
 
 MergeMode = Literal["concat", "kmeans", "kcenter", "average"]
 COVERAGE_WARNING = 3.0
@@ -33,7 +36,8 @@ def merge_banks(
     `concat` keeps every row as long as there are at most `size` (None: always), and is `kcenter`
     from there on. `kmeans` merges by weighted k-means (FedDyMem's server step; of more than 20 000
     rows in a tree, whose inertia was within 10 % of the whole's). `kcenter` keeps the rows that
-    cover all others best and gives each the weight of the rows nearest to it. `average` (ignores
+    cover all others best and gives each the weight of the rows nearest to it (of very many rows:
+    nearest in the projection in which they were chosen). `average` (ignores
     `size`) takes the weighted mean of the sites' first rows, of their second rows and so on:
     prototypes that mean the same everywhere, such as one per patch position (FedProto, Tan et al.
     2022). Total weight is conserved; sites are taken in the order of their names and rows in a
@@ -98,17 +102,35 @@ def _average(banks: Sequence[MemoryBank]) -> MemoryBank:
 
 
 def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
+    bank = bank.canonical()
+    coreset = k_center(bank.vectors, size, seed=seed, projection=_PROJECTION)
+    squared, label = _assigned(bank.vectors, coreset)
+    kept, cell = np.unique(label, return_inverse=True)
+    weights = np.bincount(cell, bank.weights).astype(np.float64)
+    scatter = bank.weights * (bank.spread.astype(np.float64) ** 2 + squared)
+    variance = np.bincount(cell, scatter) / weights
+    chosen = coreset.indices[kept]
+    return MemoryBank(bank.vectors[chosen], weights, np.sqrt(variance).astype(np.float32))
+
+
+def _assigned(
+    vectors: FloatArray, coreset: Coreset
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """For each row its centre, and the squared distance to it; of very many the centre that is
+    nearest in the projection, since the nearest of all would take most of the merge's time.
+    """
     import torch
 
-    bank = bank.canonical()
-    chosen = k_center(bank.vectors, size, seed=seed, projection=_PROJECTION).indices
-    points = torch.from_numpy(bank.vectors)
-    squared, label = nearest(points, points[chosen])
-    kept, cell = np.unique(label.numpy(), return_inverse=True)
-    weights = np.bincount(cell, bank.weights).astype(np.float64)
-    scatter = bank.weights * (bank.spread.astype(np.float64) ** 2 + squared.numpy())
-    variance = np.bincount(cell, scatter) / weights
-    return MemoryBank(bank.vectors[chosen[kept]], weights, np.sqrt(variance).astype(np.float32))
+    points = torch.from_numpy(vectors)
+    if len(vectors) * len(coreset.indices) <= _ALL_PAIRS:
+        squared, label = nearest(points, points[torch.from_numpy(coreset.indices)])
+        return squared.numpy(), label.numpy()
+    centres = coreset.indices[coreset.labels]
+    squared = torch.empty(len(vectors))
+    for start in range(0, len(vectors), _BLOCK):
+        rows = points[torch.from_numpy(centres[start : start + _BLOCK])]
+        squared[start : start + _BLOCK] = (points[start : start + _BLOCK] - rows).square().sum(1)
+    return squared.numpy(), coreset.labels
 
 
 def coverage(

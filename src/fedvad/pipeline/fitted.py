@@ -1,20 +1,24 @@
-"""What training hands on to saving, scoring and reporting, whatever the method."""
+"""What `train` gives to a method, and what every method gives back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector
 from fedvad.evaluation.sites import SiteResult
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.pipeline.config import Reference
+from fedvad.federation.ledger import Ledger
+from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.progress import Progress
 
-__all__ = ["Fitted", "Run"]
+__all__ = ["Fitted", "Job", "Run"]
 
 
 class Run(Protocol):
@@ -58,6 +62,26 @@ class Run(Protocol):
     def save(self, folder: Path) -> None:
         """Write the run's file into `folder`; raises `StorageError`."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training to be done.
+
+    out: takes the configuration, once the images are known to be good, and the state of each
+    round, from which `resume` goes on. data: fingerprint of the images. stack: closes what must
+    outlive the training until everything is scored.
+    """
+
+    sites: Sequence[Site]
+    config: TrainConfig
+    extractor: FeatureExtractor
+    out: Path
+    resume: bool
+    data: str
+    ledger: Ledger
+    stack: ExitStack
+    progress: Progress
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Mapping
 
-from fedvad.data.folders import Site
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.memory_site import MemorySite
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.codecs import compact, handed_back, rounding
-from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.inprocess import run_rounds
 from fedvad.half import cast
@@ -19,32 +15,21 @@ from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.compare import compare
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import Watcher, warm_up
-from fedvad.pipeline.fitted import Fitted
+from fedvad.pipeline.fitted import Fitted, Job
 from fedvad.pipeline.plan import memory_sites, plan, sampling_ahead, split_held_out
-from fedvad.pipeline.progress import Progress, Stage
+from fedvad.pipeline.progress import Stage
 from fedvad.pipeline.run_folder import SiteModel, TrainedRun, write_config
 from fedvad.pipeline.thresholds import calibrate, share_threshold
 
 __all__ = ["fit_memories", "wire_exact"]
 
 
-def fit_memories(
-    sites: Sequence[Site],
-    config: TrainConfig,
-    extractor: FeatureExtractor,
-    *,
-    out: Path,
-    resume: bool,
-    data: str,
-    ledger: Ledger,
-    stack: ExitStack,
-    progress: Progress,
-) -> Fitted:
+def fit_memories(job: Job) -> Fitted:
     """Read each site's images once, run all rounds, calibrate; see `train`.
 
-    `out` takes the configuration, once the images are known to be good, and the state of each
-    round. Raises `ConfigError`, `DataError`, `FederationError`.
+    Raises `ConfigError`, `DataError`, `FederationError`.
     """
+    config, extractor, ledger, progress = job.config, job.extractor, job.ledger, job.progress
     with ledger.phase("features"):
         exchange, schedule = plan(config, extractor)
         members: dict[str, MemorySite] = {}
@@ -53,9 +38,9 @@ def fit_memories(
             members.update(memory_sites(config, unread, extractor.grid[2]))
             return sampling_ahead(config, members)
 
-        features = warm_up(sites, extractor, config.max_bad, progress, watch)
+        features = warm_up(job.sites, extractor, config.max_bad, progress, watch)
     ledger.images_computed = warmed_up = extractor.computed
-    write_config(out, config)
+    write_config(job.out, config)
     fitting, held_out = split_held_out(features, config)
     for name, member in members.items():  # which images fit is known only now
         member.features = fitting[name]
@@ -65,12 +50,12 @@ def fit_memories(
         members,
         schedule,
         ledger=ledger,
-        state_dir=out / "state",
-        resume=resume,
+        state_dir=job.out / "state",
+        resume=job.resume,
         jobs=config.jobs,
         on_step=lambda round_, site: rounds(),
     )
-    run = _assemble(config, extractor, merged, members, data)
+    run = _assemble(config, extractor, merged, members, job.data)
     with ledger.phase("calibrate"):
         calibration = calibrate(run, held_out, extractor, config, progress)
         if config.shared_threshold:
@@ -81,7 +66,7 @@ def fit_memories(
         n_images={name: len(own) for name, own in features.items()},
         unreadable=[reason for own in features.values() for reason in own.bad],
         compare=lambda results: compare(
-            config, run, sites, fitting, held_out, results, extractor, progress=progress
+            config, run, job.sites, fitting, held_out, results, extractor, progress=progress
         ),
         own_normals=calibration.own_normals,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.inprocess import Schedule, run_rounds
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.fitted import Fitted
+from fedvad.pipeline.fitted import Fitted, Job
 from fedvad.pipeline.plan import site_seed
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_config
@@ -35,43 +34,31 @@ __all__ = ["averaged", "fit_students", "make_student", "prepare_sites"]
 log = logging.getLogger(__name__)
 
 
-def fit_students(
-    sites: Sequence[Site],
-    config: TrainConfig,
-    extractor: FeatureExtractor,
-    *,
-    out: Path,
-    resume: bool,
-    data: str,
-    ledger: Ledger,
-    stack: ExitStack,
-    progress: Progress,
-) -> Fitted:
+def fit_students(job: Job) -> Fitted:
     """Train each site's student and average them over all rounds; see `train`.
 
-    `out` takes the configuration, once the images are known to be good, and the state of each
-    round. What the sites keep for training is given back when `stack` closes. Raises `ConfigError`,
-    `DataError`, `FederationError`.
+    Raises `ConfigError`, `DataError`, `FederationError`.
     """
-    images = {site.name: site.train for site in sites}
+    config, extractor, ledger = job.config, job.extractor, job.ledger
+    images = {site.name: site.train for site in job.sites}
     with ledger.phase("features"):
-        members = prepare_sites(images, config, extractor, progress)
+        members = prepare_sites(images, config, extractor, job.progress)
     for member in members.values():
-        stack.callback(member.close)
-    write_config(out, config)
+        job.stack.callback(member.close)
+    write_config(job.out, config)
     ledger.images_computed = sum(member.n_images for member in members.values())
-    stage = Stage(progress, "rounds", config.rounds * len(members))
+    stage = Stage(job.progress, "rounds", config.rounds * len(members))
     detectors = averaged(
         members,
         config,
         extractor,
         ledger=ledger,
-        state_dir=out / "state",
-        resume=resume,
+        state_dir=job.out / "state",
+        resume=job.resume,
         stage=stage,
     )
     n_images = {name: member.n_images for name, member in members.items()}
-    run = StudentRun.of(detectors, n_images, method=config.method, data=data)
+    run = StudentRun.of(detectors, n_images, method=config.method, data=job.data)
     with ledger.phase("calibrate"):
         scores = {
             name: detector.score(members[name].unseen).image for name, detector in detectors.items()
@@ -89,7 +76,7 @@ def fit_students(
         run=run,
         n_images=n_images,
         unreadable=[reason for member in members.values() for reason in member.bad],
-        compare=lambda results: _compare(sites, config, extractor, members, progress),
+        compare=lambda results: _compare(job.sites, config, extractor, members, job.progress),
     )
 
 

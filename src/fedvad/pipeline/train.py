@@ -13,6 +13,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import fingerprint, load_sites
+from fedvad.pipeline.fitted import Job
 from fedvad.pipeline.memories import fit_memories
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join
@@ -49,17 +50,8 @@ def train(
     extractor = FeatureExtractor(config.features(), cache)
     fit = fit_students if config.has_student else fit_memories
     with ExitStack() as stack:
-        fitted = fit(
-            sites,
-            config,
-            extractor,
-            out=out,
-            resume=resume,
-            data=fingerprint(data),
-            ledger=ledger,
-            stack=stack,
-            progress=progress,
-        )
+        job = Job(sites, config, extractor, out, resume, fingerprint(data), ledger, stack, progress)
+        fitted = fit(job)
         fitted.run.save(out)
         before = extractor.computed
         with ledger.phase("score"):

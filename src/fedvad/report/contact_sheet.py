@@ -18,7 +18,7 @@ from fedvad.data.files import write_atomically
 from fedvad.data.images import read_mask, read_rgb, resize_rgb
 from fedvad.errors import ConfigError, ImageError
 from fedvad.report.lettering import INK, Fonts, chip, fit, write
-from fedvad.report.overlay import heatmap_overlay, map_range, outline
+from fedvad.report.overlay import draw_outline, heatmap_overlay, map_range
 from fedvad.report.panels import BORDER, CLEAR, FAINT, NEAR, NORMAL, Panel, choose_panels
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ _WIDTH, _MARGIN, _GAP, _SEAM = 1920, 48, 36, 6
 _MAX_BYTES = 3_000_000
 _PAGE, _FRAME, _RULE = "#FFFFFF", "#F0F2F4", "#D5DADF"
 _QUIET = "#5C6670"
-_LINE, _HALO = (0, 229, 255), (10, 25, 35)
 # Dark enough for white words on them (contrast over 4.5), apart for colour-blind eyes.
 _VERDICTS = {
     "caught": ("#00735A", "defect above the threshold"),
@@ -128,7 +127,7 @@ def _header(fonts: Fonts, panels: Sequence[Panel], title: str) -> Image.Image:
     write(draw, (_MARGIN, 102), chosen_from, fonts, 18, colour=_QUIET)
 
     x, y = float(_MARGIN), 146
-    sample = Image.fromarray(_outlined(np.full((24, 34, 3), 150, np.uint8), _blob(24, 34)))
+    sample = Image.fromarray(draw_outline(np.full((24, 34, 3), 150, np.uint8), _blob(24, 34)))
     strip.paste(sample, (round(x), y - 18))
     x += 34 + 8
     x += write(draw, (x, y), "ground truth", fonts, 16) + 30
@@ -232,7 +231,7 @@ def _pictures(
     low, high = limits
     heated = heatmap_overlay(photograph, panel.map, low=low, high=high)
     mask = _mask(panel, width, height)
-    outlined = photograph if mask is None else _outlined(photograph, mask)
+    outlined = photograph if mask is None else draw_outline(photograph, mask)
     return Image.fromarray(outlined), Image.fromarray(heated)
 
 
@@ -248,20 +247,6 @@ def _mask(panel: Panel, width: int, height: int) -> NDArray[np.bool_] | None:
     # Averaged, and any trace counts: by nearest neighbour a thin crack would fall apart.
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     return np.asarray(grey.resize((width, height), Image.Resampling.BOX)) > 0
-
-
-def _outlined(photograph: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The photograph with a line around the mask, clear of the defect, and a dark rim outside."""
-    from scipy.ndimage import binary_dilation
-
-    if not mask.any():
-        return photograph
-    near = np.asarray(binary_dilation(mask, iterations=2), dtype=np.bool_)
-    far = np.asarray(binary_dilation(near), dtype=np.bool_)
-    drawn = photograph.copy()
-    drawn[far & ~near] = _HALO
-    drawn[outline(near)] = _LINE
-    return drawn
 
 
 def _blob(height: int, width: int) -> NDArray[np.bool_]:

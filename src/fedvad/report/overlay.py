@@ -12,15 +12,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedvad.data.files import write_atomically
+from fedvad.data.images import check_rgb
 from fedvad.errors import ConfigError, DataError
 
-__all__ = ["heatmap_overlay", "map_range", "outline", "save_png"]
+__all__ = ["LINE", "draw_outline", "heatmap_overlay", "map_range", "outline", "save_png"]
 
 Pixels = NDArray[np.uint8]
 
 # Perceptually uniform and safe for colour-blind eyes. Not inferno or magma: they start at black,
 # and where the map rises a little above `low` they would darken the photograph like a shadow.
 _COLOURS = "plasma"
+# The colours of an outline and of the rim around it.
+LINE, _RIM = (0, 229, 255), (10, 25, 35)
 
 
 def heatmap_overlay(
@@ -43,7 +46,7 @@ def heatmap_overlay(
         raise ConfigError(f"the display range is [{low}, {high}]; give two finite, rising numbers")
     if not 0 <= strength <= 1:
         raise ConfigError(f"strength is {strength}; it must lie in [0, 1], for example 0.55")
-    _check_image(image)
+    check_rgb(image)
     span = (high - low) or max(1e-3 * abs(low), 1e-12)
     level = np.clip((_enlarged(map, image.shape[0], image.shape[1]) - low) / span, 0, 1)
     colours = _palette()[np.rint(level * 255).astype(np.uint8)]
@@ -90,6 +93,23 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return border
 
 
+def draw_outline(photograph: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+    """Photograph uint8 (H, W, 3) with a line around a mask (H, W), clear of it, and a dark rim.
+
+    The photograph itself is returned when the mask is empty, else a copy.
+    """
+    from scipy.ndimage import binary_dilation
+
+    if not mask.any():
+        return photograph
+    near = np.asarray(binary_dilation(mask, iterations=2), dtype=np.bool_)
+    far = np.asarray(binary_dilation(near), dtype=np.bool_)
+    drawn = photograph.copy()
+    drawn[far & ~near] = _RIM
+    drawn[outline(near)] = LINE
+    return drawn
+
+
 def save_png(path: Path, image: Pixels) -> None:
     """Write uint8 (H, W, 3) as a PNG file, replacing `path` in one step.
 
@@ -97,15 +117,10 @@ def save_png(path: Path, image: Pixels) -> None:
     """
     from PIL import Image
 
-    _check_image(image)
+    check_rgb(image)
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
-
-
-def _check_image(image: Pixels) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"expected a uint8 (H, W, 3) image, not {image.dtype} {image.shape}")
 
 
 def _enlarged(values: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedvad.data.images import read_mask, read_rgb
 from fedvad.errors import ConfigError, ImageError, StorageError
 from fedvad.report.html.record import Gallery, Picture, outcome, printable
-from fedvad.report.overlay import heatmap_overlay, map_range, outline
+from fedvad.report.overlay import draw_outline, heatmap_overlay, map_range
 from fedvad.report.panels import Panel
 
 __all__ = ["GALLERY_FOLDER", "RULE", "choose", "write_gallery"]
@@ -29,7 +29,6 @@ RULE = (
 _SIDE = 224  # pixels: twice what a phone shows in two columns
 _QUALITY = 70
 _MISTAKES = 0.75
-_LINE, _RIM = (0, 229, 255), (10, 25, 35)  # as on the contact sheet
 
 Pixels = NDArray[np.uint8]
 
@@ -160,13 +159,7 @@ def _heat(panel: Panel, photo: Pixels, limits: tuple[float, float]) -> tuple[Pix
     mask = _mask(panel, photo.shape[1], photo.shape[0])
     if mask is None or not mask.any():
         return heat, False
-    from scipy.ndimage import binary_dilation
-
-    near = np.asarray(binary_dilation(mask, iterations=2), dtype=np.bool_)
-    far = np.asarray(binary_dilation(near), dtype=np.bool_)
-    heat[far & ~near] = _RIM
-    heat[outline(near)] = _LINE
-    return heat, True
+    return draw_outline(heat, mask), True
 
 
 def _mask(panel: Panel, width: int, height: int) -> NDArray[np.bool_] | None:

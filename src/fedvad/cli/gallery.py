@@ -1,0 +1,59 @@
+"""`fedvad gallery`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from fedvad.cli.common import JsonOption, print_json, showing
+
+__all__ = ["gallery"]
+
+
+def gallery(
+    data: Annotated[Path, typer.Argument(help="Folder of sites, or one set.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("gallery.png"),
+    kinds: Annotated[
+        str | None,
+        typer.Option(help="Kinds of defects, separated by commas [default: all]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images chosen and defects drawn.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of two images per kind.")] = 2,
+    foreground: Annotated[
+        str, typer.Option(help="Where the object is: none, otsu, or a grey level 0 to 254.")
+    ] = "none",
+    textures: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images to fill textures with.", show_default=False),
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw synthetic defects on your normal images, to see what a detector would learn from."""
+    from fedvad.data.synthesis import KINDS
+    from fedvad.pipeline.gallery import gallery as run_gallery
+
+    chosen = KINDS if kinds is None else tuple(part.strip() for part in kinds.split(","))
+    where = int(foreground) if foreground.isdecimal() else foreground
+    with showing() as progress:
+        drawn = run_gallery(
+            data,
+            out,
+            kinds=chosen,
+            seed=seed,
+            rows=rows,
+            foreground=cast(Any, where),
+            textures=textures,
+            image_size=image_size,
+            progress=progress,
+        )
+    if as_json:
+        print_json(drawn)
+        return
+    replaced = sum(defect["kind"] != defect["drawn"] for defect in drawn["defects"])
+    shown = f"{len(drawn['defects'])} defects" + (
+        f", {replaced} of them spots, since nothing of their kind would be seen" if replaced else ""
+    )
+    typer.echo(f"{drawn['path']} ({drawn['bytes'] / 1e6:.1f} MB, {shown})")

@@ -1,0 +1,193 @@
+"""AAND as a detector: a student of a teacher whose response to anomalies was amplified first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy.typing as npt
+
+from fedvad.data.folders import ImageSet
+from fedvad.data.synthesis import SynthesisConfig
+from fedvad.detectors.aand_site import AANDSite
+from fedvad.detectors.reverse import ReverseDetector, adam
+from fedvad.distill.amplify_options import AmplifyConfig
+from fedvad.distill.loss import Combine
+from fedvad.distill.parameters import load_parameters, parameters_of, under
+from fedvad.distill.reverse_loss import ReverseLoss
+from fedvad.distill.training import TrainConfig, TrainLog
+from fedvad.errors import ConfigError, MismatchError
+from fedvad.features.extractor import FeatureExtractor
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvad.distill.amplify import AdvancedNet
+    from fedvad.distill.branches import PaSTeNet
+
+__all__ = ["AAND"]
+
+# As large as a cell of the coarsest taps: a defect that covers none of them teaches them nothing.
+_DEFECTS = SynthesisConfig(area=(0.01, 0.15))
+
+
+class AAND(ReverseDetector):
+    """Reverse distillation from an advanced teacher, in two stages (arXiv 2405.02068).
+
+    amplify, stage1: what stage I is and how it trains, on defects drawn by `synthesis` on the
+    normal images; textures: a folder of pictures that they may be filled with. Both stages train
+    for fixed numbers of steps and keep the last; no image with a label of anomaly is ever read.
+    train: of stage II. loss, hard: see `reverse_loss`. The rest is as for `ReverseDetector`.
+
+    amplified_: how stage I went (None where the blocks came from elsewhere).
+    """
+
+    name: ClassVar[str] = "aand"
+    net_: AdvancedNet | None
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        amplify: AmplifyConfig | None = None,
+        stage1: TrainConfig | None = None,
+        synthesis: SynthesisConfig | None = None,
+        textures: Path | None = None,
+        width: float = 1.0,
+        loss: ReverseLoss = "hard+global",
+        hard: int = 10,
+        layers: tuple[int, ...] | None = None,
+        combine: Combine = "sum",
+        train: TrainConfig | None = None,
+        held_out: float = 0.2,
+        smooth: int = 1,
+        top: float = 0.0,
+        cache_bytes: int = 256 << 20,
+        seed: int = 0,
+        max_bad: float = 0.05,
+    ) -> None:
+        super().__init__(
+            extractor=extractor,
+            width=width,
+            loss=loss,
+            hard=hard,
+            layers=layers,
+            combine=combine,
+            train=train,
+            held_out=held_out,
+            smooth=smooth,
+            top=top,
+            cache_bytes=cache_bytes,
+            seed=seed,
+            max_bad=max_bad,
+        )
+        self.amplify = amplify or AmplifyConfig()
+        self.stage1 = stage1 or adam(300)
+        self.synthesis = synthesis or _DEFECTS
+        self.textures = textures
+        self.amplified_: TrainLog | None = None
+
+    def network(self) -> AdvancedNet:
+        """See `StudentDetector.network`."""
+        from fedvad.distill.amplify import AdvancedNet, amplifier
+        from fedvad.distill.reverse import tap_shapes
+
+        net = super().network()
+        shapes = tap_shapes(net.teacher, self.extractor.config.image_size)
+        blocks = amplifier(shapes, self.amplify, seed=self.seed)
+        advanced = AdvancedNet(net.teacher, net.student, blocks)
+        return advanced.to(self.extractor.config.device)
+
+    def start_amplifier(self) -> torch.nn.Module:
+        """What stage I trains, as it is before: equal for equal seeds, at every site."""
+        return self.network().blocks
+
+    def prepare(self, images: ImageSet, net: PaSTeNet | None = None) -> AANDSite:
+        """See `StudentDetector.prepare`."""
+        site = super().prepare(images, net)
+        assert isinstance(site, AANDSite)
+        return site
+
+    def fit(self, images: ImageSet) -> Self:
+        """See `Detector.fit`."""
+        site = self.prepare(images)
+        try:
+            log = site.train()
+        finally:
+            site.close()
+        self.with_net(site.net, site.unseen, log)
+        self.amplified_ = site.amplified
+        return self
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """See `Detector.state`."""
+        arrays, values = super().state()
+        assert self.net_ is not None  # or there was no state
+        arrays |= {f"amplifier/{n}": a for n, a in parameters_of(self.net_.blocks).items()}
+        if self.textures is not None:
+            values["options"]["textures"] = str(self.textures)
+        values["amplified"] = None if self.amplified_ is None else asdict(self.amplified_)
+        return arrays, values
+
+    @classmethod
+    def from_state(
+        cls,
+        arrays: dict[str, npt.NDArray[Any]],
+        values: dict[str, Any],
+        *,
+        extractor: FeatureExtractor,
+    ) -> Self:
+        """See `Detector.from_state`."""
+        detector = super().from_state(arrays, values, extractor=extractor)
+        assert detector.net_ is not None
+        try:
+            load_parameters(detector.net_.blocks, under("amplifier/", arrays))
+        except MismatchError as error:  # to a reader of files it is damage
+            raise TypeError(str(error)) from error
+        log = values["amplified"]
+        detector.amplified_ = None if log is None else TrainLog(**log)
+        return detector
+
+    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> AANDSite:
+        advanced: Any = net  # as `network` makes it
+        return AANDSite(
+            advanced,
+            *given,
+            kind=self.loss,
+            hard=self.hard,
+            amplify=self.amplify,
+            stage1=self.stage1,
+            synthesis=self.synthesis,
+            textures=self.textures,
+            **options,
+        )
+
+    def _check(self) -> None:
+        super()._check()
+        if callable(self.synthesis.foreground):
+            raise ConfigError(
+                "a foreground function cannot be kept in a detector's file: use 'otsu' or a grey "
+                "level"
+            )
+        if self.synthesis.source == "textures" and self.textures is None:
+            raise ConfigError("source 'textures' needs pictures: give textures a folder of them")
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {
+            "amplify": self.amplify,
+            "stage1": self.stage1,
+            "synthesis": self.synthesis,
+            "textures": self.textures,
+        }
+
+    @classmethod
+    def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
+        drawing, textures = options["synthesis"], options["textures"]
+        pairs = {name: tuple(drawing[name]) for name in ("area", "beta")}
+        return super()._restored(options) | {
+            "amplify": AmplifyConfig(**options["amplify"]),
+            "stage1": TrainConfig(**options["stage1"]),
+            "synthesis": SynthesisConfig(**drawing | pairs),
+            "textures": None if textures is None else Path(textures),
+        }
