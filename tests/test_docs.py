@@ -16,6 +16,7 @@ from fedvad.data.synthesis import KINDS
 from fedvad.pipeline.bench.suite import load_suite, shipped_suites
 from fedvad.pipeline.config import METHODS, TrainConfig, resolve_config
 from fedvad.pipeline.continual.stream import load_stream
+from fedvad.pipeline.distill.recipe import StageOptions, load_recipe
 from fedvad.pipeline.student_config import StudentOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +88,19 @@ def test_the_stream_runs_as_written_and_mine_can_be_read(tmp_path: Path) -> None
     (mine,) = _blocks("toml", marked=False, page=page)
     (tmp_path / "mine.toml").write_text(mine)
     assert len(load_stream(str(tmp_path / "mine.toml")).methods) == 2
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_as_written_and_every_key_is_documented(tmp_path: Path) -> None:
+    page = (ROOT / "docs/distill.md").read_text(encoding="utf-8")
+    (script,) = _blocks("bash", marked=True, page=page)
+    _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
+    assert (tmp_path / "distilled/backbone.safetensors").stat().st_size > 10_000
+    (mine,) = _blocks("toml", marked=False, page=page)
+    (tmp_path / "mine.toml").write_text(mine)
+    assert len(load_recipe(str(tmp_path / "mine.toml")).stages) == 2
+    documented = set(re.findall(r"`([a-z_]+)`", page))
+    assert set(StageOptions.model_fields) <= documented
 
 
 def test_the_gallery_is_drawn_as_written(tmp_path: Path) -> None:

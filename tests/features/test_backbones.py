@@ -19,6 +19,7 @@ from fedvad.errors import ConfigError, WeightsError
 from fedvad.features import backbones
 from fedvad.features.backbones import Backbone, build_backbone, weights_hash
 from fedvad.features.compat import import_timm
+from fedvad.features.taps import default_taps
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -406,4 +407,4 @@ def test_weights_hash_sees_values_names_and_shapes_only() -> None:
     ],
 )
 def test_default_taps_are_strides_8_and_16(reductions: list[int], taps: tuple[int, ...]) -> None:
-    assert backbones._default_taps(reductions) == taps
+    assert default_taps(reductions) == taps

@@ -23,6 +23,7 @@ __all__ = [
     "RunArgument",
     "SiteOption",
     "WeightsOption",
+    "by_backbone",
     "check_reference",
     "numbers",
     "open_cache",
@@ -80,6 +81,17 @@ def numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{option} takes numbers like 0,1,2, not {text!r}") from error
+
+
+def by_backbone(values: list[str]) -> dict[str, Path]:
+    """Files given as NAME=FILE, or FILE for any name (""); a usage error for a name twice."""
+    found: dict[str, Path] = {}
+    for value in values:
+        name, _, file = value.rpartition("=")
+        if name in found:
+            raise typer.BadParameter(f"--weights {value}: a file for {name or 'all'} twice")
+        found[name] = Path(file)
+    return found
 
 
 def print_json(value: Any) -> None:

@@ -11,6 +11,7 @@ from fedvad.cli.common import (
     CacheOption,
     CacheSizeOption,
     JsonOption,
+    by_backbone,
     numbers,
     open_cache,
     print_json,
@@ -59,7 +60,7 @@ def continual(
             chosen,
             out,
             data=data,
-            weights=_by_backbone(weights or []),
+            weights=by_backbone(weights or []),
             cache=open_cache(cache, cache_size),
             progress=progress,
         )
@@ -75,13 +76,3 @@ def continual(
     for name, reason in summary["failed"].items():
         typer.echo(f"failed: {name}: {reason}")
     typer.echo(f"Report: {out / 'report.html'}   Tables: {out / 'continual.md'}")
-
-
-def _by_backbone(values: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for value in values:
-        name, _, file = value.rpartition("=")
-        if name in found:
-            raise typer.BadParameter(f"--weights {value}: a file for {name or 'all'} twice")
-        found[name] = Path(file)
-    return found

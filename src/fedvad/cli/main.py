@@ -16,6 +16,7 @@ from fedvad.cli.cache import cache_app
 from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
 from fedvad.cli.deploy import deploy_app, launch, server, site
+from fedvad.cli.distill import distill
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
 from fedvad.cli.gallery import gallery
@@ -50,6 +51,7 @@ for verb in (
     gallery,
     bench,
     continual,
+    distill,
     server,
     site,
     launch,
@@ -105,6 +107,7 @@ def main() -> None:
 
 def _interrupted() -> NoReturn:
     typer.echo(
-        "interrupted; train goes on with --resume, other verbs with the same command", err=True
+        "interrupted; train and distill go on with --resume, other verbs with the same command",
+        err=True,
     )
     sys.exit(INTERRUPTED)

@@ -41,7 +41,8 @@ def train(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="Any timm model, mcunet_in3, mcunet_in4 or filterbank [default: resnet18]",
+            help="Any timm model, mcunet_in3, mcunet_in4, filterbank, or a file of distill "
+            "[default: resnet18]",
             show_default=False,
             **_Features,
         ),

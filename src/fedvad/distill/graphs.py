@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from fedvad.distill.branches import PaSTeNet
 from fedvad.distill.loss import Combine, combine_maps, level_maps
 from fedvad.errors import ConfigError
 
-__all__ = ["MapNet", "Normalise", "TargetNet"]
+__all__ = ["MapNet", "Normalise", "RowNet", "TargetNet", "normalise_of"]
 
 
 class Normalise(nn.Module):
@@ -27,6 +28,30 @@ class Normalise(nn.Module):
         """The network's input."""
         x = images.permute(0, 3, 1, 2).float()
         return x * self.get_buffer("scale") + self.get_buffer("shift")
+
+
+def normalise_of(mean: Sequence[float], std: Sequence[float]) -> Normalise:
+    """By mean and spread of RGB scaled to 0..1, as backbones state them."""
+    spread, centre = (torch.tensor(v).view(1, 3, 1, 1) for v in (std, mean))
+    return Normalise(1 / (255 * spread), -centre / spread)
+
+
+class RowNet(nn.Module):
+    """uint8 images (b, S, S, 3) to all maps of a network in one row (b, n) float32.
+
+    shapes: (c, h, w) of the maps.
+    """
+
+    def __init__(self, network: nn.Module, normalise: Normalise, image_size: int) -> None:
+        super().__init__()
+        self.network, self.normalise = network, normalise
+        with torch.inference_mode():
+            blank = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
+            self.shapes = [tuple(m.shape[1:]) for m in self.network(self.normalise(blank))]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Rows, map after map."""
+        return torch.cat([m.flatten(1) for m in self.network(self.normalise(images))], 1)
 
 
 class TargetNet(nn.Module):

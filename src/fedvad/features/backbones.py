@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import socket
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fedvad.errors import ConfigError, WeightsError
+from fedvad.features.backbone_file import is_backbone_file, read_backbone
 from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import MCUNET, build_mcunet
+from fedvad.features.taps import check_taps, default_taps, timm_reductions
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,7 @@ class Backbone:
     layers: the taps.
     weights_hash: SHA-256 over names and values of the parameters that matter to the taps, and
         over what else was changed in the network to suit them.
+    name: what a backbone file calls itself; empty for other backbones.
     """
 
     network: torch.nn.Module
@@ -49,6 +51,7 @@ class Backbone:
     std: tuple[float, float, float]
     layers: tuple[int, ...]
     weights_hash: str
+    name: str = ""
 
 
 def build_backbone(
@@ -56,11 +59,14 @@ def build_backbone(
 ) -> Backbone:
     """Build backbone `name` with its weights, tapped at `layers` (None: a default per family).
 
-    Raises `ConfigError` for an unknown name or tap, `WeightsError` when weights are missing or do
-    not fit.
+    A name that ends in .safetensors is the path of a backbone file; `weights` then is where that
+    file lies now, if it was moved. Raises `ConfigError` for an unknown name or tap, `WeightsError`
+    when weights are missing or do not fit.
     """
     if name == "filterbank":
         return _filterbank(weights, layers)
+    if is_backbone_file(name):
+        return _file(name, weights, layers)
     if weights is not None and not weights.is_file():
         raise WeightsError(f"weights file {weights} does not exist")
     if name in MCUNET:
@@ -79,6 +85,20 @@ def weights_hash(network: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _file(name: str, weights: Path | None, layers: Sequence[int] | None) -> Backbone:
+    from fedvad.features.modules import Taps
+
+    file = read_backbone(weights or Path(name))
+    own = file.architecture.layers
+    chosen = check_taps(f"backbone file {file.name}", layers or own, own)
+    network = file.network.eval()
+    # of the whole file, also where only some of its layers are taken
+    identity = hashlib.sha256(f"{weights_hash(network)}{file.described()}".encode()).hexdigest()
+    if chosen != own:
+        network = Taps(network, [own.index(tap) for tap in chosen]).eval()
+    return Backbone(network, file.mean, file.std, chosen, identity, file.name)
+
+
 def _filterbank(weights: Path | None, layers: Sequence[int] | None) -> Backbone:
     from fedvad.features.filterbank import FilterBank
     from fedvad.features.modules import Taps
@@ -86,7 +106,7 @@ def _filterbank(weights: Path | None, layers: Sequence[int] | None) -> Backbone:
     if weights is not None:
         raise ConfigError("the filter bank is analytic: --weights does not go with it")
     bank = FilterBank()
-    chosen = _check_taps("filterbank", layers or (0, 1, 2), range(len(bank.channels)))
+    chosen = check_taps("filterbank", layers or (0, 1, 2), range(len(bank.channels)))
     # Not a hash of the kernels: their last bits differ between processors, and sites must agree.
     identity = hashlib.sha256(FilterBank.recipe.encode()).hexdigest()
     return Backbone(Taps(bank, chosen).eval(), *_IDENTITY, chosen, identity)
@@ -102,27 +122,16 @@ def _mcunet(name: str, weights: Path | None, layers: Sequence[int] | None) -> Ba
         )
     network = build_mcunet(name)
     _load(network, weights, name)
-    chosen = _check_taps(name, layers or (3, 6, 9), range(len(MCUNET[name][1])))
+    chosen = check_taps(name, layers or (3, 6, 9), range(len(MCUNET[name][1])))
     tapped = BlockTaps(network, chosen).eval()
     return Backbone(tapped, *_HALF, chosen, weights_hash(tapped))
 
 
 def _timm(name: str, weights: Path | None, layers: Sequence[int] | None) -> Backbone:
     timm = import_timm()
-    if not timm.is_model(name):
-        known = [*timm.list_models(), *MCUNET, "filterbank"]
-        close = difflib.get_close_matches(name.split(".")[0], known, 5)
-        hint = f" (close: {', '.join(close)})" if close else ""
-        raise ConfigError(
-            f"unknown backbone {name!r}{hint}; "
-            "any timm model, mcunet_in3, mcunet_in4 or filterbank is accepted"
-        )
+    reductions = timm_reductions(name)
     quirks = _quirks(name, weights)
-    try:
-        reductions = timm.create_model(name, features_only=True).feature_info.reduction()
-    except Exception as error:  # timm raises RuntimeError, AttributeError, AssertionError, ...
-        raise ConfigError(f"timm cannot give feature maps of {name!r}: {error}") from error
-    taps = _check_taps(name, layers or _default_taps(reductions), range(len(reductions)))
+    taps = check_taps(name, layers or default_taps(reductions), range(len(reductions)))
     if weights is None:
         network = _download(name, taps)
     else:
@@ -242,24 +251,6 @@ def _load(network: torch.nn.Module, weights: Path, name: str) -> None:
             f"{len(shapes)} of another shape {shapes[:3]}"
         )
     network.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
-
-
-def _default_taps(reductions: Sequence[int]) -> tuple[int, ...]:
-    """The taps of strides 8 and 16, PatchCore's choice (layer2 + layer3 of a ResNet)."""
-    taps = [
-        max(i for i, r in enumerate(reductions) if r == stride)
-        for stride in (8, 16)
-        if stride in reductions
-    ]
-    return tuple(taps) if taps else tuple(range(max(0, len(reductions) - 2), len(reductions)))
-
-
-def _check_taps(name: str, taps: Sequence[int], known: range) -> tuple[int, ...]:
-    chosen = tuple(sorted(set(taps)))
-    unknown = [t for t in chosen if t not in known]
-    if unknown or not chosen:
-        raise ConfigError(f"{name} has layers {list(known)}, not {unknown}")
-    return chosen
 
 
 def _statistics(network: torch.nn.Module) -> _Statistics:

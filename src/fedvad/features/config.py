@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedvad.errors import ConfigError, MismatchError
+from fedvad.features.backbone_file import name_of_file
 
 __all__ = ["Engine", "FeatureConfig"]
 
@@ -19,8 +20,10 @@ Engine = Literal["openvino", "torch"]
 class FeatureConfig:
     """Which descriptors to compute. `engine`, `device` and `weights` are ways, not identity.
 
-    backbone: `filterbank`, `mcunet_in3`, `mcunet_in4`, or any timm model name.
-    weights: a safetensors file; None lets timm use its own cache or download.
+    backbone: `filterbank`, `mcunet_in3`, `mcunet_in4`, any timm model name, or the path of a
+        backbone file (see `backbone_file`), which becomes `file:NAME` when it has been read.
+    weights: a safetensors file; None lets timm use its own cache or download. Of a backbone file:
+        where it lies now.
     weights_hash: SHA-256 of the backbone's parameters, filled in when it is built.
     image_size: side in pixels to which every image is resized.
     layers: taps of the backbone; None means its default.
@@ -69,6 +72,16 @@ class FeatureConfig:
                 "use the same backbone, weights and image size, or train anew"
             )
 
-    def with_hash(self, weights_hash: str, layers: tuple[int, ...]) -> FeatureConfig:
-        """The same configuration with what building the backbone made known."""
-        return replace(self, weights_hash=weights_hash, layers=layers)
+    def with_hash(
+        self, weights_hash: str, layers: tuple[int, ...], file: str = ""
+    ) -> FeatureConfig:
+        """The same configuration with what building the backbone made known.
+
+        file: what a backbone file calls itself. Its path is a way and no identity: a file that was
+        moved gives the same descriptors.
+        """
+        known = replace(self, weights_hash=weights_hash, layers=layers)
+        if not file:
+            return known
+        place = self.weights or Path(self.backbone)
+        return replace(known, backbone=name_of_file(file), weights=place)

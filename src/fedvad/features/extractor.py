@@ -60,7 +60,9 @@ class FeatureExtractor:
         self._backbone: Backbone = build_backbone(
             config.backbone, weights=config.weights, layers=config.layers
         )
-        self.config = config.with_hash(self._backbone.weights_hash, self._backbone.layers)
+        self.config = config.with_hash(
+            self._backbone.weights_hash, self._backbone.layers, self._backbone.name
+        )
         self.cache = cache
         self._key = self.config.key()
         self.computed = 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-__all__ = ["BlockTaps", "DescriptorNet", "Taps"]
+__all__ = ["BlockTaps", "DescriptorNet", "Headed", "Taps"]
 
 
 class Taps(torch.nn.Module):
@@ -42,6 +42,24 @@ class BlockTaps(torch.nn.Module):
             if i in self.taps:
                 maps.append(x)
         return maps
+
+
+class Headed(torch.nn.Module):
+    """A network whose every map goes through a 1 x 1 convolution without bias."""
+
+    def __init__(self, network: torch.nn.Module, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        with torch.inference_mode():
+            maps = network.eval()(torch.zeros(1, 3, 64, 64))
+        self.heads = torch.nn.ModuleList(
+            torch.nn.Conv2d(m.shape[1], c, 1, bias=False)
+            for m, c in zip(maps, channels, strict=True)
+        )
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """One map (b, c, h, w) per head, in their order."""
+        return [head(m) for head, m in zip(self.heads, self.network(x), strict=True)]
 
 
 class DescriptorNet(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""What the TOML files of `bench` and `continual` have in common."""
+"""What the TOML files of `bench`, `continual` and `distill` have in common."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedvad.errors import ConfigError
 
-__all__ = ["Experiment", "Strict", "read_experiment", "shipped"]
+__all__ = ["Experiment", "Named", "Strict", "merged", "read_experiment", "shipped"]
 
-E = TypeVar("E", bound="Experiment")
+E = TypeVar("E", bound="Named")
 
 
 class Strict(BaseModel):
@@ -23,8 +23,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Experiment(Strict):
-    """Methods and seeds under a name.
+class Named(Strict):
+    """What a file describes, under a name.
 
     kind: what such a file is called in messages. package: where those that are shipped lie, in the
     folder `kind`s.
@@ -35,6 +35,11 @@ class Experiment(Strict):
 
     name: str = Field(min_length=1)
     title: str = ""
+
+
+class Experiment(Named):
+    """Methods and seeds under a name."""
+
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[Any, ...] = Field(min_length=1)
 
@@ -58,7 +63,7 @@ class Experiment(Strict):
         return self.model_copy(update={"seeds": tuple(seeds or self.seeds), "methods": tuple(kept)})
 
 
-def shipped(kind: type[Experiment]) -> list[str]:
+def shipped(kind: type[Named]) -> list[str]:
     """Names of the experiments of a kind in the package."""
     entries = (files(kind.package) / f"{kind.kind}s").iterdir()
     return sorted(e.name.removesuffix(".toml") for e in entries if e.name.endswith(".toml"))
@@ -91,3 +96,12 @@ def read_experiment(
         raise ConfigError(f"{what} {name}: {found}") from error
     except (TypeError, AttributeError) as error:
         raise ConfigError(f"{what} {name}: {error}") from error
+
+
+def merged(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Own values before defaults; tables are merged key by key."""
+    found = dict(defaults)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = found[key] | value if both else value
+    return found

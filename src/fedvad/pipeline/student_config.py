@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedvad.distill.loss import Combine
 from fedvad.distill.scope import Fusion, WSAConfig
 from fedvad.errors import ConfigError
+from fedvad.features.backbone_file import is_backbone_file
 from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 
 __all__ = [
@@ -35,6 +36,8 @@ _LAYERS = {"resnet": (1, 2, 3), "mcunet": (6, 10, 14)}
 
 def student_layers(backbone: str) -> tuple[int, ...] | None:
     """Taps that a student of the backbone imitates; None for the backbone's own default."""
+    if is_backbone_file(backbone):
+        return None
     return next((taps for name, taps in _LAYERS.items() if backbone.startswith(name)), None)
 
 

@@ -22,6 +22,7 @@ from fedvad.detectors.calibration import choose_images, held_out_scores
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import WeightsError
 from fedvad.evaluation.sites import site_threshold
+from fedvad.features.backbone_file import is_backbone_file
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.half import HalfArray, to_half
@@ -185,10 +186,10 @@ def make_extractor(
 
 def check_weights(backbone: str, weights: str | Path | None) -> None:
     """Raise `WeightsError` where weights would have to be downloaded."""
-    if weights is None and backbone != "filterbank":
+    if weights is None and backbone != "filterbank" and not is_backbone_file(backbone):
         raise WeightsError(
             f"give weights=FILE.safetensors for backbone {backbone} (--model.weights): the plugin "
-            "downloads nothing; backbone filterbank needs none"
+            "downloads nothing; backbone filterbank or a backbone file needs none"
         )
 
 

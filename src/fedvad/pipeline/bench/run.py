@@ -15,6 +15,7 @@ from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
 from fedvad.errors import ConfigError, FedvadError
+from fedvad.features.backbone_file import is_backbone_file
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.bench.cells import Prepared, run_cell
@@ -123,7 +124,8 @@ def _config(
     suite: Suite, method: BenchMethod, item: BenchSet, seed: int, weights: Path | None
 ) -> TrainConfig:
     config = suite.config(method, item.split, seed)
-    if weights is not None and config.backbone != "filterbank" and config.weights is None:
+    whole = config.backbone == "filterbank" or is_backbone_file(config.backbone)
+    if weights is not None and not whole and config.weights is None:
         config = config.model_copy(update={"weights": weights})
     return config
 

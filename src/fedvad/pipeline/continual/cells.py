@@ -28,6 +28,7 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.metrics import f1_max_oracle, image_auroc
 from fedvad.evaluation.pixels import pixel_figures
 from fedvad.evaluation.sites import evaluate_site, map_mask_pairs
+from fedvad.features.backbone_file import is_backbone_file
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -48,6 +49,11 @@ class Where:
     folder: Path
     weights: Mapping[str, Path]
     cache: DescriptorCache | None
+
+    def weights_of(self, backbone: str) -> Path | None:
+        """A backbone's own weights file, or the one for any that needs one."""
+        own = self.weights.get(backbone)
+        return own if own is not None or is_backbone_file(backbone) else self.weights.get("")
 
 
 def run_cell(
@@ -91,7 +97,7 @@ def make_learner(method: Method, seed: int, where: Where) -> Learner:
     features = method.features
     config = FeatureConfig(
         features.backbone,
-        weights=where.weights.get(features.backbone, where.weights.get("")),
+        weights=where.weights_of(features.backbone),
         image_size=features.image_size,
         layers=features.layers,
         engine=features.engine,
@@ -181,7 +187,7 @@ def _identity(method: Method, sites: Sequence[Site], seed: int, where: Where) ->
         for item in (*site.train, *site.test):
             line = f"{site.name}/{item.label}/{item.defect}/{item.path.name}\n"
             digest.update(line.encode(errors="replace"))
-    weights = where.weights.get(method.features.backbone, where.weights.get(""))
+    weights = where.weights_of(method.features.backbone)
     return {
         "version": __version__,
         "method": values,

@@ -12,7 +12,7 @@ from fedvad.continual.codecs import CodecConfig
 from fedvad.continual.memory import Remainder
 from fedvad.continual.students import Strategy
 from fedvad.features.config import Engine
-from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped
+from fedvad.pipeline.experiment import Experiment, Strict, merged, read_experiment, shipped
 
 __all__ = ["Method", "Stream", "TaskSpec", "load_stream", "shipped_streams"]
 
@@ -115,12 +115,4 @@ def load_stream(name: str) -> Stream:
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     defaults = values.pop("defaults", {})
-    return values | {"methods": [_merged(defaults, m) for m in values.get("methods", [])]}
-
-
-def _merged(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(defaults)
-    for key, value in own.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merged[key] | value if both else value
-    return merged
+    return values | {"methods": [merged(defaults, m) for m in values.get("methods", [])]}

@@ -17,6 +17,7 @@ from fedvad._version import __version__
 from fedvad.data.files import locked
 from fedvad.detectors.generator import Generator
 from fedvad.errors import ConfigError, FedvadError, PayloadError
+from fedvad.features.backbone_file import is_backbone_file
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.payload import Payload, bank_from
@@ -207,7 +208,13 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
             f"the server's configuration (fedvad {instruction.version}) does not suit fedvad "
             f"{__version__} of this site: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         ) from error
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", config.backbone):
+    if is_backbone_file(config.backbone):
+        if site.weights is None:
+            raise ConfigError(
+                "the federation uses a backbone file: put it on this machine and name it as "
+                "weights in site.toml"
+            )
+    elif not re.fullmatch(r"[A-Za-z0-9_.-]+", config.backbone):
         raise ConfigError(f"the server asks for a backbone named {config.backbone[:80]!r}")
     if config.upload_bytes > site.max_upload_bytes:
         raise ConfigError(

@@ -1,0 +1,71 @@
+"""`fedvad distill`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedvad.cli.common import JsonOption, by_backbone, print_json, showing
+
+__all__ = ["distill"]
+
+
+def distill(
+    recipe: Annotated[
+        str, typer.Argument(help="tiny, quick, another shipped recipe, or one of your own (.toml).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the backbone file, curve and card.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of images beside the drawn ones; may be repeated.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TEACHER=FILE.safetensors, or FILE where there is one teacher; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted distillation in --out.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Teach a small backbone by large ones; the file it gives is a --backbone everywhere."""
+    from fedvad.pipeline.distill.recipe import load_recipe
+    from fedvad.pipeline.distill.run import distill as run_distill
+
+    chosen = load_recipe(recipe)
+    with showing() as progress:
+        summary = run_distill(
+            chosen,
+            out,
+            data=data or [],
+            weights=by_backbone(weights or []),
+            resume=resume,
+            progress=progress,
+        )
+    if as_json:
+        print_json(summary)
+        return
+    _show(summary, out)
+
+
+def _show(summary: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+
+    from fedvad.report.tables import rich_table
+
+    rows = [["stage", "teacher", "steps", "loss, first", "loss, last", "cosine by level"]]
+    for number, stage in enumerate(summary["stages"], start=1):
+        cosines = ", ".join(f"{level['cosine']:.3f}" for level in stage["levels"])
+        first, last = f"{stage['loss_first']:.4f}", f"{stage['loss_last']:.4f}"
+        rows.append([str(number), stage["teacher"], str(stage["steps"]), first, last, cosines])
+    Console().print(rich_table("Stages", rows))
+    made = summary["backbone"]
+    size = f"{made['bytes'] / 1e6:.2f} MB, {made['parameters'] / 1e6:.2f} million parameters"
+    typer.echo(f"Backbone: {out / made['file']} ({size})   Card: {out / 'card.md'}")

@@ -1,0 +1,100 @@
+"""A trainable backbone by its description: what a backbone file says, and a distillation asks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fedvad.errors import ConfigError
+from fedvad.features.compat import import_timm
+from fedvad.features.mcunet import MCUNET, build_mcunet
+from fedvad.features.taps import check_taps, default_taps, timm_reductions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Architecture"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which network, tapped where.
+
+    backbone: `tiny`, `mcunet_in3`, `mcunet_in4`, or any timm model name. layers: its taps, by its
+    own count. options: of `tiny` alone, see `TinyConfig`. heads: output channels of a 1 x 1
+    convolution behind each tap; none when empty.
+    """
+
+    backbone: str
+    layers: tuple[int, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    heads: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        backbone: str,
+        layers: tuple[int, ...] | None = None,
+        options: dict[str, Any] | None = None,
+        heads: tuple[int, ...] = (),
+    ) -> Architecture:
+        """Checked, with default taps (strides 8 and 16) where none are given.
+
+        Raises `ConfigError` for a backbone that cannot be trained, unknown layers or options.
+        """
+        if backbone == "filterbank":
+            raise ConfigError("the filter bank has nothing to train: choose another student")
+        if options and backbone != "tiny":
+            raise ConfigError(f"options are those of a tiny student, not of {backbone}")
+        if backbone == "tiny":
+            from fedvad.features.tiny import TinyConfig
+
+            count = len(TinyConfig.of(options or {}).widths)
+            chosen = check_taps(backbone, layers or (1, 2), range(count))
+        elif backbone in MCUNET:
+            chosen = check_taps(backbone, layers or (3, 6, 9), range(len(MCUNET[backbone][1])))
+        else:
+            reductions = timm_reductions(backbone)
+            wanted = layers or default_taps(reductions)
+            chosen = check_taps(backbone, wanted, range(len(reductions)))
+        if heads and len(heads) != len(chosen):
+            raise ConfigError(f"{len(chosen)} layers need as many heads, not {len(heads)}")
+        return cls(backbone, chosen, dict(options or {}), tuple(heads))
+
+    @classmethod
+    def from_values(cls, values: Any) -> Architecture:
+        """What `values` gave, checked; raises `ConfigError` for anything else."""
+        try:
+            numbers = [tuple(values[key]) for key in ("layers", "heads")]
+            if not all(type(n) is int for part in numbers for n in part):
+                raise TypeError("layers and heads are whole numbers")
+            if not all(1 <= n <= 4096 for n in numbers[1]):
+                raise TypeError("a head has 1 to 4096 channels")
+            name, options = values["backbone"], dict(values["options"])
+            if not isinstance(name, str):
+                raise TypeError("the backbone is a name")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"no description of a backbone: {error}") from error
+        return cls.of(name, numbers[0], options, numbers[1])
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        found = asdict(self)
+        return found | {"layers": list(self.layers), "heads": list(self.heads)}
+
+    def build(self) -> nn.Module:
+        """The network with weights of no meaning: images (b, 3, S, S) to one map per layer."""
+        from fedvad.features.modules import BlockTaps, Headed
+
+        network: nn.Module
+        if self.backbone == "tiny":
+            from fedvad.features.tiny import TinyConfig, TinyNet
+
+            network = TinyNet(TinyConfig.of(self.options), self.layers)
+        elif self.backbone in MCUNET:
+            network = BlockTaps(build_mcunet(self.backbone), self.layers)
+        else:
+            network = import_timm().create_model(
+                self.backbone, features_only=True, out_indices=self.layers
+            )
+        return Headed(network, self.heads) if self.heads else network

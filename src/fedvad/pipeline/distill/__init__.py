@@ -1,0 +1,1 @@
+"""Small backbones learned from large ones: recipes, images, checkpoints, and the verb."""
