@@ -82,7 +82,9 @@ class StudentOptions(Averaging):
 def check_student_options(method: str, values: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for options that the method has no use for."""
     if method not in STUDENT_METHODS:
-        if "student" in values:
+        # a whole configuration, as a site keeps it, has the table with its defaults
+        given = values.get("student") or {}
+        if given not in ({}, StudentOptions(), StudentOptions().model_dump()):
             raise ConfigError(
                 f"the table [student] is for --method {', '.join(sorted(STUDENT_METHODS))}; "
                 f"{method} has a memory and no student"
