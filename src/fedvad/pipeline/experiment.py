@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedvad.errors import ConfigError
 
-__all__ = ["Experiment", "Named", "Strict", "merged", "read_experiment", "shipped"]
+__all__ = ["Experiment", "Named", "Strict", "read_experiment", "shipped", "with_defaults"]
 
 E = TypeVar("E", bound="Named")
 
@@ -98,7 +98,17 @@ def read_experiment(
         raise ConfigError(f"{what} {name}: {error}") from error
 
 
-def merged(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """For `read_experiment`: the table `[defaults]` holds values for every entry of list `key`."""
+
+    def prepare(values: dict[str, Any]) -> dict[str, Any]:
+        defaults = values.pop("defaults", {})
+        return values | {key: [_merged(defaults, entry) for entry in values.get(key, [])]}
+
+    return prepare
+
+
+def _merged(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Own values before defaults; tables are merged key by key."""
     found = dict(defaults)
     for key, value in own.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ __all__ = [
     "SiteModel",
     "TrainedRun",
     "finite",
+    "middle",
     "read_config",
     "read_ledger",
     "read_run",
+    "threshold_from",
     "write_config",
     "write_json",
 ]
@@ -111,7 +114,7 @@ class TrainedRun:
             # more vectors only lower scores: the global threshold holds for the union, too
             return own.get(reference) or (own.get("global") if reference == "union" else None)
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
-        return sorted(known, key=lambda t: t.value)[len(known) // 2] if known else None
+        return middle(known)
 
     def _reference(self, site: str | None, wanted: Reference | None) -> Reference:
         """The reference set that scores; a site without its own memory defaults to the global."""
@@ -172,7 +175,7 @@ class TrainedRun:
                     generator = Generator(
                         arrays[f"site{i}/generator/weight"], arrays[f"site{i}/generator/bias"]
                     )
-                thresholds = {k: _threshold(t) for k, t in site["thresholds"].items()}
+                thresholds = {k: threshold_from(t) for k, t in site["thresholds"].items()}
                 sites[site["name"]] = SiteModel(bank, generator, thresholds, site["n_images"])
             return cls(
                 memory=_bank("global", arrays),
@@ -187,7 +190,13 @@ class TrainedRun:
             raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
 
 
-def _threshold(values: dict[str, Any]) -> Threshold:
+def middle(thresholds: Sequence[Threshold]) -> Threshold | None:
+    """The (upper) median by value, for sites without one of their own; None of none."""
+    return sorted(thresholds, key=lambda t: t.value)[len(thresholds) // 2] if thresholds else None
+
+
+def threshold_from(values: dict[str, Any]) -> Threshold:
+    """The threshold whose `asdict` this was, read back from JSON."""
     return Threshold(**values | {"scores": tuple(values.get("scores", ()))})
 
 

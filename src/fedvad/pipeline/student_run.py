@@ -20,7 +20,7 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import DETECTOR_FILE
+from fedvad.pipeline.run_folder import DETECTOR_FILE, middle, threshold_from
 
 __all__ = ["KIND", "StudentModel", "StudentRun"]
 
@@ -109,7 +109,7 @@ class StudentRun:
         if site in self.sites:
             return self.sites[site].thresholds.get("global")
         known = [t for m in self.sites.values() for t in m.thresholds.values()]
-        return sorted(known, key=lambda t: t.value)[len(known) // 2] if known else None
+        return middle(known)
 
     def save(self, folder: Path) -> None:
         """Write `detector.safetensors` into `folder`; raises `StorageError`."""
@@ -136,10 +136,7 @@ class StudentRun:
         try:
             sites = {}
             for i, told in enumerate(values["sites"]):
-                thresholds = {
-                    k: Threshold(**t | {"scores": tuple(t.get("scores", ()))})
-                    for k, t in told["thresholds"].items()
-                }
+                thresholds = {k: threshold_from(t) for k, t in told["thresholds"].items()}
                 sites[told["name"]] = StudentModel(
                     under(f"site{i}/", arrays), float(told["scale"]), thresholds, told["n_images"]
                 )

@@ -12,7 +12,7 @@ from fedvad.continual.codecs import CodecConfig
 from fedvad.continual.memory import Remainder
 from fedvad.continual.students import Strategy
 from fedvad.features.config import Engine
-from fedvad.pipeline.experiment import Experiment, Strict, merged, read_experiment, shipped
+from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped, with_defaults
 
 __all__ = ["Method", "Stream", "TaskSpec", "load_stream", "shipped_streams"]
 
@@ -110,9 +110,4 @@ def load_stream(name: str) -> Stream:
     In a file, `[defaults]` holds values for every method, whose own keys go before. Raises
     `ConfigError` naming the file, the key and the mend.
     """
-    return read_experiment(Stream, name, _with_defaults)
-
-
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    defaults = values.pop("defaults", {})
-    return values | {"methods": [merged(defaults, m) for m in values.get("methods", [])]}
+    return read_experiment(Stream, name, with_defaults("methods"))

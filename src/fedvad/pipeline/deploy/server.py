@@ -21,7 +21,7 @@ from fedvad.federation.runners.flower.rounds import Links, RemoteRounds
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.deploy.settings import ServerSettings
-from fedvad.pipeline.deploy.sharing import KEY, share, shared_values
+from fedvad.pipeline.deploy.sharing import KEY, share, shared_values, summed
 from fedvad.pipeline.plan import check_join, memory_exchange, need_memory
 from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_config, write_json
 
@@ -130,10 +130,10 @@ def _federate(
     for site in sorted(set(replies) - missing):
         finished[site] = replies[site].told
     if config.shared_threshold:
-        without = share(rounds, finished, final.manifest.round)
-        record["shared_threshold"] = shared_values(rounds, finished, config.target_fpr) | {
-            "without": sorted(without)
-        }
+        counts = summed(rounds, finished)
+        without = share(rounds, finished, counts, final.manifest.round)
+        values = shared_values(counts, config.target_fpr)
+        record["shared_threshold"] = values | {"without": sorted(without)}
     write_json(folder / _RECORD, record)
     result = folder / _RESULT
     _write_result(result, config, final, record, rounds, missing, replies)

@@ -21,7 +21,7 @@ from fedvad.pipeline.config import Reference
 from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.thresholds import Counts, share_threshold
 
-__all__ = ["KEY", "read_counts", "share", "shared_values", "take", "write_counts"]
+__all__ = ["KEY", "read_counts", "share", "shared_values", "summed", "take", "write_counts"]
 
 log = logging.getLogger(__name__)
 KEY = "score_counts"
@@ -55,13 +55,14 @@ def take(folder: Path, told: Mapping[str, Any], target_fpr: float) -> None:
     run.save(folder)
 
 
-def share(rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]], round_: int) -> set[str]:
-    """Sum what finished sites counted and tell it to those that have not heard this sum yet.
+def share(
+    rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]], counts: Counts, round_: int
+) -> set[str]:
+    """Tell the summed counts to those finished sites that have not heard this sum yet.
 
-    Marks in `finished` who took it; returns who is still to get it. A site whose counts are
-    damaged, or more than it has images, is left out of the sum, with a warning.
+    Marks in `finished` who took it; returns who is still to get it.
     """
-    total = {name: to_pairs(counts) for name, counts in _summed(rounds, finished).items()}
+    total = {name: to_pairs(own) for name, own in counts.items()}
     if not total:
         return set()
     digest = hashlib.sha256(json.dumps(total).encode()).hexdigest()
@@ -72,19 +73,20 @@ def share(rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]], round_: 
     return missing
 
 
-def shared_values(
-    rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]], target_fpr: float
-) -> dict[str, Any]:
+def shared_values(summed_counts: Counts, target_fpr: float) -> dict[str, Any]:
     """By reference: the shared threshold and how many scores are behind it, for the results."""
     values: dict[str, Any] = {}
-    for name, counts in _summed(rounds, finished).items():
+    for name, counts in summed_counts.items():
         threshold = threshold_of_counts(counts, target_fpr)
         value = None if threshold is None else threshold.value
         values[name] = {"value": value, "n": int(counts.sum())}
     return values
 
 
-def _summed(rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]]) -> Counts:
+def summed(rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]]) -> Counts:
+    """What finished sites counted, by reference. A site whose counts are damaged, or more than it
+    has images, is left out, with a warning.
+    """
     known = {site: rounds.images_of(site) for site in finished}
     largest = max((n for n in known.values() if n is not None), default=0)
     total: Counts = {}

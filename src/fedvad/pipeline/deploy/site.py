@@ -162,7 +162,8 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         made, counts = make_run(
             state, merged, folder, fresh, _data(site), site.weights, _cache(site), silent
         )
-        write_counts(fresh, counts)
+        if config.shared_threshold:
+            write_counts(fresh, counts)
         (fresh / mark.name).write_text(digest)
         shutil.rmtree(out, ignore_errors=True)
         fresh.rename(out)

@@ -10,7 +10,7 @@ from fedvad.distill.masked_options import Distance, Grid, MaskedConfig, SemStats
 from fedvad.distill.masks import MaskMode
 from fedvad.distill.stages import StageConfig
 from fedvad.features.config import Engine
-from fedvad.pipeline.experiment import Named, Strict, merged, read_experiment, shipped
+from fedvad.pipeline.experiment import Named, Strict, read_experiment, shipped, with_defaults
 
 __all__ = [
     "ImageOptions",
@@ -138,9 +138,4 @@ def load_recipe(name: str) -> Recipe:
     In a file, `[defaults]` holds values for every stage, whose own keys go before. Raises
     `ConfigError` naming the file, the key and the mend.
     """
-    return read_experiment(Recipe, name, _with_defaults)
-
-
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    defaults = values.pop("defaults", {})
-    return values | {"stages": [merged(defaults, stage) for stage in values.get("stages", [])]}
+    return read_experiment(Recipe, name, with_defaults("stages"))
