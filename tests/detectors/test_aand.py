@@ -191,7 +191,7 @@ def test_other_sizes_of_images_and_one_level(tiny: Path, images: ImageSet) -> No
 
 def test_costs_count_teacher_blocks_and_student(extractor: FeatureExtractor) -> None:
     aand, rd = make(extractor), RD(extractor=extractor)
-    blocks = sum(p.numel() for p in aand.start_amplifier().parameters())
+    blocks = sum(p.numel() for p in aand.starts()["amplifier"].parameters())
     assert aand.memory().parameters == rd.memory().parameters + 4 * blocks
     assert aand.macs() > rd.macs()
 
@@ -244,14 +244,14 @@ def test_sites_average_their_students_and_if_wanted_their_blocks(
     detector = make(extractor, train=train, stage1=train)
     sites = {n: detector.prepare(read_set(plants / n).train) for n in ("alder", "birch")}
     if shared:
-        start = parameters_of(detector.start_amplifier())
+        start = parameters_of(detector.starts()["amplifier"])
         stage1 = {n: s.amplifier for n, s in sites.items()}
         blocks = _averaged(stage1, start, algorithm)
         assert any((blocks[n] != start[n]).any() for n in start)
         for site in sites.values():
             load_parameters(site.amplifier.student, blocks)
             site.advance()
-    start = parameters_of(detector.start())
+    start = parameters_of(detector.starts()["student"])
     students = _averaged(dict(sites), start, algorithm)
     assert students.keys() == start.keys()
     own = {n: parameters_of(s.amplifier.student) for n, s in sites.items()}

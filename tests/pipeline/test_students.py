@@ -136,39 +136,52 @@ def test_the_commands_of_the_page(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("method", ["stfpm", "dcam"])
+MORE = {"aand": {"options": {"amplify": {"items": 4, "pairs": 8}}, "amplify_rounds": 1}}
+
+
+@pytest.mark.parametrize("method", ["stfpm", "dcam", "rd", "aand"])
 def test_other_students(method: str, plants: Path, options: dict[str, Any], tmp_path: Path) -> None:
-    results = fedvad.train(plants, tmp_path / "run", method=method, **options)
+    given = options | {"student": options["student"] | MORE.get(method, {})}
+    results = fedvad.train(plants, tmp_path / "run", method=method, **given)
     again = fedvad.evaluate(tmp_path / "run", plants)
     assert again["image_auroc"] == results["image_auroc"]
+    assert again["threshold"] == results["threshold"]
 
 
+@pytest.mark.parametrize(("method", "last"), [("paste", 2), ("aand", 3)])
 def test_interrupted_training_goes_on_to_the_bit(
+    method: str,
+    last: int,
     plants: Path,
     options: dict[str, Any],
-    trained: tuple[Path, dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from fedvad.federation.exchange.weights import WeightExchange
 
     step = WeightExchange.site_step
+    given = options | {"method": method, "student": options["student"] | MORE.get(method, {})}
 
     def stopped(self: Any, state: Any, incoming: Any, round_: int) -> Any:
-        if round_ == 2:
+        if round_ == last:
             raise KeyboardInterrupt
         return step(self, state, incoming, round_)
 
     with monkeypatch.context() as patch:
         patch.setattr(WeightExchange, "site_step", stopped)
         with pytest.raises(KeyboardInterrupt):
-            fedvad.train(plants, tmp_path / "run", method="paste", **options)
+            fedvad.train(plants, tmp_path / "run", **given)
     with pytest.raises(ConfigError, match="--resume"):
-        fedvad.train(plants, tmp_path / "run", method="paste", **options)
-    fedvad.train(plants, tmp_path / "run", method="paste", resume=True, **options)
-    whole, again = (fedvad.load(run) for run in (trained[0], tmp_path / "run"))
-    for name, array in whole.student.items():
-        np.testing.assert_array_equal(array, again.student[name])
+        fedvad.train(plants, tmp_path / "run", **given)
+    resumed = fedvad.train(plants, tmp_path / "run", resume=True, **given)
+    assert resumed["ledger"]["rounds"] == last
+    fedvad.train(plants, tmp_path / "whole", **given)
+    whole, again = (fedvad.load(tmp_path / run) for run in ("whole", "run"))
+    assert isinstance(whole, StudentRun)
+    assert isinstance(again, StudentRun)
+    assert whole.shared.keys() == again.shared.keys()
+    for name, array in whole.shared.items():
+        np.testing.assert_array_equal(array, again.shared[name])
     assert whole.threshold("birch") == again.threshold("birch")
 
 

@@ -99,9 +99,10 @@ class AAND(ReverseDetector):
         advanced = AdvancedNet(net.teacher, net.student, blocks)
         return advanced.to(self.extractor.config.device)
 
-    def start_amplifier(self) -> torch.nn.Module:
-        """What stage I trains, as it is before: equal for equal seeds, at every site."""
-        return self.network().blocks
+    def starts(self) -> dict[str, torch.nn.Module]:
+        """See `StudentDetector.starts`: stage I comes first."""
+        net = self.network()
+        return {"amplifier": net.blocks, "student": net.student}
 
     def prepare(self, images: ImageSet, net: PaSTeNet | None = None) -> AANDSite:
         """See `StudentDetector.prepare`."""

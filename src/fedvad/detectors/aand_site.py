@@ -160,6 +160,17 @@ class AANDSite(ReverseSite):
             self.amplifier.close()
             self._advanced = True
 
+    def part(self, name: str) -> Any:
+        """See `StudentSite.part`."""
+        return self.amplifier if name == "amplifier" else self
+
+    def end(self, name: str) -> None:
+        """See `StudentSite.end`: stage I ends when its blocks are final."""
+        if name == "amplifier":
+            self.advance()
+        else:
+            super().end(name)
+
     def train(self, **options: Any) -> TrainLog:
         """Stage II; stage I goes before it if nobody has done it. See `StudentSite.train`."""
         self.amplify()

@@ -107,10 +107,10 @@ class DCAM(StudentDetector):
 
         return AttendedNet(net.teacher, self._attended(net))
 
-    def start(self) -> torch.nn.Module:
-        """See `StudentDetector.start`: student and attention."""
+    def starts(self) -> dict[str, torch.nn.Module]:
+        """See `StudentDetector.starts`: student and attention in one."""
         net = self.network()
-        return net.student if self.attention.keep_at_test else self._attended(net)
+        return {"student": net.student if self.attention.keep_at_test else self._attended(net)}
 
     def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> StudentSite:
         kept: Any = net.student

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from fedvad.detectors.student import StudentDetector
@@ -94,6 +95,11 @@ class ReverseDetector(StudentDetector):
         self.width = width
         self.loss = loss
         self.hard = hard
+
+    @classmethod
+    def round_training(cls, steps: int | None) -> TrainConfig:
+        """See `StudentDetector.round_training`: a rate that never drops, as rounds follow."""
+        return replace(adam(1), steps=steps, warmup=5, drop=1.0)
 
     def network(self) -> ReverseNet:
         """See `StudentDetector.network`."""

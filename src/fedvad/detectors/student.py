@@ -101,9 +101,16 @@ class StudentDetector(Detector):
         net.to(self.extractor.config.device)
         return net
 
-    def start(self) -> torch.nn.Module:
-        """What a site trains, as it is before training: equal for equal seeds, at every site."""
-        return self.network().student
+    def starts(self) -> dict[str, torch.nn.Module]:
+        """What sites train and average, part by part in this order, as it is before training:
+        equal for equal seeds, at every site. `StudentSite.part` trains one.
+        """
+        return {"student": self.network().student}
+
+    @classmethod
+    def round_training(cls, steps: int | None) -> TrainConfig:
+        """How a site trains in one of several rounds; None for its passes over the images."""
+        return TrainConfig(steps=steps, warmup=5, patience=None)
 
     def fresh(self) -> Self:
         """An untrained detector of the same options, extractor and seed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +141,14 @@ class StudentSite:
     def shared(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
         """The shared feature (c, h, w) of uint8 (S, S, 3) images, in order."""
         return self._set.shared(images)
+
+    def part(self, name: str) -> Any:
+        """What trains a part of `StudentDetector.starts`, as the weight exchange wants it."""
+        return self
+
+    def end(self, name: str) -> None:
+        """A part has its final weights: here the student's statistics are measured."""
+        self.settle()
 
     @property
     def student(self) -> torch.nn.Module:

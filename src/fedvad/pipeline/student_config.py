@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 STUDENT_METHODS: dict[str, dict[str, Any]] = {
-    name: {"rounds": 5} for name in ("stfpm", "paste", "dcam")
+    name: {"rounds": 5} for name in ("stfpm", "paste", "dcam", "rd", "aand")
 }
 # what else of `TrainConfig` means something where there is no memory
 _GENERAL = {
@@ -66,25 +66,29 @@ class StudentOptions(Averaging):
     """The table `[student]`: the averaging, and what a student is and how it trains.
 
     bootstrap: last layer that `paste` shares; None takes the one before the first tap. combine:
-    how maps of the layers become one; None takes the method's. batch, learning_rate: of the sites'
-    SGD; warmup: steps of each round over which the rate rises.
+    how maps of the layers become one. batch, learning_rate: of the sites' optimiser; warmup: steps
+    of each round over which the rate rises. None takes the method's. amplify_rounds: those in
+    which the sites of `aand` advance their common teacher, before those of the student. options:
+    what else the method's detector takes, such as `width` of `rd`.
     """
 
     steps: int | None = Field(default=50, ge=1)
     bootstrap: int | None = None
     combine: Combine | None = None
-    batch: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=0.4, gt=0)
+    batch: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
     warmup: int = Field(default=5, ge=0)
+    amplify_rounds: int = Field(default=2, ge=1)
     cache_bytes: int = Field(default=256 << 20, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 def check_student_options(method: str, values: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for options that the method has no use for."""
     if method not in STUDENT_METHODS:
         # a whole configuration, as a site keeps it, has the table with its defaults
-        given = values.get("student") or {}
-        if given not in ({}, StudentOptions(), StudentOptions().model_dump()):
+        given, default = values.get("student") or {}, StudentOptions()
+        if given != default and default.model_dump() | dict(given) != default.model_dump():
             raise ConfigError(
                 f"the table [student] is for --method {', '.join(sorted(STUDENT_METHODS))}; "
                 f"{method} has a memory and no student"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = ["KIND", "StudentModel", "StudentRun"]
 
 KIND = "student run"
 Arrays = dict[str, npt.NDArray[Any]]
+_OWN = re.compile(r"site\d+/")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +47,11 @@ class StudentModel:
 class StudentRun:
     """The result of training students at sites and averaging them; see `TrainedRun` for memories.
 
-    student: the averaged parameters. values: what `StudentDetector.from_state` needs besides.
+    shared: the averaged parameters, under the names of `StudentDetector.state`. values: what
+    `from_state` needs besides.
     """
 
-    student: Arrays
+    shared: Arrays
     values: dict[str, Any]
     sites: dict[str, StudentModel]
     features: FeatureConfig
@@ -66,15 +69,15 @@ class StudentRun:
     ) -> StudentRun:
         """From the sites' detectors, which have one student, and their numbers of images."""
         sites: dict[str, StudentModel] = {}
-        student: Arrays = {}
+        shared: Arrays = {}
         values: dict[str, Any] = {}
         for name, detector in detectors.items():
             arrays, values = detector.state()
-            student = under("student/", arrays)
             buffers = under("buffers/", arrays)
+            shared = {n: a for n, a in arrays.items() if not n.startswith("buffers/")}
             sites[name] = StudentModel(buffers, float(values["scale"]), {}, images[name])
         features = next(iter(detectors.values())).extractor.config
-        return cls(student, values, sites, features, method, data)
+        return cls(shared, values, sites, features, method, data)
 
     @property
     def reference(self) -> Reference:
@@ -93,8 +96,7 @@ class StudentRun:
         _no_reference(reference)
         model = self.sites.get(site) if site is not None else None
         buffers = self._mixed() if model is None else model.buffers
-        arrays = {f"student/{n}": a for n, a in self.student.items()}
-        arrays |= {f"buffers/{n}": a for n, a in buffers.items()}
+        arrays = self.shared | {f"buffers/{n}": a for n, a in buffers.items()}
         scales = sorted(m.scale for m in self.sites.values())
         scale = scales[len(scales) // 2] if model is None else model.scale
         made = detector_class(self.method)
@@ -113,7 +115,7 @@ class StudentRun:
 
     def save(self, folder: Path) -> None:
         """Write `detector.safetensors` into `folder`; raises `StorageError`."""
-        arrays = {f"student/{n}": a for n, a in self.student.items()}
+        arrays = dict(self.shared)
         sites = []
         for i, (name, model) in enumerate(sorted(self.sites.items())):
             arrays |= {f"site{i}/{n}": a for n, a in model.buffers.items()}
@@ -143,7 +145,7 @@ class StudentRun:
             if not sites:
                 raise ArtefactError(f"{path} is incomplete or damaged: it has no site")
             return cls(
-                student=under("student/", arrays),
+                shared={n: a for n, a in arrays.items() if not _OWN.match(n)},
                 values=dict(values["student"]),
                 sites=sites,
                 features=feature_identity(values, path),

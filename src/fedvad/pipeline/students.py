@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedvad.data.folders import ImageSet, Site
-from fedvad.detectors.registry import create
+from fedvad.detectors.registry import detector_class
 from fedvad.detectors.student import StudentDetector
 from fedvad.detectors.student_site import StudentSite
+from fedvad.distill.amplify_options import AmplifyConfig
 from fedvad.distill.parameters import load_parameters, parameters_of, under
-from fedvad.distill.training import TrainConfig as Training
+from fedvad.errors import ConfigError
 from fedvad.evaluation.histograms import count
 from fedvad.evaluation.sites import SiteResult, site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload
 from fedvad.federation.runners.inprocess import Schedule, run_rounds
+from fedvad.federation.runners.state import load_state
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.fitted import Fitted, Job
 from fedvad.pipeline.plan import site_seed
@@ -47,7 +51,7 @@ def fit_students(job: Job) -> Fitted:
         job.stack.callback(member.close)
     write_config(job.out, config)
     ledger.images_computed = sum(member.n_images for member in members.values())
-    stage = Stage(job.progress, "rounds", config.rounds * len(members))
+    stage = Stage(job.progress, "rounds", _steps(config, extractor) * len(members))
     detectors = averaged(
         members,
         config,
@@ -119,11 +123,67 @@ def averaged(
 
     A site alone is a federation of one. Raises as `run_rounds` does.
     """
+    starts = make_student(config, extractor).starts()
+    folders = {part: None if state_dir is None else state_dir / part for part in starts}
+    begun = [p for p, folder in folders.items() if folder is not None and folder.is_dir()]
+    before = 0
+    for part, start in starts.items():
+        rounds = _rounds(part, config)
+        folder = folders[part]
+        over = load_state(folder) if resume and folder and part in begun[:-1] else None
+        if over is not None:  # its costs are in the state of the part that came next
+            merged = over.merged
+        else:
+            merged = _exchanged(
+                part,
+                sites,
+                parameters_of(start),
+                config,
+                extractor,
+                rounds=range(before + 1, before + rounds + 1),
+                ledger=ledger,
+                state_dir=folder,
+                resume=resume and part in begun,
+                stage=stage,
+            )
+        before += rounds
+        weights = under("weight/", merged.arrays)
+        for site in sites.values():
+            load_parameters(site.part(part).student, weights)
+            site.end(part)
+    return {
+        name: make_student(config, extractor).with_net(site.net, site.unseen)
+        for name, site in sites.items()
+    }
+
+
+def _steps(config: TrainConfig, extractor: FeatureExtractor) -> int:
+    return sum(_rounds(part, config) for part in make_student(config, extractor).starts())
+
+
+def _rounds(part: str, config: TrainConfig) -> int:
+    return config.rounds if part == "student" else config.student.amplify_rounds
+
+
+def _exchanged(
+    part: str,
+    sites: Mapping[str, StudentSite],
+    initial: Mapping[str, Any],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    *,
+    rounds: range,
+    ledger: Ledger,
+    state_dir: Path | None,
+    resume: bool,
+    stage: Stage | None,
+) -> Payload:
+    """The weights of one part after all its rounds."""
     height, width, _ = extractor.grid
     members = {
         name: WeightSite(
             name,
-            site,
+            site.part(part),
             n_images=site.n_images,
             n_patches=site.n_images * height * width,
             seed=site.seed,
@@ -132,55 +192,58 @@ def averaged(
     }
     exchange = WeightExchange(
         features=extractor.config.key(),
-        initial=parameters_of(make_student(config, extractor).start()),
+        initial=initial,
         config=config.student.terms(),
-        sites=len(sites),
+        sites=len(members),
     )
-    last = run_rounds(
+    schedule = Schedule(
+        len(rounds), config.participation, config.join, config.seed, first=rounds.start
+    )
+    return run_rounds(
         exchange,
         members,
-        Schedule(config.rounds, config.participation, config.join, config.seed),
+        schedule,
         ledger=ledger,
         state_dir=state_dir,
         resume=resume,
         on_step=None if stage is None else lambda round_, site: stage(),
     )
-    weights = under("weight/", last.arrays)
-    detectors = {}
-    for name, site in sites.items():
-        load_parameters(site.student, weights)
-        site.settle()
-        detectors[name] = make_student(config, extractor).with_net(site.net, site.unseen)
-    return detectors
 
 
 def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDetector:
     """The untrained detector that a configuration asks for; raises `ConfigError`."""
     options = config.student
-    training = Training(
-        steps=options.steps, batch=options.batch, learning_rate=options.learning_rate,
-        warmup=options.warmup, patience=None,
-    )  # fmt: skip
-    more: dict[str, Any] = {}
+    kind = detector_class(config.method)
+    assert issubclass(kind, StudentDetector)  # or its method were not one of students
+    given = options.model_dump(include={"batch", "learning_rate", "warmup"}, exclude_none=True)
+    training = replace(kind.round_training(options.steps), **given)
+    if options.algorithm == "scaffold" and training.optimiser != "sgd":
+        raise ConfigError(
+            f"scaffold corrects plain SGD, and {config.method} trains with {training.optimiser}: "
+            "choose fedavg, fedprox or moon"
+        )
+    more = dict(options.options)
     if options.combine is not None:
         more["combine"] = options.combine
     if config.method == "paste":
         more["bootstrap"] = options.bootstrap
-    made = create(
-        config.method,
-        extractor=extractor,
-        layers=extractor.config.layers,
-        train=training,
-        held_out=config.holdout,
-        smooth=config.smooth,
-        top=config.top,
-        cache_bytes=options.cache_bytes,
-        seed=config.seed,
-        max_bad=config.max_bad,
-        **more,
-    )
-    assert isinstance(made, StudentDetector)
-    return made
+    try:
+        if config.method == "aand":
+            more |= {"stage1": training, "amplify": AmplifyConfig(**more.get("amplify", {}))}
+        return kind(
+            extractor=extractor,
+            layers=extractor.config.layers,
+            train=training,
+            held_out=config.holdout,
+            smooth=config.smooth,
+            top=config.top,
+            cache_bytes=options.cache_bytes,
+            seed=config.seed,
+            max_bad=config.max_bad,
+            **more,
+        )
+    except TypeError as error:
+        raise ConfigError(f"student.options do not fit {config.method}: {error}") from error
 
 
 def _compare(
@@ -197,7 +260,8 @@ def _compare(
     results: dict[str, list[SiteResult]] = {}
     free = config.model_copy(update={"participation": 1.0, "join": {}})
     for name in config.compare:
-        stage = Stage(progress, f"rounds {name}", config.rounds * len(members))
+        steps = _steps(config, extractor) * (len(members) if name == "local" else 1)
+        stage = Stage(progress, f"rounds {name}", steps)
         found: dict[str, tuple[StudentDetector, Threshold | None]] = {}
         if name == "local":
             for site, member in members.items():

@@ -37,13 +37,20 @@ class Schedule:
     """Who takes part when.
 
     rounds: their number. participation: share of the sites drawn per round (at least one).
-    joins: first round of a site that is not there from the start.
+    joins: first round of a site that is not there from the start. first: number of the first
+    round, for those that follow rounds of another kind.
     """
 
     rounds: int = 2
     participation: float = 1.0
     joins: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
+    first: int = 1
+
+    @property
+    def last(self) -> int:
+        """Number of the last round."""
+        return self.first + self.rounds - 1
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -86,8 +93,8 @@ def run_rounds(
     Raises `ConfigError` when no round follows `after`, `FederationError` when no site contributed
     to a round and nothing was merged before.
     """
-    first, incoming = (1, None) if after is None else (after[0] + 1, after[1])
-    if first > schedule.rounds:
+    first, incoming = (schedule.first, None) if after is None else (after[0] + 1, after[1])
+    if first > schedule.last:
         raise ConfigError(f"nothing follows round {first - 1} in {schedule.rounds} rounds")
     if resume and state_dir is not None:
         state = load_state(state_dir)
@@ -100,7 +107,7 @@ def run_rounds(
                 if name in state.sites:
                     _restore(site, state.sites[name], name, state_dir)
             log.info("resuming behind round %d", state.round)
-    for round_ in range(first, schedule.rounds + 1):
+    for round_ in range(first, schedule.last + 1):
         names = schedule.participants(round_, list(sites))
         incoming = _one_round(
             exchange, {n: sites[n] for n in names}, incoming, round_, ledger, jobs, on_step

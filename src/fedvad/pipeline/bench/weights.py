@@ -29,12 +29,12 @@ class WeightOptions(Averaging):
     """What a `weights` row of a suite says, beside the averaging.
 
     part: `adaptor`, a distillation student of the descriptors; `generator`, FedDyMem's, each site
-    scoring with its own memory; `stfpm` or `paste`, a student of the backbone's layers, each site
-    with the batch statistics of its own images. bootstrap: last layer that `paste` shares. alone:
-    each site keeps its own weights, nothing is sent.
+    scoring with its own memory; a method of `STUDENT_METHODS`, a student of the backbone's layers,
+    each site with the batch statistics of its own images. bootstrap: last layer that `paste`
+    shares. alone: each site keeps its own weights, nothing is sent.
     """
 
-    part: Literal["adaptor", "generator", "stfpm", "paste"] = "adaptor"
+    part: Literal["adaptor", "generator", "stfpm", "paste", "dcam", "rd", "aand"] = "adaptor"
     bootstrap: int | None = None
     alone: bool = False
 
