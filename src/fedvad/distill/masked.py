@@ -187,6 +187,10 @@ class MaskedHeads(nn.Module):
     ) -> dict[str, Tensor]:
         config = self.config
         target, aligned = level.target(teacher), level.aligned(student)
+        plain = distance(aligned, target, config.distance)
+        if config.w_m == 0 and config.w_sem == 0:  # nobody asks what generators would cost
+            nothing = torch.zeros_like(plain)
+            return {"masked": nothing, "plain": plain, "semantic": nothing}
         # attention is on the teacher's own values: in other units every channel would be alike
         seen = _resize(teacher, level.grid)
         spatial = spatial_attention(seen, config.temperature)
@@ -198,7 +202,7 @@ class MaskedHeads(nn.Module):
         )
         return {
             "masked": distance(rebuilt, target, config.distance),
-            "plain": distance(aligned, target, config.distance),
+            "plain": plain,
             "semantic": semantic_loss(rebuilt, target, config.sem_stats),
         }
 
