@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fedvad.data.folders import ImageSet, Site
 from fedvad.detectors.registry import detector_class
@@ -19,11 +18,10 @@ from fedvad.evaluation.histograms import count
 from fedvad.evaluation.sites import SiteResult, site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
-from fedvad.federation.payload import Payload
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
+from fedvad.federation.runners.inprocess import Schedule
 from fedvad.federation.runners.state import load_state
+from fedvad.pipeline.averaging import average_rounds
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.fitted import Fitted, Job
 from fedvad.pipeline.plan import site_seed
@@ -134,13 +132,14 @@ def averaged(
         if over is not None:  # its costs are in the state of the part that came next
             merged = over.merged
         else:
-            merged = _exchanged(
-                part,
-                sites,
+            merged = average_rounds(
+                {name: site.part(part) for name, site in sites.items()},
                 parameters_of(start),
-                config,
+                config.student.terms(),
+                Schedule(rounds, config.participation, config.join, config.seed, first=before + 1),
                 extractor,
-                rounds=range(before + 1, before + rounds + 1),
+                images={name: site.n_images for name, site in sites.items()},
+                seeds={name: site.seed for name, site in sites.items()},
                 ledger=ledger,
                 state_dir=folder,
                 resume=resume and part in begun,
@@ -163,51 +162,6 @@ def _steps(config: TrainConfig, extractor: FeatureExtractor) -> int:
 
 def _rounds(part: str, config: TrainConfig) -> int:
     return config.rounds if part == "student" else config.student.amplify_rounds
-
-
-def _exchanged(
-    part: str,
-    sites: Mapping[str, StudentSite],
-    initial: Mapping[str, Any],
-    config: TrainConfig,
-    extractor: FeatureExtractor,
-    *,
-    rounds: range,
-    ledger: Ledger,
-    state_dir: Path | None,
-    resume: bool,
-    stage: Stage | None,
-) -> Payload:
-    """The weights of one part after all its rounds."""
-    height, width, _ = extractor.grid
-    members = {
-        name: WeightSite(
-            name,
-            site.part(part),
-            n_images=site.n_images,
-            n_patches=site.n_images * height * width,
-            seed=site.seed,
-        )
-        for name, site in sites.items()
-    }
-    exchange = WeightExchange(
-        features=extractor.config.key(),
-        initial=initial,
-        config=config.student.terms(),
-        sites=len(members),
-    )
-    schedule = Schedule(
-        len(rounds), config.participation, config.join, config.seed, first=rounds.start
-    )
-    return run_rounds(
-        exchange,
-        members,
-        schedule,
-        ledger=ledger,
-        state_dir=state_dir,
-        resume=resume,
-        on_step=None if stage is None else lambda round_, site: stage(),
-    )
 
 
 def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDetector:

@@ -13,10 +13,10 @@ from fedvad.detectors.feddymem import FedDyMem
 from fedvad.detectors.generator_site import GeneratorConfig, GeneratorSite
 from fedvad.distill.parameters import load_parameters, parameters_of, under
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
+from fedvad.federation.runners.inprocess import Schedule
+from fedvad.pipeline.averaging import average_rounds
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.plan import site_seed
 from fedvad.pipeline.student_config import STUDENT_METHODS, Averaging, StudentOptions
@@ -109,34 +109,24 @@ def _parts(
         name: _trainer(options, config, feature, site_seed(config.seed, i))
         for i, (name, feature) in enumerate(sorted(features.items()))
     }
-    height, width, _ = extractor.grid
-    sites = {
-        name: WeightSite(
-            name,
-            trainer,
-            n_images=len(features[name]),
-            n_patches=len(features[name]) * height * width,
-            seed=trainer.seed,
-        )
-        for name, trainer in trainers.items()
-    }
     initial = parameters_of(next(iter(trainers.values())).student)
     ledger = Ledger()
-    groups = [[name] for name in sites] if options.alone else [list(sites)]
+    groups = [[name] for name in trainers] if options.alone else [list(trainers)]
     trained: dict[str, Payload] = {}
     for group in groups:
-        exchange = WeightExchange(
-            features=extractor.config.key(),
-            initial=initial,
-            config=options.terms(),
-            sites=len(group),
+        last = average_rounds(
+            {name: trainers[name] for name in group},
+            initial,
+            options.terms(),
+            Schedule(rounds=config.rounds, seed=config.seed),
+            extractor,
+            images={name: len(features[name]) for name in group},
+            seeds={name: trainers[name].seed for name in group},
+            ledger=ledger,
         )
-        members = {name: sites[name] for name in group}
-        schedule = Schedule(rounds=config.rounds, seed=config.seed)
-        last = run_rounds(exchange, members, schedule, ledger=ledger, jobs=1)
         trained |= dict.fromkeys(group, last)
     detectors = {
-        name: _detector(trainers[name], trained[name], config, extractor) for name in sites
+        name: _detector(trainers[name], trained[name], config, extractor) for name in trainers
     }
     banks = [t.bank for t in trainers.values() if isinstance(t, GeneratorSite)]
     return Averaged(detectors, ledger, max((len(bank) for bank in banks), default=0))
