@@ -1,7 +1,7 @@
 """fedvad: federated, memory-efficient visual anomaly detection.
 
-The verbs are `train`, `evaluate`, `predict`, `export`, `inspect`, `bench` and `demo`, as on the
-command line, and `write_report` for its `report`, whose name is that of a package here. They are
+The verbs are those of the command line; `write_report`, `run_stream` and `distill_backbone` stand
+for its `report`, `continual` and `distill`, whose names are those of packages here. They are
 imported on first use, so that `import fedvad` costs nothing.
 """
 
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from fedvad.api import (
         bench,
         demo,
+        distill_backbone,
         evaluate,
         export,
+        gallery,
         inspect,
         load,
         predict,
+        run_stream,
         train,
         write_report,
     )
@@ -31,11 +34,14 @@ __all__ = [
     "__version__",
     "bench",
     "demo",
+    "distill_backbone",
     "evaluate",
     "export",
+    "gallery",
     "inspect",
     "load",
     "predict",
+    "run_stream",
     "train",
     "write_report",
 ]

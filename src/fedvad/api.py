@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.pipeline.bench.run import bench as _bench
 from fedvad.pipeline.bench.suite import load_suite
 from fedvad.pipeline.config import Reference, resolve_config
+from fedvad.pipeline.continual.run import continual as _continual
+from fedvad.pipeline.continual.stream import load_stream
 from fedvad.pipeline.demo import demo as _demo
 from fedvad.pipeline.evaluate import evaluate as _evaluate
+from fedvad.pipeline.gallery import gallery as _gallery
 from fedvad.pipeline.inspect import inspect as _inspect
 from fedvad.pipeline.predict import predict as _predict
 from fedvad.pipeline.progress import Progress, silent
@@ -25,11 +28,14 @@ from fedvad.pipeline.train import train as _train
 __all__ = [
     "bench",
     "demo",
+    "distill_backbone",
     "evaluate",
     "export",
+    "gallery",
     "inspect",
     "load",
     "predict",
+    "run_stream",
     "train",
     "write_report",
 ]
@@ -125,6 +131,68 @@ def bench(
     )
 
 
+def run_stream(
+    stream: str,
+    out: AnyPath,
+    *,
+    data: AnyPath | None = None,
+    weights: Mapping[str, AnyPath] | None = None,
+    cache: AnyPath | None = None,
+    seeds: Iterable[int] | None = None,
+    methods: Iterable[str] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """`fedvad continual`: learn the tasks of a stream (shipped name or TOML file) one by one.
+
+    weights: a file by backbone name.
+    """
+    chosen = load_stream(stream).only(
+        seeds=None if seeds is None else list(seeds),
+        methods=None if methods is None else list(methods),
+    )
+    return _continual(
+        chosen,
+        Path(out),
+        data=None if data is None else Path(data),
+        weights=_by_backbone(weights),
+        cache=_cache(cache),
+        progress=progress,
+    )
+
+
+def distill_backbone(
+    recipe: str,
+    out: AnyPath,
+    *,
+    data: Iterable[AnyPath] = (),
+    weights: Mapping[str, AnyPath] | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """`fedvad distill`: teach a small backbone by a recipe (shipped name or TOML file).
+
+    weights: a file by the teacher's name.
+    """
+    from fedvad.pipeline.distill.recipe import load_recipe  # loads torch, with the next one
+    from fedvad.pipeline.distill.run import distill
+
+    return distill(
+        load_recipe(recipe),
+        Path(out),
+        data=[Path(folder) for folder in data],
+        weights=_by_backbone(weights),
+        resume=resume,
+        progress=progress,
+    )
+
+
+def gallery(data: AnyPath, out: AnyPath, **options: Any) -> dict[str, Any]:
+    """Draw synthetic defects on normal images of `data` into the PNG file `out`; options are those
+    of `fedvad gallery`.
+    """
+    return _gallery(Path(data), Path(out), **options)
+
+
 def export(
     run: AnyPath,
     *,
@@ -138,7 +206,7 @@ def export(
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write one site's detector of run folder `run` as an "onnx" or "openvino" model file."""
-    from fedvad.serving.export.package import export as export_run  # the only verb to load torch
+    from fedvad.serving.export.package import export as export_run  # loads torch
 
     return export_run(
         Path(run),
@@ -173,6 +241,10 @@ def load(run: AnyPath) -> TrainedRun | StudentRun:
 def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Any:
     """Draw the demo plants, train on them, and return the results."""
     return _demo(Path(out), seed=seed, progress=progress)
+
+
+def _by_backbone(weights: Mapping[str, AnyPath] | None) -> dict[str, Path]:
+    return {name: Path(file) for name, file in (weights or {}).items()}
 
 
 def _cache(root: AnyPath | None) -> DescriptorCache:

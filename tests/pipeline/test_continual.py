@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import fedvad
 from fedvad.cli.main import app
 from fedvad.continual.students import StudentLearner
 from fedvad.detectors.artefact import load_detector
@@ -67,18 +68,24 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("streams") / "tiny.toml"
     path.write_text(STREAM)
-    return load_stream(str(path)).only(seeds=[0])
+    return path
+
+
+@pytest.fixture(scope="module")
+def stream(file: Path) -> Stream:
+    return load_stream(str(file)).only(seeds=[0])
 
 
 @pytest.fixture(scope="module")
 def ran(
-    tmp_path_factory: pytest.TempPathFactory, stream: Stream, plants: Path, weights: Path
+    tmp_path_factory: pytest.TempPathFactory, file: Path, plants: Path, weights: Path
 ) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("continual")
-    return out, continual(stream, out, data=plants, weights={"test_efficientnet": weights})
+    own = {"test_efficientnet": weights}
+    return out, fedvad.run_stream(str(file), out, data=plants, weights=own, seeds=[0])
 
 
 def test_every_method_has_figures_of_every_task(ran: tuple[Path, dict[str, Any]]) -> None:

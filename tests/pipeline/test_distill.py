@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fedvad
 from fedvad.errors import ArtefactError, ConfigError, DataError, WeightsError
 from fedvad.pipeline.distill.checkpoint import CHECKPOINT_FILE
 from fedvad.pipeline.distill.images import TrainingImages
@@ -57,21 +58,26 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipes") / "toy.toml"
     path.write_text(RECIPE)
-    return load_recipe(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(file: Path) -> Recipe:
+    return load_recipe(str(file))
 
 
 @pytest.fixture(scope="module")
 def made(
     tmp_path_factory: pytest.TempPathFactory,
-    recipe: Recipe,
+    file: Path,
     plants: Path,
     weights: dict[str, Path],
 ) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("distilled") / "out"
-    return out, distill(recipe, out, data=[plants], weights=weights)
+    return out, fedvad.distill_backbone(str(file), out, data=[plants], weights=weights)
 
 
 def test_everything_is_written_and_told(made: tuple[Path, dict[str, Any]]) -> None:
