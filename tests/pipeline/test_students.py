@@ -70,7 +70,7 @@ class TestARun:
         assert sorted(run.sites) == SITES
         first, second = (run.sites[name].buffers for name in SITES[:2])
         assert any(not np.array_equal(first[name], second[name]) for name in first)
-        assert all(np.isfinite(m.scale) and m.scale > 0 for m in run.sites.values())
+        assert all(np.isfinite(m.own["scale"]) and m.own["scale"] > 0 for m in run.sites.values())
         rows = {
             site: list(fedvad.predict(trained[0], plants / "alder" / "test", site=site))
             for site in SITES[:2]
@@ -212,7 +212,7 @@ def test_mixed_statistics_are_those_of_all_images_together() -> None:
     parts = {"a": rng.normal(1, 2, (30, 4)), "b": rng.normal(-3, 1, (10, 4))}
     sites = {
         name: StudentModel(
-            {"bn.running_mean": part.mean(0), "bn.running_var": part.var(0)}, 1.0, {}, len(part)
+            {"bn.running_mean": part.mean(0), "bn.running_var": part.var(0)}, {}, {}, len(part)
         )
         for name, part in parts.items()
     }

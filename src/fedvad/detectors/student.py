@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,11 @@ class StudentDetector(Detector):
     held-out normal images (of the training images, if there is but one image). So an image score
     of 1 is that of a typical unseen normal image, at every site and for every backbone. Ours.
 
-    net_: the trained net. scale_: s. log_: how the training went.
+    own_values: what of `state` is each site's own where sites share a student. net_: the trained
+    net. scale_: s. log_: how the training went.
     """
+
+    own_values: ClassVar[tuple[str, ...]] = ("scale",)
 
     def __init__(
         self,

@@ -34,11 +34,11 @@ _OWN = re.compile(r"site\d+/")
 class StudentModel:
     """What is a site's own: batch statistics of its images, scale and thresholds of its scores.
 
-    n_images: normal images it trained on.
+    own: by name, see `StudentDetector.own_values`. n_images: normal images it trained on.
     """
 
     buffers: Arrays
-    scale: float
+    own: dict[str, Any]
     thresholds: dict[str, Threshold] = field(default_factory=dict)
     n_images: int = 0
 
@@ -75,7 +75,8 @@ class StudentRun:
             arrays, values = detector.state()
             buffers = under("buffers/", arrays)
             shared = {n: a for n, a in arrays.items() if not n.startswith("buffers/")}
-            sites[name] = StudentModel(buffers, float(values["scale"]), {}, images[name])
+            own = {key: values[key] for key in detector.own_values}
+            sites[name] = StudentModel(buffers, own, {}, images[name])
         features = next(iter(detectors.values())).extractor.config
         return cls(shared, values, sites, features, method, data)
 
@@ -97,11 +98,11 @@ class StudentRun:
         model = self.sites.get(site) if site is not None else None
         buffers = self._mixed() if model is None else model.buffers
         arrays = self.shared | {f"buffers/{n}": a for n, a in buffers.items()}
-        scales = sorted(m.scale for m in self.sites.values())
-        scale = scales[len(scales) // 2] if model is None else model.scale
         made = detector_class(self.method)
         try:
-            return made.from_state(arrays, self.values | {"scale": scale}, extractor=extractor)
+            by_scale = sorted(self.sites.values(), key=lambda m: float(m.own["scale"]))
+            own = (model or by_scale[len(by_scale) // 2]).own
+            return made.from_state(arrays, self.values | own, extractor=extractor)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"this run's student is incomplete or damaged: {error}") from error
 
@@ -120,7 +121,7 @@ class StudentRun:
         for i, (name, model) in enumerate(sorted(self.sites.items())):
             arrays |= {f"site{i}/{n}": a for n, a in model.buffers.items()}
             thresholds = {k: asdict(t) for k, t in model.thresholds.items()}
-            told = {"name": name, "n_images": model.n_images, "scale": model.scale}
+            told = {"name": name, "n_images": model.n_images, "own": model.own}
             sites.append(told | {"thresholds": thresholds})
         values = {
             "kind": KIND,
@@ -140,7 +141,7 @@ class StudentRun:
             for i, told in enumerate(values["sites"]):
                 thresholds = {k: threshold_from(t) for k, t in told["thresholds"].items()}
                 sites[told["name"]] = StudentModel(
-                    under(f"site{i}/", arrays), float(told["scale"]), thresholds, told["n_images"]
+                    under(f"site{i}/", arrays), dict(told["own"]), thresholds, told["n_images"]
                 )
             if not sites:
                 raise ArtefactError(f"{path} is incomplete or damaged: it has no site")
