@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
@@ -94,7 +94,7 @@ class DMDD(StudentDetector):
             extractor=extractor,
             layers=layers,
             combine=combine,
-            train=train or adam(600),
+            train=train or replace(adam(600), batch=4),
             held_out=held_out,
             smooth=smooth,
             top=top,

@@ -60,7 +60,7 @@ class DualStudent(nn.Module):
             head = Perception(shapes, config.head_input, config.head_channels)
         self.base, self.decouplers, self.head = base, decouplers, head
         reinitialise(nn.ModuleList([decouplers, head]), seed)
-        head.settle()
+        head.begin()
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Normality and abnormality features, one (b, c, h, w) of each per level."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedvad.distill.dual_options import HeadInput
 from fedvad.distill.loss import level_maps
-from fedvad.distill.reverse import Shape
+from fedvad.distill.reverse import Shape, resized
 
 __all__ = ["Perception"]
 
@@ -35,24 +35,26 @@ class Perception(nn.Module):
         inputs = 2 * (len(shapes) if given == "map" else sum(s[0] for s in shapes))
         self.enter = _conv(inputs, channels, kernel=1)
         self.views = nn.ModuleList(_conv(channels, channels, dilation=d) for d in _DILATIONS)
-        self.join = _conv(channels * len(_DILATIONS), channels, kernel=1)[:2]
+        self.join = nn.Conv2d(channels * len(_DILATIONS), channels, 1, bias=False)
+        self.joined = nn.BatchNorm2d(channels)
         self.channels = ChannelAttention(channels)
         self.places = PlaceAttention()
         self.short = nn.Conv2d(inputs, 1, 1, bias=False)
-        self.leave = nn.Sequential(_conv(channels, channels), nn.Conv2d(channels, 1, 1))
+        self.look = _conv(channels, channels)
+        self.leave = nn.Conv2d(channels, 1, 1)
 
-    def settle(self) -> None:
-        """Begin as a logistic function of the sum of all distances, without any wider view.
+    def begin(self) -> None:
+        """Set the weights to a logistic function of the sum of all distances, without wider views.
 
-        These come in as they prove of use. From random weights, a head that has had few steps sees
+        Those come in as they prove of use. From random weights, a head that has had few steps sees
         defects where a dilated kernel has its corners. Ours.
         """
-        nn.init.zeros_(self.join[1].weight)
-        last = self.leave[-1]
-        nn.init.zeros_(last.weight)
+        nn.init.zeros_(self.joined.weight)
+        nn.init.zeros_(self.leave.weight)
         nn.init.ones_(self.short.weight)
         # products of unit features add up to 1 - cos less 1, for each level and branch
-        nn.init.constant_(last.bias, _PRIOR + (0 if self.given == "map" else 2 * self.levels))
+        assert self.leave.bias is not None  # as it is made
+        nn.init.constant_(self.leave.bias, _PRIOR + (0 if self.given == "map" else 2 * self.levels))
 
     def forward(
         self, teacher: Sequence[Tensor], normality: Sequence[Tensor], abnormality: Sequence[Tensor]
@@ -60,8 +62,8 @@ class Perception(nn.Module):
         """(b, h, w) probabilities of maps (b, c, h', w'), one of each kind per level."""
         given = torch.cat([*self._given(teacher, normality), *self._given(teacher, abnormality)], 1)
         x = self.enter(given)
-        joined = self.join(torch.cat([view(x) for view in self.views], 1))
-        seen = x + self.places(self.channels(joined))
+        joined = self.joined(self.join(torch.cat([view(x) for view in self.views], 1)))
+        seen = self.look(x + self.places(self.channels(joined)))
         return torch.sigmoid(self.leave(seen) + self.short(given))[:, 0]
 
     def _given(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[Tensor]:
@@ -72,11 +74,7 @@ class Perception(nn.Module):
                 -functional.normalize(t, dim=1, eps=_EPS) * functional.normalize(s, dim=1, eps=_EPS)
                 for t, s in zip(teacher, student, strict=True)
             ]
-        return [
-            m if (int(m.shape[2]), int(m.shape[3])) == self.grid
-            else functional.interpolate(m, self.grid, mode="bilinear", align_corners=False)
-            for m in found
-        ]  # fmt: skip
+        return [resized(m, self.grid) for m in found]
 
 
 class ChannelAttention(nn.Module):
