@@ -7,8 +7,13 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from pathlib import Path
+from statistics import fmean, median, pstdev
 from time import perf_counter, process_time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedvad.features.extractor import FeatureExtractor
 
 Clock = Callable[[], float]
 
@@ -102,3 +107,37 @@ def alternate(
         for name, work in works.items():
             seconds[name].append(timed(work, clock))
     return {name: median(values) for name, values in seconds.items()}
+
+
+def spread(values: Sequence[float | None], digits: int = 4) -> str:
+    """Mean ± standard deviation; a dash where one is missing: no masks, or one class alone."""
+    known = [v for v in values if v is not None]
+    if len(known) < len(values) or not known:
+        return "–"
+    return f"{fmean(known):.{digits}f} ± {pstdev(known):.{digits}f}"
+
+
+def backbone_options(parser: ArgumentParser) -> None:
+    """The flags of `extractor`."""
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--layers", default="1,2,3")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side")
+    parser.add_argument("--device", default="cpu")
+
+
+def extractor(arguments: Namespace) -> FeatureExtractor:
+    """Features as `backbone_options` describe them."""
+    from fedvad.features.config import FeatureConfig
+    from fedvad.features.extractor import FeatureExtractor
+
+    return FeatureExtractor(
+        FeatureConfig(
+            backbone=arguments.backbone,
+            weights=arguments.weights,
+            layers=tuple(map(int, arguments.layers.split(","))),
+            image_size=arguments.size,
+            engine="openvino" if arguments.device == "cpu" else "torch",
+            device=arguments.device,
+        )
+    )

@@ -21,15 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine
+from common import backbone_options, extractor, machine, spread
 
 from fedvad.data.folders import ImageSet, Site, read_set
 from fedvad.detectors.registry import create
 from fedvad.distill.attention_options import AttentionConfig, ImitationConfig
 from fedvad.distill.training import TrainConfig
 from fedvad.evaluation.sites import evaluate_site, summarise
-from fedvad.features.config import FeatureConfig
-from fedvad.features.extractor import FeatureExtractor
 
 # The first of each kind is the shipped default.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -132,27 +130,6 @@ def table(metric: str, classes: Sequence[str], found: Mapping[str, list[dict[str
     return "\n".join(lines)
 
 
-def spread(values: Sequence[float | None], digits: int = 4) -> str:
-    """Mean ± standard deviation; a dash where a class cannot tell."""
-    known = [v for v in values if v is not None]
-    if len(known) < len(values):
-        return "–"
-    return f"{np.mean(known):.{digits}f} ± {np.std(known):.{digits}f}"
-
-
-def extractor(arguments: argparse.Namespace) -> FeatureExtractor:
-    return FeatureExtractor(
-        FeatureConfig(
-            backbone=arguments.backbone,
-            weights=arguments.weights,
-            layers=tuple(map(int, arguments.layers.split(","))),
-            image_size=arguments.size,
-            engine="openvino" if arguments.device == "cpu" else "torch",
-            device=arguments.device,
-        )
-    )
-
-
 def train_config(arguments: argparse.Namespace) -> TrainConfig:
     return TrainConfig(
         epochs=arguments.epochs,
@@ -166,11 +143,7 @@ def train_config(arguments: argparse.Namespace) -> TrainConfig:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="SET")
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--layers", default="1,2,3")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--device", default="cpu")
+    backbone_options(parser)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=100)

@@ -34,6 +34,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "stage1": replace(support.QUICK_ADAM, steps=8),
         "amplify": support.AMPLIFY,
     },
+    "dmdd": {"train": support.QUICK_ADAM, "dual": support.DUAL},
 }
 
 
@@ -90,7 +91,7 @@ def _broken(images: ImageSet, folder: Path) -> ImageSet:
 
 
 def test_the_registry_knows_the_methods_and_refuses_others(extractor: FeatureExtractor) -> None:
-    assert set(ALL) >= {"feddymem", "patchcore", "stfpm", "paste", "dcam", "rd", "aand"}
+    assert set(ALL) >= {"feddymem", "patchcore", "stfpm", "paste", "dcam", "rd", "aand", "dmdd"}
     assert list_detectors("fed*") == ["feddymem"]
     with pytest.raises(ConfigError, match="patchcore"):
         create("patchkern", extractor=extractor)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from fedvad.distill.amplify_options import AmplifyConfig
 from fedvad.distill.branches import reinitialise
+from fedvad.distill.dual_options import DualConfig
 from fedvad.distill.training import TrainConfig
 from fedvad.features.compat import import_timm
 
@@ -42,3 +43,6 @@ def options(weights: Path, **changes: Any) -> dict[str, Any]:
     """Options of a feature configuration with the tiny teacher."""
     base = {"backbone": NAME, "weights": weights, "layers": LAYERS, "image_size": 64}
     return base | {"engine": "torch"} | changes
+
+
+DUAL = DualConfig(pairs=8, head_channels=8, head_start_step=5)

@@ -112,6 +112,22 @@ def test_adams_first_step_has_the_length_of_the_rate_and_momentum_is_its_first_d
     torch.testing.assert_close(point.at.detach(), torch.tensor([0.9, -1.9]))
 
 
+def test_a_part_can_have_a_share_of_the_rate() -> None:
+    both = torch.nn.ModuleDict({"slow": Point(), "fast": Point()})
+    config = TrainConfig(**vars(PLAIN))
+    start = {n: p.detach().clone() for n, p in both.named_parameters()}
+
+    def pulled(_: object) -> torch.Tensor:
+        return sum((p.sum() for p in both.parameters()), torch.zeros(()))
+
+    train_student(
+        both, pulled, _once, config, seed=0, optimiser=make_optimiser(both, config, {"slow.": 0.1})
+    )
+    moved = {n: float((p.detach() - start[n]).abs().max()) for n, p in both.named_parameters()}
+    assert moved["slow.at"] == pytest.approx(0.1 * moved["fast.at"], rel=1e-4)
+    assert len(make_optimiser(both, config, {"none.": 0.1}).param_groups) == 1
+
+
 def test_an_optimiser_can_be_carried_on_with() -> None:
     config = TrainConfig(**{**vars(PLAIN), "momentum": 0.9})
     point, other = Point(), Point()

@@ -11,13 +11,14 @@ import numpy.typing as npt
 from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.aand_site import AANDSite
+from fedvad.detectors.drawing import DEFECTS, check_drawing, kept_drawing, restored_drawing
 from fedvad.detectors.reverse import ReverseDetector, adam
 from fedvad.distill.amplify_options import AmplifyConfig
 from fedvad.distill.loss import Combine
 from fedvad.distill.parameters import load_parameters, parameters_of, under
 from fedvad.distill.reverse_loss import ReverseLoss
 from fedvad.distill.training import TrainConfig, TrainLog
-from fedvad.errors import ConfigError, MismatchError
+from fedvad.errors import MismatchError
 from fedvad.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from fedvad.distill.branches import PaSTeNet
 
 __all__ = ["AAND"]
-
-# As large as a cell of the coarsest taps: a defect that covers none of them teaches them nothing.
-_DEFECTS = SynthesisConfig(area=(0.01, 0.15))
 
 
 class AAND(ReverseDetector):
@@ -84,7 +82,7 @@ class AAND(ReverseDetector):
         )
         self.amplify = amplify or AmplifyConfig()
         self.stage1 = stage1 or adam(300)
-        self.synthesis = synthesis or _DEFECTS
+        self.synthesis = synthesis or DEFECTS
         self.textures = textures
         self.amplified_: TrainLog | None = None
 
@@ -126,8 +124,7 @@ class AAND(ReverseDetector):
         arrays, values = super().state()
         assert self.net_ is not None  # or there was no state
         arrays |= {f"amplifier/{n}": a for n, a in parameters_of(self.net_.blocks).items()}
-        if self.textures is not None:
-            values["options"]["textures"] = str(self.textures)
+        kept_drawing(values["options"])
         values["amplified"] = None if self.amplified_ is None else asdict(self.amplified_)
         return arrays, values
 
@@ -166,13 +163,7 @@ class AAND(ReverseDetector):
 
     def _check(self) -> None:
         super()._check()
-        if callable(self.synthesis.foreground):
-            raise ConfigError(
-                "a foreground function cannot be kept in a detector's file: use 'otsu' or a grey "
-                "level"
-            )
-        if self.synthesis.source == "textures" and self.textures is None:
-            raise ConfigError("source 'textures' needs pictures: give textures a folder of them")
+        check_drawing(self.synthesis, self.textures)
 
     def _options(self) -> dict[str, Any]:
         return super()._options() | {
@@ -184,11 +175,11 @@ class AAND(ReverseDetector):
 
     @classmethod
     def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
-        drawing, textures = options["synthesis"], options["textures"]
-        pairs = {name: tuple(drawing[name]) for name in ("area", "beta")}
-        return super()._restored(options) | {
-            "amplify": AmplifyConfig(**options["amplify"]),
-            "stage1": TrainConfig(**options["stage1"]),
-            "synthesis": SynthesisConfig(**drawing | pairs),
-            "textures": None if textures is None else Path(textures),
-        }
+        return (
+            super()._restored(options)
+            | restored_drawing(options)
+            | {
+                "amplify": AmplifyConfig(**options["amplify"]),
+                "stage1": TrainConfig(**options["stage1"]),
+            }
+        )

@@ -8,6 +8,7 @@ from typing import Any
 from fedvad.detectors.aand import AAND
 from fedvad.detectors.base import Detector
 from fedvad.detectors.dcam import DCAM
+from fedvad.detectors.dmdd import DMDD
 from fedvad.detectors.feddymem import FedDyMem, PatchCore
 from fedvad.detectors.reverse import RD
 from fedvad.detectors.stfpm import STFPM, PaSTe
@@ -17,7 +18,7 @@ from fedvad.features.extractor import FeatureExtractor
 __all__ = ["create", "detector_class", "list_detectors"]
 
 _DETECTORS: dict[str, type[Detector]] = {
-    cls.name: cls for cls in (FedDyMem, PatchCore, STFPM, PaSTe, DCAM, RD, AAND)
+    cls.name: cls for cls in (FedDyMem, PatchCore, STFPM, PaSTe, DCAM, RD, AAND, DMDD)
 }
 
 

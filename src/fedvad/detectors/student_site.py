@@ -118,7 +118,7 @@ class StudentSite:
         settings = config or self.config
 
         def batches(rng: np.random.Generator) -> Iterator[Batch]:
-            own = self._set.batches(self._own, settings.batch, rng)
+            own = self._batches(settings.batch, rng)
             return own if mix is None else (mix(batch, rng) for batch in own)
 
         return train_student(
@@ -179,8 +179,8 @@ class StudentSite:
             norm.momentum = None  # a plain mean over the batches
         self.student.train()
         with torch.inference_mode():
-            for batch in self._set.batches(self._own, self.config.batch):
-                self.student(batch.inputs)
+            for batch in self._batches(self.config.batch):
+                self._run(batch)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self.student.eval()
@@ -204,6 +204,14 @@ class StudentSite:
     def close(self) -> None:
         """Give back what was kept for training."""
         self._set.close()
+
+    def _batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """One pass over what the site trains on; in order without a generator."""
+        return self._set.batches(self._own, size, rng)
+
+    def _run(self, batch: Batch) -> None:
+        """One pass of a batch through the whole student."""
+        self.student(batch.inputs)
 
     def _score_loss(self, batch: Batch) -> torch.Tensor:
         return cosine_loss(*self.net.compared(batch.teacher, batch.inputs))

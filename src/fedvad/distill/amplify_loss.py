@@ -46,15 +46,18 @@ def amplify_loss(blocks: nn.ModuleList, batch: PairBatch, config: AmplifyConfig)
     return sum(terms[1:], terms[0])
 
 
-def focal_loss(gate: Tensor, mask: Tensor, *, alpha: float = 0.8, gamma: float = 2.0) -> Tensor:
+def focal_loss(
+    gate: Tensor, mask: Tensor, *, alpha: float | None = 0.8, gamma: float = 2.0
+) -> Tensor:
     """Mean of -a (1 - p)^gamma log p over all cells; gate and mask are of one shape, in [0, 1].
 
-    p and a are gate and alpha where the mask is 1, and 1 - gate and 1 - alpha where it is 0. The
-    gate is clamped to [1e-6, 1 - 1e-6]. Source: Lin et al. 2017, eq. 5.
+    p and a are gate and alpha where the mask is 1, and 1 - gate and 1 - alpha where it is 0; a is
+    1 everywhere without an alpha. The gate is clamped to [1e-6, 1 - 1e-6]. Source: Lin et al.
+    2017, eq. 5.
     """
     inside = gate.clamp(_CLAMP, 1 - _CLAMP)
     p = mask * inside + (1 - mask) * (1 - inside)
-    weight = mask * alpha + (1 - mask) * (1 - alpha)
+    weight = 1.0 if alpha is None else mask * alpha + (1 - mask) * (1 - alpha)
     return -(weight * (1 - p) ** gamma * p.log()).mean()
 
 

@@ -109,6 +109,9 @@ class MapNet(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.normalise = copy.deepcopy(net), copy.deepcopy(normalise)
+        # weights lie otherwise after training than after loading, and sums in another order differ
+        for parameter in self.net.parameters():
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         self.combine = combine
         self.eval().requires_grad_(False)
         device = self.normalise.get_buffer("scale").device

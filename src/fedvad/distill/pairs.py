@@ -1,4 +1,4 @@
-"""Synthetic anomalies for stage I: drawn once, seen by the frozen teacher once, then kept."""
+"""Synthetic anomalies for stage I of AAND: maps of the teacher, and the cells to compare."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.synthesis import SynthesisConfig, TextureFolder, find_foreground, synthesise
+from fedvad.data.synthesis import SynthesisConfig, find_foreground
 from fedvad.distill.amplify_options import AmplifyConfig
-from fedvad.distill.pixels import read_pixels
+from fedvad.distill.defects import DefectPool
 from fedvad.distill.targets import TrainingSet
-from fedvad.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +42,10 @@ class PairBatch:
         return len(self.teacher[0])
 
 
-class PairPool:
-    """A fixed number of synthetic anomalies of a site's normal images, with masks of cells.
+class PairPool(DefectPool):
+    """Synthetic anomalies with the cells that stage I compares; see `DefectPool`.
 
-    normals: the site's set, without any change of its teacher. own: the positions in it that may
-    be used, whose image files are `paths`. grids: (h, w) of each level. Defects depend on `seed`,
-    their number and the images alone. Raises `DataError` when a file cannot be read any more.
+    grids: (h, w) of each level.
     """
 
     def __init__(
@@ -59,44 +56,23 @@ class PairPool:
         config: AmplifyConfig,
         *,
         synthesis: SynthesisConfig,
-        textures: Path | None,
-        image_size: int,
         grids: Sequence[tuple[int, int]],
-        seed: int,
+        **options: Any,
     ) -> None:
         self.config = config
-        self._normals = normals
-        # every image in turn, so that none is left out while another comes twice
-        order = np.random.default_rng(seed).permutation(len(own))
-        picked = order[np.arange(config.pairs) % len(own)]
-        self._sources = own[picked]
-        folder = None if textures is None else TextureFolder(textures, size=image_size)
         masks: list[list[_Cells]] = []
         objects: list[list[_Cells]] = []
 
-        def drawn() -> Iterator[npt.NDArray[np.uint8]]:
-            for item in read_pixels([paths[i] for i in picked], image_size):
-                if item.pixels is None:
-                    raise DataError(f"an image vanished meanwhile: {item.error}")
-                defect = synthesise(
-                    item.pixels, synthesis, seed=(seed, item.index), textures=folder
-                )
-                found = find_foreground(item.pixels, synthesis)
-                masks.append([covered(defect.mask, g) > config.mask_share for g in grids])
-                objects.append([covered(found, g) >= _OBJECT_SHARE for g in grids])
-                yield defect.image
+        def marked(pixels: npt.NDArray[np.uint8], mask: _Cells) -> None:
+            found = find_foreground(pixels, synthesis)
+            masks.append([covered(mask, g) > config.mask_share for g in grids])
+            objects.append([covered(found, g) >= _OBJECT_SHARE for g in grids])
 
-        self._defects = normals.beside(config.pairs)
-        try:
-            self._defects.extend(drawn())
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(
+            normals, own, paths, marked, count=config.pairs, synthesis=synthesis, **options
+        )
         self._masks = [np.stack(level) for level in zip(*masks, strict=True)]
         self._objects = [np.stack(level) for level in zip(*objects, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self._defects)
 
     def masked(self) -> list[int]:
         """Per level the number of anomalous cells in the whole pool."""
@@ -104,14 +80,8 @@ class PairPool:
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[PairBatch]:
         """One pass over the pool in random order; each image without its defect by chance."""
-        order = rng.permutation(len(self))
-        for part in np.array_split(order, max(1, -(-len(order) // size))):
-            defective = rng.random(len(part)) < self.config.anomaly_prob
-            yield self._batch(part[defective], part[~defective], rng)
-
-    def close(self) -> None:
-        """Give memory and disk back."""
-        self._defects.close()
+        for defective, sound in self.chosen(size, self.config.anomaly_prob, rng):
+            yield self._batch(defective, sound, rng)
 
     def _batch(
         self,
@@ -121,9 +91,7 @@ class PairPool:
     ) -> PairBatch:
         import torch
 
-        sets = ((self._defects, defective), (self._normals, self._sources[sound]))
-        parts = [of.batch(rows).teacher for of, rows in sets if len(rows)]
-        teacher = [torch.cat(levels) for levels in zip(*parts, strict=True)]
+        teacher = self.images(defective, sound).teacher
         both = np.concatenate([defective, sound])
         masks, normal, anomalous = [], [], []
         for mask, found in zip(self._masks, self._objects, strict=True):

@@ -15,7 +15,15 @@ from fedvad.distill.branches import STFPMNet, reinitialise
 from fedvad.errors import ConfigError
 from fedvad.features.modules import Taps
 
-__all__ = ["Bottleneck", "Decoder", "ReverseNet", "ReverseStudent", "build_reverse", "tap_shapes"]
+__all__ = [
+    "Bottleneck",
+    "Decoder",
+    "ReverseNet",
+    "ReverseStudent",
+    "build_reverse",
+    "resized",
+    "tap_shapes",
+]
 
 Shape = tuple[int, int, int]
 _NARROWEST = 8
@@ -68,7 +76,7 @@ class Bottleneck(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """(b, channels, h', w') of one (b, c, h, w) per tap."""
         ways = [way(m) for way, m in zip(self.ways, maps, strict=True)]
-        return self.join(torch.cat([_resized(m, self.grid) for m in ways], 1))  # type: ignore[no-any-return]
+        return self.join(torch.cat([resized(m, self.grid) for m in ways], 1))  # type: ignore[no-any-return]
 
     def _way(self, shape: Shape, width: int, deep: int) -> nn.Sequential:
         halvings = round(math.log2(shape[1] / self.grid[0]))
@@ -107,7 +115,7 @@ class Decoder(nn.Module):
         for i, enter, block, head in zip(
             self.order, self.enter, self.blocks, self.heads, strict=True
         ):
-            x = block(_resized(enter(x), self.sizes[i]))
+            x = block(resized(enter(x), self.sizes[i]))
             maps[i] = head(x)
         return [maps[i] for i in range(len(maps))]
 
@@ -189,16 +197,17 @@ def tap_shapes(teacher: nn.Module, image_size: int) -> list[Shape]:
     return [(int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps]
 
 
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (b, c, h, w) bilinearly resized to (b, c, *size), where they are of another size."""
+    # sizes are compared as numbers, for a traced graph holds one way alone
+    if (int(x.shape[2]), int(x.shape[3])) == size:
+        return x
+    return functional.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
 def _conv(before: int, after: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(after),
         nn.ReLU(),
     )
-
-
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    # sizes are compared as numbers, for a traced graph holds one way alone
-    if (int(x.shape[2]), int(x.shape[3])) == size:
-        return x
-    return functional.interpolate(x, size, mode="bilinear", align_corners=False)

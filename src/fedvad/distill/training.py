@@ -38,6 +38,7 @@ B = TypeVar("B")
 Optimiser = Literal["sgd", "adam"]
 _DROPS = (0.8, 0.9)
 _SECOND = 0.999  # Adam's decay rate of squared gradients
+_SHARE = "rate_share"  # key of an optimiser's group of parameters
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,25 @@ class TrainLog:
     stopped_early: bool = False
 
 
-def make_optimiser(student: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The configured optimiser over the trainable parameters."""
+def make_optimiser(
+    student: torch.nn.Module, config: TrainConfig, shares: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The configured optimiser over the trainable parameters.
+
+    shares: of the learning rate, for parameters whose names begin so; others get all of it.
+    """
     import torch
 
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    groups: dict[str, list[torch.nn.Parameter]] = {name: [] for name in ("", *(shares or {}))}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            part = next((p for p in shares or {} if name.startswith(p)), "")
+            groups[part].append(parameter)
+    parameters = [
+        {"params": found, _SHARE: (shares or {}).get(part, 1.0)}
+        for part, found in groups.items()
+        if found
+    ]
     if config.optimiser == "adam":
         return torch.optim.Adam(
             parameters,
@@ -161,7 +176,7 @@ def train_student(
 
     def one_step(batch: B) -> float:
         for group in optimiser.param_groups:
-            group["lr"] = config.rate(record.steps + 1)
+            group["lr"] = config.rate(record.steps + 1) * group.get(_SHARE, 1.0)
         value = loss(batch)
         if penalty is not None:
             value = value + penalty(student, batch)

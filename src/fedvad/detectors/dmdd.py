@@ -1,0 +1,279 @@
+"""DMDD as a detector: a student that models the normal and the abnormal, and a head that fuses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.folders import ImageSet
+from fedvad.data.synthesis import SynthesisConfig
+from fedvad.detectors.dmdd_site import DMDDSite
+from fedvad.detectors.drawing import DEFECTS, check_drawing, kept_drawing, restored_drawing
+from fedvad.detectors.reverse import adam
+from fedvad.detectors.scoring import image_score
+from fedvad.detectors.student import StudentDetector
+from fedvad.distill.dual_options import DualConfig
+from fedvad.distill.loss import Combine
+from fedvad.distill.training import TrainConfig, TrainLog
+from fedvad.errors import ConfigError
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.memory.bank import FloatArray
+
+if TYPE_CHECKING:
+    from fedvad.distill.branches import PaSTeNet
+    from fedvad.distill.decouple import DualMapNet, DualNet
+
+__all__ = ["DMDD", "DualMaps", "ScoreSource"]
+
+ScoreSource = Literal["seg", "maps", "mix"]
+_SOURCES: tuple[ScoreSource, ...] = get_args(ScoreSource)
+# A head that is sure of normal images has next to nothing there; in `mix` it must not drown the
+# distances, which never come near zero.
+_LEAST = 0.01
+
+_Stacks = Callable[[Sequence[Path]], Iterator[tuple[int, FloatArray | None, str | None]]]
+
+
+@dataclass(frozen=True, eq=False)
+class DualMaps:
+    """All maps of readable images, (n, h, w) float32 each, neither scaled nor smoothed.
+
+    normality, abnormality: distances of the branches from the teacher; summed: both added; head:
+    probabilities. kept: (n,) positions in the list of images. bad: one reason per unreadable one.
+    """
+
+    normality: FloatArray
+    abnormality: FloatArray
+    summed: FloatArray
+    head: FloatArray
+    kept: npt.NDArray[np.int64]
+    bad: tuple[str, ...] = ()
+
+
+class DMDD(StudentDetector):
+    """Dual-modelling decouple distillation (Liu et al., ACM MM 2024, arXiv 2408.03888).
+
+    dual: what is trained, see `DualConfig`. source: what scores, the head (`seg`), the distances of
+    both branches added (`maps`), or the mean of the two (`mix`), each divided by its median image
+    score on the held-out normals first, by 0.01 at least. synthesis, textures: how defects are
+    drawn on the normal images; no image with a label of anomaly is ever read. train: a fixed number
+    of steps, the last of which is kept. smooth: of the distances; the head's map is left as it is.
+    The rest is as for `StudentDetector`.
+
+    scales_: by source, as `scale_`. parts_: the medians that `mix` divides by.
+    """
+
+    name: ClassVar[str] = "dmdd"
+    net_: DualNet | None
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        dual: DualConfig | None = None,
+        source: ScoreSource = "seg",
+        synthesis: SynthesisConfig | None = None,
+        textures: Path | None = None,
+        layers: tuple[int, ...] | None = None,
+        combine: Combine = "sum",
+        train: TrainConfig | None = None,
+        held_out: float = 0.2,
+        smooth: int = 1,
+        top: float = 0.0,
+        cache_bytes: int = 256 << 20,
+        seed: int = 0,
+        max_bad: float = 0.05,
+    ) -> None:
+        super().__init__(
+            extractor=extractor,
+            layers=layers,
+            combine=combine,
+            train=train or replace(adam(600), batch=4),
+            held_out=held_out,
+            smooth=smooth,
+            top=top,
+            cache_bytes=cache_bytes,
+            seed=seed,
+            max_bad=max_bad,
+        )
+        self.dual = dual or DualConfig()
+        self.source = source
+        self.synthesis = synthesis or DEFECTS
+        self.textures = textures
+        self.scales_: dict[str, float] | None = None
+        self.parts_: dict[str, float] | None = None
+
+    def network(self) -> DualNet:
+        """See `StudentDetector.network`."""
+        from fedvad.distill.decouple import build_dual
+
+        self._check()
+        given = self.extractor.config.layers or ()
+        net = build_dual(
+            self.extractor.network.network,
+            given,
+            self.layers or given,
+            self.dual,
+            image_size=self.extractor.config.image_size,
+            seed=self.seed,
+        )
+        return net.to(self.extractor.config.device)
+
+    def prepare(self, images: ImageSet, net: PaSTeNet | None = None) -> DMDDSite:
+        """See `StudentDetector.prepare`."""
+        site = super().prepare(images, net)
+        assert isinstance(site, DMDDSite)
+        return site
+
+    def with_net(self, net: PaSTeNet, normals: Sequence[Path], log: TrainLog | None = None) -> Self:
+        """See `StudentDetector.with_net`; the scales of all sources are measured."""
+        stacks = super()._compiled(net)
+
+        def medians(sources: Sequence[ScoreSource]) -> dict[str, float]:
+            found = [
+                [image_score(self._fused(stack, source), self.top) for source in sources]
+                for _, stack, _ in stacks(normals)
+                if stack is not None
+            ]
+            values = np.median(found, axis=0) if found else np.ones(len(sources))
+            return {s: max(float(v), 1e-12) for s, v in zip(sources, values, strict=True)}
+
+        apart = medians(("seg", "maps"))
+        self.parts_ = {source: max(scale, _LEAST) for source, scale in apart.items()}
+        self.scales_ = apart | medians(("mix",))
+        dual: Any = copy.deepcopy(net)  # as `network` makes it
+        self.net_, self.log_, self._mapper = dual, log, self._fusing(stacks)
+        self.scale_ = self.scales_[self.source]
+        return self
+
+    def scoring_by(self, source: ScoreSource) -> Self:
+        """A detector of the same trained net that scores by another source."""
+        if self.net_ is None or self.scales_ is None:
+            raise ConfigError(f"{self.name} has no student yet: call fit() or with_net() first")
+        other = copy.copy(self)
+        other.source, other._mapper = source, None
+        other._check()
+        other.scale_ = self.scales_[source]
+        return other
+
+    def maps(self, images: Sequence[Path]) -> DualMaps:
+        """All maps of image files, apart: for looking at what each branch sees."""
+        if self.net_ is None:
+            raise ConfigError(f"{self.name} has no student yet: call fit() or with_net() first")
+        stacks, kept, bad = [], [], []
+        for index, stack, error in super()._compiled(self.net_)(images):
+            if stack is None:
+                bad.append(error or "unknown error")
+            else:
+                stacks.append(stack)
+                kept.append(index)
+        grid = self._map_net(self.net_).grid
+        found = np.stack(stacks) if stacks else np.zeros((0, 3, *grid), np.float32)
+        normality, abnormality, head = (found[:, i] for i in range(3))
+        positions = np.asarray(kept, np.int64)
+        return DualMaps(
+            normality, abnormality, normality + abnormality, head, positions, tuple(bad)
+        )
+
+    def macs(self) -> int:
+        """See `StudentDetector.macs`; the head counts, whatever scores."""
+        import torch
+
+        from fedvad.distill.cost import macs
+
+        config = self.extractor.config
+        side = config.image_size
+        blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=config.device)
+        return macs(self._map_net(self.net_ or self.network()), blank)
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """See `Detector.state`."""
+        arrays, values = super().state()
+        kept_drawing(values["options"])
+        return arrays, values | {"scales": self.scales_, "parts": self.parts_}
+
+    @classmethod
+    def from_state(
+        cls,
+        arrays: dict[str, npt.NDArray[Any]],
+        values: dict[str, Any],
+        *,
+        extractor: FeatureExtractor,
+    ) -> Self:
+        """See `Detector.from_state`."""
+        detector = super().from_state(arrays, values, extractor=extractor)
+        detector.scales_ = {source: float(values["scales"][source]) for source in _SOURCES}
+        detector.parts_ = {part: float(values["parts"][part]) for part in ("seg", "maps")}
+        return detector
+
+    def _fused(self, stack: FloatArray, source: ScoreSource) -> FloatArray:
+        """(h, w) map of a source from the maps (3, h, w) of one image."""
+        if source == "seg":
+            return np.ascontiguousarray(stack[2])
+        summed = super()._smooth(stack[0] + stack[1])
+        if source == "maps":
+            return summed
+        assert self.parts_ is not None  # measured before anything is mixed
+        seg, maps = (np.float32(self.parts_[part]) for part in ("seg", "maps"))
+        mixed: FloatArray = (stack[2] / seg + summed / maps) / np.float32(2)
+        return mixed
+
+    def _fusing(self, stacks: _Stacks) -> _Stacks:
+        def run(paths: Sequence[Path]) -> Iterator[tuple[int, FloatArray | None, str | None]]:
+            for index, stack, error in stacks(paths):
+                yield index, None if stack is None else self._fused(stack, self.source), error
+
+        return run
+
+    def _compiled(self, net: PaSTeNet) -> _Stacks:
+        return self._fusing(super()._compiled(net))
+
+    def _smooth(self, map_: FloatArray) -> FloatArray:
+        return map_  # its parts were smoothed, each as it needs
+
+    def _map_net(self, net: PaSTeNet) -> DualMapNet:
+        from fedvad.distill.decouple import DualMapNet
+
+        side = self.extractor.config.image_size
+        return DualMapNet(net, self._normalise(), side, self.combine)
+
+    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> DMDDSite:
+        dual: Any = net  # as `network` makes it
+        return DMDDSite(
+            dual,
+            *given,
+            dual=self.dual,
+            synthesis=self.synthesis,
+            textures=self.textures,
+            **options,
+        )
+
+    def _check(self) -> None:
+        super()._check()
+        if self.source not in _SOURCES:
+            raise ConfigError(f"unknown source {self.source!r} of scores; choose from {_SOURCES}")
+        check_drawing(self.synthesis, self.textures)
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {
+            "dual": self.dual,
+            "source": self.source,
+            "synthesis": self.synthesis,
+            "textures": self.textures,
+        }
+
+    @classmethod
+    def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return (
+            super()._restored(options)
+            | restored_drawing(options)
+            | {
+                "dual": DualConfig(**options["dual"]),
+            }
+        )

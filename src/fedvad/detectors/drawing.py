@@ -1,0 +1,40 @@
+"""How a detector draws defects to learn from: what all such detectors share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedvad.data.synthesis import SynthesisConfig
+from fedvad.errors import ConfigError
+
+__all__ = ["DEFECTS", "check_drawing", "kept_drawing", "restored_drawing"]
+
+# As large as a cell of the coarsest taps: a defect that covers none of them teaches them nothing.
+DEFECTS = SynthesisConfig(area=(0.01, 0.15))
+
+
+def check_drawing(synthesis: SynthesisConfig, textures: Path | None) -> None:
+    """Raise `ConfigError` for what cannot be drawn, or not be kept in a detector's file."""
+    if callable(synthesis.foreground):
+        raise ConfigError(
+            "a foreground function cannot be kept in a detector's file: use 'otsu' or a grey level"
+        )
+    if synthesis.source == "textures" and textures is None:
+        raise ConfigError("source 'textures' needs pictures: give textures a folder of them")
+
+
+def kept_drawing(options: dict[str, Any]) -> None:
+    """Make the options of a detector's `state`, in place, such that a file can hold them."""
+    if options["textures"] is not None:
+        options["textures"] = str(options["textures"])
+
+
+def restored_drawing(options: dict[str, Any]) -> dict[str, Any]:
+    """`synthesis` and `textures` as a constructor takes them, from the options of `state`."""
+    drawing, textures = options["synthesis"], options["textures"]
+    pairs = {name: tuple(drawing[name]) for name in ("area", "beta")}
+    return {
+        "synthesis": SynthesisConfig(**drawing | pairs),
+        "textures": None if textures is None else Path(textures),
+    }
