@@ -136,10 +136,13 @@ def test_the_commands_of_the_page(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-MORE = {"aand": {"options": {"amplify": {"items": 4, "pairs": 8}}, "amplify_rounds": 1}}
+MORE = {
+    "aand": {"options": {"amplify": {"items": 4, "pairs": 8}}, "amplify_rounds": 1},
+    "dmdd": {"options": {"dual": {"pairs": 8}, "source": "mix"}},
+}
 
 
-@pytest.mark.parametrize("method", ["stfpm", "dcam", "rd", "aand"])
+@pytest.mark.parametrize("method", ["stfpm", "dcam", "rd", "aand", "dmdd"])
 def test_other_students(method: str, plants: Path, options: dict[str, Any], tmp_path: Path) -> None:
     given = options | {"student": options["student"] | MORE.get(method, {})}
     results = fedvad.train(plants, tmp_path / "run", method=method, **given)
@@ -148,7 +151,7 @@ def test_other_students(method: str, plants: Path, options: dict[str, Any], tmp_
     assert again["threshold"] == results["threshold"]
 
 
-@pytest.mark.parametrize(("method", "last"), [("paste", 2), ("aand", 3)])
+@pytest.mark.parametrize(("method", "last"), [("paste", 2), ("aand", 3), ("dmdd", 2)])
 def test_interrupted_training_goes_on_to_the_bit(
     method: str,
     last: int,

@@ -31,7 +31,7 @@ def train(
         str | None,
         typer.Option(
             help="feddymem, feddymem-trained, feddymem-cluster, feddymem-position, patchcore; "
-            "students: stfpm, paste, dcam, rd, aand [default: feddymem]",
+            "students: stfpm, paste, dcam, rd, aand, dmdd [default: feddymem]",
             show_default=False,
         ),
     ] = None,

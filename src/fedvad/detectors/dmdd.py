@@ -36,6 +36,7 @@ _SOURCES: tuple[ScoreSource, ...] = get_args(ScoreSource)
 # A head that is sure of normal images has next to nothing there; in `mix` it must not drown the
 # distances, which never come near zero.
 _LEAST = 0.01
+_PAIRS = 4  # of a batch, for the time of a step
 
 _Stacks = Callable[[Sequence[Path]], Iterator[tuple[int, FloatArray | None, str | None]]]
 
@@ -70,6 +71,7 @@ class DMDD(StudentDetector):
     """
 
     name: ClassVar[str] = "dmdd"
+    own_values: ClassVar[tuple[str, ...]] = ("scale", "scales", "parts")
     net_: DualNet | None
 
     def __init__(
@@ -94,7 +96,7 @@ class DMDD(StudentDetector):
             extractor=extractor,
             layers=layers,
             combine=combine,
-            train=train or replace(adam(600), batch=4),
+            train=train or replace(adam(600), batch=_PAIRS),
             held_out=held_out,
             smooth=smooth,
             top=top,
@@ -108,6 +110,11 @@ class DMDD(StudentDetector):
         self.textures = textures
         self.scales_: dict[str, float] | None = None
         self.parts_: dict[str, float] | None = None
+
+    @classmethod
+    def round_training(cls, steps: int | None) -> TrainConfig:
+        """See `StudentDetector.round_training`."""
+        return replace(adam(1), steps=steps, batch=_PAIRS, warmup=5, drop=1.0)
 
     def network(self) -> DualNet:
         """See `StudentDetector.network`."""

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 STUDENT_METHODS: dict[str, dict[str, Any]] = {
-    name: {"rounds": 5} for name in ("stfpm", "paste", "dcam", "rd", "aand")
+    name: {"rounds": 5} for name in ("stfpm", "paste", "dcam", "rd", "aand", "dmdd")
 }
 # what else of `TrainConfig` means something where there is no memory
 _GENERAL = {
@@ -69,7 +69,8 @@ class StudentOptions(Averaging):
     how maps of the layers become one. batch, learning_rate: of the sites' optimiser; warmup: steps
     of each round over which the rate rises. None takes the method's. amplify_rounds: those in
     which the sites of `aand` advance their common teacher, before those of the student. options:
-    what else the method's detector takes, such as `width` of `rd`.
+    what else the method's detector takes, such as `width` of `rd`; those of `amplify` (of
+    `aand`) and of `dual` (of `dmdd`) are tables.
     """
 
     steps: int | None = Field(default=50, ge=1)

@@ -12,6 +12,7 @@ from fedvad.detectors.registry import detector_class
 from fedvad.detectors.student import StudentDetector
 from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.amplify_options import AmplifyConfig
+from fedvad.distill.dual_options import DualConfig
 from fedvad.distill.parameters import load_parameters, parameters_of, under
 from fedvad.errors import ConfigError
 from fedvad.evaluation.histograms import count
@@ -184,6 +185,10 @@ def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDet
     try:
         if config.method == "aand":
             more |= {"stage1": training, "amplify": AmplifyConfig(**more.get("amplify", {}))}
+        if config.method == "dmdd":
+            # a site cannot know how many of all steps are behind it, so the head learns from the
+            # first one
+            more["dual"] = DualConfig(**{"head_start_step": 0} | more.get("dual", {}))
         return kind(
             extractor=extractor,
             layers=extractor.config.layers,
@@ -218,11 +223,8 @@ def _compare(
         stage = Stage(progress, f"rounds {name}", steps)
         found: dict[str, tuple[StudentDetector, Threshold | None]] = {}
         if name == "local":
-            for site, member in members.items():
-                alone = averaged(
-                    {site: member}, free, extractor, ledger=Ledger(), stage=stage
-                )[site]  # fmt: skip
-                found[site] = alone, _threshold(alone, member, config)
+            for site in sites:
+                found[site.name] = _alone(site, members[site.name], free, extractor, stage)
         else:
             pooled = _pooled(sites, free, extractor, len(members), stage)
             found = dict.fromkeys(members, pooled)
@@ -231,6 +233,26 @@ def _compare(
             sites, extractor, f"scoring {name}", config.max_bad, progress,
         )  # fmt: skip
     return results
+
+
+def _alone(
+    site: Site,
+    member: StudentSite,
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    stage: Stage,
+) -> tuple[StudentDetector, Threshold | None]:
+    used = member
+    if len(make_student(config, extractor).starts()) > 1:
+        # an earlier part of the federation's has changed what the site's student learns from
+        used = prepare_sites({site.name: site.train}, config, extractor)[site.name]
+        used.seed = member.seed
+    try:
+        found = averaged({site.name: used}, config, extractor, ledger=Ledger(), stage=stage)
+        return found[site.name], _threshold(found[site.name], used, config)
+    finally:
+        if used is not member:
+            used.close()
 
 
 def _pooled(

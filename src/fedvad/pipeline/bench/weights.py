@@ -34,7 +34,9 @@ class WeightOptions(Averaging):
     shares. alone: each site keeps its own weights, nothing is sent.
     """
 
-    part: Literal["adaptor", "generator", "stfpm", "paste", "dcam", "rd", "aand"] = "adaptor"
+    part: Literal["adaptor", "generator", "stfpm", "paste", "dcam", "rd", "aand", "dmdd"] = (
+        "adaptor"
+    )
     bootstrap: int | None = None
     alone: bool = False
 
