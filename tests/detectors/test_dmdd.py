@@ -268,7 +268,7 @@ def test_sites_average_their_students(
 ) -> None:
     detector = make(extractor, train=replace(SHORT, steps=2))
     sites = {n: detector.prepare(read_set(plants / n).train) for n in ("alder", "birch")}
-    start = parameters_of(detector.start())
+    start = parameters_of(detector.starts()["student"])
     server = WeightExchange(
         features="f", initial=start, config=WeightConfig(algorithm), sites=len(sites)
     )
