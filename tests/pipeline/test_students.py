@@ -188,6 +188,22 @@ def test_interrupted_training_goes_on_to_the_bit(
     assert whole.threshold("birch") == again.threshold("birch")
 
 
+@pytest.mark.parametrize(
+    ("student", "reason"),
+    [
+        ({"algorithm": "scaffold"}, "scaffold corrects plain SGD, and rd trains with adam"),
+        ({"options": {"widthz": 1}}, "do not fit rd: .*widthz"),
+        ({"options": {"loss": "none"}}, "unknown loss"),
+    ],
+)
+def test_options_that_do_not_fit_the_method(
+    student: dict[str, Any], reason: str, plants: Path, options: dict[str, Any], tmp_path: Path
+) -> None:
+    given = options | {"student": student}
+    with pytest.raises(ConfigError, match=reason):
+        fedvad.train(plants, tmp_path / "run", method="rd", **given)
+
+
 def test_one_threshold_for_all_sites(plants: Path, options: dict[str, Any], tmp_path: Path) -> None:
     given = options | {"shared_threshold": True, "target_fpr": 0.3}
     fedvad.train(plants, tmp_path / "run", method="stfpm", **given)
