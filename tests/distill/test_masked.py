@@ -56,6 +56,19 @@ def test_any_channels_and_grids_go_together(
         assert found.shape == (3, t[0], side, side)
 
 
+def test_means_of_neighbours_are_compared_where_asked_for() -> None:
+    # stripes of mean 0 over 3 x 3 cells; what the border adds is counted by hand
+    stripes = torch.tensor([1.0, -1.0, 0.0] * 3).expand(1, 1, 9, 9).clone()
+    heads = MaskedHeads([(1, 9, 9)], [(1, 9, 9)], replace(CONFIG, pool=3, w_m=0.0, w_sem=0.0))
+    for name, parameter in heads.named_parameters():
+        if "aligner" in name:
+            torch.nn.init.constant_(parameter, float(name.endswith("weight")))
+    found = heads.losses([torch.zeros_like(stripes)], [stripes])["plain"].item()
+    inner, outer = 7, 2 * (2 / 3) ** 2  # rows with three and with two rows of cells around them
+    last = (-1 + 0) / 3  # the last column; that of the first one is (1 - 1) / 3
+    assert found == pytest.approx((inner + outer) * last**2 / 81)
+
+
 def test_a_tap_without_a_pair_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"taps \[0\] of the student"):
         MaskedHeads([(12, 4, 4)], STUDENT, CONFIG)
@@ -132,6 +145,7 @@ def test_mse_is_in_units_of_the_teachers_spread() -> None:
 @pytest.mark.parametrize("change", [
     {"rho_s": 1.0}, {"rho_c": -0.1}, {"temperature": 0.0}, {"hidden": 0}, {"w_a": 0.0},
     {"w_m": -1.0},
+    {"pool": 2},
 ])  # fmt: skip
 def test_impossible_options_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError):

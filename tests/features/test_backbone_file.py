@@ -15,15 +15,11 @@ from safetensors.torch import save_file
 from fedvad.distill.branches import reinitialise
 from fedvad.errors import ConfigError, MismatchError, WeightsError
 from fedvad.features.architecture import Architecture
-from fedvad.features.backbone_file import (
-    BackboneFile,
-    is_backbone_file,
-    read_backbone,
-    write_backbone,
-)
+from fedvad.features.backbone_file import BackboneFile, read_backbone, write_backbone
 from fedvad.features.backbones import build_backbone
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import is_backbone_file
 from fedvad.features.tiny import TinyConfig
 
 OPTIONS = {"stem": 4, "widths": [4, 8, 12], "depths": [0, 1, 0]}

@@ -187,7 +187,8 @@ class MaskedHeads(nn.Module):
     ) -> dict[str, Tensor]:
         config = self.config
         target, aligned = level.target(teacher), level.aligned(student)
-        plain = distance(aligned, target, config.distance)
+        pooled = _pool(target, config.pool)
+        plain = distance(_pool(aligned, config.pool), pooled, config.distance)
         if config.w_m == 0 and config.w_sem == 0:  # nobody asks what generators would cost
             nothing = torch.zeros_like(plain)
             return {"masked": nothing, "plain": plain, "semantic": nothing}
@@ -201,7 +202,7 @@ class MaskedHeads(nn.Module):
             mask(channel, config.rho_c, config.mode, generator),
         )
         return {
-            "masked": distance(rebuilt, target, config.distance),
+            "masked": distance(_pool(rebuilt, config.pool), pooled, config.distance),
             "plain": plain,
             "semantic": semantic_loss(rebuilt, target, config.sem_stats),
         }
@@ -220,6 +221,11 @@ def _grid(teacher: Shape, student: Shape, grid: Grid) -> tuple[int, int]:
     if grid == "min":
         return min(teacher[1], student[1]), min(teacher[2], student[2])
     return (teacher if grid == "teacher" else student)[1:]
+
+
+def _pool(maps: Tensor, pool: int) -> Tensor:
+    # zeros beyond the border count alike in both
+    return maps if pool == 1 else functional.avg_pool2d(maps, pool, stride=1, padding=pool // 2)
 
 
 def _resize(maps: Tensor, grid: tuple[int, int]) -> Tensor:

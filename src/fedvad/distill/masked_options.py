@@ -25,7 +25,8 @@ class MaskedConfig:
     semantic term. distance: `cosine` per position, or `mse` in units of the teacher's spread: 0
     is perfect, 1 as wrong as each channel's mean; it also fixes the scale of what is learned.
     sem_stats: what L_sem standardises over: the `batch`, or each `sample` by itself. grid: on
-    which grid levels are compared.
+    which grid levels are compared. pool: cells whose mean is compared instead of each alone, 3 for
+    those that descriptors average over.
 
     Switches for ablations: rho_s = rho_c = 0 (no mask), generator = False, w_sem = 0 (no
     alignment of semantics), mode = "random"; one stage is one stage in the list.
@@ -43,6 +44,7 @@ class MaskedConfig:
     distance: Distance = "cosine"
     sem_stats: SemStats = "batch"
     grid: Grid = "teacher"
+    pool: int = 1
 
     def __post_init__(self) -> None:
         if not (0 <= self.rho_s < 1 and 0 <= self.rho_c < 1):
@@ -51,6 +53,8 @@ class MaskedConfig:
             raise ConfigError(f"the temperature must be positive, got {self.temperature}")
         if self.hidden is not None and self.hidden < 1:
             raise ConfigError(f"a generator needs hidden channels, got {self.hidden}")
+        if self.pool < 1 or self.pool % 2 == 0:
+            raise ConfigError(f"pool must be an odd number of cells, got {self.pool}")
         if min(self.w_m, self.w_a, self.w_sem) < 0:
             raise ConfigError("the weights w_m, w_a and w_sem must not be negative")
         if self.w_a == 0:

@@ -20,18 +20,10 @@ from fedvad.features.architecture import Architecture
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = [
-    "BackboneFile",
-    "is_backbone_file",
-    "name_of_file",
-    "read_backbone",
-    "write_backbone",
-]
+__all__ = ["BackboneFile", "read_backbone", "write_backbone"]
 
 _KEY = "fedvad_backbone"
 _SCHEMA = 1
-_SUFFIX = ".safetensors"
-_MARK = "file:"  # before the name of a file's backbone in configurations that know its content
 _Triple = tuple[float, float, float]
 
 
@@ -52,16 +44,6 @@ class BackboneFile:
         """All that its maps depend on besides the values, as text."""
         parts = (self.architecture.values(), self.mean, self.std)
         return json.dumps(parts, sort_keys=True)
-
-
-def is_backbone_file(name: str) -> bool:
-    """Whether a backbone's name means a file: its path, or `file:` and what it calls itself."""
-    return name.endswith(_SUFFIX) or name.startswith(_MARK)
-
-
-def name_of_file(name: str) -> str:
-    """How a configuration calls a file's backbone, wherever the file lies."""
-    return f"{_MARK}{name}"
 
 
 def write_backbone(path: Path, file: BackboneFile, values: dict[str, Any] | None = None) -> int:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fedvad.errors import ConfigError, WeightsError
-from fedvad.features.backbone_file import is_backbone_file, read_backbone
+from fedvad.features.backbone_file import read_backbone
 from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import MCUNET, build_mcunet
+from fedvad.features.names import is_backbone_file
 from fedvad.features.taps import check_taps, default_taps, timm_reductions
 
 if TYPE_CHECKING:

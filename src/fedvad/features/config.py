@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedvad.errors import ConfigError, MismatchError
-from fedvad.features.backbone_file import name_of_file
+from fedvad.features.names import name_of_file
 
 __all__ = ["Engine", "FeatureConfig"]
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedvad.distill.loss import Combine
 from fedvad.distill.scope import Fusion, WSAConfig
 from fedvad.errors import ConfigError
-from fedvad.features.backbone_file import is_backbone_file
+from fedvad.features.names import is_backbone_file
 from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 
 __all__ = [

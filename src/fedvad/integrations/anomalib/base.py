@@ -22,9 +22,9 @@ from fedvad.detectors.calibration import choose_images, held_out_scores
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import WeightsError
 from fedvad.evaluation.sites import site_threshold
-from fedvad.features.backbone_file import is_backbone_file
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import brings_weights
 from fedvad.half import HalfArray, to_half
 from fedvad.integrations.anomalib.net import MemoryNet
 from fedvad.integrations.anomalib.post_processor import NormalOnlyPostProcessor
@@ -186,7 +186,7 @@ def make_extractor(
 
 def check_weights(backbone: str, weights: str | Path | None) -> None:
     """Raise `WeightsError` where weights would have to be downloaded."""
-    if weights is None and backbone != "filterbank" and not is_backbone_file(backbone):
+    if weights is None and not brings_weights(backbone):
         raise WeightsError(
             f"give weights=FILE.safetensors for backbone {backbone} (--model.weights): the plugin "
             "downloads nothing; backbone filterbank or a backbone file needs none"

@@ -15,7 +15,6 @@ from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
 from fedvad.errors import ConfigError, FedvadError
-from fedvad.features.backbone_file import is_backbone_file
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.bench.cells import Prepared, run_cell
@@ -68,7 +67,7 @@ def bench(
             shared: dict[str, Prepared] = {}
             for method in suite.methods:
                 key = (item.name, method.name, seed)
-                config = _config(suite, method, item, seed, weights)
+                config = suite.config(method, item.split, seed, weights)
                 try:
                     cells[key] = _cell(key, config, source, method, suite, out, cache, shared)
                 except FedvadError as error:
@@ -118,16 +117,6 @@ def _source(item: BenchSet, data: Path | None, out: Path) -> _Source:
         write_demo(drawn, size=128, seed=0)
         (drawn / ".done").touch()
     return _Source(drawn.name, drawn, {})
-
-
-def _config(
-    suite: Suite, method: BenchMethod, item: BenchSet, seed: int, weights: Path | None
-) -> TrainConfig:
-    config = suite.config(method, item.split, seed)
-    whole = config.backbone == "filterbank" or is_backbone_file(config.backbone)
-    if weights is not None and not whole and config.weights is None:
-        config = config.model_copy(update={"weights": weights})
-    return config
 
 
 def _cell(

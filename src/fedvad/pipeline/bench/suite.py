@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedvad.errors import ConfigError
+from fedvad.features.names import brings_weights
 from fedvad.pipeline.bench.weights import WeightOptions
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped
@@ -72,9 +74,16 @@ class Suite(Experiment):
     sets: tuple[BenchSet, ...] = Field(min_length=1)
     methods: tuple[BenchMethod, ...] = Field(min_length=1)
 
-    def config(self, method: BenchMethod, split: str | None, seed: int) -> TrainConfig:
-        """The training configuration of one cell; raises `ConfigError`."""
+    def config(
+        self, method: BenchMethod, split: str | None, seed: int, weights: Path | None = None
+    ) -> TrainConfig:
+        """The training configuration of one cell; raises `ConfigError`.
+
+        weights: for methods that do not say otherwise, and whose backbone needs any.
+        """
         options = {"calibration": "none"} | self.options | method.options
+        if weights is not None and not brings_weights(options.get("backbone", "")):
+            options = {"weights": weights} | options
         if options.get("method") in STUDENT_METHODS:
             raise ConfigError(
                 f'a student is a row of kind = "weights": weights = {{ part = '

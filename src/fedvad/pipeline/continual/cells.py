@@ -28,10 +28,10 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.metrics import f1_max_oracle, image_auroc
 from fedvad.evaluation.pixels import pixel_figures
 from fedvad.evaluation.sites import evaluate_site, map_mask_pairs
-from fedvad.features.backbone_file import is_backbone_file
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import brings_weights
 from fedvad.pipeline.continual.stream import Method
 from fedvad.pipeline.run_folder import write_json
 
@@ -53,7 +53,7 @@ class Where:
     def weights_of(self, backbone: str) -> Path | None:
         """A backbone's own weights file, or the one for any that needs one."""
         own = self.weights.get(backbone)
-        return own if own is not None or is_backbone_file(backbone) else self.weights.get("")
+        return own if own is not None or brings_weights(backbone) else self.weights.get("")
 
 
 def run_cell(

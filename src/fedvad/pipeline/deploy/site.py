@@ -17,9 +17,9 @@ from fedvad._version import __version__
 from fedvad.data.files import locked
 from fedvad.detectors.generator import Generator
 from fedvad.errors import ConfigError, FedvadError, PayloadError
-from fedvad.features.backbone_file import is_backbone_file
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import is_backbone_file
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.flower.messages import Instruction, Reply
 from fedvad.memory.bank import MemoryBank

@@ -77,6 +77,7 @@ class StageOptions(Strict):
     distance: Distance = "mse"
     sem_stats: SemStats = "batch"
     grid: Grid = "teacher"
+    pool: int = Field(default=1, ge=1)
 
     def config(self) -> StageConfig:
         """As the training takes it."""

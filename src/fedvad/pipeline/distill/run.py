@@ -21,8 +21,9 @@ from fedvad.distill.stages import MaskedStage, StepLog, seed_of
 from fedvad.distill.teacher import Teacher
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.architecture import Architecture
-from fedvad.features.backbone_file import BackboneFile, is_backbone_file, write_backbone
+from fedvad.features.backbone_file import BackboneFile, write_backbone
 from fedvad.features.backbones import Backbone, build_backbone
+from fedvad.features.names import brings_weights
 from fedvad.pipeline.distill.checkpoint import (
     CHECKPOINT_FILE,
     COLUMNS,
@@ -103,7 +104,7 @@ def distill(
 def _backbone(stage: StageOptions, weights: Mapping[str, Path]) -> Backbone:
     name = stage.teacher
     own = weights.get(name)
-    if own is None and name != "filterbank" and not is_backbone_file(name):
+    if own is None and not brings_weights(name):
         own = weights.get("")
     return build_backbone(name, weights=own, layers=stage.layers)
 
