@@ -28,21 +28,6 @@ from tests.distill import support
 SHORT = replace(support.QUICK_ADAM, steps=6)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return support.write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def extractor(tiny: Path) -> FeatureExtractor:
-    return FeatureExtractor(FeatureConfig(**support.options(tiny)))
-
-
-@pytest.fixture(scope="module")
-def images(plants: Path) -> ImageSet:
-    return read_set(plants / "alder").train
-
-
 def make(extractor: FeatureExtractor, **changes: Any) -> AAND:
     options: dict[str, Any] = {
         "train": SHORT, "stage1": SHORT, "amplify": support.AMPLIFY, "seed": 3,

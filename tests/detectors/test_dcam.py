@@ -30,21 +30,6 @@ KEPT = AttentionConfig("both", residual=True, on="both", keep_at_test=True)
 WEIGHING = AttentionConfig("both", residual=True, att_as_weight=True)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return support.write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def extractor(tiny: Path) -> FeatureExtractor:
-    return FeatureExtractor(FeatureConfig(**support.options(tiny)))
-
-
-@pytest.fixture(scope="module")
-def images(plants: Path) -> ImageSet:
-    return read_set(plants / "alder").train
-
-
 def _site(detector: DCAM, images: ImageSet) -> AttendedSite:
     site = detector.prepare(images)
     assert isinstance(site, AttendedSite)

@@ -31,21 +31,6 @@ SHORT = replace(support.QUICK_ADAM, steps=4, batch=4)
 DUAL = replace(support.DUAL, head_start_step=1)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return support.write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def extractor(tiny: Path) -> FeatureExtractor:
-    return FeatureExtractor(FeatureConfig(**support.options(tiny)))
-
-
-@pytest.fixture(scope="module")
-def images(plants: Path) -> ImageSet:
-    return read_set(plants / "alder").train
-
-
 def make(extractor: FeatureExtractor, **changes: Any) -> DMDD:
     options: dict[str, Any] = {"train": SHORT, "dual": DUAL, "seed": 3} | changes
     return DMDD(extractor=extractor, **options)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedvad.data.folders import ImageSet, read_set
+from fedvad.data.folders import ImageSet
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.detectors.reverse import RD, adam
 from fedvad.distill.loss import level_maps
@@ -24,21 +24,6 @@ from tests.distill import support
 from tests.helpers import OPTIONS
 
 SHORT = replace(support.QUICK_ADAM, steps=6)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return support.write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def extractor(tiny: Path) -> FeatureExtractor:
-    return FeatureExtractor(FeatureConfig(**support.options(tiny)))
-
-
-@pytest.fixture(scope="module")
-def images(plants: Path) -> ImageSet:
-    return read_set(plants / "alder").train
 
 
 @pytest.fixture(scope="module")

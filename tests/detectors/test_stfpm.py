@@ -29,21 +29,6 @@ SHORT = replace(support.QUICK, epochs=3)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return support.write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def extractor(tiny: Path) -> FeatureExtractor:
-    return FeatureExtractor(FeatureConfig(**support.options(tiny)))
-
-
-@pytest.fixture(scope="module")
-def images(plants: Path) -> ImageSet:
-    return read_set(plants / "alder").train
-
-
-@pytest.fixture(scope="module")
 def fitted(extractor: FeatureExtractor, images: ImageSet) -> StudentDetector:
     return PaSTe(extractor=extractor, train=SHORT, held_out=0.4, seed=3).fit(images)
 

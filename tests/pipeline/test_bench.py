@@ -290,3 +290,5 @@ def test_what_a_weights_row_trains_goes_with_its_kind() -> None:
         suite_of(methods=[{"name": "a", "kind": "weights"}])
     with pytest.raises(ValueError, match="goes with kind"):
         suite_of(methods=[{"name": "a", "weights": {}}])
+    with pytest.raises(ValueError, match="there is no part 'head'; choose one of adaptor, gen"):
+        suite_of(methods=[{"name": "a", "kind": "weights", "weights": {"part": "head"}}])

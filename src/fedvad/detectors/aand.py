@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -42,6 +43,7 @@ class AAND(ReverseDetector):
     """
 
     name: ClassVar[str] = "aand"
+    parts: ClassVar[tuple[str, ...]] = ("amplifier", "student")
     net_: AdvancedNet | None
 
     def __init__(
@@ -96,6 +98,12 @@ class AAND(ReverseDetector):
         blocks = amplifier(shapes, self.amplify, seed=self.seed)
         advanced = AdvancedNet(net.teacher, net.student, blocks)
         return advanced.to(self.extractor.config.device)
+
+    @classmethod
+    def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
+        """See `StudentDetector.round_options`."""
+        amplify = AmplifyConfig(**table.get("amplify", {}))
+        return super().round_options(table, train) | {"stage1": train, "amplify": amplify}
 
     def starts(self) -> dict[str, torch.nn.Module]:
         """See `StudentDetector.starts`: stage I comes first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from fedvad.distill.amplify import AdvancedNet
 
 __all__ = ["AANDSite", "Amplifier"]
-
-log = logging.getLogger(__name__)
 
 
 class Amplifier:
@@ -56,13 +53,9 @@ class Amplifier:
         """The synthetic anomalies."""
         if self._pool is None:
             self._pool = self._make()
-            for level, cells in enumerate(self._pool.masked()):
-                if not cells:
-                    log.warning(
-                        "no synthetic defect covers a cell of level %d: its gate learns normals "
-                        "alone; draw larger defects, or choose finer layers",
-                        level,
-                    )
+            self._pool.warn_of_bare_levels(
+                "its gate learns normals alone; draw larger defects, or choose finer layers"
+            )
         return self._pool
 
     def train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
@@ -116,6 +116,14 @@ class DMDD(StudentDetector):
         """See `StudentDetector.round_training`."""
         return replace(adam(1), steps=steps, batch=_PAIRS, warmup=5, drop=1.0)
 
+    @classmethod
+    def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
+        """See `StudentDetector.round_options`. A site cannot know how many of all steps are behind
+        it, so the head learns from the first one.
+        """
+        dual = DualConfig(**{"head_start_step": 0} | table.get("dual", {}))
+        return super().round_options(table, train) | {"dual": dual}
+
     def network(self) -> DualNet:
         """See `StudentDetector.network`."""
         from fedvad.distill.decouple import build_dual
@@ -141,19 +149,15 @@ class DMDD(StudentDetector):
     def with_net(self, net: PaSTeNet, normals: Sequence[Path], log: TrainLog | None = None) -> Self:
         """See `StudentDetector.with_net`; the scales of all sources are measured."""
         stacks = super()._compiled(net)
+        found = [stack for _, stack, _ in stacks(normals) if stack is not None]
 
-        def medians(sources: Sequence[ScoreSource]) -> dict[str, float]:
-            found = [
-                [image_score(self._fused(stack, source), self.top) for source in sources]
-                for _, stack, _ in stacks(normals)
-                if stack is not None
-            ]
-            values = np.median(found, axis=0) if found else np.ones(len(sources))
-            return {s: max(float(v), 1e-12) for s, v in zip(sources, values, strict=True)}
+        def scale(source: ScoreSource) -> float:
+            scores = [image_score(self._fused(stack, source), self.top) for stack in found]
+            return max(float(np.median(scores)), 1e-12) if scores else 1.0
 
-        apart = medians(("seg", "maps"))
-        self.parts_ = {source: max(scale, _LEAST) for source, scale in apart.items()}
-        self.scales_ = apart | medians(("mix",))
+        apart = {"seg": scale("seg"), "maps": scale("maps")}
+        self.parts_ = {source: max(value, _LEAST) for source, value in apart.items()}
+        self.scales_ = apart | {"mix": scale("mix")}
         dual: Any = copy.deepcopy(net)  # as `network` makes it
         self.net_, self.log_, self._mapper = dual, log, self._fusing(stacks)
         self.scale_ = self.scales_[self.source]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from fedvad.distill.decouple import DualNet
 
 __all__ = ["DMDDSite"]
-
-log = logging.getLogger(__name__)
 
 
 class DMDDSite(StudentSite):
@@ -72,14 +69,10 @@ class DMDDSite(StudentSite):
         """The synthetic defects."""
         if self._pool is None:
             self._pool = self._make()
-            for level, cells in enumerate(self._pool.masked()):
-                if not cells:
-                    log.warning(
-                        "no synthetic defect covers a cell of level %d: its abnormality branch "
-                        "learns normals alone; draw larger defects, take finer layers, or masks "
-                        "by the maximum",
-                        level,
-                    )
+            self._pool.warn_of_bare_levels(
+                "its abnormality branch learns normals alone; draw larger defects, take finer "
+                "layers, or masks by the maximum"
+            )
         return self._pool
 
     def train(

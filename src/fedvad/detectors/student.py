@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -55,10 +55,12 @@ class StudentDetector(Detector):
     held-out normal images (of the training images, if there is but one image). So an image score
     of 1 is that of a typical unseen normal image, at every site and for every backbone. Ours.
 
-    own_values: what of `state` is each site's own where sites share a student. net_: the trained
-    net. scale_: s. log_: how the training went.
+    parts: what sites train and average one after another. own_values: what of `state` is each
+    site's own where sites share a student. net_: the trained net. scale_: s. log_: how the
+    training went.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("student",)
     own_values: ClassVar[tuple[str, ...]] = ("scale",)
 
     def __init__(
@@ -105,8 +107,8 @@ class StudentDetector(Detector):
         return net
 
     def starts(self) -> dict[str, torch.nn.Module]:
-        """What sites train and average, part by part in this order, as it is before training:
-        equal for equal seeds, at every site. `StudentSite.part` trains one.
+        """The `parts`, in their order, as they are before training: equal for equal seeds, at every
+        site. `StudentSite.part` trains one.
         """
         return {"student": self.network().student}
 
@@ -114,6 +116,14 @@ class StudentDetector(Detector):
     def round_training(cls, steps: int | None) -> TrainConfig:
         """How a site trains in one of several rounds; None for its passes over the images."""
         return TrainConfig(steps=steps, warmup=5, patience=None)
+
+    @classmethod
+    def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
+        """Options of the constructor from a configuration's table, for a site that trains in rounds
+        by `train`; tables within it become what the constructor takes. Raises `TypeError` for
+        keys that do not belong there, `ConfigError` for values.
+        """
+        return dict(table)
 
     def fresh(self) -> Self:
         """An untrained detector of the same options, extractor and seed."""

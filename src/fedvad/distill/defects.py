@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,16 +16,19 @@ from fedvad.errors import DataError
 
 __all__ = ["DefectPool"]
 
+log = logging.getLogger(__name__)
 _Indices = npt.NDArray[np.int64]
-_Marked = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.bool_]], None]
+_Cells = npt.NDArray[np.bool_]
+_Marked = Callable[[npt.NDArray[np.uint8], _Cells], list[_Cells]]
 
 
 class DefectPool:
     """A fixed number of synthetic anomalies of a site's normal images, next to these.
 
     normals: the site's set, without any change of its teacher. own: the positions in it that may
-    be used, whose image files are `paths`. marked: is told the pixels (S, S, 3) that each defect
-    was drawn on and its mask (S, S), in order. count: of defects. Defects depend on `seed`, their
+    be used, whose image files are `paths`. marked: from the pixels (S, S, 3) that each defect was
+    drawn on and its mask (S, S), in order, to its anomalous cells (h, w) per level. count: of
+    defects. Defects depend on `seed`, their
     number and the images alone. What is kept of them stays within the bounds of `normals`. Raises
     `DataError` when a file cannot be read any more.
     """
@@ -47,6 +51,7 @@ class DefectPool:
         order = np.random.default_rng(seed).permutation(len(own))
         picked = order[np.arange(count) % len(own)]
         self._sources = own[picked]
+        masks: list[list[_Cells]] = []
         folder = None if textures is None else TextureFolder(textures, size=image_size)
 
         def drawn() -> Iterator[npt.NDArray[np.uint8]]:
@@ -56,7 +61,7 @@ class DefectPool:
                 defect = synthesise(
                     item.pixels, synthesis, seed=(seed, item.index), textures=folder
                 )
-                marked(item.pixels, defect.mask)
+                masks.append(marked(item.pixels, defect.mask))
                 yield defect.image
 
         self._defects = normals.beside(count)
@@ -65,9 +70,28 @@ class DefectPool:
         except BaseException:
             self.close()
             raise
+        self._masks = [np.stack(level) for level in zip(*masks, strict=True)]
 
     def __len__(self) -> int:
         return len(self._defects)
+
+    def masked(self) -> list[int]:
+        """Per level the number of anomalous cells in the whole pool."""
+        return [int(level.sum()) for level in self._masks]
+
+    def warn_of_bare_levels(self, consequence: str) -> None:
+        """Log each level without an anomalous cell, what that means, and the way out."""
+        for level, cells in enumerate(self.masked()):
+            if not cells:
+                log.warning("no synthetic defect covers a cell of level %d: %s", level, consequence)
+
+    def cells(self, defective: _Indices, sound: _Indices) -> list[_Cells]:
+        """Anomalous cells (b, h, w) per level of what `images` gives for the same positions."""
+        both = np.concatenate([defective, sound])
+        levels = [level[both] for level in self._masks]
+        for level in levels:
+            level[len(defective) :] = False
+        return levels
 
     def images(self, defective: _Indices, sound: _Indices) -> Batch:
         """The defects at the first positions, then the sources of the others without theirs."""

@@ -49,17 +49,13 @@ class DualPool(DefectPool):
         **options: Any,
     ) -> None:
         self.config = config
-        masks: list[list[npt.NDArray[np.bool_]]] = []
 
-        def marked(_: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> None:
-            masks.append([cells_of(mask, grid, config.mask) for grid in grids])
+        def marked(
+            _: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]
+        ) -> list[npt.NDArray[np.bool_]]:
+            return [cells_of(mask, grid, config.mask) for grid in grids]
 
         super().__init__(normals, own, paths, marked, count=config.pairs, **options)
-        self._masks = [np.stack(level) for level in zip(*masks, strict=True)]
-
-    def masked(self) -> list[int]:
-        """Per level the number of anomalous cells in the whole pool."""
-        return [int(level.sum()) for level in self._masks]
 
     def batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[DualBatch]:
         """One pass over the pool, see `DefectPool.chosen`."""
@@ -67,13 +63,11 @@ class DualPool(DefectPool):
 
         for defective, sound in self.chosen(size, self.config.anomaly_prob, rng):
             images = self.images(defective, sound)
-            both = np.concatenate([defective, sound])
-            masks = []
-            for level in self._masks:
-                cells = level[both][:, None].astype(np.float32)
-                cells[len(defective) :] = 0
-                masks.append(torch.from_numpy(cells).to(images.teacher[0].device))
-            normal = self._normals.batch(self._sources[both])
+            masks = [
+                torch.from_numpy(level[:, None].astype(np.float32)).to(images.teacher[0].device)
+                for level in self.cells(defective, sound)
+            ]
+            normal = self._normals.batch(self._sources[np.concatenate([defective, sound])])
             yield DualBatch(images.inputs, images.teacher, normal, masks)
 
 

@@ -60,23 +60,17 @@ class PairPool(DefectPool):
         **options: Any,
     ) -> None:
         self.config = config
-        masks: list[list[_Cells]] = []
         objects: list[list[_Cells]] = []
 
-        def marked(pixels: npt.NDArray[np.uint8], mask: _Cells) -> None:
+        def marked(pixels: npt.NDArray[np.uint8], mask: _Cells) -> list[_Cells]:
             found = find_foreground(pixels, synthesis)
-            masks.append([covered(mask, g) > config.mask_share for g in grids])
             objects.append([covered(found, g) >= _OBJECT_SHARE for g in grids])
+            return [covered(mask, g) > config.mask_share for g in grids]
 
         super().__init__(
             normals, own, paths, marked, count=config.pairs, synthesis=synthesis, **options
         )
-        self._masks = [np.stack(level) for level in zip(*masks, strict=True)]
         self._objects = [np.stack(level) for level in zip(*objects, strict=True)]
-
-    def masked(self) -> list[int]:
-        """Per level the number of anomalous cells in the whole pool."""
-        return [int(level.sum()) for level in self._masks]
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[PairBatch]:
         """One pass over the pool in random order; each image without its defect by chance."""
@@ -94,9 +88,7 @@ class PairPool(DefectPool):
         teacher = self.images(defective, sound).teacher
         both = np.concatenate([defective, sound])
         masks, normal, anomalous = [], [], []
-        for mask, found in zip(self._masks, self._objects, strict=True):
-            inside = mask[both]
-            inside[len(defective) :] = False
+        for inside, found in zip(self.cells(defective, sound), self._objects, strict=True):
             masks.append(inside[:, None].astype(np.float32))
             normal.append(_some(found[both] & ~inside, self.config.normals, rng))
             anomalous.append(_some(inside, self.config.anomalies, rng))

@@ -11,8 +11,6 @@ from fedvad.data.folders import ImageSet, Site
 from fedvad.detectors.registry import detector_class
 from fedvad.detectors.student import StudentDetector
 from fedvad.detectors.student_site import StudentSite
-from fedvad.distill.amplify_options import AmplifyConfig
-from fedvad.distill.dual_options import DualConfig
 from fedvad.distill.parameters import load_parameters, parameters_of, under
 from fedvad.errors import ConfigError
 from fedvad.evaluation.histograms import count
@@ -50,7 +48,7 @@ def fit_students(job: Job) -> Fitted:
         job.stack.callback(member.close)
     write_config(job.out, config)
     ledger.images_computed = sum(member.n_images for member in members.values())
-    stage = Stage(job.progress, "rounds", _steps(config, extractor) * len(members))
+    stage = Stage(job.progress, "rounds", _all_rounds(config) * len(members))
     detectors = averaged(
         members,
         config,
@@ -157,8 +155,14 @@ def averaged(
     }
 
 
-def _steps(config: TrainConfig, extractor: FeatureExtractor) -> int:
-    return sum(_rounds(part, config) for part in make_student(config, extractor).starts())
+def _kind(config: TrainConfig) -> type[StudentDetector]:
+    kind = detector_class(config.method)
+    assert issubclass(kind, StudentDetector)  # or its method were not one of students
+    return kind
+
+
+def _all_rounds(config: TrainConfig) -> int:
+    return sum(_rounds(part, config) for part in _kind(config).parts)
 
 
 def _rounds(part: str, config: TrainConfig) -> int:
@@ -168,8 +172,7 @@ def _rounds(part: str, config: TrainConfig) -> int:
 def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDetector:
     """The untrained detector that a configuration asks for; raises `ConfigError`."""
     options = config.student
-    kind = detector_class(config.method)
-    assert issubclass(kind, StudentDetector)  # or its method were not one of students
+    kind = _kind(config)
     given = options.model_dump(include={"batch", "learning_rate", "warmup"}, exclude_none=True)
     training = replace(kind.round_training(options.steps), **given)
     if options.algorithm == "scaffold" and training.optimiser != "sgd":
@@ -177,18 +180,12 @@ def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDet
             f"scaffold corrects plain SGD, and {config.method} trains with {training.optimiser}: "
             "choose fedavg, fedprox or moon"
         )
-    more = dict(options.options)
-    if options.combine is not None:
-        more["combine"] = options.combine
-    if config.method == "paste":
-        more["bootstrap"] = options.bootstrap
     try:
-        if config.method == "aand":
-            more |= {"stage1": training, "amplify": AmplifyConfig(**more.get("amplify", {}))}
-        if config.method == "dmdd":
-            # a site cannot know how many of all steps are behind it, so the head learns from the
-            # first one
-            more["dual"] = DualConfig(**{"head_start_step": 0} | more.get("dual", {}))
+        more = kind.round_options(options.options, training)
+        if options.combine is not None:
+            more["combine"] = options.combine
+        if config.method == "paste":
+            more["bootstrap"] = options.bootstrap
         return kind(
             extractor=extractor,
             layers=extractor.config.layers,
@@ -219,8 +216,8 @@ def _compare(
     results: dict[str, list[SiteResult]] = {}
     free = config.model_copy(update={"participation": 1.0, "join": {}})
     for name in config.compare:
-        steps = _steps(config, extractor) * (len(members) if name == "local" else 1)
-        stage = Stage(progress, f"rounds {name}", steps)
+        rounds = _all_rounds(config) * (len(members) if name == "local" else 1)
+        stage = Stage(progress, f"rounds {name}", rounds)
         found: dict[str, tuple[StudentDetector, Threshold | None]] = {}
         if name == "local":
             for site in sites:
@@ -243,7 +240,7 @@ def _alone(
     stage: Stage,
 ) -> tuple[StudentDetector, Threshold | None]:
     used = member
-    if len(make_student(config, extractor).starts()) > 1:
+    if len(_kind(config).parts) > 1:
         # an earlier part of the federation's has changed what the site's student learns from
         used = prepare_sites({site.name: site.train}, config, extractor)[site.name]
         used.seed = member.seed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+
+from pydantic import field_validator
 
 from fedvad.data.folders import ImageItem, ImageSet
 from fedvad.detectors.adaptor import AdaptorConfig, AdaptorDetector, AdaptorSite
@@ -34,11 +35,17 @@ class WeightOptions(Averaging):
     shares. alone: each site keeps its own weights, nothing is sent.
     """
 
-    part: Literal["adaptor", "generator", "stfpm", "paste", "dcam", "rd", "aand", "dmdd"] = (
-        "adaptor"
-    )
+    part: str = "adaptor"
     bootstrap: int | None = None
     alone: bool = False
+
+    @field_validator("part")
+    @classmethod
+    def _known(cls, part: str) -> str:
+        known = ("adaptor", "generator", *STUDENT_METHODS)
+        if part not in known:
+            raise ValueError(f"there is no part {part!r}; choose one of {', '.join(known)}")
+        return part
 
     def of_student(self, config: TrainConfig) -> TrainConfig:
         """The configuration of a student's training with the part as its method."""
