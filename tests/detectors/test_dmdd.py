@@ -72,6 +72,20 @@ def test_the_head_waits_for_its_step_over_all_trainings_of_a_site(
     site.close()
 
 
+def test_the_head_waits_for_a_fifth_of_the_training_that_is_asked_for(
+    extractor: FeatureExtractor, images: ImageSet
+) -> None:
+    site = make(extractor, dual=replace(DUAL, head_start_step=None)).prepare(images)
+    start = parameters_of(site.student)
+    moved: list[set[str]] = []
+    site.train(
+        config=replace(SHORT, steps=10),
+        on_step=lambda *_: moved.append(_moved(site, start)),
+    )
+    assert ["head" in parts for parts in moved] == [False] * 2 + [True] * 8
+    site.close()
+
+
 def test_the_head_has_a_rate_of_its_own(extractor: FeatureExtractor, images: ImageSet) -> None:
     site = make(extractor).prepare(images)
     optimiser = site.optimiser(SHORT)

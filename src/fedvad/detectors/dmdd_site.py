@@ -63,6 +63,7 @@ class DMDDSite(StudentSite):
 
         self._make = pool
         super().__init__(net, *given, config=config, **options)
+        self._head_start = dual.head_start(self.config.steps)
 
     @property
     def pool(self) -> DualPool:
@@ -88,6 +89,7 @@ class DMDDSite(StudentSite):
         held-out normals serve the scale of the scores alone.
         """
         settings = config or self.config
+        self._head_start = self.dual.head_start(settings.steps)
 
         def counted(step: int, loss: float) -> None:
             self.steps += 1
@@ -111,8 +113,7 @@ class DMDDSite(StudentSite):
     def loss(self, batch: Batch) -> torch.Tensor:
         """All losses of one batch of pairs."""
         assert isinstance(batch, DualBatch)  # as `_batches` makes them
-        started = self.steps >= self.dual.head_start(self.config.steps)
-        return dual_loss(self.net, batch, self.dual, head=started)
+        return dual_loss(self.net, batch, self.dual, head=self.steps >= self._head_start)
 
     def represent(self, student: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """(b, 2c) means over the positions of the last level of both branches, of any student."""
