@@ -27,9 +27,9 @@ def _maps(shapes: list[tuple[int, int, int]], batch: int = 3, seed: int = 0) -> 
 def _terms(config: MaskedConfig, batch: int = 3) -> dict[str, Tensor]:
     torch.manual_seed(0)  # of the heads' weights
     heads = MaskedHeads(TEACHER, STUDENT, config)
-    teacher = _maps(TEACHER, batch)
-    heads.calibrate(teacher)
-    return heads.losses(teacher, _maps(STUDENT, batch, 1), torch.Generator().manual_seed(3))
+    teacher, student = _maps(TEACHER, batch), _maps(STUDENT, batch, 1)
+    heads.calibrate(teacher, student)
+    return heads.losses(teacher, student, torch.Generator().manual_seed(3))
 
 
 def test_levels_pair_by_the_nearest_stride() -> None:
@@ -93,8 +93,8 @@ def test_one_image_of_one_position_is_finite(kind: str) -> None:
     shapes = [(4, 1, 1)]
     heads = MaskedHeads(shapes, [(3, 1, 1)], replace(CONFIG, distance=kind))  # type: ignore[arg-type]
     teacher = [torch.zeros(1, 4, 1, 1)]
-    heads.calibrate(teacher)
     student = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    heads.calibrate(teacher, [student])
     total = heads.total(heads.losses(teacher, [student]))
     total.backward()
     assert torch.isfinite(total)
@@ -130,7 +130,7 @@ def test_losses_are_means_that_do_not_grow_with_the_batch() -> None:
 def test_mse_is_in_units_of_the_teachers_spread() -> None:
     heads = MaskedHeads(TEACHER, STUDENT, CONFIG)
     teacher = [m * 7 + 3 for m in _maps(TEACHER, 50)]
-    heads.calibrate(teacher)
+    heads.calibrate(teacher, _maps(STUDENT, 50))
     level = heads.levels[0]
     assert isinstance(level, Level)
     found = level.target(teacher[0])
@@ -139,7 +139,7 @@ def test_mse_is_in_units_of_the_teachers_spread() -> None:
     # an aligner that says nothing is as wrong as the mean: 1
     assert float(distance(torch.zeros_like(found), found, "mse")) == pytest.approx(1, abs=1e-3)
     with pytest.raises(DataError, match="not finite"):
-        heads.calibrate([m * torch.inf for m in teacher])
+        heads.calibrate([m * torch.inf for m in teacher], _maps(STUDENT, 50))
 
 
 @pytest.mark.parametrize("change", [
@@ -163,14 +163,14 @@ def test_folded_heads_keep_the_distances_of_the_aligned_features() -> None:
             torch.cdist(points @ m.T, points @ m.T), atol=1e-4, rtol=1e-4,
         )  # fmt: skip
     architecture = Architecture.of(
-        "tiny", (1, 2), {"stem": 4, "widths": [4, 6, 8], "depths": [0] * 3}
+        "tiny", (1, 2), {"stem": 4, "widths": [4, 6, 8], "inner": [4] * 3, "depths": [1] * 3}
     )
     student = architecture.build().eval()
     image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         before = student(image)
     heads = MaskedHeads(TEACHER, [(6, 8, 8), (8, 4, 4)], CONFIG)
-    heads.calibrate(_maps(TEACHER))
+    heads.calibrate(_maps(TEACHER, 2), before)
     folded, network = fold_heads(architecture, student, heads)
     assert folded.heads == (6, 8)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from fedvad.features.backbones import build_backbone, weights_hash
 from tests.distill import support
 
 SIZE = 48
-TINY = {"stem": 4, "widths": [8, 12, 16], "depths": [0, 1, 0]}
+TINY = {"stem": 4, "widths": [8, 12, 16], "inner": [8, 12, 16], "depths": [1, 1, 1]}
 QUICK = StageConfig(
     steps=6, batch=4, warmup=2, masked=MaskedConfig(distance="mse", hidden=8, mode="weighted")
 )

@@ -22,7 +22,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import is_backbone_file
 from fedvad.features.tiny import TinyConfig
 
-OPTIONS = {"stem": 4, "widths": [4, 8, 12], "depths": [0, 1, 0]}
+OPTIONS = {"stem": 4, "widths": [4, 8, 12], "inner": [4, 4, 4], "depths": [1, 2, 1]}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
 
@@ -149,7 +149,7 @@ CHANGES = [
     (lambda _, h: h["architecture"].update(layers=[7]), "has layers"),
     (lambda _, h: h["architecture"].update(heads=[10**9, 1]), "1 to 4096"),
     (lambda _, h: h["architecture"]["options"].update(stem=10**9), "from 1 to 1024"),
-    (lambda _, h: h["architecture"]["options"].update(secret=1), "stem, widths and depths"),
+    (lambda _, h: h["architecture"]["options"].update(secret=1), "stem, widths, inner and depths"),
     (lambda _, h: h.update(std=[0, 1, 1]), "std must be positive"),
     (lambda _, h: h.update(mean=[0]), "no backbone that can be built"),
     (lambda _, h: h.pop("name"), "no backbone that can be built"),
@@ -197,7 +197,8 @@ def test_the_tiny_network_has_the_strides_and_size_it_is_for(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("wrong", [
-    {"widths": [8, 8]}, {"stem": 0}, {"depths": [0, 0, 99]}, {"widths": [], "depths": []},
+    {"widths": [8, 8]}, {"stem": 0}, {"depths": [1, 1, 99]},
+    {"widths": [], "inner": [], "depths": []}, {"inner": [4, 4]}, {"depths": [0, 1, 1]},
 ])  # fmt: skip
 def test_impossible_tiny_networks_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="tiny"):

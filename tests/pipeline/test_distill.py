@@ -27,7 +27,7 @@ engine = "torch"
 checkpoint = 2
 
 [student]
-options = { stem = 4, widths = [4, 6, 8], depths = [0, 0, 0] }
+options = { stem = 4, widths = [4, 6, 8], inner = [4, 4, 4], depths = [1, 1, 1] }
 
 [images]
 limit = 12
@@ -181,11 +181,43 @@ def test_the_command(
     assert "stages.0.steps" in capsys.readouterr().err
 
 
+def test_a_student_begins_with_what_fits_of_its_first_teacher(tmp_path: Path) -> None:
+    weights = support.write_weights(tmp_path / "resnet18.safetensors", "resnet18")
+    text = (
+        RECIPE[: RECIPE.index("[defaults]")]
+        + """
+        [[stages]]
+        teacher = "resnet18"
+        layers = [2, 3]
+        batch = 4
+        steps = 1
+        learning_rate = 1e-6
+        """
+    )
+    levels = {}
+    for start in ("random", "teacher"):
+        path = tmp_path / f"{start}.toml"
+        path.write_text(text.replace("[student]", f'[student]\nstart = "{start}"'))
+        summary = distill(load_recipe(str(path)), tmp_path / start, weights={"": weights})
+        levels[start] = [level["explained"] for level in summary["stages"][0]["levels"]]
+    assert min(np.subtract(levels["teacher"], levels["random"])) > 0.05
+    assert "with what fits into it of resnet18" in (tmp_path / "teacher/card.md").read_text()
+    assert "| begins | at random |" in (tmp_path / "random/card.md").read_text()
+    begun = path.read_text()
+    path.write_text(begun.replace("resnet18", support.NAME))
+    other = support.write_weights(tmp_path / "t.safetensors")
+    with pytest.raises(ConfigError, match="resnet34"):
+        distill(load_recipe(str(path)), tmp_path / "other", weights={"": other})
+    path.write_text(begun.replace("options = {", 'backbone = "mcunet_in3" # {'))
+    with pytest.raises(ConfigError, match="is for the student tiny"):
+        load_recipe(str(path))
+
+
 def test_shipped_recipes_can_be_read() -> None:
     assert shipped_recipes() == ["quick", "tiny"]
     tiny = load_recipe("tiny")
-    assert [stage.teacher for stage in tiny.stages][-1] == "resnet18"
-    assert all(stage.config().masked.hidden == 64 for stage in tiny.stages)
+    assert [stage.teacher for stage in tiny.stages] == ["resnet18"]
+    assert tiny.student.start == "teacher"
     with pytest.raises(ConfigError, match="shipped are quick, tiny"):
         load_recipe("large")
 

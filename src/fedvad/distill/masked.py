@@ -21,6 +21,7 @@ from fedvad.errors import ConfigError, DataError
 __all__ = ["Level", "MaskedHeads", "distance", "pair_levels", "semantic_loss"]
 
 _EPS = 1e-6
+_RIDGE = 1e-4
 Shape = tuple[int, int, int]
 
 
@@ -136,8 +137,9 @@ class MaskedHeads(nn.Module):
         ]  # fmt: skip
 
     @torch.no_grad()
-    def calibrate(self, teacher: Sequence[Tensor]) -> None:
-        """Take mean and spread of the teacher's channels from maps (n, c, h, w) of some images.
+    def calibrate(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> None:
+        """Take mean and spread of the teacher's channels from maps (n, c, h, w) of some images,
+        and let the aligners begin where they fit the student's maps of these images best.
 
         The spread is the root of the channels' mean variance. One for all, because distances are
         what is imitated later, and to them channels that hardly vary hardly matter. Does nothing
@@ -145,11 +147,14 @@ class MaskedHeads(nn.Module):
         """
         if self.config.distance == "cosine":
             return
-        for (level, _), maps in zip(self.paired(), teacher, strict=True):
+        for (level, i), maps in zip(self.paired(), teacher, strict=True):
             if not bool(maps.isfinite().all()):
                 raise DataError("the teacher gives maps that are not finite: mend its weights")
             level.mean.copy_(maps.mean((0, 2, 3), keepdim=True))
             level.spread.copy_((maps - level.mean).square().mean().sqrt().clamp_min(_EPS))
+            # resizing and pooling go before a 1 x 1 convolution as well as behind it
+            inputs = _pool(_resize(student[i], level.grid), self.config.pool)
+            _solve(level.aligner, inputs, _pool(level.target(maps), self.config.pool))
 
     def losses(
         self,
@@ -206,6 +211,21 @@ class MaskedHeads(nn.Module):
             "plain": plain,
             "semantic": semantic_loss(rebuilt, target, config.sem_stats),
         }
+
+
+def _solve(aligner: nn.Conv2d, inputs: Tensor, wanted: Tensor) -> None:
+    """Weights of a 1 x 1 convolution by ridge regression of maps (n, c, h, w) on others."""
+    x, y = (m.permute(0, 2, 3, 1).flatten(0, 2).double() for m in (inputs, wanted))
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    squares = (x - mean_x).T @ (x - mean_x)
+    ridge = (_RIDGE * squares.diagonal().mean()).clamp_min(_EPS)
+    weight = torch.linalg.solve(
+        squares + ridge * torch.eye(len(squares), dtype=x.dtype, device=x.device),
+        (x - mean_x).T @ (y - mean_y),
+    )
+    aligner.weight.copy_(weight.T[:, :, None, None])
+    assert aligner.bias is not None  # as `Level` makes it
+    aligner.bias.copy_(mean_y - mean_x @ weight)
 
 
 def _generator(channels: int, hidden: int) -> nn.Sequential:

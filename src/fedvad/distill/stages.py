@@ -273,8 +273,15 @@ class MaskedStage:
         n = _CALIBRATION if self.images.count is None else min(_CALIBRATION, self.images.count)
         numbers = np.arange(n) + (self.first if self.images.count is None else 0)
         groups = np.array_split(numbers, max(1, -(-n // self.config.batch)))
-        maps = [wanted for _, wanted in self.teacher.stream(self.images, groups)]
-        self.heads.calibrate([torch.cat(level) for level in zip(*maps, strict=True)])
+        wanted, found = [], []
+        self.student.eval()
+        with torch.no_grad():
+            for pixels, maps in self.teacher.stream(self.images, groups):
+                wanted.append(maps)
+                found.append(self.student(self._inputs(pixels)))
+        self.heads.calibrate(
+            *([torch.cat(level) for level in zip(*maps, strict=True)] for maps in (wanted, found))
+        )
 
 
 def seed_of(*numbers: int) -> int:

@@ -49,8 +49,10 @@ class Architecture:
         if backbone == "tiny":
             from fedvad.features.tiny import TinyConfig
 
-            count = len(TinyConfig.of(options or {}).widths)
-            chosen = check_taps(backbone, layers or (1, 2), range(count))
+            tiny = TinyConfig.of(options or {})
+            # all of them, so that a file does not depend on what is usual later
+            options = {k: list(v) if type(v) is tuple else v for k, v in asdict(tiny).items()}
+            chosen = check_taps(backbone, layers or (1, 2), range(len(tiny.widths)))
         elif backbone in MCUNET:
             chosen = check_taps(backbone, layers or (3, 6, 9), range(len(MCUNET[backbone][1])))
         else:

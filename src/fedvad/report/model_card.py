@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedvad.report.tables import to_markdown
@@ -26,6 +26,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
             [
                 ["what", "value"],
                 ["architecture", _architecture(backbone["architecture"])],
+                ["begins", _beginning(recipe, summary["teachers"])],
                 ["features", taps],
                 ["parameters", f"{backbone['parameters']:,}"],
                 ["file", f"{backbone['bytes']:,} bytes, kernels in float16"],
@@ -85,6 +86,12 @@ def _architecture(values: Mapping[str, Any]) -> str:
     return f"{_plain(values['backbone'])}: {options}; {layers}" if options else (
         f"{_plain(values['backbone'])}; {layers}"
     )  # fmt: skip
+
+
+def _beginning(recipe: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]]) -> str:
+    if recipe["student"]["start"] == "random":
+        return "at random"
+    return f"with what fits into it of {_plain(teachers[0]['name'])}, by least squares"
 
 
 def _images(images: Mapping[str, Any], size: int) -> str:

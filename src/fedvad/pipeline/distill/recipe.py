@@ -25,17 +25,19 @@ _MASKED = tuple(MaskedConfig.__dataclass_fields__)
 
 
 class StudentChoice(Strict):
-    """The network that learns, from nothing.
+    """The network that learns.
 
-    backbone: `tiny`, `mcunet_in3`, `mcunet_in4`, or any timm model. options: `stem`, `widths` and
-    `depths` of tiny. head: `teacher` puts a 1 x 1 convolution behind each tap by which distances
-    between features are those between the aligned features, and so the last teacher's; `none`
-    leaves the taps as they are.
+    backbone: `tiny`, `mcunet_in3`, `mcunet_in4`, or any timm model. options: `stem`, `widths`,
+    `inner` and `depths` of tiny. start: `random`, or `teacher`: tiny takes over what fits into it
+    of the first teacher, a ResNet of basic blocks, see `inherit`. head: `teacher` puts a 1 x 1
+    convolution behind each tap by which distances between features are those between the aligned
+    features, and so the last teacher's; `none` leaves the taps as they are.
     """
 
     backbone: str = "tiny"
     layers: tuple[int, ...] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    start: Literal["random", "teacher"] = "random"
     head: Literal["teacher", "none"] = "teacher"
 
 
@@ -117,6 +119,12 @@ class Recipe(Named):
         if not value.isprintable() or len(value) > 80:
             raise ValueError("a name has at most 80 printable characters")
         return value
+
+    @model_validator(mode="after")
+    def _can_take_over(self) -> Self:
+        if self.student.start == "teacher" and self.student.backbone != "tiny":
+            raise ValueError('start = "teacher" is for the student tiny; others begin at random')
+        return self
 
     @model_validator(mode="after")
     def _scale_is_learned(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fedvad.distill.branches import reinitialise
 from fedvad.distill.cost import macs
 from fedvad.distill.fold import fold_heads
 from fedvad.distill.graphs import normalise_of
+from fedvad.distill.inherit import inherit
 from fedvad.distill.stages import MaskedStage, StepLog, seed_of
 from fedvad.distill.teacher import Teacher
 from fedvad.errors import ArtefactError, ConfigError
@@ -24,6 +26,7 @@ from fedvad.features.architecture import Architecture
 from fedvad.features.backbone_file import BackboneFile, write_backbone
 from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.names import brings_weights
+from fedvad.features.tiny import TinyNet
 from fedvad.pipeline.distill.checkpoint import (
     CHECKPOINT_FILE,
     COLUMNS,
@@ -41,11 +44,14 @@ from fedvad.report.tables import write_csv
 
 __all__ = ["BACKBONE_FILE", "distill"]
 
+log = logging.getLogger(__name__)
+
 BACKBONE_FILE = "backbone.safetensors"
 _RESULTS = "distill.json"
 # the student starts from nothing, so its inputs are normalised as is usual
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FRESH_IMAGES = 64
+_LOOKED_AT = 256
 _COST_SIZE = 256
 
 
@@ -84,6 +90,8 @@ def distill(
     arrays: dict[str, npt.NDArray[Any]] = {}
     if resume:
         journal, done, arrays = read_checkpoint(out, identity)
+    elif choice.start == "teacher":
+        _take_over(student, teachers[0], images, recipe)
     running: MaskedStage | None = None
     first = 0
     for number, (options, teacher) in enumerate(zip(recipe.stages, teachers, strict=True)):
@@ -107,6 +115,23 @@ def _backbone(stage: StageOptions, weights: Mapping[str, Path]) -> Backbone:
     if own is None and not brings_weights(name):
         own = weights.get("")
     return build_backbone(name, weights=own, layers=stage.layers)
+
+
+def _take_over(
+    student: torch.nn.Module, teacher: Backbone, images: TrainingImages, recipe: Recipe
+) -> None:
+    assert isinstance(student, TinyNet)  # as the recipe asks
+    if (teacher.mean, teacher.std) != (_MEAN, _STD):
+        raise ConfigError(
+            f"{teacher.name} normalises images in its own way, so that no student can take over "
+            'its weights: set start = "random"'
+        )
+    count = _LOOKED_AT if images.count is None else min(_LOOKED_AT, images.count)
+    pixels = torch.from_numpy(np.stack([images(n) for n in range(count)]))
+    explained = inherit(
+        student, teacher.network, normalise_of(_MEAN, _STD)(pixels), seed=recipe.seed
+    )
+    log.info("taken over from %s, by block: %s", teacher.name, np.round(explained, 3).tolist())
 
 
 def _identity(
