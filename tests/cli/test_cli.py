@@ -67,6 +67,14 @@ class TestTrain:
         assert results == json.loads((out / "results.json").read_text())
 
     @pytest.mark.usefixtures("quick")
+    def test_without_weights_it_works_and_says_which_backbone_it_used(
+        self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        arguments = ("train", plants, "--out", tmp_path / "run", "--image-size", 64, "--rounds", 1)
+        assert run_main(monkeypatch, *arguments) == 0
+        assert "Backbone: fedvad-tiny" in capsys.readouterr().out
+
+    @pytest.mark.usefixtures("quick")
     def test_every_flag_reaches_the_configuration(
         self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
     ) -> None:

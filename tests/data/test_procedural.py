@@ -62,6 +62,14 @@ def test_there_is_variety_in_spectrum_colour_and_contrast(drawn: npt.NDArray[np.
     assert clipped < 0.15
 
 
+def test_neighbouring_pixels_differ_about_as_in_photographs(drawn: npt.NDArray[np.uint8]) -> None:
+    grey = drawn.astype(np.float64).mean(3)
+    steps = np.abs(np.diff(grey, axis=1)).mean((1, 2))
+    # photographs of products lie at 3 to 5 of 255
+    assert np.quantile(steps, 0.1) < 4 < np.median(steps) < 11
+    assert 0.2 < float((np.ptp(drawn, axis=3).max((1, 2)) == 0).mean()) < 0.45  # grey ones
+
+
 def test_no_two_images_look_alike(drawn: npt.NDArray[np.uint8]) -> None:
     small = drawn.reshape(len(drawn), 8, 12, 8, 12, 3).mean((2, 4)).reshape(len(drawn), -1)
     distance = np.abs(small[:, None] - small[None]).mean(2)

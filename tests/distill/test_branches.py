@@ -17,13 +17,14 @@ from fedvad.distill.loss import cosine_loss
 from fedvad.distill.parameters import buffers_of, parameters_of
 from fedvad.distill.training import TrainConfig, train_student
 from fedvad.errors import ConfigError
+from fedvad.features.architecture import Architecture
 from fedvad.features.backbones import build_backbone
 from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import build_mcunet
-from fedvad.features.modules import BlockTaps
+from fedvad.features.modules import BlockTaps, Headed
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-MCUNET_LAYERS = (3, 5)
+MCUNET_LAYERS, TINY_LAYERS = (3, 5), (1, 2)
 TIMM = {
     "test_resnet": (1, 2),
     "test_efficientnet": (1, 2, 3),
@@ -39,6 +40,8 @@ def network(name: str) -> nn.Module:
     if name not in _networks:
         if name == "mcunet_in3":
             made: nn.Module = BlockTaps(build_mcunet(name), MCUNET_LAYERS)
+        elif name == "tiny":
+            made = Architecture.of("tiny", TINY_LAYERS).build()
         else:
             made = import_timm().create_model(name, features_only=True, out_indices=TIMM[name])
         reinitialise(made, seed=5)
@@ -47,14 +50,14 @@ def network(name: str) -> nn.Module:
 
 
 def layers(name: str) -> tuple[int, ...]:
-    return MCUNET_LAYERS if name == "mcunet_in3" else TIMM[name]
+    return {"mcunet_in3": MCUNET_LAYERS, "tiny": TINY_LAYERS}.get(name) or TIMM[name]
 
 
 def _difference(a: list[Tensor], b: list[Tensor]) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("name", [*TIMM, "mcunet_in3"])
+@pytest.mark.parametrize("name", [*TIMM, "mcunet_in3", "tiny"])
 @pytest.mark.parametrize("bootstrap", [None, -1])
 class TestEveryFamily:
     def test_the_teacher_gives_the_backbones_own_maps(
@@ -98,6 +101,16 @@ def test_stfpm_shares_nothing_and_paste_the_first_layers() -> None:
     assert shared.shared(IMAGES).shape == (2, 16, 16, 16)
 
 
+def test_the_bundled_backbone_is_taken_apart_without_its_heads() -> None:
+    bundled = build_backbone("fedvad-tiny")
+    net = build_net(bundled.network, bundled.layers, seed=1)
+    assert not any(isinstance(m, Headed) for m in net.modules())
+    with torch.inference_mode():
+        bare, _ = net(IMAGES)
+        headed = [h(m) for h, m in zip(bundled.network.heads, bare, strict=True)]  # type: ignore[union-attr,arg-type]
+        assert _difference(headed, bundled.network(IMAGES)) < 1e-4
+
+
 def test_layer_zero_is_shared_when_asked_for() -> None:
     """0 is a layer; only -1 means none."""
     net = build_net(network("mcunet_in3"), (3, 5), bootstrap=0, seed=1)
@@ -135,7 +148,7 @@ def test_layers_the_backbone_does_not_have_are_refused(taps: tuple[int, ...]) ->
 
 def test_a_backbone_without_layers_to_train_is_refused() -> None:
     bank = build_backbone("filterbank")
-    with pytest.raises(ConfigError, match="Choose a ResNet"):
+    with pytest.raises(ConfigError, match="Choose fedvad-tiny"):
         build_net(bank.network, bank.layers, seed=1)
 
 

@@ -19,6 +19,7 @@ from fedvad.errors import ConfigError, WeightsError
 from fedvad.features import backbones
 from fedvad.features.backbones import Backbone, build_backbone, weights_hash
 from fedvad.features.compat import import_timm
+from fedvad.features.names import bundled_file
 from fedvad.features.taps import default_taps
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -297,7 +298,7 @@ def test_offline_without_weights_is_quick_and_helps(
     with pytest.raises(WeightsError) as caught:
         build_backbone("resnet18")
     assert time.perf_counter() - start < 5
-    for way in ("--weights FILE.safetensors", "connect once", "HF_HOME", "--backbone filterbank"):
+    for way in ("--weights FILE.safetensors", "connect once", "HF_HOME", "--backbone fedvad-tiny"):
         assert way in str(caught.value)
 
 
@@ -408,3 +409,19 @@ def test_weights_hash_sees_values_names_and_shapes_only() -> None:
 )
 def test_default_taps_are_strides_8_and_16(reductions: list[int], taps: tuple[int, ...]) -> None:
     assert default_taps(reductions) == taps
+
+
+def test_the_bundled_backbone_is_there_and_brings_its_weights(tmp_path: Path) -> None:
+    backbone = build_backbone("fedvad-tiny")
+    assert bundled_file().stat().st_size < 2_000_000
+    assert backbone.layers == (1, 2)
+    assert backbone.weights_hash == build_backbone(str(bundled_file())).weights_hash
+    with torch.inference_mode():
+        maps = backbone.network(torch.zeros(1, 3, 256, 256))
+    assert [tuple(m.shape[1:]) for m in maps] == [(64, 32, 32), (128, 16, 16)]
+    assert "torchvision" in (bundled_file().parent / "NOTICE.txt").read_text()
+    assert build_backbone("fedvad-tiny", layers=(2,)).layers == (2,)
+    with pytest.raises(ConfigError, match="brings its weights"):
+        build_backbone("fedvad-tiny", weights=tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match="fedvad-tiny"):
+        build_backbone("fedvad-tyni")

@@ -138,3 +138,11 @@ def test_privacy_options_that_guarantee_nothing_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         resolve_config(**options)
+
+
+def test_without_weights_the_backbone_is_the_bundled_one(tmp_path: Path) -> None:
+    assert resolve_config().backbone == "fedvad-tiny"
+    assert resolve_config(weights=tmp_path / "w.safetensors").backbone == "resnet18"
+    assert resolve_config(weights=tmp_path / "w.safetensors", backbone="x").backbone == "x"
+    kept = resolve_config(weights=tmp_path / "w.safetensors").model_dump()
+    assert resolve_config(**kept).backbone == "resnet18"

@@ -94,7 +94,7 @@ def export(
     config: ConfigOption = None,
     method: MethodOption = None,
     backbone: Annotated[
-        str | None, typer.Option(help="As of train [default: resnet18]", show_default=False)
+        str | None, typer.Option(help="As of train [default: as there]", show_default=False)
     ] = None,
     weights: WeightsOption = None,
     image_size: Annotated[
@@ -232,7 +232,7 @@ def audit(
     ] = None,
     config: ConfigOption = None,
     backbone: Annotated[
-        str | None, typer.Option(help="As of train [default: resnet18]", show_default=False)
+        str | None, typer.Option(help="As of train [default: as there]", show_default=False)
     ] = None,
     weights: WeightsOption = None,
     image_size: Annotated[

@@ -42,7 +42,7 @@ def train(
         str | None,
         typer.Option(
             help="Any timm model, mcunet_in3, mcunet_in4, filterbank, or a file of distill "
-            "[default: resnet18]",
+            "[default: fedvad-tiny, which comes with the package; resnet18 with --weights]",
             show_default=False,
             **_Features,
         ),
@@ -230,10 +230,13 @@ def show_results(results: dict[str, Any], out: Path | None) -> None:
         console.print(table)
     if "verdict" in results:
         console.print(results["verdict"], style="bold", highlight=False, markup=False)
+    shown = [f"Backbone: {results['backbone']}"] if "backbone" in results else []
     if out is not None:
         page = out / "report.html"
-        shown = f"Report: {page}   " if page.exists() else ""
-        console.print(f"{shown}Run folder: {out}", soft_wrap=True, markup=False)
+        shown += [f"Report: {page}"] if page.exists() else []
+        shown.append(f"Run folder: {out}")
+    if shown:
+        console.print("   ".join(shown), soft_wrap=True, highlight=False, markup=False)
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

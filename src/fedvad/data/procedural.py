@@ -37,7 +37,10 @@ def draw_image(seed: int, index: int, size: int, kind: str | None = None) -> NDA
         over = _layer(rng, size, kind)
         share = _mask(rng, size)[..., None]
         picture = picture + (over - picture) * share
-    return _photographed(rng, _lit(rng, picture))
+    picture = _lit(rng, picture)
+    if rng.random() < 0.5:
+        picture = _nearer(rng, picture)
+    return _photographed(rng, picture)
 
 
 def _layer(rng: np.random.Generator, n: int, kind: str | None) -> _Colour:
@@ -142,13 +145,22 @@ def _lit(rng: np.random.Generator, picture: _Colour) -> _Colour:
     return np.asarray(picture * light[..., None], dtype=np.float32)
 
 
+def _nearer(rng: np.random.Generator, picture: _Colour) -> _Colour:
+    """A part of the picture, enlarged: photographs change little from one pixel to the next."""
+    n = len(picture)
+    side = max(8, round(n / math.exp(rng.uniform(math.log(1.3), math.log(4)))))
+    top, left = rng.integers(0, n - side + 1, 2)
+    part = picture[top : top + side, left : left + side]
+    return np.asarray(ndimage.zoom(part, (n / side, n / side, 1), order=2), dtype=np.float32)
+
+
 def _photographed(rng: np.random.Generator, picture: _Colour) -> NDArray[np.uint8]:
     """Blur or sharpening, exposure, contrast, tint and sensor noise; grey pictures, too."""
     n = len(picture)
     if rng.random() < 0.35:
         sigma = n * float(rng.uniform(0.002, 0.01))
         picture = ndimage.gaussian_filter(picture, (sigma, sigma, 0), truncate=2.5)
-    if rng.random() < 0.12:
+    if rng.random() < 0.3:  # many cameras of factories and hospitals see no colour
         picture = np.repeat((picture @ _GREY)[..., None], 3, 2)
     else:
         picture = picture * rng.uniform(0.85, 1.15, 3).astype(np.float32)
@@ -163,7 +175,7 @@ def _photographed(rng: np.random.Generator, picture: _Colour) -> NDArray[np.uint
         picture = picture ** np.float32(rng.uniform(0.6, 1.6))
     if rng.random() < 0.5:
         grain = rng.standard_normal((n, n, 1), dtype=np.float32)
-        picture = picture + grain * np.float32(rng.uniform(0, 0.04))
+        picture = picture + grain * np.float32(0.04 * rng.uniform() ** 2)
     return np.asarray(np.clip(np.rint(picture * 255), 0, 255), dtype=np.uint8)
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from fedvad.errors import ConfigError
 from fedvad.features.compat import import_timm
-from fedvad.features.modules import BlockTaps
+from fedvad.features.modules import BlockTaps, Headed
+from fedvad.features.tiny import TinyNet
 
 __all__ = ["Branch", "PaSTeNet", "STFPMNet", "build_net", "reinitialise"]
 
-_CHAINS = "a ResNet, MobileNet, EfficientNet or ConvNeXt of timm, or mcunet_in3"
+_CHAINS = "fedvad-tiny, mcunet_in3, or a ResNet, MobileNet, EfficientNet or ConvNeXt of timm"
 
 
 class Branch(nn.Module):
@@ -151,6 +152,15 @@ def _chain(network: nn.Module) -> tuple[list[nn.Module], dict[int, int]]:
     import_timm()
     from timm.models._features import FeatureListNet
 
+    if isinstance(network, Headed):  # a metric behind the taps, of which a cosine needs none
+        return _chain(network.network)
+    if isinstance(network, TinyNet):
+        steps = [network.stem, nn.ReLU(), network.pool]
+        ends = {}
+        for i, stage in enumerate(network.blocks()):
+            steps += stage
+            ends[i] = len(steps)
+        return steps, ends
     if isinstance(network, BlockTaps):
         stem = [network.conv_stem, network.bn1]
         return [*stem, *network.blocks], {i: 3 + i for i in range(len(network.blocks))}

@@ -6,7 +6,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from fedvad.errors import ConfigError, WeightsError
 from fedvad.features.backbone_file import read_backbone
 from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import MCUNET, build_mcunet
-from fedvad.features.names import is_backbone_file
+from fedvad.features.names import BUNDLED, bundled_file, is_backbone_file
 from fedvad.features.taps import check_taps, default_taps, timm_reductions
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _OFFLINE_HELP = (
     "Ways out: (1) --weights FILE.safetensors with ImageNet weights of this backbone; "
     "(2) connect once, so that timm can download them into its cache (HF_HOME), then work "
     "offline; (3) copy another machine's HF_HOME folder here; "
-    "(4) --backbone filterbank, which needs no weights (quicker, less accurate)."
+    f"(4) --backbone {BUNDLED}, which comes with the package."
 )
 
 
@@ -60,12 +60,14 @@ def build_backbone(
 ) -> Backbone:
     """Build backbone `name` with its weights, tapped at `layers` (None: a default per family).
 
-    A name that ends in .safetensors is the path of a backbone file; `weights` then is where that
-    file lies now, if it was moved. Raises `ConfigError` for an unknown name or tap, `WeightsError`
-    when weights are missing or do not fit.
+    `fedvad-tiny` comes with the package. A name that ends in .safetensors is the path of a backbone
+    file; `weights` then is where that file lies now, if it was moved. Raises `ConfigError` for an
+    unknown name or tap, `WeightsError` when weights are missing or do not fit.
     """
     if name == "filterbank":
         return _filterbank(weights, layers)
+    if name == BUNDLED:
+        return _bundled(weights, layers)
     if is_backbone_file(name):
         return _file(name, weights, layers)
     if weights is not None and not weights.is_file():
@@ -84,6 +86,15 @@ def weights_hash(network: torch.nn.Module) -> str:
         digest.update(f"{key}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _bundled(weights: Path | None, layers: Sequence[int] | None) -> Backbone:
+    if weights is not None:
+        raise ConfigError(
+            f"{BUNDLED} brings its weights: take --weights away, or name the backbone that they "
+            "are of with --backbone"
+        )
+    return replace(_file(str(bundled_file()), None, layers), name="")
 
 
 def _file(name: str, weights: Path | None, layers: Sequence[int] | None) -> Backbone:

@@ -1,11 +1,19 @@
-"""What a backbone's name means: a file, or one that may need weights from someone."""
+"""What a backbone's name means: the bundled one, a file, or one that needs weights from someone."""
 
 from __future__ import annotations
 
-__all__ = ["brings_weights", "is_backbone_file", "name_of_file"]
+from pathlib import Path
 
+__all__ = ["BUNDLED", "brings_weights", "bundled_file", "is_backbone_file", "name_of_file"]
+
+BUNDLED = "fedvad-tiny"
 _SUFFIX = ".safetensors"
 _MARK = "file:"  # before the name of a file's backbone in configurations that know its content
+
+
+def bundled_file() -> Path:
+    """Where the package keeps the backbone file of `BUNDLED`."""
+    return Path(__file__).parent / "weights" / f"{BUNDLED}{_SUFFIX}"
 
 
 def is_backbone_file(name: str) -> bool:
@@ -19,5 +27,5 @@ def name_of_file(name: str) -> str:
 
 
 def brings_weights(backbone: str) -> bool:
-    """Whether a backbone of this name has its weights: files, and the filter bank needs none."""
-    return backbone == "filterbank" or is_backbone_file(backbone)
+    """Whether a backbone of this name has its weights: the bundled one, files, the filter bank."""
+    return backbone in (BUNDLED, "filterbank") or is_backbone_file(backbone)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fedvad.errors import ConfigError
 from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import MCUNET
+from fedvad.features.names import BUNDLED
 
 __all__ = ["check_taps", "default_taps", "timm_reductions"]
 
@@ -19,12 +20,12 @@ def timm_reductions(name: str) -> list[int]:
     """
     timm = import_timm()
     if not timm.is_model(name):
-        known = [*timm.list_models(), *MCUNET, "filterbank"]
+        known = [*timm.list_models(), *MCUNET, "filterbank", BUNDLED]
         close = difflib.get_close_matches(name.split(".")[0], known, 5)
         hint = f" (close: {', '.join(close)})" if close else ""
         raise ConfigError(
-            f"unknown backbone {name!r}{hint}; any timm model, mcunet_in3, mcunet_in4, filterbank "
-            "or a backbone file (.safetensors, of `fedvad distill`) is accepted"
+            f"unknown backbone {name!r}{hint}; any timm model, mcunet_in3, mcunet_in4, {BUNDLED}, "
+            "filterbank or a backbone file (.safetensors, of `fedvad distill`) is accepted"
         )
     try:
         return list(timm.create_model(name, features_only=True).feature_info.reduction())

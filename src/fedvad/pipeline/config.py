@@ -13,6 +13,7 @@ from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine, FeatureConfig
+from fedvad.features.names import BUNDLED
 from fedvad.federation.codecs import Precision, compact, overhead_bytes, row_bytes
 from fedvad.memory.merge import MergeMode
 from fedvad.memory.neighbours import SearchMode
@@ -49,7 +50,7 @@ class TrainConfig(BaseModel):
 
     method: str = "feddymem"
     # features
-    backbone: str = "resnet18"
+    backbone: str = BUNDLED
     weights: Path | None = None
     image_size: int = 256
     layers: tuple[int, ...] | None = None
@@ -139,6 +140,8 @@ class TrainConfig(BaseModel):
             if "reference" not in self.model_fields_set:
                 # a rare mode that only one site has is left out, but stays normal at home
                 object.__setattr__(self, "reference", "union")
+        if self.weights is not None and "backbone" not in self.model_fields_set:
+            object.__setattr__(self, "backbone", "resnet18")
         if self.merge != "average" and self.memory_rows is None:
             rows = _LARGEST_MEMORY if self.merge == "concat" else 2000
             object.__setattr__(self, "memory_rows", rows)

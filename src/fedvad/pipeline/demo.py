@@ -10,6 +10,7 @@ from typing import Any
 from fedvad.data.demo import write_demo
 from fedvad.errors import ConfigError, StorageError
 from fedvad.features.cache import DescriptorCache
+from fedvad.features.names import BUNDLED
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.train import train
@@ -20,7 +21,7 @@ IMAGE_SIZE = 128
 # only a folder with this file is ever replaced
 _MARK = ".fedvad-demo"
 DEMO_CONFIG: dict[str, Any] = {
-    "backbone": "filterbank",
+    "backbone": BUNDLED,
     "image_size": IMAGE_SIZE,
     "upload_rows": 600,
     "compare": ("local", "pooled"),

@@ -49,7 +49,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
                         _plain(stage["teacher"]),
                         teacher["hash"][:16],
                         f"{stage['steps']:,}",
-                        f"{options['rho_s']:.0%} / {options['rho_c']:.0%}, {options['mode']}",
+                        _hidden(options),
                         f"{stage['loss_first']:.4f}",
                         f"{stage['loss_last']:.4f}",
                     ]
@@ -92,6 +92,12 @@ def _beginning(recipe: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]])
     if recipe["student"]["start"] == "random":
         return "at random"
     return f"with what fits into it of {_plain(teachers[0]['name'])}, by least squares"
+
+
+def _hidden(options: Mapping[str, Any]) -> str:
+    if options["w_m"] == options["w_sem"] == 0:
+        return "nothing"
+    return f"{options['rho_s']:.0%} / {options['rho_c']:.0%}, {options['mode']}"
 
 
 def _images(images: Mapping[str, Any], size: int) -> str:

@@ -24,7 +24,7 @@ from fedvad.errors import WeightsError
 from fedvad.evaluation.sites import site_threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.features.names import brings_weights
+from fedvad.features.names import BUNDLED, brings_weights
 from fedvad.half import HalfArray, to_half
 from fedvad.integrations.anomalib.net import MemoryNet
 from fedvad.integrations.anomalib.post_processor import NormalOnlyPostProcessor
@@ -189,7 +189,7 @@ def check_weights(backbone: str, weights: str | Path | None) -> None:
     if weights is None and not brings_weights(backbone):
         raise WeightsError(
             f"give weights=FILE.safetensors for backbone {backbone} (--model.weights): the plugin "
-            "downloads nothing; backbone filterbank or a backbone file needs none"
+            f"downloads nothing; backbone {BUNDLED}, filterbank or a backbone file needs none"
         )
 
 

@@ -49,6 +49,7 @@ COLLECTIONS: dict[str, tuple[Script, ...]] = {
     "speed": (
         Script("budgets", "speed.py", ("{data}/mtd", *_WEIGHTS)),
         Script("engines", "engines.py", ("resnet18={weights}",)),
+        Script("backbones", "backbones.py", ("resnet18={weights}", "--data", "{data}/mtd")),
         Script(
             "anomalib-patchcore",
             "anomalib_patchcore.py",
