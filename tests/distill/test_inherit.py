@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 from fedvad.distill.inherit import inherit, representatives
 from fedvad.errors import ConfigError
+from fedvad.features.compat import import_timm
 from fedvad.features.tiny import TinyConfig, TinyNet
 
 SAME = TinyConfig(64, (64, 128), (64, 128), (2, 2))
@@ -25,7 +25,7 @@ def images() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def teacher(images: torch.Tensor) -> Any:
     torch.manual_seed(0)
-    network = timm.create_model("resnet18", features_only=True, out_indices=(1, 2))
+    network = import_timm().create_model("resnet18", features_only=True, out_indices=(1, 2))
     for part in network.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(part.weight, 0.5, 1.5)
@@ -95,6 +95,6 @@ def test_what_cannot_be_taken_over_is_refused(
 
 
 def test_bottleneck_blocks_are_refused(images: torch.Tensor) -> None:
-    network = timm.create_model("resnet50", features_only=True, out_indices=(1, 2))
+    network = import_timm().create_model("resnet50", features_only=True, out_indices=(1, 2))
     with pytest.raises(ConfigError, match="resnet18 or resnet34"):
         inherit(TinyNet(HALF, (1,)), network, images, seed=0)

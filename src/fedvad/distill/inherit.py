@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedvad.errors import ConfigError
+from fedvad.features.compat import import_timm
 from fedvad.features.tiny import Block, TinyNet, Unit
 
 __all__ = ["inherit", "representatives"]
@@ -91,8 +92,7 @@ class _Response:
 
 def _stages(student: TinyNet, teacher: Any) -> list[list[Any]]:
     """The teacher's basic blocks of each of the student's stages, checked."""
-    from timm.models.resnet import BasicBlock
-
+    basic = import_timm().models.resnet.BasicBlock
     names = [f"layer{i + 1}" for i in range(len(student.stages))]
     if not all(hasattr(teacher, name) for name in ("conv1", "bn1", *names)):
         raise ConfigError(
@@ -100,7 +100,7 @@ def _stages(student: TinyNet, teacher: Any) -> list[list[Any]]:
             'resnet34) as its first teacher, and of no other; or set start = "random"'
         )
     stages = [list(getattr(teacher, name)) for name in names]
-    if not all(isinstance(block, BasicBlock) for blocks in stages for block in blocks):
+    if not all(isinstance(block, basic) for blocks in stages for block in blocks):
         raise ConfigError("the teacher's blocks are not basic ones: take resnet18 or resnet34")
     few = "a tiny student can take over at most the teacher's {}: make it smaller"
     if student.stem.conv.out_channels > teacher.conv1.out_channels:
