@@ -57,6 +57,17 @@ def options(parser: ArgumentParser) -> None:
     )
 
 
+def backbones_argument(parser: ArgumentParser) -> None:
+    """One or more backbones with their files."""
+    parser.add_argument("backbones", nargs="+", metavar="NAME=WEIGHTS")
+
+
+def weights_files(arguments: Namespace) -> dict[str, Path | None]:
+    """The file of each backbone of `backbones_argument`; None for one that brings its weights."""
+    pairs = (text.partition("=") for text in arguments.backbones)
+    return {name: Path(file) if file else None for name, _, file in pairs}
+
+
 def clock_of(arguments: Namespace) -> Clock:
     """What the flag says about how to measure time."""
     return process_time if arguments.cpu_time else perf_counter

@@ -3,8 +3,8 @@
     python benchmarks/distillation.py --data SET [SET …] --pool FOLDER --weights F
         [--backbone resnet18] [--layers 1,2,3] [--size 256] [--seeds 0,1,2] [--steps 900]
         [--amplify-steps 300] [--pairs 200] [--textures FOLDER] [--foreground otsu] [--width 1]
-        [--batch 16] [--rate 0.005] [--smooth 3] [--top 0.02] [--device cuda] [--out FOLDER]
-        [--only "rd;aand"] [--sheet FILE.png]
+        [--batch 16] [--rate 0.005] [--smooth 3] [--top 0.02] [--mixed-precision] [--device cuda]
+        [--out FOLDER] [--only "rd;aand"] [--sheet FILE.png]
 
 Every set (in MVTec's layout) is trained and tested alone; --pool makes one set of a folder of
 sites, of all their training images and all their tests. All variants have the same backbone,
@@ -199,7 +199,10 @@ def chosen(kind: str, options: dict[str, Any], arguments: argparse.Namespace) ->
         return options | {"scoring": scoring}
     options |= {"smooth": arguments.smooth, "top": arguments.top}
     if kind == "stfpm":
-        return options | {"train": TrainConfig(steps=arguments.steps, patience=None)}
+        train = TrainConfig(
+            steps=arguments.steps, patience=None, mixed_precision=arguments.mixed_precision
+        )
+        return options | {"train": train}
     if kind == "rd":
         return options | {
             "width": arguments.width,
@@ -253,7 +256,12 @@ def outline_table(found: Mapping[str, list[dict[str, Any]]]) -> str:
 
 
 def train_config(arguments: argparse.Namespace, steps: int) -> TrainConfig:
-    return replace(adam(steps), batch=arguments.batch, learning_rate=arguments.rate)
+    return replace(
+        adam(steps),
+        batch=arguments.batch,
+        learning_rate=arguments.rate,
+        mixed_precision=arguments.mixed_precision,
+    )
 
 
 _NO_MATTER = ("out", "only", "seeds", "data", "pool", "threads", "sheet")
@@ -276,6 +284,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dual-width", type=float, default=0.5, help="of dmdd's student")
     parser.add_argument("--dual-batch", type=int, default=4, help="pairs per step of dmdd")
     parser.add_argument("--rate", type=float, default=0.005, help="of Adam")
+    parser.add_argument("--mixed-precision", action="store_true", help="convolutions in bfloat16")
     parser.add_argument("--smooth", type=int, default=1, help="cells")
     parser.add_argument("--top", type=float, default=0.0, help="share of the cells; 0: maximum")
     parser.add_argument("--ring", type=int, default=4, help="pixels: how wide an edge is")

@@ -12,7 +12,16 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from common import Clock, Row, alternate, clock_of, options, report
+from common import (
+    Clock,
+    Row,
+    alternate,
+    backbones_argument,
+    clock_of,
+    options,
+    report,
+    weights_files,
+)
 
 from fedvad.features.config import FeatureConfig
 from fedvad.features.engine import make_engine
@@ -59,15 +68,13 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("backbones", nargs="+", metavar="NAME=WEIGHTS")
+    backbones_argument(parser)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=256)
     options(parser)
     arguments = parser.parse_args()
-    pairs = (text.partition("=") for text in arguments.backbones)
-    backbones = {name: Path(file) if file else None for name, _, file in pairs}
     rows = run(
-        backbones,
+        weights_files(arguments),
         images=arguments.images,
         image_size=arguments.image_size,
         clock=clock_of(arguments),

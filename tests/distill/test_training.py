@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedvad.distill.attention_loss import imitation_loss
+from fedvad.distill.attention_options import ImitationConfig
+from fedvad.distill.loss import cosine_loss
+from fedvad.distill.reverse_loss import reverse_loss
 from fedvad.distill.training import (
     TrainConfig,
     buffers_of,
@@ -258,3 +263,55 @@ class TestWeightsAsArrays:
             load_parameters(point, {k: v for k, v in arrays.items() if v is not None})
         assert point.at.tolist() == [1.0, -2.0]
         assert point.norm.weight.tolist() == [1.0, 1.0]
+
+
+def test_mixed_precision_multiplies_in_bfloat16_and_keeps_the_rest_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, aim = (torch.randn(2, c, 5, 5, generator=generator) for c in (3, 4))
+    begin = torch.randn(4, 3, 1, 1, generator=generator)
+    layer = nn.Conv2d(3, 4, 1, bias=False)
+    seen = []
+
+    def loss(_: Tensor) -> Tensor:
+        out = layer(image)
+        seen.append(out.dtype)
+        return cosine_loss([aim], [out])
+
+    def train(mixed: bool) -> Tensor:
+        with torch.no_grad():
+            layer.weight.copy_(begin)
+        config = replace(PLAIN, steps=4, mixed_precision=mixed)
+        train_student(
+            layer, loss, lambda _: [aim] * 4, config,
+            seed=0, validate=lambda: float(loss(aim).detach()),
+        )  # fmt: skip
+        return layer.weight.detach().clone()
+
+    plain = train(False)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    mixed = train(True)
+    assert seen == [torch.bfloat16] * 4 + [torch.float32]
+    assert mixed.dtype == torch.float32
+    moved = (plain - begin).norm()
+    assert 0 < (mixed - plain).norm() < 0.1 * moved
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda t, s: cosine_loss([t], [s]),
+        lambda t, s: reverse_loss([t], [s], "hard+global"),
+        lambda t, s: imitation_loss([t], [s], ImitationConfig()),
+    ],
+    ids=["cosine", "hard+global", "imitation"],
+)
+def test_losses_of_bfloat16_maps_are_computed_in_float32(
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    t, s = torch.randn(2, 2, 6, 9, 9, generator=generator)
+    rounded = s.bfloat16()
+    value = loss(t, rounded)
+    assert value.dtype == torch.float32
+    assert float(value) == pytest.approx(float(loss(t, rounded.float())), rel=1e-6)

@@ -13,9 +13,11 @@ import fedvad
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.distill.parameters import under
 from fedvad.errors import ArtefactError, ConfigError
+from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.deploy.settings import to_toml
 from fedvad.pipeline.student_run import StudentModel, StudentRun
+from fedvad.pipeline.students import make_student
 from tests.distill import support
 from tests.helpers import run_main
 
@@ -246,6 +248,15 @@ def test_layers_of_the_papers_unless_others_are_given() -> None:
     assert resolve_config(method="paste", backbone="mcunet_in3").features().layers == (6, 10, 14)
     assert resolve_config(method="paste", layers=(2, 3)).features().layers == (2, 3)
     assert resolve_config(method="feddymem", backbone="resnet18").features().layers is None
+
+
+@pytest.mark.parametrize("method", ["paste", "rd", "aand", "dmdd"])
+def test_mixed_precision_reaches_every_stage(method: str) -> None:
+    config = resolve_config(method=method, layers=(1, 2), student={"mixed_precision": True})
+    detector = make_student(config, FeatureExtractor(config.features()))
+    stages = [getattr(detector, n) for n in ("train", "stage1") if hasattr(detector, n)]
+    assert len(stages) == (2 if method == "aand" else 1)
+    assert all(stage.mixed_precision for stage in stages)
 
 
 def test_only_memories_travel_to_other_machines(plants: Path, tmp_path: Path) -> None:

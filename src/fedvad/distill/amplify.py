@@ -52,7 +52,7 @@ class Gate(nn.Module):
         memory = functional.normalize(self.memory, dim=1)
         # one 1 x 1 convolution gives the cosines with all items
         matches = functional.conv2d(query, memory[:, :, None, None])
-        shares = torch.softmax(matches / self.tau, 1)
+        shares = torch.softmax(matches.float() / self.tau, 1)
         return shares[:, len(memory) // 2 :].sum(1, keepdim=True)
 
 

@@ -38,6 +38,7 @@ def imitation_loss(
     terms = []
     given: Sequence[Tensor | None] = [None] * len(teacher) if weights is None else weights
     for t, s, weight in zip(teacher, student, given, strict=True):
+        t, s = t.float(), s.float()
         if config.cosine_weight:
             distance = channel_cosine(t, s, over=config.cosine, weight=weight)
             terms.append(config.cosine_weight * distance)

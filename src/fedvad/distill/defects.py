@@ -28,9 +28,8 @@ class DefectPool:
     normals: the site's set, without any change of its teacher. own: the positions in it that may
     be used, whose image files are `paths`. marked: from the pixels (S, S, 3) that each defect was
     drawn on and its mask (S, S), in order, to its anomalous cells (h, w) per level. count: of
-    defects. Defects depend on `seed`, their
-    number and the images alone. What is kept of them stays within the bounds of `normals`. Raises
-    `DataError` when a file cannot be read any more.
+    defects, which depend on it, `seed` and the images alone. What is kept of them stays within
+    the bounds of `normals`. Raises `DataError` when a file cannot be read any more.
     """
 
     def __init__(

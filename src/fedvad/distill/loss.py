@@ -25,14 +25,16 @@ def level_maps(
     """Per level the (b, h, w) map of 1/2 ||T^ - S^||^2, with F^ = F / max(||F||, eps).
 
     teacher, student: maps (b, c, h, w), one pair per level. Norms are over the channels at each
-    position; wherever both are above eps this is 1 - cosine. Source: STFPM, eq. 1.
+    position; wherever both are above eps this is 1 - cosine. It is computed in float32, whatever
+    the maps are in. Source: STFPM, eq. 1.
     """
     from torch.nn.functional import normalize
 
-    return [
-        0.5 * (normalize(t, dim=1, eps=eps) - normalize(s, dim=1, eps=eps)).square().sum(1)
+    units = (
+        (normalize(t.float(), dim=1, eps=eps), normalize(s.float(), dim=1, eps=eps))
         for t, s in zip(teacher, student, strict=True)
-    ]
+    )
+    return [0.5 * (t - s).square().sum(1) for t, s in units]
 
 
 def cosine_loss(

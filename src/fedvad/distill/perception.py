@@ -64,7 +64,8 @@ class Perception(nn.Module):
         x = self.enter(given)
         joined = self.joined(self.join(torch.cat([view(x) for view in self.views], 1)))
         seen = self.look(x + self.places(self.channels(joined)))
-        return torch.sigmoid(self.leave(seen) + self.short(given))[:, 0]
+        logits = self.leave(seen).float() + self.short(given).float()
+        return torch.sigmoid(logits)[:, 0]
 
     def _given(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[Tensor]:
         if self.given == "map":

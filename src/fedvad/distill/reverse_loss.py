@@ -42,7 +42,8 @@ def global_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
     _check(teacher)
     total = None
     for t, s in zip(teacher, student, strict=True):
-        gap = normalize(t.flatten(1), eps=_EPS) - normalize(s.flatten(1), eps=_EPS)
+        t, s = t.float().flatten(1), s.float().flatten(1)
+        gap = normalize(t, eps=_EPS) - normalize(s, eps=_EPS)
         level = 0.5 * gap.square().sum(1).mean()
         total = level if total is None else total + level
     assert total is not None

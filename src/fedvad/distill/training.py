@@ -52,6 +52,8 @@ class TrainConfig:
     after which training stops (None: never).
     optimiser: `sgd`, or `adam`, where momentum is the first of its two decay rates and the other
     one is 0.999. drop: factor of the learning rate after 80 % of the steps, and again after 90 %.
+    mixed_precision: convolutions of the steps (not of the validation) in bfloat16, weights, norms
+    and losses in float32; quicker where the processor multiplies bfloat16 in hardware.
     """
 
     epochs: int = 100
@@ -65,6 +67,7 @@ class TrainConfig:
     patience: int | None = 20
     optimiser: Optimiser = "sgd"
     drop: float = 1.0
+    mixed_precision: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or (self.steps is not None and self.steps < 1):
@@ -167,8 +170,11 @@ def train_student(
     Raises `ConfigError` when the loss is no longer finite, `DataError` when a pass has no batch,
     `MismatchError` for a correction that does not fit.
     """
+    import torch
+
     parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
     _check_correction(correction, parameters)
+    device = next(iter(parameters.values())).device.type
     optimiser = optimiser or make_optimiser(student, config)
     record = TrainLog()
     best: dict[str, torch.Tensor] | None = None
@@ -177,7 +183,8 @@ def train_student(
     def one_step(batch: B) -> float:
         for group in optimiser.param_groups:
             group["lr"] = config.rate(record.steps + 1) * group.get(_SHARE, 1.0)
-        value = loss(batch)
+        with torch.autocast(device, torch.bfloat16, enabled=config.mixed_precision):
+            value = loss(batch)
         if penalty is not None:
             value = value + penalty(student, batch)
         number = float(value.detach())

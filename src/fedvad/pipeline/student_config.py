@@ -67,7 +67,8 @@ class StudentOptions(Averaging):
 
     bootstrap: last layer that `paste` shares; None takes the one before the first tap. combine:
     how maps of the layers become one. batch, learning_rate: of the sites' optimiser; warmup: steps
-    of each round over which the rate rises. None takes the method's. amplify_rounds: those in
+    of each round over which the rate rises. mixed_precision: see `distill.training.TrainConfig`.
+    None takes the method's. amplify_rounds: those in
     which the sites of `aand` advance their common teacher, before those of the student. options:
     what else the method's detector takes, such as `width` of `rd`; those of `amplify` (of
     `aand`) and of `dual` (of `dmdd`) are tables.
@@ -79,6 +80,7 @@ class StudentOptions(Averaging):
     batch: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
     warmup: int = Field(default=5, ge=0)
+    mixed_precision: bool = False
     amplify_rounds: int = Field(default=2, ge=1)
     cache_bytes: int = Field(default=256 << 20, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)

@@ -173,7 +173,8 @@ def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDet
     """The untrained detector that a configuration asks for; raises `ConfigError`."""
     options = config.student
     kind = _kind(config)
-    given = options.model_dump(include={"batch", "learning_rate", "warmup"}, exclude_none=True)
+    own = {"batch", "learning_rate", "warmup", "mixed_precision"}
+    given = options.model_dump(include=own, exclude_none=True)
     training = replace(kind.round_training(options.steps), **given)
     if options.algorithm == "scaffold" and training.optimiser != "sgd":
         raise ConfigError(

@@ -45,6 +45,7 @@ class Training(Strict):
     weight_decay: float = Field(default=1e-4, ge=0)
     warmup: int = Field(default=20, ge=0)
     clip: float | None = 1.0
+    mixed_precision: bool = False
     held_out: float = Field(default=0.1, ge=0, lt=1)
     carry_optimiser: bool = False
 

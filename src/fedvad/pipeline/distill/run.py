@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 BACKBONE_FILE = "backbone.safetensors"
 _RESULTS = "distill.json"
-# the student starts from nothing, so its inputs are normalised as is usual
+# what a teacher of ImageNet takes, so that a student that begins with its weights takes the same
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FRESH_IMAGES = 64
 _LOOKED_AT = 256
