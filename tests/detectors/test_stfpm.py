@@ -108,7 +108,7 @@ def test_impossible_options_are_told_before_any_image_is_read(
 
 
 def test_the_filter_bank_has_nothing_to_train(images: ImageSet) -> None:
-    extractor = FeatureExtractor(FeatureConfig(image_size=64, engine="torch"))
+    extractor = FeatureExtractor(FeatureConfig("filterbank", image_size=64, engine="torch"))
     with pytest.raises(ConfigError, match="Choose fedvad-tiny"):
         STFPM(extractor=extractor).fit(images)
 

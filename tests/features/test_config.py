@@ -56,7 +56,7 @@ def test_every_field_is_either_identity_or_way() -> None:
 
 def test_key_is_stable_over_versions_and_16_hex_digits() -> None:
     # a change of this value throws away every user's cache: do it on purpose
-    assert FeatureConfig().key() == "7f28c33e06526be1"
+    assert FeatureConfig("filterbank").key() == "7f28c33e06526be1"
     assert len(BASE.key()) == 16
 
 

@@ -189,12 +189,12 @@ def test_other_configurations_do_not_meet_in_the_cache(
 ) -> None:
     paths = make_images(1)
     for other in ({}, {"pool": 1}, {"image_size": 32}, {"layers": (1,)}):
-        config = FeatureConfig(**{"image_size": SIDE, "engine": "torch", **other})
+        config = FeatureConfig("filterbank", **{"image_size": SIDE, "engine": "torch", **other})
         found = FeatureExtractor(config, cache)
         list(found.stream(paths))
         assert found.computed == 1, other
     # the engine is a way, not identity
-    again = FeatureExtractor(FeatureConfig(image_size=SIDE, layers=(0, 1, 2)), cache)
+    again = FeatureExtractor(FeatureConfig("filterbank", image_size=SIDE, layers=(0, 1, 2)), cache)
     list(again.stream(paths))
     assert again.computed == 0  # the default layers, named
 

@@ -272,7 +272,15 @@ def test_a_model_without_memory_says_so(plugin: Any) -> None:
 
 def test_nothing_is_downloaded(plugin: Any) -> None:
     with pytest.raises(WeightsError, match=r"--model\.weights"):
-        plugin.PatchCore()
+        plugin.PatchCore("resnet18")
+
+
+def test_without_weights_the_backbone_is_the_bundled_one(plugin: Any) -> None:
+    import torch
+
+    patches = plugin.PatchCore(image_size=SIZE).model.describe(torch.zeros(1, 3, SIZE, SIZE))
+    grid = SIZE // 8
+    assert patches.numel() == grid * grid * (64 + 128)
 
 
 def test_options_of_a_run_need_one(plugin: Any, trained: Run) -> None:

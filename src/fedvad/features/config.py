@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedvad.errors import ConfigError, MismatchError
-from fedvad.features.names import name_of_file
+from fedvad.features.names import BUNDLED, name_of_file
 
 __all__ = ["Engine", "FeatureConfig"]
 
@@ -20,8 +20,9 @@ Engine = Literal["openvino", "torch"]
 class FeatureConfig:
     """Which descriptors to compute. `engine`, `device` and `weights` are ways, not identity.
 
-    backbone: `filterbank`, `mcunet_in3`, `mcunet_in4`, any timm model name, or the path of a
-        backbone file (see `backbone_file`), which becomes `file:NAME` when it has been read.
+    backbone: `fedvad-tiny`, `filterbank`, `mcunet_in3`, `mcunet_in4`, any timm model name, or
+        the path of a backbone file (see `backbone_file`), which becomes `file:NAME` when it has
+        been read.
     weights: a safetensors file; None lets timm use its own cache or download. Of a backbone file:
         where it lies now.
     weights_hash: SHA-256 of the backbone's parameters, filled in when it is built.
@@ -30,7 +31,7 @@ class FeatureConfig:
     pool: side of the neighbourhood average (1 is none), in cells of each layer.
     """
 
-    backbone: str = "filterbank"
+    backbone: str = BUNDLED
     weights: Path | None = field(default=None, compare=False)
     weights_hash: str = ""
     image_size: int = 256

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["BUNDLED", "brings_weights", "bundled_file", "is_backbone_file", "name_of_file"]
+__all__ = [
+    "BUNDLED",
+    "brings_weights",
+    "bundled_file",
+    "default_backbone",
+    "is_backbone_file",
+    "name_of_file",
+]
 
 BUNDLED = "fedvad-tiny"
 _SUFFIX = ".safetensors"
@@ -14,6 +21,11 @@ _MARK = "file:"  # before the name of a file's backbone in configurations that k
 def bundled_file() -> Path:
     """Where the package keeps the backbone file of `BUNDLED`."""
     return Path(__file__).parent / "weights" / f"{BUNDLED}{_SUFFIX}"
+
+
+def default_backbone(weights: str | Path | None) -> str:
+    """Whose weights they are taken to be where nobody names a backbone."""
+    return BUNDLED if weights is None else "resnet18"
 
 
 def is_backbone_file(name: str) -> bool:

@@ -13,7 +13,7 @@ from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine, FeatureConfig
-from fedvad.features.names import BUNDLED
+from fedvad.features.names import BUNDLED, default_backbone
 from fedvad.federation.codecs import Precision, compact, overhead_bytes, row_bytes
 from fedvad.memory.merge import MergeMode
 from fedvad.memory.neighbours import SearchMode
@@ -140,8 +140,8 @@ class TrainConfig(BaseModel):
             if "reference" not in self.model_fields_set:
                 # a rare mode that only one site has is left out, but stays normal at home
                 object.__setattr__(self, "reference", "union")
-        if self.weights is not None and "backbone" not in self.model_fields_set:
-            object.__setattr__(self, "backbone", "resnet18")
+        if "backbone" not in self.model_fields_set:
+            object.__setattr__(self, "backbone", default_backbone(self.weights))
         if self.merge != "average" and self.memory_rows is None:
             rows = _LARGEST_MEMORY if self.merge == "concat" else 2000
             object.__setattr__(self, "memory_rows", rows)

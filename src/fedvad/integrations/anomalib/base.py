@@ -24,7 +24,7 @@ from fedvad.errors import WeightsError
 from fedvad.evaluation.sites import site_threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.features.names import BUNDLED, brings_weights
+from fedvad.features.names import BUNDLED, brings_weights, default_backbone
 from fedvad.half import HalfArray, to_half
 from fedvad.integrations.anomalib.net import MemoryNet
 from fedvad.integrations.anomalib.post_processor import NormalOnlyPostProcessor
@@ -164,13 +164,14 @@ class MemoryModule(AnomalibModule):  # type: ignore[misc]
 
 
 def make_extractor(
-    backbone: str,
+    backbone: str | None,
     weights: str | Path | None,
     image_size: int,
     layers: Sequence[int] | None,
     pool: int,
 ) -> FeatureExtractor:
     """The extractor of a constructor's options; raises `WeightsError`, `ConfigError`."""
+    backbone = backbone or default_backbone(weights)
     check_weights(backbone, weights)
     return FeatureExtractor(
         FeatureConfig(

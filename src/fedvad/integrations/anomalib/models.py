@@ -37,7 +37,9 @@ class PatchCore(MemoryModule):
     """A k-center coreset of normal patches (Roth et al. 2022), as `fedvad`'s PatchCore keeps it.
 
     Args:
-        backbone: a timm model, `mcunet_in3`, `mcunet_in4`, or `filterbank`, which needs no weights.
+        backbone: a timm model, `mcunet_in3`, `mcunet_in4`; `fedvad-tiny`, `filterbank` or a
+            backbone file, which need no weights. None takes `resnet18` with weights, else
+            `fedvad-tiny`.
         weights: safetensors file with the backbone's weights; nothing is ever downloaded.
         image_size: side in pixels to which images are resized.
         layers: taps of the backbone; None takes its default (strides 8 and 16).
@@ -57,7 +59,7 @@ class PatchCore(MemoryModule):
 
     def __init__(
         self,
-        backbone: str = "resnet18",
+        backbone: str | None = None,
         weights: str | Path | None = None,
         image_size: int = 256,
         layers: Sequence[int] | None = None,
@@ -122,7 +124,7 @@ class FedDyMem(MemoryModule):
         site: str | None = None,
         reference: Reference | None = None,
         grow: bool = False,
-        backbone: str = "resnet18",
+        backbone: str | None = None,
         weights: str | Path | None = None,
         image_size: int = 256,
         layers: Sequence[int] | None = None,

@@ -12,6 +12,7 @@ from fedvad.continual.codecs import CodecConfig
 from fedvad.continual.memory import Remainder
 from fedvad.continual.students import Strategy
 from fedvad.features.config import Engine
+from fedvad.features.names import BUNDLED
 from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped, with_defaults
 
 __all__ = ["Method", "Stream", "TaskSpec", "load_stream", "shipped_streams"]
@@ -27,7 +28,7 @@ class TaskSpec(Strict):
 class Features(Strict):
     """The frozen backbone of a method; layers: its default when none are given."""
 
-    backbone: str = "filterbank"
+    backbone: str = BUNDLED
     layers: tuple[int, ...] | None = None
     image_size: int = 256
     engine: Engine = "openvino"
