@@ -106,8 +106,18 @@ def test_odd_use_is_refused(extractor: FeatureExtractor) -> None:
         BankLearner(extractor, kind="padim")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pq"):
         BankLearner(extractor, precision="pq")
-    found = BankLearner(extractor)
+    with pytest.raises(TypeError, match="mapp"):
+        BankLearner(extractor, scoring={"mapp": "nn1"})
+    found = BankLearner(extractor, scoring={"map": "cfa"})
     with pytest.raises(ArtefactError, match="feddymem bank"):
         found.restore({}, {"kind": "feddymem"})
     with pytest.raises(ArtefactError, match="damaged"):
         found.restore({}, {"kind": "patchcore", "banks": ["a"], "tasks": [], "peak": 0})
+
+
+def test_more_tasks_than_rows_are_refused(extractor: FeatureExtractor, sites: list[Site]) -> None:
+    dim = extractor.grid[2]
+    found = learned(extractor, sites[:2], budget=2 * (dim + 20), precision="int8")
+    assert found.rows == 2
+    with pytest.raises(ConfigError, match="holds 2 rows"):
+        found.learn([Task("third", sites[2].train)])

@@ -173,3 +173,15 @@ def test_what_does_not_fit_is_refused() -> None:
         Codec(CodecConfig("pixels")).encode(samples[0])
     with pytest.raises(ConfigError, match="cannot keep"):
         Codec(CodecConfig("float16")).encode(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_codes_are_learned_from_every_column() -> None:
+    """Enough positions that only some are looked at, and columns that take turns at two modes."""
+    rng = np.random.default_rng(0)
+    modes = rng.normal(size=(2, 4)).astype(np.float32) * 5
+    column = np.tile(modes.T[:, None, :], (1, 32, 16))
+    samples = [column + rng.normal(size=column.shape).astype(np.float32) for _ in range(100)]
+    codec = fitted(samples, name="pq", groups=2)
+    gap = codec.decode(codec.encode(samples[0])) - samples[0]
+    even, odd = (float(np.square(gap[..., start::2]).mean() ** 0.5) for start in (0, 1))
+    assert 0.8 < even / odd < 1.25

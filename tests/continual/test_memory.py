@@ -127,5 +127,8 @@ def test_odd_use_is_refused() -> None:
     memory = filled(ReplayMemory(UINT8), 1)
     with pytest.raises(ConfigError, match="already"):
         memory.add("task 0", 5, maker(0))
+    few = filled(ReplayMemory(UINT8, slots=2), 2)
+    with pytest.raises(ConfigError, match="2 slots are too few for 3 tasks"):
+        few.add("third", 5, maker(0))
     with pytest.raises(ArtefactError, match="damaged"):
         memory.restore({"entry/4/0/codes": np.zeros(3)}, ["a"], 0)

@@ -394,3 +394,11 @@ def test_mask_is_resized_by_nearest_neighbour(tmp_path: Path) -> None:
 def test_suffixes_are_lower_case() -> None:
     assert all(suffix == suffix.lower() for suffix in IMAGE_SUFFIXES)
     assert {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"} == IMAGE_SUFFIXES
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
+    plain = encode(SMOOTH, "JPEG", progressive=True)
+    assert decode_rgb(plain, "a").shape == SMOOTH.shape
+    last, end = plain.rindex(b"\xff\xda"), plain.rindex(b"\xff\xd9")
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        decode_rgb(plain[:end] + plain[last:end] * 100 + plain[end:], "a")

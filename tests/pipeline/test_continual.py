@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import fedvad
 from fedvad.cli.main import app
 from fedvad.continual.students import StudentLearner
-from fedvad.detectors.artefact import load_detector
+from fedvad.detectors.artefact import load_detector, read_arrays, write_arrays
 from fedvad.errors import ConfigError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -258,3 +260,33 @@ def test_command_line(tmp_path: Path, plants: Path) -> None:
     wrong = CliRunner().invoke(app, [*arguments, "--weights", "a=x", "--weights", "a=y"])
     assert wrong.exit_code == 2
     assert "twice" in wrong.output
+
+
+def test_a_damaged_checkpoint_leaves_no_trace(plants: Path, stream: Stream, tmp_path: Path) -> None:
+    bank = stream.only(methods=["bank"])
+    first = continual(bank, tmp_path, data=plants)
+    (cell,) = (tmp_path / "cells").iterdir()
+    arrays, values = read_arrays(cell / "state-003.safetensors")
+    arrays["bank/1/weights"][0] = -1
+    write_arrays(cell / "state-003.safetensors", arrays, values)
+    again = continual(bank, tmp_path, data=plants)
+    for key in ("figures", "costs"):
+        assert again["methods"]["bank"][key] == first["methods"]["bank"][key]
+
+
+def test_other_weights_of_the_same_name_begin_anew(
+    plants: Path, stream: Stream, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    naive = stream.only(methods=["naive"])
+    out = tmp_path / "out"
+    continual(naive, out, data=plants, weights={"": weights})
+    moved = tmp_path / "elsewhere" / "renamed.safetensors"
+    moved.parent.mkdir()
+    shutil.copy(weights, moved)
+    continual(naive, out, data=plants, weights={"": moved})
+    assert "starting anew" not in caplog.text  # the same values
+    tensors = load_file(moved)
+    first = next(name for name, value in tensors.items() if value.ndim == 4)
+    save_file(tensors | {first: tensors[first] * 1.5}, moved)
+    continual(naive, out, data=plants, weights={"": moved})
+    assert "starting anew" in caplog.text

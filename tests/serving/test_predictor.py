@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -212,3 +213,23 @@ def test_a_jpeg_that_is_also_something_else_is_read_as_a_jpeg(
     )
     assert alone.error is None
     assert both.score == alone.score
+
+
+def test_closing_waits_for_the_call_that_is_under_way(trained: Run) -> None:
+    one = Predictor.load(trained[0])
+    one.warm_up()
+    begun = threading.Event()
+    chunk = one._chunk
+
+    def slowly(read: Any) -> Any:
+        begun.set()
+        return chunk(read)
+
+    one._chunk = slowly  # type: ignore[method-assign]
+    images = [np.full((SIZE, SIZE, 3), i, np.uint8) for i in range(100)]
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(one.predict, images)
+        assert begun.wait(30)
+        one.close()
+        assert call.done()
+    assert len(call.result()) == 100

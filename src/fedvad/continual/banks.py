@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -45,7 +46,7 @@ class BankLearner:
         budget: int = 2_500_000,
         precision: Precision = "int8",
         merge: Literal["kmeans", "kcenter"] = "kmeans",
-        scoring: ScoringConfig | None = None,
+        scoring: ScoringConfig | Mapping[str, Any] | None = None,
         max_bad: float = 0.05,
         seed: int = 0,
     ) -> None:
@@ -66,7 +67,8 @@ class BankLearner:
         )
         if self.rows < 1:
             raise ConfigError(f"{budget} bytes hold no row of {dim} values: raise the budget")
-        self._scoring = scoring or ScoringConfig()
+        own = scoring if isinstance(scoring, ScoringConfig) else ScoringConfig(**(scoring or {}))
+        self._scoring = own
         self._banks: dict[str, MemoryBank] = {}
         self._tasks: list[str] = []
         self._peak = 0
@@ -80,7 +82,11 @@ class BankLearner:
         features.warm_up()
         seen = len(self._tasks) + len(tasks)
         if self.kind == "patchcore":
-            quota = max(1, self.rows // (len(self._banks) + 1))
+            quota = self.rows // (len(self._banks) + 1)
+            if not quota:
+                raise ConfigError(
+                    f"the budget holds {self.rows} rows, one for each of as many tasks: raise it"
+                )
             made = PatchCore(extractor=self.extractor, rows=quota, seed=self.seed)
             bank = made.fit_features(features).bank_
             assert bank is not None
@@ -111,7 +117,7 @@ class BankLearner:
         from fedvad.distill.cost import macs, memory
 
         network, side = self.extractor.network, self.extractor.config.image_size
-        kept = memory(network)
+        kept, device = memory(network), network.get_buffer("scale").device
         return Cost(
             parameters=kept.parameters,
             buffers=kept.buffers,
@@ -119,7 +125,7 @@ class BankLearner:
             peak=self._peak,
             learned=0,
             optimiser=0,
-            macs=macs(network, torch.zeros(1, side, side, 3, dtype=torch.uint8)),
+            macs=macs(network, torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device)),
         )
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:

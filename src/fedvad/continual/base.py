@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector
+from fedvad.features.extractor import FeatureExtractor
 
 __all__ = ["Arrays", "Cost", "Learner", "Task"]
 
@@ -46,7 +47,13 @@ class Cost:
 
 
 class Learner(Protocol):
-    """Learns tasks one after another; what it may keep of the past is its strategy's matter."""
+    """Learns tasks one after another; what it may keep of the past is its strategy's matter.
+
+    extractor: of the features that all it has learned is made of.
+    """
+
+    @property
+    def extractor(self) -> FeatureExtractor: ...
 
     def learn(self, tasks: list[Task]) -> dict[str, Any]:
         """Learn new tasks (one; several at once for a joint learner); what happened, for logs."""

@@ -64,12 +64,14 @@ class ReplayMemory:
     def add(self, task: str, count: int, take: Callable[[Sequence[int]], Iterator[Array]]) -> None:
         """Keep samples of a new task of `count`; `take` gives those at the indices chosen.
 
-        Raises `ConfigError` for a task it has already, or when the budget has no room for one
-        sample of each task.
+        Raises `ConfigError` for a task it has already, or when slots or budget have no room for
+        one sample of each task.
         """
         if task in self.tasks:
             raise ConfigError(f"task {task!r} is in the memory already: names must be distinct")
         quotas = self.quotas(len(self.tasks) + 1)
+        if not quotas[-1]:
+            raise ConfigError(f"{self.slots} slots are too few for {len(quotas)} tasks: raise them")
         rng = np.random.default_rng([self.seed, len(self.tasks)])
         chosen = rng.permutation(count)[: quotas[-1]]
         samples = list(take(np.sort(chosen).tolist()))

@@ -25,6 +25,7 @@ from fedvad.distill.pixels import read_pixels
 from fedvad.distill.targets import Batch, TrainingSet
 from fedvad.distill.training import make_optimiser
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError
+from fedvad.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,11 @@ class StudentLearner:
                 f"{detector.name} shares no layers between teacher and student, so stored "
                 "features would go stale: use paste with a bootstrap, or keep pixels or jpeg"
             )
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """See `Learner`."""
+        return self._detector.extractor
 
     @property
     def _has_trunk(self) -> bool:

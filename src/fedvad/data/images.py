@@ -54,6 +54,9 @@ _DECODERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"RIFF", WebPImageFile),
 )
 
+# Each scan of a JPEG costs a pass over all blocks, whatever its length; progressive files have ten.
+_SCAN, _MAX_SCANS = b"\xff\xda", 100
+
 
 def read_rgb(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one image file as uint8 (H, W, 3): `read_bytes`, then `decode_rgb`.
@@ -90,7 +93,8 @@ def decode_rgb(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.nd
     and NaN become 0. `name` is used in messages only.
 
     Raises `ImageError` naming the file and the reason: empty, not such an image, corrupt,
-    truncated, more than `max_pixels` pixels (known before any is decoded), or out of memory.
+    truncated, more than `max_pixels` pixels or 100 scans of a JPEG (known before any is decoded),
+    or out of memory.
     """
     with _decoded(data, name, max_pixels) as (image, orientation):
         return _orient(_rgb(image), orientation)
@@ -142,6 +146,8 @@ def _decoded(data: bytes, name: str, max_pixels: int) -> Iterator[tuple[ImageFil
         if not data:
             raise ImageError(f"{name}: is empty")
         with _decoder(data, name)(BytesIO(data)) as image:
+            if isinstance(image, JpegImageFile) and data.count(_SCAN) > _MAX_SCANS:
+                raise ImageError(f"{name}: is a JPEG of more than {_MAX_SCANS} scans")
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(

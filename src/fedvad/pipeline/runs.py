@@ -35,19 +35,26 @@ def open_run(
 
 
 def open_memory_run(
-    folder: Path, *, weights: Path | None = None
+    folder: Path, *, weights: Path | None = None, device: str | None = None
 ) -> tuple[TrainedRun, TrainConfig, FeatureExtractor]:
-    """As `open_run`, for those who need a memory; raises `ArtefactError` for a student's run."""
+    """As `open_run`, for those who need a memory; raises `ArtefactError` for a student's run.
+
+    `device` replaces the one that the run was trained on.
+    """
     run = TrainedRun.load(folder)
-    return run, *_extractor(run, folder, weights, None)
+    return run, *_extractor(run, folder, weights, None, device)
 
 
 def _extractor(
-    run: Run, folder: Path, weights: Path | None, cache: DescriptorCache | None
+    run: Run,
+    folder: Path,
+    weights: Path | None,
+    cache: DescriptorCache | None,
+    device: str | None = None,
 ) -> tuple[TrainConfig, FeatureExtractor]:
     config = read_config(folder)
-    if weights is not None:
-        config = config.model_copy(update={"weights": weights})
+    given = {"weights": weights, "device": device}
+    config = config.model_copy(update={k: v for k, v in given.items() if v is not None})
     extractor = FeatureExtractor(config.features(), cache)
     run.features.check_same(extractor.config, f"run {folder.name}")
     return config, extractor

@@ -77,7 +77,8 @@ class Predictor:
         self._scorer = MemoryScorer(detector.bank_, detector.scoring)
         self._generator = detector.generator_
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed, self._calls = False, 0
+        self._idle = threading.Condition()
         # also bounds how many whole images are in memory at a time
         self._readers = ThreadPoolExecutor(
             min(4, max(2, os.cpu_count() or 1)), thread_name_prefix="fedvad-decode"
@@ -145,17 +146,26 @@ class Predictor:
             names = [str(i) if isinstance(i, str | Path) else "image" for i in images]
         elif len(names) != len(images):
             raise ConfigError(f"{len(names)} names for {len(images)} images; give one for each")
-        if self._closed:
-            raise ConfigError("this predictor is closed; load the run anew")
-        results: list[Prediction] = []
-        for start in range(0, len(images), _CHUNK):
-            several = images[start : start + _CHUNK], names[start : start + _CHUNK]
-            results += self._chunk(list(self._readers.map(self._read, *several)))
-        return results
+        with self._idle:
+            if self._closed:
+                raise ConfigError("this predictor is closed; load the run anew")
+            self._calls += 1
+        try:
+            results: list[Prediction] = []
+            for start in range(0, len(images), _CHUNK):
+                several = images[start : start + _CHUNK], names[start : start + _CHUNK]
+                results += self._chunk(list(self._readers.map(self._read, *several)))
+            return results
+        finally:
+            with self._idle:
+                self._calls -= 1
+                self._idle.notify_all()
 
     def close(self) -> None:
-        """Let go of the threads; a call that is under way ends first."""
-        self._closed = True
+        """Let go of the threads; calls that are under way end first."""
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: not self._calls)
         self._readers.shutdown()
 
     def __enter__(self) -> Self:

@@ -23,7 +23,7 @@ from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ArtefactError, ConfigError, DataError, StorageError
 from fedvad.half import to_float
-from fedvad.pipeline.run_folder import TrainedRun
+from fedvad.pipeline.run_folder import TrainedRun, read_config, write_config
 from fedvad.pipeline.runs import open_memory_run as open_run
 from fedvad.serving.export.package import EXAMPLE_FILE
 from tests.helpers import SIZE, TRAIN
@@ -312,3 +312,12 @@ def test_a_real_backbone_scores_like_predict(
     assert 1e-6 < coarse["difference_from_run"]["score"] < 0.5
     scores = _run(coarse, images)["score"]
     np.testing.assert_allclose(scores, [row["score"] for row in rows], rtol=0.25)
+
+
+def test_a_run_of_a_graphics_processor_is_exported_without_one(
+    trained: Run, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained[0], tmp_path / "run"))
+    config = read_config(folder).model_copy(update={"engine": "torch", "device": "cuda"})
+    write_config(folder, config)
+    assert fedvad.export(folder, format="openvino", site=SITE)["site"] == SITE

@@ -91,6 +91,12 @@ def test_giant_images_are_refused_by_their_header(
         (b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "not_multipart"),
         (b"", {"Content-Type": "multipart/form-data"}, 400, "bad_multipart"),
         (b"junk", MULTIPART, 400, "bad_multipart"),
+        (
+            PART + b'"a"\r\n\r\nt\r\n--x--\r\n',
+            {"Content-Type": MULTIPART["Content-Type"] + "; charset=undefined"},
+            400,
+            "bad_multipart",
+        ),
         (b"--x--\r\n", MULTIPART, 422, "no_files"),
         (
             PART + b'"files"\r\n\r\ntext\r\n--x--\r\n',

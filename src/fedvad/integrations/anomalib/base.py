@@ -104,7 +104,13 @@ class MemoryModule(AnomalibModule):  # type: ignore[misc]
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """One pass over the normal images, on one device."""
-        return {"max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1, "gradient_clip_val": 0}
+        return {
+            "max_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "val_check_interval": 1.0,
+            "devices": 1,
+            "gradient_clip_val": 0,
+        }
 
     @property
     def learning_type(self) -> LearningType:

@@ -65,8 +65,10 @@ def run_cell(
     rows[t][j]: figures of task j after task t. costs[t]: bytes kept after task t.
     """
     learner = make_learner(method, seed, where)
-    identity = _identity(method, sites, seed, where)
+    identity = _identity(method, sites, seed, learner)
     record = _resume(where.folder, identity, learner)
+    if not record["rows"]:
+        learner = make_learner(method, seed, where)  # a damaged checkpoint may have left traces
     groups = [[site] for site in sites]
     if method.strategy == "joint" and not method.is_bank:
         groups = [list(sites)]
@@ -179,22 +181,22 @@ def _figures(site: Site, scores: Scores, image_size: int) -> dict[str, float | N
     }
 
 
-def _identity(method: Method, sites: Sequence[Site], seed: int, where: Where) -> dict[str, Any]:
+def _identity(method: Method, sites: Sequence[Site], seed: int, learner: Learner) -> dict[str, Any]:
     values = method.model_dump(mode="json", exclude={"codec"})
     values["codec"] = None if method.codec is None else asdict(method.codec)
     digest = hashlib.sha256()
     for site in sites:
         for item in (*site.train, *site.test):
-            line = f"{site.name}/{item.label}/{item.defect}/{item.path.name}\n"
+            size = item.path.stat().st_size if item.path.is_file() else None
+            line = f"{site.name}/{item.label}/{item.defect}/{item.path.name}/{size}\n"
             digest.update(line.encode(errors="replace"))
-    weights = where.weights_of(method.features.backbone)
     return {
         "version": __version__,
         "method": values,
         "seed": seed,
         "tasks": [site.name for site in sites],
         "images": digest.hexdigest()[:16],
-        "weights": None if weights is None else weights.name,
+        "features": learner.extractor.config.identity(),
     }
 
 
@@ -216,7 +218,9 @@ def _resume(folder: Path, identity: dict[str, Any], learner: Learner) -> dict[st
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["identity"] != identity:
-            log.info("%s is of other options or another version: starting anew", folder)
+            log.warning(
+                "%s is of other options, weights, images or another version: starting anew", folder
+            )
             return empty
         record: dict[str, Any] = stored["record"]
         arrays, values = read_arrays(folder / f"state-{len(record['rows']):03d}.safetensors")

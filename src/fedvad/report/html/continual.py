@@ -47,7 +47,10 @@ def _verdict(summary: Mapping[str, Any]) -> str:
         and method["strategy"] not in ("joint", "single")
     }
     if not figures:
-        return "No method has test images with both normal and anomalous ones."
+        return (
+            "No method here learns one task after another with one detector and has test images "
+            "of both kinds."
+        )
     best = max(figures, key=lambda name: figures[name]["mean"])
     kept = summary["methods"][best]["costs"]["peak"] / 1e6
     return (

@@ -65,7 +65,7 @@ def export(
     backend = _backend(format)
     if int8 and data is None:
         raise ConfigError("int8 needs normal training images: give the data folder (--data)")
-    run, config, extractor = open_memory_run(run_folder, weights=weights)
+    run, config, extractor = open_memory_run(run_folder, weights=weights, device="cpu")
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
         raise ConfigError("the filter bank does not survive int8: export it without")
     if site is not None and site not in run.sites:

@@ -79,7 +79,8 @@ async def receive_files(request: Request, settings: ServiceSettings) -> list[Upl
         raise Refusal(400, "disconnected", "the upload was broken off") from None
     except HTTPException as error:
         raise Refusal(400, "bad_multipart", error.detail) from None
-    except FormParserError as error:  # some releases of starlette let it through
+    # some releases of starlette let the first through, and a charset of the client the second
+    except (FormParserError, UnicodeError) as error:
         raise Refusal(400, "bad_multipart", str(error)) from None
     files = []
     for name, item in form.multi_items():

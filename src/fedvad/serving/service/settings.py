@@ -16,7 +16,8 @@ _SHORTEST_TOKEN = 16
 class ServiceSettings:
     """Limits of the service; each is refused with an answer that names it.
 
-    token: bearer token that every /v1 request but /v1/health must carry; None asks for none.
+    token: bearer token that every /v1 request but health and openapi.json must carry; None asks
+    for none.
     max_file_bytes: of one image file. max_files, max_total_bytes: of one request.
     timeout_s: seconds for an upload, and again for queueing and scoring.
     workers: requests worked on at a time; waiting: further ones that may wait, then 429.
