@@ -38,6 +38,9 @@ class FakeLinks:
         inbox, self._inbox = self._inbox, []
         yield from inbox
 
+    def forget(self) -> None:
+        self._inbox.clear()
+
     def wait(self) -> None:
         self.now += 1.0
 

@@ -46,6 +46,7 @@ class TestAppsWithoutCode:
             ),
             ({"pyproject.toml": "x" * 200_000}, "too large"),
             ({"pyproject.toml": "]"}, "no Flower App"),
+            ({"pyproject.toml": "a = " + "[" * 5000}, "no Flower App"),
             ({"pyproject.toml": "[tool.flwr]\napp = 3"}, "no Flower App"),
             ({}, "no Flower App"),
         ],
@@ -55,6 +56,9 @@ class TestAppsWithoutCode:
 
     def test_no_archive(self) -> None:
         assert "no Flower App" in str(why_refused(b"PK"))
+        broken = bytearray(bundle({"pyproject.toml": PROJECT}))
+        broken[60:90] = bytes(30)  # in the compressed text
+        assert "no Flower App" in str(why_refused(bytes(broken)))
 
     def test_components_exist(self) -> None:
         pytest.importorskip("flwr", reason="Flower is not installed: pip install 'fedvad[flower]'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shutil
 import socket
 import ssl
 import threading
@@ -80,6 +81,25 @@ class TestInit:
         assert sorted(site_keys(settings).values()) == ["alder", "birch", "cedar"]
         kept = {name: data for name, data in before.items() if name != "server/server.toml"}
         assert contents(tmp_path).items() >= kept.items()
+
+    def test_what_was_locked_away_is_not_made_again(self, tmp_path: Path) -> None:
+        root = tmp_path / "dep"
+        init(root, ["localhost"], SITES)
+        certificate = (root / "server/ca.crt").read_bytes()
+        (root / "authority").rename(tmp_path / "safe")
+        shutil.rmtree(root / "sites/alder")
+        made = init(root, ["localhost"], [*SITES, "cedar"])["made"]
+        assert made == [str(root / "sites/cedar")]
+        assert (root / "sites/cedar/ca.crt").read_bytes() == certificate
+        assert not (root / "authority").exists()
+        assert not (root / "sites/alder").exists()
+        for name in ("server.crt", "server.key"):
+            (root / "server" / name).unlink()
+        with pytest.raises(ConfigError, match=r"bring .*authority back"):
+            init(root, ["localhost"], SITES)
+        (tmp_path / "safe").rename(root / "authority")
+        init(root, ["localhost"], SITES)
+        handshake(root / "server", root / "server/ca.crt", "localhost")
 
     def test_certificate_holds_for_its_names_only(self, tmp_path: Path) -> None:
         init(tmp_path, ["plant.example", "10.1.2.3"], SITES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,34 @@ class TestRounds:
         replies, missing = made.hand_out(final, NAMES)
         assert (set(replies), missing) == ({"a", "b"}, {"b", "c"})
 
+    def test_answers_to_earlier_questions_are_forgotten(self, tmp_path: Path) -> None:
+        links = FakeLinks({name: Remote(name) for name in NAMES})
+        made = rounds(links, tmp_path)
+        final = made.run()
+        links.answers = {name: lambda i: None for name in NAMES}
+        links.say("a", Reply("a", final.manifest.round))  # the last round's, asked for twice
+        links.say("b", "no answer: crash")
+        replies, missing = made.hand_out(final, NAMES)
+        assert (replies, missing) == ({}, set(NAMES))
+
+    def test_a_quorum_counts_those_who_take_part(self, tmp_path: Path) -> None:
+        def made(share: float, folder: str, missing: Any = "keep") -> RemoteRounds:
+            links = FakeLinks({name: Remote(name) for name in "abcd"})
+            found = rounds(
+                links, tmp_path / folder, sites=list("abcd"), patience=Patience(9, 3, 5, missing),
+                schedule=Schedule(3, share),
+            )  # fmt: skip
+            found.run()
+            return found
+
+        halves = made(0.5, "half")
+        assert [len(e.bytes_up) for e in halves.ledger.rounds] == [2, 2, 2]
+        # who was not drawn is not missing
+        dropped = made(0.5, "drop", "drop")
+        assert [e.memory_rows for e in dropped.ledger.rounds] == [
+            e.memory_rows for e in halves.ledger.rounds
+        ]
+
     def test_impossible_quorum(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="quorum of 4 of 3"):
             rounds(FakeLinks({}), tmp_path, patience=Patience(1, 4))
@@ -275,6 +304,7 @@ class TestMessages:
             ({"site": 3}, "site is not of type str"),
             ({"told": "[]"}, "told is not an object"),
             ({"told": "{"}, "not a message of fedvad"),
+            ({"told": '{"a":' * 700 + "1" + "}" * 700}, "nested too deeply"),
             ({"told": '"' * (2 << 20)}, "told is too long"),
             ({"surplus": 1}, "its fields are"),
         ],
@@ -297,3 +327,33 @@ class TestMessages:
             from_records(records, Reply)
         with pytest.raises(PayloadError, match="not a message"):
             from_records(RecordDict({}), Reply)
+
+
+class TestLinks:
+    """Flower's grid as far as `FlowerLinks` knows it."""
+
+    def test_a_broken_answer_takes_no_other_along(self) -> None:
+        pytest.importorskip("flwr", reason="Flower is not installed: pip install 'fedvad[flower]'")
+        from fedvad.federation.runners.flower.links import FlowerLinks
+
+        class Grid:
+            def get_nodes(self) -> list[Any]:
+                return [SimpleNamespace(node_id=i, public_key=name) for i, name in enumerate(keys)]
+
+            def pull_messages(self, ids: list[str]) -> list[Any]:
+                if "message-0" in ids:
+                    raise UnicodeError("no protobuf")
+                content = to_records(Reply("b", 1))
+                return [SimpleNamespace(has_content=lambda: True, content=content)]
+
+        keys = {b"a": "a", b"b": "b"}
+        links = FlowerLinks(Grid(), keys)
+        links._push = lambda node, _: f"message-{node}"  # type: ignore[method-assign]
+        assert links.connected() == {"a", "b"}
+        for name in "ab":
+            links.ask(name, Instruction("round", round=1))
+        answers = dict(links.collect())
+        assert isinstance(answers["a"], str)
+        assert "cannot be read" in answers["a"]
+        assert answers["b"] == Reply("b", 1)
+        assert list(links.collect()) == []

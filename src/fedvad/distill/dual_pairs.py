@@ -55,7 +55,9 @@ class DualPool(DefectPool):
         ) -> list[npt.NDArray[np.bool_]]:
             return [cells_of(mask, grid, config.mask) for grid in grids]
 
-        super().__init__(normals, own, paths, marked, count=config.pairs, **options)
+        # the student sees images by their pairs alone: none may be left out
+        count = max(config.pairs, len(own))
+        super().__init__(normals, own, paths, marked, count=count, **options)
 
     def batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[DualBatch]:
         """One pass over the pool, see `DefectPool.chosen`."""

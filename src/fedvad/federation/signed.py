@@ -27,6 +27,7 @@ __all__ = [
     "SignedMessage",
     "SigningKey",
     "check_name",
+    "create_private",
     "generate_keys",
     "is_signed",
     "key_fingerprint",
@@ -186,7 +187,7 @@ def generate_keys(folder: Path, name: str) -> tuple[Path, Path, bytes]:
         pem = Ed25519PrivateKey.generate().private_bytes(
             s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()
         )
-        _create_private(private_path, pem)
+        create_private(private_path, pem)
     key = read_private_key(private_path)
     public = key._private.public_key().public_bytes(
         s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo
@@ -195,7 +196,11 @@ def generate_keys(folder: Path, name: str) -> tuple[Path, Path, bytes]:
     return private_path, public_path, key.public
 
 
-def _create_private(path: Path, data: bytes) -> None:
+def create_private(path: Path, data: bytes) -> None:
+    """Write a private key, 0600 from its first moment and never over another one.
+
+    Raises `StorageError`.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # O_EXCL: not even a race may replace a key

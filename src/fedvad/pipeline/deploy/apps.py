@@ -23,6 +23,7 @@ logging.basicConfig(
 # Flower has handlers of its own, and would say everything twice
 logging.getLogger("flwr").propagate = False
 logging.getLogger("httpx").setLevel(logging.WARNING)
+_PULL_SECONDS = 600.0
 client = ClientApp()
 server = ServerApp()
 
@@ -52,6 +53,7 @@ def _site(message: Message, context: Context) -> Message:
 @server.main()
 def _federation(grid: Grid, context: Context) -> None:
     from fedvad.federation.runners.flower.links import FlowerLinks
+    from fedvad.pipeline.deploy.guard import bound_pulls
     from fedvad.pipeline.deploy.server import federate, site_keys
     from fedvad.pipeline.deploy.settings import SERVER_VARIABLE, read_running
 
@@ -62,4 +64,5 @@ def _federation(grid: Grid, context: Context) -> None:
         )
     settings = read_running(Path(folder))
     keys = None if settings.insecure else site_keys(settings)
+    bound_pulls(min(_PULL_SECONDS, settings.deadline))
     federate(settings, str(context.run_config["name"]), FlowerLinks(grid, keys))

@@ -32,14 +32,17 @@ def init(
     _check(server, sites)
     authority, home = root / "authority", root / "server"
     made = []
-    if make_authority(authority):
+    if _needs_authority(authority, home) and make_authority(authority):
         made.append(str(authority / "ca.key"))
     if make_server_certificate(authority, home, server):
         made.append(str(home / "server.crt"))
-    certificate = (authority / "ca.crt").read_bytes()
-    _keep(home / "ca.crt", certificate)
+    if not (home / "ca.crt").exists():
+        write_atomically(home / "ca.crt", (authority / "ca.crt").read_bytes())
+    certificate = (home / "ca.crt").read_bytes()
     for name in sites:
         folder = root / "sites" / name
+        if (home / "sites" / f"{name}.pub").exists() and not (folder / "site.key").exists():
+            continue  # its folder is where it belongs, at the site
         if make_site_key(folder):
             made.append(str(folder))
         _keep(folder / "ca.crt", certificate)
@@ -53,6 +56,21 @@ def init(
     _keep(home / "fedvad-server.service", _filled("server.service", home, port))
     _keep(home / "compose.yaml", _filled("server.compose.yaml", home, port))
     return {"root": str(root), "server": str(home), "sites": everybody, "made": made}
+
+
+def _needs_authority(authority: Path, home: Path) -> bool:
+    """Whether the authority has to sign; not the one that sites trust already is refused."""
+    if not (home / "ca.crt").exists():
+        return True
+    if (home / "server.crt").exists():
+        return False  # it may stay locked away
+    own = authority / "ca.crt"
+    if not own.exists() or own.read_bytes() != (home / "ca.crt").read_bytes():
+        raise ConfigError(
+            f"bring {authority} back: only the authority that the sites trust can sign a new "
+            "certificate of the server"
+        )
+    return True
 
 
 def _check(server: Sequence[str], sites: Sequence[str]) -> None:

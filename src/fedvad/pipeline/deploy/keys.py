@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvad.data.files import write_atomically
-from fedvad.errors import ConfigError, StorageError
+from fedvad.errors import ConfigError
+from fedvad.federation.signed import create_private
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -100,7 +100,7 @@ def make_site_key(folder: Path) -> bool:
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.OpenSSH, s.NoEncryption())
     public = key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH)
-    _write_private(folder / "site.key", private)
+    create_private(folder / "site.key", private)
     write_atomically(folder / "site.pub", public + b"\n")
     return True
 
@@ -170,21 +170,8 @@ def _write(key_path: Path, path: Path, key: EllipticCurvePrivateKey, certificate
     from cryptography.hazmat.primitives import serialization as s
 
     pem = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
-    _write_private(key_path, pem)
+    create_private(key_path, pem)
     write_atomically(path, certificate)
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # 0600 from its first moment, and never over another key
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _read_certificate(path: Path) -> x509.Certificate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -34,6 +35,9 @@ def launch(
     need_flower()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} already holds something: choose another --out, or remove it")
+    owner = settings.state.stat().st_uid if settings.state.exists() else None
+    if os.name == "posix" and owner not in (None, os.getuid()):
+        raise ConfigError(f"launch as the user of the server, who owns {settings.state} (sudo -u)")
     folder = begin(settings, name)
     if not _comes_up(settings):
         raise FederationError(

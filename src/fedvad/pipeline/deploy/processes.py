@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedvad.data.files import write_atomically
-from fedvad.errors import ConfigError, FederationError
+from fedvad.errors import ConfigError, FederationError, StorageError
 from fedvad.pipeline.deploy.registry import sync_keys
 from fedvad.pipeline.deploy.server import site_keys
 from fedvad.pipeline.deploy.settings import (
@@ -40,7 +40,7 @@ def run_server(settings: ServerSettings) -> None:
     """Be the server until stopped: Flower's SuperLink, its keys registered, its doors shut."""
     need_flower()
     state = settings.state
-    state.mkdir(parents=True, exist_ok=True)
+    _private(state)
     _environment(state / "flower")
     os.environ[SERVER_VARIABLE] = str(settings.folder)
     write_connection(settings)
@@ -81,6 +81,7 @@ def run_site(site: SiteSettings) -> None:
     for name in ("data", "cache", "state", "weights"):
         if resolved[name] is not None:
             resolved[name] = Path(resolved[name]).resolve()
+    _private(state)
     write_atomically(state / "site.toml", to_toml(resolved).encode())
     _environment(state / "flower")
     os.environ[SITE_VARIABLE] = str(state.resolve())
@@ -100,15 +101,17 @@ def run_site(site: SiteSettings) -> None:
 
     guard_site()
     sys.argv = ["flower-supernode", *arguments]
+    cause = "the site's node stopped, see above"
     try:
         flower_supernode()
     except SystemExit as leaving:
         if not leaving.code:
             raise
-    log.warning(
-        "the server does not take this site: its key is not registered there, or it has not "
-        "noticed yet that an earlier node stopped (a minute). Trying again in %d s", _RETRY_SECONDS
-    )  # fmt: skip
+        cause = (
+            "the server does not take this site: its key is not registered there, or it has not "
+            "noticed yet that an earlier node stopped (a minute)"
+        )
+    log.warning("%s. Trying again in %d s", cause, _RETRY_SECONDS)
     _again()
 
 
@@ -156,7 +159,10 @@ def control(settings: ServerSettings, *arguments: str) -> dict[str, Any]:
     """
     _environment(settings.state / "flower")
     command = [str(Path(sys.executable).with_name("flwr")), *arguments, "--format", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FederationError(f"flwr {' '.join(arguments[:2])}: {error}") from error
     start = done.stdout.find("{")
     try:
         told = dict(json.loads(done.stdout[start:])) if start >= 0 else {}
@@ -199,6 +205,15 @@ def _environment(home: Path) -> None:
     path = os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != programs:
         os.environ["PATH"] = os.pathsep.join([programs, path])
+
+
+def _private(folder: Path) -> None:
+    """Make a folder that no other user of the machine can look into: uploads tell of images."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"cannot make {folder} private: {error.strerror or error}") from error
 
 
 def _there(path: Path) -> Path:

@@ -15,6 +15,7 @@ from fedvad._version import __version__
 from fedvad.data.files import locked, write_atomically
 from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
 from fedvad.features.config import FeatureConfig
+from fedvad.federation.defence.validation import Limits
 from fedvad.federation.ledger import RoundEntry
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.flower.rounds import Links, RemoteRounds
@@ -83,10 +84,10 @@ def federate(
         try:
             return _federate(settings, folder, links, status, clock)
         except FedvadError as error:
-            status.write(state="failed", error=str(error), exit_code=error.exit_code)
+            status.write(state="failed", error=str(error))
             raise
         except BaseException as error:
-            status.write(state="failed", error=repr(error), exit_code=1)
+            status.write(state="failed", error=repr(error))
             raise
 
 
@@ -118,7 +119,7 @@ def _federate(
         config=config.model_dump_json(exclude={"weights", "device", "jobs", "compare"}),
         state_dir=folder / "state",
         features=settings.features,
-        max_bytes=settings.max_upload_bytes,
+        max_bytes=Limits(upload_bytes=config.upload_bytes).max_bytes,
         clock=clock,
         on_wait=waiting,
         on_round=done,

@@ -52,7 +52,6 @@ class ServerSettings(BaseModel):
     retry: float = Field(default=300.0, gt=0)
     missing: Literal["keep", "drop"] = "keep"
     features: str | None = None
-    max_upload_bytes: int = Field(default=1 << 28, ge=4096)
     insecure: bool = False
 
     @property

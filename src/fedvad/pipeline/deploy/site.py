@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import shutil
@@ -36,11 +37,12 @@ from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.deploy.settings import SiteSettings, check_run_name
 from fedvad.pipeline.deploy.sharing import KEY, read_counts, take, write_counts
 from fedvad.pipeline.progress import silent
-from fedvad.pipeline.run_folder import DETECTOR_FILE
+from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
 
 __all__ = ["answer", "run_folder", "state_folder"]
 
 log = logging.getLogger(__name__)
+_TOLD = "told.json"
 # ways to the same numbers, which are the site's own affair
 _OWN = {"jobs", "compare", "weights", "engine", "device"}
 
@@ -90,21 +92,24 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
     known = _known(instruction)
     if known is not None and known.manifest.round >= round_:
         raise PayloadError(f"the memory of round {known.manifest.round} came with round {round_}")
-    told: dict[str, Any] = {"fedvad": __version__, "repeated": True}
+    told: dict[str, Any] = {"fedvad": __version__, "repeated": True}  # of older releases
     if before is not None:
         _same_federation(before, site, config, index)
         if known is not None:
             note_round(folder, before, known, len(instruction.payload))
     if before is None or before.round < round_:
         state, told = _make_round(site, config, index, before, known, round_)
-        # the upload before the state that counts it as made: a kill between them repeats the round
+        # all of the answer before the state that counts it as made: a kill repeats the round
         save_sent(folder, round_, state.upload.to_bytes())
+        write_json(folder / _TOLD, told)
         save_site(folder, state)
     elif before.round > round_:
         raise ConfigError(
             f"site {site.name} already made round {before.round} of this federation and is asked "
             f"for round {round_}: the server lost its state. Restore it, or begin a new run"
         )
+    elif (folder / _TOLD).is_file():
+        told = json.loads((folder / _TOLD).read_text()) | {"repeated": True}
     told["seconds"] = round(perf_counter() - start, 3)
     return Reply(site.name, round_, _unheld(folder, instruction.held, round_), told)
 

@@ -64,11 +64,15 @@ class FlowerLinks:
 
     def collect(self) -> Iterator[tuple[str, Reply | str]]:
         """See `Links.collect`."""
-        if self._asked:
-            for message in self.grid.pull_messages(list(self._asked)):
-                site = self._asked.pop(message.metadata.reply_to_message_id, None)
-                if site is not None:
-                    yield site, _answer(message)
+        for sent, site in list(self._asked.items()):
+            answer = self._pull(sent)
+            if answer is not None:
+                del self._asked[sent]
+                yield site, answer
+
+    def forget(self) -> None:
+        """See `Links.forget`."""
+        self._asked.clear()
 
     def wait(self) -> None:
         """See `Links.wait`."""
@@ -86,6 +90,19 @@ class FlowerLinks:
         log.warning("node %d could not be asked", node)
         return None
 
+    def _pull(self, sent: str) -> Reply | str | None:
+        """The answer to one message, if it came: alone, so that a broken one harms no other."""
+        import httpx
+
+        try:
+            for message in self.grid.pull_messages([sent]):
+                return _answer(message)
+        except httpx.HTTPError:  # that is this machine's own server
+            raise
+        except Exception as error:
+            return f"its answer cannot be read: {error!r}"[:500]
+        return None
+
     def _greet(self, nodes: list[int]) -> None:
         """Learn the names of nodes that did not prove any: by asking, and by believing them."""
         for node in nodes:
@@ -93,11 +110,11 @@ class FlowerLinks:
                 sent = self._push(node, Instruction("hello"))
                 if sent is not None:
                     self._greeted[sent] = node
-        if not self._greeted:
-            return
-        for message in self.grid.pull_messages(list(self._greeted)):
-            node = self._greeted.pop(message.metadata.reply_to_message_id, 0)
-            answer = _answer(message)
+        for sent, node in list(self._greeted.items()):
+            answer = self._pull(sent)
+            if answer is None:
+                continue
+            del self._greeted[sent]
             if isinstance(answer, Reply):
                 self._names[node] = answer.site
             else:

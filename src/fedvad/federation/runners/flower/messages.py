@@ -22,6 +22,7 @@ MAX_BYTES = 1 << 30
 Kind = Literal["hello", "round", "finish", "threshold"]
 _RECORD, _PAYLOADS, _FORMAT = "fedvad", "payloads", "fedvad.safetensors"
 _MAX_TEXT = 1 << 20
+_DEEPEST = 8  # levels of what is told
 _MAX_PAYLOADS = 1000
 
 
@@ -131,8 +132,8 @@ def _parse(
         if wanted is str and len(values[name]) > _MAX_TEXT:
             raise PayloadError(f"{name} is too long")
     told = json.loads(values["told"])
-    if not isinstance(told, dict):
-        raise PayloadError("told is not an object")
+    if not isinstance(told, dict) or not _shallow(told, _DEEPEST):
+        raise PayloadError("told is not an object, or nested too deeply")
     if kind is Reply:
         return Reply(**(values | {"told": told, "payloads": payloads}))
     sites = json.loads(values["sites"])
@@ -143,3 +144,8 @@ def _parse(
     payload = payloads[0] if payloads else b""
     own = {"sites": tuple(sites), "payload": payload, "told": told}
     return Instruction(**(values | own))
+
+
+def _shallow(value: object, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_shallow(part, levels - 1) for part in parts)

@@ -42,6 +42,10 @@ class Links(Protocol):
         """Answers that came since the last call; text for one that never will, saying why."""
         ...
 
+    def forget(self) -> None:
+        """Let no answer to what was asked so far come any more."""
+        ...
+
     def wait(self) -> None:
         """Let a little time pass."""
         ...
@@ -52,9 +56,9 @@ class Patience:
     """How long a server waits, and with how few answers it goes on.
 
     deadline: seconds of a round, from its begin to the last answer. quorum: answers that a round
-    needs. retry: seconds without an answer after which a site is asked again, doubled each time
-    (a site answers the same twice, so that is harmless). missing: whether the last memory of a
-    site without an answer stays in the merge.
+    needs, or all of them where fewer sites take part. retry: seconds without an answer after which
+    a site is asked again, doubled each time (a site answers the same twice, so that is harmless).
+    missing: whether the last memory of a site without an answer stays in the merge.
     """
 
     deadline: float = 3600.0
@@ -81,6 +85,7 @@ def gather(
     asked = dict.fromkeys(sites, 0)
     again_at: dict[str, float] = {}
     end = clock() + patience.deadline
+    links.forget()  # a late answer to another question could pass for one to these
     while True:
         for site, answer in links.collect():
             if site not in asked or site in replies:
@@ -233,27 +238,29 @@ class RemoteRounds:
         with self.ledger.phase("merge"):
             uploads = self._parse(replies, entry)
             accepted = self._accept(uploads, entry)
-            if len(accepted) < self.patience.quorum or self.exchange is None:
+            quorum = min(self.patience.quorum, len(names))  # where not all sites take part
+            if len(accepted) < quorum or self.exchange is None:
                 raise FederationError(
                     f"round {round_} has uploads of {len(accepted)} sites, the quorum is "
-                    f"{self.patience.quorum}. Without: "
+                    f"{quorum}. Without: "
                     + "; ".join(f"{n}: {r}" for n, r in sorted(entry.rejected.items()))
                     + ". What was computed is kept: mend the cause and launch again"
                 )
-            merged = self._merge(round_, accepted)
+            merged = self._merge(round_, set(names) - set(accepted))
         entry.memory_rows = self.exchange.rows(merged)
         entry.coverage = merged.manifest.coverage or 0.0
         entry.drift = None if incoming is None else self.exchange.drift(incoming, merged)
         entry.distrusted = dict(self.exchange.distrusted)
         self.ledger.close_round(entry)
+        for name in accepted:
+            self.told[name] = replies[name].told
+        # before the state: a round that counts is not asked for what was told in it again
+        if self.on_round is not None:
+            self.on_round(entry)
         save_state(
             self.state_dir,
             RunState(round_, merged, self.exchange.server_state(), {}, self.ledger),
         )
-        for name in accepted:
-            self.told[name] = replies[name].told
-        if self.on_round is not None:
-            self.on_round(entry)
         return merged
 
     def _parse(self, replies: Mapping[str, Reply], entry: RoundEntry) -> dict[str, list[Payload]]:
@@ -316,12 +323,12 @@ class RemoteRounds:
             )
         return votes[0][0]
 
-    def _merge(self, round_: int, accepted: Sequence[str]) -> Payload:
+    def _merge(self, round_: int, missing: set[str]) -> Payload:
         assert self.exchange is not None
         if self.patience.missing == "keep":
             return self.exchange.merge(round_)
         everything = dict(self.exchange.server_state())
-        self.exchange.restore({name: everything[name] for name in accepted})
+        self.exchange.restore({n: p for n, p in everything.items() if n not in missing})
         try:
             return self.exchange.merge(round_)
         finally:
