@@ -10,10 +10,10 @@ Every set (in MVTec's layout) is trained and tested alone; --pool makes one set 
 sites, of all their training images and all their tests. All variants have the same backbone,
 layers, preprocessing, smoothing and image score. Students take `--steps` optimiser steps in all;
 AAND spends `--amplify-steps` of them on its first stage. A step of DMDD has `--dual-batch` pairs;
-STFPM has SGD and the batches of its own. The last step counts: no image chooses one, and no
-label of a test image is read but to compute the metrics. One training of DMDD gives a row for each
-source of scores, and a table of the recall at the centre and the edge of defects for each of its
-maps.
+STFPM has SGD and the batches of its own, and keeps its best pass by held-out normal images; of the
+others the last step counts. No label of a test image is read but to compute the metrics. One
+training of DMDD gives a row for each source of scores, and a table of the recall at the centre and
+the edge of defects for each of its maps.
 
 Prints Markdown, a table per set, mean ± standard deviation over the seeds. With --out each
 finished run is a file there, and a second call with the same options computes only what is missing.
@@ -114,7 +114,9 @@ def pooled(folder: Path) -> Site:
 def measured(name: str, seed: int, data: Site, arguments: argparse.Namespace) -> dict[str, Any]:
     """The result of one run, from its file if it is there."""
     told = {k: str(v) for k, v in vars(arguments).items() if k not in _NO_MATTER}
-    key = json.dumps([name, seed, data.name, told], sort_keys=True)
+    files = "\n".join(map(str, (*data.train.paths, *data.test.paths)))
+    digest = hashlib.sha256(files.encode(errors="replace")).hexdigest()
+    key = json.dumps([name, repr(VARIANTS[name]), seed, digest, told], sort_keys=True)
     file = None
     if arguments.out is not None:
         file = arguments.out / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

@@ -110,11 +110,19 @@ def test_held_out_images_are_neither_imitated_nor_damaged(
     site.close()
 
 
+def test_fewer_pairs_than_images_leave_none_out(
+    extractor: FeatureExtractor, images: ImageSet
+) -> None:
+    site = make(extractor, dual=replace(DUAL, pairs=1)).prepare(images)
+    assert sorted(site.pool._sources.tolist()) == sorted(site._own.tolist())
+    site.close()
+
+
 def test_defects_too_small_for_a_level_are_told(
     extractor: FeatureExtractor, images: ImageSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     drawing = SynthesisConfig(kinds={"scratch": 1.0}, area=(0.001, 0.001), min_pixels=2)
-    few = replace(DUAL, pairs=2)
+    few, images = replace(DUAL, pairs=2), images[:3]
     site = make(extractor, synthesis=drawing, dual=few).prepare(images)
     assert site.pool.masked()[1] == 0
     assert "level 1" in caplog.text

@@ -254,3 +254,12 @@ def test_the_net_compares_with_amplified_maps_and_freezes_its_teacher() -> None:
 def test_impossible_options_are_refused(wrong: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         AmplifyConfig(**wrong)
+
+
+def test_amplification_is_computed_in_float32() -> None:
+    cells = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
+    plain = amplification_loss(*cells)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = amplification_loss(cells[0], cells[1], cells[2].bfloat16().float())
+    assert mixed.dtype == torch.float32
+    assert float(mixed) == pytest.approx(float(plain), abs=2e-3)

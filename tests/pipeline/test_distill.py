@@ -14,7 +14,7 @@ from PIL import Image
 import fedvad
 from fedvad.errors import ArtefactError, ConfigError, DataError, WeightsError
 from fedvad.pipeline.distill.checkpoint import CHECKPOINT_FILE
-from fedvad.pipeline.distill.images import TrainingImages
+from fedvad.pipeline.distill.images import TrainingImages, _images_of
 from fedvad.pipeline.distill.recipe import ImageOptions, Recipe, load_recipe, shipped_recipes
 from fedvad.pipeline.distill.run import BACKBONE_FILE, distill
 from tests.distill import support
@@ -267,3 +267,13 @@ def test_images_by_number(plants: Path, tmp_path: Path, caplog: pytest.LogCaptur
     (folder / "good.png").unlink()
     with pytest.raises(DataError, match="in a row cannot be read"):
         loose(0)
+
+
+def test_defects_further_down_are_not_taken_for_images(plants: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "all" / "plants"
+    shutil.copytree(plants, deep)
+    with pytest.raises(DataError, match="further down"):
+        _images_of(tmp_path / "all")
+    found = _images_of(deep)
+    assert found
+    assert all(path.parent.parent.name == "train" for path in found)

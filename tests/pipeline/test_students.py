@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 import fedvad
+from fedvad.data.folders import read_set
+from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.artefact import read_arrays, write_arrays
+from fedvad.distill.attention_options import AttentionConfig, ImitationConfig
 from fedvad.distill.parameters import under
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.deploy.settings import to_toml
 from fedvad.pipeline.student_run import StudentModel, StudentRun
-from fedvad.pipeline.students import make_student
+from fedvad.pipeline.students import make_student, prepare_sites
 from tests.distill import support
 from tests.helpers import run_main
 
@@ -257,6 +260,63 @@ def test_mixed_precision_reaches_every_stage(method: str) -> None:
     stages = [getattr(detector, n) for n in ("train", "stage1") if hasattr(detector, n)]
     assert len(stages) == (2 if method == "aand" else 1)
     assert all(stage.mixed_precision for stage in stages)
+
+
+def test_scaffold_has_no_momentum() -> None:
+    for algorithm, momentum in (("scaffold", 0.0), ("fedavg", 0.9)):
+        config = resolve_config(method="stfpm", layers=(1, 2), student={"algorithm": algorithm})
+        detector = make_student(config, FeatureExtractor(config.features()))
+        assert detector.train.momentum == momentum
+
+
+def test_a_round_ends_with_its_last_step(plants: Path, options: dict[str, Any]) -> None:
+    config = resolve_config(method="stfpm", **options)
+    images = {"alder": read_set(plants / "alder").train}
+    sites = prepare_sites(images, config, FeatureExtractor(config.features()))
+    log = sites["alder"].train()
+    assert log.validation == []
+    sites["alder"].close()
+
+
+@pytest.mark.parametrize(
+    ("method", "table", "name", "value"),
+    [
+        (
+            "dmdd",
+            {"synthesis": {"foreground": "otsu"}},
+            "synthesis",
+            SynthesisConfig(foreground="otsu", area=(0.01, 0.15)),
+        ),
+        (
+            "aand",
+            {"synthesis": {"area": [0.1, 0.2]}},
+            "synthesis",
+            SynthesisConfig(area=(0.1, 0.2)),
+        ),
+        ("dcam", {"attention": {"dcam": "spatial"}}, "attention", AttentionConfig("spatial")),
+        ("dcam", {"loss": {"tau": 4.0}}, "loss", ImitationConfig(tau=4.0)),
+    ],
+)
+def test_tables_become_what_a_method_takes(
+    method: str, table: dict[str, Any], name: str, value: Any
+) -> None:
+    config = resolve_config(method=method, layers=(1, 2), student={"options": table})
+    assert getattr(make_student(config, FeatureExtractor(config.features())), name) == value
+
+
+@pytest.mark.parametrize(
+    ("method", "table", "reason"),
+    [
+        ("dmdd", {"synthesis": {"source": "others"}}, "not from 'others'"),
+        ("dmdd", {"synthesis": {"colour": 1}}, "colour"),
+        ("dmdd", {"dual": {"head_start_step": 9}}, "must be 0 in rounds"),
+        ("dcam", {"loss": {"taus": 4.0}}, "taus"),
+    ],
+)
+def test_tables_that_do_not_fit(method: str, table: dict[str, Any], reason: str) -> None:
+    config = resolve_config(method=method, layers=(1, 2), student={"options": table})
+    with pytest.raises(ConfigError, match=reason):
+        make_student(config, FeatureExtractor(config.features())).network()
 
 
 def test_only_memories_travel_to_other_machines(plants: Path, tmp_path: Path) -> None:

@@ -12,7 +12,13 @@ import numpy.typing as npt
 from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.aand_site import AANDSite
-from fedvad.detectors.drawing import DEFECTS, check_drawing, kept_drawing, restored_drawing
+from fedvad.detectors.drawing import (
+    DEFECTS,
+    check_drawing,
+    drawing_of,
+    kept_drawing,
+    restored_drawing,
+)
 from fedvad.detectors.reverse import ReverseDetector, adam
 from fedvad.distill.amplify_options import AmplifyConfig
 from fedvad.distill.loss import Combine
@@ -103,7 +109,8 @@ class AAND(ReverseDetector):
     def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
         """See `StudentDetector.round_options`."""
         amplify = AmplifyConfig(**table.get("amplify", {}))
-        return super().round_options(table, train) | {"stage1": train, "amplify": amplify}
+        found = super().round_options(table, train) | {"stage1": train, "amplify": amplify}
+        return found | {n: drawing_of(table[n]) for n in ("synthesis",) if n in table}
 
     def starts(self) -> dict[str, torch.nn.Module]:
         """See `StudentDetector.starts`: stage I comes first."""

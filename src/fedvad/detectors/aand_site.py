@@ -149,8 +149,8 @@ class AANDSite(ReverseSite):
     def advance(self) -> None:
         """End stage I: from here on the blocks as they stand are part of the frozen teacher."""
         if not self._advanced:
+            self.amplifier.close()  # first: what it kept may be as large as the set
             self._set.change_teacher(self.net.advanced)
-            self.amplifier.close()
             self._advanced = True
 
     def part(self, name: str) -> Any:

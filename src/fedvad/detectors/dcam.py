@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedvad.detectors.student import StudentDetector
@@ -97,6 +98,12 @@ class DCAM(StudentDetector):
         )
         self.attention = attention or AttentionConfig()
         self.loss = loss or ImitationConfig()
+
+    @classmethod
+    def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
+        """See `StudentDetector.round_options`."""
+        made = {"attention": AttentionConfig, "loss": ImitationConfig}
+        return {n: made[n](**value) if n in made else value for n, value in table.items()}
 
     def network(self) -> PaSTeNet:
         """The net that scores, before training; without any attention unless it is kept."""

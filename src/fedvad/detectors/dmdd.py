@@ -14,7 +14,13 @@ import numpy.typing as npt
 from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.dmdd_site import DMDDSite
-from fedvad.detectors.drawing import DEFECTS, check_drawing, kept_drawing, restored_drawing
+from fedvad.detectors.drawing import (
+    DEFECTS,
+    check_drawing,
+    drawing_of,
+    kept_drawing,
+    restored_drawing,
+)
 from fedvad.detectors.reverse import adam
 from fedvad.detectors.scoring import image_score
 from fedvad.detectors.student import StudentDetector
@@ -36,6 +42,7 @@ _SOURCES: tuple[ScoreSource, ...] = get_args(ScoreSource)
 # A head that is sure of normal images has next to nothing there; in `mix` it must not drown the
 # distances, which never come near zero.
 _LEAST = 0.01
+_SCALED_BY = 256
 _PAIRS = 4  # of a batch, for the time of a step
 
 _Stacks = Callable[[Sequence[Path]], Iterator[tuple[int, FloatArray | None, str | None]]]
@@ -122,7 +129,10 @@ class DMDD(StudentDetector):
         it, so the head learns from the first one.
         """
         dual = DualConfig(**{"head_start_step": 0} | table.get("dual", {}))
-        return super().round_options(table, train) | {"dual": dual}
+        if dual.head_start_step:
+            raise ConfigError("head_start_step must be 0 in rounds, whose steps nobody counts")
+        found = super().round_options(table, train) | {"dual": dual}
+        return found | {n: drawing_of(table[n]) for n in ("synthesis",) if n in table}
 
     def network(self) -> DualNet:
         """See `StudentDetector.network`."""
@@ -147,9 +157,12 @@ class DMDD(StudentDetector):
         return site
 
     def with_net(self, net: PaSTeNet, normals: Sequence[Path], log: TrainLog | None = None) -> Self:
-        """See `StudentDetector.with_net`; the scales of all sources are measured."""
+        """See `StudentDetector.with_net`; the scales of all sources are measured, on the first 256
+        of `normals`.
+        """
         stacks = super()._compiled(net)
-        found = [stack for _, stack, _ in stacks(normals) if stack is not None]
+        some = normals[:_SCALED_BY]  # all their maps are in memory at once
+        found = [stack for _, stack, _ in stacks(some) if stack is not None]
 
         def scale(source: ScoreSource) -> float:
             scores = [image_score(self._fused(stack, source), self.top) for stack in found]

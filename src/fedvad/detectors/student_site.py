@@ -34,7 +34,8 @@ class StudentSite:
 
     n_images: readable images. bad: why images were left out. paths: files of the images trained
     on. unseen: files of the held-out normals, which only validate (all files, when there is a
-    single one). Raises `DataError` when no image, or less than the share 1 - max_bad, can be read.
+    single one). choose: whether they choose the pass whose weights are kept; else it is the last.
+    Raises `DataError` when no image, or less than the share 1 - max_bad, can be read.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class StudentSite:
         net.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config = train
         self.seed = seed
+        self.choose = True
         self._set = TrainingSet(
             net,
             normalise,
@@ -129,7 +131,7 @@ class StudentSite:
             seed=self.seed if seed is None else seed,
             penalty=penalty,
             correction=correction,
-            validate=self.validate if validate and len(self._held_out) else None,
+            validate=self.validate if validate and self.choose and len(self._held_out) else None,
             optimiser=optimiser,
             on_step=on_step,
         )

@@ -70,13 +70,16 @@ def amplification_loss(
     residual. limit: cos(n, before) - alpha (`sub`), as in the public code, or alpha *
     cos(n, before) (`mul`). Source: arXiv 2405.02068, amplification loss.
     """
+    import torch
     from torch.nn.functional import normalize
 
     if not len(normal) or not len(before):
-        return after.sum() * 0.0
-    unit = normalize(normal, dim=1, eps=_EPS)
-    was = unit @ normalize(before, dim=1, eps=_EPS).T
-    now = unit @ normalize(after, dim=1, eps=_EPS).T
+        return after.float().sum() * 0.0
+    with torch.autocast(normal.device.type, enabled=False):
+        unit, was, now = (
+            normalize(cells.float(), dim=1, eps=_EPS) for cells in (normal, before, after)
+        )
+        was, now = unit @ was.T, unit @ now.T
     limit = was - alpha if margin == "sub" else alpha * was
     return (now - limit).relu().mean()
 

@@ -40,7 +40,7 @@ class DualConfig:
     what it is held against, the teacher's maps of the image itself or of the paired normal one.
     mask: how a mask becomes cells, `bilinear` and at least a half, or the maximum. anomaly_prob:
     chance that an image of a batch has its defect. pairs: synthetic images made once, before
-    training.
+    training, and at least one of each normal image: the student sees no others.
     head_input: of the fusion head, one `map` per level and branch or the `product` of unit
     features. head_channels: its width. head_sees: both images of a pair, or the defective alone.
     joint: whether its loss moves the branches, too. head_start_step: optimiser step of a site from

@@ -98,6 +98,7 @@ def prepare_sites(
         for index, name in enumerate(sorted(images)):
             prepared[name] = make_student(config, extractor).prepare(images[name])
             prepared[name].seed = site_seed(config.seed, index)
+            prepared[name].choose = False  # a round ends where its last step ends, at every site
             stage()
     except BaseException:
         for site in prepared.values():
@@ -176,11 +177,14 @@ def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDet
     own = {"batch", "learning_rate", "warmup", "mixed_precision"}
     given = options.model_dump(include=own, exclude_none=True)
     training = replace(kind.round_training(options.steps), **given)
-    if options.algorithm == "scaffold" and training.optimiser != "sgd":
-        raise ConfigError(
-            f"scaffold corrects plain SGD, and {config.method} trains with {training.optimiser}: "
-            "choose fedavg, fedprox or moon"
-        )
+    if options.algorithm == "scaffold":
+        if training.optimiser != "sgd":
+            raise ConfigError(
+                f"scaffold corrects plain SGD, and {config.method} trains with "
+                f"{training.optimiser}: choose fedavg, fedprox or moon"
+            )
+        # its control is the mean gradient, which momentum would count ten times
+        training = replace(training, momentum=0.0)
     try:
         more = kind.round_options(options.options, training)
         if options.combine is not None:

@@ -77,12 +77,22 @@ class TrainingImages:
         return {"procedural": self.share, "limit": self.count, "sets": self._sets}
 
 
+# of the layouts that `read_sites` reads: what tells a set, and what tells its defects
+_SETS = ("train", "test", "Data/Images/Normal", "yes")
+_DEFECTS = ("ground_truth", "Anomaly", "yes")
+
+
 def _images_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"--data {folder}: {'is not a folder' if folder.exists() else 'no such'}")
-    if next(folder.glob("train"), None) or next(folder.glob("*/train"), None):
+    if any(next(folder.glob(up + name), None) for name in _SETS for up in ("", "*/")):
         # test images stay unseen, defects anyway
         found = [i.path for site in read_sites(folder) for i in site.train if i.label == 0]
+    elif deep := [str(p) for name in _DEFECTS for p in folder.glob(f"**/{name}")]:
+        raise DataError(
+            f"--data {folder} holds a set further down ({min(deep)}): name the set, or the folder "
+            "that its sites lie in, so that no defect is trained on"
+        )
     else:
         every = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         found = sorted(p for p in every if not p.name.startswith("."))
