@@ -14,16 +14,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from common import (
-    Clock,
-    Row,
-    alternate,
-    backbones_argument,
-    clock_of,
-    options,
-    report,
-    weights_files,
-)
+from common import Clock, Row, alternate, backbones_options, clock_of, report
 
 from fedvad.data.images import IMAGE_SUFFIXES
 from fedvad.features.config import FeatureConfig
@@ -70,14 +61,12 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    backbones_argument(parser)
+    backbones_options(parser)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=256)
-    options(parser)
     arguments = parser.parse_args()
     rows = run(
-        weights_files(arguments),
+        dict(arguments.backbones),
         data=arguments.data,
         images=arguments.images,
         image_size=arguments.image_size,

@@ -57,15 +57,19 @@ def options(parser: ArgumentParser) -> None:
     )
 
 
-def backbones_argument(parser: ArgumentParser) -> None:
-    """One or more backbones with their files."""
-    parser.add_argument("backbones", nargs="+", metavar="NAME=WEIGHTS")
+def backbones_options(parser: ArgumentParser) -> None:
+    """The flags of comparisons over backbones; `dict(arguments.backbones)` gives their files.
 
+    A file is None for a backbone that brings its weights.
+    """
 
-def weights_files(arguments: Namespace) -> dict[str, Path | None]:
-    """The file of each backbone of `backbones_argument`; None for one that brings its weights."""
-    pairs = (text.partition("=") for text in arguments.backbones)
-    return {name: Path(file) if file else None for name, _, file in pairs}
+    def named(text: str) -> tuple[str, Path | None]:
+        name, _, file = text.partition("=")
+        return name, Path(file) if file else None
+
+    parser.add_argument("backbones", nargs="+", type=named, metavar="NAME=WEIGHTS")
+    parser.add_argument("--image-size", type=int, default=256)
+    options(parser)
 
 
 def clock_of(arguments: Namespace) -> Clock:

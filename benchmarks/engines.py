@@ -12,16 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from common import (
-    Clock,
-    Row,
-    alternate,
-    backbones_argument,
-    clock_of,
-    options,
-    report,
-    weights_files,
-)
+from common import Clock, Row, alternate, backbones_options, clock_of, report
 
 from fedvad.features.config import FeatureConfig
 from fedvad.features.engine import make_engine
@@ -68,13 +59,11 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    backbones_argument(parser)
+    backbones_options(parser)
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--image-size", type=int, default=256)
-    options(parser)
     arguments = parser.parse_args()
     rows = run(
-        weights_files(arguments),
+        dict(arguments.backbones),
         images=arguments.images,
         image_size=arguments.image_size,
         clock=clock_of(arguments),

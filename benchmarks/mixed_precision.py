@@ -15,16 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from common import (
-    Clock,
-    Row,
-    alternate,
-    backbones_argument,
-    clock_of,
-    options,
-    report,
-    weights_files,
-)
+from common import Clock, Row, alternate, backbones_options, clock_of, report
 from PIL import Image
 
 from fedvad.data.folders import ImageItem, ImageSet
@@ -78,13 +69,11 @@ def _noise(folder: Path, size: int) -> ImageSet:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    backbones_argument(parser)
+    backbones_options(parser)
     parser.add_argument("--methods", default="stfpm,paste,rd,aand,dmdd")
-    parser.add_argument("--image-size", type=int, default=256)
-    options(parser)
     arguments = parser.parse_args()
     rows = run(
-        weights_files(arguments),
+        dict(arguments.backbones),
         arguments.methods.split(","),
         image_size=arguments.image_size,
         clock=clock_of(arguments),

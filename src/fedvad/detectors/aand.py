@@ -15,7 +15,7 @@ from fedvad.detectors.aand_site import AANDSite
 from fedvad.detectors.drawing import (
     DEFECTS,
     check_drawing,
-    drawing_of,
+    given_drawing,
     kept_drawing,
     restored_drawing,
 )
@@ -110,7 +110,7 @@ class AAND(ReverseDetector):
         """See `StudentDetector.round_options`."""
         amplify = AmplifyConfig(**table.get("amplify", {}))
         found = super().round_options(table, train) | {"stage1": train, "amplify": amplify}
-        return found | {n: drawing_of(table[n]) for n in ("synthesis",) if n in table}
+        return found | given_drawing(table)
 
     def starts(self) -> dict[str, torch.nn.Module]:
         """See `StudentDetector.starts`: stage I comes first."""

@@ -17,7 +17,7 @@ from fedvad.detectors.dmdd_site import DMDDSite
 from fedvad.detectors.drawing import (
     DEFECTS,
     check_drawing,
-    drawing_of,
+    given_drawing,
     kept_drawing,
     restored_drawing,
 )
@@ -132,7 +132,7 @@ class DMDD(StudentDetector):
         if dual.head_start_step:
             raise ConfigError("head_start_step must be 0 in rounds, whose steps nobody counts")
         found = super().round_options(table, train) | {"dual": dual}
-        return found | {n: drawing_of(table[n]) for n in ("synthesis",) if n in table}
+        return found | given_drawing(table)
 
     def network(self) -> DualNet:
         """See `StudentDetector.network`."""

@@ -10,7 +10,7 @@ from typing import Any
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.errors import ConfigError
 
-__all__ = ["DEFECTS", "check_drawing", "drawing_of", "kept_drawing", "restored_drawing"]
+__all__ = ["DEFECTS", "check_drawing", "given_drawing", "kept_drawing", "restored_drawing"]
 
 # As large as a cell of the coarsest taps: a defect that covers none of them teaches them nothing.
 DEFECTS = SynthesisConfig(area=(0.01, 0.15))
@@ -38,12 +38,17 @@ def restored_drawing(options: dict[str, Any]) -> dict[str, Any]:
     """`synthesis` and `textures` as a constructor takes them, from the options of `state`."""
     textures = options["textures"]
     return {
-        "synthesis": drawing_of(options["synthesis"]),
+        "synthesis": _drawing_of(options["synthesis"]),
         "textures": None if textures is None else Path(textures),
     }
 
 
-def drawing_of(table: Mapping[str, Any]) -> SynthesisConfig:
+def given_drawing(table: Mapping[str, Any]) -> dict[str, Any]:
+    """`synthesis` as a constructor takes it, if a configuration's table has it."""
+    return {"synthesis": _drawing_of(table["synthesis"])} if "synthesis" in table else {}
+
+
+def _drawing_of(table: Mapping[str, Any]) -> SynthesisConfig:
     """From a table, whose lists become pairs; what it leaves out is as in `DEFECTS`.
 
     Raises `TypeError` for keys that do not belong there.

@@ -67,7 +67,7 @@ def run_cell(
     learner = make_learner(method, seed, where)
     identity = _identity(method, sites, seed, learner)
     record = _resume(where.folder, identity, learner)
-    if not record["rows"]:
+    if not record["rows"] and where.folder.is_dir():
         learner = make_learner(method, seed, where)  # a damaged checkpoint may have left traces
     groups = [[site] for site in sites]
     if method.strategy == "joint" and not method.is_bank:
