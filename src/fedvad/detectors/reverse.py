@@ -10,7 +10,7 @@ from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.loss import Combine
 from fedvad.distill.reverse_loss import ReverseLoss, reverse_loss
 from fedvad.distill.targets import Batch
-from fedvad.distill.training import TrainConfig, TrainLog
+from fedvad.distill.training import TrainConfig
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
 
@@ -40,18 +40,15 @@ class ReverseSite(StudentSite):
         self.kind, self.hard = kind, hard
         super().__init__(net, *given, **options)
 
-    def train(self, *, validate: bool = True, **options: Any) -> TrainLog:
-        """See `StudentSite.train`. Without patience the last step's weights are kept, and the
-        held-out normals serve the scale of the scores alone.
-        """
-        config = options.get("config") or self.config
-        return super().train(validate=validate and config.patience is not None, **options)
-
     def loss(self, batch: Batch) -> torch.Tensor:
         """The configured loss of one batch."""
         return reverse_loss(
             *self.net.compared(batch.teacher, batch.inputs), self.kind, hard=self.hard
         )
+
+    def _chooses(self, config: TrainConfig) -> bool:
+        """Not without patience: the held-out normals serve the scale of the scores alone."""
+        return super()._chooses(config) and config.patience is not None
 
 
 class ReverseDetector(StudentDetector):

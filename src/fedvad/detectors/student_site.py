@@ -108,7 +108,6 @@ class StudentSite:
         penalty: Callable[[torch.nn.Module, Batch], torch.Tensor] | None = None,
         correction: Mapping[str, torch.Tensor] | None = None,
         config: TrainConfig | None = None,
-        validate: bool = True,
         optimiser: torch.optim.Optimizer | None = None,
         mix: Callable[[Batch, np.random.Generator], Batch] | None = None,
         on_step: Callable[[int, float], None] | None = None,
@@ -131,7 +130,7 @@ class StudentSite:
             seed=self.seed if seed is None else seed,
             penalty=penalty,
             correction=correction,
-            validate=self.validate if validate and self.choose and len(self._held_out) else None,
+            validate=self.validate if self._chooses(settings) else None,
             optimiser=optimiser,
             on_step=on_step,
         )
@@ -206,6 +205,10 @@ class StudentSite:
     def close(self) -> None:
         """Give back what was kept for training."""
         self._set.close()
+
+    def _chooses(self, config: TrainConfig) -> bool:
+        """Whether the held-out normals choose the pass whose weights a training keeps."""
+        return self.choose and len(self._held_out) > 0
 
     def _batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """One pass over what the site trains on; in order without a generator."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,32 +49,22 @@ def memory(*modules: torch.nn.Module) -> Memory:
 
 
 def macs(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
-    """Multiply-accumulates of one forward pass over `inputs`, in convolutions and linear layers.
+    """Multiply-accumulates of one forward pass over `inputs`, in convolutions and matrix products.
 
-    Bias, normalisation, activations and the comparison of the branches are not counted, as is
-    usual. The mode of the network is put back.
+    Counted by torch's own counter of operations. Bias, normalisation, activations and elementwise
+    products, so also the comparison of the branches, are left out, as is usual. The mode of the
+    network is put back.
     """
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
-    counted = 0
-
-    def count(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
-        nonlocal counted
-        weight: Any = module.weight
-        # each value of the output is one product with each weight of its channel
-        counted += output.numel() * math.prod(weight.shape[1:])
-
-    layers = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, layers)]
     training = network.training
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             network.eval()(*inputs)
     finally:
         network.train(training)
-        for hook in hooks:
-            hook.remove()
-    return counted
+    return int(counter.get_total_flops()) // 2
 
 
 @dataclass

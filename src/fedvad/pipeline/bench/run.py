@@ -184,12 +184,12 @@ def _prepared(
 def _macs(extractor: FeatureExtractor) -> float:
     """Multiply-accumulates of one image through the descriptor network."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+
+    from fedvad.distill.cost import macs
 
     side = extractor.config.image_size
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        extractor.network(torch.zeros(1, side, side, 3, dtype=torch.uint8))
-    return float(counter.get_total_flops() / 2)
+    blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=extractor.config.device)
+    return float(macs(extractor.network, blank))
 
 
 def _write(out: Path, summary: Mapping[str, Any]) -> None:
