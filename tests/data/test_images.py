@@ -130,6 +130,9 @@ def test_big_endian_16_bit_tiff() -> None:
         (np.array([[np.nan, 0, 99.6, np.inf]], np.float32), [0, 0, 100, 255]),
         (np.array([[0, 257, 65535, -np.inf]], np.float32), [0, 1, 255, 0]),
         (np.full((1, 4), np.nan, np.float32), [0, 0, 0, 0]),
+        (np.array([[0, 0.5, 1, 1.2]], np.float32), [0, 128, 255, 255]),  # as a filter overshoots
+        (np.array([[0, 128, 255, 300]], np.float32), [0, 128, 255, 255]),
+        (np.array([[0, 128, 255, 400]], np.float32), [0, 0, 1, 2]),
     ],
 )
 def test_32_bit_integers_and_floats_take_the_smallest_range(values, expected) -> None:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from fedvad.data.folders import ImageItem, ImageSet
 from fedvad.errors import ConfigError, DataError
 from fedvad.evaluation import bootstrap
 from fedvad.evaluation.bootstrap import Interval, mean_paired_gain, paired_gain
+from fedvad.evaluation.sites import SiteResult, gains
 
 
 def site(seed, n=200, lift_a=1.5, lift_b=0.8):
@@ -121,3 +125,23 @@ def test_bad_input_is_refused():
         paired_gain(a, b, labels, n=0)
     with pytest.raises(ConfigError, match="level"):
         paired_gain(a, b, labels, level=95)
+
+
+def test_gains_pair_the_images_that_both_could_read() -> None:
+    def result(seen: list[int], scores: list[float]) -> SiteResult:
+        items = tuple(ImageItem(Path(f"{i}.png"), int(i >= 4), "", None) for i in seen)
+        nothing: dict[str, Any] = dict.fromkeys(
+            ("threshold", "average_precision", "oracle_f1", "pixel_auroc", "aupro", "fpr", "recall")
+        )
+        return SiteResult(
+            "a", ImageSet(items), np.array(scores), np.zeros((len(seen), 1, 1), np.float32),
+            image_auroc=1.0, **nothing,
+        )  # fmt: skip
+
+    ours = result([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
+    # as many images, but others: the same scores where both could read
+    theirs = result([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
+    found = gains([ours], [theirs], seed=0)
+    assert found is not None
+    assert (found["mean"]["low"], found["mean"]["high"]) == (0, 0)
+    assert gains([ours], [result([0, 1, 2], [0, 1, 2])], seed=0) is None

@@ -61,5 +61,6 @@ def test_too_few_scores_or_scores_beyond_the_bins_give_none() -> None:
     assert threshold_of_counts(count([1.0] * 98), 0.01) is None
     assert threshold_of_counts(count([1.0] * 99), 0.01) is not None
     assert threshold_of_counts(count([1e9] * 99), 0.01) is None
+    assert threshold_of_counts(count([1e-5] * 99), 0.01) is None  # no edge of its bin is near it
     with pytest.raises(DataError):
         count([float("nan")])

@@ -454,3 +454,13 @@ def test_zip_header_is_really_what_numpy_takes_for_an_archive() -> None:
     # else the "broken zip" above would test nothing
     with pytest.raises(zipfile.BadZipFile):
         np.load(io.BytesIO(b"PK\x03\x04" + bytes(200)))
+
+
+def test_a_stream_of_entries_holds_no_file_open(tmp_path: Path) -> None:
+    cache = DescriptorCache(tmp_path)
+    for number in range(40):
+        cache.put("c", f"{number:02d}", np.full((2, 2, 3), number, np.float16))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    held = [cache.get("c", f"{number:02d}") for number in range(40)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert [float(entry[0, 0, 0]) for entry in held if entry is not None] == list(range(40))

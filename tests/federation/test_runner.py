@@ -116,6 +116,34 @@ def test_ledger_tells_the_spread_of_trained_generators() -> None:
     assert all(0.3 < spread < 2 for spread in ledger.rounds[0].generator_spread.values())
 
 
+def test_a_site_with_nothing_new_says_so_and_loses_no_round() -> None:
+    # every patch of five images is sent in the first round
+    config = FedDyMemConfig(rows=100, candidates=1.0)
+    exchange, ledger = Spy(), Ledger()
+    sites = _sites(config, ("north", "south"))
+    merged = run_rounds(exchange, sites, Schedule(rounds=3, joins={"south": 2}), ledger=ledger)
+    assert not any(entry.rejected for entry in ledger.rounds)
+    assert [bank_from(Payload.from_bytes(exchange.sent[r, "north"])).weights.tolist()
+            for r in (2, 3)] == [[1.0], [1.0]]  # fmt: skip
+    own = sites["north"].bank
+    assert (len(own), own.weights.max()) == (100, pytest.approx(1.0))
+    weights = bank_from(merged).weights
+    assert weights.max() / weights.sum() < 0.05
+
+
+def test_a_newcomer_whose_patches_are_known_sends_one_mean_of_enough_images() -> None:
+    config = FedDyMemConfig(rows=100, candidates=1.0, pull=1.0, min_count=5)
+    site = fake_site("north", config, n=5)
+    rows = np.concatenate([image.reshape(-1, 6) for image in site.features]).astype(np.float32)
+    sent = site.update(1, MemoryBank.of_patches(rows))
+    assert len(sent) == 1
+    np.testing.assert_allclose(sent.vectors[0], rows.mean(0), atol=1e-5)
+    one = fake_site("south", config, n=1)
+    rows = np.concatenate([image.reshape(-1, 6) for image in one.features]).astype(np.float32)
+    with pytest.raises(ConfigError, match="min_count = 5"):
+        one.update(1, MemoryBank.of_patches(rows))
+
+
 class TestParticipation:
     def test_a_share_of_the_sites_is_drawn_anew_each_round(self) -> None:
         schedule = Schedule(rounds=9, participation=0.5, seed=1)

@@ -64,6 +64,10 @@ class TestNewSites:
         results = fedvad.evaluate(trained[0], newcomer, cache=shared_cache)
         assert results["sites_never_trained_on"] == ["oak"]
         assert results["threshold"]["sites"]["oak"]["n"] == TRAIN
+        # its images are birch's, whose rows in the memory must not lower it
+        assert results["threshold"]["sites"]["oak"]["threshold"] == pytest.approx(
+            trained[1]["threshold"]["sites"]["birch"]["threshold"], rel=1e-5
+        )
         told = results["image_auroc"]["sites"]
         assert told["oak"] == trained[1]["image_auroc"]["sites"]["birch"]
         assert told["alder"] == trained[1]["image_auroc"]["sites"]["alder"]

@@ -26,7 +26,7 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.codecs import rounding
-from fedvad.half import to_float, to_half
+from fedvad.half import to_float
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.pipeline.config import METHODS, resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
@@ -218,7 +218,7 @@ class TestLeaveOneOut:
         scores = held_out_scores(ours, bank, identity, scoring, leave_one_out=True)
         lookup = RowLookup(bank.vectors)
         for i, descriptors in enumerate(ours):
-            own = lookup.rows_of(descriptors.reshape(-1, bank.dim))
+            own = lookup.rows_of(to_float(descriptors.reshape(-1, bank.dim)))
             assert len(own) == 6 * 16
             rest = bank.take(np.setdiff1d(np.arange(len(bank)), own))
             expected = held_out_scores(
@@ -244,12 +244,34 @@ class TestLeaveOneOut:
         identity, scoring = Generator.identity(bank.dim), ScoringConfig()
         assert held_out_scores(one, bank, identity, scoring, leave_one_out=True) == []
 
-    def test_finds_rows_by_value_whatever_the_sign_of_zero(self) -> None:
-        vectors = np.array([[0.0, 1], [2, 3], [-0.0, 1], [5, 5]], np.float32)
-        lookup = RowLookup(vectors)
-        assert lookup.rows_of(np.array([[-0.0, 1]], np.float16)).tolist() == [0, 2]
-        assert lookup.rows_of(np.array([[5, 5], [5, 5], [9, 9]], np.float16)).tolist() == [3]
-        assert lookup.rows_of(np.array([[1, 0]], np.float16)).tolist() == []
+    def test_finds_rows_within_a_hundredth_of_a_patch(self) -> None:
+        rng = np.random.default_rng(0)
+        patches = rng.normal(size=(40, 96)).astype(np.float32)
+        lengths = np.linalg.norm(patches, axis=1, keepdims=True)
+        moved = rng.normal(size=patches.shape).astype(np.float32)
+        moved *= lengths / np.linalg.norm(moved, axis=1, keepdims=True)
+        for share, found in ((0.0, 40), (0.0099, 40), (0.0101, 0)):
+            lookup = RowLookup(np.concatenate([rng.normal(size=(9, 96)), patches + share * moved])
+                               .astype(np.float32))  # fmt: skip
+            assert lookup.rows_of(patches).tolist() == list(range(9, 9 + found))
+        assert RowLookup(np.zeros((2, 3), np.float32)).rows_of(patches[:1, :3]).tolist() == []
+        zero = np.array([[0.0, 1], [-0.0, 0], [0, 0]], np.float32)
+        assert RowLookup(zero).rows_of(np.zeros((1, 2), np.float32)).tolist() == [1, 2]
+
+    def test_another_engine_tells_the_same_rows(self, plants: Path, tmp_path: Path) -> None:
+        images = sorted((plants / "birch" / "train" / "good").iterdir())[:3]
+        described = {}
+        for engine in ("openvino", "torch"):
+            config = FeatureConfig(image_size=64, engine=engine)
+            found = [e.descriptors for e in FeatureExtractor(config).stream(images)]
+            described[engine] = [to_float(d.reshape(-1, d.shape[-1])) for d in found]
+        assert (described["openvino"][0] != described["torch"][0]).any()
+        for stored in (lambda rows: rows, rounding("int8")):
+            memory = stored(np.concatenate(described["openvino"]))
+            lookup, count = RowLookup(memory), len(memory) // 3
+            for i, patches in enumerate(described["torch"]):
+                own = range(i * count, (i + 1) * count)
+                assert set(own) <= set(lookup.rows_of(stored(patches)).tolist())
 
 
 class TestHoldout:
@@ -336,9 +358,9 @@ class TestPrecision:
         coded = MemoryBank(stored(bank.vectors), bank.weights, bank.spread)
         one = next(iter(features["birch"])).reshape(-1, bank.dim)
         lookup = RowLookup(coded.vectors)
-        hidden = lookup.rows_of(to_half(stored(to_float(one))))
+        hidden = lookup.rows_of(stored(to_float(one)))
         assert len(hidden) == 6 * 16
-        assert len(lookup.rows_of(one)) < len(hidden)
+        assert len(lookup.rows_of(to_float(one))) < len(hidden)
 
 
 @pytest.fixture(scope="module")
@@ -445,6 +467,12 @@ class TestOddSites:
         assert set(results["image_auroc"]["sites"]) == {"part1", "part2", "part3"}
         again = fedvad.evaluate(tmp_path / "run", plants / "birch", cache=shared_cache)
         assert again["image_auroc"] == results["image_auroc"]
+        (tmp_path / "above").mkdir()
+        (tmp_path / "above" / "birch").symlink_to(plants / "birch")
+        inner = fedvad.train(
+            tmp_path / "above", tmp_path / "in", cache=shared_cache, split="iid:3", **OPTIONS
+        )
+        assert inner["image_auroc"] == results["image_auroc"]
         with pytest.raises(ConfigError, match="3 sites"):
             fedvad.train(plants, tmp_path / "other", split="iid:3", **OPTIONS)
 

@@ -41,10 +41,14 @@ def locked(path: Path, *, otherwise: Exception | None = None) -> Iterator[None]:
     """Hold the lock of a file, made if need be; other processes wait, or get `otherwise` raised.
 
     A lock ends with its process, however that ends. Windows has none of the kind: there it holds
-    nobody up.
+    nobody up. Raises `StorageError` where the file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("w")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    with opened as file:
         if os.name == "posix":
             import fcntl
 

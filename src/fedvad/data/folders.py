@@ -100,8 +100,8 @@ def read_sites(root: Path, *, allow_empty_train: bool = False) -> list[Site]:
     a missing folder, a layout in which no site is found, or a site without normal training image.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: {'is not a folder' if root.exists() else 'no such folder'}")
+    if not _is_dir(root):
+        raise DataError(f"{root}: {'is not a folder' if _exists(root) else 'no such folder'}")
     if _is_dir(root / "train") or _is_visa(root) or _is_br35h(root):
         return [read_set(root, allow_empty_train=allow_empty_train)]
     # A sub-folder with test/ alone counts, so that its missing train/ is told, not passed over.
@@ -223,9 +223,9 @@ def read_images(paths: Iterable[Path]) -> list[Path]:
     given = [Path(path) for path in paths]
     found: dict[Path, None] = {}
     for path in given:
-        if path.is_dir():
+        if _is_dir(path):
             found.update(dict.fromkeys(_walk(path)))
-        elif path.exists():
+        elif _exists(path):
             found[path] = None
         else:
             raise DataError(f"{path}: no such file or folder")
@@ -299,6 +299,13 @@ def _is_dir(path: Path | os.DirEntry[str]) -> bool:
         return path.is_dir()
     except OSError:  # a link to itself, or a folder above that may not be entered
         return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be looked at: {error.strerror or error}") from error
 
 
 def _found(folder: Path) -> str:

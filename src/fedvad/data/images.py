@@ -9,6 +9,7 @@ to be touched. Embedded colour profiles are ignored.
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from fedvad.errors import ConfigError, DataError, ImageError
+from fedvad.errors import ConfigError, DataError, ImageError, StorageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -70,7 +71,7 @@ def read_bytes(path: Path) -> bytes:
     """Read the bytes of one image file, so that they can be hashed and decoded from one read.
 
     Raises `ImageError` when the file is missing, unreadable, not a regular file (a pipe would
-    block for ever) or larger than 1 GiB.
+    block for ever) or larger than 1 GiB, `StorageError` when too many files are open.
     """
     try:
         status = path.stat()
@@ -80,6 +81,11 @@ def read_bytes(path: Path) -> bytes:
             raise ImageError(f"{path}: is {status.st_size} bytes large, over {_MAX_BYTES}")
         return path.read_bytes()
     except (OSError, ValueError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise StorageError(
+                f"{path}: too many files are open, which says nothing about the image: raise the "
+                "limit (ulimit -n), or lower --jobs"
+            ) from error
         raise ImageError(f"{path}: cannot be read: {_reason(error)}") from error
 
 
@@ -89,8 +95,9 @@ def decode_rgb(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.nd
     The EXIF orientation is applied; of several frames the first is taken. Transparency (alpha,
     palette, colour key) is composited over white, as a viewer or paper shows it. Deep grey becomes
     8 bit by fixed steps: 16 bit by 1/257; 32-bit integers and floats by the smallest range that
-    holds the image's largest value: 0..1 (floats only), 0..255, 0..65535 or 0..2^32-1; negatives
-    and NaN become 0. `name` is used in messages only.
+    holds the image's largest value: 0..1 (floats only), 0..255, 0..65535 or 0..2^32-1 (floats may
+    lie a quarter above, as interpolation leaves them, and are cut off); negatives and NaN become 0.
+    `name` is used in messages only.
 
     Raises `ImageError` naming the file and the reason: empty, not such an image, corrupt,
     truncated, more than `max_pixels` pixels or 100 scans of a JPEG (known before any is decoded),
@@ -224,6 +231,9 @@ def _is_deep(image: ImageFile) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
+_OVERSHOOT = 1.25
+
+
 def _grey8(image: ImageFile) -> np.ndarray:
     """Deep grey to uint8 (H, W), by the steps that `decode_rgb` documents."""
     values = np.asarray(image)
@@ -231,6 +241,8 @@ def _grey8(image: ImageFile) -> np.ndarray:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     finite = values[np.isfinite(values)]
     top = float(finite.max()) if finite.size else 0.0
+    if image.mode == "F":  # interpolation goes a little beyond the range of what it began with
+        top /= _OVERSHOOT
     if image.format == "PNG":  # Pillow < 11 opens 16-bit PNG in mode I, however dark it is
         scale = 1 / 257
     elif image.mode == "F" and top <= 1:

@@ -127,7 +127,7 @@ class PatchCore(MemoryDetector):
 
     def fit_features(self, *sites: NormalFeatures) -> Self:
         """Fit on descriptors already read, of one site or of several pooled."""
-        pooled = []
+        pooled, total = [], sum(map(len, sites))
         for features in sites:
             height, width, dim = features.extractor.grid
             sampler = CandidateSampler(
@@ -135,7 +135,7 @@ class PatchCore(MemoryDetector):
                 patches_per_image=height * width,
                 dim=dim,
                 fraction=self.candidates,
-                max_bytes=1 << 30,
+                max_bytes=(1 << 30) * len(features) // max(1, total),
                 seed=self.seed,
             )
             for descriptors in features:

@@ -227,13 +227,17 @@ class MemorySite:
         self.training.append(training)
 
     def _reduce(
-        self, patches: FloatArray, round_: int, known: MemoryBank | None = None
+        self,
+        patches: FloatArray,
+        round_: int,
+        known: MemoryBank | None = None,
+        rows: int | None = None,
     ) -> MemoryBank:
         mode: ReduceMode = "cluster" if self.config.reduce == "cluster" else "coreset"
         growing = self.config.update == "grow"
         return reduce_patches(
             patches,
-            self.config.rows,
+            rows or self.config.rows,
             mode=mode,
             seed=self.seed * 1009 + round_,
             pull=self.config.pull,
@@ -245,7 +249,12 @@ class MemorySite:
         )
 
     def _grow(self, patches: FloatArray, known: MemoryBank | None, round_: int) -> MemoryBank:
-        new = self._scaled(self._reduce(patches, round_, known))
+        new = self._reduce(patches, round_, known)
+        if len(new) == 0 and len(self.bank):  # a sign of life, which weighs one patch
+            return MemoryBank(self.bank.vectors[:1], np.ones(1), self.bank.spread[:1])
+        if len(new) == 0:  # of a newcomer, whose patches others have sent
+            new = self._reduce(patches, round_, rows=1)
+        new = self._scaled(new)
         self.bank = self._scaled(concatenate([self.bank, new]))
         return new
 

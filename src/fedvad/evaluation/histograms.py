@@ -62,14 +62,15 @@ def threshold_of_counts(counts: npt.NDArray[np.integer], target_fpr: float) -> T
     """Split-conformal threshold from summed counts (1000,): the upper edge of the bin of the rank.
 
     At most one bin above what the scores themselves would give, so false alarms are no more. None
-    where there are fewer scores than the rate needs, ceil(1 / target_fpr) - 1, or the last bin is
-    reached. It holds for the mixture of all sites; a single site may have more false alarms.
+    where there are fewer scores than the rate needs, ceil(1 / target_fpr) - 1, or one of the outer
+    bins is reached, which have no other edge. It holds for the mixture of all sites; a single site
+    may have more false alarms.
     """
     n = int(counts.sum())
     rank = math.ceil((n + 1) * (1 - Fraction(repr(float(target_fpr)))))  # as `conformal_threshold`
     if rank > n:
         return None
     at = int(np.searchsorted(np.cumsum(counts), rank))
-    if at == BINS - 1:
+    if at in (0, BINS - 1):
         return None
     return Threshold(float(_EDGES[at + 1]), n, "conformal, summed counts", target_fpr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,14 +163,16 @@ def gains(
 ) -> dict[str, Any] | None:
     """Paired bootstrap of the image AUROC gained over a baseline, on average and by site.
 
-    Sites without both classes are left out; None when no site is left.
+    Images that only one of the two could read, and sites without both classes, are left out;
+    None when no site is left.
     """
     others = {r.name: r for r in baseline}
-    pairs: Mapping[str, tuple[Any, Any, Any]] = {
-        r.name: (r.scores, others[r.name].scores, r.test.labels)
+    pairs = {
+        r.name: _paired(r, others[r.name])
         for r in results
         if r.image_auroc is not None and r.name in others
     }
+    pairs = {name: pair for name, pair in pairs.items() if len(np.unique(pair[2])) == 2}
     if not pairs:
         return None
     mean = mean_paired_gain(list(pairs.values()), seed=seed)
@@ -179,6 +181,14 @@ def gains(
         "mean": vars(mean),
         "sites": {name: vars(interval) for name, interval in sites.items()},
     }
+
+
+def _paired(result: SiteResult, other: SiteResult) -> tuple[Any, Any, Any]:
+    """Scores (n,) of both and labels (n,) of the images that both could read."""
+    there = dict(zip(other.test.paths, other.scores, strict=True))
+    both = [i for i, path in enumerate(result.test.paths) if path in there]
+    theirs = np.array([there[result.test.paths[i]] for i in both])
+    return result.scores[both], theirs, result.test.labels[both]
 
 
 Pair = tuple[FloatArray, npt.NDArray[np.bool_]]

@@ -8,6 +8,7 @@ float32; computing is in float32. Nothing in it is executed.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from fedvad.features.architecture import Architecture
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["BackboneFile", "read_backbone", "write_backbone"]
+__all__ = ["BackboneFile", "is_readable", "read_backbone", "write_backbone"]
 
 _KEY = "fedvad_backbone"
 _SCHEMA = 1
@@ -77,6 +78,14 @@ def write_backbone(path: Path, file: BackboneFile, values: dict[str, Any] | None
     return len(data)
 
 
+def is_readable(path: Path) -> bool:
+    """Whether it is a file that this process may read, in folders that it may enter."""
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:
+        return False
+
+
 def read_backbone(path: Path) -> BackboneFile:
     """Read a backbone file and build its network.
 
@@ -84,10 +93,10 @@ def read_backbone(path: Path) -> BackboneFile:
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not is_readable(path):
         raise WeightsError(
-            f"backbone file {path} does not exist; where it was moved, give its new place with "
-            "--weights FILE.safetensors"
+            f"backbone file {path} does not exist or may not be read; where it was moved, give its "
+            "new place with --weights FILE.safetensors"
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fedvad.errors import ConfigError, WeightsError
-from fedvad.features.backbone_file import read_backbone
+from fedvad.features.backbone_file import is_readable, read_backbone
 from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import MCUNET, build_mcunet
 from fedvad.features.names import BUNDLED, bundled_file, is_backbone_file
@@ -70,8 +70,8 @@ def build_backbone(
         return _bundled(weights, layers)
     if is_backbone_file(name):
         return _file(name, weights, layers)
-    if weights is not None and not weights.is_file():
-        raise WeightsError(f"weights file {weights} does not exist")
+    if weights is not None and not is_readable(weights):
+        raise WeightsError(f"weights file {weights} does not exist or may not be read")
     if name in MCUNET:
         return _mcunet(name, weights, layers)
     return _timm(name, weights, layers)

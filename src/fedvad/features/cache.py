@@ -82,12 +82,13 @@ class DescriptorCache:
         return self.root / "descriptors" / configuration / key[:2] / f"{key}.npy"
 
     def get(self, configuration: str, key: str) -> HalfArray | None:
-        """The read-only memory-mapped entry, or None."""
+        """The entry, or None. Not memory-mapped: a stream holds more entries than open files."""
         path = self._path(configuration, key)
         try:
-            array: HalfArray = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: HalfArray = np.load(path, allow_pickle=False)
             if not isinstance(array, np.ndarray) or array.dtype != np.float16 or array.ndim != 3:
                 raise ValueError("not descriptors")
+            array.setflags(write=False)
         except OSError:  # absent, or out of reach for now: no sign of damage
             return None
         except Exception as error:  # damage: ValueError, EOFError, BadZipFile, tokenize errors, ...

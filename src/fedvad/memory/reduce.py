@@ -43,7 +43,8 @@ def reduce_patches(
     cell: 0 keeps real patches and their coverage, 1 sends pure averages. `cluster`: weighted
     k-means; vectors are cell means. Weights are cell sizes and sum to n; spread is the
     root-mean-square distance of a cell's patches to its vector. `min_count` drops cells with
-    patches of fewer distinct `images`, (n,) numbers: then no average is of one or two images.
+    patches of fewer distinct `images`, (n,) numbers: then no average is of one or two images. No
+    rows where `initial` holds every patch.
 
     Raises `ConfigError` on an unknown mode or pull outside [0, 1], and when `min_count` leaves
     nothing. Source: ours, after FedDyMem.
@@ -60,8 +61,8 @@ def reduce_patches(
         found = _Cells.of(patches, means.vectors)
         return _bank(found, means.vectors, 1.0, found.enough(images, min_count))
     chosen = k_center(patches, rows, seed=seed, initial=initial, near=near, projection=projection)
-    if len(chosen.indices) == 0:  # `initial` holds every patch: a site still has something to send
-        return cells(patches, patches[:1], pull=pull)
+    if len(chosen.indices) == 0:
+        return MemoryBank.empty(patches.shape[1])
     centres = patches[chosen.indices]
     found = _Cells.labelled(patches, chosen.labels, chosen.distances, len(centres), pull > 0)
     if images is None or min_count == 1:

@@ -17,7 +17,6 @@ from fedvad.federation.signed import (
     read_bounded,
     read_trusted_keys,
 )
-from fedvad.half import to_half
 from fedvad.pipeline.bank import one_site, site_features
 from fedvad.pipeline.bank_state import (
     SiteState,
@@ -147,7 +146,7 @@ def _check_fits(merged: Payload, known: Payload | None, state: SiteState | None)
 def _own_rows(state: SiteState, merged: Payload) -> int:
     """How many rows of the site's last upload are in the global memory as they were sent."""
     lookup = RowLookup(bank_from(merged).vectors)
-    rows = len(lookup.rows_of(to_half(bank_from(state.upload).vectors)))
+    rows = len(lookup.rows_of(bank_from(state.upload).vectors))
     if rows == 0 and state.config.merge == "concat":
         log.warning(
             "the global memory of round %d holds nothing of what site %s sent in round %d: that "

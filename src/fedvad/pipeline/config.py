@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,7 +15,8 @@ from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine, FeatureConfig
 from fedvad.features.names import BUNDLED, default_backbone
-from fedvad.federation.codecs import Precision, compact, overhead_bytes, row_bytes
+from fedvad.federation.codecs import Precision, compact, overhead_bytes, rounding, row_bytes
+from fedvad.memory.bank import FloatArray
 from fedvad.memory.merge import MergeMode
 from fedvad.memory.neighbours import SearchMode
 from fedvad.pipeline.student_config import (
@@ -162,6 +164,10 @@ class TrainConfig(BaseModel):
             and self.merge != "kmeans"
             and self.precision in ("float16", "int8")
         )
+
+    def stored_form(self) -> Callable[[FloatArray], FloatArray] | None:
+        """What a memory makes of (n, d) patches, where it does not hold them as they are."""
+        return None if self.precision == "float16" else rounding(self.precision)
 
     @property
     def calibration_mode(self) -> Literal["leave-one-out", "holdout", "none"]:

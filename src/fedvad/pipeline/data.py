@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.folders import Site, read_set, read_sites
+from fedvad.data.folders import Site, read_sites
 from fedvad.data.split import parse_split, split_site
 from fedvad.detectors.base import NormalFeatures
 from fedvad.errors import ConfigError, DataError
@@ -41,7 +41,7 @@ def load_sites(
             f"--split divides one set into sites, but {data} already holds {len(sites)} sites "
             f"({', '.join(s.name for s in sites[:4])}, ...): leave --split away, or give one"
         )
-    return split_site(read_set(data), wanted, seed)
+    return split_site(sites[0], wanted, seed)
 
 
 def fingerprint(data: Path) -> str:

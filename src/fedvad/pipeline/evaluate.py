@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.folders import Site
-from fedvad.detectors.base import Detector
-from fedvad.detectors.calibration import choose_images
+from fedvad.detectors.base import Detector, NormalFeatures
+from fedvad.detectors.calibration import choose_images, held_out_scores
+from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.errors import DataError
 from fedvad.evaluation.drift import drift
 from fedvad.evaluation.sites import SiteResult, site_threshold, summarise
@@ -125,6 +126,23 @@ def _new_threshold(
     if not normals:
         return None
     chosen = choose_images(len(normals), config.calibration_images, config.seed)
-    scores = run.detector(None, extractor).score([normals[i] for i in chosen])
+    paths = [normals[i] for i in chosen]
+    detector = run.detector(None, extractor)
+    if isinstance(detector, MemoryDetector) and config.keeps_patches:
+        # perhaps a site of the run under another name, whose own patches must not be its measure
+        features = NormalFeatures(extractor, paths, max_bad=config.max_bad, where=site.name)
+        features.warm_up()
+        assert detector.bank_ is not None
+        assert detector.generator_ is not None
+        told = held_out_scores(
+            features,
+            detector.bank_,
+            detector.generator_,
+            detector.scoring,
+            leave_one_out=True,
+            stored=config.stored_form(),
+        )
+        return site_threshold(list(told), config.target_fpr)
+    scores = detector.score(paths)
     check_bad_share(scores.bad, len(chosen), config.max_bad, site.name)
     return site_threshold(scores.image.tolist(), config.target_fpr)

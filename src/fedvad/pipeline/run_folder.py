@@ -111,8 +111,10 @@ class TrainedRun:
         reference = self._reference(site, reference)
         if site in self.sites:
             own = self.sites[site].thresholds
-            # more vectors only lower scores: the global threshold holds for the union, too
-            return own.get(reference) or (own.get("global") if reference == "union" else None)
+            # more vectors only lower the distance to the nearest: the threshold of the global
+            # memory holds for the union, too, as long as nothing else scores
+            lends = reference == "union" and self.scoring.map == "nn1"
+            return own.get(reference) or (own.get("global") if lends else None)
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
         return middle(known)
 

@@ -16,7 +16,6 @@ from fedvad.evaluation.histograms import count, threshold_of_counts
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.codecs import rounding
 from fedvad.pipeline.config import Reference, TrainConfig
 from fedvad.pipeline.progress import Progress, Stage
 from fedvad.pipeline.run_folder import TrainedRun
@@ -66,7 +65,7 @@ def calibrate(
                     model.generator,
                     run.scoring,
                     leave_one_out=config.calibration_mode == "leave-one-out",
-                    stored=None if config.precision == "float16" else rounding(config.precision),
+                    stored=config.stored_form(),
                     on_image=stage,
                 )
             )
@@ -98,8 +97,12 @@ def share_threshold(sites: Mapping[str, _HasThresholds], counts: Counts, target_
             continue
         shared = threshold_of_counts(summed, target_fpr)
         if shared is None:
-            log.warning("%d normal images are too few for a shared threshold", summed.sum())
-            return
+            log.warning(
+                "no shared threshold (%s): %d normal images are too few, or their scores lie "
+                "beyond the range that is counted; each site keeps its own",
+                reference, summed.sum(),
+            )  # fmt: skip
+            continue
         for model in sites.values():
             before = model.thresholds.get(reference)
             scores = () if before is None else before.scores
