@@ -554,3 +554,20 @@ class TestOptions:
         (federation.state("server") / "federation.json").unlink()
         with pytest.raises(ArtefactError, match="server's state"):
             federation.merge(federation.export("birch"))
+
+
+def test_the_servers_options_limit_uploads(
+    plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    federation = Federation(tmp_path, plants, shared_cache)
+    files = [federation.export(site) for site in SITES]
+    few = tmp_path / "few.toml"
+    few.write_text("upload_rows = 3\n")
+    with pytest.raises(FederationError, match=r"rows, the limit is 3 per round"):
+        federation.merge(*files, config_file=few)
+    small = tmp_path / "small.toml"
+    small.write_text("upload_bytes = 4096\n")
+    with pytest.raises(FederationError, match=r"the limit is 13 per round"):
+        federation.merge(*files, config_file=small)
+    federation.merge(*files)
+    assert sorted(federation.told["accepted"]) == sorted(SITES)

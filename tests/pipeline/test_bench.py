@@ -14,8 +14,9 @@ from PIL import Image
 import fedvad
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
-from fedvad.pipeline.bench.run import bench
+from fedvad.pipeline.bench.run import _identity, _Source, bench
 from fedvad.pipeline.bench.suite import Suite, load_suite, shipped_suites
+from fedvad.pipeline.config import resolve_config
 from tests.distill import support
 from tests.helpers import OPTIONS, run_main
 
@@ -141,6 +142,47 @@ def test_finished_cells_are_not_run_again(
     bench(suite_of(methods=changed), out, data=root, cache=cache)
     assert ran == ["local", "feddymem", "feddymem"]
     bench(suite_of(), out, data=root, cache=cache)
+
+
+def test_other_images_or_weights_under_the_same_name_are_run_again(
+    root: Path, cache: DescriptorCache, tmp_path: Path
+) -> None:
+    method = [{"name": "local", "kind": "local"}]
+    for which, source in (("a", "birch"), ("b", "cedar")):
+        (tmp_path / which / "plants").mkdir(parents=True)
+        (tmp_path / which / "plants" / "alder").symlink_to(root / "plants" / source)
+    found = [
+        bench(suite_of(methods=method, seeds=(0,)), tmp_path / "out", data=tmp_path / which,
+              cache=cache)["sets"]["plants"]["local"]["image_auroc"]
+        for which in ("a", "b")
+    ]  # fmt: skip
+    assert found[0] != found[1]
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    one.write_bytes(b"1")
+    other.write_bytes(b"2")
+    source = _Source("plants", root / "plants", {})
+    config = resolve_config(**OPTIONS)
+    told = [
+        _identity(config.model_copy(update={"weights": w}), suite_of().methods[0], source, c)
+        for w, c in ((one, False), (other, False), (one, True))
+    ]
+    assert told[0] != told[1]
+    assert told[0] != told[2]
+
+
+def test_the_reference_that_is_asked_for_scores(
+    root: Path, cache: DescriptorCache, tmp_path: Path
+) -> None:
+    methods = [
+        {"name": "own", "options": {"reference": "local"}},
+        {"name": "global"},
+        {"name": "local", "kind": "local"},
+    ]
+    found = bench(suite_of(methods=methods, seeds=(0,)), tmp_path, data=root, cache=cache)
+    rows = found["sets"]["plants"]
+    assert rows["own"]["image_auroc"] != rows["global"]["image_auroc"]
+    with pytest.raises(ConfigError, match="split: a set has its split"):
+        suite_of(options=OPTIONS | {"split": "iid:3"}).config(suite_of().methods[0], None, 0)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, root: Path, cache: DescriptorCache) -> None:

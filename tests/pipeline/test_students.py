@@ -56,6 +56,13 @@ class TestARun:
         student = under("student/", read_arrays(out / "detector.safetensors")[0])
         size = sum(array.nbytes for array in student.values())
         assert size < results["ledger"]["bytes_up_max"] < 1.1 * size + 5000
+        page = (out / "report.html").read_text()
+        assert "student network in float32" in page
+        assert "only the weights described below" in page
+        assert "one real patch" not in page
+        assert "or model weight" not in page
+        assert "hash of the backbone" in page
+        assert "upload_rows" not in page
         for name in ("report.html", "heatmaps.png", "tables/results.md", "ledger.json"):
             assert (out / name).stat().st_size > 0
         assert not (out / "state").exists()
@@ -92,7 +99,9 @@ class TestARun:
         (tmp_path / "dogwood").symlink_to(plants / "alder")
         results = fedvad.evaluate(trained[0], tmp_path)
         assert results["sites_never_trained_on"] == ["dogwood"]
-        assert results["threshold"]["sites"]["dogwood"]["n"] == 6
+        # alder's images, which the student was trained on: alder's threshold, not one of these
+        told = fedvad.evaluate(trained[0], plants)["threshold"]["sites"]["alder"]
+        assert results["threshold"]["sites"]["dogwood"] == told
         rows = list(fedvad.predict(trained[0], plants / "alder" / "test"))
         assert all(np.isfinite(row["score"]) for row in rows)
 
@@ -224,6 +233,9 @@ def test_one_threshold_for_all_sites(plants: Path, options: dict[str, Any], tmp_
         ({"method": "feddymem", "student": {"steps": 3}}, r"the table \[student\] is for"),
         ({"method": "paste", "student": {"stepz": 3}}, "stepz"),
         ({"method": "paste", "student": {"learning_rate": -1}}, "learning_rate"),
+        ({"method": "stfpm", "student": {"bootstrap": 2}}, "student.bootstrap is of paste"),
+        ({"method": "rd", "student": {"amplify_rounds": 3}}, "amplify_rounds is of aand"),
+        ({"method": "paste", "compare": "identity"}, "a student has none"),
     ],
 )
 def test_options_without_an_effect_are_refused(given: dict[str, Any], reason: str) -> None:

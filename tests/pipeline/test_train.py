@@ -34,6 +34,7 @@ from fedvad.pipeline.plan import split_held_out
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.run_folder import TrainedRun, read_config
 from fedvad.pipeline.student_config import STUDENT_METHODS
+from fedvad.report.tables import rich_tables
 from tests.helpers import OPTIONS, TRAIN, without_masks
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
@@ -460,7 +461,9 @@ class TestOddSites:
         assert results["training_images"]["alder"] == TRAIN
 
     @pytest.mark.usefixtures("quick")
-    def test_a_split_set(self, plants: Path, shared_cache: Path, tmp_path: Path) -> None:
+    def test_a_split_set(
+        self, plants: Path, shared_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         results = fedvad.train(
             plants / "birch", tmp_path / "run", cache=shared_cache, split="iid:3", **OPTIONS
         )
@@ -473,8 +476,38 @@ class TestOddSites:
             tmp_path / "above", tmp_path / "in", cache=shared_cache, split="iid:3", **OPTIONS
         )
         assert inner["image_auroc"] == results["image_auroc"]
+        shutil.copytree(plants / "birch", tmp_path / "moved")
+        (tmp_path / "moved/test/good").joinpath("new.png").write_bytes(
+            next((plants / "birch/test/good").iterdir()).read_bytes()
+        )
+        with caplog.at_level("WARNING"):
+            fedvad.evaluate(tmp_path / "run", tmp_path / "moved", cache=shared_cache)
+        assert "does not hold the images that were split" in caplog.text
         with pytest.raises(ConfigError, match="3 sites"):
             fedvad.train(plants, tmp_path / "other", split="iid:3", **OPTIONS)
+
+
+def test_without_test_images_it_tells_how_own_normals_moved(
+    plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    for name in SITES:
+        shutil.copytree(plants / name / "train", tmp_path / "plants" / name / "train")
+    results = fedvad.train(tmp_path / "plants", tmp_path / "run", cache=shared_cache, **OPTIONS)
+    sites = results["threshold"]["sites"]
+    assert {name: told["fpr"] for name, told in sites.items()} == dict.fromkeys(SITES)
+    assert all(told["threshold"] > 0 and told["n"] == TRAIN for told in sites.values())
+    shown = rich_tables(results)
+    assert str(shown[-1].title) == "Own normal images"
+    assert shown[-1].row_count == len(SITES)
+    assert "own normal images moved" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = resolve_config(backbone="own.safetensors", weights="moved.safetensors")
+    assert config.backbone == str(tmp_path / "own.safetensors")
+    assert config.weights == tmp_path / "moved.safetensors"
+    assert resolve_config(backbone="resnet18").backbone == "resnet18"
 
 
 @pytest.mark.usefixtures("quick")
@@ -609,6 +642,33 @@ class TestResume:
             fedvad.train(data, out, cache=shared_cache, progress=_stop_at("rounds", 4), **OPTIONS)
         (data / "birch/train/good/000.png").unlink()
         with pytest.raises(ConfigError, match="birch"):
+            fedvad.train(data, out, cache=shared_cache, resume=True, **OPTIONS)
+
+    def test_also_when_there_are_as_many_of_them(
+        self, plants: Path, shared_cache: Path, tmp_path: Path
+    ) -> None:
+        data, out = tmp_path / "plants", tmp_path / "run"
+        shutil.copytree(plants, data)
+        with pytest.raises(Stop):
+            fedvad.train(data, out, cache=shared_cache, progress=_stop_at("rounds", 4), **OPTIONS)
+        shutil.copy(data / "alder/train/good/000.png", data / "birch/train/good/000.png")
+        with pytest.raises(ConfigError, match=r"images changed.*birch"):
+            fedvad.train(data, out, cache=shared_cache, resume=True, **OPTIONS)
+
+    def test_a_finished_run_is_left_as_it_is(
+        self, plants: Path, shared_cache: Path, tmp_path: Path
+    ) -> None:
+        data, out = tmp_path / "plants", tmp_path / "run"
+        shutil.copytree(plants, data)
+        first = fedvad.train(data, out, cache=shared_cache, **OPTIONS)
+        before = (out / "detector.safetensors").stat().st_mtime_ns
+        again = fedvad.train(data, out, cache=shared_cache, resume=True, **OPTIONS)
+        assert again == first
+        assert (out / "detector.safetensors").stat().st_mtime_ns == before
+        more = fedvad.train(data, out, cache=shared_cache, resume=True, compare="local", **OPTIONS)
+        assert set(more["compare"]) == {"local"}
+        shutil.copy(data / "alder/train/good/000.png", data / "birch/train/good/000.png")
+        with pytest.raises(ConfigError, match=r"other training images.*birch"):
             fedvad.train(data, out, cache=shared_cache, resume=True, **OPTIONS)
 
     def test_a_full_disk_is_a_storage_error_and_the_state_is_kept(

@@ -17,6 +17,7 @@ from fedvad.cli.common import (
     print_json,
     showing,
 )
+from fedvad.errors import ConfigError
 
 __all__ = ["bench"]
 
@@ -49,6 +50,11 @@ def bench(
     from fedvad.pipeline.bench.scripts import COLLECTIONS
 
     if suite in COLLECTIONS:
+        if seeds is not None or methods is not None or cache is not None:
+            raise ConfigError(
+                f"suite {suite} runs scripts, which have seeds, methods and caches of their own: "
+                "leave --seeds, --methods and --cache away"
+            )
         _run_scripts(suite, out, data, weights, as_json)
         return
     from fedvad.pipeline.bench.run import bench as run_bench

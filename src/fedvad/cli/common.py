@@ -129,6 +129,8 @@ def showing() -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        # what scripts read must not go through the bars' console, unless both are one terminal
+        redirect_stdout=sys.stdout.isatty(),
     ) as bars:
 
         def update(stage: str, done: int, total: int) -> None:

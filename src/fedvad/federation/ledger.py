@@ -45,7 +45,10 @@ class RoundEntry(BaseModel):
 
 
 class Ledger(BaseModel):
-    """Costs of a whole run; grows by rounds and survives a resume."""
+    """Costs of a whole run; grows by rounds and survives a resume.
+
+    images: by site, which images it trains on, as a digest; empty where nobody told.
+    """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
@@ -53,6 +56,7 @@ class Ledger(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict)
     peak_rss_mb: float = 0.0
     images_computed: int = 0
+    images: dict[str, str] = Field(default_factory=dict)
 
     def close_round(self, entry: RoundEntry) -> None:
         """Take in a merged round; what an operator must know of it goes into the log."""

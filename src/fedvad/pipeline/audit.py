@@ -25,6 +25,7 @@ from fedvad.memory.bank import FloatArray
 from fedvad.pipeline.bank import one_site
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.progress import Progress, Stage, silent
+from fedvad.report.overlay import save_png
 
 __all__ = ["audit", "audit_rows", "judge"]
 
@@ -209,5 +210,4 @@ def _picture(inversion: Inversion, out: Path, zoom: int = 4) -> None:
     ]
     image = Image.fromarray(np.concatenate(rows))
     image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    image.save(out)
+    save_png(out, np.asarray(image))

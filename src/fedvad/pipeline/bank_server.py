@@ -50,6 +50,8 @@ class _Federation(BaseModel):
     precision: Precision
     seed: int
     patches_per_image: int | None = None
+    upload_rows: int | None = None
+    upload_bytes: int | None = None
     defence: Defence = "none"
     malicious: float = 1 / 3
 
@@ -61,7 +63,11 @@ class _Federation(BaseModel):
             size=self.memory_rows,
             precision=self.precision,
             seed=self.seed,
-            limits=Limits(patches_per_image=self.patches_per_image),
+            limits=Limits(
+                rows=self.upload_rows,
+                patches_per_image=self.patches_per_image,
+                upload_bytes=self.upload_bytes,
+            ),
             defence=RobustConfig(self.malicious) if self.defence == "robust" else None,
         )
 
@@ -101,8 +107,9 @@ def merge_uploads(
     reach, and a site without a file keeps what it sent before. trust: the sites' public keys; the
     name of a key's file is the site that it speaks for. features: key of the feature
     configuration; by default what most files of the first merge have. options: `merge`,
-    `memory_rows`, `precision`, `seed`, `defence`, `malicious`, `method` of `TrainConfig`. Without
-    `files` the last global memory is written again.
+    `memory_rows`, `precision`, `seed`, `defence`, `malicious`, `method` of `TrainConfig`. Uploads
+    are limited by `upload_bytes` and `upload_rows` where the first merge's `config_file` has
+    either. Without `files` the last global memory is written again.
 
     Raises `FederationError` when too few files pass (nothing is changed then), `ConfigError` for
     keys and options, `ArtefactError` for a damaged state.
@@ -121,7 +128,8 @@ def merge_uploads(
     config = resolve_config(config_file, **given) if given or config_file is not None else None
     round_ = 1 if state is None else state.round + 1
     refused: dict[str, str] = {}
-    uploads = _read_uploads(files, trusted, round_, max_bytes, refused)
+    largest = _largest(None if state is None else _read_federation(state_dir), config)
+    uploads = _read_uploads(files, trusted, round_, min(max_bytes, largest), refused)
     federation = _federation(state_dir, state, uploads, features, config)
     accepted: dict[str, list[_Upload]] = {}
     if federation is not None:
@@ -192,6 +200,18 @@ def _check_claims(upload: _Upload, name: str, round_: int) -> None:
     bank_from(upload.payload)
 
 
+def _largest(begun: _Federation | None, config: TrainConfig | None) -> int:
+    """Length of the longest file to read: what the federation's options say of uploads, if any."""
+    if begun is not None:
+        return Limits(upload_bytes=begun.upload_bytes).max_bytes
+    told = config is not None and _limits_uploads(config)
+    return Limits(upload_bytes=config.upload_bytes if config and told else None).max_bytes
+
+
+def _limits_uploads(config: TrainConfig) -> bool:
+    return not config.model_fields_set.isdisjoint({"upload_bytes", "upload_rows"})
+
+
 def _distinct(name: str, taken: Mapping[str, str]) -> str:
     count = 1
     while (shown := name if count == 1 else f"{name} ({count})") in taken:
@@ -233,7 +253,11 @@ def _federation(
             f"another ({shown}): say which is meant with --features"
         )
     key, dim, patches = kinds[0][0]
-    return _Federation(features=key, dim=dim, patches_per_image=patches, **chosen)
+    limits: dict[str, int | None] = {}
+    if config is not None and _limits_uploads(config):
+        rows = patches if config.reduce == "position" else config.rows(dim)
+        limits = {"upload_rows": rows, "upload_bytes": config.upload_bytes}
+    return _Federation(features=key, dim=dim, patches_per_image=patches, **limits, **chosen)
 
 
 def _read_federation(state_dir: Path) -> _Federation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,7 +14,7 @@ from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine, FeatureConfig
-from fedvad.features.names import BUNDLED, default_backbone
+from fedvad.features.names import BUNDLED, default_backbone, is_backbone_file
 from fedvad.federation.codecs import Precision, compact, overhead_bytes, rounding, row_bytes
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.merge import MergeMode
@@ -124,6 +124,8 @@ class TrainConfig(BaseModel):
         unknown = sorted(set(self.compare) - set(COMPARISONS))
         if unknown:
             raise ValueError(f"compare: unknown {unknown}; choose from {list(COMPARISONS)}")
+        if self.has_student and "identity" in self.compare:
+            raise ValueError("compare 'identity' leaves the generator away, and a student has none")
         if self.calibration == "leave-one-out" and not self.keeps_patches:
             raise ValueError(
                 "calibration 'leave-one-out' needs a memory of real patches (reduce coreset, pull "
@@ -251,12 +253,23 @@ def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
         raise ConfigError(f"unknown method {method!r}; choose from {sorted(METHODS)}")
     check_student_options(method, values)
     try:
-        config = TrainConfig(**(METHODS[method] | values))
+        config = TrainConfig(**(METHODS[method] | _absolute(values)))
         config.memory(1)
         config.features()
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
     return config
+
+
+def _absolute(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With the paths of files as they are found from any folder."""
+    placed = dict(values)
+    if isinstance(placed.get("weights"), str | Path):
+        placed["weights"] = Path(placed["weights"]).absolute()
+    backbone = placed.get("backbone")
+    if isinstance(backbone, str) and is_backbone_file(backbone):
+        placed["backbone"] = str(Path(backbone).absolute())
+    return placed
 
 
 def _explain(error: ValidationError) -> str:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.folders import Site, read_sites
+from fedvad.data.folders import ImageItem, Site, read_sites
 from fedvad.data.split import parse_split, split_site
 from fedvad.detectors.base import NormalFeatures
 from fedvad.errors import ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.progress import Progress, Stage
 
-__all__ = ["Watcher", "fingerprint", "load_sites", "warm_up"]
+__all__ = ["Watcher", "digest_of", "fingerprint", "load_sites", "warm_up"]
 
 Watcher = Callable[[npt.NDArray[np.float16]], None]
 
@@ -45,11 +46,18 @@ def load_sites(
 
 
 def fingerprint(data: Path) -> str:
-    """16 hex digits over the names of the images in a folder of sites, wherever it lies."""
+    """`digest_of` all images in a folder of sites, wherever it lies."""
+    sites = read_sites(data, allow_empty_train=True)
+    return digest_of([item for site in sites for item in (*site.train, *site.test)])
+
+
+def digest_of(images: Iterable[ImageItem]) -> str:
+    """16 hex digits over labels, names and sizes in bytes of image files, in this order."""
     digest = hashlib.sha256()
-    for site in read_sites(data, allow_empty_train=True):
-        for item in (*site.train, *site.test):
-            digest.update(f"{item.label}/{item.defect}/{item.path.name}\n".encode(errors="replace"))
+    for item in images:
+        with suppress(OSError):  # what cannot be looked at has a name all the same
+            digest.update(f"{item.path.stat().st_size} ".encode())
+        digest.update(f"{item.label}/{item.defect}/{item.path.name}\n".encode(errors="replace"))
     return digest.hexdigest()[:16]
 
 

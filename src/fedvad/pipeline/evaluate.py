@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import Reference, TrainConfig
-from fedvad.pipeline.data import fingerprint, load_sites
+from fedvad.pipeline.data import digest_of, fingerprint, load_sites
 from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.outputs import panels
 from fedvad.pipeline.progress import Progress, silent
@@ -50,8 +50,9 @@ def evaluate(
     The ledger tells the rounds and bytes of the training, and the seconds of this evaluation.
 
     A site of the run uses its own generator and threshold. A site that never trained uses the
-    global memory; when its folder has normal training images its threshold comes from those,
-    else it borrows the median of the run's thresholds. The split of the training is repeated
+    global memory; when its folder has normal training images its threshold comes from those (from
+    the site of the run that trained on the very same ones, if one did), else it borrows the median
+    of the run's thresholds. The split of the training is repeated
     when `data` holds the same images. Raises `ArtefactError`, `DataError`, `MismatchError`.
     """
     run, config, extractor = open_run(run_folder, weights=weights, cache=cache)
@@ -59,9 +60,14 @@ def evaluate(
     new = [site for site in sites if site.name not in run.sites]
     if new:
         log.info("never trained on: %s", ", ".join(site.name for site in new))
-    ledger = Ledger(rounds=read_ledger(run_folder).rounds)
+    before = read_ledger(run_folder)
+    ledger = Ledger(rounds=before.rounds, images=before.images)
     with ledger.phase("calibrate"):
-        thresholds = {site.name: _new_threshold(site, run, config, extractor) for site in new}
+        thresholds = {
+            site.name: _known_threshold(site, run, ledger.images)
+            or _new_threshold(site, run, config, extractor)
+            for site in new
+        }
 
     def for_site(name: str) -> tuple[Detector, Threshold | None]:
         wanted = None if name in thresholds else reference
@@ -116,15 +122,33 @@ def _sites(data: Path, run: Run, config: TrainConfig) -> Sequence[Site]:
     sites = load_sites(data, None, config.seed, allow_empty_train=True)
     if config.split is not None and fingerprint(data) == run.data:
         return load_sites(data, config.split, config.seed)
+    if config.split is not None:
+        log.warning(
+            "%s does not hold the images that were split into sites for training: its sites count "
+            "as new ones", data,
+        )  # fmt: skip
     return sites
+
+
+def _known_threshold(site: Site, run: Run, images: Mapping[str, str]) -> Threshold | None:
+    """Of the site of the run, under another name, whose training images these are."""
+    digest = digest_of(site.train)
+    for name in sorted(run.sites):
+        if len(site.train) and images.get(name) == digest:
+            log.warning(
+                "%s holds the images that %s of this run trained on: its threshold serves",
+                site.name, name,
+            )  # fmt: skip
+            return run.threshold(name, "global")
+    return None
 
 
 def _new_threshold(
     site: Site, run: Run, config: TrainConfig, extractor: FeatureExtractor
 ) -> Threshold | None:
     normals = [item.path for item in site.train if item.label == 0]
-    if not normals:
-        return None
+    if not normals or (config.split is not None and not config.keeps_patches):
+        return None  # in the latter case they may have been trained on
     chosen = choose_images(len(normals), config.calibration_images, config.seed)
     paths = [normals[i] for i in chosen]
     detector = run.detector(None, extractor)

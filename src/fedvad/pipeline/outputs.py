@@ -18,6 +18,7 @@ from fedvad.pipeline.run_folder import LEDGER_FILE, write_json
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
 from fedvad.report.tables import (
+    own_normals_table,
     results_table,
     sites_table,
     to_markdown,
@@ -55,6 +56,13 @@ def write_outputs(
     summary["gain"] = {
         name: gains(results, other, seed=config.seed) for name, other in comparisons.items()
     }
+    for name in run.sites:  # a site without test images has a threshold all the same
+        limit = run.threshold(name)
+        if name not in summary["threshold"]["sites"] and limit is not None:
+            summary["threshold"]["sites"][name] = {
+                "threshold": limit.value, "n": limit.n, "method": limit.method,
+                "fpr": None, "recall": None,
+            }  # fmt: skip
     summary["own_normals"] = dict(own_normals)
     summary["method"] = run.method
     summary["backbone"] = run.features.backbone
@@ -71,7 +79,7 @@ def write_outputs(
         "site": sites_table(summary, name=run.method),
     }
     if own_normals:
-        tables["own normals"] = _own_normals_table(own_normals)
+        tables["own normals"] = own_normals_table(summary)
     for name, rows in tables.items():
         write_csv(rows, out / "tables" / f"{name.replace(' ', '-')}.csv")
     text = "\n".join(
@@ -115,20 +123,6 @@ def _title(summary: Mapping[str, Any]) -> str:
     if alone is not None:
         title += f" (each site alone {alone:.3f})"
     return title
-
-
-def _own_normals_table(own_normals: Mapping[str, Any]) -> list[list[str]]:
-    """What a site can see without any defect: whether its unseen normals came nearer to memory."""
-    head = ["site", "median score alone", "median score federated", "share that came nearer"]
-    return [head] + [
-        [
-            site,
-            f"{told['median_alone']:.4g}",
-            f"{told['median_federated']:.4g}",
-            f"{told['share_nearer']:.0%}",
-        ]
-        for site, told in own_normals.items()
-    ]
 
 
 def panels(results: Sequence[SiteResult]) -> list[Panel]:

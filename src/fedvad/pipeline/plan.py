@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.privacy import NEIGHBOURS, epsilon
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "check_join",
@@ -46,6 +49,10 @@ def check_join(config: TrainConfig, sites: Sequence[str]) -> None:
     unknown = sorted(set(config.join) - set(sites))
     if unknown:
         raise ConfigError(f"--join names unknown sites {unknown}; there are {sorted(sites)}")
+    rounds = config.rounds + (config.student.amplify_rounds if config.has_student else 0)
+    for name, round_ in config.join.items():
+        if round_ > rounds:
+            log.warning("%s joins in round %d of %d: it never takes part", name, round_, rounds)
 
 
 def need_memory(config: TrainConfig, where: str) -> None:

@@ -15,7 +15,14 @@ from fedvad.detectors.artefact import feature_identity
 from fedvad.errors import ArtefactError, ConfigError, StorageError
 from fedvad.evaluation.sites import SiteResult
 from fedvad.federation.ledger import Ledger
-from fedvad.pipeline.run_folder import CONFIG_FILE, DETECTOR_FILE, LEDGER_FILE, read_ledger
+from fedvad.pipeline.run_folder import (
+    CONFIG_FILE,
+    DETECTOR_FILE,
+    LEDGER_FILE,
+    RESULTS_FILE,
+    read_ledger,
+)
+from fedvad.pipeline.student_config import STUDENT_METHODS, STUDENT_OPTIONS
 from fedvad.report.html.gallery import GALLERY_FOLDER, write_gallery
 from fedvad.report.html.page import Contents, render
 from fedvad.report.html.record import (
@@ -31,7 +38,6 @@ from fedvad.report.panels import Panel
 __all__ = ["REPORT_FILE", "keep_record", "report"]
 
 REPORT_FILE = "report.html"
-RESULTS_FILE = "results.json"
 _HASHED = (DETECTOR_FILE, CONFIG_FILE, RESULTS_FILE, LEDGER_FILE, SCORES_FILE)
 _LARGEST_PICTURE = 300_000  # bytes; ours are about 6 kB
 
@@ -71,6 +77,9 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
             "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
         )
     identity, dim = _identity(run / DETECTOR_FILE)
+    weights = results.get("method") in STUDENT_METHODS
+    if weights:  # options of memories mean nothing here
+        config = {key: value for key, value in config.items() if key in STUDENT_OPTIONS}
     page = render(
         Contents(
             name=printable(run.resolve().name),
@@ -84,6 +93,7 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
             identity=identity,
             dim=dim,
             missing=missing,
+            weights=weights,
         )
     )
     write_atomically(target, page.html)
@@ -181,7 +191,8 @@ def _identity(path: Path) -> tuple[dict[str, str], int | None]:
         # the header alone: a memory may be hundreds of megabytes
         with safe_open(path, framework="numpy") as file:
             values = json.loads((file.metadata() or {})["fedvad"])
-            dim = int(file.get_slice("global/vectors").get_shape()[1])
+            memory = "global/vectors" in file.keys()  # noqa: SIM118
+            dim = int(file.get_slice("global/vectors").get_shape()[1]) if memory else None
         features = feature_identity(values, path)
         told = {
             "trained by": f"fedvad {values.get('version')}",

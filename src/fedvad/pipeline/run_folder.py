@@ -28,6 +28,7 @@ __all__ = [
     "CONFIG_FILE",
     "DETECTOR_FILE",
     "LEDGER_FILE",
+    "RESULTS_FILE",
     "SiteModel",
     "TrainedRun",
     "finite",
@@ -43,6 +44,7 @@ __all__ = [
 DETECTOR_FILE = "detector.safetensors"
 CONFIG_FILE = "config.json"
 LEDGER_FILE = "ledger.json"
+RESULTS_FILE = "results.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +122,9 @@ class TrainedRun:
 
     def _reference(self, site: str | None, wanted: Reference | None) -> Reference:
         """The reference set that scores; a site without its own memory defaults to the global."""
-        return wanted or (self.reference if site in self.sites else "global")
+        if site in self.sites:
+            return wanted or self.reference
+        return "global" if wanted in (None, "union") else wanted
 
     def save(self, folder: Path) -> None:
         """Write `detector.safetensors` into `folder`; raises `StorageError`."""

@@ -15,6 +15,7 @@ from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 
 __all__ = [
     "STUDENT_METHODS",
+    "STUDENT_OPTIONS",
     "Averaging",
     "StudentOptions",
     "check_student_options",
@@ -25,7 +26,7 @@ STUDENT_METHODS: dict[str, dict[str, Any]] = {
     name: {"rounds": 5} for name in ("stfpm", "paste", "dcam", "rd", "aand", "dmdd")
 }
 # what else of `TrainConfig` means something where there is no memory
-_GENERAL = {
+STUDENT_OPTIONS = {
     "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split", "max_bad",
     "rounds", "participation", "join", "smooth", "top", "target_fpr", "holdout", "shared_threshold",
     "compare", "seed", "jobs", "student",
@@ -97,7 +98,12 @@ def check_student_options(method: str, values: Mapping[str, Any]) -> None:
                 f"{method} has a memory and no student"
             )
         return
-    foreign = sorted(set(values) - _GENERAL)
+    table = values.get("student")
+    for option, owner in (("bootstrap", "paste"), ("amplify_rounds", "aand")):
+        default = getattr(StudentOptions(), option)
+        if isinstance(table, Mapping) and method != owner and table.get(option, default) != default:
+            raise ConfigError(f"student.{option} is of {owner}: {method} has no use for it")
+    foreign = sorted(set(values) - STUDENT_OPTIONS)
     if foreign:
         raise ConfigError(
             f"{method} has a student and no memory: {', '.join(foreign)} would change nothing; "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,20 +15,22 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import fingerprint, load_sites
+from fedvad.pipeline.data import digest_of, fingerprint, load_sites
 from fedvad.pipeline.fitted import Job
 from fedvad.pipeline.memories import fit_memories
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join
 from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.run_folder import DETECTOR_FILE, read_config
+from fedvad.pipeline.run_folder import DETECTOR_FILE, RESULTS_FILE, read_config, read_ledger
 from fedvad.pipeline.scoring import score_sites
 from fedvad.pipeline.students import fit_students
 
 __all__ = ["train"]
 
+log = logging.getLogger(__name__)
+
 # what may differ between an interrupted run and its --resume
-_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device"}
+_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device", "max_bad"}
 
 
 def train(
@@ -40,13 +45,17 @@ def train(
     """Train a federated detector on the sites of `data`, write the run folder, return results.
 
     The returned dictionary is what `--json` prints and `results.json` holds. State is kept after
-    every round, so that an interrupted run goes on with `resume`. Raises `ConfigError`,
+    every round, so that an interrupted run goes on with `resume`; of a finished one, `resume`
+    returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`,
     `DataError`, `FederationError` (see `fedvad.errors`).
     """
     _prepare(out, config, resume)
     sites = load_sites(data, config.split, config.seed)
     check_join(config, [site.name for site in sites])
-    ledger = Ledger()
+    ledger = Ledger(images={site.name: digest_of(site.train) for site in sites})
+    if resume and (done := _finished(out, config, ledger.images)) is not None:
+        log.info("%s is complete already: nothing was run", out)
+        return done
     extractor = FeatureExtractor(config.features(), cache)
     fit = fit_students if config.has_student else fit_memories
     with ExitStack() as stack:
@@ -63,6 +72,24 @@ def train(
     summary = write_outputs(out, config, fitted, results, comparisons, ledger)
     clear_state(out / "state")
     return summary
+
+
+def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict[str, Any] | None:
+    """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
+    if not (out / RESULTS_FILE).is_file() or (out / "state").exists():
+        return None
+    changed = sorted(
+        name for name, digest in read_ledger(out).images.items() if images.get(name) != digest
+    )
+    if changed:
+        raise ConfigError(
+            f"{out} is a finished run of other training images (sites {changed}): choose another "
+            "--out for these"
+        )
+    if set(config.compare) - set(read_config(out).compare):
+        return None
+    results: dict[str, Any] = json.loads((out / RESULTS_FILE).read_bytes())
+    return results
 
 
 def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:

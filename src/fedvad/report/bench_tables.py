@@ -94,7 +94,8 @@ _PREAMBLE = (
     "Mean ± standard deviation over seeds of the mean over sites. Bytes are those of serialised "
     "messages over the whole run, of the site that sends or fetches most; pooling sends the image "
     "files. Seconds are without the backbone, whose features are cached; ms per image is memory "
-    "search and metrics, without the backbone. `front`: no other method sends less and scores "
+    "search and metrics, without the backbone; of students and without a cache all of it, from the "
+    "file on. `front`: no other method sends less and scores "
     "better. Gains are paired bootstraps over test images, 95 %."
 )
 

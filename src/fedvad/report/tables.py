@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "own_normals_table",
     "results_table",
     "rich_table",
     "rich_tables",
@@ -101,6 +102,20 @@ def sites_table(results: Results, *, name: str = "federated") -> list[list[str]]
     return rows
 
 
+def own_normals_table(results: Results) -> list[list[str]]:
+    """What a site sees without any defect: whether its unseen normals came nearer to memory."""
+    head = ["site", "median score alone", "median score federated", "share that came nearer"]
+    return [head] + [
+        [
+            site,
+            f"{told['median_alone']:.4g}",
+            f"{told['median_federated']:.4g}",
+            f"{told['share_nearer']:.0%}",
+        ]
+        for site, told in (_at(results, "own_normals") or {}).items()
+    ]
+
+
 def write_csv(rows: Rows, path: Path) -> None:
     """Write rows as a CSV file (UTF-8), in one step; raises StorageError when the disk refuses."""
     buffer = StringIO(newline="")
@@ -118,9 +133,15 @@ def to_markdown(rows: Rows) -> str:
 
 
 def rich_tables(results: Results, *, name: str = "federated") -> list[Table]:
-    """The tables per method and per site for the terminal, readable from 80 columns on."""
+    """The tables per method and per site for the terminal, readable from 80 columns on; where
+    no test image tells how good it is, that of each site's own normal images.
+    """
     methods = rich_table("Methods", results_table(results, name=name))
-    return [methods, rich_table("Sites", sites_table(results, name=name))]
+    tables = [methods, rich_table("Sites", sites_table(results, name=name))]
+    moved = own_normals_table(results)
+    if len(moved) > 1 and _number(results, "image_auroc", "mean") is None:
+        tables.append(rich_table("Own normal images", moved))
+    return tables
 
 
 def rich_table(title: str, rows: Rows) -> Table:

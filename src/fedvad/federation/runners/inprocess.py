@@ -99,7 +99,7 @@ def run_rounds(
     if resume and state_dir is not None:
         state = load_state(state_dir)
         if state is not None:
-            _check_resumable(state, exchange, sites)
+            _check_resumable(state, exchange, sites, ledger.images)
             incoming, first = state.merged, state.round + 1
             exchange.restore(state.server)
             ledger.continue_from(state.ledger)
@@ -135,7 +135,10 @@ def _restore(site: Member, arrays: Mapping[str, npt.NDArray[Any]], name: str, fo
 
 
 def _check_resumable(
-    state: RunState, exchange: Exchange[State], sites: Mapping[str, State]
+    state: RunState,
+    exchange: Exchange[State],
+    sites: Mapping[str, State],
+    images: Mapping[str, str],
 ) -> None:
     """Raise `ConfigError` when the stored rounds were run with other features or images."""
     if state.merged.manifest.features != exchange.features:
@@ -146,6 +149,8 @@ def _check_resumable(
     changed = sorted(set(sites) ^ set(state.sites)) or sorted(
         name for name, sent in state.server.items()
         if name in sites and sent.manifest.n_patches != sites[name].n_patches
+    ) or sorted(
+        name for name, digest in state.ledger.images.items() if images.get(name, digest) != digest
     )  # fmt: skip
     if changed:
         raise ConfigError(

@@ -13,17 +13,19 @@ from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory_site import MemorySite
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.evaluation.sites import SiteResult, summarise
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger, peak_rss_mb, reset_peak_rss
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.inprocess import run_rounds
-from fedvad.memory.bank import MemoryBank
+from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.pipeline.bench.suite import BenchMethod
 from fedvad.pipeline.bench.weights import WeightOptions, average_weights
 from fedvad.pipeline.compare import local_banks, pooled_banks
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.memories import wire_exact
 from fedvad.pipeline.plan import memory_sites, plan
 from fedvad.pipeline.progress import Progress
 from fedvad.pipeline.scoring import score_with
@@ -131,7 +133,9 @@ def _federated(config: TrainConfig, prepared: Prepared) -> _Trained:
     merged = bank_from(
         run_rounds(exchange, members, schedule, ledger=ledger, jobs=config.jobs, on_round=keep)
     )
-    banks = {name: (merged, site.generator) for name, site in members.items()}
+    banks = {
+        name: (_reference(config, merged, site), site.generator) for name, site in members.items()
+    }
     up, down = _traffic(ledger, prepared)
     return _Trained(
         **_memories(config, prepared, banks),
@@ -141,6 +145,14 @@ def _federated(config: TrainConfig, prepared: Prepared) -> _Trained:
         seconds=dict(ledger.seconds),
         earlier=earlier,
     )
+
+
+def _reference(config: TrainConfig, merged: MemoryBank, site: MemorySite) -> MemoryBank:
+    """What a site's images are held against, as `TrainedRun.detector` has it."""
+    if config.reference == "global" or len(site.bank) == 0:
+        return merged
+    own = wire_exact(site.bank, config)
+    return own if config.reference == "local" else concatenate([merged, own])
 
 
 def _weights(options: WeightOptions, config: TrainConfig, prepared: Prepared) -> _Trained:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache as kept
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from fedvad.data.folders import Site, read_set
 from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import is_backbone_file
 from fedvad.pipeline.bench.cells import Prepared, run_cell
 from fedvad.pipeline.bench.suite import BenchMethod, BenchSet, Suite
 from fedvad.pipeline.bench.summary import summarise_bench
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.data import digest_of, load_sites, warm_up
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_json
 from fedvad.report.bench_plots import plot_bench
@@ -129,7 +131,7 @@ def _cell(
     cache: DescriptorCache | None,
     shared: dict[str, Prepared],
 ) -> dict[str, Any]:
-    identity = _identity(config, method, source)
+    identity = _identity(config, method, source, suite.convergence)
     path = out / "cells" / f"{_file_name(key)}.json"
     if path.is_file():
         try:
@@ -148,19 +150,30 @@ def _cell(
     return found
 
 
-def _identity(config: TrainConfig, method: BenchMethod, source: _Source) -> dict[str, Any]:
+def _identity(
+    config: TrainConfig, method: BenchMethod, source: _Source, convergence: bool
+) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude={"jobs", "weights", "engine", "device"})
-    weights = config.weights.name if config.weights else None
+    files = [config.weights, Path(config.backbone) if is_backbone_file(config.backbone) else None]
     return {
         "schema": _SCHEMA,
         "version": __version__,
         "kind": method.kind,
         "config": values,
-        "weights": weights,
+        "files": [None if f is None else _digest(f, f.stat().st_mtime_ns) for f in files],
         "data": source.name,
+        "images": {site.name: digest_of([*site.train, *site.test]) for site in source.read(config)},
+        "convergence": convergence,
         **({"parts": {n: f.name for n, f in source.sites.items()}} if source.sites else {}),
         **({"trained": method.weights.model_dump()} if method.weights else {}),
     }
+
+
+@kept
+def _digest(file: Path, changed: int) -> str:
+    """SHA-256 of a file, read once for as long as it stays as it is."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _file_name(key: _Key) -> str:
@@ -177,6 +190,10 @@ def _prepared(
         sites = source.read(config)
         extractor = FeatureExtractor(config.features(), cache)
         features = warm_up(sites, extractor, config.max_bad, silent)
+        if cache is not None:  # or the first method's scoring would pay for all others'
+            for site in sites:
+                for _ in extractor.stream(site.test.paths):
+                    pass
         shared[name] = Prepared(sites, features, extractor, _macs(extractor))
     return shared[name]
 

@@ -82,6 +82,11 @@ class Suite(Experiment):
         weights: for methods that do not say otherwise, and whose backbone needs any.
         """
         options = {"calibration": "none"} | self.options | method.options
+        if told := {"split", "seed"} & set(options):
+            raise ConfigError(
+                f"{' and '.join(sorted(told))}: a set has its split, and the suite its seeds, "
+                "outside of options"
+            )
         if weights is not None and not brings_weights(options.get("backbone", "")):
             options = {"weights": weights} | options
         if options.get("method") in STUDENT_METHODS:

@@ -98,10 +98,10 @@ def phases_table(ledger: Ledger) -> list[tuple[str, str, float]]:
 
 
 def config_table(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(option, value) of the whole configuration; of the weights only the file's name."""
+    """(option, value) of the whole configuration; of files only the name."""
     rows = []
     for key, value in config.items():
-        if key == "weights" and isinstance(value, str):
+        if key in ("weights", "backbone") and isinstance(value, str):
             value = value.replace("\\", "/").rpartition("/")[2]  # folders are nobody's business
         rows.append((key, _plain(value)))
     return rows

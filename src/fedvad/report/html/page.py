@@ -28,7 +28,7 @@ from fedvad.report.bench_tables import size
 from fedvad.report.html import charts, costs, words
 from fedvad.report.html.gallery import RULE
 from fedvad.report.html.record import Gallery, Picture, Scores, outcome
-from fedvad.report.tables import results_table, sites_table
+from fedvad.report.tables import own_normals_table, results_table, sites_table
 
 __all__ = ["AIM_BYTES", "MAX_BYTES", "Contents", "Page", "render"]
 
@@ -59,6 +59,7 @@ class Contents:
     identity: Mapping[str, str] = field(default_factory=dict)
     dim: int | None = None
     missing: Sequence[str] = ()
+    weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,12 @@ def _values(contents: Contents) -> dict[str, Any]:
         "run": contents.name,
         "version": __version__,
         "verdict": words.headline(results),
-        "tiles": _tiles(results, ledger),
-        "warnings": words.warnings(results, ledger, contents.scores),
+        "tiles": _tiles(results, ledger, "weights" if contents.weights else "rows"),
+        "warnings": words.warnings(results, ledger, contents.scores, weights=contents.weights),
         "missing": list(contents.missing),
         "methods": results_table(results, name=_NAME),
         "sites": sites_table(results, name=_NAME),
+        "own_normals": own_normals_table(results),
         "target": words.number(results, "threshold", "target_fpr"),
         "compared": list(words.at(results, "compare") or {}),
         "drawn": drawn,
@@ -130,8 +132,11 @@ def _values(contents: Contents) -> dict[str, Any]:
         "seconds": sum(ledger.seconds.values()),
         "peak": ledger.peak_rss_mb or words.number(summary, "peak_rss_mb"),
         "computed": ledger.images_computed,
-        "rows_are": words.what_rows_are(contents.config, contents.dim),
-        "left": words.what_left(results, ledger, contents.dim),
+        "weights": contents.weights,
+        "rows_are": words.what_weights_are()
+        if contents.weights
+        else words.what_rows_are(contents.config, contents.dim),
+        "left": words.what_left(results, ledger, contents.dim, weights=contents.weights),
         "config": costs.config_table(contents.config),
         "identity": contents.identity,
         "hashes": contents.hashes,
@@ -181,7 +186,7 @@ def _parts() -> tuple[Any, str, str]:
     return environment.from_string(read["report.html.j2"]), read["report.css"], read["report.js"]
 
 
-def _tiles(results: Mapping[str, Any], ledger: Ledger) -> list[tuple[str, str, str]]:
+def _tiles(results: Mapping[str, Any], ledger: Ledger, sent_is: str) -> list[tuple[str, str, str]]:
     """The figures at the top: (name, value, remark)."""
     tiles = []
     mean = words.number(results, "image_auroc", "mean")
@@ -206,7 +211,7 @@ def _tiles(results: Mapping[str, Any], ledger: Ledger) -> list[tuple[str, str, s
         rounds = len(ledger.rounds)
         each = f"per site and round, {rounds} round{'s' * (rounds > 1)}"
         tiles.append(("sent up", size(sent), each))
-        tiles.append(("images sent", "0", "only the rows described below"))
+        tiles.append(("images sent", "0", f"only the {sent_is} described below"))
     return tiles
 
 

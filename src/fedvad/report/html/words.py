@@ -98,8 +98,13 @@ def _gains(results: Values, known: Mapping[str, float]) -> dict[str, float]:
     return gains
 
 
-def warnings(results: Values, ledger: Ledger, scores: Scores | None) -> list[str]:
-    """What an operator should know before trusting the numbers; at most 41 sentences."""
+def warnings(
+    results: Values, ledger: Ledger, scores: Scores | None, *, weights: bool = False
+) -> list[str]:
+    """What an operator should know before trusting the numbers; at most 41 sentences.
+
+    weights: sites share the weights of a student, and there is no memory.
+    """
     found = []
     for entry in ledger.rounds:
         for site, reason in entry.rejected.items():
@@ -115,8 +120,9 @@ def warnings(results: Values, ledger: Ledger, scores: Scores | None) -> list[str
     for site in at(results, "gain", _ALONE, "sites") or {}:
         high = number(results, "gain", _ALONE, "sites", site, "high")
         if high is not None and high < 0:
+            better = "a student of its own" if weights else "--reference local"
             found.append(
-                f"{site} is worse off than alone, by more than chance; for it --reference local "
+                f"{site} is worse off than alone, by more than chance; for it {better} "
                 "may be the better choice."
             )
     found += _threshold_warnings(results, scores)
@@ -195,7 +201,18 @@ def what_rows_are(config: Values, dim: int | None) -> str:
     )
 
 
-def what_left(results: Values, ledger: Ledger, dim: int | None) -> list[tuple[str, str]]:
+def what_weights_are() -> str:
+    """What one upload of a student is."""
+    return (
+        "Each upload is the weights of the site's student network in float32, which the server "
+        "averages with those of the other sites. Weights are not anonymous for being no picture: "
+        "what they tell about single images was not measured."
+    )
+
+
+def what_left(
+    results: Values, ledger: Ledger, dim: int | None, *, weights: bool = False
+) -> list[tuple[str, str]]:
     """(site, sentence) on what each site sent during training; names in order of first upload."""
     names = dict.fromkeys(s for entry in ledger.rounds for s in entry.sites)
     names |= dict.fromkeys(at(results, "training_images") or {})
@@ -209,7 +226,8 @@ def what_left(results: Values, ledger: Ledger, dim: int | None) -> list[tuple[st
             continue
         times = "once" if len(sent) == 1 else f"{len(sent)} times"
         values = "" if dim is None else f" ({rows * dim:,} values)"
-        text = f"sent {times}, together {rows:,} rows{values}, {size(sum(sent))}"
+        what = "" if weights else f" {rows:,} rows{values},"
+        text = f"sent {times}, together{what} {size(sum(sent))}"
         images = number(results, "training_images", site)
         if images is not None:
             text += f"; its {images:.0f} training images stayed"
