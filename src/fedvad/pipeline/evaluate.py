@@ -52,8 +52,8 @@ def evaluate(
     A site of the run uses its own generator and threshold. A site that never trained uses the
     global memory; when its folder has normal training images its threshold comes from those (from
     the site of the run that trained on the very same ones, if one did), else it borrows the median
-    of the run's thresholds. The split of the training is repeated
-    when `data` holds the same images. Raises `ArtefactError`, `DataError`, `MismatchError`.
+    of the run's thresholds. The split of the training is repeated when `data` holds the same
+    images. Raises `ArtefactError`, `DataError`, `MismatchError`.
     """
     run, config, extractor = open_run(run_folder, weights=weights, cache=cache)
     sites = _sites(data, run, config)

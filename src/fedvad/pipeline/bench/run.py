@@ -160,13 +160,18 @@ def _identity(
         "version": __version__,
         "kind": method.kind,
         "config": values,
-        "files": [None if f is None else _digest(f, f.stat().st_mtime_ns) for f in files],
+        "files": [_content(file) for file in files],
         "data": source.name,
         "images": {site.name: digest_of([*site.train, *site.test]) for site in source.read(config)},
         "convergence": convergence,
         **({"parts": {n: f.name for n, f in source.sites.items()}} if source.sites else {}),
         **({"trained": method.weights.model_dump()} if method.weights else {}),
     }
+
+
+def _content(file: Path | None) -> str | None:
+    # what is missing is told when the cell is run
+    return _digest(file, file.stat().st_mtime_ns) if file is not None and file.is_file() else None
 
 
 @kept
