@@ -41,6 +41,7 @@ def test_counting_leaves_the_network_as_it_was() -> None:
     macs(TOY, torch.ones(1, 3, 16, 16))
     assert TOY.training
     assert all(torch.equal(before[k], v) for k, v in TOY.state_dict().items())
+    assert not any(m._forward_hooks for m in TOY.modules())
 
 
 def test_memory_keeps_parameters_and_buffers_apart_in_both_units() -> None:

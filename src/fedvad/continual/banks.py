@@ -112,12 +112,10 @@ class BankLearner:
 
     def cost(self) -> Cost:
         """See `Learner.cost`."""
-        import torch
+        from fedvad.distill.cost import descriptor_macs, memory
 
-        from fedvad.distill.cost import macs, memory
-
-        network, side = self.extractor.network, self.extractor.config.image_size
-        kept, device = memory(network), network.get_buffer("scale").device
+        network = self.extractor.network
+        kept = memory(network)
         return Cost(
             parameters=kept.parameters,
             buffers=kept.buffers,
@@ -125,7 +123,7 @@ class BankLearner:
             peak=self._peak,
             learned=0,
             optimiser=0,
-            macs=macs(network, torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device)),
+            macs=descriptor_macs(network, self.extractor.config.image_size),
         )
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Memory", "Peak", "macs", "memory", "peak_memory"]
+__all__ = ["Memory", "Peak", "descriptor_macs", "macs", "memory", "peak_memory"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ def macs(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
     finally:
         network.train(training)
     return int(counter.get_total_flops()) // 2
+
+
+def descriptor_macs(network: torch.nn.Module, side: int) -> int:
+    """`macs` of a descriptor network for one image of side x side pixels, on its device."""
+    import torch
+
+    device = network.get_buffer("scale").device
+    return macs(network, torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device))
 
 
 @dataclass

@@ -144,18 +144,22 @@ def summarise(
         "target_fpr": target_fpr,
         "mean_fpr": float(np.mean(rates)) if rates else None,
         "mean_recall": float(np.mean(recalls)) if recalls else None,
-        "sites": {
-            r.name: {
-                "threshold": None if r.threshold is None else r.threshold.value,
-                "n": 0 if r.threshold is None else r.threshold.n,
-                "method": None if r.threshold is None else r.threshold.method,
-                "fpr": r.fpr,
-                "recall": r.recall,
-            }
-            for r in results
-        },
+        "sites": {r.name: told_threshold(r.threshold, fpr=r.fpr, recall=r.recall) for r in results},
     }
     return summary
+
+
+def told_threshold(
+    threshold: Threshold | None, *, fpr: float | None = None, recall: float | None = None
+) -> dict[str, Any]:
+    """A site's threshold as results tell it, with what it achieved on test images, if any."""
+    return {
+        "threshold": None if threshold is None else threshold.value,
+        "n": 0 if threshold is None else threshold.n,
+        "method": None if threshold is None else threshold.method,
+        "fpr": fpr,
+        "recall": recall,
+    }
 
 
 def gains(

@@ -31,6 +31,7 @@ from fedvad.federation.signed import (
 )
 from fedvad.memory.merge import MergeMode
 from fedvad.pipeline.config import Defence, TrainConfig, resolve_config
+from fedvad.pipeline.plan import upload_limits
 
 __all__ = ["merge_uploads"]
 
@@ -128,9 +129,11 @@ def merge_uploads(
     config = resolve_config(config_file, **given) if given or config_file is not None else None
     round_ = 1 if state is None else state.round + 1
     refused: dict[str, str] = {}
-    largest = _largest(None if state is None else _read_federation(state_dir), config)
+    begun = None if state is None else _read_federation(state_dir)
+    limiting = begun or (config if config is not None and _limits_uploads(config) else None)
+    largest = Limits(upload_bytes=None if limiting is None else limiting.upload_bytes).max_bytes
     uploads = _read_uploads(files, trusted, round_, min(max_bytes, largest), refused)
-    federation = _federation(state_dir, state, uploads, features, config)
+    federation = _federation(begun, uploads, features, config)
     accepted: dict[str, list[_Upload]] = {}
     if federation is not None:
         exchange = federation.exchange()
@@ -200,14 +203,6 @@ def _check_claims(upload: _Upload, name: str, round_: int) -> None:
     bank_from(upload.payload)
 
 
-def _largest(begun: _Federation | None, config: TrainConfig | None) -> int:
-    """Length of the longest file to read: what the federation's options say of uploads, if any."""
-    if begun is not None:
-        return Limits(upload_bytes=begun.upload_bytes).max_bytes
-    told = config is not None and _limits_uploads(config)
-    return Limits(upload_bytes=config.upload_bytes if config and told else None).max_bytes
-
-
 def _limits_uploads(config: TrainConfig) -> bool:
     return not config.model_fields_set.isdisjoint({"upload_bytes", "upload_rows"})
 
@@ -220,8 +215,7 @@ def _distinct(name: str, taken: Mapping[str, str]) -> str:
 
 
 def _federation(
-    state_dir: Path,
-    state: RunState | None,
+    begun: _Federation | None,
     uploads: Sequence[_Upload],
     features: str | None,
     config: TrainConfig | None,
@@ -229,18 +223,17 @@ def _federation(
     """What this federation is: remembered, or settled by the first files; None without any."""
     wanted = config or resolve_config()
     chosen = {name: getattr(wanted, name) for name in _SHARED}
-    if state is not None:
-        before = _read_federation(state_dir)
+    if begun is not None:
         asked = {} if config is None else chosen
         asked = asked if features is None else asked | {"features": features}
-        changed = [k for k, v in asked.items() if getattr(before, k) != v]
+        changed = [k for k, v in asked.items() if getattr(begun, k) != v]
         if changed:
             raise ConfigError(
                 "this federation was begun with other options: "
-                + ", ".join(f"{k} was {getattr(before, k)!r}, now {asked[k]!r}" for k in changed)
+                + ", ".join(f"{k} was {getattr(begun, k)!r}, now {asked[k]!r}" for k in changed)
                 + "; leave them away, or begin anew with another --state"
             )
-        return before
+        return begun
     kinds = Counter(
         kind_of(u.payload) for u in uploads if features in (None, u.payload.manifest.features)
     ).most_common(2)
@@ -255,8 +248,8 @@ def _federation(
     key, dim, patches = kinds[0][0]
     limits: dict[str, int | None] = {}
     if config is not None and _limits_uploads(config):
-        rows = patches if config.reduce == "position" else config.rows(dim)
-        limits = {"upload_rows": rows, "upload_bytes": config.upload_bytes}
+        allowed = upload_limits(config, dim, patches)
+        limits = {"upload_rows": allowed.rows, "upload_bytes": allowed.upload_bytes}
     return _Federation(features=key, dim=dim, patches_per_image=patches, **limits, **chosen)
 
 

@@ -119,15 +119,14 @@ def _drifts(results: Sequence[SiteResult]) -> dict[str, Any]:
 
 
 def _sites(data: Path, run: Run, config: TrainConfig) -> Sequence[Site]:
-    sites = load_sites(data, None, config.seed, allow_empty_train=True)
-    if config.split is not None and fingerprint(data) == run.data:
-        return load_sites(data, config.split, config.seed)
     if config.split is not None:
+        if fingerprint(data) == run.data:
+            return load_sites(data, config.split, config.seed)
         log.warning(
             "%s does not hold the images that were split into sites for training: its sites count "
             "as new ones", data,
         )  # fmt: skip
-    return sites
+    return load_sites(data, None, config.seed, allow_empty_train=True)
 
 
 def _known_threshold(site: Site, run: Run, images: Mapping[str, str]) -> Threshold | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.files import write_atomically
-from fedvad.evaluation.sites import SiteResult, gains, summarise
+from fedvad.evaluation.sites import SiteResult, gains, summarise, told_threshold
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.fitted import Fitted
@@ -59,10 +59,7 @@ def write_outputs(
     for name in run.sites:  # a site without test images has a threshold all the same
         limit = run.threshold(name)
         if name not in summary["threshold"]["sites"] and limit is not None:
-            summary["threshold"]["sites"][name] = {
-                "threshold": limit.value, "n": limit.n, "method": limit.method,
-                "fpr": None, "recall": None,
-            }  # fmt: skip
+            summary["threshold"]["sites"][name] = told_threshold(limit)
     summary["own_normals"] = dict(own_normals)
     summary["method"] = run.method
     summary["backbone"] = run.features.backbone

@@ -21,8 +21,6 @@ from fedvad.federation.privacy import NEIGHBOURS, epsilon
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
 
-log = logging.getLogger(__name__)
-
 __all__ = [
     "check_join",
     "memory_exchange",
@@ -33,7 +31,10 @@ __all__ = [
     "sampling_ahead",
     "site_seed",
     "split_held_out",
+    "upload_limits",
 ]
+
+log = logging.getLogger(__name__)
 
 
 _AHEAD_BYTES = 1 << 30
@@ -97,12 +98,17 @@ def memory_exchange(config: TrainConfig, features: str, dim: int, patches: int) 
         size=config.memory_rows,
         precision=config.precision,
         seed=config.seed,
-        limits=Limits(
-            rows=patches if config.reduce == "position" else config.rows(dim),
-            patches_per_image=patches,
-            upload_bytes=config.upload_bytes,
-        ),
+        limits=upload_limits(config, dim, patches),
         defence=RobustConfig(config.malicious) if config.defence == "robust" else None,
+    )
+
+
+def upload_limits(config: TrainConfig, dim: int, patches: int) -> Limits:
+    """What a site may send, for rows of `dim` values and `patches` of them per image."""
+    return Limits(
+        rows=patches if config.reduce == "position" else config.rows(dim),
+        patches_per_image=patches,
+        upload_bytes=config.upload_bytes,
     )
 
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache as kept
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedvad._version import __version__
 from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
+from fedvad.distill.cost import descriptor_macs
 from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -23,7 +25,7 @@ from fedvad.pipeline.bench.cells import Prepared, run_cell
 from fedvad.pipeline.bench.suite import BenchMethod, BenchSet, Suite
 from fedvad.pipeline.bench.summary import summarise_bench
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import digest_of, load_sites, warm_up
+from fedvad.pipeline.data import digest_of, fingerprint, load_sites, warm_up
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_json
 from fedvad.report.bench_plots import plot_bench
@@ -101,6 +103,14 @@ class _Source:
             return [read_set(folder, name) for name, folder in self.sites.items()]
         return load_sites(self.root, config.split, config.seed)
 
+    @cached_property
+    def images(self) -> str:
+        """`digest_of` all images, looked at once; how they are split is in the configuration."""
+        if not self.sites:
+            return fingerprint(self.root)
+        sites = [read_set(folder, name) for name, folder in self.sites.items()]
+        return digest_of([item for site in sites for item in (*site.train, *site.test)])
+
 
 def _missing(item: BenchSet, data: Path | None) -> str:
     if item.folders and data is None:
@@ -162,7 +172,7 @@ def _identity(
         "config": values,
         "files": [_content(file) for file in files],
         "data": source.name,
-        "images": {site.name: digest_of([*site.train, *site.test]) for site in source.read(config)},
+        "images": source.images,
         "convergence": convergence,
         **({"parts": {n: f.name for n, f in source.sites.items()}} if source.sites else {}),
         **({"trained": method.weights.model_dump()} if method.weights else {}),
@@ -199,19 +209,9 @@ def _prepared(
             for site in sites:
                 for _ in extractor.stream(site.test.paths):
                     pass
-        shared[name] = Prepared(sites, features, extractor, _macs(extractor))
+        count = descriptor_macs(extractor.network, config.image_size)
+        shared[name] = Prepared(sites, features, extractor, float(count))
     return shared[name]
-
-
-def _macs(extractor: FeatureExtractor) -> float:
-    """Multiply-accumulates of one image through the descriptor network."""
-    import torch
-
-    from fedvad.distill.cost import macs
-
-    side = extractor.config.image_size
-    blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=extractor.config.device)
-    return float(macs(extractor.network, blank))
 
 
 def _write(out: Path, summary: Mapping[str, Any]) -> None:

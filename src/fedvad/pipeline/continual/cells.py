@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights
 from fedvad.pipeline.continual.stream import Method
+from fedvad.pipeline.data import digest_of
 from fedvad.pipeline.run_folder import write_json
 
 __all__ = ["FIGURES", "Where", "make_learner", "run_cell"]
@@ -184,18 +184,12 @@ def _figures(site: Site, scores: Scores, image_size: int) -> dict[str, float | N
 def _identity(method: Method, sites: Sequence[Site], seed: int, learner: Learner) -> dict[str, Any]:
     values = method.model_dump(mode="json", exclude={"codec"})
     values["codec"] = None if method.codec is None else asdict(method.codec)
-    digest = hashlib.sha256()
-    for site in sites:
-        for item in (*site.train, *site.test):
-            size = item.path.stat().st_size if item.path.is_file() else None
-            line = f"{site.name}/{item.label}/{item.defect}/{item.path.name}/{size}\n"
-            digest.update(line.encode(errors="replace"))
     return {
         "version": __version__,
         "method": values,
         "seed": seed,
         "tasks": [site.name for site in sites],
-        "images": digest.hexdigest()[:16],
+        "images": digest_of([item for site in sites for item in (*site.train, *site.test)]),
         "features": learner.extractor.config.identity(),
     }
 
