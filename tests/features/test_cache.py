@@ -456,6 +456,7 @@ def test_zip_header_is_really_what_numpy_takes_for_an_archive() -> None:
         np.load(io.BytesIO(b"PK\x03\x04" + bytes(200)))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 def test_a_stream_of_entries_holds_no_file_open(tmp_path: Path) -> None:
     cache = DescriptorCache(tmp_path)
     for number in range(40):

@@ -299,6 +299,25 @@ def test_open_files_do_not_grow_with_the_number_of_images(
     assert most <= 16
 
 
+def test_large_descriptors_come_in_small_chunks(
+    make: Make, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, read = make_images(12, size=16), module.read_bytes
+    seen = []
+    monkeypatch.setattr(module, "read_bytes", lambda path: (seen.append(path), read(path))[1])
+    whole = list(make().stream(paths))
+    assert len(seen) == 12
+    extractor = make()
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 7 * np.prod(extractor.grid))  # of three images
+    seen.clear()
+    running = extractor.stream(paths)
+    first = next(running)
+    assert len(seen) <= 6
+    for ours, expected in zip([first, *running], whole, strict=True):
+        assert ours.index == expected.index
+        assert np.array_equal(ours.descriptors, expected.descriptors)
+
+
 def test_stopping_early_does_not_read_on(
     make: Make, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -306,6 +306,27 @@ def test_weights_are_averaged_under_the_same_protocol(
     assert again["sets"] == summary["sets"]
 
 
+def test_averages_keep_to_the_schedule_of_sites(
+    root: Path, plants: Path, cache: DescriptorCache, tmp_path: Path
+) -> None:
+    late = sorted(p.name for p in plants.iterdir() if p.is_dir())[0]
+    methods = [
+        {"name": name, "kind": "weights", "weights": {"steps": 2, "alone": name == "alone"},
+         "options": {} if name == "all" else {"join": {late: 3}}}
+        for name in ("all", "late", "alone")
+    ]  # fmt: skip
+    suite = suite_of(methods=methods, seeds=(0,), options={"rounds": 3})
+    summary = bench(suite, tmp_path, data=root, cache=cache)
+    assert not summary["failed"]
+    sent = {
+        cell.stem.split("--")[1]: json.loads(cell.read_text())["result"]["costs"]["bytes_up"]
+        for cell in (tmp_path / "cells").glob("*.json")
+    }
+    assert sent["late"][late] == pytest.approx(sent["all"][late] / 3, rel=0.01)
+    others = set(sent["all"]) - {late}
+    assert all(sent["late"][site] == sent["all"][site] for site in others)
+
+
 def test_students_are_averaged_under_the_same_protocol(root: Path, tmp_path: Path) -> None:
     tiny = support.write_weights(tmp_path / "tiny.safetensors")
     methods = [

@@ -29,6 +29,7 @@ __all__ = ["Extracted", "FeatureExtractor", "check_bad_share"]
 
 log = logging.getLogger(__name__)
 _CHUNK = 64
+_CHUNK_BYTES = 128_000_000
 _FileState = tuple[str, int, int]
 
 
@@ -52,8 +53,8 @@ class _Loaded:
 class FeatureExtractor:
     """Descriptors of images under one feature configuration, through the cache when there is one.
 
-    Memory is bounded by a chunk of 64 images, whatever the number of images. Raises what
-    `build_backbone` raises.
+    Memory is bounded by two chunks of at most 64 images and 128 MB of descriptors, whatever the
+    number of images. Raises what `build_backbone` raises.
     """
 
     def __init__(self, config: FeatureConfig, cache: DescriptorCache | None = None) -> None:
@@ -108,18 +109,23 @@ class FeatureExtractor:
         """(h, w, d) of every image's descriptors."""
         return (*self.network.grid, self.network.dim)
 
+    @property
+    def _chunk(self) -> int:
+        height, width, dim = self.grid
+        return max(1, min(_CHUNK, _CHUNK_BYTES // (2 * height * width * dim)))
+
     def stream(
         self, paths: Sequence[Path], on_image: Callable[[], None] | None = None
     ) -> Iterator[Extracted]:
         """Outcome of every path, in order; `on_image` is called after each."""
         workers = max(2, os.cpu_count() or 1)
-        starts = range(0, len(paths), _CHUNK)
+        chunk = self._chunk
         with ThreadPoolExecutor(workers, thread_name_prefix="fedvad-read") as pool:
-            ahead = [pool.submit(self._load, p) for p in paths[:_CHUNK]]
+            ahead = [pool.submit(self._load, p) for p in paths[:chunk]]
             try:
-                for start in starts:
+                for start in range(0, len(paths), chunk):
                     now = ahead
-                    following = paths[start + _CHUNK : start + 2 * _CHUNK]
+                    following = paths[start + chunk : start + 2 * chunk]
                     ahead = [pool.submit(self._load, p) for p in following]
                     loaded = [future.result() for future in now]
                     made = self._compute(loaded, pool)

@@ -89,7 +89,7 @@ def _students(
     features: Mapping[str, NormalFeatures],
     extractor: FeatureExtractor,
 ) -> Averaged:
-    config = options.of_student(config)
+    config = _of_members(options, options.of_student(config))
     images = {
         name: ImageSet(tuple(ImageItem(path, 0, "good", None) for path in own.paths))
         for name, own in features.items()
@@ -114,6 +114,7 @@ def _parts(
     features: Mapping[str, NormalFeatures],
     extractor: FeatureExtractor,
 ) -> Averaged:
+    config = _of_members(options, config)
     trainers = {
         name: _trainer(options, config, feature, site_seed(config.seed, i))
         for i, (name, feature) in enumerate(sorted(features.items()))
@@ -127,7 +128,7 @@ def _parts(
             {name: trainers[name] for name in group},
             initial,
             options.terms(),
-            Schedule(rounds=config.rounds, seed=config.seed),
+            Schedule(config.rounds, config.participation, config.join, config.seed),
             extractor,
             images={name: len(features[name]) for name in group},
             seeds={name: trainers[name].seed for name in group},
@@ -139,6 +140,11 @@ def _parts(
     }
     banks = [t.bank for t in trainers.values() if isinstance(t, GeneratorSite)]
     return Averaged(detectors, ledger, max((len(bank) for bank in banks), default=0))
+
+
+def _of_members(options: WeightOptions, config: TrainConfig) -> TrainConfig:
+    """A site alone is there in each of its rounds, whoever joins a federation late."""
+    return config.model_copy(update={"participation": 1.0, "join": {}}) if options.alone else config
 
 
 def _trainer(
