@@ -41,10 +41,25 @@ def _one_document(text: str) -> Any:
     return json.loads(text)
 
 
-def _spawn(*arguments: object) -> subprocess.Popen[str]:
+# the command, but its server stops in the middle of round {round}, until a signal comes
+_HANGING = """
+import time
+from fedvad.cli.main import main
+from fedvad.federation.exchange.memory import MemoryExchange
+merge = MemoryExchange.merge
+def hanging(self, round_):
+    if round_ == {round}:
+        time.sleep(600)
+    return merge(self, round_)
+MemoryExchange.merge = hanging
+main()
+"""
+
+
+def _spawn_hanging(round_: int, *arguments: object) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", "from fedvad.cli.main import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", _HANGING.format(round=round_), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -349,12 +364,12 @@ class TestExitCodes:
         assert "--resume" in capsys.readouterr().err
 
 
-def _wait_for_round(process: subprocess.Popen[str], out: Path, after: int) -> None:
-    """Until a round behind `after` is complete."""
+def _wait_for_round(process: subprocess.Popen[str], out: Path, round_: int) -> None:
+    """Until a round is complete."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         done = [int(p.parent.name[-4:]) for p in out.glob("state/round-*/complete.json")]
-        if max(done, default=0) > after:
+        if max(done, default=0) >= round_:
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -366,21 +381,20 @@ def test_interrupt_and_kill_lose_at_most_the_round_in_flight(
     plants: Path, shared_cache: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """SIGINT, --resume, kill -9, --resume: the memory of an uninterrupted run, bit for bit."""
-    rounds, out = 20, tmp_path / "run"
+    rounds, out = 4, tmp_path / "run"
     train = ("train", plants, "--out", out, *FLAGS, "--rounds", rounds, "--upload-bytes", 4096)
-    process = _spawn(*train)
-    _wait_for_round(process, out, 0)
+    process = _spawn_hanging(2, *train)
+    _wait_for_round(process, out, 1)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert output == ""
     assert "--resume" in errors
     assert "Traceback" not in errors
-    behind = int(next(out.glob("state/round-*")).name[-4:])
-    assert 1 <= behind < rounds
+    assert [p.name for p in out.glob("state/round-*")] == ["round-0001"]
 
-    process = _spawn(*train, "--resume")
-    _wait_for_round(process, out, behind)
+    process = _spawn_hanging(3, *train, "--resume")
+    _wait_for_round(process, out, 2)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
