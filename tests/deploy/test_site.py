@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -260,7 +261,8 @@ class TestASite:
             ({"payload": b"junk" * 9}, {}, "header claims"),
             ({"round": 1, "payload": b""}, {}, "lost its state"),
             ({"round": 1}, {}, "came with round 1"),
-            ({"round": 3}, {"data": Path("nowhere")}, "nowhere"),
+            ({"round": 3}, {"data": Path("nowhere")}, "DataError: see the site's log"),
+            ({"config": '{"backbone": "resnet18"}'}, {}, "a site downloads nothing"),
         ],
     )
     def test_refuses_with_the_reason(
@@ -277,6 +279,26 @@ class TestASite:
         assert reply.payloads == ()
         with pytest.raises(AssertionError, match=reason):
             raise AssertionError(reply.refusal)
+
+    def test_no_refusal_names_a_file(
+        self, deployment: Deployment, plants: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def asked(**options: Any) -> Instruction:
+            config = json.dumps(OPTIONS | options)
+            return Instruction("round", "run-1", round=1, config=config, sites=SITES)
+
+        weights = {"weights": Path("/srv/meier/resnet.safetensors")}
+        reply = deployment.caller("alder", **weights)(asked(backbone="resnet18"))
+        assert "weights file ... does not exist" in reply.refusal
+
+        data = deployment.root / "hospital"
+        shutil.copytree(plants / "alder", data)
+        for number, path in enumerate(sorted((data / "train/good").iterdir())):
+            path.write_bytes(b"no image")
+            path.rename(path.with_name(f"MEIER {number}.png"))
+        reply = deployment.caller("alder", data=data)(asked())
+        assert reply.refusal == "DataError: see the site's log"
+        assert "MEIER" in caplog.text
 
     def test_other_images_features_than_before(
         self, deployment: Deployment, asked: dict[str, Instruction]

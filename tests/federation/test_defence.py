@@ -318,6 +318,12 @@ def _defect_free(verdict: Verdict) -> bool:
     return bool((np.linalg.norm(rows - DEFECT, axis=1) > 3).all())
 
 
+@pytest.mark.parametrize("third", [1 / 3, 0.33])
+@pytest.mark.parametrize(("sites", "liars"), [(2, 0), (3, 1), (5, 1), (6, 2), (9, 3), (12, 4)])
+def test_a_share_of_liars_is_meant_to_two_digits(third: float, sites: int, liars: int) -> None:
+    assert RobustConfig(malicious=third).liars(sites) == liars
+
+
 @pytest.mark.parametrize(("sites", "backers"), [(3, 1), (5, 1), (6, 2), (9, 3), (10, 3), (16, 5)])
 def test_more_must_back_a_row_than_can_lie_for_it(sites: int, backers: int) -> None:
     assert RobustConfig().backers(sites) == backers

@@ -106,6 +106,7 @@ def test_gains_convergence_and_sentences(finished: tuple[Path, dict[str, Any]]) 
 def test_leaves_tables_and_a_plot(finished: tuple[Path, dict[str, Any]]) -> None:
     out, summary = finished
     text = (out / "bench.md").read_text()
+    assert "Backbone: filterbank." in text
     for name, row in summary["sets"]["plants"].items():
         assert f"| {name} | 2 | {row['image_auroc']['mean']:.4f} ±" in text
     with (out / "bench.csv").open() as file:

@@ -72,7 +72,7 @@ _CSV: dict[str, Any] = {
 def bench_markdown(summary: Mapping[str, Any]) -> str:
     """The whole report of a bench."""
     parts = [f"# Bench `{summary['suite']}`", "", summary["title"], ""]
-    parts += [_PREAMBLE, ""]
+    parts += [f"Backbone: {', '.join(summary['backbones'])}. {_PREAMBLE}", ""]
     parts += [f"- {sentence}" for sentence in summary["statements"]]
     for set_, methods in summary["sets"].items():
         parts += ["", f"## {set_}", "", to_markdown(_set_table(methods))]
@@ -136,7 +136,7 @@ def bench_rich(summary: Mapping[str, Any]) -> list[Table]:
 
     tables = []
     for set_, methods in summary["sets"].items():
-        table = Table(title=set_, title_justify="left")
+        table = Table(title=f"{set_} ({', '.join(summary['backbones'])})", title_justify="left")
         table.add_column("method")
         for head in ("image AUROC", "worst site", "up per site", "front"):
             table.add_column(head, justify="right", no_wrap=True)

@@ -67,7 +67,11 @@ class RobustConfig:
 
         One more than can lie for it, as the site that sent it does not count.
         """
-        return max(1, int(self.malicious * sites + 1e-9))
+        return max(1, self.liars(sites))
+
+    def liars(self, sites: int) -> int:
+        """How many of `sites` may lie. A share is meant to two digits: 0.33 of six are two."""
+        return int((self.malicious + 0.005) * sites)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,11 +170,10 @@ def _distrusted(trust: Mapping[str, float], config: RobustConfig) -> dict[str, s
     """Sites to leave out, with reasons, by the share of their rows that others back."""
     limit = float(np.median(list(trust.values()))) - config.distrust
     worst = sorted((share, name) for name, share in trust.items() if share < limit)
-    most = int(config.malicious * len(trust) + 1e-9)
     return {
         name: f"only {share:.1%} of its rows are backed by enough other sites, the limit is "
         f"{limit:.1%}: all left out"
-        for share, name in worst[:most]
+        for share, name in worst[: config.liars(len(trust))]
     }
 
 

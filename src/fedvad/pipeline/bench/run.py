@@ -59,6 +59,7 @@ def bench(
     cells: dict[_Key, dict[str, Any]] = {}
     missing: dict[str, str] = {}
     failed: dict[str, str] = {}
+    backbones: set[str] = set()
     stage = Stage(progress, "cells", len(suite.sets) * len(suite.seeds) * len(suite.methods))
     for item in suite.sets:
         reason = _missing(item, data)
@@ -74,6 +75,7 @@ def bench(
                 config = suite.config(method, item.split, seed, weights)
                 try:
                     cells[key] = _cell(key, config, source, method, suite, out, cache, shared)
+                    backbones.add(config.backbone)
                 except FedvadError as error:
                     log.warning("cell %s failed: %s", " / ".join(map(str, key)), error)
                     failed[" / ".join(map(str, key))] = str(error)
@@ -83,6 +85,7 @@ def bench(
         raise ConfigError(f"suite {suite.name}: nothing could be run ({reasons})")
     summary = summarise_bench(suite, cells) | {
         "version": __version__,
+        "backbones": sorted(backbones),
         "skipped": missing,
         "failed": failed,
     }

@@ -45,6 +45,8 @@ class Script:
 
 
 _WEIGHTS = ("--weights", "{weights}")
+# which sites lie together: those of the tables in docs/robustness.md
+_PAIRS = ("--pairs", "exposure1,exposure4;exposure2,exposure6;exposure3,exposure5")
 COLLECTIONS: dict[str, tuple[Script, ...]] = {
     "speed": (
         Script("budgets", "speed.py", ("{data}/mtd", *_WEIGHTS)),
@@ -63,7 +65,7 @@ COLLECTIONS: dict[str, tuple[Script, ...]] = {
         Script("serving", "serve.py", ("latency", "{data}/mtd/exposure1/test", *_WEIGHTS)),
     ),
     "robustness": (
-        Script("robustness", "robustness.py", ("{data}/mtd", *_WEIGHTS, "--every", "1")),
+        Script("robustness", "robustness.py", ("{data}/mtd", *_WEIGHTS, "--every", "1", *_PAIRS)),
     ),
 }
 

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from fedvad._version import __version__
 from fedvad.data.files import locked
 from fedvad.detectors.generator import Generator
-from fedvad.errors import ConfigError, FedvadError, PayloadError
+from fedvad.errors import ConfigError, DataError, FedvadError, PayloadError
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.features.names import is_backbone_file
+from fedvad.features.names import brings_weights, is_backbone_file
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.flower.messages import Instruction, Reply
 from fedvad.memory.bank import MemoryBank
@@ -65,7 +65,20 @@ def answer(site: SiteSettings, instruction: Instruction) -> Reply:
             return _finish(site, instruction)
     except FedvadError as error:
         log.warning("refused: %s", error)
-        return Reply(site.name, instruction.round, refusal=str(error))
+        return Reply(site.name, instruction.round, refusal=_told(site, error))
+
+
+def _told(site: SiteSettings, error: FedvadError) -> str:
+    """What the server may know of an error: no file of the site by name, images least of all."""
+    if isinstance(error, DataError):
+        cause = error.__cause__
+        reason = cause.strerror if isinstance(cause, OSError) else None
+        kind = type(error).__name__
+        return f"{kind} ({reason}): see the site's log" if reason else f"{kind}: see the site's log"
+    text = str(error)
+    for path in (site.data, site.weights, site.cache, site.state, site.folder):
+        text = text if path is None else text.replace(str(path), "...")
+    return text
 
 
 def state_folder(site: SiteSettings, federation: str) -> Path:
@@ -214,14 +227,14 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
             f"the server's configuration (fedvad {instruction.version}) does not suit fedvad "
             f"{__version__} of this site: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         ) from error
-    if is_backbone_file(config.backbone):
-        if site.weights is None:
-            raise ConfigError(
-                "the federation uses a backbone file: put it on this machine and name it as "
-                "weights in site.toml"
-            )
-    elif not re.fullmatch(r"[A-Za-z0-9_.-]+", config.backbone):
+    file = is_backbone_file(config.backbone)
+    if not file and not re.fullmatch(r"[A-Za-z0-9_.-]+", config.backbone):
         raise ConfigError(f"the server asks for a backbone named {config.backbone[:80]!r}")
+    if site.weights is None and (file or not brings_weights(config.backbone)):
+        raise ConfigError(
+            f"the federation's backbone is {config.backbone[:80]}, and a site downloads nothing: "
+            "put its file on this machine and name it as weights in site.toml"
+        )
     if config.upload_bytes > site.max_upload_bytes:
         raise ConfigError(
             f"the server asks for uploads of up to {config.upload_bytes} bytes per round, this "
