@@ -38,7 +38,7 @@ MergeOption = Annotated[
 ]
 RowsOption = Annotated[
     int | None,
-    typer.Option(help="Global memory size of other merges [default: 2000]", show_default=False),
+    typer.Option(help="As of train [default: 32768; kmeans, kcenter: 2000]", show_default=False),
 ]
 DefenceOption = Annotated[
     str | None,

@@ -35,7 +35,7 @@ CacheOption = Annotated[
     Path | None,
     typer.Option(
         "--cache",
-        help="Descriptor cache folder (default: FEDVAD_CACHE, else ~/.cache/fedvad).",
+        help="Descriptor cache folder (default: FEDVAD_CACHE, else the user's cache folder).",
         show_default=False,
     ),
 ]
@@ -56,7 +56,9 @@ ReferenceOption = Annotated[
 WeightsOption = Annotated[
     Path | None,
     typer.Option(
-        "--weights", help="Backbone weights (safetensors); needed offline.", show_default=False
+        "--weights",
+        help="Backbone weights (safetensors); none for fedvad-tiny and filterbank.",
+        show_default=False,
     ),
 ]
 

@@ -123,7 +123,7 @@ def train(
     memory_rows: Annotated[
         int | None,
         typer.Option(
-            help="Global memory size for kmeans and kcenter [default: 2000]",
+            help="Rows of the global memory at most [default: 32768; kmeans, kcenter: 2000]",
             show_default=False,
             **_Federation,
         ),
@@ -188,7 +188,10 @@ def train(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train one detector per site; no image leaves its site, only reduced memories do."""
+    """Train one detector per site; no image leaves its site, only reduced memories do.
+
+    (Students send weights instead.)
+    """
     from fedvad.pipeline.config import resolve_config
     from fedvad.pipeline.tracking import check_tracker
     from fedvad.pipeline.tracking import track as run_track
