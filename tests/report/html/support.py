@@ -145,7 +145,11 @@ def contents(sites: tuple[str, ...] = SITES, **changes: Any) -> Contents:
         "name": "run",
         "results": results(scores),
         "ledger": ledger(sites),
-        "config": {"precision": "float16", "weights": "/home/someone/w.safetensors"},
+        "config": {
+            "precision": "float16",
+            "weights": "/home/someone/w.safetensors",
+            "student": {"options": {"dual": {"textures": "C:\\someone\\textures"}}},
+        },
         "scores": scores,
         "gallery": gallery(scores),
         "picture": lambda name: webp(),

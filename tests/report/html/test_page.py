@@ -247,6 +247,8 @@ class TestMissingPieces:
 def test_paths_of_the_machine_do_not_travel() -> None:
     html = render(contents()).html.decode()
     assert "/home/someone" not in html
+    assert "someone\\textures" not in html
+    assert "dual: textures: textures" in html
     assert "w.safetensors" in html
 
 

@@ -99,12 +99,7 @@ def phases_table(ledger: Ledger) -> list[tuple[str, str, float]]:
 
 def config_table(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(option, value) of the whole configuration; of files only the name."""
-    rows = []
-    for key, value in config.items():
-        if key in ("weights", "backbone") and isinstance(value, str):
-            value = value.replace("\\", "/").rpartition("/")[2]  # folders are nobody's business
-        rows.append((key, _plain(value)))
-    return rows
+    return [(key, _plain(value)) for key, value in config.items()]
 
 
 def _plain(value: Any) -> str:
@@ -116,7 +111,7 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items()) or _UNKNOWN
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(_plain, value)) or _UNKNOWN
-    return str(value)
+    return str(value).replace("\\", "/").rpartition("/")[2]  # folders are nobody's business
 
 
 def _traffic(figures: Sequence[int]) -> list[str]:
