@@ -43,6 +43,12 @@ def _run(commands: list[list[str]], folder: Path) -> str:
     return output
 
 
+def _draw(folder: Path) -> None:
+    """What the command would draw there, with fewer images."""
+    write_demo(folder, size=128, train=6, test_normal=3, test_defect=3)
+    (folder / ".done").touch()
+
+
 @pytest.mark.slow
 def test_the_five_minute_path_and_the_python_example_run_as_written(tmp_path: Path) -> None:
     (script,) = _blocks("bash", marked=True)
@@ -71,6 +77,7 @@ def test_the_five_minute_path_and_the_python_example_run_as_written(tmp_path: Pa
 def test_the_bench_runs_as_written_and_every_suite_is_documented(tmp_path: Path) -> None:
     page = (ROOT / "docs/bench.md").read_text(encoding="utf-8")
     (script,) = _blocks("bash", marked=True, page=page)
+    _draw(tmp_path / "bench-quick/demo-data")
     _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
     assert "| pooled | 1 |" in (tmp_path / "bench-quick/bench.md").read_text()
     assert all(f"| `{name}` |" in page for name in shipped_suites())
@@ -83,6 +90,7 @@ def test_the_bench_runs_as_written_and_every_suite_is_documented(tmp_path: Path)
 def test_the_stream_runs_as_written_and_mine_can_be_read(tmp_path: Path) -> None:
     page = (ROOT / "docs/continual.md").read_text(encoding="utf-8")
     (script,) = _blocks("bash", marked=True, page=page)
+    _draw(tmp_path / "continual-demo/data/demo")
     _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
     assert (tmp_path / "continual-demo/report.html").stat().st_size > 20_000
     (mine,) = _blocks("toml", marked=False, page=page)
