@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -147,7 +146,7 @@ def test_a_file_out_of_reach_is_not_called_damaged(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "load", refuse)
+        patch.setattr(Path, "read_bytes", refuse)
         assert cache.get("conf", _name(1)) is None
     assert not caplog.records
     assert cache.get("conf", _name(1)) is not None
@@ -202,33 +201,40 @@ def test_two_processes_writing_the_same_keys(cache: DescriptorCache) -> None:
 
 
 _WRITER = """
-import sys
+import io, sys, time
 from pathlib import Path
 import numpy as np
 from fedvad.features.cache import DescriptorCache, content_key
 cache = DescriptorCache(Path(sys.argv[1]))
-print("ready", flush=True)
-for i in range(10**9):
-    cache.put("conf", content_key(str(i).encode()), np.full((64, 64, 72), i % 1000, np.float16))
+save = np.save
+
+def save_half(file, array, **options):
+    whole = io.BytesIO()
+    save(whole, array, **options)
+    file.write(whole.getvalue()[: whole.tell() // 2])
+    file.flush()
+    print("half", flush=True)
+    time.sleep(600)
+
+for i in range(2):
+    cache.put("conf", content_key(str(i).encode()), np.full((64, 64, 72), i, np.float16))
+    np.save = save_half
 """
 
 
 def test_kill_9_leaves_only_whole_entries(cache: DescriptorCache) -> None:
-    for delay in (0.05, 0.11, 0.17):
-        with subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(cache.root)], stdout=subprocess.PIPE
-        ) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == b"ready\n"
-            time.sleep(delay)
-            writer.kill()
-    entries = _files(cache.root)
-    assert entries
-    for path in entries:
-        found = cache.get("conf", path.stem)
-        assert found is not None
-        assert found.shape == (64, 64, 72)
-        assert (found == found.flat[0]).all()
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(cache.root)], stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"half\n"
+        writer.kill()
+    (entry,) = _files(cache.root)
+    found = cache.get("conf", entry.stem)
+    assert found is not None
+    assert found.shape == (64, 64, 72)
+    assert (found == 0).all()
+    assert len(list(cache.root.rglob("*.tmp"))) == 1
 
 
 def test_leftovers_of_killed_writers_are_swept_once_old(cache: DescriptorCache) -> None:
@@ -450,10 +456,11 @@ def test_any_text_is_a_size_or_a_config_error(text: str) -> None:
         assert parse_bytes(text) >= 0
 
 
-def test_zip_header_is_really_what_numpy_takes_for_an_archive() -> None:
-    # else the "broken zip" above would test nothing
-    with pytest.raises(zipfile.BadZipFile):
-        np.load(io.BytesIO(b"PK\x03\x04" + bytes(200)))
+def test_reading_parses_no_python(cache: DescriptorCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    # threads of Python 3.11 that do it together fail now and then, and good entries were dropped
+    cache.put("conf", _name(1), _value(1))
+    monkeypatch.setattr("ast.literal_eval", lambda text: pytest.fail("parsed as Python"))
+    np.testing.assert_array_equal(cache.get("conf", _name(1)), _value(1))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -23,6 +24,12 @@ log = logging.getLogger(__name__)
 HalfArray = npt.NDArray[np.float16]
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _STALE_SECONDS = 3600
+# what np.save writes before the values of (h, w, d) float16
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<f2', 'fortran_order': False, "
+    rb"'shape': \((\d+), (\d+), (\d+)\), \} *\n",
+    re.DOTALL,
+)
 
 
 def default_cache_root() -> Path:
@@ -85,13 +92,10 @@ class DescriptorCache:
         """The entry, or None. Not memory-mapped: a stream holds more entries than open files."""
         path = self._path(configuration, key)
         try:
-            array: HalfArray = np.load(path, allow_pickle=False)
-            if not isinstance(array, np.ndarray) or array.dtype != np.float16 or array.ndim != 3:
-                raise ValueError("not descriptors")
-            array.setflags(write=False)
+            array = _read(path)
         except OSError:  # absent, or out of reach for now: no sign of damage
             return None
-        except Exception as error:  # damage: ValueError, EOFError, BadZipFile, tokenize errors, ...
+        except ValueError as error:
             log.warning("dropping damaged cache entry %s: %s", path, error)
             _remove(path)
             return None
@@ -108,7 +112,7 @@ class DescriptorCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                np.save(file, descriptors, allow_pickle=False)
+                np.save(file, np.ascontiguousarray(descriptors), allow_pickle=False)
             temporary.replace(path)
         except FileNotFoundError:  # another process cleared the cache at this moment
             return
@@ -180,6 +184,20 @@ class DescriptorCache:
             with suppress(OSError):
                 if newest - leftover.stat().st_mtime > _STALE_SECONDS:
                     leftover.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> HalfArray:
+    """An entry, read only; raises ValueError for anything else.
+
+    `np.load` parses the header as Python, which threads of Python 3.11 cannot do at the same time
+    (python/cpython#106905).
+    """
+    data = path.read_bytes()
+    header = _HEADER.match(data)
+    if header is None:
+        raise ValueError("not descriptors")
+    height, width, dim = map(int, header.groups())
+    return np.frombuffer(data, np.dtype("<f2"), offset=header.end()).reshape(height, width, dim)
 
 
 def _remove(path: Path) -> None:
