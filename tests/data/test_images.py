@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 import warnings
 import zlib
 from io import BytesIO
@@ -258,11 +257,10 @@ def test_file_of_absurd_length_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [10_001, 60_000, 2**31 - 1])
-def test_bomb_is_refused_from_its_header(side) -> None:
-    start = time.perf_counter()
+def test_bomb_is_refused_from_its_header(monkeypatch, side) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(ImageError, match="over the limit"):
         decode_rgb(bomb(side, side), "bomb.png")
-    assert time.perf_counter() - start < 0.5
 
 
 def test_size_limit_needs_no_pillow_state() -> None:

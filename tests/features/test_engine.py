@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,11 +129,11 @@ def test_error_in_the_middle_of_the_input_propagates(engine: DescriptorEngine) -
 def test_caller_may_stop_early(engine: DescriptorEngine) -> None:
     images = _images(4)
     for _ in range(5):
-        running = engine.run((i, images) for i in range(1000))
+        left = iter(range(1000))
+        running = engine.run((i, images) for i in left)
         assert next(running)[0] == 0
-        start = time.perf_counter()
         running.close()  # type: ignore[attr-defined]
-        assert time.perf_counter() - start < 2
+        assert len(list(left)) >= 990
     assert len(list(engine.run([(0, images)]))) == 1
 
 

@@ -12,13 +12,22 @@ import pytest
 from PIL import Image
 
 import fedvad
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.feddymem import PatchCore
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.pipeline.bench.cells import Prepared, _pooled
 from fedvad.pipeline.bench.run import _identity, _Source, bench
+from fedvad.pipeline.bench.scripts import _rows
 from fedvad.pipeline.bench.suite import Suite, load_suite, shipped_suites
 from fedvad.pipeline.config import resolve_config
+from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.progress import silent
+from fedvad.report.bench_tables import size
 from tests.distill import support
-from tests.helpers import OPTIONS, run_main
+from tests.helpers import OPTIONS, make_bank, run_main
 
 METHODS: list[dict[str, Any]] = [
     {"name": "feddymem"},
@@ -67,25 +76,67 @@ def test_a_cell_is_what_train_gives(
     assert rows["feddymem"]["costs"]["memory_rows"] == run["ledger"]["memory_rows"]
 
 
+@pytest.mark.parametrize(("memory_rows", "rows"), [(10_000, 300), (100, 100)])
+def test_pooling_keeps_as_many_rows_as_all_sites_may_send(
+    memory_rows: int,
+    rows: int,
+    plants: Path,
+    cache: DescriptorCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def fit(self: PatchCore, *sites: NormalFeatures) -> PatchCore:
+        asked.append(self.rows)
+        return self.with_memory(make_bank(dim=72))
+
+    monkeypatch.setattr(PatchCore, "fit_features", fit)
+    config = resolve_config(upload_rows=50, rounds=2, memory_rows=memory_rows, **OPTIONS)
+    extractor = FeatureExtractor(config.features(), cache)
+    sites = load_sites(plants, None, 0)
+    features = warm_up(sites, extractor, 0.05, silent)
+    _pooled(config, Prepared(sites, features, extractor, 0.0))
+    assert asked == [rows]
+
+
 def test_costs_are_those_of_messages_and_files(
     finished: tuple[Path, dict[str, Any]], trained: tuple[Path, dict[str, Any]], plants: Path
 ) -> None:
     rows = finished[1]["sets"]["plants"]
     assert rows["local"]["costs"]["bytes_up"] == rows["local"]["costs"]["bytes_down"] == 0
     ledger = json.loads((trained[0] / "ledger.json").read_text())
-    sent = {
-        site: sum(entry["bytes_up"][site] for entry in ledger["rounds"])
-        for site in ledger["rounds"][0]["sites"]
-    }
-    assert rows["feddymem"]["costs"]["bytes_up"] == max(sent.values())
+    costs = rows["feddymem"]["costs"]
+    for way in ("bytes_up", "bytes_down"):
+        sent = {
+            site: sum(entry[way][site] for entry in ledger["rounds"])
+            for site in ledger["rounds"][0]["sites"]
+        }
+        assert costs[way] == max(sent.values())
+    assert costs["bytes_up"] != costs["bytes_down"]
     files = max(
         sum(p.stat().st_size for p in (site / "train" / "good").iterdir())
         for site in plants.iterdir()
     )
     assert rows["pooled"]["costs"]["bytes_up"] == files
-    costs = rows["feddymem"]["costs"]
     assert costs["macs_forward"] > 0
-    assert costs["macs_search"] % costs["memory_rows"] == 0
+    height, width, dim = FeatureExtractor(FeatureConfig(**OPTIONS)).grid
+    assert costs["macs_search"] == height * width * costs["memory_rows"] * dim
+
+
+def test_figures_over_seeds_are_those_of_the_cells(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    for name in ("feddymem", "local"):
+        row = summary["sets"]["plants"][name]
+        cells = [json.loads(p.read_text()) for p in (out / "cells").glob(f"*--{name}--*.json")]
+        assert len(cells) == row["seeds"] == 2
+        for metric in ("image_auroc", "pixel_auroc", "aupro"):
+            sites = [cell["result"][metric]["sites"].values() for cell in cells]
+            means = [np.mean(list(values)) for values in sites]
+            assert row[metric]["mean"] == pytest.approx(np.mean(means))
+            assert row[metric]["sd"] == pytest.approx(np.std(means, ddof=1))
+            assert row[metric]["worst"] == pytest.approx(np.mean([min(v) for v in sites]))
+            assert row[metric]["lowest"] == min(min(values) for values in sites)
+            assert metric == "image_auroc" or min(sites[0]) != min(sites[1])
 
 
 def test_gains_convergence_and_sentences(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -107,8 +158,18 @@ def test_leaves_tables_and_a_plot(finished: tuple[Path, dict[str, Any]]) -> None
     out, summary = finished
     text = (out / "bench.md").read_text()
     assert "Backbone: filterbank." in text
+    shown = {row["method"]: row for row in _rows(text) if "seeds" in row}
     for name, row in summary["sets"]["plants"].items():
-        assert f"| {name} | 2 | {row['image_auroc']['mean']:.4f} ±" in text
+        figures, costs = row["image_auroc"], row["costs"]
+        told = shown[name]
+        assert told["seeds"] == "2"
+        assert told["image AUROC mean"] == f"{figures['mean']:.4f} ± {figures['sd']:.4f}"
+        assert told["worst site"] == f"{figures['worst']:.4f}"
+        assert told["AUPRO"].startswith(f"{row['aupro']['mean']:.4f} ±")
+        assert told["memory rows"] == str(costs["memory_rows"])
+        assert told["up per site"] == size(costs["bytes_up"])
+        assert told["down per site"] == size(costs["bytes_down"])
+        assert told["ms per image"] == f"{costs['ms_per_test_image']:.0f}"
     with (out / "bench.csv").open() as file:
         table = list(csv.DictReader(file))
     assert {line["method"] for line in table} == {m["name"] for m in METHODS}

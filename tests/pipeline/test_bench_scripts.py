@@ -11,7 +11,12 @@ from fedvad.pipeline.bench import scripts
 from fedvad.pipeline.bench.scripts import COLLECTIONS, Script, run_scripts
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = Script("merge", "merge.py", ("--sites", "2,4", "--rows", "20", "--dim", "8", "--size", "9"))
+# every number of sites is one more process that imports everything, and a tree is none
+SMALL = Script(
+    "merge",
+    "merge.py",
+    ("--sites", "2", "--tree", "2", "--rows", "20", "--dim", "8", "--size", "9"),
+)
 
 
 @pytest.mark.slow
@@ -30,7 +35,9 @@ def test_tables_are_kept_and_what_is_left_out_is_told(
         "2 sites of 20, kmeans: time",
         "2 sites of 20, kmeans: memory",
     ]
-    assert float(summary["tables"]["merge"][2]["theirs / ours"]) > 0
+    tree = summary["tables"]["merge"][2]
+    assert tree["what"] == "tree of two halves, 2 sites of 20, kmeans: time"
+    assert float(tree["theirs / ours"]) > 0
     assert summary["skipped"] == {
         "absent": "a_module_that_is_not_there is not installed",
         "without data": "without data needs --data",
@@ -38,10 +45,20 @@ def test_tables_are_kept_and_what_is_left_out_is_told(
     assert "nonsense" in summary["failed"]["broken"]
     assert json.loads((tmp_path / "speed.json").read_text()) == summary
     page = (tmp_path / "merge.md").read_text()
-    assert page.startswith("```\npython benchmarks/merge.py --sites 2,4")
+    assert page.startswith("```\npython benchmarks/merge.py --sites 2 --tree 2")
     monkeypatch.setattr(scripts, "_run", lambda *_: pytest.fail("ran again"))
     monkeypatch.setitem(COLLECTIONS, "speed", (SMALL,))
     assert run_scripts("speed", tmp_path)["tables"] == {"merge": summary["tables"]["merge"]}
+
+
+def test_rows_are_read_by_the_header_of_their_own_table() -> None:
+    one = "| what | ours | theirs / ours |\n| --- | --- | --- |\n| k | 2 | 1.50 |\n| l | 3 | – |\n"
+    other = "| figure | value |\n| :--- | ---: |\n| m | 4 |\n"
+    assert scripts._rows(f"# Title\n\n{one}\nof which:\n\n{other}") == [
+        {"what": "k", "ours": "2", "theirs / ours": "1.50"},
+        {"what": "l", "ours": "3", "theirs / ours": "–"},
+        {"figure": "m", "value": "4"},
+    ]
 
 
 def test_every_script_is_there_and_names_no_folder_of_whoever_ran_it() -> None:

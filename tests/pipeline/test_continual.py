@@ -9,20 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from typer.testing import CliRunner
 
 import fedvad
 from fedvad.cli.main import app
 from fedvad.continual.students import StudentLearner
+from fedvad.data.folders import ImageSet, Site, read_set
 from fedvad.detectors.artefact import load_detector, read_arrays, write_arrays
+from fedvad.detectors.base import Scores
 from fedvad.errors import ConfigError
+from fedvad.evaluation.aupro import aupro
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.pipeline.continual.cells import FIGURES, _figures
 from fedvad.pipeline.continual.run import continual
 from fedvad.pipeline.continual.stream import Stream, load_stream, shipped_streams
 from tests.distill import support
+from tests.helpers import SIZE
 
 STREAM = """
 name = "tiny"
@@ -143,10 +151,51 @@ def test_tables_pictures_and_a_page_that_needs_no_network(ran: tuple[Path, dict[
     assert "## Forgetting" in (out / "continual.md").read_text()
 
 
-def test_what_was_learned_can_be_loaded(ran: tuple[Path, dict[str, Any]], weights: Path) -> None:
+def test_what_was_learned_can_be_loaded_and_scores_the_same(
+    ran: tuple[Path, dict[str, Any]], weights: Path, plants: Path
+) -> None:
     (file,) = (ran[0] / "cells").glob("naive-*/detector.safetensors")
     config = FeatureConfig(**support.options(weights))
-    assert load_detector(file, extractor=FeatureExtractor(config)).name == "paste"
+    detector = load_detector(file, extractor=FeatureExtractor(config))
+    assert detector.name == "paste"
+    tests = [read_set(plants / name).test for name in ("alder", "birch", "cedar")]
+    scores = [detector.score(test.paths).image for test in tests]
+    told = ran[1]["methods"]["naive"]
+    for task, test, own in zip("abc", tests, scores, strict=True):
+        assert told["by_task"][task]["mean"] == pytest.approx(roc_auc_score(test.labels, own))
+    labels = np.concatenate([test.labels for test in tests])
+    pooled = roc_auc_score(labels, np.concatenate(scores))
+    assert told["figures"]["pooled_image_auroc"]["mean"] == pytest.approx(pooled)
+
+
+def test_figures_of_a_task_are_those_of_scikit_learn(plants: Path) -> None:
+    site = Site("alder", ImageSet(()), read_set(plants / "alder").test)
+    rng = np.random.default_rng(0)
+    masks = np.zeros((len(site.test), SIZE, SIZE), bool)
+    for mask, item in zip(masks, site.test, strict=True):
+        if item.mask is not None:
+            mask[:] = np.asarray(Image.open(item.mask).convert("L")) > 0
+    # as large as the masks, so that nothing is resized; with ties
+    maps = (rng.normal(size=masks.shape) + masks).round(1).astype(np.float32)
+    labels, image = site.test.labels, rng.normal(size=len(site.test)).round(1)
+    scores = Scores(image, maps, np.arange(len(site.test)))
+    found = _figures(site, scores, SIZE)
+    pixels, marks = maps.ravel(), masks.ravel()
+
+    def best_f1(marks: npt.NDArray[Any], values: npt.NDArray[Any]) -> float:
+        return max(f1_score(marks, values >= t) for t in np.unique(values))
+
+    assert found == pytest.approx(
+        {
+            "image_auroc": roc_auc_score(labels, image),
+            "image_f1": best_f1(labels, image),
+            "pixel_auroc": roc_auc_score(marks, pixels),
+            "pixel_f1": best_f1(marks, pixels),
+            "pixel_ap": average_precision_score(marks, pixels),
+            "aupro": aupro(maps, masks),
+        }
+    )
+    assert len(set(found.values())) == len(FIGURES)
 
 
 def test_interrupted_it_goes_on_and_ends_the_same(

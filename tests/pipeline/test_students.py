@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,33 @@ import fedvad
 from fedvad.data.folders import read_set
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.artefact import read_arrays, write_arrays
+from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.attention_options import AttentionConfig, ImitationConfig
 from fedvad.distill.parameters import under
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.weights import WeightExchange
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.deploy.settings import to_toml
 from fedvad.pipeline.student_run import StudentModel, StudentRun
-from fedvad.pipeline.students import make_student, prepare_sites
+from fedvad.pipeline.students import averaged, make_student, prepare_sites
 from tests.distill import support
 from tests.helpers import run_main
 
 SITES = ["alder", "birch", "cedar"]
+Run = tuple[Path, dict[str, Any]]
+
+
+def _no_sheet(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No contact sheet: it takes most of the time of a tiny run."""
+    _no_sheet(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +56,54 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def steps() -> set[tuple[int, int]]:
+    """Images and steps of each training behind `trained`."""
+    return set()
+
+
+@pytest.fixture(scope="module")
 def trained(
-    plants: Path, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+    plants: Path,
+    options: dict[str, Any],
+    steps: set[tuple[int, int]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
     out = tmp_path_factory.mktemp("students") / "run"
-    return out, fedvad.train(plants, out, method="paste", compare="local,pooled", **options)
+    train = StudentSite.train
+
+    def counted(self: StudentSite, **given: Any) -> Any:
+        log = train(self, **given)
+        steps.add((len(self), log.steps))
+        return log
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StudentSite, "train", counted)
+        return out, fedvad.train(plants, out, method="paste", compare="local,pooled", **options)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    plants: Path,
+    options: dict[str, Any],
+    trained: Run,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Run]:
+    """A finished run of a method; read only."""
+
+    @cache
+    def train(method: str) -> Run:
+        if method == "paste":
+            return trained
+        out = tmp_path_factory.mktemp("whole") / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            _no_sheet(patch)
+            return out, fedvad.train(plants, out, **_given(method, options))
+
+    return train
 
 
 class TestARun:
-    def test_tells_what_a_memory_tells(self, trained: tuple[Path, dict[str, Any]]) -> None:
+    def test_tells_what_a_memory_tells(self, trained: Run) -> None:
         out, results = trained
         assert results["method"] == "paste"
         assert set(results["compare"]) == {"local", "pooled"}
@@ -67,15 +123,31 @@ class TestARun:
             assert (out / name).stat().st_size > 0
         assert not (out / "state").exists()
 
-    def test_evaluate_gives_the_same_figures(
-        self, trained: tuple[Path, dict[str, Any]], plants: Path
-    ) -> None:
+    def test_evaluate_gives_the_same_figures(self, trained: Run, plants: Path) -> None:
         again = fedvad.evaluate(trained[0], plants)
         assert again["image_auroc"] == trained[1]["image_auroc"]
         assert again["threshold"] == trained[1]["threshold"]
 
+    def test_thresholds_come_from_images_that_nobody_trained_on(
+        self, trained: Run, plants: Path, options: dict[str, Any]
+    ) -> None:
+        run = fedvad.load(trained[0])
+        config = resolve_config(method="paste", **options)
+        images = {name: read_set(plants / name).train for name in SITES}
+        extractor = FeatureExtractor(config.features())
+        for name, site in prepare_sites(images, config, extractor).items():
+            assert not set(site.unseen) & set(site.paths)
+            scores = run.detector(name, extractor).score(site.unseen).image
+            assert run.sites[name].thresholds["global"].scores == pytest.approx(sorted(scores))
+            site.close()
+
+    def test_the_pooled_student_takes_the_steps_of_all_sites(
+        self, trained: Run, steps: set[tuple[int, int]]
+    ) -> None:
+        assert steps == {(3, 3), (9, 9)}
+
     def test_sites_share_weights_and_keep_their_statistics(
-        self, trained: tuple[Path, dict[str, Any]], plants: Path
+        self, trained: Run, plants: Path
     ) -> None:
         run = fedvad.load(trained[0])
         assert isinstance(run, StudentRun)
@@ -94,7 +166,7 @@ class TestARun:
         assert all(row["anomalous"] == (row["score"] > limit) for row in rows["alder"])
 
     def test_a_site_that_never_trained_scores_with_all_sites_statistics(
-        self, trained: tuple[Path, dict[str, Any]], plants: Path, tmp_path: Path
+        self, trained: Run, plants: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "dogwood").symlink_to(plants / "alder")
         results = fedvad.evaluate(trained[0], tmp_path)
@@ -105,26 +177,22 @@ class TestARun:
         rows = list(fedvad.predict(trained[0], plants / "alder" / "test"))
         assert all(np.isfinite(row["score"]) for row in rows)
 
-    def test_inspect_names_the_student(self, trained: tuple[Path, dict[str, Any]]) -> None:
+    def test_inspect_names_the_student(self, trained: Run) -> None:
         told = fedvad.inspect(trained[0])
         assert told["kind"] == "student run"
         assert {site["name"] for site in told["sites"]} == set(SITES)
 
     @pytest.mark.parametrize("reference", ["local", "union"])
-    def test_there_is_no_memory_to_choose(
-        self, trained: tuple[Path, dict[str, Any]], plants: Path, reference: Any
-    ) -> None:
+    def test_there_is_no_memory_to_choose(self, trained: Run, plants: Path, reference: Any) -> None:
         with pytest.raises(ConfigError, match="this run has a student"):
             fedvad.evaluate(trained[0], plants, reference=reference)
 
-    def test_verbs_of_memories_say_so(self, trained: tuple[Path, dict[str, Any]]) -> None:
+    def test_verbs_of_memories_say_so(self, trained: Run) -> None:
         with pytest.raises(ArtefactError, match="a student and no memory"):
             fedvad.export(trained[0])
 
     @pytest.mark.parametrize("key", ["student", "sites", "features", "method"])
-    def test_damage_is_told(
-        self, trained: tuple[Path, dict[str, Any]], tmp_path: Path, key: str
-    ) -> None:
+    def test_damage_is_told(self, trained: Run, tmp_path: Path, key: str) -> None:
         arrays, values = read_arrays(trained[0] / "detector.safetensors")
         del values[key]
         (tmp_path / "config.json").write_bytes((trained[0] / "config.json").read_bytes())
@@ -133,6 +201,7 @@ class TestARun:
             fedvad.load(tmp_path)
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_commands_of_the_page(
     plants: Path, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,28 +225,31 @@ MORE = {
 }
 
 
+def _given(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    return options | {"method": method, "student": options["student"] | MORE.get(method, {})}
+
+
 @pytest.mark.parametrize("method", ["stfpm", "dcam", "rd", "aand", "dmdd"])
-def test_other_students(method: str, plants: Path, options: dict[str, Any], tmp_path: Path) -> None:
-    given = options | {"student": options["student"] | MORE.get(method, {})}
-    results = fedvad.train(plants, tmp_path / "run", method=method, **given)
-    again = fedvad.evaluate(tmp_path / "run", plants)
+def test_other_students(method: str, plants: Path, whole: Callable[[str], Run]) -> None:
+    out, results = whole(method)
+    again = fedvad.evaluate(out, plants)
     assert again["image_auroc"] == results["image_auroc"]
     assert again["threshold"] == results["threshold"]
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("method", "last"), [("paste", 2), ("aand", 3), ("dmdd", 2)])
 def test_interrupted_training_goes_on_to_the_bit(
     method: str,
     last: int,
     plants: Path,
     options: dict[str, Any],
+    whole: Callable[[str], Run],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from fedvad.federation.exchange.weights import WeightExchange
-
     step = WeightExchange.site_step
-    given = options | {"method": method, "student": options["student"] | MORE.get(method, {})}
+    given = _given(method, options)
 
     def stopped(self: Any, state: Any, incoming: Any, round_: int) -> Any:
         if round_ == last:
@@ -192,14 +264,13 @@ def test_interrupted_training_goes_on_to_the_bit(
         fedvad.train(plants, tmp_path / "run", **given)
     resumed = fedvad.train(plants, tmp_path / "run", resume=True, **given)
     assert resumed["ledger"]["rounds"] == last
-    fedvad.train(plants, tmp_path / "whole", **given)
-    whole, again = (fedvad.load(tmp_path / run) for run in ("whole", "run"))
-    assert isinstance(whole, StudentRun)
+    first, again = (fedvad.load(run) for run in (whole(method)[0], tmp_path / "run"))
+    assert isinstance(first, StudentRun)
     assert isinstance(again, StudentRun)
-    assert whole.shared.keys() == again.shared.keys()
-    for name, array in whole.shared.items():
+    assert first.shared.keys() == again.shared.keys()
+    for name, array in first.shared.items():
         np.testing.assert_array_equal(array, again.shared[name])
-    assert whole.threshold("birch") == again.threshold("birch")
+    assert first.threshold("birch") == again.threshold("birch")
 
 
 @pytest.mark.parametrize(
@@ -218,6 +289,7 @@ def test_options_that_do_not_fit_the_method(
         fedvad.train(plants, tmp_path / "run", method="rd", **given)
 
 
+@pytest.mark.usefixtures("quick")
 def test_one_threshold_for_all_sites(plants: Path, options: dict[str, Any], tmp_path: Path) -> None:
     given = options | {"shared_threshold": True, "target_fpr": 0.3}
     fedvad.train(plants, tmp_path / "run", method="stfpm", **given)
@@ -288,6 +360,29 @@ def test_a_round_ends_with_its_last_step(plants: Path, options: dict[str, Any]) 
     log = sites["alder"].train()
     assert log.validation == []
     sites["alder"].close()
+
+
+def test_a_site_counts_by_its_images(
+    plants: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept, told = WeightExchange.accept, {}
+
+    def seen(self: WeightExchange, payload: Payload) -> None:
+        told[payload.manifest.site] = payload.manifest.n_images
+        accept(self, payload)
+
+    monkeypatch.setattr(WeightExchange, "accept", seen)
+    config = resolve_config(method="stfpm", **options | {"rounds": 1})
+    images = {
+        "alder": read_set(plants / "alder").train,
+        "birch": read_set(plants / "birch").train[:3],
+    }
+    extractor = FeatureExtractor(config.features())
+    sites = prepare_sites(images, config, extractor)
+    averaged(sites, config, extractor, ledger=Ledger())
+    assert told == {"alder": 6, "birch": 3}
+    for site in sites.values():
+        site.close()
 
 
 @pytest.mark.parametrize(

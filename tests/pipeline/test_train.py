@@ -18,6 +18,7 @@ from PIL import Image
 import fedvad
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import RowLookup, held_out_scores
+from fedvad.detectors.feddymem import PatchCore
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError, DataError, FederationError, StorageError
@@ -28,6 +29,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.codecs import rounding
 from fedvad.half import to_float
 from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.pipeline.compare import compare
 from fedvad.pipeline.config import METHODS, resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
 from fedvad.pipeline.plan import split_held_out
@@ -193,6 +195,25 @@ class TestReproducible:
         fedvad.train(plants, tmp_path / "run", cache=tmp_path / "file" / "cache", **OPTIONS)
         expected = (trained[0] / "detector.safetensors").read_bytes()
         assert (tmp_path / "run" / "detector.safetensors").read_bytes() == expected
+
+
+def test_the_pooled_memory_is_as_large_as_the_global_one(
+    trained: tuple[Path, dict[str, Any]],
+    features: dict[str, NormalFeatures],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = TrainedRun.load(trained[0])
+    made: list[tuple[int, int]] = []
+
+    def fit(self: PatchCore, *sites: NormalFeatures) -> PatchCore:
+        made.append((self.rows, len(sites)))
+        return self.with_memory(run.memory)
+
+    monkeypatch.setattr(PatchCore, "fit_features", fit)
+    config = resolve_config(compare="pooled", **OPTIONS)
+    extractor = features["alder"].extractor
+    compare(config, run, [], features, features, [], extractor, progress=silent)
+    assert made == [(len(run.memory), 3)]
 
 
 @pytest.fixture(scope="module")
