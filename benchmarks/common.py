@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median, pstdev
+from statistics import fmean, median, stdev
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING
 
@@ -129,7 +129,8 @@ def spread(values: Sequence[float | None], digits: int = 4) -> str:
     known = [v for v in values if v is not None]
     if len(known) < len(values) or not known:
         return "–"
-    return f"{fmean(known):.{digits}f} ± {pstdev(known):.{digits}f}"
+    around = f" ± {stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{fmean(known):.{digits}f}{around}"
 
 
 def backbone_options(parser: ArgumentParser) -> None:

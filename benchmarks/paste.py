@@ -21,7 +21,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from common import alternate
+from common import alternate, spread
 
 from fedvad.data.folders import read_set
 from fedvad.detectors.registry import create
@@ -190,7 +190,7 @@ def quality(extractor: FeatureExtractor, arguments: argparse.Namespace) -> None:
             losses.append(min(log.validation))
             print(f"{name}, seed {seed}: {found[-1]:.4f}", file=sys.stderr, flush=True)
         print(
-            f"| {name} | {np.mean(found):.4f} ± {np.std(found):.4f} | {steps} "
+            f"| {name} | {spread(found)} | {steps} "
             f"| {np.mean(losses):.3f} | {median(seconds):.0f} s | {seeds} |",
             flush=True,
         )

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import spread
 from PIL import Image
 
 from fedvad.data.folders import Site
@@ -308,7 +309,7 @@ def table(results: list[dict[str, Any]]) -> str:
         for figure in ("auroc", "recall"):
             for how in ("attacked", "defended"):
                 values = [mean(r, f"{attack}|{how}", figure) for r in results]
-                cells.append(f"{np.mean(values):.4f} ± {np.std(values):.4f}")
+                cells.append(spread(values))
         for how in ("attacked", "defended"):
             falls = [
                 mean(r, "none|attacked", "auroc") - mean(r, f"{attack}|{how}", "auroc")

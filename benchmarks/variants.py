@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from common import spread
 
 import fedvad
 
@@ -112,11 +112,6 @@ def table(out: Path, names: list[str], seeds: list[int]) -> str:
 
 
 def _row(name: str, runs: list[dict[str, Any]]) -> str:
-    def spread(values: list[float | None]) -> str:
-        if any(v is None for v in values):
-            return "–"
-        return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
-
     ledger = runs[0].get("ledger")
     cells = [
         name,
