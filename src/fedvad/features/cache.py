@@ -27,7 +27,7 @@ _STALE_SECONDS = 3600
 # what np.save writes before the values of (h, w, d) float16
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<f2', 'fortran_order': False, "
-    rb"'shape': \((\d+), (\d+), (\d+)\), \} *\n",
+    rb"'shape': \((\d{1,6}), (\d{1,6}), (\d{1,6})\), \} *\n",
     re.DOTALL,
 )
 
