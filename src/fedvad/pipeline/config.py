@@ -95,8 +95,11 @@ class TrainConfig(BaseModel):
     identity_weight: float = Field(default=0.01, ge=0)
     # scoring
     map: MapMode = "nn1"
+    density: float = Field(default=0.5, ge=0, le=1)
+    density_neighbours: int = Field(default=5, ge=1)
     smooth: int = 3
     top: float = 0.03
+    top_cells: int = Field(default=32, ge=1)
     search: SearchMode = "fast"
     reference: Reference = "global"
     # thresholds
@@ -195,7 +198,15 @@ class TrainConfig(BaseModel):
 
     def scoring(self) -> ScoringConfig:
         """The scoring part."""
-        return ScoringConfig(map=self.map, smooth=self.smooth, top=self.top, search=self.search)
+        return ScoringConfig(
+            map=self.map,
+            density=self.density,
+            density_neighbours=self.density_neighbours,
+            smooth=self.smooth,
+            top=self.top,
+            top_cells=self.top_cells,
+            search=self.search,
+        )
 
     def rows(self, dim: int) -> int:
         """Rows a site may send per round: `upload_rows`, or fewer if `upload_bytes` says so."""

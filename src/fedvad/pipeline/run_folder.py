@@ -22,6 +22,7 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.density import holds
 from fedvad.pipeline.config import Reference, TrainConfig
 
 __all__ = [
@@ -114,8 +115,13 @@ class TrainedRun:
         if site in self.sites:
             own = self.sites[site].thresholds
             # more vectors only lower the distance to the nearest: the threshold of the global
-            # memory holds for the union, too, as long as nothing else scores
-            lends = reference == "union" and self.scoring.map == "nn1"
+            # memory holds for the union, too, as long as nothing else scores; the density of a
+            # memory changes with its rows
+            lends = (
+                reference == "union"
+                and self.scoring.map == "nn1"
+                and (not self.scoring.density or holds(self.memory, self.sites[site].bank))
+            )
             return own.get(reference) or (own.get("global") if lends else None)
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
         return middle(known)
@@ -186,7 +192,7 @@ class TrainedRun:
             return cls(
                 memory=_bank("global", arrays),
                 sites=sites,
-                scoring=ScoringConfig(**values["scoring"]),
+                scoring=ScoringConfig.from_values(values["scoring"]),
                 reference=values["reference"],
                 features=feature_identity(values, path),
                 method=values["method"],
