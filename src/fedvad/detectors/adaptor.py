@@ -21,7 +21,7 @@ from fedvad.distill.training import (
     parameters_of,
     train_student,
 )
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.coreset import CandidateSampler
@@ -227,7 +227,10 @@ class AdaptorDetector(Detector):
             scoring=ScoringConfig.from_values(values["scoring"]),
             seed=values["seed"],
         )
-        return detector.with_parameters(arrays)
+        try:
+            return detector.with_parameters(arrays)
+        except MismatchError as error:  # in a file of its own it is damage
+            raise ValueError(str(error)) from error
 
 
 def _student(config: AdaptorConfig, dim: int, seed: int) -> Adaptor:
