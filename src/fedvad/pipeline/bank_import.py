@@ -32,11 +32,10 @@ from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
-    LEDGER_FILE,
     SiteModel,
     TrainedRun,
     write_config,
-    write_json,
+    write_ledger,
 )
 from fedvad.pipeline.thresholds import Counts, calibrate
 
@@ -209,7 +208,7 @@ def make_run(
     )
     calibration = calibrate(run, held_out, extractor, config, progress)
     write_config(out, config)
-    write_json(out / LEDGER_FILE, load_ledger(state_dir).model_dump())
+    write_ledger(out, load_ledger(state_dir))
     run.save(out)  # last: with it the run counts as made
     threshold = run.threshold(state.site)
     told = {
