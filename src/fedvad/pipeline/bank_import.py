@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedvad.data.locks import only_one
 from fedvad.detectors.calibration import RowLookup
 from fedvad.errors import ArtefactError, ConfigError, PayloadError
 from fedvad.features.cache import DescriptorCache
@@ -63,8 +65,29 @@ def import_global(
     thresholds from its own normal images, as `train` makes them. Importing the same file again
     changes nothing. `own_rows` of the result: rows of the last upload that came back. Raises
     `PayloadError` naming the file for one that is not to be trusted, is older than what the site
-    has, or is of another federation; `ConfigError`, `DataError`.
+    has, or is of another federation; `ConfigError` (also when another process works on
+    `state_dir` or `out`), `DataError`.
     """
+    with ExitStack() as stack:
+        stack.enter_context(only_one(state_dir))
+        if out is not None and not out.is_file():
+            stack.enter_context(only_one(out))
+        return _import_global(
+            file, state_dir, trust, out, data, weights, cache, max_bytes, progress
+        )
+
+
+def _import_global(
+    file: Path,
+    state_dir: Path,
+    trust: Path,
+    out: Path | None,
+    data: Path | None,
+    weights: Path | None,
+    cache: DescriptorCache | None,
+    max_bytes: int,
+    progress: Progress,
+) -> dict[str, Any]:
     if trust.is_dir():
         raise ConfigError(f"{trust} is a folder: --trust takes the server's one public key here")
     trusted = read_trusted_keys(trust)
