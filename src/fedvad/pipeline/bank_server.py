@@ -14,7 +14,7 @@ from fedvad.data.checked import parse_values
 from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import read_sealed, write_sealed
-from fedvad.errors import ConfigError, FederationError, PayloadError
+from fedvad.errors import ArtefactError, ConfigError, FederationError, PayloadError
 from fedvad.federation.codecs import Precision
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
@@ -277,7 +277,10 @@ def _federation(
 
 def _read_federation(state_dir: Path) -> _Federation:
     path = state_dir / _FEDERATION
-    return parse_values(_Federation, read_sealed(path), f"the server's state {path}")
+    try:
+        return parse_values(_Federation, read_sealed(path), str(path))
+    except ArtefactError as error:
+        raise ArtefactError(f"the server's state is damaged: {error}") from error
 
 
 def _accept(
