@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import fedvad
 from fedvad.errors import ArtefactError, PayloadError
 from fedvad.features.cache import DescriptorCache, content_key
-from fedvad.federation.ledger import Ledger
+from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.runners.state import RunState, load_state, save_state
 from fedvad.federation.signed import SignedMessage, generate_keys, read_private_key
 from fedvad.memory.bank import MemoryBank
@@ -25,7 +27,7 @@ from fedvad.pipeline.run_folder import (
     write_ledger,
 )
 from tests.damage.flips import FLIPS, flipped
-from tests.helpers import make_bank, upload
+from tests.helpers import OPTIONS, make_bank, upload
 
 Trained = tuple[Path, dict[str, Any]]
 FILES = ("config.json", "detector.safetensors", "ledger.json", "results.json")
@@ -137,8 +139,6 @@ def test_every_flip_in_a_signed_file_is_noticed(tmp_path: Path) -> None:
 def test_a_changed_result_is_not_handed_out_by_resume(
     run: Path, trained: Trained, plants: Path, shared_cache: Path
 ) -> None:
-    from tests.helpers import OPTIONS
-
     assert read_results(run) == trained[1]
     text = (run / "results.json").read_text()
     (run / "results.json").write_text(text.replace('"seed": 0', '"seed": 1'))
@@ -157,11 +157,72 @@ def test_a_damaged_ledger_is_no_empty_ledger(run: Path, plants: Path, shared_cac
             fedvad.evaluate(run, plants, cache=shared_cache)
 
 
+ODD = {
+    "nested deeply": "[" * 100_000,
+    "nested a little too deeply": '{"a": ' + "[" * 70 + "]" * 70 + "}",
+    "NaN": '{"seed": NaN}',
+    "infinite": '{"seed": -Infinity}',
+    "beyond floats": '{"smooth": 1e999}',
+    "a key twice": '{"seed": 0, "seed": 1}',
+    "an endless integer": '{"seed": ' + "9" * 5000 + "}",
+    "a long integer": '{"seed": ' + "9" * 30 + "}",
+    "a list": "[]",
+    "null": "null",
+    "nothing": "",
+    "UTF-16": '{"seed": 0}',
+}
+
+
+@pytest.mark.parametrize("name", ["config.json", "ledger.json", "results.json"])
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD.keys())
+def test_odd_json_is_an_artefact_error(name: str, text: str, run: Path) -> None:
+    (run / name).write_bytes(text.encode("utf-16" if text == ODD["UTF-16"] else "utf-8"))
+    with pytest.raises(ArtefactError, match=name.replace(".", r"\.")) as caught:
+        {"config.json": read_config, "ledger.json": read_ledger, "results.json": read_results}[
+            name
+        ](run)
+    assert len(str(caught.value)) < 500
+
+
+def test_what_a_person_changed_is_read_without_the_digest(run: Path) -> None:
+    text = (run / "config.json").read_text().replace('"seed": 0', '"seed": 5')
+    (run / "config.json").write_text(text)
+    with pytest.raises(ArtefactError, match='remove its line "digest"'):
+        read_config(run)
+    values = json.loads(text)
+    del values["digest"]
+    (run / "config.json").write_text(json.dumps(values))
+    assert read_config(run).seed == 5
+
+
+def test_a_run_is_whole_at_every_moment_of_its_training(
+    plants: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader between any two writes sees no run, or a whole one; never half of a file."""
+    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+    out, replace, seen = tmp_path / "run", Path.replace, []
+
+    def look(self: Path, target: Path) -> Path:
+        done = replace(self, target)
+        if out in target.parents:
+            try:
+                seen.append(set(TrainedRun.load(out).sites))
+                read_config(out)
+                read_ledger(out)
+            except ArtefactError as error:
+                seen.append(str(error))
+        return done
+
+    monkeypatch.setattr(Path, "replace", look)
+    fedvad.train(plants, out, cache=shared_cache, **OPTIONS)
+    sites = {"alder", "birch", "cedar"}
+    first = seen.index(sites)
+    assert all("detector.safetensors" in reason for reason in seen[:first])
+    assert all(found == sites for found in seen[first:])
+    assert len(seen) > first + 5 > 10
+
+
 def test_a_ledger_of_numbers_that_json_lacks_comes_back(tmp_path: Path) -> None:
-    import math
-
-    from fedvad.federation.ledger import RoundEntry
-
     entry = RoundEntry(
         round=1, sites=["a"], bytes_up={}, bytes_down={}, rows_up={}, memory_rows=1,
         coverage=math.inf,

@@ -15,12 +15,13 @@ import pytest
 import fedvad
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.generator import Generator
-from fedvad.errors import ArtefactError
+from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.run_folder import TrainedRun, read_config, read_ledger, read_results
+from fedvad.pipeline.runs import load_run
 from fedvad.serving.predictor import Predictor
 from tests.helpers import OPTIONS, run_main
 
@@ -293,3 +294,55 @@ class TestFilesOfEarlierVersions:
         (folder / "round-0002").rename(folder / "round-0001")
         with pytest.raises(ArtefactError, match="renamed"):
             load_state(folder)
+
+
+def test_an_unknown_reference_is_no_union(loaded: tuple[TrainedRun, FeatureExtractor]) -> None:
+    run, extractor = loaded
+    for wanted in ("evil", "Global", ""):
+        with pytest.raises(ConfigError, match="unknown reference"):
+            run.detector("alder", extractor, wanted)  # type: ignore[arg-type]
+
+
+class TestRunsOfStudents:
+    """Made of arrays alone: what is checked needs no student that learned."""
+
+    def _write(self, folder: Path, **changes: Any) -> Path:
+        site = {"n_images": 4, "own": {"scale": 1.0}, "thresholds": {}}
+        values = {
+            "kind": "student run",
+            "method": "stfpm",
+            "data": "",
+            "features": FeatureConfig(layers=(0,)).identity(),
+            "student": {"seed": 0},
+            "sites": [{"name": "a", **site}, {"name": "b", **site}],
+        }
+        arrays = {"student/w": np.ones(3, np.float32)}
+        arrays |= {f"site{i}/buffers/m": np.ones(2, np.float32) for i in range(2)}
+        write_arrays(
+            folder / "detector.safetensors",
+            arrays | changes.pop("arrays", {}),
+            values | changes,
+        )
+        return folder
+
+    def test_a_sound_one_loads(self, tmp_path: Path) -> None:
+        run = load_run(self._write(tmp_path))
+        assert set(run.sites) == {"a", "b"}
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"sites": []},
+            {"sites": [{"name": "a", "n_images": 1, "own": {"scale": NAN}, "thresholds": {}}] * 2},
+            {"sites": [{"name": "a", "n_images": 1, "own": {"scale": 1.0}, "thresholds": {}}] * 2},
+            {"student": {"seed": INF}},
+            {"student": None},
+            {"method": "evil"},
+            {"arrays": {"student/w": np.full(3, NAN, np.float32)}},
+            {"arrays": {"site1/buffers/m": np.ones(3, np.float32)}},
+            {"arrays": {"site7/buffers/m": np.ones(2, np.float32)}},
+        ],
+    )
+    def test_a_wrong_one_is_refused(self, changes: dict[str, Any], tmp_path: Path) -> None:
+        with pytest.raises(ArtefactError, match=r"detector\.safetensors"):
+            load_run(self._write(tmp_path, **changes))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy.typing as npt
 
@@ -131,7 +131,14 @@ class TrainedRun:
         return middle(known)
 
     def _reference(self, site: str | None, wanted: Reference | None) -> Reference:
-        """The reference set that scores; a site without its own memory defaults to the global."""
+        """The reference set that scores; a site without its own memory defaults to the global.
+
+        Raises `ConfigError` for another word: to what follows it would mean the union.
+        """
+        if wanted is not None and wanted not in get_args(Reference):
+            raise ConfigError(
+                f"unknown reference {wanted!r}; choose from {', '.join(get_args(Reference))}"
+            )
         if site in self.sites:
             return wanted or self.reference
         return "global" if wanted in (None, "union") else wanted

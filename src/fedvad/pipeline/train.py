@@ -117,7 +117,9 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
 
 def _options(config: TrainConfig) -> str:
     """Digest of all that an interrupted run and its --resume must share."""
-    return sha256_of(config.model_dump_json(exclude=_FREE_ON_RESUME).encode())
+    # without defaults: an option that a later version adds must not end a run begun before
+    told = config.model_dump_json(exclude=_FREE_ON_RESUME, exclude_defaults=True)
+    return sha256_of(told.encode())
 
 
 def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
