@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.checked import strictly
 from fedvad.errors import ConfigError
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.density import density_scale, row_gaps
@@ -76,8 +77,11 @@ class ScoringConfig:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """What `asdict` gave, read from a file; older files lack what they scored without."""
-        return cls(**{"density": 0.0, "top_cells": _UNBOUNDED, **values})
+        """What `asdict` gave, read from a file; older files lack what they scored without.
+
+        Raises `ArtefactError` for what is no such thing.
+        """
+        return strictly(cls, {"density": 0.0, "top_cells": _UNBOUNDED, **values}, "the scoring")
 
     def count(self, cells: int) -> int:
         """Number of the highest cells, of a map of so many, whose mean is the image score."""

@@ -178,7 +178,7 @@ class FeatureExtractor:
         return _Loaded(key, pixels=pixels)
 
     def _cached(self, key: str) -> HalfArray | None:
-        return self.cache.get(self._key, key) if self.cache is not None and key else None
+        return self.cache.get(self._key, key, self.grid) if self.cache is not None and key else None
 
     def _compute(self, loaded: list[_Loaded], pool: ThreadPoolExecutor) -> dict[int, HalfArray]:
         missing = [(i, item.pixels) for i, item in enumerate(loaded) if item.pixels is not None]

@@ -14,7 +14,7 @@ from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.fitted import Fitted
 from fedvad.pipeline.plan import privacy
 from fedvad.pipeline.report import keep_record, report
-from fedvad.pipeline.run_folder import LEDGER_FILE, write_json
+from fedvad.pipeline.run_folder import RESULTS_FILE, write_json, write_ledger
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
 from fedvad.report.tables import (
@@ -69,8 +69,8 @@ def write_outputs(
     summary["ledger"] = ledger.summary()
     summary["privacy"] = privacy(config)
     summary["verdict"] = verdict(summary)
-    write_json(out / LEDGER_FILE, ledger.model_dump())
-    write_json(out / "results.json", summary)
+    write_json(out / RESULTS_FILE, summary)
+    write_ledger(out, ledger, vouches_for=[RESULTS_FILE])
     tables = {
         "method": results_table(summary, name=run.method),
         "site": sites_table(summary, name=run.method),

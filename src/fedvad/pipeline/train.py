@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedvad.data.locks import only_one
+from fedvad.data.sealed import sha256_of
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -21,7 +22,13 @@ from fedvad.pipeline.memories import fit_memories
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join
 from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.run_folder import DETECTOR_FILE, RESULTS_FILE, read_config, read_ledger
+from fedvad.pipeline.run_folder import (
+    DETECTOR_FILE,
+    RESULTS_FILE,
+    read_config,
+    read_ledger,
+    read_results,
+)
 from fedvad.pipeline.scoring import score_sites
 from fedvad.pipeline.students import fit_students
 
@@ -46,13 +53,30 @@ def train(
 
     The returned dictionary is what `--json` prints and `results.json` holds. State is kept after
     every round, so that an interrupted run goes on with `resume`; of a finished one, `resume`
-    returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`,
-    `DataError`, `FederationError` (see `fedvad.errors`).
+    returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`
+    (also when another process works on `out`), `DataError`, `FederationError` (see
+    `fedvad.errors`).
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: choose another --out")
+    with only_one(out):  # before looking at what is there: nobody else writes it from now on
+        return _train(data, out, config, cache, resume, progress)
+
+
+def _train(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    cache: DescriptorCache | None,
+    resume: bool,
+    progress: Progress,
+) -> dict[str, Any]:
     _prepare(out, config, resume)
     sites = load_sites(data, config.split, config.seed)
     check_join(config, [site.name for site in sites])
-    ledger = Ledger(images={site.name: digest_of(site.train) for site in sites})
+    ledger = Ledger(
+        images={site.name: digest_of(site.train) for site in sites}, options=_options(config)
+    )
     if resume and (done := _finished(out, config, ledger.images)) is not None:
         log.info("%s is complete already: nothing was run", out)
         return done
@@ -88,8 +112,14 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
         )
     if set(config.compare) - set(read_config(out).compare):
         return None
-    results: dict[str, Any] = json.loads((out / RESULTS_FILE).read_bytes())
-    return results
+    return read_results(out)
+
+
+def _options(config: TrainConfig) -> str:
+    """Digest of all that an interrupted run and its --resume must share."""
+    # without defaults: an option that a later version adds must not end a run begun before
+    told = config.model_dump_json(exclude=_FREE_ON_RESUME, exclude_defaults=True)
+    return sha256_of(told.encode())
 
 
 def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
@@ -103,8 +133,6 @@ def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
                     + ", ".join(f"{k} ({before[k]!r}, now {now[k]!r})" for k in changed)
                 )
         return
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: choose another --out")
     if (out / "config.json").exists():
         try:
             read_config(out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from fedvad._version import __version__
 from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
+from fedvad.data.locks import only_one
+from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.distill.cost import descriptor_macs
-from fedvad.errors import ConfigError, FedvadError
+from fedvad.errors import ArtefactError, ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import is_backbone_file
@@ -54,8 +55,20 @@ def bench(
     version are the same, so that an interrupted bench goes on where it stopped. Sets that are not
     there and cells that fail are named in the summary and in the tables; the others go on.
 
-    Raises `ConfigError` when no cell can be run.
+    Raises `ConfigError` when no cell can be run, or another process works on `out`.
     """
+    with only_one(out):
+        return _bench(suite, out, data, weights, cache, progress)
+
+
+def _bench(
+    suite: Suite,
+    out: Path,
+    data: Path | None,
+    weights: Path | None,
+    cache: DescriptorCache | None,
+    progress: Progress,
+) -> dict[str, Any]:
     cells: dict[_Key, dict[str, Any]] = {}
     missing: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -148,18 +161,18 @@ def _cell(
     path = out / "cells" / f"{_file_name(key)}.json"
     if path.is_file():
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_sealed(path)
             if stored.get("identity") == identity:
                 found: dict[str, Any] = stored["result"]
                 return found
-        except (ValueError, KeyError, AttributeError):
-            log.warning("%s is damaged: running this cell again", path)
+        except (ArtefactError, KeyError) as error:
+            log.warning("running this cell again: %s", error)
     prepared = _prepared(config, source, cache, shared)
     result = run_cell(method, config, prepared, convergence=suite.convergence, progress=silent)
     log.info("%s: image AUROC %s", key, result["image_auroc"]["mean"])
-    write_json(path, {"key": list(key), "identity": identity, "result": result})
+    write_sealed(path, {"key": list(key), "identity": identity, "result": result})
     # as a reader of the file would see it, so that a resumed bench gives the same summary
-    found = json.loads(path.read_text(encoding="utf-8"))["result"]
+    found = read_sealed(path)["result"]
     return found
 
 

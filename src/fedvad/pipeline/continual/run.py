@@ -16,6 +16,7 @@ from fedvad.continual.forgetting import summarise_matrix
 from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
+from fedvad.data.locks import only_one
 from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.pipeline.continual.cells import FIGURES, Where, run_cell
@@ -48,8 +49,21 @@ def continual(
     safetensors file by backbone name ("" for any). Each method and seed is checkpointed behind
     every task in `out`/cells. Methods that fail are named in the summary; the others go on.
 
-    Raises `ConfigError` when a task's folder is missing, or nothing could be run.
+    Raises `ConfigError` when a task's folder is missing, nothing could be run, or another process
+    works on `out`.
     """
+    with only_one(out):
+        return _continual(stream, out, data, weights, cache, progress)
+
+
+def _continual(
+    stream: Stream,
+    out: Path,
+    data: Path | None,
+    weights: Mapping[str, Path] | None,
+    cache: DescriptorCache | None,
+    progress: Progress,
+) -> dict[str, Any]:
     sites = _sites(stream, data, out)
     records: dict[str, dict[int, dict[str, Any]]] = {}
     failed: dict[str, str] = {}
