@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,14 @@ __all__ = [
     "read_sites",
 ]
 
+log = logging.getLogger(__name__)
+
 _LAYOUT = (
     "Expected [<site>/]train/good/*.png, with test/good, test/<defect> and "
     "ground_truth/<defect>/<name>_mask.png where there are any, or another layout of "
     "docs/own-data.md."
 )
+_SHOWN = 3
 _RESOLUTION = "realiad_"
 
 
@@ -211,8 +215,14 @@ def list_images(paths: Iterable[Path]) -> Listing:
 
 
 def read_images(paths: Iterable[Path]) -> list[Path]:
-    """The files of `list_images`."""
-    return list(list_images(paths).files)
+    """The files of `list_images`; what was passed over is logged as one line."""
+    listing = list_images(paths)
+    passed = [skipped for skipped in listing.skipped if skipped.notable]
+    if passed:
+        shown = ", ".join(f"{s.files} in {s.folder} ({s.reason})" for s in passed[:_SHOWN])
+        rest = sum(s.files for s in passed[_SHOWN:])
+        log.warning("not taken as images: %s%s", shown, f", {rest} more" if rest else "")
+    return list(listing.files)
 
 
 def _search(top: Folder) -> tuple[list[Path], tuple[Skipped, ...]]:

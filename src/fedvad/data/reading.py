@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedvad.data.sets import Site
 
-__all__ = ["DataReading", "Label", "SiteReading", "Skipped"]
+__all__ = ["DataReading", "Label", "SiteReading", "Skipped", "data_table"]
 
 _HEAD = ["folder", "images", "read as", "why"]
 _ROWS = 40
@@ -132,7 +132,7 @@ def _site_json(part: SiteReading) -> dict[str, Any]:
     }
 
 
-def data_table(data: dict[str, Any]) -> list[list[str]]:
+def data_table(data: Mapping[str, Any]) -> list[list[str]]:
     """Rows of the JSON form as a table for people: what each folder was read as, and why.
 
     The first row is the header. Of very many folders only the first are shown, and a last row

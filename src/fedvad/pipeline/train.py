@@ -15,14 +15,14 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import digest_of, fingerprint, load_sites
+from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Job
 from fedvad.pipeline.memories import fit_memories
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import DETECTOR_FILE, RESULTS_FILE, read_config, read_ledger
-from fedvad.pipeline.scoring import score_sites
+from fedvad.pipeline.scoring import ANY_SHARE, score_sites
 from fedvad.pipeline.students import fit_students
 
 __all__ = ["train"]
@@ -50,7 +50,8 @@ def train(
     `DataError`, `FederationError` (see `fedvad.errors`).
     """
     _prepare(out, config, resume)
-    sites = load_sites(data, config.split, config.seed)
+    names = config.label_names()
+    reading, sites = load_data(data, config.split, config.seed, names, image_size=config.image_size)
     check_join(config, [site.name for site in sites])
     ledger = Ledger(images={site.name: digest_of(site.train) for site in sites})
     if resume and (done := _finished(out, config, ledger.images)) is not None:
@@ -59,17 +60,21 @@ def train(
     extractor = FeatureExtractor(config.features(), cache)
     fit = fit_students if config.has_student else fit_memories
     with ExitStack() as stack:
-        job = Job(sites, config, extractor, out, resume, fingerprint(data), ledger, stack, progress)
+        job = Job(
+            sites, config, extractor, out, resume, fingerprint(data, names), ledger, stack, progress
+        )
         fitted = fit(job)
         fitted.run.save(out)
         before = extractor.computed
         with ledger.phase("score"):
             results = score_sites(
-                fitted.run, sites, extractor, max_bad=config.max_bad, progress=progress
+                fitted.run, sites, extractor, max_bad=ANY_SHARE, progress=progress
             )
             comparisons = fitted.compare(results)
     ledger.images_computed += extractor.computed - before
-    summary = write_outputs(out, config, fitted, results, comparisons, ledger)
+    summary = write_outputs(
+        out, config, fitted, results, comparisons, ledger, data_of(reading, results)
+    )
     clear_state(out / "state")
     return summary
 

@@ -103,8 +103,10 @@ class _Source:
 
     def read(self, config: TrainConfig) -> list[Site]:
         if self.sites:
-            return [read_set(folder, name) for name, folder in self.sites.items()]
-        return load_sites(self.root, config.split, config.seed)
+            return [
+                read_set(folder, name, config.label_names()) for name, folder in self.sites.items()
+            ]
+        return load_sites(self.root, config.split, config.seed, config.label_names())
 
     @cached_property
     def images(self) -> str:
