@@ -22,6 +22,7 @@ __all__ = [
     "ImageSet",
     "Listing",
     "Site",
+    "holds_sets",
     "list_images",
     "read_data",
     "read_images",
@@ -66,6 +67,11 @@ def read_data(
     outside = () if found[0][0] is top else _outside(top, [folder for folder, _ in found])
     reading = DataReading(Path(root), tuple(parts), outside)
     return reading.noted(_unused(top, names))
+
+
+def holds_sets(root: Path, names: LabelNames | None = None) -> bool:
+    """Whether a folder is a set of a known layout, or holds some; raises `DataError` for none."""
+    return bool(_sets_in(scan(Path(root)), names or LabelNames()))
 
 
 def read_sites(

@@ -62,7 +62,7 @@ class LabelNames:
                 return False, f"--defect {given}"
         if folded == "good":
             return True, "named good"
-        return None if looks_good(name) else (False, "a folder of its own")
+        return None if looks_good(name) else (False, "not called good")
 
     def with_good(self, *names: str) -> LabelNames:
         """Also with these names, where they are not named otherwise."""

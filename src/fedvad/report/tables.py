@@ -140,12 +140,12 @@ def rich_tables(results: Results, *, name: str = "federated") -> list[Table]:
     """
     methods = rich_table("Methods", results_table(results, name=name))
     tables = [methods, rich_table("Sites", sites_table(results, name=name))]
-    data = _at(results, "data")
-    if data and not data.get("complete"):
-        tables.insert(0, rich_data_table(data))
     moved = own_normals_table(results)
     if len(moved) > 1 and _number(results, "image_auroc", "mean") is None:
         tables.append(rich_table("Own normal images", moved))
+    data = _at(results, "data")
+    if data and not data.get("complete"):
+        tables.append(rich_data_table(data))
     return tables
 
 

@@ -106,18 +106,15 @@ class Draft:
         self.why.update((path, UNPAIRED) for path in [*unpaired, *rest])
 
     def note_masks(self) -> None:
-        """Say which defective images lack a mask where others have one."""
-        without = [item for item in self.defective if item.mask is None]
+        """Say so when there are masks and none belongs to a defective image.
+
+        Where some do, scoring says how many: it looks at the masks, too.
+        """
         unpaired = sum(reason == UNPAIRED for reason in self.why.values())
-        if without and (len(without) < len(self.defective) or unpaired):
-            shown = ", ".join(self.relative(item.path) for item in without[:_SHOWN])
-            more = ", …" if len(without) > _SHOWN else ""
+        if unpaired and self.defective and all(item.mask is None for item in self.defective):
             self.notes.append(
-                f"{len(without)} of {len(self.defective)} defective images have no mask ({shown}"
-                f"{more}): pixel figures rest on the others"
-                if len(without) < len(self.defective)
-                else f"none of {unpaired} masks belongs to a defective image: name them "
-                f"<image>_mask.png; there are no pixel figures"
+                f"none of {unpaired} masks belongs to a defective image, so there are no pixel "
+                "figures: call them <image>_mask.png, in ground_truth/<defect>"
             )
 
 
