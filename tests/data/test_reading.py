@@ -225,8 +225,8 @@ def test_copies_leaks_and_contradictions_are_noted(tmp_path: Path) -> None:
     ]:  # fmt: skip
         picture(tmp_path / name, seed)
     notes = " / ".join(check_contents(read_data(tmp_path), 16).notes)
-    assert "1 images repeat the content of others; training has 2 distinct images of 3" in notes
-    assert "1 test images are also training images" in notes
+    assert "1 image repeats the content of others; training has 2 distinct images of 3" in notes
+    assert "1 test image is among the training images" in notes
     assert "2 images are equal and labelled differently (4.png, 5.png)" in notes
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fedvad.data.headers import read_header
 from fedvad.data.reading import DataReading
 from fedvad.data.sets import Site
 
-__all__ = ["check_contents", "copies", "distinct"]
+__all__ = ["check_contents", "copies", "described", "distinct"]
 
 _BLOCK = 4096
 _MOST_BYTES = 1 << 30  # of files that agree in size and in three blocks, to be read whole
@@ -37,6 +37,13 @@ def distinct(paths: Iterable[Path]) -> int:
     """How many different contents files have."""
     known = list(paths)
     return len(known) - sum(len(group) - 1 for group in copies(known))
+
+
+def described(paths: Sequence[Path]) -> str:
+    """How many images there are, and how many of them are distinct, in words."""
+    different = distinct(paths)
+    images = f"{different} distinct image{'s' * (different != 1)}"
+    return images if different == len(paths) else f"{images} of {len(paths)}"
 
 
 def copies(paths: Iterable[Path]) -> list[list[Path]]:
@@ -99,19 +106,20 @@ def _copies(site: Site) -> Iterator[str]:
     for group in copies(part):
         if len({label[path] for path in group}) > 1:
             contrary += group
-        elif len({part[path] for path in group}) > 1:
-            leaked += sum(part[path] == "test" for path in group)
-        else:
-            again += len(group) - 1
+            continue
+        learnt = sum(part[path] == "train" for path in group)
+        again += (learnt or len(group)) - 1
+        leaked += len(group) - learnt if learnt else 0
     if again:
         normals = [item.path for item in site.train]
         yield (
-            f"{site.name}: {again} images repeat the content of others; training has "
-            f"{distinct(normals)} distinct images of {len(normals)}"
+            f"{site.name}: {again} image{'s repeat' if again != 1 else ' repeats'} the content of "
+            f"others; training has {described(normals)}"
         )
     if leaked:
         yield (
-            f"{site.name}: {leaked} test images are also training images, so figures are too good"
+            f"{site.name}: {leaked} test image{'s are' if leaked != 1 else ' is'} among the "
+            "training images, too: its figures are too good"
         )
     if contrary:
         shown = ", ".join(path.name for path in contrary[:_SHOWN])

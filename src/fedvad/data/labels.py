@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedvad.errors import ConfigError
 
@@ -37,11 +37,13 @@ _JOINED = sorted(_NOT - {"un", "free"}, key=lambda word: (-len(word), word))
 class LabelNames:
     """Names of folders that hold normal images (good) or defects, as the user gives them.
 
-    A folder called `good` needs no naming, in any case of its letters.
+    A folder called `good` needs no naming, in any case of its letters. before: names that were
+    given earlier, to a training for example, and hold where these say nothing.
     """
 
     good: tuple[str, ...] = ()
     defect: tuple[str, ...] = ()
+    before: LabelNames | None = None
 
     def __post_init__(self) -> None:
         both = {n.casefold() for n in self.good} & {n.casefold() for n in self.defect}
@@ -60,6 +62,8 @@ class LabelNames:
         for given in self.defect:
             if folded == given.casefold():
                 return False, f"--defect {given}"
+        if self.before is not None:
+            return self.before.rule(name)
         if folded == "good":
             return True, "named good"
         return None if looks_good(name) else (False, "not called good")
@@ -68,7 +72,7 @@ class LabelNames:
         """Also with these names, where they are not named otherwise."""
         taken = {name.casefold() for name in self.defect}
         more = tuple(name for name in names if name.casefold() not in taken)
-        return LabelNames((*self.good, *more), self.defect)
+        return replace(self, good=(*self.good, *more))
 
 
 def looks_good(name: str) -> bool:

@@ -103,7 +103,10 @@ def data_with_masks(reading: DataReading, image_size: int) -> dict[str, Any]:
 
 
 def data_of(reading: DataReading, results: Sequence[SiteResult]) -> dict[str, Any]:
-    """JSON values of a reading, with what scoring found of the test images and their masks."""
+    """JSON values of a reading, with what scoring found of the test images and their masks.
+
+    That is also logged, since it was not known when the folder was read.
+    """
     notes = []
     for result in results:
         if result.bad:
@@ -114,6 +117,8 @@ def data_of(reading: DataReading, results: Sequence[SiteResult]) -> dict[str, An
             )
         if result.truth is not None and (note := result.truth.note()):
             notes.append(f"{result.name}: {note}")
+    for note in notes:
+        log.warning("%s", note)
     return reading.noted(notes).to_json()
 
 

@@ -61,7 +61,7 @@ def evaluate(
     the training. Raises `ArtefactError`, `DataError`, `MismatchError`.
     """
     run, config, extractor = open_run(run_folder, weights=weights, cache=cache)
-    names = LabelNames((*config.good, *good), (*config.defect, *defect))
+    names = LabelNames(tuple(good), tuple(defect), before=config.label_names())
     reading, sites = _sites(data, run, config, names)
     new = [site for site in sites if site.name not in run.sites]
     if new:

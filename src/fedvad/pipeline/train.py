@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedvad.data.contents import described
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -72,6 +73,12 @@ def train(
             )
             comparisons = fitted.compare(results)
     ledger.images_computed += extractor.computed - before
+    reading = reading.noted(
+        f"{site.name}: no threshold, so no decisions: training has {described(site.train.paths)}, "
+        "and three that differ are the least"
+        for site in sites
+        if fitted.run.threshold(site.name) is None and config.calibration_mode != "none"
+    )
     summary = write_outputs(
         out, config, fitted, results, comparisons, ledger, data_of(reading, results)
     )
