@@ -68,6 +68,8 @@ def evaluate(
     weights: AnyPath | None = None,
     cache: AnyPath | None = None,
     heatmaps: AnyPath | None = None,
+    good: Iterable[str] = (),
+    defect: Iterable[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Results of run folder `run` on the test images of `data`."""
@@ -78,6 +80,8 @@ def evaluate(
         weights=None if weights is None else Path(weights),
         cache=_cache(cache),
         heatmaps=None if heatmaps is None else Path(heatmaps),
+        good=tuple(good),
+        defect=tuple(defect),
         progress=progress,
     )
 
@@ -221,9 +225,13 @@ def export(
     )
 
 
-def inspect(path: AnyPath) -> dict[str, Any]:
-    """What is in a run folder, a detector file or a memory message."""
-    return _inspect(Path(path))
+def inspect(
+    path: AnyPath, *, good: Iterable[str] = (), defect: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What is in a run folder, a detector file or a memory message, or what a data folder is read
+    as; good, defect: names of folders with normal images and with defects, beyond `good`.
+    """
+    return _inspect(Path(path), good=tuple(good), defect=tuple(defect))
 
 
 def write_report(

@@ -9,6 +9,8 @@ import typer
 
 from fedvad.cli.common import (
     CacheOption,
+    DefectOption,
+    GoodOption,
     JsonOption,
     ReferenceOption,
     RunArgument,
@@ -30,6 +32,8 @@ def evaluate(
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
     ] = None,
+    good: GoodOption = None,
+    defect: DefectOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -45,6 +49,8 @@ def evaluate(
             weights=weights,
             cache=open_cache(cache),
             heatmaps=heatmaps,
+            good=good or (),
+            defect=defect or (),
             progress=progress,
         )
     if as_json:

@@ -218,6 +218,13 @@ def check_bad_share(bad: Sequence[str], total: int, max_bad: float, where: str) 
         log.warning("%s: skipped %s", where, reason)
     if total and len(bad) > max_bad * total:
         shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+        if all("over the limit" in reason for reason in bad):
+            raise DataError(
+                f"{where}: {len(bad)} of {total} images are larger than fedvad decodes ({shown}). "
+                "Reduce or cut them up first."
+            )
+        if len(bad) == total:
+            raise DataError(f"{where}: none of {total} images can be read ({shown}). Mend them.")
         raise DataError(
             f"{where}: {len(bad)} of {total} images are unreadable, more than --max-bad "
             f"{max_bad:.0%} ({shown}). Mend or remove them, or raise --max-bad."

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedvad.data.labels import LabelNames
 from fedvad.detectors.memory_site import Anchors, FedDyMemConfig, Reduce, Update
 from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.scoring import MapMode, ScoringConfig
@@ -61,6 +62,8 @@ class TrainConfig(BaseModel):
     device: str = "cpu"
     # data
     split: str | None = None
+    good: tuple[str, ...] = ()
+    defect: tuple[str, ...] = ()
     max_bad: float = Field(default=0.05, ge=0, le=1)
     # federation
     rounds: int = Field(default=2, ge=1)
@@ -121,6 +124,11 @@ class TrainConfig(BaseModel):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("good", "defect", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -196,6 +204,10 @@ class TrainConfig(BaseModel):
             device=self.device,
         )
 
+    def label_names(self) -> LabelNames:
+        """Names of folders with normal images and with defects; raises `ConfigError` for both."""
+        return LabelNames(self.good, self.defect)
+
     def scoring(self) -> ScoringConfig:
         """The scoring part."""
         return ScoringConfig(
@@ -266,6 +278,7 @@ def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
     try:
         config = TrainConfig(**(METHODS[method] | _absolute(values)))
         config.memory(1)
+        config.label_names()
         config.features()
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error

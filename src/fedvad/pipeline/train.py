@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedvad.data.contents import described
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ArtefactError, ConfigError
@@ -16,7 +17,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import digest_of, fingerprint, load_sites
+from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Job
 from fedvad.pipeline.memories import fit_memories
 from fedvad.pipeline.outputs import write_outputs
@@ -29,7 +30,7 @@ from fedvad.pipeline.run_folder import (
     read_ledger,
     read_results,
 )
-from fedvad.pipeline.scoring import score_sites
+from fedvad.pipeline.scoring import ANY_SHARE, score_sites
 from fedvad.pipeline.students import fit_students
 
 __all__ = ["train"]
@@ -72,7 +73,8 @@ def _train(
     progress: Progress,
 ) -> dict[str, Any]:
     _prepare(out, config, resume)
-    sites = load_sites(data, config.split, config.seed)
+    names = config.label_names()
+    reading, sites = load_data(data, config.split, config.seed, names, image_size=config.image_size)
     check_join(config, [site.name for site in sites])
     ledger = Ledger(
         images={site.name: digest_of(site.train) for site in sites}, options=_options(config)
@@ -83,17 +85,27 @@ def _train(
     extractor = FeatureExtractor(config.features(), cache)
     fit = fit_students if config.has_student else fit_memories
     with ExitStack() as stack:
-        job = Job(sites, config, extractor, out, resume, fingerprint(data), ledger, stack, progress)
+        job = Job(
+            sites, config, extractor, out, resume, fingerprint(data, names), ledger, stack, progress
+        )
         fitted = fit(job)
         fitted.run.save(out)
         before = extractor.computed
         with ledger.phase("score"):
             results = score_sites(
-                fitted.run, sites, extractor, max_bad=config.max_bad, progress=progress
+                fitted.run, sites, extractor, max_bad=ANY_SHARE, progress=progress
             )
             comparisons = fitted.compare(results)
     ledger.images_computed += extractor.computed - before
-    summary = write_outputs(out, config, fitted, results, comparisons, ledger)
+    reading = reading.noted(
+        f"{site.name}: no threshold, so no decisions: training has {described(site.train.paths)}, "
+        "and three that differ are the least"
+        for site in sites
+        if fitted.run.threshold(site.name) is None and config.calibration_mode != "none"
+    )
+    summary = write_outputs(
+        out, config, fitted, results, comparisons, ledger, data_of(reading, results)
+    )
     clear_state(out / "state")
     return summary
 

@@ -15,6 +15,7 @@ from fedvad._version import __version__
 from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
+from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.distill.cost import descriptor_macs
@@ -80,7 +81,7 @@ def _bench(
             log.warning("skipping set %s: %s", item.name, reason)
             missing[item.name] = reason
             continue
-        source = _source(item, data, out)
+        source = _source(item, data, out, suite)
         for seed in suite.seeds:
             shared: dict[str, Prepared] = {}
             for method in suite.methods:
@@ -113,18 +114,19 @@ class _Source:
     name: str
     root: Path
     sites: Mapping[str, Path]
+    names: LabelNames
 
     def read(self, config: TrainConfig) -> list[Site]:
         if self.sites:
-            return [read_set(folder, name) for name, folder in self.sites.items()]
-        return load_sites(self.root, config.split, config.seed)
+            return [read_set(folder, name, self.names) for name, folder in self.sites.items()]
+        return load_sites(self.root, config.split, config.seed, self.names)
 
     @cached_property
     def images(self) -> str:
         """`digest_of` all images, looked at once; how they are split is in the configuration."""
         if not self.sites:
-            return fingerprint(self.root)
-        sites = [read_set(folder, name) for name, folder in self.sites.items()]
+            return fingerprint(self.root, self.names)
+        sites = [read_set(folder, name, self.names) for name, folder in self.sites.items()]
         return digest_of([item for site in sites for item in (*site.train, *site.test)])
 
 
@@ -135,16 +137,21 @@ def _missing(item: BenchSet, data: Path | None) -> str:
     return f"no folder {', '.join(absent)}" if absent else ""
 
 
-def _source(item: BenchSet, data: Path | None, out: Path) -> _Source:
+def _source(item: BenchSet, data: Path | None, out: Path, suite: Suite) -> _Source:
+    names = LabelNames(*(_several(suite.options.get(key, ())) for key in ("good", "defect")))
     if item.sites and data is not None:
-        return _Source(item.name, data, {name: data / f for name, f in item.sites.items()})
+        return _Source(item.name, data, {name: data / f for name, f in item.sites.items()}, names)
     if item.path is not None and data is not None:
-        return _Source((data / item.path).name, data / item.path, {})
+        return _Source((data / item.path).name, data / item.path, {}, names)
     drawn = out / "demo-data"
     if not (drawn / ".done").is_file():
         write_demo(drawn, size=128, seed=0)
         (drawn / ".done").touch()
-    return _Source(drawn.name, drawn, {})
+    return _Source(drawn.name, drawn, {}, names)
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _cell(

@@ -26,7 +26,7 @@ from fedvad.distill.training import TrainConfig
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.metrics import f1_max_oracle, image_auroc
 from fedvad.evaluation.pixels import pixel_figures
-from fedvad.evaluation.sites import evaluate_site, map_mask_pairs
+from fedvad.evaluation.sites import evaluate_site
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -168,8 +168,8 @@ def _evaluate(
 def _figures(site: Site, scores: Scores, image_size: int) -> dict[str, float | None]:
     result = evaluate_site(site.name, site.test, scores, None, image_size=image_size)
     pixel = None
-    if result.test.has_masks:
-        pixel = pixel_figures(map_mask_pairs(result.test, scores.maps, image_size))
+    if result.truth is not None and result.truth.usable:
+        pixel = pixel_figures(result.truth.pairs(scores.maps))
     return {
         "image_auroc": result.image_auroc,
         "image_f1": result.oracle_f1,

@@ -16,6 +16,7 @@ from fedvad.continual.forgetting import summarise_matrix
 from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
+from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
 from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
@@ -185,7 +186,8 @@ def _sites(stream: Stream, data: Path | None, out: Path) -> dict[str, Site]:
     missing = [str(data / t.path) for t in stream.tasks if not (data / t.path).is_dir()]
     if missing:
         raise ConfigError(f"no folder {', '.join(missing)}; mend --data or the stream's paths")
-    return {task.name: read_set(data / task.path, task.name) for task in stream.tasks}
+    names = LabelNames(stream.good, stream.defect)
+    return {task.name: read_set(data / task.path, task.name, names) for task in stream.tasks}
 
 
 def _tasks(method: Method, stream: Stream) -> int:
