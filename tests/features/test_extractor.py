@@ -147,9 +147,9 @@ def test_each_file_is_read_and_decoded_once(
         reads.append(str(path))
         return read(path)
 
-    def counting_decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+    def counting_decode(data: bytes, name: str, **limits: Any) -> npt.NDArray[np.uint8]:
         decodes.append(name)
-        return decode_rgb(data, name)
+        return decode_rgb(data, name, **limits)
 
     monkeypatch.setattr(module, "read_bytes", counting_read)
     monkeypatch.setattr(module, "decode_rgb", counting_decode)

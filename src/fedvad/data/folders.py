@@ -13,7 +13,8 @@ from typing import overload
 
 import numpy as np
 
-from fedvad.data.images import IMAGE_SUFFIXES
+from fedvad.data.formats import IMAGE_SUFFIXES, image_suffix
+from fedvad.data.frames import frames_of, split_frame, stem_of
 from fedvad.errors import DataError
 
 __all__ = ["ImageItem", "ImageSet", "Site", "read_images", "read_set", "read_sites"]
@@ -154,8 +155,7 @@ def read_set(root: Path, name: str | None = None, *, allow_empty_train: bool = F
             continue
         masks = _masks(root / "ground_truth" / folder.name)
         for path in _images(folder):
-            stem = _key(path.stem)
-            mask = masks.get(f"{stem}_mask") or masks.get(stem)
+            mask = masks.get(_key(stem_of(path, "_mask"))) or masks.get(_key(stem_of(path)))
             anomalous.append(ImageItem(path, 1, folder.name, mask))
     return Site(name, ImageSet(tuple(train)), ImageSet(tuple(normal + anomalous)))
 
@@ -226,6 +226,8 @@ def read_images(paths: Iterable[Path]) -> list[Path]:
         if _is_dir(path):
             found.update(dict.fromkeys(_walk(path)))
         elif _exists(path):
+            found.update(dict.fromkeys(frames_of(path)))
+        elif _exists(split_frame(path)[0]):
             found[path] = None
         else:
             raise DataError(f"{path}: no such file or folder")
@@ -269,16 +271,17 @@ def _folders(folder: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     return [
-        path
+        image
         for path, is_dir in _entries(folder)
-        if not is_dir and path.suffix.lower() in IMAGE_SUFFIXES
+        if not is_dir and image_suffix(path)
+        for image in frames_of(path)
     ]
 
 
 def _masks(folder: Path) -> dict[str, Path]:
     masks: dict[str, Path] = {}
     for path in sorted(_images(folder), key=lambda path: path.suffix.lower() != ".png"):
-        masks.setdefault(_key(path.stem), path)  # several of one stem: PNG, then by name
+        masks.setdefault(_key(stem_of(path)), path)  # several of one stem: PNG, then by name
     return masks
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.frames import split_frame
 from fedvad.data.images import decode_rgb, read_bytes, resize_rgb
 from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.features.backbones import Backbone, build_backbone
@@ -30,6 +32,9 @@ __all__ = ["Extracted", "FeatureExtractor", "check_bad_share"]
 log = logging.getLogger(__name__)
 _CHUNK = 64
 _CHUNK_BYTES = 128_000_000
+# Part of every entry's name, with the number of the image in its file: a change of the rules by
+# which files become pixels must not find descriptors of before.
+_RULES = 2
 _FileState = tuple[str, int, int]
 
 
@@ -54,10 +59,17 @@ class FeatureExtractor:
     """Descriptors of images under one feature configuration, through the cache when there is one.
 
     Memory is bounded by two chunks of at most 64 images and 128 MB of descriptors, whatever the
-    number of images. Raises what `build_backbone` raises.
+    number of images. An image of more than `max_pixels` pixels counts as unreadable. Raises what
+    `build_backbone` raises.
     """
 
-    def __init__(self, config: FeatureConfig, cache: DescriptorCache | None = None) -> None:
+    def __init__(
+        self,
+        config: FeatureConfig,
+        cache: DescriptorCache | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         self._backbone: Backbone = build_backbone(
             config.backbone, weights=config.weights, layers=config.layers
         )
@@ -65,6 +77,7 @@ class FeatureExtractor:
             self._backbone.weights_hash, self._backbone.layers, self._backbone.name
         )
         self.cache = cache
+        self.max_pixels = max_pixels
         self._key = self.config.key()
         self.computed = 0
         # content by file state: a second pass over the same images need not read them again
@@ -166,13 +179,15 @@ class FeatureExtractor:
             hit = self._cached(key)
             if hit is None:
                 data = read_bytes(path)
-                key = content_key(data)
+                frame = split_frame(path)[1]
+                key = f"{content_key(data)}-{_RULES}-{frame or 0}"
                 hit = self._cached(key)
                 if seen is not None:
                     self._keys[seen] = key
             if hit is not None:
                 return _Loaded(key, hit=hit)
-            pixels = resize_rgb(decode_rgb(data, str(path)), self.config.image_size)
+            whole = decode_rgb(data, str(path), frame=frame, max_pixels=self.max_pixels)
+            pixels = resize_rgb(whole, self.config.image_size)
         except ImageError as error:
             return _Loaded(error=str(error))
         return _Loaded(key, pixels=pixels)
@@ -206,7 +221,7 @@ class FeatureExtractor:
 
 def _identity(path: Path) -> _FileState | None:
     try:
-        status = path.stat()
+        status = split_frame(path)[0].stat()
     except OSError:
         return None
     return str(path), status.st_mtime_ns, status.st_size

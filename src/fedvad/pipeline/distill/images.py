@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.folders import read_sites
-from fedvad.data.images import IMAGE_SUFFIXES, read_rgb, resize_rgb
+from fedvad.data.formats import IMAGE_SUFFIXES, image_suffix
+from fedvad.data.frames import frames_of
+from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.procedural import draw_image
 from fedvad.errors import DataError, ImageError
 from fedvad.pipeline.distill.recipe import ImageOptions
@@ -94,8 +96,8 @@ def _images_of(folder: Path) -> list[Path]:
             "that its sites lie in, so that no defect is trained on"
         )
     else:
-        every = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        found = sorted(p for p in every if not p.name.startswith("."))
+        every = sorted(p for p in folder.rglob("*") if image_suffix(p))
+        found = [f for p in every if not p.name.startswith(".") for f in frames_of(p)]
     if not found:
         raise DataError(f"--data {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return found
