@@ -6,9 +6,12 @@ from PIL.ImageFile import ImageFile
 
 from fedvad.errors import ImageError
 
-__all__ = ["MAX_PIXELS", "check_pixels", "check_work"]
+__all__ = ["MAX_PIXELS", "SERVICE_EXPANSION", "check_pixels", "check_work"]
 
 MAX_PIXELS = 100_000_000
+# Pixels per byte of a file that strangers may send: photographs have a hundred at most, flat
+# images thousands, so that a tiny file could ask for as much work as the largest one.
+SERVICE_EXPANSION = 500
 
 # Passes over all pixels: scans of a JPEG, which cost one each whatever their length (encoders
 # write ten, optimising ones up to sixteen), and frames of an animation, since each is drawn over

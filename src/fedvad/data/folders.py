@@ -220,7 +220,7 @@ def read_images(paths: Iterable[Path]) -> list[Path]:
     a file named outright is kept whatever its suffix. Raises `DataError` when a path does not
     exist or no image is found.
     """
-    given = [Path(path) for path in paths]
+    given = [path if isinstance(path, Path) else Path(path) for path in paths]  # of Picture, too
     found: dict[Path, None] = {}
     for path in given:
         if _is_dir(path):

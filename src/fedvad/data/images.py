@@ -24,10 +24,11 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from fedvad.data import medical
-from fedvad.data.bounds import MAX_PIXELS, check_work
+from fedvad.data.bounds import MAX_PIXELS, check_pixels, check_work
 from fedvad.data.depth import to_8_bit
 from fedvad.data.formats import HEAD, IMAGE_SUFFIXES, decoder_of, format_of
 from fedvad.data.frames import frames_in, pick_frame, split_frame
+from fedvad.data.pictures import Picture
 from fedvad.errors import ConfigError, DataError, ImageError, StorageError
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "read_mask",
     "read_rgb",
     "resize_rgb",
+    "rgb_of_pil",
 ]
 
 # A file is read whole before it is decoded; nothing sane under MAX_PIXELS is larger than this.
@@ -50,9 +52,13 @@ _MEDICAL = ("DICOM", "NIFTI")
 def read_rgb(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read one image as uint8 (H, W, 3): `read_bytes`, then `decode_rgb`.
 
-    path: a file of one image, or the name of one of several (`scan.tif#2`, see `frames`). Raises
-    `ImageError` as those two do.
+    path: a file of one image, or the name of one of several (`scan.tif#2`, see `frames`), or a
+    `Picture`. Raises `ImageError` as those two do.
     """
+    if isinstance(path, Picture):
+        pixels = path.rgb()
+        check_pixels(pixels.shape[1], pixels.shape[0], str(path), max_pixels)
+        return pixels
     frame = split_frame(path)[1]
     return decode_rgb(read_bytes(path), str(path), frame=frame, max_pixels=max_pixels)
 
@@ -111,6 +117,16 @@ def decode_rgb(
         return _orient(_rgb(image), orientation)
 
 
+def rgb_of_pil(image: Image.Image, name: str) -> np.ndarray:
+    """The frame that a PIL image shows as uint8 (H, W, 3), by the steps of `decode_rgb`.
+
+    Raises `ImageError` as that does.
+    """
+    with _as_image_error(name):
+        image.load()
+        return _orient(_rgb(image), _orientation(image))
+
+
 def check_rgb(image: np.ndarray) -> None:
     """Raise `DataError` for anything but a uint8 (H, W, 3) image with at least one pixel."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -163,7 +179,7 @@ def _decoded(
     max_expansion: int | None = None,
 ) -> Iterator[tuple[ImageFile, int]]:
     """Open and decode; what goes wrong here or in the block leaves as ImageError."""
-    try:
+    with _as_image_error(name):
         if not data:
             raise ImageError(f"{name}: is empty")
         form = format_of(data[:HEAD], name)
@@ -176,6 +192,12 @@ def _decoded(
                 check_work(data, image, place, name, max_pixels, max_expansion)
             image.load()
             yield image, _orientation(image)
+
+
+@contextmanager
+def _as_image_error(name: str) -> Iterator[None]:
+    try:
+        yield
     except ImageError:
         raise
     except DataError as error:  # what `to_8_bit` cannot scale
@@ -194,7 +216,7 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _orientation(image: ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8. (Pillow's TIFF decoder turns the pixels and drops the tag itself.)"""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -214,7 +236,7 @@ def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _rgb(image: ImageFile) -> np.ndarray:
+def _rgb(image: Image.Image) -> np.ndarray:
     if _is_deep(image):
         values, bits = _deep(image)
         return _repeated(to_8_bit(values, bits))
@@ -228,7 +250,7 @@ def _repeated(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
-def _nonzero(image: ImageFile) -> np.ndarray:
+def _nonzero(image: Image.Image) -> np.ndarray:
     pixels: np.ndarray
     if _is_deep(image):
         pixels = _deep(image)[0]
@@ -241,14 +263,14 @@ def _nonzero(image: ImageFile) -> np.ndarray:
     return found
 
 
-def _is_deep(image: ImageFile) -> bool:
+def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
-def _deep(image: ImageFile) -> tuple[npt.NDArray[Any], int | None]:
+def _deep(image: Image.Image) -> tuple[npt.NDArray[Any], int | None]:
     """Values of deep grey, and the bits that the file says they have; None for 32."""
     values = np.asarray(image)
     bits: int | None = None
@@ -258,6 +280,6 @@ def _deep(image: ImageFile) -> tuple[npt.NDArray[Any], int | None]:
         bits = stored if stored in (12, 16) else None
         if bits and values.dtype == np.uint16 and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             values = (2**bits - 1) - values  # which Pillow does for 8 bits only
-    elif image.mode != "F":  # PNG and PNM are of 16 bits, in mode I by some versions of Pillow
-        bits = 16
+    elif image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        bits = None if image.mode == "F" else 16  # in mode I by some versions of Pillow
     return values, bits

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.frames import split_frame
-from fedvad.data.images import decode_rgb, read_bytes, resize_rgb
+from fedvad.data.images import decode_rgb, read_bytes, read_rgb, resize_rgb
+from fedvad.data.pictures import Picture
 from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.cache import DescriptorCache, content_key
@@ -130,7 +131,10 @@ class FeatureExtractor:
     def stream(
         self, paths: Sequence[Path], on_image: Callable[[], None] | None = None
     ) -> Iterator[Extracted]:
-        """Outcome of every path, in order; `on_image` is called after each."""
+        """Outcome of every image, in order; `on_image` is called after each.
+
+        Pictures in memory are neither looked up in the cache nor stored there.
+        """
         workers = max(2, os.cpu_count() or 1)
         chunk = self._chunk
         with ThreadPoolExecutor(workers, thread_name_prefix="fedvad-read") as pool:
@@ -174,6 +178,9 @@ class FeatureExtractor:
 
     def _load(self, path: Path) -> _Loaded:
         try:
+            if isinstance(path, Picture):
+                whole = read_rgb(path, max_pixels=self.max_pixels)
+                return _Loaded(pixels=resize_rgb(whole, self.config.image_size))
             seen = _identity(path)
             key = self._keys.get(seen, "")
             hit = self._cached(key)
@@ -209,7 +216,7 @@ class FeatureExtractor:
         for indices, out in self.engine.run(batches):
             for i, descriptors in zip(indices, self._half(out), strict=True):
                 made[i] = descriptors
-                if self.cache is not None:
+                if self.cache is not None and loaded[i].key:
                     writes.append(
                         pool.submit(self.cache.put, self._key, loaded[i].key, descriptors)
                     )
