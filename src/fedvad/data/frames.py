@@ -81,6 +81,7 @@ def pick_frame(places: Sequence[int], number: int | None, name: str) -> int:
 
     Without a number the file must hold one image, as the others would be lost in silence.
     """
+    _check_count(places, name)
     if number is None and len(places) > 1:
         raise ImageError(
             f"{name}: holds {len(places)} images (pages, frames or slices), and only one can be "
@@ -101,9 +102,13 @@ def frames_in(file: BinaryIO, form: str, name: str) -> list[int]:
         places = _places(file, form, name)
     except (struct.error, IndexError) as error:
         raise ImageError(f"{name}: cannot be decoded: its list of images is damaged") from error
+    _check_count(places, name)
+    return list(places)
+
+
+def _check_count(places: Sequence[int], name: str) -> None:
     if len(places) > MAX_FRAMES:
         raise ImageError(f"{name}: holds more than {MAX_FRAMES} images: split the file")
-    return list(places)
 
 
 def _places(file: BinaryIO, form: str, name: str) -> Sequence[int]:
