@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.arrays import ImageLike, as_path, is_image
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.pipeline.bench.run import bench as _bench
 from fedvad.pipeline.bench.suite import load_suite
@@ -67,6 +68,7 @@ def evaluate(
     *,
     reference: Reference | None = None,
     weights: AnyPath | None = None,
+    max_pixels: int | None = None,
     cache: AnyPath | None = None,
     heatmaps: AnyPath | None = None,
     progress: Progress = silent,
@@ -77,6 +79,7 @@ def evaluate(
         Path(data),
         reference=reference,
         weights=None if weights is None else Path(weights),
+        max_pixels=max_pixels,
         cache=_cache(cache),
         heatmaps=None if heatmaps is None else Path(heatmaps),
         progress=progress,
@@ -91,6 +94,7 @@ def predict(
     reference: Reference | None = None,
     out: AnyPath | None = None,
     weights: AnyPath | None = None,
+    max_pixels: int | None = None,
     progress: Progress = silent,
 ) -> Iterator[dict[str, Any]]:
     """One result per image; nothing is cached, since each is usually seen once.
@@ -103,11 +107,15 @@ def predict(
     several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
     return _predict(
         Path(run),
-        [as_path(image, f"images[{i}]") for i, image in enumerate(several)],
+        [
+            as_path(image, f"images[{i}]", max_pixels=max_pixels or MAX_PIXELS)
+            for i, image in enumerate(several)
+        ],
         site=site,
         reference=reference,
         out=None if out is None else Path(out),
         weights=None if weights is None else Path(weights),
+        max_pixels=max_pixels,
         progress=progress,
     )
 

@@ -182,9 +182,11 @@ def test_images_of_one_file_have_features_of_their_own(tmp_path: Path, cache_roo
 def test_a_large_image_is_read_where_the_limit_is_raised(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("L", (100, 100)).save(path)
-    config = FeatureConfig(backbone="filterbank", image_size=64, engine="torch")
     for limit, wanted in ((9_999, False), (10_000, True)):
-        (found,) = FeatureExtractor(config, max_pixels=limit).stream([path])
+        config = FeatureConfig(
+            backbone="filterbank", image_size=64, engine="torch", max_pixels=limit
+        )
+        (found,) = FeatureExtractor(config).stream([path])
         assert (found.descriptors is not None) == wanted
 
 

@@ -10,6 +10,7 @@ import typer
 from fedvad.cli.common import (
     CacheOption,
     JsonOption,
+    MaxPixelsOption,
     ReferenceOption,
     RunArgument,
     WeightsOption,
@@ -27,6 +28,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Folder of sites or one set, with test images.")],
     reference: ReferenceOption = None,
     weights: WeightsOption = None,
+    max_pixels: MaxPixelsOption = None,
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
     ] = None,
@@ -43,6 +45,7 @@ def evaluate(
             data,
             reference=check_reference(reference),
             weights=weights,
+            max_pixels=max_pixels,
             cache=open_cache(cache),
             heatmaps=heatmaps,
             progress=progress,

@@ -36,7 +36,7 @@ def is_image(value: object) -> bool:
     return isinstance(value, single) or _is_tensor(value)
 
 
-def as_path(image: object, name: str) -> Path:
+def as_path(image: object, name: str, *, max_pixels: int = MAX_PIXELS) -> Path:
     """The path of an image file as it is; anything else as a `Picture` of that name.
 
     Raises `DataError` as `to_rgb`; what cannot be decoded raises when it is read, as a file would.
@@ -44,7 +44,7 @@ def as_path(image: object, name: str) -> Path:
     if isinstance(image, str | PathLike):
         return Path(image) if not isinstance(image, Picture) else image
     try:
-        return Picture.of(name, to_rgb(image, name))
+        return Picture.of(name, to_rgb(image, name, max_pixels=max_pixels))
     except ImageError as error:
         return Picture.of(name, str(error))
 

@@ -148,12 +148,13 @@ def resize_rgb(image: np.ndarray, size: int) -> np.ndarray:
     return np.array(small)
 
 
-def read_mask(path: Path, size: int | None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_mask(path: Path, size: int | None, *, max_pixels: int = 10 * MAX_PIXELS) -> np.ndarray:
     """Read a ground-truth mask as bool (size, size), or (H, W) for None; True is anomalous.
 
     Any stored value but zero counts (label maps with 1, 2, … work, at 8, 16 or 32 bit), black and
     fully transparent pixels do not. In a JPEG the value must pass 127, since compression leaves
-    faint rings around every edge. Resized by nearest neighbour. Raises `ImageError` as `read_rgb`
+    faint rings around every edge. It may be as large as its image, whose limit may have been
+    raised. Resized by nearest neighbour. Raises `ImageError` as `read_rgb`
     does, `ConfigError` for size < 1.
     """
     if size is not None and size < 1:

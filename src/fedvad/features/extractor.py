@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.frames import split_frame
 from fedvad.data.images import decode_rgb, read_bytes, read_rgb, resize_rgb
 from fedvad.data.pictures import Picture
@@ -60,17 +59,10 @@ class FeatureExtractor:
     """Descriptors of images under one feature configuration, through the cache when there is one.
 
     Memory is bounded by two chunks of at most 64 images and 128 MB of descriptors, whatever the
-    number of images. An image of more than `max_pixels` pixels counts as unreadable. Raises what
-    `build_backbone` raises.
+    number of images. Raises what `build_backbone` raises.
     """
 
-    def __init__(
-        self,
-        config: FeatureConfig,
-        cache: DescriptorCache | None = None,
-        *,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
+    def __init__(self, config: FeatureConfig, cache: DescriptorCache | None = None) -> None:
         self._backbone: Backbone = build_backbone(
             config.backbone, weights=config.weights, layers=config.layers
         )
@@ -78,7 +70,6 @@ class FeatureExtractor:
             self._backbone.weights_hash, self._backbone.layers, self._backbone.name
         )
         self.cache = cache
-        self.max_pixels = max_pixels
         self._key = self.config.key()
         self.computed = 0
         # content by file state: a second pass over the same images need not read them again
@@ -179,7 +170,7 @@ class FeatureExtractor:
     def _load(self, path: Path) -> _Loaded:
         try:
             if isinstance(path, Picture):
-                whole = read_rgb(path, max_pixels=self.max_pixels)
+                whole = read_rgb(path, max_pixels=self.config.max_pixels)
                 return _Loaded(pixels=resize_rgb(whole, self.config.image_size))
             seen = _identity(path)
             key = self._keys.get(seen, "")
@@ -193,7 +184,7 @@ class FeatureExtractor:
                     self._keys[seen] = key
             if hit is not None:
                 return _Loaded(key, hit=hit)
-            whole = decode_rgb(data, str(path), frame=frame, max_pixels=self.max_pixels)
+            whole = decode_rgb(data, str(path), frame=frame, max_pixels=self.config.max_pixels)
             pixels = resize_rgb(whole, self.config.image_size)
         except ImageError as error:
             return _Loaded(error=str(error))
@@ -240,7 +231,10 @@ def check_bad_share(bad: Sequence[str], total: int, max_bad: float, where: str) 
         log.warning("%s: skipped %s", where, reason)
     if total and len(bad) > max_bad * total:
         shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+        # an image that is only too large says itself what to do
+        too_large = all("--max-pixels" in reason for reason in bad)
+        advice = "" if too_large else " Mend or remove them, or raise --max-bad."
         raise DataError(
             f"{where}: {len(bad)} of {total} images are unreadable, more than --max-bad "
-            f"{max_bad:.0%} ({shown}). Mend or remove them, or raise --max-bad."
+            f"{max_bad:.0%} ({shown}).{advice}"
         )

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.detectors.memory_site import Anchors, FedDyMemConfig, Reduce, Update
 from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.scoring import MapMode, ScoringConfig
@@ -62,6 +63,7 @@ class TrainConfig(BaseModel):
     # data
     split: str | None = None
     max_bad: float = Field(default=0.05, ge=0, le=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     # federation
     rounds: int = Field(default=2, ge=1)
     participation: float = Field(default=1.0, gt=0, le=1)
@@ -191,6 +193,7 @@ class TrainConfig(BaseModel):
             pool=self.pool,
             engine=self.engine,
             device=self.device,
+            max_pixels=self.max_pixels,
         )
 
     def scoring(self) -> ScoringConfig:

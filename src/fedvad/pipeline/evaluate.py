@@ -41,6 +41,7 @@ def evaluate(
     *,
     reference: Reference | None = None,
     weights: Path | None = None,
+    max_pixels: int | None = None,
     cache: DescriptorCache | None = None,
     heatmaps: Path | None = None,
     progress: Progress = silent,
@@ -53,9 +54,12 @@ def evaluate(
     global memory; when its folder has normal training images its threshold comes from those (from
     the site of the run that trained on the very same ones, if one did), else it borrows the median
     of the run's thresholds. The split of the training is repeated when `data` holds the same
-    images. Raises `ArtefactError`, `DataError`, `MismatchError`.
+    images. `max_pixels` replaces the limit of the run. Raises `ArtefactError`, `DataError`,
+    `MismatchError`.
     """
-    run, config, extractor = open_run(run_folder, weights=weights, cache=cache)
+    run, config, extractor = open_run(
+        run_folder, weights=weights, cache=cache, max_pixels=max_pixels
+    )
     sites = _sites(data, run, config)
     new = [site for site in sites if site.name not in run.sites]
     if new:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.images import read_mask, read_rgb
 from fedvad.errors import ConfigError, ImageError, StorageError
 from fedvad.report.html.record import Gallery, Picture, outcome, printable
@@ -77,7 +78,7 @@ def write_gallery(panels: Sequence[Panel], folder: Path, *, limit: int = 200) ->
             old.unlink()
         for panel in chosen:
             try:
-                photo = _thumbnail(read_rgb(panel.path))
+                photo = _thumbnail(read_rgb(panel.path, max_pixels=ANY_SIZE))
             except ImageError:  # it was read when it was scored: gone since then
                 unreadable += 1
                 continue
