@@ -148,7 +148,9 @@ class Predictor:
         image, `ConfigError` for a single image instead of a list, or after `close`.
         """
         if is_image(images) or not isinstance(images, Iterable):
-            raise ConfigError("predict takes a list of images; for one image give [image]")
+            raise ConfigError(
+                "predict takes a list of images; for one give [image], for a stack list(images)"
+            )
         images = list(images)
         if names is None:
             names = [

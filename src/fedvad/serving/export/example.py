@@ -42,8 +42,9 @@ def read(path: str, side: int) -> np.ndarray:
     the range of deep values cannot be known.
     """
     with Image.open(path) as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise ValueError(f"{path}: holds {image.n_frames} images: split the file")
+        count = getattr(image, "n_frames", 1)
+        if count > 1 and image.format != "MPO":
+            raise ValueError(f"{path}: holds {count} images: split the file")
         image.load()
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             grey = to_8_bit(*deep_values(image), path)
