@@ -21,6 +21,7 @@ __all__ = [
     "DefectOption",
     "GoodOption",
     "JsonOption",
+    "MaxPixelsOption",
     "ReferenceOption",
     "RunArgument",
     "SiteOption",
@@ -78,6 +79,18 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         help="Backbone weights (safetensors); none for fedvad-tiny and filterbank.",
+        show_default=False,
+    ),
+]
+
+
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        help="Pixels of an image at most; larger ones count as unreadable [default: 100000000, "
+        "or that of the run]",
         show_default=False,
     ),
 ]

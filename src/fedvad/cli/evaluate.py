@@ -12,6 +12,7 @@ from fedvad.cli.common import (
     DefectOption,
     GoodOption,
     JsonOption,
+    MaxPixelsOption,
     ReferenceOption,
     RunArgument,
     WeightsOption,
@@ -29,6 +30,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Folder of sites or one set, with test images.")],
     reference: ReferenceOption = None,
     weights: WeightsOption = None,
+    max_pixels: MaxPixelsOption = None,
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
     ] = None,
@@ -47,6 +49,7 @@ def evaluate(
             data,
             reference=check_reference(reference),
             weights=weights,
+            max_pixels=max_pixels,
             cache=open_cache(cache),
             heatmaps=heatmaps,
             good=good or (),

@@ -66,6 +66,7 @@ def serve(
 ) -> None:
     """Serve a run: an HTTP API and a page to drop images on. Ctrl-C ends it."""
     _check_extra()
+    from fedvad.data.bounds import SERVICE_EXPANSION
     from fedvad.serving.predictor import Predictor
     from fedvad.serving.service.app import create_app
     from fedvad.serving.service.samples import load_samples
@@ -95,6 +96,7 @@ def serve(
             engine=_check_engine(engine),
             device=device,
             max_pixels=round(max_megapixels * 1e6),
+            max_expansion=SERVICE_EXPANSION,
         ) as predictor,
     ):
         predictor.warm_up()  # here its errors still become one line

@@ -13,6 +13,7 @@ from fedvad.cli.common import (
     DefectOption,
     GoodOption,
     JsonOption,
+    MaxPixelsOption,
     WeightsOption,
     open_cache,
     print_json,
@@ -89,6 +90,7 @@ def train(
             help="Share of unreadable images tolerated per site [default: 0.05]", show_default=False
         ),
     ] = None,
+    max_pixels: MaxPixelsOption = None,
     rounds: Annotated[
         int | None, typer.Option(help="[default: 2]", show_default=False, **_Federation)
     ] = None,
@@ -206,7 +208,8 @@ def train(
         "method": method, "backbone": backbone, "weights": weights, "image_size": image_size,
         "layers": _layers(layers), "engine": engine, "device": device, "split": split,
         "good": good or None, "defect": defect or None,
-        "max_bad": max_bad, "rounds": rounds, "upload_bytes": upload_bytes,
+        "max_bad": max_bad, "max_pixels": max_pixels,
+        "rounds": rounds, "upload_bytes": upload_bytes,
         "precision": precision, "merge": merge, "memory_rows": memory_rows, "defence": defence,
         "participation": participation, "join": _joins(join),
         "reference": reference, "map": map_mode, "search": search, "target_fpr": target_fpr,

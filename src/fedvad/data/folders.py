@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedvad.data.images import IMAGE_SUFFIXES
+from fedvad.data.formats import IMAGE_SUFFIXES
+from fedvad.data.frames import frames_of, split_frame
 from fedvad.data.labels import LabelNames
 from fedvad.data.layouts import Layout, layout_of
 from fedvad.data.layouts.base import left_over
@@ -198,7 +199,7 @@ def list_images(paths: Iterable[Path]) -> Listing:
     and other suffixes are passed over and named; a file given outright is kept whatever it is
     called. Raises `DataError` when a path does not exist or no image is found.
     """
-    given = [Path(path) for path in paths]
+    given = [path if isinstance(path, Path) else Path(path) for path in paths]  # of Picture, too
     found: dict[Path, None] = {}
     skipped: list[Skipped] = []
     for path in given:
@@ -211,6 +212,8 @@ def list_images(paths: Iterable[Path]) -> Listing:
             found.update(dict.fromkeys(inside))
             skipped += passed
         elif exists(path):
+            found.update(dict.fromkeys(frames_of(path)))
+        elif exists(split_frame(path)[0]):
             found[path] = None
         else:
             raise DataError(f"{path}: no such file or folder")

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedvad.data.images import IMAGE_SUFFIXES
+from fedvad.data.formats import image_suffix, unread_reason
+from fedvad.data.frames import frames_of
 from fedvad.errors import DataError
 
 __all__ = ["Folder", "exists", "file_reason", "is_image", "natural", "scan"]
@@ -48,6 +49,7 @@ class Folder:
     barred: str | None = None
     files: list[Path] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
+    _images: list[Path] | None = None
 
     def child(self, *names: str) -> Folder | None:
         """The folder called one of `names`: exactly, else in another case."""
@@ -64,8 +66,13 @@ class Folder:
         return [folder for folder in self.folders if folder.barred is None]
 
     def images(self) -> list[Path]:
-        """Files directly inside that are called like an image and are not hidden."""
-        return [path for path in self.files if is_image(path)]
+        """Images directly inside, by the names of their files, none of them hidden.
+
+        A file of several is listed as `name#1`, `name#2`, ...; only their headers are read.
+        """
+        if self._images is None:
+            self._images = [f for path in self.files if is_image(path) for f in frames_of(path)]
+        return self._images
 
     def walk(self) -> Iterator[Folder]:
         """This folder and all below it, parents first, in order of name."""
@@ -75,7 +82,7 @@ class Folder:
 
     def holds_images(self) -> bool:
         """Whether an image lies at any depth, outside barred folders."""
-        return bool(self.images()) or any(f.holds_images() for f in self.usable())
+        return any(map(is_image, self.files)) or any(f.holds_images() for f in self.usable())
 
 
 def scan(root: Path) -> Folder:
@@ -133,7 +140,7 @@ def _folder_reason(name: str) -> str | None:
 
 def is_image(path: Path) -> bool:
     """Whether a file is called like an image and is not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return image_suffix(path) is not None and not path.name.startswith(".")
 
 
 def file_reason(path: Path) -> tuple[str, bool] | None:
@@ -143,11 +150,13 @@ def file_reason(path: Path) -> tuple[str, bool] | None:
         return "system file", False
     suffix = path.suffix.lower()
     if name.startswith("."):
-        return "hidden", suffix in IMAGE_SUFFIXES
-    if suffix in IMAGE_SUFFIXES:
+        return "hidden", image_suffix(path) is not None
+    if image_suffix(path) is not None:
         return None
     if suffix in _DOCUMENTS or path.stem.casefold() in _DOCUMENT_NAMES:
         return "document", False
+    if why := unread_reason(path):
+        return f"{suffix} {why}", True
     return (f"unknown suffix {suffix}" if suffix else "no suffix"), True
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import ANY_SIZE
+from fedvad.data.frames import split_frame, stem_of
 from fedvad.data.images import read_mask
 
 __all__ = ["BESIDE", "Placed", "companions", "is_mask_folder", "pair_masks", "read_masks"]
@@ -43,13 +45,14 @@ def companions(images: Iterable[Path]) -> dict[Path, str]:
     Those are masks (7_mask.png beside 7.png) and thumbnails (7_thumb.jpg beside 7.jpg).
     """
     paths = list(images)
-    stems = {_fold(path.stem) for path in paths}
+    stems = {_fold(stem_of(path)) for path in paths}
     found = {}
     for path in paths:
-        stem = _fold(path.stem)
-        if any(base in stems for base, _ in _worded(stem)):
+        stem, frame = _named(path)
+        stem = stem.casefold()
+        if any(base + frame in stems for base, _ in _worded(stem)):
             found[path] = BESIDE
-        elif (small := _THUMB.fullmatch(stem)) and (small[1] or small[2]) in stems:
+        elif (small := _THUMB.fullmatch(stem)) and (small[1] or small[2]) + frame in stems:
             found[path] = "thumbnail beside its image"
     return found
 
@@ -72,18 +75,18 @@ def pair_masks(
     unpaired: list[Path] = []
     ordered = sorted(masks, key=lambda placed: placed[1].suffix.lower() != ".png")
     for parts, path in ordered:
-        stem = _key(path.stem)
-        bases = [stem, *(base for base, _ in _worded(stem))]
+        stem, frame = _named(path)
+        bases = [stem + frame, *(base + frame for base, _ in _worded(stem))]
         in_place = any(index.exact(parts, base) for base in bases)
         if parts and not in_place and (owner := index.find(parts[:-1], parts[-1])):
             several.setdefault(owner, []).append(path)
             continue
-        if owner := index.find(parts, stem):
+        if owner := index.find(parts, stem + frame):
             if plain.setdefault(owner, {}).setdefault("", path) is not path:
                 unpaired.append(path)
             continue
         for base, number in _worded(stem):
-            if owner := index.find(parts, base):
+            if owner := index.find(parts, base + frame):
                 if worded.setdefault(owner, {}).setdefault(number, path) is not path:
                     unpaired.append(path)
                 break
@@ -122,7 +125,7 @@ class _Index:
     def __init__(self, images: Sequence[Placed]) -> None:
         self._keys: list[dict[object, list[Path]]] = [{}, {}, {}, {}]
         for parts, path in images:
-            for table, key in zip(self._keys, _keys(parts, _key(path.stem)), strict=True):
+            for table, key in zip(self._keys, _keys(parts, _key(stem_of(path))), strict=True):
                 table.setdefault(key, []).append(path)
 
     def exact(self, parts: tuple[str, ...], stem: str) -> bool:
@@ -150,6 +153,12 @@ def _key(stem: str) -> str:
     return unicodedata.normalize("NFC", stem)
 
 
+def _named(path: Path) -> tuple[str, str]:
+    """The name of a mask's file without its suffix, and "#2" for its second image."""
+    file, number = split_frame(path)
+    return _key(stem_of(file)), "" if number is None else f"#{number}"
+
+
 def _fold(stem: str) -> str:
     return _key(stem).casefold()
 
@@ -159,9 +168,9 @@ def read_masks(masks: Sequence[Path], size: int | None) -> npt.NDArray[np.bool_]
 
     Raises `ImageError` as `read_mask` does.
     """
-    united = read_mask(masks[0], size)
+    united = read_mask(masks[0], size, max_pixels=ANY_SIZE)
     for path in masks[1:]:
-        other = read_mask(path, size)
+        other = read_mask(path, size, max_pixels=ANY_SIZE)
         united |= other if other.shape == united.shape else nearest(other, united.shape)
     return united
 

@@ -301,7 +301,7 @@ class StudentDetector(Detector):
             bad: dict[int, str | None] = {}
 
             def readable() -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-                for item in read_pixels(paths, config.image_size):
+                for item in read_pixels(paths, config.image_size, max_pixels=config.max_pixels):
                     if item.pixels is None:
                         bad[item.index] = item.error
                     else:

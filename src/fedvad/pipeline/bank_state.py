@@ -34,7 +34,7 @@ __all__ = [
 
 _SITE, _GLOBAL, _LEDGER, _SENT = "site.safetensors", "global.fedvad", "ledger.json", "sent"
 # what may differ between the rounds of a site: ways to the same numbers
-_FREE = {"jobs", "compare", "weights", "engine", "device", "max_bad"}
+_FREE = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.labels import LabelNames
 from fedvad.detectors.memory_site import Anchors, FedDyMemConfig, Reduce, Update
 from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
@@ -65,6 +66,7 @@ class TrainConfig(BaseModel):
     good: tuple[str, ...] = ()
     defect: tuple[str, ...] = ()
     max_bad: float = Field(default=0.05, ge=0, le=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     # federation
     rounds: int = Field(default=2, ge=1)
     participation: float = Field(default=1.0, gt=0, le=1)
@@ -202,6 +204,7 @@ class TrainConfig(BaseModel):
             pool=self.pool,
             engine=self.engine,
             device=self.device,
+            max_pixels=self.max_pixels,
         )
 
     def label_names(self) -> LabelNames:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedvad.data.contents import check_contents
 from fedvad.data.folders import ImageItem, Site, read_data, read_sites
+from fedvad.data.frames import split_frame
 from fedvad.data.labels import LabelNames
 from fedvad.data.reading import DataReading
 from fedvad.data.split import parse_split, split_site
@@ -127,7 +128,7 @@ def digest_of(images: Iterable[ImageItem]) -> str:
     digest = hashlib.sha256()
     for item in images:
         with suppress(OSError):  # what cannot be looked at has a name all the same
-            digest.update(f"{item.path.stat().st_size} ".encode())
+            digest.update(f"{split_frame(item.path)[0].stat().st_size} ".encode())
         digest.update(f"{item.label}/{item.defect}/{item.path.name}\n".encode(errors="replace"))
     return digest.hexdigest()[:16]
 

@@ -43,6 +43,7 @@ def evaluate(
     *,
     reference: Reference | None = None,
     weights: Path | None = None,
+    max_pixels: int | None = None,
     cache: DescriptorCache | None = None,
     heatmaps: Path | None = None,
     good: Sequence[str] = (),
@@ -58,9 +59,12 @@ def evaluate(
     the site of the run that trained on the very same ones, if one did), else it borrows the median
     of the run's thresholds. The split of the training is repeated when `data` holds the same
     images. good, defect: names of folders with normal images and with defects, beyond those of
-    the training. Raises `ArtefactError`, `DataError`, `MismatchError`.
+    the training. `max_pixels` replaces the limit of the run. Raises `ArtefactError`, `DataError`,
+    `MismatchError`.
     """
-    run, config, extractor = open_run(run_folder, weights=weights, cache=cache)
+    run, config, extractor = open_run(
+        run_folder, weights=weights, cache=cache, max_pixels=max_pixels
+    )
     names = LabelNames(tuple(good), tuple(defect), before=config.label_names())
     reading, sites = _sites(data, run, config, names)
     new = [site for site in sites if site.name not in run.sites]

@@ -38,7 +38,7 @@ __all__ = ["train"]
 log = logging.getLogger(__name__)
 
 # what may differ between an interrupted run and its --resume
-_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device", "max_bad"}
+_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
 
 
 def train(

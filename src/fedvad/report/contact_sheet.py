@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.files import write_atomically
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.masks import read_masks
@@ -172,7 +173,7 @@ def _pair(
     from PIL import Image, ImageDraw
 
     try:
-        whole = read_rgb(panel.path)
+        whole = read_rgb(panel.path, max_pixels=ANY_SIZE)
     except ImageError:
         height = tile
         pictures = None

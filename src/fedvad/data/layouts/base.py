@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedvad.data.frames import split_frame
 from fedvad.data.labels import LabelNames, contradicts
 from fedvad.data.listing import Folder, file_reason, is_image
 from fedvad.data.masks import Placed, companions, is_mask_folder, pair_masks
@@ -161,7 +162,8 @@ def left_over(top: Folder, read: Iterable[Path], why: Mapping[Path, str]) -> tup
 
     why: the reason by file or folder, where there is more to say than the name does.
     """
-    known = set(read)
+    known = {split_frame(path)[0] for path in read}.union(read)
+    why = {split_frame(path)[0]: reason for path, reason in why.items()} | dict(why)
     groups: dict[tuple[Path, str], list[Path]] = {}
     notable: set[tuple[Path, str]] = set()
     for folder, place, barred in _reasons(top, why):

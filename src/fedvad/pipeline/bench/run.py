@@ -138,7 +138,8 @@ def _missing(item: BenchSet, data: Path | None) -> str:
 
 
 def _source(item: BenchSet, data: Path | None, out: Path, suite: Suite) -> _Source:
-    names = LabelNames(*(_several(suite.options.get(key, ())) for key in ("good", "defect")))
+    good, defect = (_several(suite.options.get(key, ())) for key in ("good", "defect"))
+    names = LabelNames(good, defect)
     if item.sites and data is not None:
         return _Source(item.name, data, {name: data / f for name, f in item.sites.items()}, names)
     if item.path is not None and data is not None:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.folders import holds_sets, read_images, read_sites
-from fedvad.data.images import IMAGE_SUFFIXES, read_rgb, resize_rgb
+from fedvad.data.formats import IMAGE_SUFFIXES
+from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.labels import LabelNames
 from fedvad.data.procedural import draw_image
 from fedvad.errors import DataError, ImageError

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.images import read_rgb
 from fedvad.data.masks import read_masks
 from fedvad.errors import ConfigError, ImageError, StorageError
@@ -78,7 +79,7 @@ def write_gallery(panels: Sequence[Panel], folder: Path, *, limit: int = 200) ->
             old.unlink()
         for panel in chosen:
             try:
-                photo = _thumbnail(read_rgb(panel.path))
+                photo = _thumbnail(read_rgb(panel.path, max_pixels=ANY_SIZE))
             except ImageError:  # it was read when it was scored: gone since then
                 unreadable += 1
                 continue

@@ -46,7 +46,9 @@ def calibration_images(
     images, bad = [], []
     for path in chosen:
         try:
-            images.append(resize_rgb(read_rgb(path), config.image_size)[None])
+            images.append(
+                resize_rgb(read_rgb(path, max_pixels=config.max_pixels), config.image_size)[None]
+            )
         except ImageError as error:
             bad.append(str(error))
         stage()
