@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheOption",
     "CacheSizeOption",
+    "DeviceOption",
+    "EngineOption",
     "JsonOption",
     "ReferenceOption",
     "RunArgument",
     "SiteOption",
+    "TargetFprOption",
+    "ThresholdOption",
     "WeightsOption",
     "by_backbone",
-    "check_reference",
     "numbers",
     "open_cache",
     "print_json",
@@ -63,18 +66,41 @@ WeightsOption = Annotated[
 ]
 
 
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        help="Decide by this score instead of the run's threshold.",
+        show_default=False,
+    ),
+]
+TargetFprOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-fpr",
+        help="Decide by the threshold for this false-alarm rate, found without training again.",
+        show_default=False,
+    ),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", help="openvino or torch [default: the run's]", show_default=False),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="cpu, or cuda / mps with --engine torch [default: the run's, or cpu without it]",
+        show_default=False,
+    ),
+]
+
+
 def open_cache(root: Path | None, size: str = "20G") -> DescriptorCache:
     """The descriptor cache at `root` or its default place."""
     from fedvad.features.cache import DescriptorCache, default_cache_root, parse_bytes
 
     return DescriptorCache(root or default_cache_root(), max_bytes=parse_bytes(size))
-
-
-def check_reference(reference: str | None) -> Any:
-    """A reference set's name; a usage error for anything else."""
-    if reference not in (None, "global", "local", "union"):
-        raise typer.BadParameter(f"--reference is global, local or union, not {reference!r}")
-    return cast(Any, reference)
 
 
 def numbers(text: str, option: str) -> list[int]:

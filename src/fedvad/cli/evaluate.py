@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from fedvad.cli.common import (
     CacheOption,
+    DeviceOption,
+    EngineOption,
     JsonOption,
     ReferenceOption,
     RunArgument,
     WeightsOption,
-    check_reference,
     open_cache,
     print_json,
     showing,
@@ -27,6 +28,15 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Folder of sites or one set, with test images.")],
     reference: ReferenceOption = None,
     weights: WeightsOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
+    max_bad: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of unreadable images tolerated per site [default: the run's]",
+            show_default=False,
+        ),
+    ] = None,
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
     ] = None,
@@ -41,8 +51,11 @@ def evaluate(
         results = run_evaluate(
             run,
             data,
-            reference=check_reference(reference),
+            reference=cast(Any, reference),
             weights=weights,
+            engine=cast(Any, engine),
+            device=device,
+            max_bad=max_bad,
             cache=open_cache(cache),
             heatmaps=heatmaps,
             progress=progress,

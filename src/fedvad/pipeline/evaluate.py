@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.folders import Site
+from fedvad.data.outputs import OWN_PNG
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.calibration import choose_images, held_out_scores
 from fedvad.detectors.feddymem import MemoryDetector
@@ -17,11 +18,13 @@ from fedvad.evaluation.drift import drift
 from fedvad.evaluation.sites import SiteResult, site_threshold, summarise
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.federation.ledger import Ledger
-from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.config import Reference, TrainConfig, check_reference, check_share
 from fedvad.pipeline.data import digest_of, fingerprint, load_sites
 from fedvad.pipeline.fitted import Run
+from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.outputs import panels
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import read_ledger
@@ -40,7 +43,10 @@ def evaluate(
     data: Path,
     *,
     reference: Reference | None = None,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    max_bad: float | None = None,
     cache: DescriptorCache | None = None,
     heatmaps: Path | None = None,
     progress: Progress = silent,
@@ -53,10 +59,22 @@ def evaluate(
     global memory; when its folder has normal training images its threshold comes from those (from
     the site of the run that trained on the very same ones, if one did), else it borrows the median
     of the run's thresholds. The split of the training is repeated when `data` holds the same
-    images. Raises `ArtefactError`, `DataError`, `MismatchError`.
+    images. `weights`, `engine`, `device` and `max_bad` (the share of unreadable images that is
+    tolerated per site) are those of the training unless given. Raises `ConfigError` for an option
+    that cannot be met, or when `heatmaps` is a file that is read or would lie among the images;
+    `ArtefactError`, `DataError`, `MismatchError`.
     """
-    run, config, extractor = open_run(run_folder, weights=weights, cache=cache)
+    check_reference(reference)
+    run, config, extractor = open_run(
+        run_folder, weights=weights, engine=engine, device=device, cache=cache
+    )
+    if max_bad is not None:
+        config = config.model_copy(update={"max_bad": check_share(max_bad, "max_bad")})
     sites = _sites(data, run, config)
+    guard_output_file(
+        heatmaps, "--heatmaps", run=run_folder, data=data, sites=sites,
+        others=[extractor.config.weights], own=OWN_PNG,
+    )  # fmt: skip
     new = [site for site in sites if site.name not in run.sites]
     if new:
         log.info("never trained on: %s", ", ".join(site.name for site in new))

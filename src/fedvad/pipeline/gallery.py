@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from fedvad.data.folders import Site, read_sites
 from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.outputs import OWN_PNG
 from fedvad.data.synthesis import KINDS, SynthesisConfig, TextureFolder, synthesise
 from fedvad.errors import ConfigError
+from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.report.defect_sheet import PER_ROW, Example, defect_sheet
 
@@ -51,6 +53,14 @@ def gallery(
     }
     given = None if textures is None else TextureFolder(textures, size=image_size)
     sites = read_sites(data)
+    guard_output_file(
+        out,
+        "--out",
+        data=data,
+        sites=sites,
+        own=OWN_PNG,
+        others=() if given is None else given.paths,
+    )
     shown = _images(sites, rows * PER_ROW, seed, image_size)
     stage = Stage(progress, "drawing", len(configs) * len(shown))
     groups: dict[str, list[Example]] = {kind: [] for kind in configs}

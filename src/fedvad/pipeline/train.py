@@ -17,6 +17,7 @@ from fedvad.federation.runners.state import clear_state
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import digest_of, fingerprint, load_sites
 from fedvad.pipeline.fitted import Job
+from fedvad.pipeline.guards import guard_output_folder
 from fedvad.pipeline.memories import fit_memories
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join
@@ -51,6 +52,7 @@ def train(
     """
     _prepare(out, config, resume)
     sites = load_sites(data, config.split, config.seed)
+    guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
     ledger = Ledger(images={site.name: digest_of(site.train) for site in sites})
     if resume and (done := _finished(out, config, ledger.images)) is not None:

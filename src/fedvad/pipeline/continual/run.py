@@ -20,6 +20,7 @@ from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.pipeline.continual.cells import FIGURES, Where, run_cell
 from fedvad.pipeline.continual.stream import Method, Stream
+from fedvad.pipeline.guards import guard_plain_folder
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import finite, write_json
 from fedvad.report.continual_plots import plot_continual
@@ -50,6 +51,7 @@ def continual(
 
     Raises `ConfigError` when a task's folder is missing, or nothing could be run.
     """
+    guard_plain_folder(out, "--out", [] if data is None else [data])
     sites = _sites(stream, data, out)
     records: dict[str, dict[int, dict[str, Any]]] = {}
     failed: dict[str, str] = {}
