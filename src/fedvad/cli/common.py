@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fedvad.pipeline.progress import Progress
 
 __all__ = [
+    "QUIET",
     "CacheOption",
     "CacheSizeOption",
     "DeviceOption",
@@ -33,6 +35,8 @@ __all__ = [
     "print_json",
     "showing",
 ]
+
+QUIET = "quiet"  # what the root command leaves for the verbs
 
 CacheOption = Annotated[
     Path | None,
@@ -132,11 +136,21 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def showing() -> Iterator[Progress]:
-    """Progress bars with time left on standard error; nothing when that is not a terminal."""
+    """Progress on standard error: bars with the time left on a terminal, else a line per stage.
+
+    Nothing with `--quiet`.
+    """
     from fedvad.pipeline.progress import silent
 
-    if not sys.stderr.isatty():
+    context = click.get_current_context(silent=True)
+    if context is not None and context.find_root().obj == QUIET:
         yield silent
+        return
+    if not sys.stderr.isatty():
+        from fedvad.cli.lines import StageLines
+
+        with StageLines(lambda line: typer.echo(line, err=True)) as lines:
+            yield lines
         return
     from rich.console import Console
     from rich.progress import (

@@ -69,8 +69,8 @@ def guard_file(
             )
     if target.is_file() and own not in _head(target):
         raise ConfigError(
-            f"{option} {target} exists and was not written by fedvad for this: choose another file, "
-            "or remove it"
+            f"{option} {target} exists and is not such a file of fedvad's: choose another "
+            "file, or remove it"
         )
     holder = _among(_entry(target).parent, folders)
     if holder is not None:

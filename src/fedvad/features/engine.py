@@ -44,17 +44,19 @@ def check_engine(kind: str, device: str) -> None:
         raise ConfigError(f"device is {device!r}; give a name like 'cpu' or 'cuda'")
     if device == "cpu":
         return
-    kinds = device.partition(":")[0]
-    if kinds == "cpu" or not re.fullmatch(r"[a-z]+(:[0-9]+)?", device):
-        raise ConfigError(f"unknown device {device!r}; choose cpu, cuda, cuda:1 or mps")
     if kind == "openvino":
         raise ConfigError(f"engine openvino runs on the CPU; for {device!r} use --engine torch")
+    kinds = device.partition(":")[0]
+    if kinds == "cpu" or not re.fullmatch(r"[a-z]+(:[0-9]+)?", device):
+        raise ConfigError(f"device {device!r} is not available; choose cpu, cuda, cuda:1 or mps")
     import torch
 
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"unknown device {device!r}; choose cpu, cuda, cuda:1 or mps") from error
+        raise ConfigError(
+            f"device {device!r} is not available; choose cpu, cuda, cuda:1 or mps"
+        ) from error
     try:
         torch.zeros(1, device=place).cpu()  # some devices fail only when used
     except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:

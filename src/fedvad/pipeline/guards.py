@@ -27,7 +27,7 @@ def guard_output_file(
     """Raise `ConfigError` when a file to write is one that is read, or lies among the images.
 
     run: a run folder, whose own parts are read. data, sites: the data folder and its sites.
-    others: further files that are read. own: see `guard_file`. None as target is fine, since nothing is written.
+    others: further files that are read. own: see `guard_file`. A target of None passes.
     """
     if target is None:
         return
