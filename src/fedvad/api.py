@@ -118,12 +118,17 @@ def predict(
     """
     if save is not None and not isinstance(save, str):
         save = [str(kind) for kind in _listed(save, "save")]
-    several = [images] if isinstance(images, str | PathLike) else list(images)
+    several = [images] if isinstance(images, str | PathLike) else _listed(images, "images")
     return _predict(
         as_path(run, "run"),
-        [as_path(path, "path") for path in several],
+        [as_path(path, "each of images") for path in several],
         site=site,
         reference=reference,
+        threshold=threshold,
+        target_fpr=target_fpr,
+        save=save,
+        engine=engine,
+        device=device,
         out=_maybe(out, "out"),
         weights=_maybe(weights, "weights"),
         progress=progress,

@@ -44,8 +44,8 @@ def open_run(
     Raises `ArtefactError`, `WeightsError`, `MismatchError` when the backbone's values differ, or
     `ConfigError` for a given engine or device that is not there.
     """
-    config = _placed(read_config(folder), weights, engine, device)
     run = load_run(folder)
+    config = _placed(read_config(folder), weights, engine, device)
     return run, config, _extractor(run, folder, config, cache)
 
 
