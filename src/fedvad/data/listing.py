@@ -21,9 +21,10 @@ _MASKS = frozenset(
 _MASK_ENDINGS = ("_mask", "_gt", "_label")
 _THUMBNAILS = frozenset({"@eadir", "__macosx", "thumbnails", "thumbs", "_thumbs"})
 _RUN = ("config.json", "detector.safetensors")
+_OWN = frozenset({"export", "gallery", "state", "tables"})  # folders in a run folder
 _WORDS = {
     "own": "outputs of fedvad",
-    "runs": "run folders",
+    "runs": "run folders (their own files)",
     "masks": "ground-truth masks",
     "thumbnails": "folders of thumbnails",
     "hidden": "hidden files and folders",
@@ -107,9 +108,9 @@ def _walk(top: Path, prefix: str, left_out: Counter[str]) -> list[Listed]:
         seen.add(place)
         entries = _entries(folder)
         files = {path.name for path, is_dir in entries if not is_dir}
-        if folder != top and all(name in files for name in _RUN):
+        if all(name in files for name in _RUN):  # the demo keeps its data in one
             left_out["runs"] += 1
-            continue
+            entries = [(path, True) for path, is_dir in entries if is_dir and path.name not in _OWN]
         stems = {folded(PurePath(name).stem) for name in files}
         below = []
         for path, is_dir in entries:
