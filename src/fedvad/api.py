@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fedvad.data.arrays import ImageLike, as_path, is_image
+from fedvad.data.arrays import ImageLike, is_image
+from fedvad.data.arrays import as_path as image_path
 from fedvad.data.bounds import MAX_PIXELS
+from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache, default_cache_root
+from fedvad.features.config import Engine
 from fedvad.pipeline.bench.run import bench as _bench
 from fedvad.pipeline.bench.suite import load_suite
-from fedvad.pipeline.config import Reference, resolve_config
+from fedvad.pipeline.config import Reference, as_path, resolve_config
 from fedvad.pipeline.continual.run import continual as _continual
 from fedvad.pipeline.continual.stream import load_stream
 from fedvad.pipeline.demo import demo as _demo
@@ -56,9 +60,14 @@ def train(
     **options: Any,
 ) -> dict[str, Any]:
     """Train on the sites of `data` into run folder `out`; `options` are those of the config."""
-    resolved = resolve_config(None if config is None else Path(config), **options)
+    resolved = resolve_config(_maybe(config, "config"), **options)
     return _train(
-        Path(data), Path(out), resolved, cache=_cache(cache), resume=resume, progress=progress
+        as_path(data, "data"),
+        as_path(out, "out"),
+        resolved,
+        cache=_cache(cache),
+        resume=resume,
+        progress=progress,
     )
 
 
@@ -69,6 +78,9 @@ def evaluate(
     reference: Reference | None = None,
     weights: AnyPath | None = None,
     max_pixels: int | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    max_bad: float | None = None,
     cache: AnyPath | None = None,
     heatmaps: AnyPath | None = None,
     good: Iterable[str] = (),
@@ -77,13 +89,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Results of run folder `run` on the test images of `data`."""
     return _evaluate(
-        Path(run),
-        Path(data),
+        as_path(run, "run"),
+        as_path(data, "data"),
         reference=reference,
-        weights=None if weights is None else Path(weights),
+        weights=_maybe(weights, "weights"),
         max_pixels=max_pixels,
+        engine=engine,
+        device=device,
+        max_bad=max_bad,
         cache=_cache(cache),
-        heatmaps=None if heatmaps is None else Path(heatmaps),
+        heatmaps=_maybe(heatmaps, "heatmaps"),
         good=tuple(good),
         defect=tuple(defect),
         progress=progress,
@@ -96,29 +111,42 @@ def predict(
     *,
     site: str | None = None,
     reference: Reference | None = None,
+    threshold: float | None = None,
+    target_fpr: float | None = None,
     out: AnyPath | None = None,
+    save: str | Iterable[str] | None = None,
     weights: AnyPath | None = None,
     max_pixels: int | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
     progress: Progress = silent,
 ) -> Iterator[dict[str, Any]]:
     """One result per image; nothing is cached, since each is usually seen once.
 
     images: one, or several: paths of files and folders, bytes of files, RGB arrays, PIL images,
     torch tensors (see `data.arrays.to_rgb`); those without a path are called images[0], ...
-    Raises `DataError` for anything else.
+    Everything is checked at the call; an image is scored when its result is asked for. See
+    `fedvad.pipeline.predict.predict`. Raises `DataError` for anything else.
     """
+    if save is not None and not isinstance(save, str):
+        save = [str(kind) for kind in _listed(save, "save")]
     one = is_image(images) or not isinstance(images, Iterable)
     several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
     return _predict(
-        Path(run),
+        as_path(run, "run"),
         [
-            as_path(image, f"images[{i}]", max_pixels=max_pixels or MAX_PIXELS)
+            image_path(image, f"images[{i}]", max_pixels=max_pixels or MAX_PIXELS)
             for i, image in enumerate(several)
         ],
         site=site,
         reference=reference,
-        out=None if out is None else Path(out),
-        weights=None if weights is None else Path(weights),
+        threshold=threshold,
+        target_fpr=target_fpr,
+        save=save,
+        engine=engine,
+        device=device,
+        out=_maybe(out, "out"),
+        weights=_maybe(weights, "weights"),
         max_pixels=max_pixels,
         progress=progress,
     )
@@ -142,9 +170,9 @@ def bench(
     )
     return _bench(
         chosen,
-        Path(out),
-        data=None if data is None else Path(data),
-        weights=None if weights is None else Path(weights),
+        as_path(out, "out"),
+        data=_maybe(data, "data"),
+        weights=_maybe(weights, "weights"),
         cache=_cache(cache),
         progress=progress,
     )
@@ -171,8 +199,8 @@ def run_stream(
     )
     return _continual(
         chosen,
-        Path(out),
-        data=None if data is None else Path(data),
+        as_path(out, "out"),
+        data=_maybe(data, "data"),
         weights=_by_backbone(weights),
         cache=_cache(cache),
         progress=progress,
@@ -197,8 +225,8 @@ def distill_backbone(
 
     return distill(
         load_recipe(recipe),
-        Path(out),
-        data=[Path(folder) for folder in data],
+        as_path(out, "out"),
+        data=[as_path(folder, "folder") for folder in data],
         weights=_by_backbone(weights),
         resume=resume,
         progress=progress,
@@ -209,7 +237,11 @@ def gallery(data: AnyPath, out: AnyPath, **options: Any) -> dict[str, Any]:
     """Draw synthetic defects on normal images of `data` into the PNG file `out`; options are those
     of `fedvad gallery`.
     """
-    return _gallery(Path(data), Path(out), **options)
+    known = [name for name in signature(_gallery).parameters if name not in ("data", "out")]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown option {name!r} of gallery; known: {', '.join(known)}")
+    return _gallery(as_path(data, "data"), as_path(out, "out"), **options)
 
 
 def export(
@@ -220,22 +252,30 @@ def export(
     data: AnyPath | None = None,
     site: str | None = None,
     reference: Reference | None = None,
+    threshold: float | None = None,
+    target_fpr: float | None = None,
     out: AnyPath | None = None,
     weights: AnyPath | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write one site's detector of run folder `run` as an "onnx" or "openvino" model file."""
     from fedvad.serving.export.package import export as export_run  # loads torch
 
     return export_run(
-        Path(run),
+        as_path(run, "run"),
         format=format,
         int8=int8,
-        data=None if data is None else Path(data),
+        data=_maybe(data, "data"),
         site=site,
         reference=reference,
-        out=None if out is None else Path(out),
-        weights=None if weights is None else Path(weights),
+        threshold=threshold,
+        target_fpr=target_fpr,
+        engine=engine,
+        device=device,
+        out=_maybe(out, "out"),
+        weights=_maybe(weights, "weights"),
         progress=progress,
     )
 
@@ -246,29 +286,41 @@ def inspect(
     """What is in a run folder, a detector file or a memory message, or what a data folder is read
     as; good, defect: names of folders with normal images and with defects, beyond `good`.
     """
-    return _inspect(Path(path), good=tuple(good), defect=tuple(defect))
+    return _inspect(as_path(path, "path"), good=tuple(good), defect=tuple(defect))
 
 
 def write_report(
     run: AnyPath, out: AnyPath | None = None, *, pictures: bool = True
 ) -> dict[str, Any]:
     """Write the HTML page of run folder `run` (default: report.html in it); path and sizes."""
-    return _report(Path(run), out=None if out is None else Path(out), pictures=pictures)
+    return _report(as_path(run, "run"), out=_maybe(out, "out"), pictures=pictures)
 
 
 def load(run: AnyPath) -> TrainedRun | StudentRun:
     """A run as an object: memories and generators, or students; and the thresholds."""
-    return load_run(Path(run))
+    return load_run(as_path(run, "run"))
 
 
 def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Any:
     """Draw the demo plants, train on them, and return the results."""
-    return _demo(Path(out), seed=seed, progress=progress)
+    return _demo(as_path(out, "out"), seed=seed, progress=progress)
+
+
+def _maybe(value: AnyPath | None, name: str) -> Path | None:
+    return None if value is None else as_path(value, name)
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+    if isinstance(values, bytes) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name} is a {type(values).__name__}; give a list")
+    return list(values)
 
 
 def _by_backbone(weights: Mapping[str, AnyPath] | None) -> dict[str, Path]:
-    return {name: Path(file) for name, file in (weights or {}).items()}
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ConfigError('weights is a mapping here: {"NAME of the backbone": FILE}')
+    return {name: as_path(file, f"weights of {name}") for name, file in (weights or {}).items()}
 
 
 def _cache(root: AnyPath | None) -> DescriptorCache:
-    return DescriptorCache(default_cache_root() if root is None else Path(root))
+    return DescriptorCache(default_cache_root() if root is None else as_path(root, "cache"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -77,7 +78,7 @@ class TestTrain:
         flags = (*FLAGS, "--compare", "local", "--json")
         assert run_main(monkeypatch, "train", plants, "--out", out, *flags) == 0
         captured = capsys.readouterr()
-        assert captured.err == ""
+        assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in captured.err.splitlines())
         results = _one_document(captured.out)
         check_shape(results, SITES, main=True)
         assert results == json.loads((out / "results.json").read_text())
@@ -131,7 +132,7 @@ class TestEvaluate:
     ) -> None:
         assert run_main(monkeypatch, "evaluate", trained[0], plants, *reference, "--json") == 0
         captured = capsys.readouterr()
-        assert captured.err == ""
+        assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in captured.err.splitlines())
         results = _one_document(captured.out)
         check_shape(results, SITES, main=True)
         expected = trained[1]["compare"]["local"] if reference else trained[1]

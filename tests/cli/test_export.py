@@ -19,7 +19,7 @@ def test_json_is_the_manifest_and_its_folder(
     trained: Run, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     flags = ("--format", "openvino", "--site", "cedar", "--reference", "union", "--out", tmp_path)
-    assert run_main(monkeypatch, "export", trained[0], *flags, "--json") == 0
+    assert run_main(monkeypatch, "export", trained[0], *flags, "--json", "--quiet") == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.count("\n") == 1

@@ -11,11 +11,11 @@ from fedvad.data.folders import (
     ImageSet,
     Site,
     read_data,
-    read_images,
     read_set,
     read_sites,
 )
 from fedvad.data.images import read_mask, read_rgb
+from fedvad.data.inputs import read_images
 from fedvad.data.labels import LabelNames
 from fedvad.errors import DataError
 

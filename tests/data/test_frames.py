@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from fedvad.data.folders import read_images, read_set
+from fedvad.data.folders import read_set
 from fedvad.data.frames import frame_path, frames_of, split_frame, stem_of
 from fedvad.data.images import decode_rgb, read_mask, read_rgb
+from fedvad.data.inputs import read_images
 from fedvad.errors import ImageError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedvad.data.contents import check_contents, copies, distinct
-from fedvad.data.folders import list_images, read_data
+from fedvad.data.folders import read_data
+from fedvad.data.inputs import list_images
 from fedvad.data.labels import LabelNames, looks_good
 from fedvad.data.reading import DataReading, data_table
 from fedvad.errors import ConfigError, DataError
@@ -256,9 +257,7 @@ def test_odd_shapes_get_advice(tmp_path: Path) -> None:
 def test_predict_finds_no_masks_thumbnails_or_hidden_files(tmp_path: Path) -> None:
     touch(tmp_path, *BASE, "test/hole/c_mask.png", "test/hole/@eaDir/c.png/T.jpg", "test/.x/y.png")
     listing = list_images([tmp_path])
-    assert sorted(p.name for p in listing.files) == ["a.png", "b.png", "c.png"]
-    assert {s.reason for s in listing.skipped} == {
-        "folder of masks", "mask beside its image", "system folder", "hidden",
-    }  # fmt: skip
+    assert sorted(p.name for p in listing.paths) == ["a.png", "b.png", "c.png"]
+    assert listing.left_out == {"masks": 2, "thumbnails": 1, "hidden": 1}
     given = tmp_path / "ground_truth/hole"
-    assert list_images([given]).files == (given / "c_mask.png",)  # asked for by name
+    assert list_images([given]).paths == [given / "c_mask.png"]  # asked for by name

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 if TYPE_CHECKING:
@@ -16,23 +17,29 @@ if TYPE_CHECKING:
     from fedvad.pipeline.progress import Progress
 
 __all__ = [
+    "QUIET",
     "CacheOption",
     "CacheSizeOption",
     "DefectOption",
+    "DeviceOption",
+    "EngineOption",
     "GoodOption",
     "JsonOption",
     "MaxPixelsOption",
     "ReferenceOption",
     "RunArgument",
     "SiteOption",
+    "TargetFprOption",
+    "ThresholdOption",
     "WeightsOption",
     "by_backbone",
-    "check_reference",
     "numbers",
     "open_cache",
     "print_json",
     "showing",
 ]
+
+QUIET = "quiet"  # what the root command leaves for the verbs
 
 CacheOption = Annotated[
     Path | None,
@@ -94,6 +101,34 @@ MaxPixelsOption = Annotated[
         show_default=False,
     ),
 ]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        help="Decide by this score instead of the run's threshold.",
+        show_default=False,
+    ),
+]
+TargetFprOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-fpr",
+        help="Decide by the threshold for this false-alarm rate, found without training again.",
+        show_default=False,
+    ),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", help="openvino or torch [default: the run's]", show_default=False),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="cpu, or cuda / mps with --engine torch [default: the run's, or cpu without it]",
+        show_default=False,
+    ),
+]
 
 
 def open_cache(root: Path | None, size: str = "20G") -> DescriptorCache:
@@ -101,13 +136,6 @@ def open_cache(root: Path | None, size: str = "20G") -> DescriptorCache:
     from fedvad.features.cache import DescriptorCache, default_cache_root, parse_bytes
 
     return DescriptorCache(root or default_cache_root(), max_bytes=parse_bytes(size))
-
-
-def check_reference(reference: str | None) -> Any:
-    """A reference set's name; a usage error for anything else."""
-    if reference not in (None, "global", "local", "union"):
-        raise typer.BadParameter(f"--reference is global, local or union, not {reference!r}")
-    return cast(Any, reference)
 
 
 def numbers(text: str, option: str) -> list[int]:
@@ -139,11 +167,21 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def showing() -> Iterator[Progress]:
-    """Progress bars with time left on standard error; nothing when that is not a terminal."""
+    """Progress on standard error: bars with the time left on a terminal, else a line per stage.
+
+    Nothing with `--quiet`.
+    """
     from fedvad.pipeline.progress import silent
 
-    if not sys.stderr.isatty():
+    context = click.get_current_context(silent=True)
+    if context is not None and context.find_root().obj == QUIET:
         yield silent
+        return
+    if not sys.stderr.isatty():
+        from fedvad.cli.lines import StageLines
+
+        with StageLines(lambda line: typer.echo(line, err=True)) as lines:
+            yield lines
         return
     from rich.console import Console
     from rich.progress import (

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from fedvad.cli.common import (
     CacheOption,
     DefectOption,
+    DeviceOption,
+    EngineOption,
     GoodOption,
     JsonOption,
     MaxPixelsOption,
     ReferenceOption,
     RunArgument,
     WeightsOption,
-    check_reference,
     open_cache,
     print_json,
     showing,
@@ -31,6 +32,15 @@ def evaluate(
     reference: ReferenceOption = None,
     weights: WeightsOption = None,
     max_pixels: MaxPixelsOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
+    max_bad: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of unreadable images tolerated per site [default: the run's]",
+            show_default=False,
+        ),
+    ] = None,
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
     ] = None,
@@ -47,9 +57,12 @@ def evaluate(
         results = run_evaluate(
             run,
             data,
-            reference=check_reference(reference),
+            reference=cast(Any, reference),
             weights=weights,
             max_pixels=max_pixels,
+            engine=cast(Any, engine),
+            device=device,
+            max_bad=max_bad,
             cache=open_cache(cache),
             heatmaps=heatmaps,
             good=good or (),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from fedvad.cli.common import (
+    DeviceOption,
+    EngineOption,
     JsonOption,
     ReferenceOption,
     RunArgument,
     SiteOption,
+    TargetFprOption,
+    ThresholdOption,
     WeightsOption,
-    check_reference,
     print_json,
     showing,
 )
@@ -36,10 +39,14 @@ def export(
     ] = None,
     site: SiteOption = None,
     reference: ReferenceOption = None,
+    threshold: ThresholdOption = None,
+    target_fpr: TargetFprOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write [default: RUN/export]", show_default=False)
     ] = None,
     weights: WeightsOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write one model file: image in; score, heat-map and decision out. Needs no fedvad to run."""
@@ -53,9 +60,13 @@ def export(
             int8=int8,
             data=data,
             site=site,
-            reference=check_reference(reference),
+            reference=cast(Any, reference),
+            threshold=threshold,
+            target_fpr=target_fpr,
             out=out,
             weights=weights,
+            engine=cast(Any, engine),
+            device=device,
             progress=progress,
         )
     if as_json:
@@ -63,8 +74,8 @@ def export(
         return
     folder = Path(written["folder"])
     size = sum(file["bytes"] for file in written["files"].values())
-    threshold = written["threshold"]
-    decides = "no threshold" if threshold is None else f"threshold {threshold['value']:.4g}"
+    found = written["threshold"]
+    decides = "no threshold" if found is None else f"threshold {found['value']:.4g}"
     whose = "any site" if written["site"] is None else written["site"]
     typer.echo(f"{folder / written['model']} ({size / 1e6:.1f} MB, for {whose}, {decides})")
     worst = max(written["difference_from_run"].values())

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from fedvad._version import __version__
 from fedvad.cli.bank import bank_app
 from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
+from fedvad.cli.common import QUIET
 from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
 from fedvad.cli.deploy import deploy_app, launch, server, site
@@ -30,9 +35,22 @@ from fedvad.errors import FedvadError
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
+_ANYWHERE = ("--quiet", "--verbose")
+
+
+class _Anywhere(TyperGroup):
+    """Takes `--quiet` and `--verbose` behind the verb, too, where people write them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        ours = [word for word in args[:end] if word in _ANYWHERE]
+        others = [word for word in args[:end] if word not in _ANYWHERE]
+        return super().parse_args(ctx, [*ours, *others, *args[end:]])
+
 
 app = typer.Typer(
     name="fedvad",
+    cls=_Anywhere,
     help="Federated visual anomaly detection: pooled-data quality, no image leaves a site.",
     epilog="Exit codes: 0 ok, 2 usage or configuration, 3 data, 4 federation, 130 interrupted.",
     no_args_is_help=True,
@@ -70,13 +88,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say more on standard error.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress on standard error, warnings only.")
+    ] = False,
 ) -> None:
+    context.obj = QUIET if quiet else None
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
@@ -92,6 +115,7 @@ def main() -> None:
     """Run the command line; errors of ours become one line and their exit code."""
     if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid in any encoding
         sys.stdout.reconfigure(errors="backslashreplace")
+    _end_on_sigterm()
     try:
         app()
     except FedvadError as error:
@@ -103,6 +127,12 @@ def main() -> None:
         if leaving.code == INTERRUPTED:
             _interrupted()
         raise
+
+
+def _end_on_sigterm() -> None:
+    """Batch systems and `docker stop` send SIGTERM: it ends a verb as Ctrl-C does."""
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _interrupted() -> NoReturn:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
 from fedvad.cli.common import (
+    DeviceOption,
+    EngineOption,
     MaxPixelsOption,
     ReferenceOption,
     RunArgument,
     SiteOption,
+    TargetFprOption,
+    ThresholdOption,
     WeightsOption,
-    check_reference,
     print_json,
     showing,
 )
@@ -25,30 +28,48 @@ def predict(
     run: RunArgument,
     paths: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for heat-map overlays.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder for what --save names; no input lies in it.", show_default=False),
+    ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            help="What to write into --out: overlays, maps (.npy), maps16 (PNG), masks, boxes "
+            "(COCO JSON), csv; separated by commas [default: overlays]",
+            show_default=False,
+        ),
     ] = None,
     site: SiteOption = None,
     reference: ReferenceOption = None,
+    threshold: ThresholdOption = None,
+    target_fpr: TargetFprOption = None,
     weights: WeightsOption = None,
     max_pixels: MaxPixelsOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per image and line.")
     ] = False,
 ) -> None:
-    """Score images: decision and heat-map overlay for each. Exit code 3 if any is unreadable."""
+    """Score images: decision and heat-map overlay for each. Exit code 3 if any has no score."""
     from fedvad.errors import DataError
     from fedvad.pipeline.predict import predict as run_predict
 
-    bad = 0
+    bad, reasons = 0, set[str]()
     with showing() as progress:
         rows = run_predict(
             run,
             paths,
             site=site,
-            reference=check_reference(reference),
+            reference=cast(Any, reference),
+            threshold=threshold,
+            target_fpr=target_fpr,
             out=out,
+            save=save,
             weights=weights,
             max_pixels=max_pixels,
+            engine=cast(Any, engine),
+            device=device,
             progress=progress,
         )
         for row in rows:
@@ -64,5 +85,9 @@ def predict(
                 typer.echo(
                     f"{verdict[row['anomalous']]}  {row['score']:.4g}{limit}  {row['path']}{shown}"
                 )
+                if row["reason"]:
+                    reasons.add(row["reason"])
+        for reason in sorted(reasons):
+            typer.echo(f"no decision: {reason}", err=True)
     if bad:
-        raise DataError(f"{bad} images could not be read")
+        raise DataError(f"{bad} images could not be scored; the lines above say why")

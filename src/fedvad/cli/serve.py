@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,14 +14,13 @@ from fedvad.cli.common import (
     ReferenceOption,
     RunArgument,
     SiteOption,
+    TargetFprOption,
+    ThresholdOption,
     WeightsOption,
-    check_reference,
 )
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-    from fedvad.features.config import Engine
 
 __all__ = ["serve"]
 
@@ -32,6 +31,8 @@ def serve(
     run: RunArgument,
     site: SiteOption = None,
     reference: ReferenceOption = None,
+    threshold: ThresholdOption = None,
+    target_fpr: TargetFprOption = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
@@ -91,9 +92,11 @@ def serve(
         Predictor.load(
             run,
             site=site,
-            reference=check_reference(reference),
+            reference=cast(Any, reference),
+            threshold=threshold,
+            target_fpr=target_fpr,
             weights=weights,
-            engine=_check_engine(engine),
+            engine=cast(Any, engine),
             device=device,
             max_pixels=round(max_megapixels * 1e6),
             max_expansion=SERVICE_EXPANSION,
@@ -131,12 +134,6 @@ def _check_extra() -> None:
         raise ConfigError(
             f"fedvad serve needs the package {error.name}: pip install 'fedvad[serve]'"
         ) from error
-
-
-def _check_engine(engine: str | None) -> Engine | None:
-    if engine not in (None, "openvino", "torch"):
-        raise typer.BadParameter(f"--engine is openvino or torch, not {engine!r}")
-    return cast("Engine | None", engine)
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from fedvad.data.formats import IMAGE_SUFFIXES
-from fedvad.data.frames import frames_of, split_frame
 from fedvad.data.labels import LabelNames
 from fedvad.data.layouts import Layout, layout_of
 from fedvad.data.layouts.base import left_over
-from fedvad.data.listing import Folder, exists, natural, scan
-from fedvad.data.masks import companions, is_mask_folder
+from fedvad.data.listing import Folder, natural, scan
+from fedvad.data.masks import is_mask_folder
 from fedvad.data.reading import DataReading, SiteReading, Skipped
 from fedvad.data.sets import ImageItem, ImageSet, Site
 from fedvad.errors import DataError
@@ -21,24 +17,18 @@ from fedvad.errors import DataError
 __all__ = [
     "ImageItem",
     "ImageSet",
-    "Listing",
     "Site",
     "holds_sets",
-    "list_images",
     "read_data",
-    "read_images",
     "read_set",
     "read_sites",
 ]
-
-log = logging.getLogger(__name__)
 
 _LAYOUT = (
     "Expected [<site>/]train/good/*.png, with test/good, test/<defect> and "
     "ground_truth/<defect>/<name>_mask.png where there are any, or another layout of "
     "docs/own-data.md."
 )
-_SHOWN = 3
 _RESOLUTION = "realiad_"
 
 
@@ -181,78 +171,3 @@ def _found(folder: Folder) -> str:
     entries = sorted(entries + [p.name for p in folder.files if not p.name.startswith(".")])
     more = f", … ({len(entries)} in all)" if len(entries) > 8 else ""
     return (", ".join(entries[:8]) + more) or "nothing"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Image files in order, and what was passed over below the folders that were given."""
-
-    files: tuple[Path, ...]
-    skipped: tuple[Skipped, ...]
-
-
-def list_images(paths: Iterable[Path]) -> Listing:
-    """Expand files and folders to image files, each once, in the order given.
-
-    Folders are searched recursively, sorted by name. Below them masks (in folders called
-    ground_truth, masks or gt, or beside their images), thumbnails, hidden entries, system folders
-    and other suffixes are passed over and named; a file given outright is kept whatever it is
-    called. Raises `DataError` when a path does not exist or no image is found.
-    """
-    given = [path if isinstance(path, Path) else Path(path) for path in paths]  # of Picture, too
-    found: dict[Path, None] = {}
-    skipped: list[Skipped] = []
-    for path in given:
-        try:
-            is_folder = path.is_dir()
-        except OSError:
-            is_folder = False
-        if is_folder:
-            inside, passed = _search(scan(path))
-            found.update(dict.fromkeys(inside))
-            skipped += passed
-        elif exists(path):
-            found.update(dict.fromkeys(frames_of(path)))
-        elif exists(split_frame(path)[0]):
-            found[path] = None
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    if not found:
-        where = ", ".join(map(str, given)) or "no path was given"
-        raise DataError(f"no image found ({where}); looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return Listing(tuple(found), tuple(skipped))
-
-
-def read_images(paths: Iterable[Path]) -> list[Path]:
-    """The files of `list_images`; what was passed over is logged as one line."""
-    listing = list_images(paths)
-    passed = [skipped for skipped in listing.skipped if skipped.notable]
-    if passed:
-        shown = ", ".join(f"{s.files} in {s.folder} ({s.reason})" for s in passed[:_SHOWN])
-        rest = sum(s.files for s in passed[_SHOWN:])
-        log.warning("not taken as images: %s%s", shown, f", {rest} more" if rest else "")
-    return list(listing.files)
-
-
-def _search(top: Folder) -> tuple[list[Path], tuple[Skipped, ...]]:
-    """Images at any depth, each real folder once, and the rest by reason."""
-    found: list[Path] = []
-    why: dict[Path, str] = {}
-    seen: set[str] = set()
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
-        if folder.real in seen:
-            why[folder.path] = "link to a folder that is read elsewhere"
-            continue
-        seen.add(folder.real)
-        images = folder.images()
-        passed = companions(images)
-        why.update(passed)
-        found += [path for path in images if path not in passed]
-        for child in reversed(folder.usable()):
-            if is_mask_folder(child.path.name):
-                why[child.path] = "folder of masks"
-            else:
-                waiting.append(child)
-    return found, left_over(top, found, why)

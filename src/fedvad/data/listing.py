@@ -12,7 +12,7 @@ from fedvad.data.formats import image_suffix, unread_reason
 from fedvad.data.frames import frames_of
 from fedvad.errors import DataError
 
-__all__ = ["Folder", "exists", "file_reason", "is_image", "natural", "scan"]
+__all__ = ["Folder", "exists", "file_reason", "folder_reason", "is_image", "natural", "scan"]
 
 
 def _set(words: str) -> frozenset[str]:
@@ -116,7 +116,7 @@ def _fill(folder: Folder, above: tuple[str, ...], seen: set[str], *, linked: boo
             folder.files.append(path)
             continue
         real = os.path.realpath(path) if is_link else f"{folder.real.rstrip(os.sep)}{os.sep}{name}"
-        barred = folder.barred or _folder_reason(name)
+        barred = folder.barred or folder_reason(name)
         child = Folder(path, folder.root, (*folder.parts, name), real, barred)
         folder.folders.append(child)
         if is_link and any(_within(place, real) for place in above):
@@ -131,7 +131,8 @@ def _within(place: str, folder: str) -> bool:
     return place == folder or place.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _folder_reason(name: str) -> str | None:
+def folder_reason(name: str) -> str | None:
+    """Why nothing in a folder counts as data, by its name alone; else None."""
     folded = name.casefold()
     if folded in _SYSTEM or folded.startswith(".trash"):
         return "system folder"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import openvino
     import torch
 
-__all__ = ["DescriptorEngine", "OpenVinoEngine", "TorchEngine", "make_engine"]
+__all__ = ["DescriptorEngine", "OpenVinoEngine", "TorchEngine", "check_engine", "make_engine"]
 
 Tag = TypeVar("Tag")
 Descriptors = npt.NDArray[np.float32]
@@ -35,6 +36,38 @@ class DescriptorEngine(Protocol):
         ...
 
 
+def check_engine(kind: str, device: str) -> None:
+    """Raise `ConfigError` unless the engine exists and its device is present; nothing is built."""
+    if kind not in get_args(Engine):
+        raise ConfigError(f"unknown engine {kind!r}; choose openvino or torch")
+    if not isinstance(device, str):
+        raise ConfigError(f"device is {device!r}; give a name like 'cpu' or 'cuda'")
+    if device == "cpu":
+        return
+    if kind == "openvino":
+        raise ConfigError(f"engine openvino runs on the CPU; for {device!r} use --engine torch")
+    kinds = device.partition(":")[0]
+    if kinds == "cpu" or not re.fullmatch(r"[a-z]+(:[0-9]+)?", device):
+        raise ConfigError(f"device {device!r} is not available; choose cpu, cuda, cuda:1 or mps")
+    import torch
+
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device {device!r} is not available; choose cpu, cuda, cuda:1 or mps"
+        ) from error
+    try:
+        torch.zeros(1, device=place).cpu()  # some devices fail only when used
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        count = torch.cuda.device_count() if kinds == "cuda" else 0
+        raise ConfigError(
+            f"device {device!r} is not available here"
+            + (f" ({count} CUDA device{'s' * (count != 1)} found)" if kinds == "cuda" else "")
+            + "; use --device cpu"
+        ) from error
+
+
 def make_engine(
     network: torch.nn.Module, *, image_size: int, kind: Engine, device: str = "cpu"
 ) -> DescriptorEngine:
@@ -42,13 +75,10 @@ def make_engine(
 
     Raises `ConfigError` for OpenVINO on a device other than the CPU, or an absent device.
     """
+    check_engine(kind, device)
     if kind == "openvino":
-        if device != "cpu":
-            raise ConfigError(f"engine openvino runs on the CPU; for {device!r} use --engine torch")
         return OpenVinoEngine(network, image_size=image_size)
-    if kind == "torch":
-        return TorchEngine(network, device=device)
-    raise ConfigError(f"unknown engine {kind!r}; choose openvino or torch")
+    return TorchEngine(network, device=device)
 
 
 class TorchEngine:
@@ -58,11 +88,8 @@ class TorchEngine:
         import torch
 
         self.batch_size = 8 if device == "cpu" else 32
-        try:
-            self._device = torch.device(device)
-            torch.zeros(1, device=self._device).cpu()  # some devices fail only when used
-        except (RuntimeError, AssertionError, ImportError) as error:
-            raise ConfigError(f"device {device!r} is not available: {error}") from error
+        check_engine("torch", device)
+        self._device = torch.device(device)
         self._network = network.eval().to(self._device)
 
     def run(self, batches: Iterable[tuple[Tag, Images]]) -> Iterator[tuple[Tag, Descriptors]]:

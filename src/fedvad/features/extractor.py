@@ -21,7 +21,7 @@ from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.cache import DescriptorCache, content_key
 from fedvad.features.config import FeatureConfig
-from fedvad.features.engine import DescriptorEngine, make_engine
+from fedvad.features.engine import DescriptorEngine, check_engine, make_engine
 from fedvad.half import HalfArray, to_half
 
 if TYPE_CHECKING:
@@ -59,10 +59,12 @@ class FeatureExtractor:
     """Descriptors of images under one feature configuration, through the cache when there is one.
 
     Memory is bounded by two chunks of at most 64 images and 128 MB of descriptors, whatever the
-    number of images. Raises what `build_backbone` raises.
+    number of images. Raises what `build_backbone` raises, `ConfigError` for an engine or device
+    that is not there, even when every descriptor is cached.
     """
 
     def __init__(self, config: FeatureConfig, cache: DescriptorCache | None = None) -> None:
+        check_engine(config.engine, config.device)
         self._backbone: Backbone = build_backbone(
             config.backbone, weights=config.weights, layers=config.layers
         )

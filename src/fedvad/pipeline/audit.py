@@ -12,8 +12,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from fedvad.data.bounds import ANY_SIZE
-from fedvad.data.folders import ImageItem, read_images
+from fedvad.data.folders import ImageItem
 from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.inputs import list_images
+from fedvad.data.outputs import OWN_PNG
 from fedvad.detectors.base import NormalFeatures
 from fedvad.errors import ConfigError, DataError, PayloadError
 from fedvad.evaluation.leaks import Inversion, View, invert, look, membership, retrieve
@@ -25,6 +27,7 @@ from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 from fedvad.pipeline.bank import one_site
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.report.overlay import save_png
 
@@ -68,7 +71,11 @@ def audit(
         )
     site = one_site(data, config, None, None)
     inside = [item.path for item in site.train if item.label == 0]
-    outside = read_images([outsiders]) if outsiders is not None else _normal(site.test)
+    outside = list_images([outsiders]).paths if outsiders is not None else _normal(site.test)
+    guard_output_file(
+        out, "--out", data=data, sites=[site],
+        others=[file, others, extractor.config.weights, *outside], own=OWN_PNG,
+    )  # fmt: skip
     if not outside:
         raise DataError(
             f"{data} has no test/good: give --outsiders FOLDER, normal images that had no part"

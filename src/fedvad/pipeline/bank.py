@@ -33,6 +33,7 @@ from fedvad.pipeline.bank_state import (
 )
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.plan import need_memory, plan, site_seed, split_held_out
 from fedvad.pipeline.progress import Progress, silent
 
@@ -88,6 +89,10 @@ def _export_upload(
     need_memory(config, "a federation by files")
     index = _same_index(before, index)
     member_site = one_site(data, config, site, before)
+    guard_output_file(
+        out, "--out", data=data, sites=[member_site],
+        others=[key, config.weights, config_file, *state_dir.glob("**/*")], own=b"FEDVAD",
+    )  # fmt: skip
     known = load_global(state_dir)
     round_ = 1 if known is None else known.manifest.round + 1
     if before is not None and before.round >= round_:

@@ -29,6 +29,7 @@ from fedvad.pipeline.bank_state import (
     save_global,
 )
 from fedvad.pipeline.data import fingerprint
+from fedvad.pipeline.guards import guard_plain_folder
 from fedvad.pipeline.memories import wire_exact
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import (
@@ -94,6 +95,7 @@ def _import_global(
     state, known = load_site(state_dir), load_global(state_dir)
     if out is not None:
         _check_out(out, state)
+        guard_plain_folder(out, "--out", [state.data if data is None else data] if state else [])
     try:
         signed = read_bounded(file, max_bytes)
         merged = _checked_global(signed, trusted, max_bytes)

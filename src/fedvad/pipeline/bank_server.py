@@ -34,6 +34,7 @@ from fedvad.federation.signed import (
 )
 from fedvad.memory.merge import MergeMode
 from fedvad.pipeline.config import Defence, TrainConfig, resolve_config
+from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.plan import upload_limits
 
 __all__ = ["merge_uploads"]
@@ -138,6 +139,11 @@ def _merge_uploads(
     max_bytes: int,
 ) -> dict[str, Any]:
     signing = read_private_key(key)
+    keys = [] if trust is None else [trust, *trust.glob("*.pub")]
+    guard_output_file(
+        out, "--out", others=[key, config_file, *keys, *files, *state_dir.glob("**/*")],
+        own=b"FEDVAD",
+    )  # fmt: skip
     state = load_state(state_dir)
     if not files:
         if state is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -28,7 +30,17 @@ from fedvad.pipeline.student_config import (
     student_layers,
 )
 
-__all__ = ["COMPARISONS", "METHODS", "Defence", "Reference", "TrainConfig", "resolve_config"]
+__all__ = [
+    "COMPARISONS",
+    "METHODS",
+    "Defence",
+    "Reference",
+    "TrainConfig",
+    "as_path",
+    "check_reference",
+    "check_share",
+    "resolve_config",
+]
 
 Reference = Literal["global", "local", "union"]
 Defence = Literal["none", "robust"]
@@ -260,6 +272,27 @@ class TrainConfig(BaseModel):
         )
 
 
+def check_reference(reference: str | None) -> Reference | None:
+    """A reference set's exact name, or None; raises `ConfigError` for anything else."""
+    if reference is None or reference in get_args(Reference):
+        return cast(Reference | None, reference)
+    raise ConfigError(f"unknown reference {reference!r}; choose global, local or union")
+
+
+def check_share(value: float, name: str) -> float:
+    """A share in [0, 1]; raises `ConfigError` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a share from 0 to 1, for example 0.05")
+    return float(value)
+
+
+def as_path(value: Any, name: str) -> Path:
+    """A path given as text or path object; raises `ConfigError` for anything else."""
+    if isinstance(value, str | PathLike) and isinstance(path := fspath(value), str):
+        return Path(path)
+    raise ConfigError(f"{name} is {value!r}; give a path, as text or pathlib.Path")
+
+
 def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
     """Merge method preset, TOML file and flags (None means not given) into a checked config.
 
@@ -304,8 +337,10 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = ", ".join(sorted(TrainConfig.model_fields))
-            parts.append(f"unknown configuration key {key!r}; known keys: {known}")
+            fields = sorted(TrainConfig.model_fields)
+            near = get_close_matches(key, fields, n=1)
+            known = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            parts.append(f"unknown configuration key {key!r}; {known}")
         else:
             parts.append(f"{key}: {problem['msg']} (got {problem['input']!r})" if key else
                          str(problem["msg"]))  # fmt: skip

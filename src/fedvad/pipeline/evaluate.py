@@ -10,6 +10,7 @@ from typing import Any
 
 from fedvad.data.folders import Site
 from fedvad.data.labels import LabelNames
+from fedvad.data.outputs import OWN_PNG
 from fedvad.data.reading import DataReading
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.calibration import choose_images, held_out_scores
@@ -19,11 +20,13 @@ from fedvad.evaluation.drift import drift
 from fedvad.evaluation.sites import SiteResult, site_threshold, summarise
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.federation.ledger import Ledger
-from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.config import Reference, TrainConfig, check_reference, check_share
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Run
+from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.outputs import panels
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import read_ledger
@@ -42,8 +45,11 @@ def evaluate(
     data: Path,
     *,
     reference: Reference | None = None,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
     max_pixels: int | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    max_bad: float | None = None,
     cache: DescriptorCache | None = None,
     heatmaps: Path | None = None,
     good: Sequence[str] = (),
@@ -59,14 +65,24 @@ def evaluate(
     the site of the run that trained on the very same ones, if one did), else it borrows the median
     of the run's thresholds. The split of the training is repeated when `data` holds the same
     images. good, defect: names of folders with normal images and with defects, beyond those of
-    the training. `max_pixels` replaces the limit of the run. Raises `ArtefactError`, `DataError`,
-    `MismatchError`.
+    the training. `weights`, `engine`, `device`, `max_pixels` (the limit on the size of images) and
+    `max_bad` (the share of unreadable images that is tolerated per site) are those of the training
+    unless given. Raises `ConfigError` for an option that cannot be met, or when `heatmaps` is a
+    file that is read or would lie among the images; `ArtefactError`, `DataError`, `MismatchError`.
     """
+    check_reference(reference)
     run, config, extractor = open_run(
-        run_folder, weights=weights, cache=cache, max_pixels=max_pixels
-    )
+        run_folder, weights=weights, engine=engine, device=device, cache=cache,
+        max_pixels=max_pixels,
+    )  # fmt: skip
+    if max_bad is not None:
+        config = config.model_copy(update={"max_bad": check_share(max_bad, "max_bad")})
     names = LabelNames(tuple(good), tuple(defect), before=config.label_names())
     reading, sites = _sites(data, run, config, names)
+    guard_output_file(
+        heatmaps, "--heatmaps", run=run_folder, data=data, sites=sites,
+        others=[extractor.config.weights], own=OWN_PNG,
+    )  # fmt: skip
     new = [site for site in sites if site.name not in run.sites]
     if new:
         log.info("never trained on: %s", ", ".join(site.name for site in new))

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from fedvad.data.folders import Site
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.labels import LabelNames
+from fedvad.data.outputs import OWN_PNG
 from fedvad.data.synthesis import KINDS, SynthesisConfig, TextureFolder, synthesise
 from fedvad.errors import ConfigError
 from fedvad.pipeline.data import load_sites
+from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.report.defect_sheet import PER_ROW, Example, defect_sheet
 
@@ -57,6 +59,14 @@ def gallery(
     given = None if textures is None else TextureFolder(textures, size=image_size)
     sites = load_sites(data, None, seed, LabelNames(tuple(good), tuple(defect)),
                        image_size=image_size)  # fmt: skip
+    guard_output_file(
+        out,
+        "--out",
+        data=data,
+        sites=sites,
+        own=OWN_PNG,
+        others=() if given is None else given.paths,
+    )
     shown = _images(sites, rows * PER_ROW, seed, image_size)
     stage = Stage(progress, "drawing", len(configs) * len(shown))
     groups: dict[str, list[Example]] = {kind: [] for kind in configs}

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedvad.data.bounds import ANY_SIZE
-from fedvad.data.folders import read_images
-from fedvad.data.images import read_rgb
+from fedvad.data.inputs import Listing, list_images
+from fedvad.detectors.base import Detector
 from fedvad.errors import ConfigError
+from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import Engine
 from fedvad.memory.bank import FloatArray
-from fedvad.pipeline.config import Reference
+from fedvad.pipeline.config import Reference, check_reference
+from fedvad.pipeline.decision import choose_threshold, why_no_threshold
+from fedvad.pipeline.predict_files import NEED_THRESHOLD, SavedFiles, check_kinds
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.runs import open_run
-from fedvad.report.overlay import heatmap_overlay, save_png
 
 __all__ = ["predict"]
 
-_CHUNK = 16  # images scored before the first of them is told
+log = logging.getLogger(__name__)
+
+_CHUNK = 16  # images scored before the first of their results is given
 
 
 def predict(
@@ -30,76 +34,112 @@ def predict(
     *,
     site: str | None = None,
     reference: Reference | None = None,
+    threshold: float | None = None,
+    target_fpr: float | None = None,
     out: Path | None = None,
-    weights: Path | None = None,
+    save: str | Sequence[str] | None = None,
+    weights: Path | str | None = None,
     max_pixels: int | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
     cache: DescriptorCache | None = None,
     progress: Progress = silent,
 ) -> Iterator[dict[str, Any]]:
-    """Yield one result per image file below `paths`, in order.
+    """One result per image file below `paths` (see `list_images`), in order.
 
-    Keys: path, site, score, threshold, anomalous (None without a threshold), overlay (file
-    written below `out`), error (None, or why the image could not be read; the others go on).
-    `max_pixels` replaces the run's limit on the size of images. Without `site` the global memory
-    and the median threshold of the sites decide. Raises `ConfigError` for a site that the run does
-    not know, `DataError` when there is no image.
+    Keys: path, site, score, threshold, anomalous (None without a threshold), overlay (file written
+    below `out`), error (None, or why the image has no score; the others go on), reason (None, or
+    why there is a score and no decision), files (by kind, what was written of this image).
+
+    threshold, target_fpr: in place of the run's threshold, see `choose_threshold`; without `site`
+    the global memory and the median threshold of the sites decide. save: what to write into `out`,
+    of `predict_files.KINDS`; None means overlays. weights, engine, device, max_pixels: in place of
+    those of the training, see `open_run`.
+
+    Everything is checked before the first image is scored. Raises `ConfigError` for a site that
+    the run does not know, an option that cannot be met, or an `out` in which outputs would lie
+    among the images; `DataError` when there is no image; `StorageError`; and as `open_run`.
     """
-    files = read_images(paths)
-    run, _, extractor = open_run(run_folder, weights=weights, cache=cache, max_pixels=max_pixels)
+    check_reference(reference)
+    kinds = check_kinds(save, out)
+    run, _, extractor = open_run(
+        run_folder, weights=weights, engine=engine, device=device, cache=cache,
+        max_pixels=max_pixels,
+    )  # fmt: skip
     if site is not None and site not in run.sites:
         raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
     if site is None and len(run.sites) == 1:
         site = next(iter(run.sites))
     detector = run.detector(site, extractor, reference)
-    threshold = run.threshold(site, reference)
-    limit = None if threshold is None else threshold.value
-    names = _overlay_names(files)
-    stage = Stage(progress, "scoring", len(files))
-    for start in range(0, len(files), _CHUNK):
-        chunk = files[start : start + _CHUNK]
-        scores = detector.score(chunk, stage)
-        place = {int(index): at for at, index in enumerate(scores.kept)}
-        reasons = iter(scores.bad)
-        for index, path in enumerate(chunk):
-            row: dict[str, Any] = {
-                "path": str(path),
-                "site": site,
-                "score": None,
-                "threshold": limit,
-                "anomalous": None,
-                "overlay": None,
-                "error": None,
-            }
-            if index not in place:
-                row["error"] = next(reasons)
+    limit = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
+    reason = why_no_threshold(run, site) if limit is None else None
+    if reason and (wanted := kinds & NEED_THRESHOLD):
+        raise ConfigError(f"{' and '.join(sorted(wanted))} cannot be saved: {reason}")
+    listing = list_images(paths)
+    if left_out := listing.left_out_words():
+        log.warning("not scored: %s", left_out)
+    files = None
+    if out is not None:
+        files = SavedFiles(out, kinds, listing, paths, limit)
+    return _results(detector, listing, site, limit, reason, files, progress)
+
+
+def _results(
+    detector: Detector,
+    listing: Listing,
+    site: str | None,
+    limit: Threshold | None,
+    reason: str | None,
+    files: SavedFiles | None,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    images = listing.images
+    stage = Stage(progress, "scoring", len(images))
+    try:
+        for start in range(0, len(images), _CHUNK):
+            chunk = images[start : start + _CHUNK]
+            scores = detector.score([image.path for image in chunk], stage)
+            place = {int(index): at for at, index in enumerate(scores.kept)}
+            reasons = iter(scores.bad)
+            for index, image in enumerate(chunk):
+                row: dict[str, Any] = {
+                    "path": str(image.path),
+                    "site": site,
+                    "score": None,
+                    "threshold": None if limit is None else limit.value,
+                    "anomalous": None,
+                    "overlay": None,
+                    "error": None,
+                    "reason": None,
+                    "files": {},
+                }
+                if index in place:
+                    at = place[index]
+                    _judge(row, float(scores.image[at]), scores.maps[at], limit, reason)
+                else:
+                    row["error"] = next(reasons)
+                if files is not None:
+                    files.write(image, row, None if row["error"] else scores.maps[place[index]])
                 yield row
-                continue
-            row["score"] = score = float(scores.image[place[index]])
-            row["anomalous"] = None if limit is None else score > limit
-            if out is not None:
-                target = out / names[start + index]
-                _save_overlay(path, scores.maps[place[index]], limit, target)
-                row["overlay"] = str(target)
-            yield row
+    finally:  # also when the caller stops early
+        if files is not None:
+            files.close()
 
 
-def _save_overlay(path: Path, map_: FloatArray, limit: float | None, target: Path) -> None:
-    # a cell as bad as a whole image at the threshold is shown in full colour
-    high = float(map_.max()) if limit is None else limit
-    low = float(np.median(map_))
-    overlay = heatmap_overlay(
-        read_rgb(path, max_pixels=ANY_SIZE), map_, low=low, high=max(high, low * 1.01 + 1e-6)
-    )
-    save_png(target, overlay)
-
-
-def _overlay_names(files: Sequence[Path]) -> list[str]:
-    """One distinct file name per image, also when folders repeat names."""
-    names: dict[str, None] = {}
-    for path in files:
-        name, count = f"{path.stem}.png", 0
-        while name in names:
-            count += 1
-            name = f"{path.stem}-{count}.png"
-        names[name] = None
-    return list(names)
+def _judge(
+    row: dict[str, Any],
+    score: float,
+    map_: FloatArray,
+    limit: Threshold | None,
+    reason: str | None,
+) -> None:
+    """Fill in score and decision; no decision ever from a number that is not finite."""
+    if not (math.isfinite(score) and math.isfinite(float(map_.sum()))):
+        row["error"] = (
+            f"{row['path']}: its score is no finite number ({score}), so nothing can be decided: "
+            "the run or its weights are damaged; train again"
+        )
+        return
+    row["score"] = score
+    row["anomalous"] = None if limit is None else score > limit.value
+    row["reason"] = reason

@@ -15,6 +15,7 @@ from fedvad.detectors.artefact import feature_identity, read_arrays
 from fedvad.errors import ArtefactError, ConfigError, StorageError
 from fedvad.evaluation.sites import SiteResult
 from fedvad.federation.ledger import Ledger
+from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
@@ -59,6 +60,7 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the page a file name, like report.html")
     results = _results(run)
+    guard_output_file(target, "--out", run=run, own=b"fedvad")
     missing: list[str] = []
     config = _config(run, missing)
     ledger = read_ledger(run)

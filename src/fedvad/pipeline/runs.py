@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
+from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import Engine
+from fedvad.features.engine import check_engine
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import TrainConfig, as_path
 from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.run_folder import TrainedRun, read_config, read_run
 from fedvad.pipeline.student_run import KIND, StudentRun
 
 __all__ = ["load_run", "open_memory_run", "open_run"]
+
+log = logging.getLogger(__name__)
 
 
 def load_run(folder: Path) -> TrainedRun | StudentRun:
@@ -25,42 +32,65 @@ def load_run(folder: Path) -> TrainedRun | StudentRun:
 def open_run(
     folder: Path,
     *,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
     cache: DescriptorCache | None = None,
     max_pixels: int | None = None,
 ) -> tuple[Run, TrainConfig, FeatureExtractor]:
     """A run with its configuration and an extractor that provably gives its features.
 
-    `weights` replaces the path stored at training, for a run that was moved to another machine,
-    `max_pixels` the limit on the size of images. Raises `ArtefactError`, `WeightsError`, or
-    `MismatchError` when the backbone's values differ.
+    `weights`, `engine` and `device` replace what was stored at training, for a run that was moved
+    to another machine; `max_pixels` replaces the limit on the size of images. A stored device that
+    this machine lacks becomes the CPU, with a warning. Raises `ArtefactError`, `WeightsError`,
+    `MismatchError` when the backbone's values differ, or `ConfigError` for a given engine or device
+    that is not there.
     """
     run = load_run(folder)
-    return run, *_extractor(run, folder, weights, cache, max_pixels=max_pixels)
+    config = _placed(read_config(folder), weights, engine, device)
+    if max_pixels is not None:
+        config = config.model_copy(update={"max_pixels": max_pixels})
+    return run, config, _extractor(run, folder, config, cache)
 
 
 def open_memory_run(
-    folder: Path, *, weights: Path | None = None, device: str | None = None
+    folder: Path,
+    *,
+    weights: Path | str | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
 ) -> tuple[TrainedRun, TrainConfig, FeatureExtractor]:
-    """As `open_run`, for those who need a memory; raises `ArtefactError` for a student's run.
-
-    `device` replaces the one that the run was trained on.
-    """
+    """As `open_run`, for those who need a memory; raises `ArtefactError` for a student's run."""
     run = TrainedRun.load(folder)
-    return run, *_extractor(run, folder, weights, None, device)
+    config = _placed(read_config(folder), weights, engine, device)
+    return run, config, _extractor(run, folder, config, None)
+
+
+def _placed(
+    config: TrainConfig, weights: Path | str | None, engine: Engine | None, device: str | None
+) -> TrainConfig:
+    """The configuration with other weights, and an engine and device that are there."""
+    changed: dict[str, Any] = {} if weights is None else {"weights": as_path(weights, "weights")}
+    changed["engine"] = engine or config.engine
+    changed["device"] = device
+    if device is None:
+        changed["device"] = config.device if engine in (None, config.engine) else "cpu"
+    try:
+        check_engine(changed["engine"], changed["device"])
+    except ConfigError:
+        if device is not None or changed["device"] == "cpu":
+            raise
+        log.warning(
+            "this run was trained on device %r, which is not available here: it runs on the CPU "
+            "(--device chooses another)", config.device,
+        )  # fmt: skip
+        changed["device"] = "cpu"
+    return config.model_copy(update=changed)
 
 
 def _extractor(
-    run: Run,
-    folder: Path,
-    weights: Path | None,
-    cache: DescriptorCache | None,
-    device: str | None = None,
-    max_pixels: int | None = None,
-) -> tuple[TrainConfig, FeatureExtractor]:
-    config = read_config(folder)
-    given = {"weights": weights, "device": device, "max_pixels": max_pixels}
-    config = config.model_copy(update={k: v for k, v in given.items() if v is not None})
+    run: Run, folder: Path, config: TrainConfig, cache: DescriptorCache | None
+) -> FeatureExtractor:
     extractor = FeatureExtractor(config.features(), cache)
     run.features.check_same(extractor.config, f"run {folder.name}")
-    return config, extractor
+    return extractor

@@ -19,6 +19,7 @@ from fedvad.federation.runners.state import clear_state
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Job
+from fedvad.pipeline.guards import guard_output_folder
 from fedvad.pipeline.memories import fit_memories
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join
@@ -75,6 +76,7 @@ def _train(
     _prepare(out, config, resume)
     names = config.label_names()
     reading, sites = load_data(data, config.split, config.seed, names, image_size=config.image_size)
+    guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
     ledger = Ledger(
         images={site.name: digest_of(site.train) for site in sites}, options=_options(config)

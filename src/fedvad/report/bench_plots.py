@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.files import write_atomically
+from fedvad.data.outputs import PNG_MARK
 
 __all__ = ["plot_bench"]
 
@@ -72,5 +73,5 @@ def plot_bench(summary: Mapping[str, Any], path: Path) -> None:
             handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8
         )
     image = BytesIO()
-    figure.savefig(image, format="png", dpi=110)
+    figure.savefig(image, format="png", dpi=110, metadata={PNG_MARK: "plot"})
     write_atomically(path, image.getvalue())

@@ -7,7 +7,6 @@ measured before it is set; of matplotlib only the colours and the bundled DejaVu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.masks import read_masks
 from fedvad.errors import ConfigError, ImageError
 from fedvad.report.lettering import INK, Fonts, chip, fit, write
-from fedvad.report.overlay import draw_outline, heatmap_overlay, map_range
+from fedvad.report.overlay import draw_outline, heatmap_overlay, map_range, marked_png
 from fedvad.report.panels import BORDER, CLEAR, FAINT, NEAR, NORMAL, Panel, choose_panels
 
 if TYPE_CHECKING:
@@ -271,9 +270,5 @@ def _count(n: int, noun: str) -> str:
 
 
 def _encoded(sheet: Image.Image) -> bytes:
-    buffer = BytesIO()
-    sheet.save(buffer, "PNG")
-    if buffer.tell() > _MAX_BYTES:
-        buffer = BytesIO()
-        sheet.quantize(256).save(buffer, "PNG")
-    return buffer.getvalue()
+    data = marked_png(sheet, "contact sheet")
+    return data if len(data) <= _MAX_BYTES else marked_png(sheet.quantize(256), "contact sheet")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fedvad.data.outputs import PNG_MARK
+
 __all__ = ["plot_continual"]
 
 _ACROSS = 4
@@ -78,5 +80,5 @@ def _png(figure: Any) -> bytes:
 
     FigureCanvasAgg(figure)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, metadata={PNG_MARK: "plot"})
     return buffer.getvalue()

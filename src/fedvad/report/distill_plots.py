@@ -7,6 +7,8 @@ from io import BytesIO
 
 import numpy as np
 
+from fedvad.data.outputs import PNG_MARK
+
 __all__ = ["plot_losses"]
 
 _POINTS = 300
@@ -37,5 +39,5 @@ def plot_losses(rows: Sequence[Sequence[float]], columns: Sequence[str]) -> byte
     axis.grid(alpha=0.3)
     axis.legend()
     image = BytesIO()
-    figure.savefig(image, format="png", dpi=110)
+    figure.savefig(image, format="png", dpi=110, metadata={PNG_MARK: "plot"})
     return image.getvalue()

@@ -6,16 +6,29 @@ import math
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedvad.data.files import write_atomically
 from fedvad.data.images import check_rgb
+from fedvad.data.outputs import PNG_MARK
 from fedvad.errors import ConfigError, DataError
 
-__all__ = ["LINE", "draw_outline", "heatmap_overlay", "map_range", "outline", "save_png"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = [
+    "LINE",
+    "draw_outline",
+    "enlarged",
+    "heatmap_overlay",
+    "map_range",
+    "marked_png",
+    "outline",
+    "save_png",
+]
 
 Pixels = NDArray[np.uint8]
 
@@ -48,7 +61,9 @@ def heatmap_overlay(
         raise ConfigError(f"strength is {strength}; it must lie in [0, 1], for example 0.55")
     check_rgb(image)
     span = (high - low) or max(1e-3 * abs(low), 1e-12)
-    level = np.clip((_enlarged(map, image.shape[0], image.shape[1]) - low) / span, 0, 1)
+    level = np.clip(
+        (enlarged(map, image.shape[0], image.shape[1]).astype(np.float64) - low) / span, 0, 1
+    )
     colours = _palette()[np.rint(level * 255).astype(np.uint8)]
     opacity = (strength * level)[:, :, None]
     mixed = image * (1 - opacity) + colours * opacity
@@ -118,12 +133,29 @@ def save_png(path: Path, image: Pixels) -> None:
     from PIL import Image
 
     check_rgb(image)
+    write_atomically(path, marked_png(Image.fromarray(image), "picture"))
+
+
+def marked_png(image: Image.Image, kind: str, **texts: str) -> bytes:
+    """The bytes of a PNG that says it is fedvad's, so that no listing takes it for an input.
+
+    kind: what it shows; texts: further entries of its metadata.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    about = PngInfo()
+    for key, text in ({PNG_MARK: kind} | texts).items():
+        about.add_text(key, text)
     buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    image.save(buffer, "PNG", pnginfo=about)
+    return buffer.getvalue()
 
 
-def _enlarged(values: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float64]:
+def enlarged(values: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
+    """A map (h, w) at the size of its photograph: float32 (height, width), bilinear.
+
+    Raises DataError for an unfit array, NaN or infinity.
+    """
     from PIL import Image
 
     cells = np.asarray(values, dtype=np.float32)
@@ -132,7 +164,7 @@ def _enlarged(values: NDArray[np.floating[Any]], height: int, width: int) -> NDA
     if not np.isfinite(cells).all():
         raise DataError("the anomaly map holds NaN or infinity; mend the detector")
     picture = Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture, dtype=np.float64)
+    return np.asarray(picture, dtype=np.float32)
 
 
 def _palette() -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "neutral_cell",
     "own_normals_table",
     "results_table",
     "rich_data_table",
@@ -121,8 +122,23 @@ def own_normals_table(results: Results) -> list[list[str]]:
 def write_csv(rows: Rows, path: Path) -> None:
     """Write rows as a CSV file (UTF-8), in one step; raises StorageError when the disk refuses."""
     buffer = StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    write_atomically(path, buffer.getvalue().encode())
+    neutral = [[neutral_cell(cell) for cell in row] for row in rows]
+    csv.writer(buffer, lineterminator="\n").writerows(neutral)
+    write_atomically(path, buffer.getvalue().encode(errors="backslashreplace"))
+
+
+def neutral_cell(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: text with = + - @ in front gets a quote.
+
+    So does text that begins with a tab or line break. Numbers stay, also written as text.
+    """
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def to_markdown(rows: Rows) -> str:

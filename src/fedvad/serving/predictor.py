@@ -7,10 +7,10 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from fedvad.data.arrays import ImageLike, is_image, to_rgb
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.images import resize_rgb
-from fedvad.detectors.base import check_score
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ArtefactError, ConfigError, ImageError
@@ -27,12 +26,16 @@ from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
-from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import TrainedRun, read_config
+from fedvad.pipeline.config import Reference, as_path, check_reference
+from fedvad.pipeline.decision import check_threshold_options, choose_threshold
+from fedvad.pipeline.runs import open_memory_run
 
 __all__ = ["ImageLike", "Prediction", "Predictor"]
 
 Pixels = npt.NDArray[np.uint8]
+_NOT_FINITE = (
+    "the score is no finite number, so nothing can be decided: the run or its weights are damaged"
+)
 _CHUNK = 32  # images of which the pixels are held at a time
 
 
@@ -105,7 +108,9 @@ class Predictor:
         *,
         site: str | None = None,
         reference: Reference | None = None,
-        weights: Path | None = None,
+        threshold: float | None = None,
+        target_fpr: float | None = None,
+        weights: Path | str | None = None,
         engine: Engine | None = None,
         device: str | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -114,25 +119,27 @@ class Predictor:
         """The predictor of a run folder.
 
         Without `site` the global memory and the median threshold of the sites decide; a run of
-        one site means that one. `weights`, `engine` and `device` replace what was stored at
-        training, for a run that was moved to another machine. An image of more than `max_pixels`
-        pixels counts as unreadable, before any is decoded, and so does one of more than a
-        megapixel that has over `max_expansion` pixels for each byte of its file. Raises
-        `ConfigError` for a site that the run does not know, `ArtefactError`, `WeightsError`, or
-        `MismatchError` when the backbone's values differ.
+        one site means that one. `threshold` or `target_fpr` replaces the run's threshold, as
+        `pipeline.decision.choose_threshold` says. `weights`, `engine` and `device` replace what
+        was stored at training, for a run that was moved to another machine; a stored device that
+        this one lacks becomes the CPU, with a warning. An image of more than `max_pixels` pixels
+        counts as unreadable, before any is decoded, and so does one of more than a megapixel that
+        has over `max_expansion` pixels for each byte of its file. Raises `ConfigError` for a site
+        that the run does not know or an option that cannot be met, `ArtefactError`, `WeightsError`,
+        or `MismatchError` when the backbone's values differ.
         """
-        folder = Path(run)
-        trained = TrainedRun.load(folder)
-        ways = {"weights": weights, "engine": engine, "device": device}
-        given: dict[str, Any] = {name: value for name, value in ways.items() if value is not None}
+        check_reference(reference)
+        check_threshold_options(threshold, target_fpr)
+        trained, _, extractor = open_memory_run(
+            as_path(run, "run"), weights=weights, engine=engine, device=device
+        )
         if site is not None and site not in trained.sites:
             raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(trained.sites)}")
         if site is None and len(trained.sites) == 1:
             site = next(iter(trained.sites))
-        extractor = FeatureExtractor(replace(read_config(folder).features(), **given))
         return cls(
             trained.detector(site, extractor, reference),
-            trained.threshold(site, reference),
+            choose_threshold(trained, site, reference, threshold=threshold, target_fpr=target_fpr),
             site=site,
             max_pixels=max_pixels,
             max_expansion=max_expansion,
@@ -214,7 +221,9 @@ class Predictor:
                     results.append(Prediction(None, limit, None, None, None, item))
                     continue
                 score, map_ = self._scorer.score(self._generator(to_float(next(made))))
-                check_score(score, item.name)
+                if not (math.isfinite(score) and np.isfinite(map_).all()):
+                    results.append(Prediction(None, limit, None, None, None, _NOT_FINITE))
+                    continue
                 judged = None if limit is None else score > limit
                 results.append(Prediction(score, limit, judged, map_, item.size))
         return results

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedvad.data.folders import read_images
 from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.inputs import list_images
 from fedvad.data.synthesis.perlin import perlin
 from fedvad.errors import ConfigError
 
@@ -35,7 +35,7 @@ class TextureFolder(Sequence[Pixels]):
     def __init__(self, folder: Path, *, size: int = 256) -> None:
         if size < 1:
             raise ConfigError(f"texture size must be at least 1, not {size}")
-        self.paths = tuple(read_images([Path(folder)]))
+        self.paths = tuple(list_images([Path(folder)]).paths)
         self.size = size
         self._read = lru_cache(maxsize=_KEPT)(self._decode)
 

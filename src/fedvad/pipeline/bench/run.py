@@ -28,6 +28,7 @@ from fedvad.pipeline.bench.suite import BenchMethod, BenchSet, Suite
 from fedvad.pipeline.bench.summary import summarise_bench
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import digest_of, fingerprint, load_sites, warm_up
+from fedvad.pipeline.guards import guard_plain_folder
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_json
 from fedvad.report.bench_plots import plot_bench
@@ -58,6 +59,7 @@ def bench(
 
     Raises `ConfigError` when no cell can be run, or another process works on `out`.
     """
+    guard_plain_folder(out, "--out", [] if data is None else [data])
     with only_one(out):
         return _bench(suite, out, data, weights, cache, progress)
 

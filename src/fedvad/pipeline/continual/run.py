@@ -22,6 +22,7 @@ from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.pipeline.continual.cells import FIGURES, Where, run_cell
 from fedvad.pipeline.continual.stream import Method, Stream
+from fedvad.pipeline.guards import guard_plain_folder
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import finite, write_json
 from fedvad.report.continual_plots import plot_continual
@@ -53,6 +54,7 @@ def continual(
     Raises `ConfigError` when a task's folder is missing, nothing could be run, or another process
     works on `out`.
     """
+    guard_plain_folder(out, "--out", [] if data is None else [data])
     with only_one(out):
         return _continual(stream, out, data, weights, cache, progress)
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.folders import holds_sets, read_images, read_sites
+from fedvad.data.folders import holds_sets, read_sites
 from fedvad.data.formats import IMAGE_SUFFIXES
 from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.inputs import read_images
 from fedvad.data.labels import LabelNames
 from fedvad.data.procedural import draw_image
 from fedvad.errors import DataError, ImageError

@@ -38,6 +38,7 @@ from fedvad.pipeline.distill.checkpoint import (
 )
 from fedvad.pipeline.distill.images import FRESH, TrainingImages
 from fedvad.pipeline.distill.recipe import Recipe, StageOptions
+from fedvad.pipeline.guards import guard_output_file, guard_plain_folder
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import write_json
 from fedvad.report.distill_plots import plot_losses
@@ -90,6 +91,9 @@ def _distill(
             f"{out} already holds a distillation: choose another --out, remove it, or go on with "
             "--resume"
         )
+    guard_plain_folder(out, "--out", data)
+    for name in (BACKBONE_FILE, CHECKPOINT_FILE):  # with --resume one of them may be there
+        guard_output_file(out / name, "--out", others=(weights or {}).values())
     images = TrainingImages(recipe.images, data, size=recipe.image_size, seed=recipe.seed)
     choice = recipe.student
     architecture = Architecture.of(choice.backbone, choice.layers, dict(choice.options))

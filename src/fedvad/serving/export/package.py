@@ -15,7 +15,10 @@ from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
-from fedvad.pipeline.config import Reference
+from fedvad.features.config import Engine
+from fedvad.pipeline.config import Reference, check_reference
+from fedvad.pipeline.decision import check_threshold_options, choose_threshold
+from fedvad.pipeline.guards import guard_output_file, guard_plain_folder
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
 from fedvad.pipeline.runs import open_memory_run
@@ -30,6 +33,11 @@ EXAMPLE_FILE = "example.py"
 # shortlist are equally near, rounding may choose the other: that moves a few cells, not the score.
 TOLERANCE = {"score": 1e-3, "map": 2e-2}
 _SCHEMA = 1
+_FILES = tuple(
+    f"model{precision}{suffix}"
+    for precision in ("", "-int8")
+    for suffix in (".onnx", ".xml", ".bin")
+)
 
 
 class _Backend(Protocol):
@@ -49,23 +57,36 @@ def export(
     data: Path | None = None,
     site: str | None = None,
     reference: Reference | None = None,
+    threshold: float | None = None,
+    target_fpr: float | None = None,
     out: Path | None = None,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write one site's detector as a model file into `out` (default: `export` in the run folder).
 
     Without `site` the global memory and the median threshold of the sites go into it, as in
     `predict`. `int8` quantises the backbone, with ranges from the site's normal training images
-    in `data`. The model is tried on three images before it is kept. Returns the manifest and the
-    folder. Raises `ConfigError` for an unknown site or format, missing packages, or a backbone
+    in `data`. `threshold` or `target_fpr` replaces the run's threshold, as
+    `pipeline.decision.choose_threshold` says. `engine` and `device` compute what the model is
+    compared with (default: the run's engine on the CPU). The model is tried on three images before
+    it is kept. Returns the manifest and the folder. Raises `ConfigError` for an unknown
+    site or format, missing packages, an `out` with files of the user's, or a backbone
     that cannot be exported; `ArtefactError` for a damaged run or a model that does not score like
     it; `DataError` for unusable `data`; `StorageError`.
     """
     backend = _backend(format)
     if int8 and data is None:
         raise ConfigError("int8 needs normal training images: give the data folder (--data)")
-    run, config, extractor = open_memory_run(run_folder, weights=weights, device="cpu")
+    check_reference(reference)
+    check_threshold_options(threshold, target_fpr)
+    folder = run_folder / "export" if out is None else out
+    run, config, extractor = open_memory_run(
+        run_folder, weights=weights, engine=engine, device=device or "cpu"
+    )
+    _guard(folder, run_folder, data, extractor.config.weights)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
         raise ConfigError("the filter bank does not survive int8: export it without")
     if site is not None and site not in run.sites:
@@ -73,12 +94,12 @@ def export(
     if site is None and len(run.sites) == 1:
         site = next(iter(run.sites))
     detector = run.detector(site, extractor, reference)
-    threshold = run.threshold(site, reference)
+    decides = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
     bank, generator = detector.bank_, detector.generator_
     assert bank is not None
     assert generator is not None
     size, network = config.image_size, extractor.network
-    limit = None if threshold is None else threshold.value
+    limit = None if decides is None else decides.value
     head = MemoryHead(bank, generator, run.scoring, grid=network.grid, threshold=limit)
     model = backend.build(ExportNet(network, head), size)
     calibrated_on = 0
@@ -109,7 +130,7 @@ def export(
         "outputs": _outputs(network.grid, head.decides),
         "site": site,
         "reference": reference or (run.reference if site in run.sites else "global"),
-        "threshold": None if threshold is None else _without_scores(threshold),
+        "threshold": None if decides is None else _without_scores(decides),
         "int8": {"part": "backbone", "calibration_images": calibrated_on} if int8 else None,
         "difference_from_run": difference,
         "features": {"key": extractor.config.key()} | extractor.config.identity(),
@@ -117,12 +138,26 @@ def export(
         "memory": {"rows": len(bank), "dim": bank.dim, "generator": generator.hash()},
         "run": {"method": run.method} | _described((run_folder / DETECTOR_FILE).read_bytes()),
     }
-    folder = run_folder / "export" if out is None else out
     for file, content in contents.items():
         write_atomically(folder / file, content)
     write_atomically(folder / EXAMPLE_FILE, Path(__file__).with_name(EXAMPLE_FILE).read_bytes())
     write_json(folder / f"{model_file}.json", manifest)  # last, since it vouches for the others
     return {"folder": str(folder)} | manifest
+
+
+def _guard(folder: Path, run_folder: Path, data: Path | None, weights: Path | None) -> None:
+    """Raise `ConfigError` for a folder in which the export would replace what is not its own."""
+    guard_plain_folder(folder, "--out", [] if data is None else [data])
+    for name in (*_FILES, EXAMPLE_FILE):
+        guard_output_file(folder / name, "--out", run=run_folder, others=[weights])
+    if any((folder / f"{name}.json").exists() for name in _FILES):  # an earlier export
+        return
+    foreign = [name for name in (*_FILES, EXAMPLE_FILE) if (folder / name).exists()]
+    if foreign:
+        raise ConfigError(
+            f"{folder / foreign[0]} is there and not from an export: choose another --out, "
+            "or remove it"
+        )
 
 
 def _backend(format: str) -> _Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -193,7 +194,7 @@ async def _static(content: bytes, kind: str) -> Response:
 
 def _calibration(predictor: Predictor) -> Calibration | None:
     threshold = predictor.threshold
-    if threshold is None:
+    if threshold is None or not math.isfinite(threshold.target_fpr):  # given without scores
         return None
     return Calibration(
         threshold=threshold.value,

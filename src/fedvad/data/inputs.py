@@ -1,0 +1,184 @@
+"""Which image files `predict` is to score: what was given, what was found below, what was not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from fedvad.data.formats import IMAGE_SUFFIXES
+from fedvad.data.frames import frames_of, split_frame, stem_of
+from fedvad.data.listing import folder_reason, is_image
+from fedvad.data.masks import BESIDE, companions, is_mask_folder
+from fedvad.data.output_folder import INDEX_FILES
+from fedvad.data.outputs import is_own_png, real
+from fedvad.errors import DataError
+
+__all__ = ["Listed", "Listing", "list_images", "read_images"]
+
+log = logging.getLogger(__name__)
+
+_RUN = ("config.json", "detector.safetensors")
+_OWN = frozenset({"export", "gallery", "state", "tables"})  # folders in a run folder
+_WORDS = {
+    "own": "outputs of fedvad",
+    "runs": "run folders (their own files)",
+    "masks": "ground-truth masks",
+    "thumbnails": "thumbnails and folders of the system",
+    "hidden": "hidden files and folders",
+    "other": "files of other kinds",
+    "again": "repetitions of files given more than once",
+}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image file, and its name (without suffix) below the place where outputs are mirrored."""
+
+    path: Path
+    name: PurePath
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files, each once, and how many entries were left out for which reason."""
+
+    images: tuple[Listed, ...]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        return [image.path for image in self.images]
+
+    def left_out_words(self) -> str:
+        """For people, "3 outputs of fedvad, 2 ground-truth masks"; "" when nothing was."""
+        return ", ".join(
+            f"{self.left_out[key]} {words}" for key, words in _WORDS.items() if self.left_out[key]
+        )
+
+
+def list_images(paths: Iterable[Path]) -> Listing:
+    """Expand files and folders to image files, each once, in the order given.
+
+    A file named outright is kept, whatever it is. Folders are searched at any depth, sorted by
+    name. Left out there, and counted: what fedvad wrote (marked PNG files, run folders),
+    ground-truth masks (folders named ground_truth, gt or masks; `x_mask` beside `x`), thumbnails,
+    hidden entries, other suffixes. A folder named outright is searched whatever its name.
+    Outputs mirror the one folder given; of several, their names come first. Raises `DataError`
+    when a path does not exist or no image is found.
+    """
+    given = [path if isinstance(path, Path) else Path(path) for path in paths]  # of Picture, too
+    tops = [path for path in given if _is_dir(path)]
+    left_out: Counter[str] = Counter()
+    found: dict[tuple[Path, str], Listed] = {}
+    for path in given:
+        if path in tops:
+            images = _walk(path, real(path).name if len(given) > 1 else "", left_out)
+        elif _exists(path):
+            images = [Listed(image, PurePath(stem_of(image))) for image in frames_of(path)]
+        elif _exists(split_frame(path)[0]):
+            images = [Listed(path, PurePath(stem_of(path)))]
+        else:
+            raise DataError(f"{path}: no such file or folder")
+        for image in images:
+            key = (real(image.path.parent), image.path.name)
+            left_out["again"] += key in found
+            found.setdefault(key, image)
+    listing = Listing(tuple(found.values()), left_out)
+    if not found:
+        where = ", ".join(map(str, given)) or "no path was given"
+        besides = listing.left_out_words()
+        raise DataError(
+            f"no image found ({where}); looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+            + (f"; left out: {besides} (a file named outright is always scored)" if besides else "")
+        )
+    return listing
+
+
+def read_images(paths: Iterable[Path]) -> list[Path]:
+    """The files of `list_images`; what was left out is logged as one line."""
+    listing = list_images(paths)
+    if left_out := listing.left_out_words():
+        log.warning("not taken as images: %s", left_out)
+    return listing.paths
+
+
+def _walk(top: Path, prefix: str, left_out: Counter[str]) -> list[Listed]:
+    """Images at any depth below `top`; each real folder once, so links in a loop end."""
+    found: list[Listed] = []
+    seen: set[Path] = set()
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        if (actual := real(folder)) in seen:
+            continue
+        seen.add(actual)
+        entries = _entries(folder)
+        files = {path.name for path, is_dir in entries if not is_dir}
+        if all(name in files for name in _RUN):  # the demo keeps its data in one
+            left_out["runs"] += 1
+            entries = [(path, True) for path, is_dir in entries if is_dir and path.name not in _OWN]
+        beside = companions(path for path, is_dir in entries if not is_dir and is_image(path))
+        below = []
+        for path, is_dir in entries:
+            reason = _folder_reason(path, left_out) if is_dir else _file_reason(path, beside)
+            if reason:
+                left_out[reason] += reason != "counted"
+            elif is_dir:
+                below.append(path)
+            else:
+                place = PurePath(prefix, path.parent.relative_to(top))
+                found += [Listed(image, place / stem_of(image)) for image in frames_of(path)]
+        waiting += reversed(below)
+    return found
+
+
+def _folder_reason(folder: Path, left_out: Counter[str]) -> str:
+    barred = folder_reason(folder.name)
+    if barred:
+        return "hidden" if barred == "hidden" else "thumbnails"
+    if is_mask_folder(folder.name):
+        left_out["masks"] += sum(
+            is_image(Path(file)) for _, _, files in os.walk(folder) for file in files
+        )
+        return "counted"
+    return ""
+
+
+def _file_reason(path: Path, beside: Mapping[Path, str]) -> str:
+    if path.name in INDEX_FILES:
+        return "index"
+    if path.name.startswith("."):
+        return "hidden"
+    if not is_image(path):
+        return "other"
+    if path in beside:
+        return "masks" if beside[path] == BESIDE else "thumbnails"
+    return "own" if path.suffix.lower() == ".png" and is_own_png(path) else ""
+
+
+def _entries(folder: Path) -> list[tuple[Path, bool]]:
+    """All entries sorted by name, with whether each is a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((folder / entry.name, _is_dir(entry)) for entry in entries)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error
+
+
+def _is_dir(path: Path | os.DirEntry[str]) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link to itself, or a folder above that may not be entered
+        return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()  # reading a broken link says what it is
+    except OSError as error:
+        raise DataError(f"{path}: cannot be looked at: {error.strerror or error}") from error

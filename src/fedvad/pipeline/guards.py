@@ -1,0 +1,70 @@
+"""What each verb must not write over, checked before it works; see `data.outputs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fedvad.data.folders import Site
+from fedvad.data.outputs import guard_file, guard_folder, holding_folders, real
+from fedvad.errors import ConfigError
+
+__all__ = ["guard_output_file", "guard_output_folder", "guard_plain_folder"]
+
+_RUN_PARTS = frozenset({".json", ".safetensors", ".webp"})
+
+
+def guard_output_file(
+    target: Path | None,
+    option: str,
+    *,
+    run: Path | None = None,
+    data: Path | None = None,
+    sites: Sequence[Site] = (),
+    others: Iterable[Path | None] = (),
+    own: bytes = b"",
+) -> None:
+    """Raise `ConfigError` when a file to write is one that is read, or lies among the images.
+
+    run: a run folder, whose own parts are read. data, sites: the data folder and its sites.
+    others: further files that are read. own: see `guard_file`. A target of None passes.
+    """
+    if target is None:
+        return
+    images = _files(sites)
+    reads = [*(path for path in others if path is not None), *_parts(run), *images]
+    folders = () if data is None else holding_folders([data], images)
+    guard_file(target, option, reads=reads, folders=folders, own=own)
+
+
+def guard_output_folder(out: Path, option: str, *, data: Path, sites: Sequence[Site]) -> None:
+    """Raise `ConfigError` when a folder to write is one that holds or leads to the images."""
+    guard_folder(out, option, folders=holding_folders([data], _files(sites)))
+
+
+def guard_plain_folder(out: Path, option: str, data: Iterable[Path]) -> None:
+    """Raise `ConfigError` when `out` is a data folder or lies in one; nothing is listed."""
+    place = real(out)
+    for folder in data:
+        if real(folder) in (place, *place.parents):
+            raise ConfigError(
+                f"{option} {out} lies in the data folder {folder}, where its files could be read "
+                "as images: choose a place outside"
+            )
+
+
+def _files(sites: Sequence[Site]) -> list[Path]:
+    items = [item for site in sites for item in (*site.train, *site.test)]
+    return [item.path for item in items] + [item.mask for item in items if item.mask is not None]
+
+
+def _parts(run: Path | None) -> list[Path]:
+    if run is None or not run.is_dir():
+        return []
+    folders = [run, *(run / name for name in ("state", "gallery") if (run / name).is_dir())]
+    return [
+        path
+        for folder in folders
+        for path in folder.glob("*" if folder == run else "**/*")
+        if path.suffix in _RUN_PARTS and path.is_file()
+    ]

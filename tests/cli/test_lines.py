@@ -1,0 +1,108 @@
+"""Progress without a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedvad.cli.lines import StageLines
+from fedvad.pipeline.progress import Stage
+from tests.helpers import run_main
+
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+
+
+def test_a_line_per_stage_and_signs_of_life() -> None:
+    said: list[str] = []
+    now = [0.0]
+    lines = StageLines(said.append, heartbeat=15, clock=lambda: now[0])
+    stage = Stage(lines, "features", 3)
+    stage()
+    now[0] = 14
+    lines.beat()
+    assert said == []
+    now[0] = 16
+    lines.beat()
+    lines.beat()
+    stage()
+    now[0] = 34.4
+    stage()
+    now[0] = 60
+    lines.beat()
+    Stage(lines, "scoring local", 1)()
+    Stage(lines, "nothing", 0)
+    assert [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in said] == [
+        "features: 1 of 3, 16 s so far",
+        "features: 3 images, 34 s",
+        "still working",
+        "scoring local: 1 image, 0 s",
+    ]
+
+
+def test_the_thread_ends_with_the_work() -> None:
+    said: list[str] = []
+    with StageLines(said.append, heartbeat=0.01) as lines:
+        lines("features", 0, 2)
+        while not said:
+            pass
+    count = len(said)
+    assert "features: 0 of 2" in said[0]
+    assert not lines._thread.is_alive()
+    assert len(said) == count
+
+
+@pytest.fixture
+def _scoring(monkeypatch: Patch) -> None:
+    def predict(*_: Any, progress: Any, **__: Any) -> Any:
+        Stage(progress, "scoring", 1)()
+        yield {"path": "x", "score": 1.0, "threshold": None, "anomalous": None, "overlay": None,
+               "error": None, "reason": "no threshold"}  # fmt: skip
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("fedvad.pipeline.predict.predict", predict)
+
+
+@pytest.mark.usefixtures("_scoring")
+@pytest.mark.parametrize("flags", [(), ("--quiet",)])
+def test_sigterm_is_an_interruption_and_quiet_is_taken_behind_the_verb(
+    flags: tuple[str, ...], monkeypatch: Patch, capsys: Capture
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_main(monkeypatch, "predict", "run", "image", *flags) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr()
+    assert said.out.startswith("scored")  # what was printed stays
+    assert "interrupted" in said.err
+    assert ("scoring: 1 image" in said.err) == (not flags)
+
+
+def test_verbs_that_write_one_file_refuse_what_they_read(
+    trained: tuple[Path, dict[str, Any]], plants: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    run = trained[0]
+    image = plants / "alder/test/good/000.png"
+    for target, *words in (
+        (run / "detector.safetensors", "report", run, "--out"),
+        (image, "report", run, "--out"),
+        (image, "evaluate", run, plants, "--heatmaps"),
+        (plants / "alder/heat.png", "evaluate", run, plants, "--heatmaps"),
+        (run / "config.json", "evaluate", run, plants, "--heatmaps"),
+        (image, "gallery", plants, "--out"),
+        (plants / "gallery.png", "gallery", plants, "--out"),
+        (plants / "alder/train", "train", plants, "--out"),
+        (plants, "export", run, "--int8", "--data", plants, "--out"),
+        (plants / "alder", "bench", "quick", "--data", plants, "--out"),
+    ):
+        before = target.read_bytes() if target.is_file() else None
+        assert run_main(monkeypatch, *words, target) == 2, words
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith(("error: --out", "error: --heatmaps")), said
+        assert (target.read_bytes() if target.is_file() else None) == before
