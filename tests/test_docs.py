@@ -69,7 +69,7 @@ def test_the_five_minute_path_and_the_python_example_run_as_written(tmp_path: Pa
     assert (tmp_path / "run/export/model.xml").stat().st_size > 10_000
     images = list((tmp_path / "fedvad-demo/data/alder/test").rglob("*.png"))
     for folder in ("overlays", "overlays2"):
-        assert len(list((tmp_path / folder).glob("*.png"))) == len(images)
+        assert len(list((tmp_path / folder).rglob("*.png"))) == len(images)
     assert (tmp_path / "run/heatmaps.png").stat().st_size > 10_000
 
 

@@ -109,7 +109,7 @@ def test_what_people_read(fedvad: Commands) -> None:
     assert "keep it secret" in out
     fedvad.ok("bank", "keygen", "--out", "server", "--name", "server")
     arguments = ("bank", "export", fedvad.plants / "alder", "--state", "s", "--key", "k/alder.key")
-    code, out, err = fedvad(*arguments, "--out", "a.fedvad", "--site-index", 0, *FLAGS)
+    code, out, err = fedvad(*arguments, "--out", "a.fedvad", "--site-index", 0, *FLAGS, "--quiet")
     assert (code, err) == (0, "")
     assert "round 1 of site alder" in out
     assert "of 6 images" in out

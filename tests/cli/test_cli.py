@@ -61,7 +61,7 @@ main()
 def _spawn_hanging(round_: int, *arguments: object) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", _HANGING.format(round=round_), *map(str, arguments)],
+        [sys.executable, "-c", _HANGING.format(round=round_), "--quiet", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -164,7 +164,7 @@ class TestPredict:
         )  # fmt: skip
         captured = capsys.readouterr()
         assert code == 3
-        assert "1 images could not be read" in captured.err
+        assert "1 images could not be scored" in captured.err
         rows = [json.loads(line) for line in captured.out.splitlines()]
         assert [Path(row["path"]).name for row in rows] == [
             "000.png", "000a broken.png", "001.png", "002.png",
