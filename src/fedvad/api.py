@@ -71,6 +71,8 @@ def evaluate(
     max_pixels: int | None = None,
     cache: AnyPath | None = None,
     heatmaps: AnyPath | None = None,
+    good: Iterable[str] = (),
+    defect: Iterable[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Results of run folder `run` on the test images of `data`."""
@@ -82,6 +84,8 @@ def evaluate(
         max_pixels=max_pixels,
         cache=_cache(cache),
         heatmaps=None if heatmaps is None else Path(heatmaps),
+        good=tuple(good),
+        defect=tuple(defect),
         progress=progress,
     )
 
@@ -236,9 +240,13 @@ def export(
     )
 
 
-def inspect(path: AnyPath) -> dict[str, Any]:
-    """What is in a run folder, a detector file or a memory message."""
-    return _inspect(Path(path))
+def inspect(
+    path: AnyPath, *, good: Iterable[str] = (), defect: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What is in a run folder, a detector file or a memory message, or what a data folder is read
+    as; good, defect: names of folders with normal images and with defects, beyond `good`.
+    """
+    return _inspect(Path(path), good=tuple(good), defect=tuple(defect))
 
 
 def write_report(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheOption",
     "CacheSizeOption",
+    "DefectOption",
+    "GoodOption",
     "JsonOption",
     "MaxPixelsOption",
     "ReferenceOption",
@@ -45,6 +47,24 @@ CacheSizeOption = Annotated[
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON document on standard output.")
+]
+GoodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--good",
+        metavar="NAME",
+        help="Folder name that means normal images, beyond good; may be repeated.",
+        show_default=False,
+    ),
+]
+DefectOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--defect",
+        metavar="NAME",
+        help="Folder name that means defects though it sounds normal; may be repeated.",
+        show_default=False,
+    ),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
 SiteOption = Annotated[

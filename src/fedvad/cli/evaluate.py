@@ -9,6 +9,8 @@ import typer
 
 from fedvad.cli.common import (
     CacheOption,
+    DefectOption,
+    GoodOption,
     JsonOption,
     MaxPixelsOption,
     ReferenceOption,
@@ -32,6 +34,8 @@ def evaluate(
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
     ] = None,
+    good: GoodOption = None,
+    defect: DefectOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,6 +52,8 @@ def evaluate(
             max_pixels=max_pixels,
             cache=open_cache(cache),
             heatmaps=heatmaps,
+            good=good or (),
+            defect=defect or (),
             progress=progress,
         )
     if as_json:

@@ -10,6 +10,8 @@ import typer
 from fedvad.cli.common import (
     CacheOption,
     CacheSizeOption,
+    DefectOption,
+    GoodOption,
     JsonOption,
     MaxPixelsOption,
     WeightsOption,
@@ -80,6 +82,8 @@ def train(
             help="Divide one set: iid:N, dirichlet:N:ALPHA or style:N.", show_default=False
         ),
     ] = None,
+    good: GoodOption = None,
+    defect: DefectOption = None,
     max_bad: Annotated[
         float | None,
         typer.Option(
@@ -203,6 +207,7 @@ def train(
     flags: dict[str, Any] = {
         "method": method, "backbone": backbone, "weights": weights, "image_size": image_size,
         "layers": _layers(layers), "engine": engine, "device": device, "split": split,
+        "good": good or None, "defect": defect or None,
         "max_bad": max_bad, "max_pixels": max_pixels,
         "rounds": rounds, "upload_bytes": upload_bytes,
         "precision": precision, "merge": merge, "memory_rows": memory_rows, "defence": defence,

@@ -195,7 +195,7 @@ class FeatureExtractor:
         return _Loaded(key, pixels=pixels)
 
     def _cached(self, key: str) -> HalfArray | None:
-        return self.cache.get(self._key, key) if self.cache is not None and key else None
+        return self.cache.get(self._key, key, self.grid) if self.cache is not None and key else None
 
     def _compute(self, loaded: list[_Loaded], pool: ThreadPoolExecutor) -> dict[int, HalfArray]:
         missing = [(i, item.pixels) for i, item in enumerate(loaded) if item.pixels is not None]
@@ -235,10 +235,11 @@ def check_bad_share(bad: Sequence[str], total: int, max_bad: float, where: str) 
         log.warning("%s: skipped %s", where, reason)
     if total and len(bad) > max_bad * total:
         shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
-        # an image that is only too large says itself what to do
-        too_large = all("--max-pixels" in reason for reason in bad)
-        advice = "" if too_large else " Mend or remove them, or raise --max-bad."
+        if all("--max-pixels" in reason for reason in bad):  # each says itself what to do
+            raise DataError(f"{where}: {len(bad)} of {total} images are too large ({shown}).")
+        if len(bad) == total:
+            raise DataError(f"{where}: none of {total} images can be read ({shown}). Mend them.")
         raise DataError(
             f"{where}: {len(bad)} of {total} images are unreadable, more than --max-bad "
-            f"{max_bad:.0%} ({shown}).{advice}"
+            f"{max_bad:.0%} ({shown}). Mend or remove them, or raise --max-bad."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -17,9 +18,10 @@ import numpy.typing as npt
 from fedvad.data.arrays import ImageLike, is_image, to_rgb
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.images import resize_rgb
+from fedvad.detectors.base import check_score
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.scoring import MemoryScorer
-from fedvad.errors import ConfigError, ImageError
+from fedvad.errors import ArtefactError, ConfigError, ImageError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
@@ -69,7 +71,11 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
         max_expansion: int | None = None,
     ) -> None:
-        """Prefer `load`. Raises `ConfigError` for a detector without a memory."""
+        """Prefer `load`.
+
+        Raises `ConfigError` for a detector without a memory, `ArtefactError` for a threshold that
+        is not finite.
+        """
         if detector.bank_ is None or detector.generator_ is None:
             raise ConfigError(f"{detector.name} has no memory yet: fit it, or load a trained run")
         self.site = site
@@ -81,6 +87,11 @@ class Predictor:
         self._generator = detector.generator_
         self._lock = threading.Lock()
         self._closed, self._calls = False, 0
+        if threshold is not None and not math.isfinite(threshold.value):
+            raise ArtefactError(
+                f"the threshold of this run is {threshold.value}, so nothing can be decided: "
+                "restore the run from a copy, or train again"
+            )
         self._idle = threading.Condition()
         # also bounds how many whole images are in memory at a time
         self._readers = ThreadPoolExecutor(
@@ -203,6 +214,7 @@ class Predictor:
                     results.append(Prediction(None, limit, None, None, None, item))
                     continue
                 score, map_ = self._scorer.score(self._generator(to_float(next(made))))
+                check_score(score, item.name)
                 judged = None if limit is None else score > limit
                 results.append(Prediction(score, limit, judged, map_, item.size))
         return results
@@ -216,9 +228,10 @@ class Predictor:
         except ImageError as error:
             return str(error)
         squashed = resize_rgb(pixels, self.image_size)
-        return _Read(squashed, (int(pixels.shape[0]), int(pixels.shape[1])))
+        return _Read(squashed, (int(pixels.shape[0]), int(pixels.shape[1])), name)
 
 
 class _Read(NamedTuple):
     pixels: Pixels
     size: tuple[int, int]
+    name: str

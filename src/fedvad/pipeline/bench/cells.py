@@ -92,7 +92,6 @@ def run_cell(
         # that no table here shows
         results,
         target_fpr=config.target_fpr,
-        size=config.image_size,
         pixel_metrics=False,
     )
     height, width, dim = prepared.extractor.grid

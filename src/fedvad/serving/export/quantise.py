@@ -35,8 +35,9 @@ def calibration_images(
     Never test images: ranges fitted to these would flatter the figures. Raises `DataError` when
     `data` has none of the site, or too many cannot be read.
     """
-    split = config.split if fingerprint(data) == run.data else None
-    sites = [s for s in load_sites(data, split, config.seed) if site in (None, s.name)]
+    names = config.label_names()
+    split = config.split if fingerprint(data, names) == run.data else None
+    sites = [s for s in load_sites(data, split, config.seed, names) if site in (None, s.name)]
     if not sites:
         raise DataError(f"{data} has no site {site!r}, whose normal images int8 needs")
     paths = [item.path for s in sites for item in s.train if item.label == 0]
