@@ -180,14 +180,15 @@ def test_images_of_one_file_have_features_of_their_own(tmp_path: Path, cache_roo
     assert "holds 3 images" in str(bare.error)
 
 
-def test_a_large_image_is_read_where_the_limit_is_raised(tmp_path: Path) -> None:
+def test_a_large_image_is_read_where_the_limit_is_raised(tmp_path: Path, cache_root: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("L", (100, 100)).save(path)
-    for limit, wanted in ((9_999, False), (10_000, True)):
+    cache = DescriptorCache(cache_root)
+    for limit, wanted in ((9_999, False), (10_000, True), (9_999, False)):
         config = FeatureConfig(
             backbone="filterbank", image_size=64, engine="torch", max_pixels=limit
         )
-        (found,) = FeatureExtractor(config).stream([path])
+        (found,) = FeatureExtractor(config, cache).stream([path])
         assert (found.descriptors is not None) == wanted
 
 

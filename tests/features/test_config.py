@@ -20,7 +20,12 @@ IDENTITY = [
     {"layers": None},
     {"pool": 1},
 ]
-WAYS = [{"engine": "torch"}, {"device": "cuda"}, {"weights": Path("elsewhere.safetensors")}]
+WAYS = [
+    {"engine": "torch"},
+    {"device": "cuda"},
+    {"weights": Path("elsewhere.safetensors")},
+    {"max_pixels": 5},
+]
 
 
 @pytest.mark.parametrize("change", IDENTITY)

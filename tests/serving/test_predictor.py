@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import fedvad
+from fedvad.data.bounds import SERVICE_EXPANSION
 from fedvad.data.images import read_rgb
 from fedvad.detectors.feddymem import FedDyMem
 from fedvad.errors import ArtefactError, ConfigError, DataError
@@ -104,6 +105,13 @@ def test_large_images_are_refused_before_they_are_decoded(trained: Run, files: l
         (found,) = careful.predict([files[0]])
     assert found.error is not None
     assert "over the limit" in found.error
+
+
+def test_a_service_refuses_tiny_files_of_many_pixels(trained: Run, tmp_path: Path) -> None:
+    Image.new("L", (1500, 1500), 90).save(tmp_path / "flat.png")
+    with Predictor.load(trained[0], max_expansion=SERVICE_EXPANSION) as careful:
+        (found,) = careful.predict([tmp_path / "flat.png"])
+    assert "pixels per byte" in str(found.error)
 
 
 def test_without_a_site_the_median_threshold_decides(trained: Run, files: list[Path]) -> None:

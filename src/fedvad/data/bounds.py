@@ -11,8 +11,8 @@ __all__ = ["ANY_SIZE", "MAX_PIXELS", "SERVICE_EXPANSION", "check_pixels", "check
 MAX_PIXELS = 100_000_000
 ANY_SIZE = 1 << 62  # for an image that was read before, under the limit of that time
 # Pixels per byte of a file that strangers may send: photographs have a hundred at most, flat
-# images thousands, so that a tiny file could ask for as much work as the largest one.
-SERVICE_EXPANSION = 500
+# images three hundred (PNG) to thousands, so that a tiny file could ask for the largest work.
+SERVICE_EXPANSION = 200
 
 # Passes over all pixels: scans of a JPEG, which cost one each whatever their length (encoders
 # write ten, optimising ones up to sixteen), and frames of an animation, since each is drawn over

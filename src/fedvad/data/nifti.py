@@ -86,7 +86,7 @@ class Volume:
         if not high > low:
             if self._dtype == np.uint8 and not scaled:
                 return values.astype(np.uint8)
-            ends = [self._scaled(end) for end in ends_of(self._raw().astype(np.float64))]
+            ends = [self._scaled(end) for end in ends_of(self._raw())]
             low, high = min(ends), max(ends)
         return spread(self._scaled(values.astype(np.float64)), low, high)
 

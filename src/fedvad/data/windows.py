@@ -14,7 +14,7 @@ __all__ = ["ends_of", "in_bytes", "spread"]
 
 def ends_of(values: npt.NDArray[Any]) -> tuple[float, float]:
     """The least and the greatest finite value; raises `DataError` where there is none."""
-    finite = values[np.isfinite(values)]
+    finite = values if values.dtype.kind in "iu" else values[np.isfinite(values)]
     if not finite.size:
         raise DataError("holds no finite value")
     return float(finite.min()), float(finite.max())

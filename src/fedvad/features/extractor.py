@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.frames import split_frame
 from fedvad.data.images import decode_rgb, read_bytes, read_rgb, resize_rgb
 from fedvad.data.pictures import Picture
@@ -73,6 +74,9 @@ class FeatureExtractor:
         )
         self.cache = cache
         self._key = self.config.key()
+        # what is refused must not depend on what another limit let into the cache
+        limit = self.config.max_pixels
+        self._rules = f"{_RULES}" if limit == MAX_PIXELS else f"{_RULES}-{limit}"
         self.computed = 0
         # content by file state: a second pass over the same images need not read them again
         self._keys: dict[_FileState | None, str] = {}
@@ -180,7 +184,7 @@ class FeatureExtractor:
             if hit is None:
                 data = read_bytes(path)
                 frame = split_frame(path)[1]
-                key = f"{content_key(data)}-{_RULES}-{frame or 0}"
+                key = f"{content_key(data)}-{self._rules}-{frame or 0}"
                 hit = self._cached(key)
                 if seen is not None:
                     self._keys[seen] = key

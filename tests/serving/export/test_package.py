@@ -218,7 +218,9 @@ def test_int8_is_calibrated_on_normal_training_images_alone(
     from fedvad.serving.export import quantise
 
     read: list[Path] = []
-    monkeypatch.setattr(quantise, "read_rgb", lambda path: read.append(path) or read_rgb(path))
+    monkeypatch.setattr(
+        quantise, "read_rgb", lambda path, **limits: read.append(path) or read_rgb(path)
+    )
     run, config, _ = open_run(trained[0])
     ticks: list[tuple[str, int, int]] = []
     images = quantise.calibration_images(

@@ -59,7 +59,7 @@ _BODY = {
                             "type": "array",
                             "minItems": 1,
                             "items": {"type": "string", "format": "binary"},
-                            "description": "PNG, JPEG, BMP, TIFF or WebP files.",
+                            "description": "Files of one image each: PNG, JPEG, TIFF, ...",
                         }
                     },
                 }
