@@ -165,7 +165,7 @@ ODD = {
     "beyond floats": '{"smooth": 1e999}',
     "a key twice": '{"seed": 0, "seed": 1}',
     "an endless integer": '{"seed": ' + "9" * 5000 + "}",
-    "a long integer": '{"seed": ' + "9" * 30 + "}",
+    "a long integer": '{"seed": ' + "9" * 45 + "}",
     "a list": "[]",
     "null": "null",
     "nothing": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from fedvad.federation.runners.inprocess import Schedule, run_rounds
 from fedvad.federation.runners.state import load_state
 from tests.helpers import FLAGS, OPTIONS, fake_site
 
-NAMES = ("east", "north", "west")
+NAMES = ("east", "west")
 
 
 class Killed(BaseException):
@@ -31,22 +32,41 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_at(write: int, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> Iterator[list[str]]:
-    """Die at the k-th replacement of a file, before it counts or right after; yields the names."""
-    replace, names = Path.replace, []
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> Iterator[list[str]]:
+    """Die at the k-th file that is replaced or removed, just before or right after that.
 
-    def once(self: Path, target: Path) -> Path:
-        names.append(Path(target).name)
-        if len(names) == write and not after:
+    Yields what was done to which file. Not counted: the cache, and what a process does to its own
+    unfinished files and its lock, which a killed one leaves.
+    """
+    replace, unlink, steps = Path.replace, os.unlink, []
+
+    def dies(what: str, now: bool) -> None:
+        if now == after and len(steps) == step and not what.endswith((".tmp", ".lock")):
             raise Killed
+
+    def replaced(self: Path, target: Path) -> Path:
+        if target.suffix == ".npy":
+            return replace(self, target)
+        steps.append(f"write {target.name}")
+        dies(steps[-1], False)
         done = replace(self, target)
-        if len(names) == write:
-            raise Killed
+        dies(steps[-1], True)
         return done
 
+    def removed(path: Any, **options: Any) -> None:
+        name = Path(path).name
+        if name.endswith((".tmp", ".lock")) or (not os.path.lexists(path) and not options):
+            return unlink(path, **options)
+        steps.append(f"remove {name}")
+        dies(steps[-1], False)
+        unlink(path, **options)
+        dies(steps[-1], True)
+        return None
+
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", once)
-        yield names
+        patch.setattr(Path, "replace", replaced)
+        patch.setattr(os, "unlink", removed)
+        yield steps
 
 
 def _rounds(folder: Path | None, *, resume: bool = False, seed: int = 0) -> tuple[bytes, Any]:
@@ -55,7 +75,7 @@ def _rounds(folder: Path | None, *, resume: bool = False, seed: int = 0) -> tupl
     exchange = MemoryExchange(features="k", dim=6, size=12, seed=seed)
     ledger = Ledger(options=f"seed {seed}")
     merged = run_rounds(
-        exchange, sites, Schedule(rounds=3), ledger=ledger, state_dir=folder, resume=resume
+        exchange, sites, Schedule(rounds=2), ledger=ledger, state_dir=folder, resume=resume
     )
     kept = {
         name: {k: np.asarray(a).tobytes() for k, a in site.snapshot().items()}
@@ -69,21 +89,70 @@ def test_rounds_killed_at_every_write(
     after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = _rounds(None)
-    with killed_at(0, monkeypatch, after=after) as names:
+    with killed_at(0, monkeypatch, after=after) as steps:
         assert _rounds(tmp_path / "whole") == expected
-    assert len(names) == 3 * (1 + 3 + 3 + 1)  # global, server, sites, mark
-    for write in range(1, len(names) + 1):
-        folder = tmp_path / str(write)
-        with killed_at(write, monkeypatch, after=after), pytest.raises(Killed):
+    files = (
+        1 + 2 + 2 + 1
+    )  # global, server, sites, mark: all written, those of the first round removed
+    assert len(steps) == 2 * files + files
+    for step in range(1, len(steps) + 1):
+        folder = tmp_path / str(step)
+        with killed_at(step, monkeypatch, after=after), pytest.raises(Killed):
             _rounds(folder)
-        assert _rounds(folder, resume=True) == expected, f"write {write}: {names[write - 1]}"
+        assert _rounds(folder, resume=True) == expected, f"step {step}: {steps[step - 1]}"
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_every_write(
+    plants: Path,
+    shared_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of `train` but its pictures: no step leaves what a resume takes for something else."""
+    for name in ("contact_sheet", "_write_report"):
+        monkeypatch.setattr(f"fedvad.pipeline.outputs.{name}", lambda *a, **k: None)
+    for site in ("alder", "birch"):
+        shutil.copytree(plants / site, tmp_path / "plants" / site)
+    few = {"method": "feddymem-trained", "upload_rows": 20, "memory_rows": 20, "rounds": 1}
+    options = {**OPTIONS, **few, "cache": shared_cache, "compare": "local"}
+    with killed_at(0, monkeypatch, after=False) as steps:
+        whole = fedvad.train(tmp_path / "plants", tmp_path / "whole", **options)
+    expected = (tmp_path / "whole" / "detector.safetensors").read_bytes()
+    # config, 6 of the state, detector, results, ledger, 4 tables, 6 removed
+    assert len(steps) == 20
+    for step in range(1, len(steps) + 1):
+        out = tmp_path / str(step)
+        with killed_at(step, monkeypatch, after=step % 2 == 0), pytest.raises(Killed):
+            fedvad.train(tmp_path / "plants", out, **options)
+        again = fedvad.train(tmp_path / "plants", out, resume=True, **options)
+        assert (out / "detector.safetensors").read_bytes() == expected, steps[step - 1]
+        assert again["image_auroc"] == whole["image_auroc"]
+        assert again["compare"] == whole["compare"]
+        assert not (out / "state").exists()
+        shutil.rmtree(out)
+
+
+def test_more_comparisons_are_made_even_after_a_kill(
+    plants: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration knew of them already, the results did not."""
+    for name in ("contact_sheet", "_write_report"):
+        monkeypatch.setattr(f"fedvad.pipeline.outputs.{name}", lambda *a, **k: None)
+    out, options = tmp_path / "run", {**OPTIONS, "cache": shared_cache}
+    fedvad.train(plants, out, **options)
+    with killed_at(1, monkeypatch, after=True) as steps, pytest.raises(Killed):
+        fedvad.train(plants, out, resume=True, compare="local", **options)
+    assert steps == ["write config.json"]
+    more = fedvad.train(plants, out, resume=True, compare="local", **options)
+    assert set(more["compare"]) == {"local"}
 
 
 def test_rounds_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, deaths = _rounds(None), 0
     while True:
         try:
-            with killed_at(9, monkeypatch, after=False):
+            with killed_at(8, monkeypatch, after=False):
                 found = _rounds(tmp_path, resume=deaths > 0)
             break
         except Killed:
@@ -95,29 +164,29 @@ def test_rounds_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.Monke
 class TestAStateThatWasTouched:
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """Two rounds are complete, the third was killed."""
-        with killed_at(20, monkeypatch, after=False), pytest.raises(Killed):
+        """The first round is complete, the second was killed."""
+        with killed_at(9, monkeypatch, after=False), pytest.raises(Killed):
             _rounds(tmp_path / "state")
         state = load_state(tmp_path / "state")
         assert state is not None
-        assert state.round == 2
+        assert state.round == 1
         return tmp_path / "state"
 
     @pytest.mark.parametrize(
-        "name", ["server-0001.safetensors", "site-0002.safetensors", "global.safetensors"]
+        "name", ["server-0001.safetensors", "site-0001.safetensors", "global.safetensors"]
     )
     def test_a_file_that_is_gone(self, name: str, folder: Path) -> None:
-        (folder / "round-0002" / name).unlink()
+        (folder / "round-0001" / name).unlink()
         with pytest.raises(ArtefactError, match=f"{name} is missing"):
             _rounds(folder, resume=True)
 
     def test_a_round_that_was_renamed(self, folder: Path) -> None:
-        (folder / "round-0002").rename(folder / "round-0001")
+        (folder / "round-0001").rename(folder / "round-0009")
         with pytest.raises(ArtefactError, match="renamed"):
             _rounds(folder, resume=True)
 
     def test_two_files_that_changed_places(self, folder: Path) -> None:
-        one, two = (folder / "round-0002" / f"server-000{i}.safetensors" for i in (0, 1))
+        one, two = (folder / "round-0001" / f"server-000{i}.safetensors" for i in (0, 1))
         data = one.read_bytes()
         one.write_bytes(two.read_bytes())
         two.write_bytes(data)
@@ -125,7 +194,7 @@ class TestAStateThatWasTouched:
             _rounds(folder, resume=True)
 
     def test_a_file_more_is_not_read(self, folder: Path) -> None:
-        shutil.copy(folder / "round-0002/site-0001.safetensors", folder / "round-0002/site-0009.safetensors")  # fmt: skip  # noqa: E501
+        shutil.copy(folder / "round-0001/site-0001.safetensors", folder / "round-0001/site-0009.safetensors")  # fmt: skip  # noqa: E501
         assert _rounds(folder, resume=True) == _rounds(None)
 
     def test_the_state_of_another_run(self, folder: Path) -> None:
@@ -133,7 +202,7 @@ class TestAStateThatWasTouched:
             _rounds(folder, resume=True, seed=1)
 
     def test_a_mark_that_is_gone_begins_at_the_beginning(self, folder: Path) -> None:
-        (folder / "round-0002" / "complete.json").unlink()
+        (folder / "round-0001" / "complete.json").unlink()
         assert _rounds(folder, resume=True) == _rounds(None)
 
 

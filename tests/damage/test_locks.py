@@ -16,7 +16,7 @@ import pytest
 
 import fedvad
 from fedvad.data.locks import LOCK_FILE, only_one
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, StorageError
 from tests.helpers import FLAGS, OPTIONS, run_main
 
 _HOLDER = """
@@ -157,3 +157,12 @@ def test_a_disk_without_locks_is_said_and_used(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with only_one(tmp_path):
         assert "keeps no locks" in caplog.text
+
+
+def test_a_lock_that_is_a_link_empties_no_file(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("words")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK_FILE).symlink_to(tmp_path / "mine")
+    with pytest.raises(StorageError, match="lock"), only_one(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine").read_text() == "words"

@@ -346,3 +346,11 @@ class TestRunsOfStudents:
     def test_a_wrong_one_is_refused(self, changes: dict[str, Any], tmp_path: Path) -> None:
         with pytest.raises(ArtefactError, match=r"detector\.safetensors"):
             load_run(self._write(tmp_path, **changes))
+
+
+def test_losses_and_generator_states_of_a_training_come_back(tmp_path: Path) -> None:
+    values = {"best": INF, "state": 2**128 - 1, "losses": [NAN, -INF]}
+    write_arrays(tmp_path / "x.safetensors", {"a": np.ones(2)}, values)
+    found = read_arrays(tmp_path / "x.safetensors")[1]
+    assert (found["best"], found["state"], found["losses"][1]) == (INF, 2**128 - 1, -INF)
+    assert np.isnan(found["losses"][0])

@@ -22,6 +22,7 @@ LOCK_FILE = ".fedvad.lock"
 # as `write_atomically` names what it has not finished
 _UNFINISHED = re.compile(r"\.[0-9a-f]{12}\.tmp")
 _TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+_TRIES = 100
 _AT = 1 << 30  # Windows: the locked byte, behind all that is written into the file
 
 
@@ -42,13 +43,13 @@ def only_one(folder: Path) -> Iterator[None]:
         sweep(folder)
         yield
     finally:
-        if os.name == "posix":  # while it is held: nobody else may have locked what goes
+        # POSIX: while it is held, as nobody else may have locked what goes. Windows removes no open
+        # file, and none that another process has opened since.
+        if os.name != "posix":
+            file.close()
+        with suppress(OSError):
             path.unlink(missing_ok=True)
-            file.close()
-        else:  # Windows removes no open file, and none that another process has opened since
-            file.close()
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        file.close()
         if made:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
@@ -72,10 +73,12 @@ def sweep(folder: Path) -> int:
 
 def _hold(folder: Path, path: Path) -> IO[str]:
     """The open, locked file; by its name nobody else can open another one."""
-    while True:
+    # no link: what it leads to would be emptied
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    for _ in range(_TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+", encoding="utf-8")
+            file = os.fdopen(os.open(path, flags, 0o644), "r+", encoding="utf-8")
         except FileNotFoundError:  # its holder removed the folder meanwhile
             continue
         except OSError as error:
@@ -102,6 +105,7 @@ def _hold(folder: Path, path: Path) -> IO[str]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         return file
+    raise ConfigError(f"{folder} is in use: other processes come and go; try again")
 
 
 def _lock(file: IO[str]) -> None:

@@ -18,14 +18,15 @@ log = logging.getLogger(__name__)
 _DIGEST = "digest"
 _MAX_BYTES = 1 << 28
 _MAX_DEPTH = 64
-_MAX_DIGITS = 20  # of an integer: all that fit into 64 bits
+_MAX_DIGITS = 40  # of an integer: states of random generators have 128 bits
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, *, constants: bool = False) -> Any:
     """The value of a JSON document that means the same to every reader.
 
-    Raises `ValueError` for anything else: text that is not UTF-8, a key that occurs twice, NaN or
-    infinity, integers of more than 20 digits, nesting deeper than 64.
+    Raises `ValueError` for anything else: text that is not UTF-8, a key that occurs twice,
+    integers of more than 40 digits, nesting deeper than 64, and, unless `constants` are allowed,
+    NaN and infinity.
     """
     if len(data) > _MAX_BYTES:
         raise ValueError(f"{len(data)} bytes are more than the {_MAX_BYTES} that are read")
@@ -33,7 +34,7 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(
             data.decode(),
             object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
+            parse_constant=float if constants else _no_constant,
             parse_float=_finite_float,
             parse_int=_short_int,
         )

@@ -102,7 +102,7 @@ def read_backbone(path: Path) -> BackboneFile:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(_KEY, "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is damaged or not a safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise WeightsError(

@@ -15,7 +15,7 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
-from fedvad.federation.runners.state import clear_state
+from fedvad.federation.runners.state import clear_state, has_state
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Job
@@ -82,6 +82,7 @@ def _train(
         images={site.name: digest_of(site.train) for site in sites}, options=_options(config)
     )
     if resume and (done := _finished(out, config, ledger.images)) is not None:
+        clear_state(out / "state")  # a kill may have left a part of it
         log.info("%s is complete already: nothing was run", out)
         return done
     extractor = FeatureExtractor(config.features(), cache)
@@ -114,7 +115,7 @@ def _train(
 
 def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict[str, Any] | None:
     """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
-    if not (out / RESULTS_FILE).is_file() or (out / "state").exists():
+    if not (out / RESULTS_FILE).is_file() or has_state(out / "state"):
         return None
     changed = sorted(
         name for name, digest in read_ledger(out).images.items() if images.get(name) != digest
@@ -124,9 +125,9 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
             f"{out} is a finished run of other training images (sites {changed}): choose another "
             "--out for these"
         )
-    if set(config.compare) - set(read_config(out).compare):
-        return None
-    return read_results(out)
+    results = read_results(out)
+    # as the results say: a run that was killed while it made more has them in its configuration
+    return None if set(config.compare) - set(results["compare"]) else results
 
 
 def _options(config: TrainConfig) -> str:

@@ -23,7 +23,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.half import as_float32, cast
 
-__all__ = ["RunState", "clear_state", "load_state", "save_state"]
+__all__ = ["RunState", "clear_state", "has_state", "load_state", "save_state"]
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def save_state(folder: Path, state: RunState) -> None:
     write_sealed(target / _MARK, mark)
     for other in folder.glob("round-*"):
         if other != target:
-            shutil.rmtree(other, ignore_errors=True)
+            clear_state(other)
 
 
 def _compact(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -168,6 +168,13 @@ def _named(files: Mapping[str, bytes], prefix: str) -> list[str]:
     return sorted(name for name in files if name.startswith(prefix))
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a round below `folder` is complete."""
+    return any(True for _ in folder.rglob(_MARK))
+
+
 def clear_state(folder: Path) -> None:
-    """Remove a finished run's state."""
+    """Remove a finished run's state, its marks first: half a state must not count as one."""
+    for mark in folder.rglob(_MARK):
+        mark.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
