@@ -26,7 +26,7 @@ from fedvad.pipeline.bench.cells import Prepared, run_cell
 from fedvad.pipeline.bench.suite import BenchMethod, BenchSet, Suite
 from fedvad.pipeline.bench.summary import summarise_bench
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import digest_of, fingerprint, load_sites, warm_up
+from fedvad.pipeline.data import digest_of, fingerprint, load_set, load_sites, warm_up
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_json
 from fedvad.report.bench_plots import plot_bench
@@ -113,7 +113,7 @@ class _Source:
         """`digest_of` all images, looked at once; how they are split is in the configuration."""
         if not self.sites:
             return fingerprint(self.root, self.names)
-        sites = [read_set(folder, name, self.names) for name, folder in self.sites.items()]
+        sites = [load_set(folder, name, self.names) for name, folder in self.sites.items()]
         return digest_of([item for site in sites for item in (*site.train, *site.test)])
 
 
@@ -125,7 +125,9 @@ def _missing(item: BenchSet, data: Path | None) -> str:
 
 
 def _source(item: BenchSet, data: Path | None, out: Path, suite: Suite) -> _Source:
-    names = LabelNames(*(_several(suite.options.get(key, ())) for key in ("good", "defect")))
+    names = LabelNames(
+        _several(suite.options.get("good", ())), _several(suite.options.get("defect", ()))
+    )
     if item.sites and data is not None:
         return _Source(item.name, data, {name: data / f for name, f in item.sites.items()}, names)
     if item.path is not None and data is not None:
