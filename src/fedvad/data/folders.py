@@ -71,7 +71,7 @@ def read_data(
 
 
 def holds_sets(root: Path, names: LabelNames | None = None) -> bool:
-    """Whether a folder is a set of a known layout, or holds some; raises `DataError` for none."""
+    """Whether a folder is a set of a known layout or holds some; `DataError` if it is no folder."""
     return bool(_sets_in(scan(Path(root)), names or LabelNames()))
 
 
