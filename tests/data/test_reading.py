@@ -261,3 +261,25 @@ def test_predict_finds_no_masks_thumbnails_or_hidden_files(tmp_path: Path) -> No
     assert listing.left_out == {"masks": 2, "thumbnails": 1, "hidden": 1}
     given = tmp_path / "ground_truth/hole"
     assert list_images([given]).paths == [given / "c_mask.png"]  # asked for by name
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch) -> None:
+    touch(tmp_path, *BASE, "train/good/locked/x.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("fedvad.data.listing.os.scandir", refuse)
+    assert not_read(read_data(tmp_path)) == {
+        ("train/good/locked", "cannot be listed: Permission denied"): 0
+    }
+
+
+def test_a_folder_of_good_images_beside_sites_is_no_set(tmp_path: Path) -> None:
+    touch(tmp_path, "good/1.png", *(f"line/{name}" for name in BASE))
+    reading = read_data(tmp_path)
+    assert [site.name for site in reading.sites] == ["line"]
+    assert not_read(reading) == {("good", "no set of a known layout"): 1}

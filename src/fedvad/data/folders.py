@@ -20,6 +20,7 @@ __all__ = [
     "Site",
     "holds_sets",
     "read_data",
+    "read_one",
     "read_set",
     "read_sites",
 ]
@@ -61,7 +62,7 @@ def read_data(
 
 
 def holds_sets(root: Path, names: LabelNames | None = None) -> bool:
-    """Whether a folder is a set of a known layout, or holds some; raises `DataError` for none."""
+    """Whether a folder is a set of a known layout or holds some; `DataError` if it is no folder."""
     return bool(_sets_in(scan(Path(root)), names or LabelNames()))
 
 
@@ -80,13 +81,25 @@ def read_set(
     allow_empty_train: bool = False,
 ) -> Site:
     """Read one set as a site, named by its folder unless `name` is given; see `read_data`."""
+    return read_one(root, name, names, allow_empty_train=allow_empty_train).sites[0]
+
+
+def read_one(
+    root: Path,
+    name: str | None = None,
+    names: LabelNames | None = None,
+    *,
+    allow_empty_train: bool = False,
+) -> DataReading:
+    """The reading of one set, where `read_data` would also take a folder of sets."""
     names = names or LabelNames()
     top = scan(Path(root))
     name = name or top.path.name or top.path.resolve().name or "site"
     layout = layout_of(top, names)
     if layout is None:
         raise _no_normals(top, name)
-    return _read(top, layout, name, names, allow_empty_train=allow_empty_train).site
+    part = _read(top, layout, name, names, allow_empty_train=allow_empty_train)
+    return DataReading(Path(root), (part,)).noted(_unused(top, names))
 
 
 def _read(

@@ -12,7 +12,16 @@ from fedvad.data.formats import image_suffix, unread_reason
 from fedvad.data.frames import frames_of
 from fedvad.errors import DataError
 
-__all__ = ["Folder", "exists", "file_reason", "folder_reason", "is_image", "natural", "scan"]
+__all__ = [
+    "UNLISTED",
+    "Folder",
+    "exists",
+    "file_reason",
+    "folder_reason",
+    "is_image",
+    "natural",
+    "scan",
+]
 
 
 def _set(words: str) -> frozenset[str]:
@@ -31,6 +40,9 @@ _DOCUMENTS = _set(
     ".ipynb .doc .docx .xls .xlsx .ods .odt .bib .cff .sha256 .md5 .sh .bat"
 )
 _DOCUMENT_NAMES = frozenset({"readme", "license", "licence", "copying", "notice", "changelog"})
+
+
+UNLISTED = "cannot be listed"
 
 
 @dataclass(eq=False)
@@ -108,7 +120,7 @@ def _fill(folder: Folder, above: tuple[str, ...], seen: set[str], *, linked: boo
         with os.scandir(folder.path) as entries:  # no stat per file: shares may be slow
             found = [(e.name, _is_dir(e), e.is_symlink()) for e in entries]
     except OSError as error:
-        folder.barred = f"cannot be listed: {error.strerror or error}"
+        folder.barred = f"{UNLISTED}: {error.strerror or error}"
         return
     for name, is_dir, is_link in sorted(found):
         path = folder.path / name

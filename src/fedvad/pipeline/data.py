@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.contents import check_contents
-from fedvad.data.folders import ImageItem, Site, read_data, read_sites
+from fedvad.data.folders import ImageItem, Site, read_data, read_one, read_sites
 from fedvad.data.frames import split_frame
 from fedvad.data.labels import LabelNames
 from fedvad.data.reading import DataReading
@@ -32,6 +32,7 @@ __all__ = [
     "digest_of",
     "fingerprint",
     "load_data",
+    "load_set",
     "load_sites",
     "warm_up",
 ]
@@ -71,9 +72,22 @@ def load_data(
                 f"({', '.join(s.name for s in sites[:4])}, ...): omit --split, or give one"
             )
         sites = split_site(sites[0], wanted, seed)
-    if reading.notable:
-        log.warning("%s: %s; all of it: fedvad inspect %s", data, reading.summary(), data)
+    _say(reading)
     return reading, sites
+
+
+def _say(reading: DataReading) -> None:
+    if reading.notable:
+        log.warning(
+            "%s: %s; all of it: fedvad inspect %s", reading.root, reading.summary(), reading.root
+        )
+
+
+def load_set(folder: Path, name: str, names: LabelNames | None = None) -> Site:
+    """One set under a name of its own; what was omitted or guessed is logged as one line."""
+    reading = read_one(folder, name, names)
+    _say(reading)
+    return reading.sites[0]
 
 
 def load_sites(

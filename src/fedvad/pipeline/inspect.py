@@ -11,6 +11,7 @@ import numpy as np
 from fedvad.data.contents import check_contents
 from fedvad.data.folders import read_data
 from fedvad.data.labels import LabelNames
+from fedvad.data.listing import scan
 from fedvad.detectors.artefact import read_arrays
 from fedvad.errors import ArtefactError, PayloadError
 from fedvad.federation.payload import Payload
@@ -48,7 +49,8 @@ def inspect(
     """
     if path.is_dir():
         file = path / DETECTOR_FILE
-        if not file.exists() and not (path / CONFIG_FILE).exists():
+        run = file.exists() or (path / CONFIG_FILE).exists()
+        if not run and scan(path).holds_images():
             names = LabelNames(tuple(good), tuple(defect))
             reading = read_data(path, names, allow_empty_train=True)
             return {

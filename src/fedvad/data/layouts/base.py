@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedvad.data.frames import split_frame
 from fedvad.data.labels import LabelNames, contradicts
-from fedvad.data.listing import Folder, file_reason, is_image
+from fedvad.data.listing import UNLISTED, Folder, file_reason, is_image
 from fedvad.data.masks import Placed, companions, is_mask_folder, pair_masks
 from fedvad.data.reading import Label, SiteReading, Skipped
 from fedvad.data.sets import ImageItem, ImageSet, Site
@@ -167,6 +167,9 @@ def left_over(top: Folder, read: Iterable[Path], why: Mapping[Path, str]) -> tup
     groups: dict[tuple[Path, str], list[Path]] = {}
     notable: set[tuple[Path, str]] = set()
     for folder, place, barred in _reasons(top, why):
+        if barred is not None and barred.startswith(UNLISTED):
+            groups[place, barred] = []
+            notable.add((place, barred))
         for path in folder.files:
             if path in known:
                 continue
@@ -183,7 +186,11 @@ def left_over(top: Folder, read: Iterable[Path], why: Mapping[Path, str]) -> tup
             reason=reason,
             files=len(paths),
             images=sum(map(is_image, paths)),
-            example=min(paths, key=lambda path: (not is_image(path), path.name)).name,
+            example=min(
+                (path.name for path in paths),
+                key=lambda name: (not is_image(Path(name)), name),
+                default=place.name,
+            ),
             notable=(place, reason) in notable,
         )
         for (place, reason), paths in groups.items()

@@ -5,7 +5,7 @@ Br35H is one of them (no/ and yes/).
 
 from __future__ import annotations
 
-from fedvad.data.labels import LabelNames, looks_good
+from fedvad.data.labels import LabelNames
 from fedvad.data.layouts.base import Draft, Group, every_fifth
 from fedvad.data.listing import Folder
 from fedvad.data.masks import is_mask_folder
@@ -20,7 +20,9 @@ _FIFTH = "every fifth normal image is for testing, the set has no split"
 
 def is_plain(folder: Folder, names: LabelNames) -> bool:
     """Whether a sub-folder with images is called good, named as such, or looks like it."""
-    return any(_may_be_good(part, names) for part in _with_images(folder))
+    parts = _with_images(folder)
+    sets = any(part.child("train", "test", "Data") for part in parts)
+    return not sets and any(_may_be_good(part, names) for part in parts)
 
 
 def is_br35h(folder: Folder, names: LabelNames) -> bool:
@@ -105,7 +107,5 @@ def _with_images(folder: Folder) -> list[Folder]:
 
 
 def _may_be_good(part: Folder, names: LabelNames) -> bool:
-    if part.child("train", "test"):
-        return False
     rule = names.rule(part.path.name)
-    return rule is None or rule[0] or looks_good(part.path.name)
+    return rule is None or rule[0]

@@ -27,7 +27,7 @@ from fedvad.pipeline.bench.cells import Prepared, run_cell
 from fedvad.pipeline.bench.suite import BenchMethod, BenchSet, Suite
 from fedvad.pipeline.bench.summary import summarise_bench
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import digest_of, fingerprint, load_sites, warm_up
+from fedvad.pipeline.data import digest_of, fingerprint, load_set, load_sites, warm_up
 from fedvad.pipeline.guards import guard_plain_folder
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_json
@@ -128,7 +128,7 @@ class _Source:
         """`digest_of` all images, looked at once; how they are split is in the configuration."""
         if not self.sites:
             return fingerprint(self.root, self.names)
-        sites = [read_set(folder, name, self.names) for name, folder in self.sites.items()]
+        sites = [load_set(folder, name, self.names) for name, folder in self.sites.items()]
         return digest_of([item for site in sites for item in (*site.train, *site.test)])
 
 

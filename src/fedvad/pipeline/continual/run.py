@@ -15,13 +15,14 @@ from fedvad._version import __version__
 from fedvad.continual.forgetting import summarise_matrix
 from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
-from fedvad.data.folders import Site, read_set
+from fedvad.data.folders import Site
 from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
 from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.pipeline.continual.cells import FIGURES, Where, run_cell
 from fedvad.pipeline.continual.stream import Method, Stream
+from fedvad.pipeline.data import load_set
 from fedvad.pipeline.guards import guard_plain_folder
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import finite, write_json
@@ -189,7 +190,7 @@ def _sites(stream: Stream, data: Path | None, out: Path) -> dict[str, Site]:
     if missing:
         raise ConfigError(f"no folder {', '.join(missing)}; mend --data or the stream's paths")
     names = LabelNames(stream.good, stream.defect)
-    return {task.name: read_set(data / task.path, task.name, names) for task in stream.tasks}
+    return {task.name: load_set(data / task.path, task.name, names) for task in stream.tasks}
 
 
 def _tasks(method: Method, stream: Stream) -> int:
