@@ -26,6 +26,7 @@ from fedvad.pipeline.student_run import StudentRun
 from fedvad.pipeline.train import train as _train
 
 __all__ = [
+    "backbones",
     "bench",
     "demo",
     "distill_backbone",
@@ -203,9 +204,15 @@ def export(
     reference: Reference | None = None,
     out: AnyPath | None = None,
     weights: AnyPath | None = None,
+    opset: int | None = None,
+    verify: AnyPath | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Write one site's detector of run folder `run` as an "onnx" or "openvino" model file."""
+    """Write one site's detector of run folder `run` as an "onnx" or "openvino" model file.
+
+    opset: ONNX's operator set, 14 to 20. verify: data folder on whose images the model must score
+    like the run.
+    """
     from fedvad.serving.export.package import export as export_run  # loads torch
 
     return export_run(
@@ -217,6 +224,8 @@ def export(
         reference=reference,
         out=None if out is None else Path(out),
         weights=None if weights is None else Path(weights),
+        opset=opset,
+        verify=None if verify is None else Path(verify),
         progress=progress,
     )
 
@@ -241,6 +250,13 @@ def load(run: AnyPath) -> TrainedRun | StudentRun:
 def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Any:
     """Draw the demo plants, train on them, and return the results."""
     return _demo(Path(out), seed=seed, progress=progress)
+
+
+def backbones(pattern: str | None = None) -> list[dict[str, Any]]:
+    """Families of backbones that are known to work, or the models whose name holds `pattern`."""
+    from fedvad.features.listing import families, models  # models loads torch
+
+    return families() if pattern is None else models(pattern)
 
 
 def _by_backbone(weights: Mapping[str, AnyPath] | None) -> dict[str, Path]:

@@ -40,6 +40,18 @@ def export(
         Path | None, typer.Option(help="Folder to write [default: RUN/export]", show_default=False)
     ] = None,
     weights: WeightsOption = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(help="ONNX operator set, 14 to 20 [default: 17]", show_default=False),
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Data folder on whose images the model must score like the run.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write one model file: image in; score, heat-map and decision out. Needs no fedvad to run."""
@@ -56,6 +68,8 @@ def export(
             reference=check_reference(reference),
             out=out,
             weights=weights,
+            opset=opset,
+            verify=verify,
             progress=progress,
         )
     if as_json:
@@ -74,4 +88,11 @@ def export(
         )
     else:
         typer.echo(f"scores like the run: largest relative difference {worst:.1e}")
+    found = written["verified"]
+    if found is not None:
+        typer.echo(
+            f"verified on {found['images']} images: largest difference of the score "
+            f"{found['score']:.1e}, of the map {found['map']:.1e}; "
+            f"{found['decisions']} decisions differ"
+        )
     typer.echo(f"try it: python {folder / EXAMPLE_FILE} {folder / written['model']} IMAGE...")

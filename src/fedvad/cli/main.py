@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fedvad._version import __version__
+from fedvad.cli.backbones import backbones
 from fedvad.cli.bank import bank_app
 from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
@@ -48,6 +49,7 @@ for verb in (
     export,
     serve,
     inspect,
+    backbones,
     gallery,
     bench,
     continual,

@@ -55,6 +55,18 @@ class TimmModel:
         )
         return network
 
+    def sizes(self) -> str:
+        """The image sizes that fit, in words.
+
+        Found by trying a few: networks that take two odd multiples of their patch take them all.
+        """
+        step = self.patch if self.patch > 1 else 2
+        tried = [step * (64 // step + 2), step * (128 // step + 1)]
+        if not any(self._refusal(side) for side in tried):
+            return "any" if self.patch == 1 else f"multiples of {self.patch}"
+        fit = [side for side in (128, 192, 256, 384, 512) if not self._refusal(side)]
+        return ", ".join(map(str, sorted({*fit, self.native})))
+
     def check_side(self, side: int) -> None:
         """Raise `ConfigError`, naming sizes that fit, for images that the network cannot take.
 
