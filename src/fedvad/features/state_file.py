@@ -185,7 +185,11 @@ def recognise(tensors: _Tensors) -> str:
 
     Only usual variants are tried, of the families whose mark is among the names.
     """
-    keys = {k.removeprefix("model."): tuple(v.shape) for k, v in tensors.items()}
+    keys = {
+        key.removeprefix("model."): tuple(value.shape)
+        for key, value in tensors.items()
+        if not key.endswith(_COMPUTED)
+    }
     best, name = 0.0, ""
     timm = import_timm()
     for family in FAMILIES:
