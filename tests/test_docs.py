@@ -58,7 +58,7 @@ def test_the_five_minute_path_and_the_python_example_run_as_written(tmp_path: Pa
         for page in ("own-data", "export")
     )
     assert own_data == [script]  # the README's path once more
-    script += export[0]
+    script += "".join(export)
     # as the README's first command leaves it, with fewer images
     write_demo(tmp_path / "fedvad-demo/data", train=12, test_normal=6, test_defect=6)
     assert len([line for line in example.splitlines() if line.strip()]) <= 10

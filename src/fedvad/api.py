@@ -32,6 +32,7 @@ from fedvad.pipeline.student_run import StudentRun
 from fedvad.pipeline.train import train as _train
 
 __all__ = [
+    "backbones",
     "bench",
     "demo",
     "distill_backbone",
@@ -258,9 +259,15 @@ def export(
     weights: AnyPath | None = None,
     engine: Engine | None = None,
     device: str | None = None,
+    opset: int | None = None,
+    verify: AnyPath | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Write one site's detector of run folder `run` as an "onnx" or "openvino" model file."""
+    """Write one site's detector of run folder `run` as an "onnx" or "openvino" model file.
+
+    opset: ONNX's operator set, 14 to 20. verify: data folder on whose images the model must score
+    like the run.
+    """
     from fedvad.serving.export.package import export as export_run  # loads torch
 
     return export_run(
@@ -276,6 +283,8 @@ def export(
         device=device,
         out=_maybe(out, "out"),
         weights=_maybe(weights, "weights"),
+        opset=opset,
+        verify=_maybe(verify, "verify"),
         progress=progress,
     )
 
@@ -314,6 +323,13 @@ def _listed(values: Any, name: str) -> list[Any]:
     if isinstance(values, bytes) or not isinstance(values, Iterable):
         raise ConfigError(f"{name} is a {type(values).__name__}; give a list")
     return list(values)
+
+
+def backbones(pattern: str | None = None) -> list[dict[str, Any]]:
+    """Families of backbones that are known to work, or the models whose name holds `pattern`."""
+    from fedvad.features.listing import families, models  # models loads torch
+
+    return families() if pattern is None else models(pattern)
 
 
 def _by_backbone(weights: Mapping[str, AnyPath] | None) -> dict[str, Path]:

@@ -10,6 +10,7 @@ import pytest
 
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
 
 BASE = FeatureConfig("resnet18", weights_hash="ab" * 32, layers=(2, 3))
 IDENTITY = [
@@ -99,3 +100,23 @@ def test_image_sizes_at_the_ends(size: int) -> None:
 def test_wrong_pools(pool: int) -> None:
     with pytest.raises(ConfigError, match="1, 3, 5 or 7"):
         FeatureConfig(pool=pool)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("backbone", "key"),
+    [
+        ("filterbank", "284a0017747a0504"),
+        ("fedvad-tiny", "c9e57754b78790de"),
+        ("resnet18", "542334ed97da6696"),
+        ("resnet50", "68913700aef10903"),
+        ("mobilenetv2_100", "77a78a0bf194bd37"),
+        ("mcunet_in3", "e2ad923d00914185"),
+        ("mcunet_in4", "da0cf43f4b9b1fb5"),
+    ],
+)
+def test_keys_of_backbones_are_those_of_older_versions(
+    backbone: str, key: str, weights: dict[str, Path]
+) -> None:
+    config = FeatureConfig(backbone, weights=weights.get(backbone))
+    assert FeatureExtractor(config).config.key() == key

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 import fedvad
+from fedvad.data.demo import write_demo
 from fedvad.data.folders import read_set
 from fedvad.detectors.feddymem import PatchCore as OurPatchCore
 from fedvad.detectors.generator import Generator
@@ -19,7 +22,7 @@ from fedvad.errors import ConfigError, WeightsError
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from tests.helpers import SIZE
+from tests.helpers import OPTIONS, SIZE
 
 pytest.importorskip("anomalib", reason="needs the extra: pip install 'fedvad[anomalib]'")
 pytestmark = pytest.mark.slow  # importing anomalib takes 20 s
@@ -293,7 +296,6 @@ def test_options_of_a_run_need_one(plugin: Any, trained: Run) -> None:
 def test_the_openvino_export_scores_as_the_model(
     plugin: Any, folder: MakeData, trained: Run, plants: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnxscript", reason="needs pip install 'anomalib[openvino]'")
     import openvino
     import torch
 
@@ -309,6 +311,22 @@ def test_the_openvino_export_scores_as_the_model(
     np.testing.assert_allclose(exported["pred_score"], expected.pred_score, atol=1e-3)
     np.testing.assert_allclose(exported["anomaly_map"], expected.anomaly_map, atol=1e-3)
     np.testing.assert_array_equal(exported["pred_label"], expected.pred_label)
+
+
+def test_the_example_of_the_docs_runs_as_written(tmp_path: Path) -> None:
+    """In a process of its own: what it imports first matters beside a CPU-only torch."""
+    page = (Path(__file__).parents[2] / "docs/anomalib.md").read_text(encoding="utf-8")
+    mark = "<!-- executed by tests/integrations/test_anomalib.py -->\n```python\n"
+    program = page.split(mark)[1].split("```")[0]
+    data = tmp_path / "fedvad-demo/data"
+    write_demo(data, plants=2, train=6, test_normal=2, test_defect=6, size=SIZE)
+    fedvad.train(data, tmp_path / "run", cache=tmp_path / "cache", **OPTIONS)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "export").rglob("*.xml"))
 
 
 @pytest.mark.real

@@ -47,6 +47,18 @@ def export(
     weights: WeightsOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(help="ONNX operator set, 14 to 20 [default: 17]", show_default=False),
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Data folder on whose images the model must score like the run.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write one model file: image in; score, heat-map and decision out. Needs no fedvad to run."""
@@ -67,6 +79,8 @@ def export(
             weights=weights,
             engine=cast(Any, engine),
             device=device,
+            opset=opset,
+            verify=verify,
             progress=progress,
         )
     if as_json:
@@ -85,4 +99,11 @@ def export(
         )
     else:
         typer.echo(f"scores like the run: largest relative difference {worst:.1e}")
+    found = written["verified"]
+    if found is not None:
+        typer.echo(
+            f"verified on {found['images']} images: largest difference of the score "
+            f"{found['score']:.1e}, of the map {found['map']:.1e}; "
+            f"{found['decisions']} decisions differ"
+        )
     typer.echo(f"try it: python {folder / EXAMPLE_FILE} {folder / written['model']} IMAGE...")

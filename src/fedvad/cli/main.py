@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from fedvad._version import __version__
+from fedvad.cli.backbones import backbones
 from fedvad.cli.bank import bank_app
 from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
@@ -66,6 +67,7 @@ for verb in (
     export,
     serve,
     inspect,
+    backbones,
     gallery,
     bench,
     continual,

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedvad.errors import ConfigError
-from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import MCUNET, build_mcunet
-from fedvad.features.taps import check_taps, default_taps, timm_reductions
+from fedvad.features.taps import check_taps
+from fedvad.features.timm_models import describe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,9 +56,8 @@ class Architecture:
         elif backbone in MCUNET:
             chosen = check_taps(backbone, layers or (3, 6, 9), range(len(MCUNET[backbone][1])))
         else:
-            reductions = timm_reductions(backbone)
-            wanted = layers or default_taps(reductions)
-            chosen = check_taps(backbone, wanted, range(len(reductions)))
+            model = describe(backbone)
+            chosen = check_taps(backbone, layers or model.taps, range(len(model.strides)))
         if heads and len(heads) != len(chosen):
             raise ConfigError(f"{len(chosen)} layers need as many heads, not {len(heads)}")
         return cls(backbone, chosen, dict(options or {}), tuple(heads))
@@ -96,7 +95,5 @@ class Architecture:
         elif self.backbone in MCUNET:
             network = BlockTaps(build_mcunet(self.backbone), self.layers)
         else:
-            network = import_timm().create_model(
-                self.backbone, features_only=True, out_indices=self.layers
-            )
+            network = describe(self.backbone).build(self.layers)
         return Headed(network, self.heads) if self.heads else network

@@ -16,7 +16,9 @@ from fedvad.features.backbone_file import is_readable, read_backbone
 from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import MCUNET, build_mcunet
 from fedvad.features.names import BUNDLED, bundled_file, is_backbone_file
-from fedvad.features.taps import check_taps, default_taps, timm_reductions
+from fedvad.features.state_file import load_weights
+from fedvad.features.taps import check_taps
+from fedvad.features.timm_models import TimmModel, describe, resize
 
 if TYPE_CHECKING:
     import torch
@@ -56,14 +58,21 @@ class Backbone:
 
 
 def build_backbone(
-    name: str, *, weights: Path | None = None, layers: Sequence[int] | None = None
+    name: str,
+    *,
+    weights: Path | None = None,
+    layers: Sequence[int] | None = None,
+    image_size: int | None = None,
 ) -> Backbone:
     """Build backbone `name` with its weights, tapped at `layers` (None: a default per family).
 
     `fedvad-tiny` comes with the package. A name that ends in .safetensors is the path of a backbone
-    file; `weights` then is where that file lies now, if it was moved. Raises `ConfigError` for an
-    unknown name or tap, `WeightsError` when weights are missing or do not fit.
+    file; `weights` then is where that file lies now, if it was moved. image_size: side in pixels of
+    the images to come, None for the side of the published weights; it does not change the hash of
+    the weights. Raises `ConfigError` for an unknown name, tap or a size that does not fit,
+    `WeightsError` when weights are missing or do not fit.
     """
+    weights = None if weights is None else Path(weights)
     if name == "filterbank":
         return _filterbank(weights, layers)
     if name == BUNDLED:
@@ -74,7 +83,7 @@ def build_backbone(
         raise WeightsError(f"weights file {weights} does not exist or may not be read")
     if name in MCUNET:
         return _mcunet(name, weights, layers)
-    return _timm(name, weights, layers)
+    return _timm(name, weights, layers, image_size)
 
 
 def weights_hash(network: torch.nn.Module) -> str:
@@ -133,28 +142,34 @@ def _mcunet(name: str, weights: Path | None, layers: Sequence[int] | None) -> Ba
             "(state dict of mit-han-lab/mcunet in timm's key names), or another --backbone"
         )
     network = build_mcunet(name)
-    _load(network, weights, name)
+    load_weights(network, weights, name, of_timm=False)
     chosen = check_taps(name, layers or (3, 6, 9), range(len(MCUNET[name][1])))
     tapped = BlockTaps(network, chosen).eval()
     return Backbone(tapped, *_HALF, chosen, weights_hash(tapped))
 
 
-def _timm(name: str, weights: Path | None, layers: Sequence[int] | None) -> Backbone:
-    timm = import_timm()
-    reductions = timm_reductions(name)
+def _timm(
+    name: str, weights: Path | None, layers: Sequence[int] | None, image_size: int | None
+) -> Backbone:
+    model = describe(name)
+    taps = check_taps(name, layers or model.taps, range(len(model.strides)))
+    if image_size is not None:
+        model.check_side(image_size)
     quirks = _quirks(name, weights)
-    taps = check_taps(name, layers or default_taps(reductions), range(len(reductions)))
     if weights is None:
-        network = _download(name, taps)
+        network = _download(model, taps)
     else:
-        network = timm.create_model(name, features_only=True, out_indices=taps, **quirks.options)
+        network = model.build(taps, **quirks.options)
         if quirks.early_stride:
             _move_strides_early(network)
-        _load(network, weights, name)
+        load_weights(network, weights, name)
     mean, std = quirks.statistics or _statistics(network)
+    # before position codes are resampled, whose last bits differ between processors
     identity = weights_hash(network)
     if quirks != _Quirks():  # the same values in another network are other weights
         identity = hashlib.sha256(f"{identity}{quirks}".encode()).hexdigest()
+    if image_size is not None:
+        resize(network, image_size)
     return Backbone(network.eval(), mean, std, taps, identity)
 
 
@@ -197,11 +212,11 @@ def _move_strides_early(network: torch.nn.Module) -> None:
             layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
 
 
-def _download(name: str, taps: tuple[int, ...]) -> torch.nn.Module:
+def _download(model: TimmModel, taps: tuple[int, ...]) -> torch.nn.Module:
     """timm's own weights: from the local hub cache, else downloaded, else a clear error."""
-    timm = import_timm()
-    options: dict[str, Any] = {"features_only": True, "out_indices": taps, "pretrained": True}
-    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    name = model.name
+    options: dict[str, Any] = {"pretrained": True}
+    repository = import_timm().get_pretrained_cfg(name).hf_hub_id
     local = _in_hub_cache(repository) if repository else None
     if local is not None:
         options["pretrained_cfg_overlay"] = {"file": local}
@@ -210,7 +225,7 @@ def _download(name: str, taps: tuple[int, ...]) -> torch.nn.Module:
             f"no weights for {name}: none in the local cache and no network. {_OFFLINE_HELP}"
         )
     try:
-        network: torch.nn.Module = timm.create_model(name, **options)
+        network = model.build(taps, **options)
     except Exception as error:  # whatever the hub client raises, the ways out are the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
@@ -239,30 +254,6 @@ def _hub_reachable() -> bool:
             return True
     except OSError:
         return False
-
-
-def _load(network: torch.nn.Module, weights: Path, name: str) -> None:
-    """Load a safetensors state dict: no key may lack, keys beyond the last tap are left over.
-
-    Left-over keys are fine because a file of a whole network serves a tapped one; a file of
-    another architecture shows itself by the keys that lack.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{weights} is not a readable safetensors file: {error}") from error
-    wanted = network.state_dict()
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    shapes = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-    if missing or shapes:
-        raise WeightsError(
-            f"{weights.name} does not fit {name}: {len(missing)} keys missing {missing[:3]}, "
-            f"{len(shapes)} of another shape {shapes[:3]}"
-        )
-    network.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
 
 
 def _statistics(network: torch.nn.Module) -> _Statistics:

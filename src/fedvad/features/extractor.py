@@ -67,7 +67,10 @@ class FeatureExtractor:
     def __init__(self, config: FeatureConfig, cache: DescriptorCache | None = None) -> None:
         check_engine(config.engine, config.device)
         self._backbone: Backbone = build_backbone(
-            config.backbone, weights=config.weights, layers=config.layers
+            config.backbone,
+            weights=config.weights,
+            layers=config.layers,
+            image_size=config.image_size,
         )
         self.config = config.with_hash(
             self._backbone.weights_hash, self._backbone.layers, self._backbone.name

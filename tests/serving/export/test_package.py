@@ -60,7 +60,7 @@ def _backend(format: str) -> ModuleType:
 
 def _run(manifest: dict[str, Any], images: npt.NDArray[np.uint8]) -> dict[str, Any]:
     path = Path(manifest["folder"]) / manifest["model"]
-    values = _backend(manifest["format"]).run(path, images)
+    values = _backend(manifest["format"]).load(path)(images)
     return dict(zip(manifest["outputs"], values, strict=True))
 
 
@@ -268,13 +268,16 @@ def test_a_model_that_scores_otherwise_is_refused(
     factor: float, trained: Run, tmp_path: Path, monkeypatch: Any
 ) -> None:
     backend = _backend("openvino")
-    honest = backend.run
+    honest = backend.load
 
-    def wrong(path: Path, images: npt.NDArray[np.uint8]) -> list[Any]:
-        score, map_, *rest = honest(path, images)
-        return [score, map_ * factor, *rest]
+    def wrong(path: Path) -> Any:
+        def outputs(images: npt.NDArray[np.uint8]) -> list[Any]:
+            score, map_, *rest = honest(path)(images)
+            return [score, map_ * factor, *rest]
 
-    monkeypatch.setattr(backend, "run", wrong)
+        return outputs
+
+    monkeypatch.setattr(backend, "load", wrong)
     with pytest.raises(ArtefactError, match="does not score like the run"):
         fedvad.export(trained[0], format="openvino", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

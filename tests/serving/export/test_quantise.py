@@ -86,7 +86,7 @@ def test_only_the_backbone_is_quantised(
     names = _quantisers(model)
     assert len(names) >= 2
     assert not any("head" in name for name in names)
-    score = backend.run(_write(backend.files(model), tmp_path), images)[0]
+    score = backend.load(_write(backend.files(model), tmp_path))(images)[0]
     assert not np.allclose(score, wanted, rtol=1e-6)
     np.testing.assert_allclose(score, wanted, rtol=0.05)
 

@@ -100,7 +100,7 @@ def _distill(
     student = architecture.build()
     reinitialise(student, recipe.seed)
     # all of them now, so that a missing file is told before hours of work
-    teachers = [_backbone(stage, weights or {}) for stage in recipe.stages]
+    teachers = [_backbone(stage, weights or {}, recipe.image_size) for stage in recipe.stages]
     identity = _identity(recipe, images, teachers)
     if resume and not (out / CHECKPOINT_FILE).exists() and (out / BACKBONE_FILE).exists():
         return _finished(out, identity)
@@ -127,12 +127,12 @@ def _distill(
     return summary
 
 
-def _backbone(stage: StageOptions, weights: Mapping[str, Path]) -> Backbone:
+def _backbone(stage: StageOptions, weights: Mapping[str, Path], side: int) -> Backbone:
     name = stage.teacher
     own = weights.get(name)
     if own is None and not brings_weights(name):
         own = weights.get("")
-    return build_backbone(name, weights=own, layers=stage.layers)
+    return build_backbone(name, weights=own, layers=stage.layers, image_size=side)
 
 
 def _take_over(

@@ -3,50 +3,81 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.images import resize_rgb
+from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.inputs import read_images
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.scoring import MemoryScorer
+from fedvad.errors import DataError, ImageError
+from fedvad.features.extractor import check_bad_share
 from fedvad.half import to_float
+from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.data import load_sites
+from fedvad.pipeline.progress import Progress, Stage
 
-__all__ = ["drawn_images", "largest_difference"]
+__all__ = ["Difference", "Model", "compare", "drawn_images", "images_of", "opened"]
 
 _Images = npt.NDArray[np.uint8]
-_Run = Callable[[Path, _Images], list[npt.NDArray[Any]]]
+Model = Callable[[_Images], list[npt.NDArray[Any]]]
+_BATCH = 8
 
 
-def largest_difference(
-    run: _Run,
-    contents: Mapping[str, bytes],
-    model_file: str,
-    detector: MemoryDetector,
-    images: _Images,
-) -> dict[str, float]:
-    """Largest relative difference of `score` and `map` on (b, S, S, 3) images, by output.
+@dataclass(frozen=True)
+class Difference:
+    """Largest relative differences over some images, and how many decisions differ.
 
-    run: gives the outputs of a model file for images. contents: the model's files by name,
-    `model_file` the one to load. A map's difference is relative to its highest cell.
+    A map's difference is relative to its highest cell.
     """
-    assert detector.bank_ is not None
-    assert detector.generator_ is not None
+
+    score: float
+    map: float
+    decisions: int
+    images: int
+
+    def within(self, tolerance: Mapping[str, float]) -> bool:
+        """Whether score and map differ by no more than their tolerances."""
+        return self.score <= tolerance["score"] and self.map <= tolerance["map"]
+
+
+@contextmanager
+def opened(
+    load: Callable[[Path], Model], contents: Mapping[str, bytes], model_file: str
+) -> Iterator[Model]:
+    """A model of several files by name, as a function of images."""
     with tempfile.TemporaryDirectory(prefix="fedvad-export-") as folder:
         for file, content in contents.items():
             (Path(folder) / file).write_bytes(content)
-        scores, maps = run(Path(folder) / model_file, images)[:2]
+        yield load(Path(folder) / model_file)
+
+
+def compare(
+    model: Model, detector: MemoryDetector, threshold: float | None, batches: Iterable[_Images]
+) -> Difference:
+    """How far the model's outputs are from the detector's, on batches of (b, S, S, 3) images."""
+    assert detector.bank_ is not None
+    assert detector.generator_ is not None
     scorer = MemoryScorer(detector.bank_, detector.scoring)
     worst = {"score": 0.0, "map": 0.0}
-    for i, descriptors in enumerate(detector.extractor.describe(images)):
-        score, map_ = scorer.score(detector.generator_(to_float(descriptors)))
-        for name, made, wanted in (("score", scores[i], score), ("map", maps[i], map_)):
-            gap = np.abs(np.asarray(made, np.float64) - wanted).max() / np.abs(wanted).max()
-            worst[name] = float(np.fmax(worst[name], gap)) if np.isfinite(gap) else float("inf")
-    return worst
+    decisions = count = 0
+    for images in batches:
+        scores, maps, *anomalous = model(images)
+        for i, descriptors in enumerate(detector.extractor.describe(images)):
+            score, map_ = scorer.score(detector.generator_(to_float(descriptors)))
+            for name, made, wanted in (("score", scores[i], score), ("map", maps[i], map_)):
+                gap = np.abs(np.asarray(made, np.float64) - wanted).max() / np.abs(wanted).max()
+                worst[name] = float(np.fmax(worst[name], gap)) if np.isfinite(gap) else np.inf
+            if anomalous and threshold is not None:
+                decisions += bool(anomalous[0][i]) != (score > threshold)
+        count += len(images)
+    return Difference(worst["score"], worst["map"], decisions, count)
 
 
 def drawn_images(size: int) -> _Images:
@@ -55,3 +86,42 @@ def drawn_images(size: int) -> _Images:
     return np.stack(
         [resize_rgb(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), size) for _ in range(3)]
     )
+
+
+def images_of(
+    data: Path, config: TrainConfig, site: str | None, progress: Progress
+) -> Iterator[_Images]:
+    """Batches (b, S, S, 3) of the images that an export is verified on.
+
+    The test images of a site (None: of all) in a folder of sites, or else every image in the
+    folder. Raises `DataError` for none, or when too many cannot be read.
+    """
+    paths = _paths(data, config, site)
+    stage = Stage(progress, "verifying", len(paths))
+    batch, bad = [], []
+    for path in paths:
+        try:
+            batch.append(resize_rgb(read_rgb(path), config.image_size))
+        except ImageError as error:
+            bad.append(str(error))
+        stage()
+        if len(batch) == _BATCH:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
+    check_bad_share(bad, len(paths), config.max_bad, str(data))
+    if len(bad) == len(paths):
+        raise DataError(f"{data}: no readable image to verify the export on")
+
+
+def _paths(data: Path, config: TrainConfig, site: str | None) -> list[Path]:
+    try:
+        sites = load_sites(data, None, config.seed, config.label_names(), allow_empty_train=True)
+    except DataError:
+        return read_images([data])
+    tested = [item.path for s in sites if site in (None, s.name) for item in s.test]
+    if not tested:
+        where = "" if site is None else f" of site {site!r}"
+        raise DataError(f"{data} has no test images{where} to verify the export on")
+    return tested

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,27 @@ import numpy.typing as npt
 import torch
 
 from fedvad.errors import ConfigError
+from fedvad.serving.export.fold import fold_constants
 from fedvad.serving.export.graph import ExportNet
 
-__all__ = ["build", "files", "quantise", "run"]
+__all__ = ["OPSETS", "build", "files", "load", "quantise"]
 
-# the oldest operator set with all that is used: runtimes since 2022 have it
-_OPSET = 17
+# from the oldest operator set with all that is used to the newest that torch's exporter writes
+OPSETS = range(14, 21)
+_USUAL = 17  # runtimes since 2022 have it
 
 
-def build(net: ExportNet, image_size: int) -> Any:
-    """The ONNX model, for any batch size; raises `ConfigError` if it cannot be expressed."""
+def build(net: ExportNet, image_size: int, opset: int | None = None) -> Any:
+    """The ONNX model, for any batch size, with constants folded.
+
+    opset: operator set, in `OPSETS`; None for 17. Raises `ConfigError` for
+    another one, and for a network that cannot be expressed.
+    """
+    opset = _USUAL if opset is None else opset
+    if opset not in OPSETS:
+        raise ConfigError(
+            f"ONNX operator set {opset} cannot be written: choose {OPSETS[0]} to {OPSETS[-1]}"
+        )
     try:
         import onnx
         import onnxruntime  # noqa: F401  before the work, as the result will be tried
@@ -44,16 +55,28 @@ def build(net: ExportNet, image_size: int) -> Any:
                     input_names=["images"],
                     output_names=names,
                     dynamic_axes={name: {0: "batch"} for name in ("images", *names)},
-                    opset_version=_OPSET,
+                    opset_version=opset,
                     do_constant_folding=False,
                     dynamo=False,
                 )
             model = onnx.load(path)
-        onnx.checker.check_model(model)
+        fold_constants(model)
+        _declare_shapes(model, net.head.grid)
+        onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # exporters raise RuntimeError, ValueError, their own types, ...
         raise ConfigError(f"this backbone cannot be expressed in ONNX: {error}") from error
     model.producer_name = "fedvad"
     return model
+
+
+def _declare_shapes(model: Any, grid: tuple[int, int]) -> None:
+    """Say what is known of the outputs' shapes; torch names their sizes after its own nodes."""
+    shapes = {"map": ("batch", *grid), "score": ("batch",), "anomalous": ("batch",)}
+    for output in model.graph.output:
+        shape = output.type.tensor_type.shape
+        shape.ClearField("dim")
+        for size in shapes[output.name]:
+            shape.dim.add(**({"dim_param": size} if isinstance(size, str) else {"dim_value": size}))
 
 
 def files(model: Any) -> dict[str, bytes]:
@@ -68,10 +91,9 @@ def quantise(model: Any, images: Iterable[npt.NDArray[np.uint8]]) -> Any:
     return quantised(model, [{"images": image} for image in images], r"/head/.*")
 
 
-def run(path: Path, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-    """Outputs of a model file for (b, S, S, 3) images."""
+def load(path: Path) -> Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[Any]]]:
+    """A model file as a function from (b, S, S, 3) images to its outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    outputs: list[npt.NDArray[Any]] = session.run(None, {"images": images})
-    return outputs
+    return lambda images: list(session.run(None, {"images": images}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ from fedvad.errors import ConfigError
 from fedvad.features.openvino import to_openvino
 from fedvad.serving.export.graph import ExportNet
 
-__all__ = ["build", "files", "quantise", "run"]
+__all__ = ["build", "files", "load", "quantise"]
 
 
-def build(net: ExportNet, image_size: int) -> Any:
-    """The OpenVINO model, for any batch size; raises `ConfigError` if it cannot be converted."""
+def build(net: ExportNet, image_size: int, opset: int | None = None) -> Any:
+    """The OpenVINO model, for any batch size; raises `ConfigError` if it cannot be converted.
+
+    opset: refused, as OpenVINO's operators are those of the installed release.
+    """
+    if opset is not None:
+        raise ConfigError("an operator set (--opset) is chosen for ONNX: use --format onnx")
     try:
         model, _ = to_openvino(net, image_size, example_batch=2)
     except Exception as error:  # tracer and converter raise RuntimeError, their own types, ...
@@ -46,9 +51,12 @@ def quantise(model: Any, images: Iterable[npt.NDArray[np.uint8]]) -> Any:
     return quantised(model, list(images), r"__module\.head.*")
 
 
-def run(path: Path, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-    """Outputs of a model file for (b, S, S, 3) images, in float32 whatever the processor likes."""
+def load(path: Path) -> Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[Any]]]:
+    """A model file as a function from (b, S, S, 3) images to its outputs.
+
+    It computes in float32, whatever the processor likes.
+    """
     import openvino
 
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return [np.array(value) for value in compiled([images]).values()]
+    return lambda images: [np.array(value) for value in compiled([images]).values()]

@@ -22,7 +22,14 @@ from fedvad.pipeline.guards import guard_output_file, guard_plain_folder
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
 from fedvad.pipeline.runs import open_memory_run
-from fedvad.serving.export.check import drawn_images, largest_difference
+from fedvad.serving.export.check import (
+    Difference,
+    Model,
+    compare,
+    drawn_images,
+    images_of,
+    opened,
+)
 from fedvad.serving.export.graph import ExportNet, MemoryHead
 from fedvad.serving.export.quantise import calibration_images
 
@@ -43,10 +50,10 @@ _FILES = tuple(
 class _Backend(Protocol):
     """What `onnx` and `openvino` here have in common."""
 
-    def build(self, net: ExportNet, image_size: int) -> Any: ...
+    def build(self, net: ExportNet, image_size: int, opset: int | None) -> Any: ...
     def quantise(self, model: Any, images: Iterable[npt.NDArray[np.uint8]]) -> Any: ...
     def files(self, model: Any) -> dict[str, bytes]: ...
-    def run(self, path: Path, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]: ...
+    def load(self, path: Path) -> Model: ...
 
 
 def export(
@@ -63,6 +70,8 @@ def export(
     weights: Path | str | None = None,
     engine: Engine | None = None,
     device: str | None = None,
+    opset: int | None = None,
+    verify: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write one site's detector as a model file into `out` (default: `export` in the run folder).
@@ -71,11 +80,14 @@ def export(
     `predict`. `int8` quantises the backbone, with ranges from the site's normal training images
     in `data`. `threshold` or `target_fpr` replaces the run's threshold, as
     `pipeline.decision.choose_threshold` says. `engine` and `device` compute what the model is
-    compared with (default: the run's engine on the CPU). The model is tried on three images before
-    it is kept. Returns the manifest and the folder. Raises `ConfigError` for an unknown
-    site or format, missing packages, an `out` with files of the user's, or a backbone
-    that cannot be exported; `ArtefactError` for a damaged run or a model that does not score like
-    it; `DataError` for unusable `data`; `StorageError`.
+    compared with (default: the run's engine on the CPU). `opset` is ONNX's operator set, 14 to 20
+    (None: 17). The model is tried on three images before it is kept, and on those of the data
+    folder `verify` where one is given: the test images of the site, or every image in a folder
+    without sites. Returns the manifest and the folder. Raises `ConfigError` for an unknown site,
+    format or operator set, missing packages, an `out` with files of the user's, or a backbone that
+    cannot be exported; `ArtefactError` for a damaged run or a model that does not score like it
+    within `TOLERANCE` (int8, which has none, is only measured); `DataError` for unusable `data` or
+    `verify`; `StorageError`. Nothing is written then.
     """
     backend = _backend(format)
     if int8 and data is None:
@@ -101,7 +113,7 @@ def export(
     size, network = config.image_size, extractor.network
     limit = None if decides is None else decides.value
     head = MemoryHead(bank, generator, run.scoring, grid=network.grid, threshold=limit)
-    model = backend.build(ExportNet(network, head), size)
+    model = backend.build(ExportNet(network, head), size, opset)
     calibrated_on = 0
     tried = drawn_images(size)
     if int8 and data is not None:
@@ -113,13 +125,15 @@ def export(
     name = "model-int8" if int8 else "model"
     contents = {name + suffix: content for suffix, content in backend.files(model).items()}
     model_file = next(file for file in contents if not file.endswith(".bin"))
-    difference = largest_difference(backend.run, contents, model_file, detector, tried)
-    if not int8 and not all(difference[part] <= TOLERANCE[part] for part in TOLERANCE):
-        raise ArtefactError(
-            f"the exported model does not score like the run (relative difference {difference}), "
-            f"so nothing was written; try another --format, and report this with the name of the "
-            f"backbone ({config.backbone})"
-        )
+    with opened(backend.load, contents, model_file) as score:
+        tolerance = None if int8 else TOLERANCE
+        difference = compare(score, detector, limit, [tried])
+        _check(difference, tolerance, config.backbone)
+        verified = None
+        if verify is not None:
+            batches = images_of(verify, config, site, progress)
+            verified = compare(score, detector, limit, batches)
+            _check(verified, tolerance, config.backbone)
     manifest = {
         "schema": _SCHEMA,
         "fedvad": __version__,
@@ -132,7 +146,8 @@ def export(
         "reference": reference or (run.reference if site in run.sites else "global"),
         "threshold": None if decides is None else _without_scores(decides),
         "int8": {"part": "backbone", "calibration_images": calibrated_on} if int8 else None,
-        "difference_from_run": difference,
+        "difference_from_run": {"score": difference.score, "map": difference.map},
+        "verified": None if verified is None else {"tolerance": tolerance} | asdict(verified),
         "features": {"key": extractor.config.key()} | extractor.config.identity(),
         "scoring": asdict(run.scoring),
         "memory": {"rows": len(bank), "dim": bank.dim, "generator": generator.hash()},
@@ -157,6 +172,18 @@ def _guard(folder: Path, run_folder: Path, data: Path | None, weights: Path | No
         raise ConfigError(
             f"{folder / foreign[0]} is there and not from an export: choose another --out, "
             "or remove it"
+        )
+
+
+def _check(found: Difference, tolerance: dict[str, float] | None, backbone: str) -> None:
+    """Raise `ArtefactError` for a model that is not the detector it was made of."""
+    if tolerance is not None and not found.within(tolerance):
+        raise ArtefactError(
+            f"the exported model does not score like the run: on {found.images} images its score "
+            f"differs by up to {found.score:.1e} of the value (at most {tolerance['score']:.0e}), "
+            f"its map by {found.map:.1e} of the highest cell (at most {tolerance['map']:.0e}). "
+            "Nothing was written: try another --format, and report this with the backbone "
+            f"({backbone})"
         )
 
 

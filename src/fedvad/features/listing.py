@@ -1,0 +1,64 @@
+"""Which backbones there are: known families, and single models by name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fedvad.errors import ConfigError
+from fedvad.features.families import FAMILIES
+
+__all__ = ["families", "models"]
+
+_DESCRIBED = 20  # models that are looked into: a third of a second each
+
+
+def families() -> list[dict[str, Any]]:
+    """What is known of each family, as JSON values; imports nothing large."""
+    hidden = ("mark", "variants")
+    return [{k: v for k, v in asdict(f).items() if k not in hidden} for f in FAMILIES]
+
+
+def models(pattern: str) -> list[dict[str, Any]]:
+    """The models whose name holds `pattern` (or matches it, where it has * or ?), as JSON values.
+
+    Keys: name; strides and dim at the default layers, layers, sizes, native_size, weights (place on
+    the Hugging Face hub), licence. Of more than 20 models only the names are given. Raises
+    `ConfigError` for a pattern that no name matches.
+    """
+    from fedvad.features.compat import import_timm
+    from fedvad.features.mcunet import MCUNET
+
+    timm = import_timm()
+    wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    names = timm.list_models(wanted) or timm.list_pretrained(wanted)
+    if not names:
+        extra = ", ".join(("fedvad-tiny", "filterbank", *MCUNET))
+        raise ConfigError(
+            f"no timm model's name matches {pattern!r}; `fedvad backbones` without it lists the "
+            f"families, among them those that are not timm's: {extra}"
+        )
+    if len(names) > _DESCRIBED:
+        return [{"name": name} for name in names]
+    return [_model(name) for name in names]
+
+
+def _model(name: str) -> dict[str, Any]:
+    from fedvad.features.compat import import_timm
+    from fedvad.features.timm_models import describe
+
+    try:
+        model = describe(name)
+    except ConfigError as error:
+        return {"name": name, "error": str(error)}
+    source = import_timm().get_pretrained_cfg(name)
+    return {
+        "name": name,
+        "layers": model.taps,
+        "strides": [model.strides[tap] for tap in model.taps],
+        "dim": sum(model.channels[tap] for tap in model.taps),
+        "sizes": model.sizes(),
+        "native_size": model.native,
+        "weights": source.hf_hub_id,
+        "licence": source.license,
+    }
