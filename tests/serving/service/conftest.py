@@ -57,8 +57,12 @@ def serve(predictor: Predictor) -> Iterator[Serve]:
     """`serve(scorer=..., samples=..., **settings)`: the address of a service in a thread."""
     with ExitStack() as stack:
 
-        def start(scorer: Any = predictor, samples: Any = (), **settings: Any) -> str:
-            app = create_app(scorer, ServiceSettings(**settings), samples=samples, name="run 1")
+        def start(
+            scorer: Any = predictor, samples: Any = (), sites: Any = None, **settings: Any
+        ) -> str:
+            app = create_app(
+                scorer, ServiceSettings(**settings), samples=samples, name="run 1", sites=sites
+            )
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             server = make_server(app)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
