@@ -98,9 +98,7 @@ def run(
         )
         for c in classes
     ]
-    summary = summarise(
-        results, target_fpr=0.01, pixel_metrics=arguments.pixels, size=arguments.size
-    )
+    summary = summarise(results, target_fpr=0.01, pixel_metrics=arguments.pixels)
     log = getattr(detector, "log_", None)  # a memory has none
     # mean maps of the held-out normals, as they score: of the plain student wherever the attention
     # is dropped, so that such variants compare

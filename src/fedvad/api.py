@@ -7,6 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from fedvad.data.arrays import ImageLike, as_path, is_image
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.pipeline.bench.run import bench as _bench
 from fedvad.pipeline.bench.suite import load_suite
@@ -66,8 +68,11 @@ def evaluate(
     *,
     reference: Reference | None = None,
     weights: AnyPath | None = None,
+    max_pixels: int | None = None,
     cache: AnyPath | None = None,
     heatmaps: AnyPath | None = None,
+    good: Iterable[str] = (),
+    defect: Iterable[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Results of run folder `run` on the test images of `data`."""
@@ -76,31 +81,45 @@ def evaluate(
         Path(data),
         reference=reference,
         weights=None if weights is None else Path(weights),
+        max_pixels=max_pixels,
         cache=_cache(cache),
         heatmaps=None if heatmaps is None else Path(heatmaps),
+        good=tuple(good),
+        defect=tuple(defect),
         progress=progress,
     )
 
 
 def predict(
     run: AnyPath,
-    images: AnyPath | Iterable[AnyPath],
+    images: ImageLike | Iterable[ImageLike],
     *,
     site: str | None = None,
     reference: Reference | None = None,
     out: AnyPath | None = None,
     weights: AnyPath | None = None,
+    max_pixels: int | None = None,
     progress: Progress = silent,
 ) -> Iterator[dict[str, Any]]:
-    """One result per image file; nothing is cached, since each is usually seen once."""
-    several = [images] if isinstance(images, str | PathLike) else list(images)
+    """One result per image; nothing is cached, since each is usually seen once.
+
+    images: one, or several: paths of files and folders, bytes of files, RGB arrays, PIL images,
+    torch tensors (see `data.arrays.to_rgb`); those without a path are called images[0], ...
+    Raises `DataError` for anything else.
+    """
+    one = is_image(images) or not isinstance(images, Iterable)
+    several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
     return _predict(
         Path(run),
-        [Path(path) for path in several],
+        [
+            as_path(image, f"images[{i}]", max_pixels=max_pixels or MAX_PIXELS)
+            for i, image in enumerate(several)
+        ],
         site=site,
         reference=reference,
         out=None if out is None else Path(out),
         weights=None if weights is None else Path(weights),
+        max_pixels=max_pixels,
         progress=progress,
     )
 
@@ -221,9 +240,13 @@ def export(
     )
 
 
-def inspect(path: AnyPath) -> dict[str, Any]:
-    """What is in a run folder, a detector file or a memory message."""
-    return _inspect(Path(path))
+def inspect(
+    path: AnyPath, *, good: Iterable[str] = (), defect: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What is in a run folder, a detector file or a memory message, or what a data folder is read
+    as; good, defect: names of folders with normal images and with defects, beyond `good`.
+    """
+    return _inspect(Path(path), good=tuple(good), defect=tuple(defect))
 
 
 def write_report(

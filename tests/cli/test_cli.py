@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import fedvad
-from tests.helpers import FLAGS, OPTIONS, run_main, upload
+from tests.helpers import FLAGS, OPTIONS, SIZE, run_main, upload
 from tests.pipeline.test_train import SITES, check_shape
 
 Run = tuple[Path, dict[str, Any]]
@@ -100,7 +101,7 @@ class TestTrain:
             "--upload-bytes", 9000, "--merge", "kcenter", "--memory-rows", 90,
             "--participation", 0.9, "--join", "cedar:2", "--join", "birch:2", "--reference",
             "union", "--map", "cfa", "--search", "exact", "--target-fpr", 0.05, "--seed", 3,
-            "--jobs", 2, "--max-bad", 0.2, "--cache-size", "1G",
+            "--jobs", 2, "--max-bad", 0.2, "--max-pixels", 5000, "--cache-size", "1G",
         )  # fmt: skip
         assert code == 0
         shown = capsys.readouterr().out
@@ -112,7 +113,8 @@ class TestTrain:
             "layers": [0, 2], "rounds": 3, "upload_bytes": 9000, "merge": "kcenter",
             "memory_rows": 90, "participation": 0.9, "join": {"cedar": 2, "birch": 2},
             "reference": "union", "map": "cfa", "search": "exact", "target_fpr": 0.05, "seed": 3,
-            "jobs": 2, "max_bad": 0.2, "smooth": 1, "image_size": 64, "engine": "torch",
+            "jobs": 2, "max_bad": 0.2, "max_pixels": 5000, "smooth": 1, "image_size": 64,
+            "engine": "torch",
         }  # fmt: skip
         assert {key: config[key] for key in expected} == expected
 
@@ -177,6 +179,37 @@ class TestPredict:
         assert "000.png" in capsys.readouterr().out
         assert run_main(monkeypatch, "predict", trained[0], images) == 3
         assert "unreadable" in capsys.readouterr().out
+
+    def test_pages_of_one_file_are_images(
+        self, trained: Run, images: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        pages = [Image.open(images / f"00{i}.png") for i in range(3)]
+        pages[0].save(tmp_path / "s.tif", save_all=True, append_images=pages[1:])
+        options = ("--out", tmp_path / "out", "--json")
+        assert run_main(monkeypatch, "predict", trained[0], tmp_path / "s.tif", *options) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [Path(row["path"]).name for row in rows] == ["s.tif#1", "s.tif#2", "s.tif#3"]
+        assert len({row["overlay"] for row in rows}) == 3
+        singly = [images / f"00{i}.png" for i in range(3)]
+        assert run_main(monkeypatch, "predict", trained[0], *singly, "--json") == 0
+        alone = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["score"] for row in rows] == [row["score"] for row in alone]
+        assert (
+            run_main(monkeypatch, "predict", trained[0], f"{tmp_path / 's.tif'}#2", "--json") == 0
+        )
+        assert json.loads(capsys.readouterr().out)["score"] == rows[1]["score"]
+
+    def test_the_limit_on_pixels_is_an_option(
+        self, trained: Run, images: Path, plants: Path, monkeypatch: Patch, capsys: Capture
+    ) -> None:
+        image, low = images / "000.png", ("--max-pixels", SIZE * SIZE - 1)
+        assert run_main(monkeypatch, "predict", trained[0], image, *low) == 3
+        assert "or raise the limit (--max-pixels" in capsys.readouterr().out
+        assert run_main(monkeypatch, "predict", trained[0], image, low[0], SIZE * SIZE) == 0
+        capsys.readouterr()
+        assert run_main(monkeypatch, "evaluate", trained[0], plants, *low, "--cache",
+                        images / "cache") == 3  # fmt: skip
+        assert "--max-pixels" in capsys.readouterr().err
 
     def test_a_file_name_in_no_encoding(
         self, trained: Run, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture

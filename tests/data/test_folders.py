@@ -6,8 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvad.data.folders import ImageItem, ImageSet, Site, read_images, read_set, read_sites
+from fedvad.data.folders import (
+    ImageItem,
+    ImageSet,
+    Site,
+    read_data,
+    read_images,
+    read_set,
+    read_sites,
+)
 from fedvad.data.images import read_mask, read_rgb
+from fedvad.data.labels import LabelNames
 from fedvad.errors import DataError
 
 SHARED = Path(os.environ.get("FEDVAD_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -75,7 +84,7 @@ def test_any_file_name(tmp_path: Path) -> None:
         "ground_truth/crack (é)/x e\u0301_mask.BMP",
     )
     site = read_set(root)
-    assert names(site.train) == ["spaces and.dots.JpEg", "Ünïcode 图 1.PNG"]
+    assert names(site.train) == ["spaces and.dots.JpEg", "Ünïcode 图 1.PNG", "deeper.png"]
     assert names(site.test) == ["x é.TIFF"]
     assert site.test.has_masks
 
@@ -111,7 +120,10 @@ def test_mask_of_several_candidates(tmp_path: Path) -> None:
 @pytest.mark.parametrize("alias", ["good", "ok", "normal", "Good", "OK"])
 def test_aliases_of_good(tmp_path: Path, alias) -> None:
     touch(tmp_path, f"train/{alias}/a.png", f"test/{alias}/b.png", "test/bad/c.png")
-    site = read_set(tmp_path)
+    if alias.casefold() != "good":
+        with pytest.raises(DataError, match=rf"train/{alias}, test/{alias} .*\n.*--good {alias} "):
+            read_set(tmp_path)
+    site = read_set(tmp_path, names=LabelNames(good=(alias.upper(),)))
     assert site.train.defects == ("good",)
     assert site.test.defects == ("good", "bad")
 
@@ -135,7 +147,8 @@ def test_image_set_is_a_sequence(tile: Path) -> None:
     with pytest.raises(TypeError):
         test + [1]  # noqa: RUF005
     partial = ImageSet((test[1], ImageItem(Path("x"), 1, "blob", None)))
-    assert not partial.has_masks
+    assert partial.has_masks  # pixel figures rest on the images that have some
+    assert not partial[1:].has_masks
 
 
 def test_sites_in_natural_order(tmp_path: Path) -> None:
@@ -313,8 +326,12 @@ def test_visa_without_its_table_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not VisA's table"):
         read_set(root / "candle")
     (root / "split_csv/1cls.csv").unlink()
-    with pytest.raises(DataError, match=r"1cls\.csv: No such file"):
+    with pytest.raises(DataError, match=r"Normal\) has too few images: 0"):
         read_sites(root)
+    touch(root, *(f"{c}/Data/Images/Normal/{i}.JPG" for c in ("candle", "pcb1") for i in range(6)))
+    reading = read_data(root)
+    assert [len(site.train) for site in reading.sites] == [4, 4]
+    assert "not VisA's own split" in reading.parts[0].notes[0]
 
 
 def test_br35h_keeps_every_fifth_normal_image_for_testing(tmp_path: Path) -> None:

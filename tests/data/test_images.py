@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from fedvad.data import images
+from fedvad.data import formats
 from fedvad.data.images import (
     IMAGE_SUFFIXES,
     decode_rgb,
@@ -72,6 +72,8 @@ def bomb(width: int, height: int) -> bytes:
         ("WEBP", {"lossless": True}, 0),
         ("WEBP", {"quality": 95}, 16),
         ("JPEG", {"quality": 95}, 16),
+        ("PPM", {}, 0),
+        ("AVIF", {"quality": 95}, 16),
     ],
 )
 def test_every_format_round_trips(form, options, tolerance) -> None:
@@ -89,7 +91,7 @@ def test_read_rgb_is_read_bytes_and_decode_rgb(tmp_path: Path) -> None:
     assert (decode_rgb(read_bytes(path), "x") == NOISE).all()
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP", "JPEG"])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP", "JPEG", "GIF", "PPM"])
 def test_grey_is_repeated_over_the_channels(form) -> None:
     pixels = decode_rgb(encode(SMOOTH[:, :, 0], form), "x")
     assert np.abs(pixels.astype(int) - SMOOTH[:, :, :1]).max() <= (8 if form == "JPEG" else 0)
@@ -108,14 +110,22 @@ def test_dark_16_bit_png_stays_dark() -> None:
     assert decode_rgb(encode(np.full((4, 4), 200, np.uint16), "PNG"), "x").max() == 1
 
 
+def raw_tiff(values: np.ndarray, *, end: str = "<", photometric: int = 1) -> bytes:
+    """A TIFF of one row of 16 bits, as Pillow cannot write it."""
+    signed = 2 if values.dtype.kind == "i" else 1
+    tags = [(256, values.size), (257, 1), (258, 16), (259, 1), (262, photometric), (277, 1)]
+    tags += [(278, 1), (279, values.nbytes), (339, signed)]
+    entries = [(tag, struct.pack(f"{end}HHIHH", tag, 3, 1, value, 0)) for tag, value in tags]
+    offset = 8 + 2 + 12 * 10 + 4
+    entries.append((273, struct.pack(f"{end}HHII", 273, 4, 1, offset)))
+    body = struct.pack(f"{end}H", 10) + b"".join(e for _, e in sorted(entries)) + b"\0" * 4
+    magic = b"MM\x00*" if end == ">" else b"II*\x00"
+    stored = values.astype(values.dtype.newbyteorder(end)).tobytes()
+    return magic + struct.pack(f"{end}I", 8) + body + stored
+
+
 def test_big_endian_16_bit_tiff() -> None:
-    deep = np.array([[0, 257, 65535]], np.uint16)
-    tags = [(256, 3), (257, 1), (258, 16), (259, 1), (262, 1), (277, 1), (278, 1), (279, 6)]
-    entries = [(tag, struct.pack(">HHIHH", tag, 3, 1, value, 0)) for tag, value in tags]
-    offset = 8 + 2 + 12 * 9 + 4
-    entries.append((273, struct.pack(">HHII", 273, 4, 1, offset)))
-    directory = struct.pack(">H", 9) + b"".join(e for _, e in sorted(entries)) + b"\0" * 4
-    data = b"MM\x00*" + struct.pack(">I", 8) + directory + deep.astype(">u2").tobytes()
+    data = raw_tiff(np.array([0, 257, 65535], np.uint16), end=">")
     assert decode_rgb(data, "x")[:, :, 0].tolist() == [[0, 1, 255]]
 
 
@@ -125,17 +135,55 @@ def test_big_endian_16_bit_tiff() -> None:
         (np.array([[-5, 0, 7, 255]], np.int32), [0, 0, 7, 255]),
         (np.array([[-5, 0, 257, 65535]], np.int32), [0, 0, 1, 255]),
         (np.array([[-5, 0, 2**24, 2**31 - 1]], np.int32), [0, 0, 1, 127]),
-        (np.array([[-1, 0, 0.5, 1]], np.float32), [0, 0, 128, 255]),
+        (np.array([[-0.2, 0, 0.5, 1]], np.float32), [0, 0, 128, 255]),
         (np.array([[np.nan, 0, 99.6, np.inf]], np.float32), [0, 0, 100, 255]),
         (np.array([[0, 257, 65535, -np.inf]], np.float32), [0, 1, 255, 0]),
-        (np.full((1, 4), np.nan, np.float32), [0, 0, 0, 0]),
         (np.array([[0, 0.5, 1, 1.2]], np.float32), [0, 128, 255, 255]),  # as a filter overshoots
         (np.array([[0, 128, 255, 300]], np.float32), [0, 128, 255, 255]),
-        (np.array([[0, 128, 255, 400]], np.float32), [0, 0, 1, 2]),
     ],
 )
 def test_32_bit_integers_and_floats_take_the_smallest_range(values, expected) -> None:
     assert decode_rgb(encode(values, "TIFF"), "x")[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.array([[0, 0.5, 1, 1.5]], np.float32), "up to 1.5"),  # else all but black
+        (np.array([[0, 128, 255, 400]], np.float32), "up to 400"),
+        (np.array([[0, 128, 4095, 5]], np.int32), "up to 4095"),  # 12 bits: else nearly black
+        (np.array([[-2, 0, 1, 2]], np.float32), "up to 2"),
+        (np.array([[-1, 0, 0.5, 1]], np.float32), "down to -1"),
+        (np.full((1, 4), np.nan, np.float32), "no finite value"),
+    ],
+)
+def test_a_range_that_would_be_a_guess_is_refused(values, reason) -> None:
+    with pytest.raises(ImageError, match=f"^x: .*{reason}"):
+        decode_rgb(encode(values, "TIFF"), "x")
+
+
+def test_signed_16_bit_is_scaled_like_unsigned_however_dark() -> None:
+    for values in ([0, 100, 200], [0, 15_000, 30_000]):
+        seen = decode_rgb(raw_tiff(np.array(values, np.int16)), "x")
+        assert (seen == decode_rgb(raw_tiff(np.array(values, np.uint16)), "x")).all()
+        assert seen[0, 2, 0] == round(values[2] / 257)
+    with pytest.raises(ImageError, match="x: holds values down to -1000: shift"):
+        decode_rgb(raw_tiff(np.array([-1000, 0, 500], np.int16)), "x")
+
+
+def test_deep_tiff_in_which_white_is_zero_is_inverted_like_a_shallow_one() -> None:
+    data = raw_tiff(np.array([0, 257 * 100, 65535], np.uint16), photometric=0)
+    assert decode_rgb(data, "x")[0, :, 0].tolist() == [255, 155, 0]
+
+
+def test_portable_maps_use_the_range_that_their_header_names() -> None:
+    assert decode_rgb(b"P5 3 1 255 " + bytes([0, 7, 255]), "x")[0, :, 0].tolist() == [0, 7, 255]
+    twelve = b"P5 3 1 4095 " + np.array([0, 2048, 4095], ">u2").tobytes()
+    assert decode_rgb(twelve, "x")[0, :, 0].tolist() == [0, 128, 255]
+    dark = b"P5 2 1 65535 " + np.array([0, 200], ">u2").tobytes()
+    assert decode_rgb(dark, "x")[0, :, 0].tolist() == [0, 1]
+    assert decode_rgb(b"P2\n# drawn\n2 1\n15\n0 15\n", "x")[0, :, 0].tolist() == [0, 255]
+    assert decode_rgb(b"P4 8 1 " + bytes([0b10101010]), "x")[0, :2, 0].tolist() == [0, 255]
 
 
 def test_transparency_is_composited_over_white() -> None:
@@ -205,14 +253,7 @@ def test_damaged_exif_does_not_cost_the_image(exif) -> None:
     assert decode_rgb(encode(SMOOTH, "JPEG", exif=exif), "x").shape == (24, 40, 3)
 
 
-@pytest.mark.parametrize("form", ["TIFF", "WEBP", "PNG"])
-def test_first_of_several_frames(form) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
-    data = encode(frames[0], form, save_all=True, append_images=frames[1:], lossless=True)
-    assert (decode_rgb(data, "x") == [255, 0, 0]).all()
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "PPM"])
 @pytest.mark.parametrize("keep", [0.05, 0.4, 0.9])
 def test_truncated(tmp_path: Path, form, keep) -> None:
     data = encode(NOISE, form)
@@ -230,7 +271,7 @@ def test_refusals_name_file_and_reason(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    save(tmp_path / "real.gif", SMOOTH[:, :, 0])
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(400))
     for name, reason in [
         ("empty.png", "is empty"),
         ("text.png", "is not a PNG"),
@@ -239,7 +280,7 @@ def test_refusals_name_file_and_reason(tmp_path: Path) -> None:
         ("pipe.png", "not a regular file"),
         ("loop.png", "cannot be read"),
         ("missing.png", "No such file"),
-        ("real.gif", "is not a PNG"),
+        ("photo.heic", "is HEIC"),
         ("nul\0byte.png", "cannot be read"),
     ]:
         with pytest.raises(ImageError) as caught:
@@ -288,7 +329,7 @@ def test_any_error_of_a_decoder_becomes_image_error(monkeypatch, error) -> None:
     def fail(self: ImageFile.ImageFile) -> None:
         raise error
 
-    monkeypatch.setattr(images.PngImageFile, "load", fail)
+    monkeypatch.setattr(formats.PngImageFile, "load", fail)
     with pytest.raises(ImageError, match=r"x\.png: cannot be decoded: (not enough memory|b)"):
         decode_rgb(encode(NOISE, "PNG"), "x.png")
 
@@ -303,6 +344,10 @@ FUZZ_SEEDS = {
     "lzw": encode(SMOOTH, "TIFF", compression="tiff_lzw"),
     "bmp": encode(SMOOTH, "BMP"),
     "webp": encode(SMOOTH, "WEBP"),
+    "gif": encode(SMOOTH, "GIF"),
+    "avif": encode(SMOOTH, "AVIF"),
+    "ppm": encode(SMOOTH, "PPM"),
+    "pgm": b"P2 3 1 9 1 2 3",
 }
 
 
@@ -338,7 +383,8 @@ def test_fuzz_damaged_files(name, flips, header, cut) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    magic=st.sampled_from([m for m, _ in images._DECODERS] + [b""]), tail=st.binary(max_size=300)
+    magic=st.sampled_from([bytes(at) + m for at, m, _ in formats._MAGIC] + [b"", b"P5 ", b"P2 "]),
+    tail=st.binary(max_size=300),
 )
 def test_fuzz_random_bytes(magic, tail) -> None:
     decodes_or_refuses(magic + tail)
@@ -394,12 +440,50 @@ def test_mask_is_resized_by_nearest_neighbour(tmp_path: Path) -> None:
 
 def test_suffixes_are_lower_case() -> None:
     assert all(suffix == suffix.lower() for suffix in IMAGE_SUFFIXES)
-    assert {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"} == IMAGE_SUFFIXES
+    assert {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".webp", ".gif"} < IMAGE_SUFFIXES
+    assert not IMAGE_SUFFIXES & formats.KNOWN_UNREAD.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("a.PNG", ".png"),
+        ("a.nii.gz", ".nii.gz"),
+        ("a.tar.gz", None),
+        (".png", None),
+        ("a.txt", None),
+    ],
+)
+def test_suffix_of_an_image(name, suffix) -> None:
+    assert formats.image_suffix(Path(name)) == suffix
+
+
+def test_a_file_that_looks_like_an_image_says_why_it_is_not_read() -> None:
+    assert "ffmpeg" in str(formats.unread_reason(Path("line.MP4")))
+    assert formats.unread_reason(Path("a.png")) is formats.unread_reason(Path("a.txt")) is None
 
 
 def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
     plain = encode(SMOOTH, "JPEG", progressive=True)
     assert decode_rgb(plain, "a").shape == SMOOTH.shape
     last, end = plain.rindex(b"\xff\xda"), plain.rindex(b"\xff\xd9")
-    with pytest.raises(ImageError, match="more than 100 scans"):
+    many = plain[:end] + plain[last:end] * 90 + plain[end:]
+    assert decode_rgb(many, "a").shape == SMOOTH.shape
+    with pytest.raises(ImageError, match="JPEG of 110 scans, more than 100"):
         decode_rgb(plain[:end] + plain[last:end] * 100 + plain[end:], "a")
+    # each scan is a pass over all pixels: the larger the image, the fewer
+    with pytest.raises(ImageError, match="more than 16"):
+        decode_rgb(many, "a", max_pixels=SMOOTH.size // 3)
+
+
+def test_a_small_file_of_many_pixels_is_refused_where_files_are_hostile() -> None:
+    flat = encode(Image.new("L", (2000, 2000), 90), "PNG")
+    assert decode_rgb(flat, "x").shape == (2000, 2000, 3)
+    with pytest.raises(ImageError, match="more than 200 pixels per byte"):
+        decode_rgb(flat, "x", max_expansion=200)
+    assert decode_rgb(encode(Image.new("L", (900, 900)), "PNG"), "x", max_expansion=200).any() == 0
+
+
+def test_too_large_an_image_names_the_option() -> None:
+    with pytest.raises(ImageError, match="--max-pixels"):
+        decode_rgb(bomb(20_000, 20_000), "x")

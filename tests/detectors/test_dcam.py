@@ -233,7 +233,7 @@ def test_one_model_of_several_classes_is_reported_by_class_on_average_and_pooled
         evaluate_site(c.name, c.test, detector.score(c.test.paths), None, image_size=64)
         for c in classes
     ]
-    summary = summarise(results, target_fpr=0.1, size=64)["image_auroc"]
+    summary = summarise(results, target_fpr=0.1)["image_auroc"]
     assert set(summary["sites"]) == {"alder", "birch"}
     assert summary["mean"] == pytest.approx(np.mean(list(summary["sites"].values())))
     assert 0 <= summary["pooled"] <= 1

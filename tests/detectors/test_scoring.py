@@ -19,7 +19,7 @@ def line(*values: float, weights=None, spread=None) -> MemoryBank:
 
 
 def score(bank: MemoryBank, *patches: float, **options) -> tuple[float, np.ndarray]:
-    config = ScoringConfig(**{"smooth": 1, "top": 0.0, **options})
+    config = ScoringConfig(**{"smooth": 1, "top": 0.0, "density": 0.0, **options})
     return MemoryScorer(bank, config).score(np.array(patches, np.float32).reshape(1, -1, 1))
 
 
@@ -94,7 +94,7 @@ def test_left_out_rows_count_as_if_they_were_not_there(map_mode):
     bank = MemoryBank(rng.normal(size=(40, 5)), np.ones(40), np.zeros(40))
     patches = rng.normal(size=(4, 3, 5)).astype(np.float32)
     out = np.arange(25)
-    config = ScoringConfig(map=map_mode, smooth=1, top=0.1)
+    config = ScoringConfig(map=map_mode, density=0, smooth=1, top=0.1)
     image, map_ = MemoryScorer(bank, config).score(patches, exclude=out)
     expected, other = MemoryScorer(bank.take(np.arange(25, 40)), config).score(patches)
     np.testing.assert_allclose(map_, other, rtol=1e-5)
@@ -132,7 +132,7 @@ def test_scores_use_the_smoothed_map():
     bank = line(0)
     patches = np.zeros((3, 3, 1), np.float32)
     patches[1, 1] = 9
-    image, map_ = MemoryScorer(bank, ScoringConfig(smooth=3, top=0)).score(patches)
+    image, map_ = MemoryScorer(bank, ScoringConfig(density=0, smooth=3, top=0)).score(patches)
     assert map_[1, 1] == pytest.approx(1)
     assert map_[0, 0] == image == pytest.approx(9 / 4)
 
@@ -159,3 +159,50 @@ def test_wrong_options_are_refused(options):
 def test_an_empty_memory_is_refused():
     with pytest.raises(MemoryBankError, match="empty memory"):
         MemoryScorer(MemoryBank.empty(3), ScoringConfig())
+
+
+def test_density_divides_by_the_gap_of_the_nearest_vector():
+    # gaps 1, 1 and 8: the median is 1, so the lonely vector alone is scaled, by 8 ** 0.5
+    bank = line(0, 1, 9)
+    _, map_ = score(bank, -2, 9 + 4, density=0.5, density_neighbours=1)
+    np.testing.assert_allclose(map_[0], [2, 4 / 8**0.5], rtol=1e-6)
+    _, map_ = score(bank, -2, 9 + 4, density=1, density_neighbours=1)
+    np.testing.assert_allclose(map_[0], [2, 4 / 8], rtol=1e-6)
+
+
+def test_density_joins_the_other_maps():
+    bank = line(0, 1, 9)
+    plain = score(bank, 9 + 4, map="cfa")[1]
+    dense = score(bank, 9 + 4, map="cfa", density=0.5, density_neighbours=1)[1]
+    np.testing.assert_allclose(dense, plain / 8**0.5, rtol=1e-6)
+
+
+def test_density_of_a_single_vector_is_nn1():
+    assert score(line(3), 1, 7, density=0.5)[1].tolist() == [[2, 4]]
+
+
+def test_files_from_before_density_score_without_it():
+    old = {"map": "nn1", "smooth": 3, "top": 0.03, "search": "fast"}
+    assert ScoringConfig.from_values(old).density == 0
+    assert ScoringConfig.from_values(old).count(10_000) == 300
+    assert ScoringConfig.from_values(old | {"density": 0.25}).density == 0.25
+
+
+@pytest.mark.parametrize(
+    "options", [{"density": -0.1}, {"density": 1.1}, {"density_neighbours": 0}]
+)
+def test_density_out_of_range(options):
+    with pytest.raises(ConfigError, match="density"):
+        ScoringConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("cells", "count"), [(1, 1), (64, 2), (256, 8), (1024, 31), (4096, 32), (16384, 32)]
+)
+def test_larger_maps_do_not_dilute_a_defect(cells, count):
+    assert ScoringConfig().count(cells) == count
+    assert ScoringConfig(top=0).count(cells) == 1
+    patches = np.zeros((1, cells, 1), np.float32)
+    patches[0, :32] = 5
+    config = ScoringConfig(smooth=1, density=0)
+    assert MemoryScorer(line(0), config).score(patches)[0] == 5

@@ -57,7 +57,7 @@ def test_every_figure_is_that_of_scikit_learn(tmp_path: Path) -> None:
             np.mean(found.scores[2:] > found.threshold.value),
         )
     results = [found for found, _, _ in made]
-    told = summarise(results, target_fpr=0.1, size=SIDE)
+    told = summarise(results, target_fpr=0.1)
     scores = np.concatenate([r.scores for r in results])
     labels = np.concatenate([m.any((1, 2)) for _, _, m in made])
     assert told["image_auroc"]["pooled"] == pytest.approx(roc_auc_score(labels, scores))

@@ -32,7 +32,7 @@ from fedvad.features.cache import (
 )
 
 SHAPE = (4, 5, 8)
-ENTRY = 128 + 2 * 4 * 5 * 8  # a .npy header and the values
+ENTRY = 128 + 2 * 4 * 5 * 8 + 32  # a .npy header, the values and their digest
 
 
 def _name(i: int) -> str:
@@ -389,7 +389,7 @@ def test_info_and_clear(cache: DescriptorCache) -> None:
     for i in range(2):
         cache.put("two", _name(i), _value(i, (8, 8, 8)))
     info = cache.info()
-    large = 128 + 2 * 8**3
+    large = 128 + 2 * 8**3 + 32
     assert info.configurations == {"one": (5, 5 * ENTRY), "two": (2, 2 * large)}
     assert (info.entries, info.bytes) == (7, 5 * ENTRY + 2 * large)
     assert info.root == str(cache.root)

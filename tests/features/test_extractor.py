@@ -147,9 +147,9 @@ def test_each_file_is_read_and_decoded_once(
         reads.append(str(path))
         return read(path)
 
-    def counting_decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
+    def counting_decode(data: bytes, name: str, **limits: Any) -> npt.NDArray[np.uint8]:
         decodes.append(name)
-        return decode_rgb(data, name)
+        return decode_rgb(data, name, **limits)
 
     monkeypatch.setattr(module, "read_bytes", counting_read)
     monkeypatch.setattr(module, "decode_rgb", counting_decode)
@@ -436,3 +436,14 @@ def test_bad_share(caplog: pytest.LogCaptureFixture) -> None:
         check_bad_share(bad, 49, 0.1, "site A")
     check_bad_share([], 0, 0.0, "site A")
     check_bad_share([], 5, 0.0, "site A")
+
+
+def test_images_that_are_only_too_large_are_not_blamed_on_max_bad(make_images: MakeImages) -> None:
+    config = FeatureConfig(backbone="filterbank", image_size=SIDE, max_pixels=SIDE * SIDE - 1)
+    found = list(FeatureExtractor(config).stream(make_images(2, size=SIDE)))
+    reasons = [str(item.error) for item in found]
+    with pytest.raises(DataError, match="--max-pixels") as caught:
+        check_bad_share(reasons, 2, 0.05, "here")
+    assert "raise --max-bad" not in str(caught.value)
+    with pytest.raises(DataError, match="raise --max-bad"):
+        check_bad_share([*reasons, "a.png: is empty"], 3, 0.05, "here")

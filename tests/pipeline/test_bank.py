@@ -19,6 +19,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.federation.runners.inprocess import Schedule, run_rounds
+from fedvad.federation.runners.state import load_state
 from fedvad.federation.signed import SignedMessage, generate_keys, read_private_key
 from fedvad.pipeline.bank import export_upload
 from fedvad.pipeline.bank_import import import_global
@@ -228,7 +229,7 @@ class TestKills:
 
         for name in (
             "pipeline.bank", "pipeline.bank_state", "pipeline.bank_server",
-            "detectors.artefact", "federation.runners.state", "pipeline.run_folder",
+            "detectors.artefact", "federation.runners.state", "data.sealed",
         ):  # fmt: skip
             monkeypatch.setattr(f"fedvad.{name}.write_atomically", write)
 
@@ -295,9 +296,9 @@ class TestRefused:
         assert list(federation.told["accepted"]) == ["birch"]
         ((name, reason),) = federation.told["refused"].items()
         assert name == str(bad)
-        (entry,) = Ledger.model_validate_json(
-            (federation.state("server") / "round-0001/complete.json").read_bytes()
-        ).rounds
+        state = load_state(federation.state("server"))
+        assert state is not None
+        (entry,) = state.ledger.rounds
         assert entry.rejected == {name: reason}
         return str(reason)
 

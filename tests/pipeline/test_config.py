@@ -70,6 +70,7 @@ def test_every_method_is_a_sound_configuration(method: str) -> None:
         ({"method": "feddymem-cluster", "calibration": "leave-one-out"}, "holdout"),
         ({"merge": "kmeans", "calibration": "leave-one-out"}, "holdout"),
         ({"memory_rows": 0}, "memory_rows"),
+        ({"max_pixels": 0}, "max_pixels"),
         ({"holdout": 1.0}, "holdout"),
         ({"defence": "robust", "shared_threshold": True}, "one liar"),
     ],

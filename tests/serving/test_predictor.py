@@ -89,7 +89,9 @@ def test_what_cannot_be_read_stands_among_the_results(
     gone = tmp_path / "gone.png"
     found = predictor.predict([b"no image", files[0], gone, b""], names=["a", "b", "c", "d"])
     assert [p.error is None for p in found] == [False, True, False, False]
-    assert found[0].error == "a: is not a PNG, JPEG, BMP, TIFF or WebP image"
+    assert found[0].error == (
+        "a: is not a PNG, JPEG, BMP, TIFF, WebP, GIF, AVIF, PGM/PPM/PBM, DICOM or NIfTI image"
+    )
     assert found[2].error is not None
     assert "gone.png" in found[2].error
     for prediction in (found[0], found[2], found[3]):
@@ -125,19 +127,67 @@ def test_no_image_gives_no_result(predictor: Predictor) -> None:
     assert predictor.predict([]) == []
 
 
+def test_grey_alpha_deep_float_pil_and_tensors_score_like_the_array(
+    trained: Run, predictor: Predictor, files: list[Path]
+) -> None:
+    import torch
+
+    rgb = read_rgb(files[0])
+    same = {
+        "pil": Image.fromarray(rgb),
+        "alpha": np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)]),
+        "deep": rgb.astype(np.uint16) * 257,
+        "float": rgb / 255,
+        "float of 255": rgb.astype(np.float32),
+        "strided": np.ascontiguousarray(rgb[:, :, ::-1])[:, :, ::-1],
+        "tensor": torch.from_numpy(rgb),
+        "channels first": torch.from_numpy(rgb).permute(2, 0, 1).float() / 255,
+        "bytearray": bytearray(files[0].read_bytes()),
+    }
+    found = predictor.predict([rgb, *same.values()])
+    assert [p.error for p in found] == [None] * len(found)
+    assert [p.score for p in found] == [found[0].score] * len(found), [*same]
+    rows = list(fedvad.predict(trained[0], [rgb, *same.values(), files[0]], site="birch"))
+    assert [r["path"] for r in rows[:2]] == ["images[0]", "images[1]"]
+    assert [r["score"] for r in rows] == [pytest.approx(found[0].score, abs=1e-5)] * len(rows)
+
+
+def test_a_picture_in_memory_is_drawn_like_a_file(
+    trained: Run, files: list[Path], tmp_path: Path
+) -> None:
+    (row,) = fedvad.predict(trained[0], read_rgb(files[0]), site="birch", out=tmp_path)
+    assert read_rgb(Path(row["overlay"])).shape == (SIZE, SIZE, 3)
+
+
+def test_one_that_cannot_be_read_stands_among_the_results_of_predict(
+    trained: Run, files: list[Path]
+) -> None:
+    rows = list(fedvad.predict(trained[0], [b"no image", files[0]], site="birch"))
+    assert [r["error"] is None for r in rows] == [False, True]
+    assert str(rows[0]["error"]).startswith("images[0]: is not a PNG")
+
+
 @pytest.mark.parametrize(
-    "array",
+    ("thing", "reason"),
     [
-        np.zeros((8, 8), np.uint8),
-        np.zeros((8, 8, 4), np.uint8),
-        np.zeros((8, 8, 3), np.float32),
-        np.zeros((0, 8, 3), np.uint8),
-        np.zeros(3, np.uint8),
+        (np.zeros((0, 8, 3), np.uint8), "no image"),
+        (np.zeros(3, np.uint8), "no image"),
+        (np.zeros((3, 8, 8), np.uint8), r"channels first: give array.transpose\(1, 2, 0\)"),
+        (np.zeros((8, 8, 5), np.uint8), "5 channels"),
+        (np.zeros((1, 8, 8, 3), np.uint8), "batch"),
+        (np.zeros((8, 8), complex), "complex128"),
+        (np.array([["a"]]), "not numbers"),
+        (None, "NoneType"),
+        (7, "int"),
     ],
 )
-def test_other_arrays_are_refused(predictor: Predictor, array: Any) -> None:
-    with pytest.raises(DataError, match="uint8"):
-        predictor.predict([array])
+def test_other_things_are_refused(
+    predictor: Predictor, trained: Run, thing: Any, reason: str
+) -> None:
+    with pytest.raises(DataError, match=reason):
+        predictor.predict([thing])
+    with pytest.raises(DataError, match=reason):
+        list(fedvad.predict(trained[0], [thing]))
 
 
 def test_what_cannot_be_done_is_told(trained: Run, tmp_path: Path, files: list[Path]) -> None:
@@ -150,7 +200,8 @@ def test_what_cannot_be_done_is_told(trained: Run, tmp_path: Path, files: list[P
     with pytest.raises(ConfigError, match="engine"):
         Predictor.load(trained[0], engine="openvino", device="cuda").warm_up()
     with Predictor.load(trained[0]) as one:
-        for single in (files[0], str(files[0]), b"", np.zeros((8, 8, 3), np.uint8)):
+        pixels = np.zeros((8, 8, 3), np.uint8)
+        for single in (files[0], str(files[0]), b"", pixels, Image.fromarray(pixels), None, 7):
             with pytest.raises(ConfigError, match="list"):
                 one.predict(single)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="2 names for 1"):

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheOption",
     "CacheSizeOption",
+    "DefectOption",
+    "GoodOption",
     "JsonOption",
+    "MaxPixelsOption",
     "ReferenceOption",
     "RunArgument",
     "SiteOption",
@@ -45,6 +48,24 @@ CacheSizeOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON document on standard output.")
 ]
+GoodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--good",
+        metavar="NAME",
+        help="Folder name that means normal images, beyond good; may be repeated.",
+        show_default=False,
+    ),
+]
+DefectOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--defect",
+        metavar="NAME",
+        help="Folder name that means defects though it sounds normal; may be repeated.",
+        show_default=False,
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
 SiteOption = Annotated[
     str | None, typer.Option(help="Whose generator and threshold to use.", show_default=False)
@@ -58,6 +79,18 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         help="Backbone weights (safetensors); none for fedvad-tiny and filterbank.",
+        show_default=False,
+    ),
+]
+
+
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        help="Pixels of an image at most; larger ones count as unreadable [default: 100000000, "
+        "or that of the run]",
         show_default=False,
     ),
 ]

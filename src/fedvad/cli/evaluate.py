@@ -9,7 +9,10 @@ import typer
 
 from fedvad.cli.common import (
     CacheOption,
+    DefectOption,
+    GoodOption,
     JsonOption,
+    MaxPixelsOption,
     ReferenceOption,
     RunArgument,
     WeightsOption,
@@ -27,9 +30,12 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Folder of sites or one set, with test images.")],
     reference: ReferenceOption = None,
     weights: WeightsOption = None,
+    max_pixels: MaxPixelsOption = None,
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
     ] = None,
+    good: GoodOption = None,
+    defect: DefectOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,8 +49,11 @@ def evaluate(
             data,
             reference=check_reference(reference),
             weights=weights,
+            max_pixels=max_pixels,
             cache=open_cache(cache),
             heatmaps=heatmaps,
+            good=good or (),
+            defect=defect or (),
             progress=progress,
         )
     if as_json:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json, showing
+from fedvad.cli.common import DefectOption, GoodOption, JsonOption, print_json, showing
 
 __all__ = ["gallery"]
 
@@ -29,6 +29,8 @@ def gallery(
         typer.Option(help="Folder of images to fill textures with.", show_default=False),
     ] = None,
     image_size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 256,
+    good: GoodOption = None,
+    defect: DefectOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw synthetic defects on your normal images, to see what a detector would learn from."""
@@ -47,6 +49,8 @@ def gallery(
             foreground=cast(Any, where),
             textures=textures,
             image_size=image_size,
+            good=good or (),
+            defect=defect or (),
             progress=progress,
         )
     if as_json:

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json
+from fedvad.cli.common import DefectOption, GoodOption, JsonOption, print_json
 
 __all__ = ["inspect"]
 
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="Run folder, detector file or memory message, signed or not.")
+        Path, typer.Argument(help="Run folder, detector file, memory message, or folder of images.")
     ],
     trust: Annotated[
         Path | None,
@@ -23,12 +23,14 @@ def inspect(
             help="Public key, or folder of them, to name the signer by.", show_default=False
         ),
     ] = None,
+    good: GoodOption = None,
+    defect: DefectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in an artefact: arrays, sizes, provenance."""
+    """Say what is in an artefact (arrays, sizes, provenance), or what a data folder is read as."""
     from fedvad.pipeline.inspect import inspect as run_inspect
 
-    described = run_inspect(path, trust=trust)
+    described = run_inspect(path, trust=trust, good=good or (), defect=defect or ())
     if as_json:
         print_json(described)
         return
@@ -37,6 +39,11 @@ def inspect(
     from rich.table import Table
 
     console = Console()
+    if "data" in described and "arrays" not in described:
+        from fedvad.report.tables import rich_data_table
+
+        console.print(rich_data_table(described["data"]))
+        return
     arrays: dict[str, dict[str, Any]] = described.pop("arrays")
     says: list[str] = described.pop("says", [])
     for sentence in says:

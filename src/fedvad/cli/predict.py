@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli.common import (
+    MaxPixelsOption,
     ReferenceOption,
     RunArgument,
     SiteOption,
@@ -29,6 +30,7 @@ def predict(
     site: SiteOption = None,
     reference: ReferenceOption = None,
     weights: WeightsOption = None,
+    max_pixels: MaxPixelsOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per image and line.")
     ] = False,
@@ -46,6 +48,7 @@ def predict(
             reference=check_reference(reference),
             out=out,
             weights=weights,
+            max_pixels=max_pixels,
             progress=progress,
         )
         for row in rows:

@@ -90,6 +90,7 @@ def serve(
 ) -> None:
     """Serve a run: an HTTP API and a page to drop images on. Ctrl-C ends it."""
     _check_extra()
+    from fedvad.data.bounds import SERVICE_EXPANSION
     from fedvad.pipeline.run_folder import TrainedRun
     from fedvad.serving.predictor import Predictor
     from fedvad.serving.service.app import create_app
@@ -119,6 +120,7 @@ def serve(
         "engine": _check_engine(engine),
         "device": device,
         "max_pixels": round(max_megapixels * 1e6),
+        "max_expansion": SERVICE_EXPANSION,
     }
     given = {"threshold": threshold, "target_fpr": target_fpr}
     ways |= {name: value for name, value in given.items() if value is not None}

@@ -10,7 +10,10 @@ import typer
 from fedvad.cli.common import (
     CacheOption,
     CacheSizeOption,
+    DefectOption,
+    GoodOption,
     JsonOption,
+    MaxPixelsOption,
     WeightsOption,
     open_cache,
     print_json,
@@ -79,12 +82,15 @@ def train(
             help="Divide one set: iid:N, dirichlet:N:ALPHA or style:N.", show_default=False
         ),
     ] = None,
+    good: GoodOption = None,
+    defect: DefectOption = None,
     max_bad: Annotated[
         float | None,
         typer.Option(
             help="Share of unreadable images tolerated per site [default: 0.05]", show_default=False
         ),
     ] = None,
+    max_pixels: MaxPixelsOption = None,
     rounds: Annotated[
         int | None, typer.Option(help="[default: 2]", show_default=False, **_Federation)
     ] = None,
@@ -201,7 +207,9 @@ def train(
     flags: dict[str, Any] = {
         "method": method, "backbone": backbone, "weights": weights, "image_size": image_size,
         "layers": _layers(layers), "engine": engine, "device": device, "split": split,
-        "max_bad": max_bad, "rounds": rounds, "upload_bytes": upload_bytes,
+        "good": good or None, "defect": defect or None,
+        "max_bad": max_bad, "max_pixels": max_pixels,
+        "rounds": rounds, "upload_bytes": upload_bytes,
         "precision": precision, "merge": merge, "memory_rows": memory_rows, "defence": defence,
         "participation": participation, "join": _joins(join),
         "reference": reference, "map": map_mode, "search": search, "target_fpr": target_fpr,

@@ -1,314 +1,258 @@
-"""Read folders in MVTec's layout into sites: names of files only, no image is opened here."""
+"""Read a folder of images into sites, in any known layout, and account for every file in it."""
 
 from __future__ import annotations
 
-import csv
-import os
-import re
-import unicodedata
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
-import numpy as np
-
-from fedvad.data.images import IMAGE_SUFFIXES
+from fedvad.data.formats import IMAGE_SUFFIXES
+from fedvad.data.frames import frames_of, split_frame
+from fedvad.data.labels import LabelNames
+from fedvad.data.layouts import Layout, layout_of
+from fedvad.data.layouts.base import left_over
+from fedvad.data.listing import Folder, exists, natural, scan
+from fedvad.data.masks import companions, is_mask_folder
+from fedvad.data.reading import DataReading, SiteReading, Skipped
+from fedvad.data.sets import ImageItem, ImageSet, Site
 from fedvad.errors import DataError
 
-__all__ = ["ImageItem", "ImageSet", "Site", "read_images", "read_set", "read_sites"]
+__all__ = [
+    "ImageItem",
+    "ImageSet",
+    "Listing",
+    "Site",
+    "holds_sets",
+    "list_images",
+    "read_data",
+    "read_images",
+    "read_set",
+    "read_sites",
+]
 
-_GOOD = frozenset({"good", "ok", "normal"})
-_TEST_SHARE = 5  # of a set without a split of its own, every fifth normal image is for testing
-_LAYOUT = """expected one set, or a folder of such sets (one per site):
-  train/good/*.png                       normal images to learn from (also train/ok, train/normal)
-  test/good/*.png                        normal images to test on (optional)
-  test/<defect>/*.png                    anomalous images (optional)
-  ground_truth/<defect>/<name>_mask.png  their masks (optional)
-or a class of VisA (Data/Images, with ../split_csv/1cls.csv), or Br35H (no/, yes/)"""
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class ImageItem:
-    """One image file: label 0 normal, 1 anomalous; `defect` is the name of its kind."""
-
-    path: Path
-    label: int
-    defect: str
-    mask: Path | None
-
-
-@dataclass(frozen=True)
-class ImageSet(Sequence[ImageItem]):
-    """An immutable, ordered set of image files, decoded by nobody yet."""
-
-    items: tuple[ImageItem, ...]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @overload
-    def __getitem__(self, index: int) -> ImageItem: ...
-    @overload
-    def __getitem__(self, index: slice) -> ImageSet: ...
-    def __getitem__(self, index: int | slice) -> ImageItem | ImageSet:
-        return ImageSet(self.items[index]) if isinstance(index, slice) else self.items[index]
-
-    def __add__(self, other: ImageSet) -> ImageSet:
-        return ImageSet(self.items + other.items) if isinstance(other, ImageSet) else NotImplemented
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files, in order."""
-        return tuple(item.path for item in self.items)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Labels as int64 (n,): 0 normal, 1 anomalous."""
-        return np.array([item.label for item in self.items], dtype=np.int64)
-
-    @property
-    def defects(self) -> tuple[str, ...]:
-        """The kind of each image, in order: "good" or the name of its defect folder."""
-        return tuple(item.defect for item in self.items)
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether there are anomalous images and all have masks; a normal one's is empty."""
-        masks = [item.mask for item in self.items if item.label]
-        return bool(masks) and None not in masks
-
-    def subset(self, indices: Iterable[int] | np.ndarray) -> ImageSet:
-        """The images at `indices`, in that order."""
-        return ImageSet(tuple(self.items[int(index)] for index in indices))
+_LAYOUT = (
+    "Expected [<site>/]train/good/*.png, with test/good, test/<defect> and "
+    "ground_truth/<defect>/<name>_mask.png where there are any, or another layout of "
+    "docs/own-data.md."
+)
+_SHOWN = 3
+_RESOLUTION = "realiad_"
 
 
-@dataclass(frozen=True)
-class Site:
-    """A named place with its own images: normal ones to learn from, and a test set."""
+def read_data(
+    root: Path, names: LabelNames | None = None, *, allow_empty_train: bool = False
+) -> DataReading:
+    """Read `root` as one set or as a folder of sets, one per site, and account for every file.
 
-    name: str
-    train: ImageSet
-    test: ImageSet
+    names: which folders hold normal images or defects, beyond `good`. Sites come in natural order
+    (line2 before line10). With `allow_empty_train`, for evaluation at places that did not train, a
+    set without normal training images is a site too. No image is opened, but for the masks of
+    KolektorSDD, which are its labels.
 
-
-def read_sites(root: Path, *, allow_empty_train: bool = False) -> list[Site]:
-    """Read `root` as one set (it has `train/`) or as a folder of sets, one per site.
-
-    Sites come in natural order (line2 before line10). With `allow_empty_train`, for evaluation at
-    places that did not train, a set with only `test/` is a site too. Raises `DataError` naming
-    a missing folder, a layout in which no site is found, or a site without normal training image.
+    Raises `DataError` naming a missing folder, a layout in which no site is found, a site without
+    normal training image, or a folder whose label has to be given.
     """
-    root = Path(root)
-    if not _is_dir(root):
-        raise DataError(f"{root}: {'is not a folder' if _exists(root) else 'no such folder'}")
-    if _is_dir(root / "train") or _is_visa(root) or _is_br35h(root):
-        return [read_set(root, allow_empty_train=allow_empty_train)]
-    # A sub-folder with test/ alone counts, so that its missing train/ is told, not passed over.
-    folders = [
-        f
-        for f in _folders(root)
-        if _is_dir(f / "train") or _is_dir(f / "test") or _is_visa(f) or _is_br35h(f)
-    ]
-    if folders:
-        folders.sort(key=_natural)
-        return [read_set(folder, allow_empty_train=allow_empty_train) for folder in folders]
-    if _is_dir(root / "test"):
-        return [read_set(root, allow_empty_train=allow_empty_train)]
-    raise DataError(f"{root}: no image set found.\n{_LAYOUT}\nfound: {_found(root)}")
+    names = names or LabelNames()
+    top = scan(Path(root))
+    found = _sets_in(top, names)
+    if not found:
+        raise DataError(f"{root}: no image set found{_deeper(top, names)}.\n{_LAYOUT}\n"
+                        f"found: {_found(top)}")  # fmt: skip
+    parts = []
+    for folder, layout in sorted(found, key=lambda pair: natural(pair[0].path)):
+        name = folder.path.name or folder.path.resolve().name or "site"
+        parts.append(_read(folder, layout, name, names, allow_empty_train=allow_empty_train))
+    outside = () if found[0][0] is top else _outside(top, [folder for folder, _ in found])
+    reading = DataReading(Path(root), tuple(parts), outside)
+    return reading.noted(_unused(top, names))
 
 
-def read_set(root: Path, name: str | None = None, *, allow_empty_train: bool = False) -> Site:
-    """Read one set in MVTec's layout as a site, named by its folder unless `name` is given.
+def holds_sets(root: Path, names: LabelNames | None = None) -> bool:
+    """Whether a folder is a set of a known layout, or holds some; raises `DataError` for none."""
+    return bool(_sets_in(scan(Path(root)), names or LabelNames()))
 
-    MPDD, BTAD and many more have that layout; a class of VisA is read by its `1cls.csv`, Br35H by
-    its folders `no` and `yes`. Normal folders may be called good, ok or normal. Files are sorted
-    by name, normals first; hidden files and other suffixes are ignored. A mask is any image in
-    `ground_truth/<defect>` called `<stem>_mask` or `<stem>`. A broken link with an image's name
-    stays in the set: reading it later reports it. Raises `DataError` naming the site when it has
-    no normal training image, unless `allow_empty_train`.
-    """
-    root = Path(root)
-    name = name or root.name or root.resolve().name or "site"
-    if not _is_dir(root / "train"):
-        if _is_visa(root):
-            return _read_visa(root, name)
-        if _is_br35h(root):
-            return _read_br35h(root, name)
-    train = [
-        ImageItem(path, 0, "good", None)
-        for folder in _folders(root / "train")
-        if folder.name.casefold() in _GOOD
-        for path in _images(folder)
-    ]
-    if not train and not allow_empty_train:
-        raise DataError(
-            f"site {name!r} ({root}) has no normal training image.\n{_LAYOUT}\n"
-            f"found: {_found(root)}; in train/: {_found(root / 'train')}"
+
+def read_sites(
+    root: Path, names: LabelNames | None = None, *, allow_empty_train: bool = False
+) -> list[Site]:
+    """The sites of `read_data`, for callers that show no reading of their own."""
+    return read_data(root, names, allow_empty_train=allow_empty_train).sites
+
+
+def read_set(
+    root: Path,
+    name: str | None = None,
+    names: LabelNames | None = None,
+    *,
+    allow_empty_train: bool = False,
+) -> Site:
+    """Read one set as a site, named by its folder unless `name` is given; see `read_data`."""
+    names = names or LabelNames()
+    top = scan(Path(root))
+    name = name or top.path.name or top.path.resolve().name or "site"
+    layout = layout_of(top, names)
+    if layout is None:
+        raise _no_normals(top, name)
+    return _read(top, layout, name, names, allow_empty_train=allow_empty_train).site
+
+
+def _read(
+    folder: Folder, layout: Layout, name: str, names: LabelNames, *, allow_empty_train: bool
+) -> SiteReading:
+    part = layout.read(folder, name, names)
+    if not len(part.site.train) and not allow_empty_train:
+        raise _no_normals(folder, name)
+    return part
+
+
+def _no_normals(folder: Folder, name: str) -> DataError:
+    train = folder.child("train", "training")
+    loose = [] if train is None else train.images()
+    if train is not None and loose:
+        advice = (
+            f"{len(loose)} images lie in {train.path.name}/ itself: move them to "
+            f"{train.path.name}/good"
         )
-    normal: list[ImageItem] = []
-    anomalous: list[ImageItem] = []
-    for folder in _folders(root / "test"):
-        if folder.name.casefold() in _GOOD:
-            normal += [ImageItem(path, 0, "good", None) for path in _images(folder)]
-            continue
-        masks = _masks(root / "ground_truth" / folder.name)
-        for path in _images(folder):
-            stem = _key(path.stem)
-            mask = masks.get(f"{stem}_mask") or masks.get(stem)
-            anomalous.append(ImageItem(path, 1, folder.name, mask))
-    return Site(name, ImageSet(tuple(train)), ImageSet(tuple(normal + anomalous)))
+    else:
+        inside = "" if train is None else f"; in {train.path.name}/: {_found(train)}"
+        advice = f"{_LAYOUT}\nfound: {_found(folder)}{inside}"
+    return DataError(f"site {name!r} ({folder.path}) has no normal training image.\n{advice}")
 
 
-def _is_visa(folder: Path) -> bool:
-    return _is_dir(folder / "Data" / "Images" / "Normal")
+def _sets_in(top: Folder, names: LabelNames) -> list[tuple[Folder, Layout]]:
+    """The folder itself where it is a set, else the sets directly inside."""
+    own = layout_of(top, names)
+    if own is not None and (top.child("train", "training", "no") or not top.child("test")):
+        return [(top, own)]
+    inner = [f for f in top.usable() if f.path.name.casefold() != "test"]
+    inner = [f for f in inner if not is_mask_folder(f.path.name, of_set=True)]
+    found = [(f, layout) for f in inner if (layout := layout_of(f, names)) is not None]
+    if found:
+        return found
+    if own is not None:
+        return [(top, own)]
+    resolutions = [f for f in top.usable() if f.path.name.casefold().startswith(_RESOLUTION)]
+    resolutions = [f for f in resolutions if f.holds_images()]
+    if len(resolutions) > 1:
+        shown = ", ".join(folder.path.name for folder in resolutions)
+        raise DataError(f"{top.path} holds the same images several times ({shown}): give one of "
+                        "these folders")  # fmt: skip
+    return _sets_in(resolutions[0], names) if resolutions else []
 
 
-def _is_br35h(folder: Path) -> bool:
-    return _is_dir(folder / "no") and _is_dir(folder / "yes")
+def _outside(top: Folder, sets: Sequence[Folder]) -> tuple[Skipped, ...]:
+    """What lies beside the sites."""
+    why = {
+        folder.path: "no set of a known layout"
+        for folder in top.usable()
+        if not any(s is folder or s.path.is_relative_to(folder.path) for s in sets)
+    }
+    read = {path for one in sets for folder in one.walk() for path in folder.files}
+    return left_over(top, read, why)
 
 
-def _read_visa(root: Path, name: str) -> Site:
-    """A class of VisA, divided as its authors' one-class protocol says."""
-    table = root.resolve().parent / "split_csv" / "1cls.csv"
-    wanted = root.resolve().name
-    parts: dict[str, list[ImageItem]] = {"train": [], "test": []}
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["object"] == wanted:
-                    normal = row["label"] == "normal"
-                    mask = None if normal or not row["mask"] else table.parents[1] / row["mask"]
-                    parts[row["split"]].append(
-                        ImageItem(
-                            table.parents[1] / row["image"],
-                            int(not normal),
-                            "good" if normal else "anomaly",
-                            mask,
-                        )
-                    )
-    except OSError as error:
-        raise DataError(
-            f"site {name!r}: {root} is a class of VisA, whose split is read from {table}: "
-            f"{error.strerror}"
-        ) from error
-    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} is not VisA's table of images: {error!r}") from error
-    train = tuple(item for item in parts["train"] if item.label == 0)
-    if not train:
-        raise DataError(f"site {name!r}: {table} names no normal training image of {wanted!r}")
-    test = sorted(parts["test"], key=lambda item: item.label)
-    return Site(name, ImageSet(train), ImageSet(tuple(test)))
+def _unused(top: Folder, names: LabelNames) -> list[str]:
+    """Names that were given and that no folder has."""
+    there = {folder.path.name.casefold() for folder in top.walk()}
+    options = [("--good", name) for name in names.good]
+    options += [("--defect", name) for name in names.defect]
+    return [
+        f"{option} {name}: no folder has that name"
+        for option, name in options
+        if name.casefold() not in there
+    ]
 
 
-def _read_br35h(root: Path, name: str) -> Site:
-    """Br35H has no split: of its images without tumour every fifth is for testing."""
-    normals = _images(root / "no")
-    train = [path for i, path in enumerate(normals) if i % _TEST_SHARE]
-    if not train:
-        raise DataError(f"site {name!r} ({root}) has too few images in no/: {len(normals)}")
-    test = [ImageItem(path, 0, "good", None) for path in normals[::_TEST_SHARE]]
-    test += [ImageItem(path, 1, "tumour", None) for path in _images(root / "yes")]
-    return Site(name, ImageSet(tuple(ImageItem(p, 0, "good", None) for p in train)),
-                ImageSet(tuple(test)))  # fmt: skip
+def _deeper(top: Folder, names: LabelNames) -> str:
+    """Where a set lies further down than it is looked for; "" when none does."""
+    for folder in top.usable():
+        if inner := next((f for f in folder.usable() if layout_of(f, names)), None):
+            return f"; one lies deeper, in {inner.path}: give {folder.path}"
+    if top.images():
+        return f"; {len(top.images())} images lie in it without a label: move them to train/good"
+    return ""
 
 
-def read_images(paths: Iterable[Path]) -> list[Path]:
+def _found(folder: Folder) -> str:
+    entries = [f"{f.path.name}/" for f in folder.usable()]
+    entries = sorted(entries + [p.name for p in folder.files if not p.name.startswith(".")])
+    more = f", … ({len(entries)} in all)" if len(entries) > 8 else ""
+    return (", ".join(entries[:8]) + more) or "nothing"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files in order, and what was passed over below the folders that were given."""
+
+    files: tuple[Path, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def list_images(paths: Iterable[Path]) -> Listing:
     """Expand files and folders to image files, each once, in the order given.
 
-    Folders are searched recursively, sorted by name, hidden entries and other suffixes left out;
-    a file named outright is kept whatever its suffix. Raises `DataError` when a path does not
-    exist or no image is found.
+    Folders are searched recursively, sorted by name. Below them masks (in folders called
+    ground_truth, masks or gt, or beside their images), thumbnails, hidden entries, system folders
+    and other suffixes are passed over and named; a file given outright is kept whatever it is
+    called. Raises `DataError` when a path does not exist or no image is found.
     """
-    given = [Path(path) for path in paths]
+    given = [path if isinstance(path, Path) else Path(path) for path in paths]  # of Picture, too
     found: dict[Path, None] = {}
+    skipped: list[Skipped] = []
     for path in given:
-        if _is_dir(path):
-            found.update(dict.fromkeys(_walk(path)))
-        elif _exists(path):
+        try:
+            is_folder = path.is_dir()
+        except OSError:
+            is_folder = False
+        if is_folder:
+            inside, passed = _search(scan(path))
+            found.update(dict.fromkeys(inside))
+            skipped += passed
+        elif exists(path):
+            found.update(dict.fromkeys(frames_of(path)))
+        elif exists(split_frame(path)[0]):
             found[path] = None
         else:
             raise DataError(f"{path}: no such file or folder")
     if not found:
         where = ", ".join(map(str, given)) or "no path was given"
         raise DataError(f"no image found ({where}); looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return list(found)
+    return Listing(tuple(found), tuple(skipped))
 
 
-def _walk(top: Path) -> list[Path]:
-    """Images at any depth below `top`; each real folder once, so links in a loop end."""
+def read_images(paths: Iterable[Path]) -> list[Path]:
+    """The files of `list_images`; what was passed over is logged as one line."""
+    listing = list_images(paths)
+    passed = [skipped for skipped in listing.skipped if skipped.notable]
+    if passed:
+        shown = ", ".join(f"{s.files} in {s.folder} ({s.reason})" for s in passed[:_SHOWN])
+        rest = sum(s.files for s in passed[_SHOWN:])
+        log.warning("not taken as images: %s%s", shown, f", {rest} more" if rest else "")
+    return list(listing.files)
+
+
+def _search(top: Folder) -> tuple[list[Path], tuple[Skipped, ...]]:
+    """Images at any depth, each real folder once, and the rest by reason."""
     found: list[Path] = []
+    why: dict[Path, str] = {}
     seen: set[str] = set()
     waiting = [top]
     while waiting:
         folder = waiting.pop()
-        real = os.path.realpath(folder)
-        if real in seen:
+        if folder.real in seen:
+            why[folder.path] = "link to a folder that is read elsewhere"
             continue
-        seen.add(real)
-        found += _images(folder)
-        waiting += reversed(_folders(folder))
-    return found
-
-
-def _entries(folder: Path) -> list[tuple[Path, bool]]:
-    """Visible entries sorted by name, with whether each is a folder; none if `folder` is none."""
-    if not _is_dir(folder):
-        return []
-    try:
-        with os.scandir(folder) as entries:  # no stat per file: folders may be on slow shares
-            found = [(folder / e.name, _is_dir(e)) for e in entries if not e.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error
-    return sorted(found)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path, is_dir in _entries(folder) if is_dir]
-
-
-def _images(folder: Path) -> list[Path]:
-    return [
-        path
-        for path, is_dir in _entries(folder)
-        if not is_dir and path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-
-
-def _masks(folder: Path) -> dict[str, Path]:
-    masks: dict[str, Path] = {}
-    for path in sorted(_images(folder), key=lambda path: path.suffix.lower() != ".png"):
-        masks.setdefault(_key(path.stem), path)  # several of one stem: PNG, then by name
-    return masks
-
-
-def _key(stem: str) -> str:
-    # One name may be composed differently (é as one or two code points) by the tools and file
-    # systems that images and masks went through.
-    return unicodedata.normalize("NFC", stem)
-
-
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    # re.split with a group alternates text and digits, so like is compared with like.
-    pieces = re.split(r"([0-9]+)", path.name.casefold())
-    return [int(p) if i % 2 else p for i, p in enumerate(pieces)], path.name
-
-
-def _is_dir(path: Path | os.DirEntry[str]) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a link to itself, or a folder above that may not be entered
-        return False
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be looked at: {error.strerror or error}") from error
-
-
-def _found(folder: Path) -> str:
-    entries = [f"{path.name}/" if is_dir else path.name for path, is_dir in _entries(folder)]
-    more = f", … ({len(entries)} in all)" if len(entries) > 8 else ""
-    return (", ".join(entries[:8]) + more) or "nothing"
+        seen.add(folder.real)
+        images = folder.images()
+        passed = companions(images)
+        why.update(passed)
+        found += [path for path in images if path not in passed]
+        for child in reversed(folder.usable()):
+            if is_mask_folder(child.path.name):
+                why[child.path] = "folder of masks"
+            else:
+                waiting.append(child)
+    return found, left_over(top, found, why)

@@ -1,10 +1,10 @@
 """Decode image files safely: a usable array, or one `ImageError` that names file and reason.
 
 Files come from cameras, shared drives and USB sticks, so every byte is treated as hostile.
-The format is told by the first bytes and handed straight to that Pillow decoder, not to
-`PIL.Image.open`: no other decoder is ever tried, the size in the header is judged before a pixel
-is decoded, and neither `PIL.Image.MAX_IMAGE_PIXELS` nor the (thread-unsafe) warning filters have
-to be touched. Embedded colour profiles are ignored.
+The format is found by the first bytes and handed straight to that Pillow decoder, not to
+`PIL.Image.open`: no other decoder is ever tried, the size in the header and the work that it
+implies are judged before a pixel is decoded, and neither `PIL.Image.MAX_IMAGE_PIXELS` nor the
+(thread-unsafe) warning filters have to be touched. Embedded colour profiles are ignored.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from fedvad.data import medical
+from fedvad.data.bounds import MAX_PIXELS, check_pixels, check_work
+from fedvad.data.depth import to_8_bit
+from fedvad.data.formats import HEAD, IMAGE_SUFFIXES, decoder_of, format_of
+from fedvad.data.frames import frames_in, pick_frame, split_frame
+from fedvad.data.pictures import Picture
 from fedvad.errors import ConfigError, DataError, ImageError, StorageError
 
 __all__ = [
@@ -36,50 +40,44 @@ __all__ = [
     "read_mask",
     "read_rgb",
     "resize_rgb",
+    "rgb_of_pil",
 ]
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-MAX_PIXELS = 100_000_000
 
 # A file is read whole before it is decoded; nothing sane under MAX_PIXELS is larger than this.
 _MAX_BYTES = 1 << 30
 _ORIENTATION_TAG = 0x0112
-_DECODERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
-    (b"\x89PNG\r\n\x1a\n", PngImageFile),
-    (b"\xff\xd8\xff", JpegImageFile),
-    (b"BM", BmpImageFile),
-    (b"II*\x00", TiffImageFile),
-    (b"MM\x00*", TiffImageFile),
-    (b"II+\x00", TiffImageFile),
-    (b"MM\x00+", TiffImageFile),
-    (b"RIFF", WebPImageFile),
-)
-
-# Each scan of a JPEG costs a pass over all blocks, whatever its length; progressive files have ten.
-_SCAN, _MAX_SCANS = b"\xff\xda", 100
+_MEDICAL = ("DICOM", "NIFTI")
 
 
 def read_rgb(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read one image file as uint8 (H, W, 3): `read_bytes`, then `decode_rgb`.
+    """Read one image as uint8 (H, W, 3): `read_bytes`, then `decode_rgb`.
 
-    Raises `ImageError` as those two do.
+    path: a file of one image, or the name of one of several (`scan.tif#2`, see `frames`), or a
+    `Picture`. Raises `ImageError` as those two do.
     """
-    return decode_rgb(read_bytes(path), str(path), max_pixels=max_pixels)
+    if isinstance(path, Picture):
+        pixels = path.rgb()
+        check_pixels(pixels.shape[1], pixels.shape[0], str(path), max_pixels)
+        return pixels
+    frame = split_frame(path)[1]
+    return decode_rgb(read_bytes(path), str(path), frame=frame, max_pixels=max_pixels)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read the bytes of one image file, so that they can be hashed and decoded from one read.
+    """Read the bytes of an image's file, so that they can be hashed and decoded from one read.
 
-    Raises `ImageError` when the file is missing, unreadable, not a regular file (a pipe would
-    block for ever) or larger than 1 GiB, `StorageError` when too many files are open.
+    Of an image among several (`scan.tif#2`) these are the bytes of the whole file. Raises
+    `ImageError` when the file is missing, unreadable, not a regular file (a pipe would block for
+    ever) or larger than 1 GiB, `StorageError` when too many files are open.
     """
+    file = split_frame(path)[0]
     try:
-        status = path.stat()
+        status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"{path}: is not a regular file")
         if status.st_size > _MAX_BYTES:
             raise ImageError(f"{path}: is {status.st_size} bytes large, over {_MAX_BYTES}")
-        return path.read_bytes()
+        return file.read_bytes()
     except (OSError, ValueError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise StorageError(
@@ -89,22 +87,44 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be read: {_reason(error)}") from error
 
 
-def decode_rgb(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode the bytes of a PNG, JPEG, BMP, TIFF or WebP file to uint8 (H, W, 3).
+def decode_rgb(
+    data: bytes,
+    name: str,
+    *,
+    frame: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_expansion: int | None = None,
+) -> np.ndarray:
+    """Decode the bytes of an image file to uint8 (H, W, 3) RGB.
 
-    The EXIF orientation is applied; of several frames the first is taken. Transparency (alpha,
+    PNG, JPEG, BMP, TIFF, WebP, GIF, AVIF, PGM/PPM/PBM; DICOM and NIfTI with the extra `medical`
+    (see `medical` for window and axes). The EXIF orientation is applied. Transparency (alpha,
     palette, colour key) is composited over white, as a viewer or paper shows it. Deep grey becomes
-    8 bit by fixed steps: 16 bit by 1/257; 32-bit integers and floats by the smallest range that
-    holds the image's largest value: 0..1 (floats only), 0..255, 0..65535 or 0..2^32-1 (floats may
-    lie a quarter above, as interpolation leaves them, and are cut off); negatives and NaN become 0.
-    `name` is used in messages only.
+    8 bit by `depth.to_8_bit`, which looks at no other image.
 
-    Raises `ImageError` naming the file and the reason: empty, not such an image, corrupt,
-    truncated, more than `max_pixels` pixels or 100 scans of a JPEG (known before any is decoded),
-    or out of memory.
+    data: the whole file. name: of the image, in messages only. frame: number of the image among
+    those of the file, from 1; None for a file of one image only. max_pixels: the most pixels, and
+    with them the most work, that the header may ask for. max_expansion: pixels per byte of an
+    image beyond a megapixel, for services; None for no such limit.
+
+    Raises `ImageError` naming the file and the reason: empty, no such image, several images but
+    no number, corrupt, truncated, larger or costlier than the limits (known before any pixel is
+    decoded), or out of memory.
     """
-    with _decoded(data, name, max_pixels) as (image, orientation):
+    if data and format_of(data[:HEAD], name) in _MEDICAL:
+        return _repeated(medical.grey_or_rgb(data, name, frame, max_pixels))
+    with _decoded(data, name, max_pixels, frame, max_expansion) as (image, orientation):
         return _orient(_rgb(image), orientation)
+
+
+def rgb_of_pil(image: Image.Image, name: str) -> np.ndarray:
+    """The frame that a PIL image shows as uint8 (H, W, 3), by the steps of `decode_rgb`.
+
+    Raises `ImageError` as that does.
+    """
+    with _as_image_error(name):
+        image.load()
+        return _orient(_rgb(image), _orientation(image))
 
 
 def check_rgb(image: np.ndarray) -> None:
@@ -128,18 +148,23 @@ def resize_rgb(image: np.ndarray, size: int) -> np.ndarray:
     return np.array(small)
 
 
-def read_mask(path: Path, size: int | None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_mask(path: Path, size: int | None, *, max_pixels: int = 10 * MAX_PIXELS) -> np.ndarray:
     """Read a ground-truth mask as bool (size, size), or (H, W) for None; True is anomalous.
 
     Any stored value but zero counts (label maps with 1, 2, … work, at 8, 16 or 32 bit), black and
     fully transparent pixels do not. In a JPEG the value must pass 127, since compression leaves
-    faint rings around every edge. Resized by nearest neighbour. Raises `ImageError` as `read_rgb`
+    faint rings around every edge. It may be as large as its image, whose limit may have been
+    raised. Resized by nearest neighbour. Raises `ImageError` as `read_rgb`
     does, `ConfigError` for size < 1.
     """
     if size is not None and size < 1:
         raise ConfigError(f"mask size must be at least 1, not {size}")
-    with _decoded(read_bytes(path), str(path), max_pixels) as (image, orientation):
-        mask = _orient(_nonzero(image), orientation)
+    data, name, frame = read_bytes(path), str(path), split_frame(path)[1]
+    if data and format_of(data[:HEAD], name) in _MEDICAL:
+        mask: np.ndarray = medical.stored(data, name, frame, max_pixels) != 0
+    else:
+        with _decoded(data, name, max_pixels, frame) as (image, orientation):
+            mask = _orient(_nonzero(image), orientation)
     if size is None:
         return mask
     rows, columns = ((2 * np.arange(size) + 1) * side // (2 * size) for side in mask.shape)
@@ -147,34 +172,41 @@ def read_mask(path: Path, size: int | None, *, max_pixels: int = MAX_PIXELS) -> 
 
 
 @contextmanager
-def _decoded(data: bytes, name: str, max_pixels: int) -> Iterator[tuple[ImageFile, int]]:
+def _decoded(
+    data: bytes,
+    name: str,
+    max_pixels: int,
+    frame: int | None = None,
+    max_expansion: int | None = None,
+) -> Iterator[tuple[ImageFile, int]]:
     """Open and decode; what goes wrong here or in the block leaves as ImageError."""
-    try:
+    with _as_image_error(name):
         if not data:
             raise ImageError(f"{name}: is empty")
-        with _decoder(data, name)(BytesIO(data)) as image:
-            if isinstance(image, JpegImageFile) and data.count(_SCAN) > _MAX_SCANS:
-                raise ImageError(f"{name}: is a JPEG of more than {_MAX_SCANS} scans")
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"{name}: is {width} × {height} pixels large, over the limit of {max_pixels}"
-                )
+        form = format_of(data[:HEAD], name)
+        place = pick_frame(frames_in(BytesIO(data), form, name), frame, name)
+        with decoder_of(form, name)(BytesIO(data)) as image:
+            check_work(data, image, place, name, max_pixels, max_expansion)
+            if place:
+                image.seek(place)
+                # a page of a TIFF has a size of its own
+                check_work(data, image, place, name, max_pixels, max_expansion)
             image.load()
             yield image, _orientation(image)
+
+
+@contextmanager
+def _as_image_error(name: str) -> Iterator[None]:
+    try:
+        yield
     except ImageError:
         raise
+    except DataError as error:  # what `to_8_bit` cannot scale
+        raise ImageError(f"{name}: {error}") from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error,
     # KeyError, OverflowError, DecompressionBombError, …: a closed list would be wrong.
     except Exception as error:
         raise ImageError(f"{name}: cannot be decoded: {_reason(error)}") from error
-
-
-def _decoder(data: bytes, name: str) -> type[ImageFile]:
-    for magic, decoder in _DECODERS:
-        if data.startswith(magic):
-            return decoder
-    raise ImageError(f"{name}: is not a PNG, JPEG, BMP, TIFF or WebP image")
 
 
 def _reason(error: BaseException) -> str:
@@ -185,7 +217,7 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _orientation(image: ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8. (Pillow's TIFF decoder turns the pixels and drops the tag itself.)"""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -205,54 +237,50 @@ def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _rgb(image: ImageFile) -> np.ndarray:
+def _rgb(image: Image.Image) -> np.ndarray:
     if _is_deep(image):
-        return np.repeat(_grey8(image)[:, :, None], 3, axis=2)
+        values, bits = _deep(image)
+        return _repeated(to_8_bit(values, bits))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return np.array(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
     return np.array(image.convert("RGB"))  # np.array, not asarray: the caller may write to it
 
 
-def _nonzero(image: ImageFile) -> np.ndarray:
+def _repeated(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+
+
+def _nonzero(image: Image.Image) -> np.ndarray:
     pixels: np.ndarray
     if _is_deep(image):
-        pixels = np.asarray(image)
+        pixels = _deep(image)[0]
     elif image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
         pixels = rgba[:, :, :3].max(axis=2) * (rgba[:, :, 3] > 0)
     else:
         pixels = np.asarray(image.convert("RGB")).max(axis=2)
-    found: np.ndarray = pixels > 127 if image.format == "JPEG" else pixels != 0
+    found: np.ndarray = pixels > 127 if image.format in ("JPEG", "AVIF") else pixels != 0
     return found
 
 
-def _is_deep(image: ImageFile) -> bool:
+def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-_OVERSHOOT = 1.25
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
-def _grey8(image: ImageFile) -> np.ndarray:
-    """Deep grey to uint8 (H, W), by the steps that `decode_rgb` documents."""
+def _deep(image: Image.Image) -> tuple[npt.NDArray[Any], int | None]:
+    """Values of deep grey, and the bits that the file says they have; None for 32."""
     values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    finite = values[np.isfinite(values)]
-    top = float(finite.max()) if finite.size else 0.0
-    if image.mode == "F":  # interpolation goes a little beyond the range of what it began with
-        top /= _OVERSHOOT
-    if image.format == "PNG":  # Pillow < 11 opens 16-bit PNG in mode I, however dark it is
-        scale = 1 / 257
-    elif image.mode == "F" and top <= 1:
-        scale = 255.0
-    elif top <= 255:
-        scale = 1.0
-    elif top <= 65535:
-        scale = 1 / 257
-    else:
-        scale = 255 / (2**32 - 1)
-    scaled = np.nan_to_num(np.maximum(values, 0) * scale, nan=0.0, posinf=255.0)
-    grey: np.ndarray = np.clip(scaled, 0, 255).round().astype(np.uint8)
-    return grey
+    bits: int | None = None
+    if isinstance(image, TiffImageFile):
+        stored = image.tag_v2.get(_BITS, (0,))[0]
+        # 16 signed bits, too: their brightest is mid-grey, like that of the same values unsigned
+        bits = stored if stored in (12, 16) else None
+        if bits and values.dtype == np.uint16 and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            values = (2**bits - 1) - values  # which Pillow does for 8 bits only
+    elif image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        bits = None if image.mode == "F" else 16  # in mode I by some versions of Pillow
+    return values, bits

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, NormalFeatures, Scores, score_stream
-from fedvad.detectors.scoring import ScoringConfig, image_score, smooth
+from fedvad.detectors.scoring import ScoringConfig, mean_of_highest, smooth
 from fedvad.distill.training import (
     TrainConfig,
     TrainLog,
@@ -21,7 +21,7 @@ from fedvad.distill.training import (
     parameters_of,
     train_student,
 )
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.coreset import CandidateSampler
@@ -76,7 +76,7 @@ class AdaptorScorer:
         with torch.inference_mode():
             raw = self.student.distances(torch.from_numpy(descriptors.reshape(-1, dim)))
         map_ = smooth(raw.numpy().reshape(height, width), self.config.smooth)
-        return image_score(map_, self.config.top), map_
+        return mean_of_highest(map_, self.config.count(map_.size)), map_
 
 
 class AdaptorSite:
@@ -224,10 +224,13 @@ class AdaptorDetector(Detector):
         detector = cls(
             extractor=extractor,
             config=config,
-            scoring=ScoringConfig(**values["scoring"]),
+            scoring=ScoringConfig.from_values(values["scoring"]),
             seed=values["seed"],
         )
-        return detector.with_parameters(arrays)
+        try:
+            return detector.with_parameters(arrays)
+        except MismatchError as error:  # in a file of its own it is damage
+            raise ValueError(str(error)) from error
 
 
 def _student(config: AdaptorConfig, dim: int, seed: int) -> Adaptor:

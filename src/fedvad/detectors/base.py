@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.folders import ImageSet
-from fedvad.errors import ConfigError, DataError
+from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 
-__all__ = ["Detector", "NormalFeatures", "Scorer", "Scores", "score_stream"]
+__all__ = ["Detector", "NormalFeatures", "Scorer", "Scores", "check_score", "score_stream"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +150,19 @@ class Scorer(Protocol):
         ...
 
 
+def check_score(score: float, where: str) -> float:
+    """The score itself; raises `ArtefactError` naming the image for NaN or infinity.
+
+    Any comparison with NaN is false: a defect would pass as normal.
+    """
+    if not math.isfinite(score):
+        raise ArtefactError(
+            f"{where}: its score is {score}, so nothing can be decided: the detector or the "
+            "backbone's weights are damaged; restore them, or train again"
+        )
+    return score
+
+
 def score_stream(
     extractor: FeatureExtractor,
     scorer: Scorer,
@@ -156,7 +170,10 @@ def score_stream(
     paths: Sequence[Path],
     on_image: Callable[[], None] | None = None,
 ) -> Scores:
-    """Score image files one by one through `embed` and `scorer`."""
+    """Score image files one by one through `embed` and `scorer`.
+
+    Raises `ArtefactError` for a score that is not finite, see `check_score`.
+    """
     images: list[float] = []
     maps: list[FloatArray] = []
     kept: list[int] = []
@@ -166,7 +183,7 @@ def score_stream(
             bad.append(item.error or "unknown error")
             continue
         score, map_ = scorer.score(embed(to_float(item.descriptors)))
-        images.append(score)
+        images.append(check_score(score, str(paths[item.index])))
         maps.append(map_)
         kept.append(item.index)
     height, width, _ = extractor.grid if not maps else (*maps[0].shape, 0)

@@ -83,7 +83,9 @@ class MemoryDetector(Detector):
     ) -> Self:
         """See `Detector.from_state`."""
         detector = cls(
-            extractor=extractor, scoring=ScoringConfig(**values["scoring"]), seed=values["seed"]
+            extractor=extractor,
+            scoring=ScoringConfig.from_values(values["scoring"]),
+            seed=values["seed"],
         )
         generator = None
         if "generator/weight" in arrays:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedvad.errors import MismatchError
+from fedvad.errors import ArtefactError, MemoryBankError, MismatchError
 from fedvad.memory.bank import FloatArray
 
 if TYPE_CHECKING:
@@ -25,11 +25,23 @@ class Generator:
     generators cannot be compared (image AUROC 0.53 against 0.99 in the specification's check),
     and generators never leave their sites. Source: FedDyMem specification, section 3.2 (ours).
 
-    weight: (d, d) float32; bias: (d,) float32.
+    weight: (d, d) float32; bias: (d,) float32. Raises `MemoryBankError` for other shapes and for
+    values that are not finite.
     """
 
     weight: FloatArray
     bias: FloatArray
+
+    def __post_init__(self) -> None:
+        dim = len(self.bias) if self.bias.ndim == 1 else 0
+        if self.weight.shape != (dim, dim) or self.bias.shape != (dim,):
+            raise MemoryBankError(
+                f"a generator has a square weight and a bias of its side, not shapes "
+                f"{self.weight.shape} and {self.bias.shape}"
+            )
+        for name, array in (("weight", self.weight), ("bias", self.bias)):
+            if not np.isfinite(array).all():
+                raise MemoryBankError(f"a generator's {name} holds NaN or infinity")
 
     @classmethod
     def identity(cls, dim: int) -> Generator:
@@ -42,14 +54,24 @@ class Generator:
         return not self.weight.any() and not self.bias.any()
 
     def __call__(self, patches: FloatArray) -> FloatArray:
-        """Embed (..., d) patches; raises `MismatchError` for another descriptor length."""
+        """Embed (..., d) patches.
+
+        Raises `MismatchError` for another descriptor length, `ArtefactError` where the result is
+        beyond float32: no score could be made of it.
+        """
         if patches.shape[-1] != len(self.bias):
             raise MismatchError(
                 f"generator expects {len(self.bias)} channels, descriptors have {patches.shape[-1]}"
             )
         if self.is_identity:
             return patches
-        out: FloatArray = patches + patches @ self.weight.T + self.bias
+        with np.errstate(over="ignore", invalid="ignore"):
+            out: FloatArray = patches + patches @ self.weight.T + self.bias
+        if not np.isfinite(out).all():
+            raise ArtefactError(
+                "the generator of this site gives values beyond float32: its run is damaged, or "
+                "its training diverged; train again"
+            )
         return out
 
     def hash(self) -> str:

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from fedvad.detectors.aand import AAND
+from fedvad.detectors.adaptor import AdaptorDetector
 from fedvad.detectors.base import Detector
 from fedvad.detectors.dcam import DCAM
 from fedvad.detectors.dmdd import DMDD
@@ -18,7 +19,8 @@ from fedvad.features.extractor import FeatureExtractor
 __all__ = ["create", "detector_class", "list_detectors"]
 
 _DETECTORS: dict[str, type[Detector]] = {
-    cls.name: cls for cls in (FedDyMem, PatchCore, STFPM, PaSTe, DCAM, RD, AAND, DMDD)
+    cls.name: cls
+    for cls in (FedDyMem, PatchCore, STFPM, PaSTe, DCAM, RD, AAND, DMDD, AdaptorDetector)
 }
 
 

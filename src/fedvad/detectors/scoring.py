@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.checked import strictly
 from fedvad.errors import ConfigError
 from fedvad.memory.bank import FloatArray, MemoryBank
+from fedvad.memory.density import density_scale, row_gaps
 from fedvad.memory.neighbours import NeighbourIndex, SearchMode
 
-__all__ = ["MapMode", "MemoryScorer", "ScoringConfig", "image_score", "smooth", "upsample"]
+__all__ = [
+    "MapMode",
+    "MemoryScorer",
+    "ScoringConfig",
+    "distance_scale",
+    "image_score",
+    "mean_of_highest",
+    "smooth",
+    "upsample",
+]
 
 MapMode = Literal["nn1", "cfa", "patchcore", "spread"]
 _CFA_NEIGHBOURS = 3
 _PATCHCORE_NEIGHBOURS = 9
 _SPREAD_PRIOR = 10.0
+_UNBOUNDED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -28,23 +41,51 @@ class ScoringConfig:
         nearest among 3; `patchcore` nn1 with the image score re-weighted by how isolated the
         nearest vector of the worst patch is; `spread` the distance in units of the nearest
         vector's own dispersion.
+    density: exponent in [0, 1] of the nearest vector's distance to its own neighbours in the
+        memory, by which every distance is divided (see `memory.density`); 0 is off.
+    density_neighbours: number of these neighbours, at least 1.
     smooth: side of the mean filter over the map, in cells (1 is none).
     top: share of the cells, the highest ones, whose mean is the image score; 0 takes the maximum.
+    top_cells: number of cells at most that this share takes, at least 1, so that a larger image
+        does not dilute a defect of the same size in pixels.
     search: `fast` or `exact` nearest neighbours.
     """
 
     map: MapMode = "nn1"
+    density: float = 0.5
+    density_neighbours: int = 5
     smooth: int = 3
-    top: float = 0.02
+    top: float = 0.03
+    top_cells: int = 32
     search: SearchMode = "fast"
 
     def __post_init__(self) -> None:
         if self.map not in get_args(MapMode):
             raise ConfigError(f"unknown map mode {self.map!r}; choose from {get_args(MapMode)}")
+        if not 0 <= self.density <= 1:
+            raise ConfigError(f"density must be an exponent in [0, 1], got {self.density}")
+        if self.density_neighbours < 1:
+            raise ConfigError(
+                f"density_neighbours must be at least 1, got {self.density_neighbours}"
+            )
         if self.smooth < 1 or self.smooth % 2 == 0:
             raise ConfigError(f"smoothing needs an odd number of cells, got {self.smooth}")
         if not 0 <= self.top <= 1:
             raise ConfigError(f"top must be a share of the cells in [0, 1], got {self.top}")
+        if self.top_cells < 1:
+            raise ConfigError(f"top_cells must be at least 1, got {self.top_cells}")
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """What `asdict` gave, read from a file; older files lack what they scored without.
+
+        Raises `ArtefactError` for what is no such thing.
+        """
+        return strictly(cls, {"density": 0.0, "top_cells": _UNBOUNDED, **values}, "the scoring")
+
+    def count(self, cells: int) -> int:
+        """Number of the highest cells, of a map of so many, whose mean is the image score."""
+        return min(max(1, round(self.top * cells)), self.top_cells)
 
 
 class MemoryScorer:
@@ -54,7 +95,7 @@ class MemoryScorer:
         self.config = config
         self._bank = bank
         self._index = NeighbourIndex(bank.vectors, mode=config.search)
-        self._scale = _relative_spread(bank) if config.map == "spread" else None
+        self._scale = distance_scale(bank, config)
 
     def score(
         self, descriptors: FloatArray, *, exclude: npt.NDArray[np.int64] | None = None
@@ -71,15 +112,15 @@ class MemoryScorer:
         factor = 1.0
         if self.config.map == "cfa":
             values = values * _softmin_share(distances)
-        elif self._scale is not None:
-            values = values / self._scale[indices[:, 0]]
         elif self.config.map == "patchcore":
             worst = int(values.argmax())
             patch = descriptors.reshape(-1, dim)[worst]
             factor = self._isolation(index, patch, float(values[worst]), int(indices[worst, 0]))
+        if self._scale is not None:
+            values = values / self._scale[indices[:, 0]]
         raw = np.ascontiguousarray(values.reshape(height, width), dtype=np.float32)
         map_ = smooth(raw, self.config.smooth)
-        return factor * image_score(map_, self.config.top), map_
+        return factor * mean_of_highest(map_, self.config.count(map_.size)), map_
 
     def _isolation(
         self, index: NeighbourIndex, patch: FloatArray, distance: float, nearest: int
@@ -96,6 +137,17 @@ class MemoryScorer:
         return float(1 - np.exp(distance - top) / np.exp(support - top).sum())
 
 
+def distance_scale(bank: MemoryBank, config: ScoringConfig) -> FloatArray | None:
+    """Factor (m,) by which the distance to each vector of a memory is divided; None is 1."""
+    scale: FloatArray | None = _relative_spread(bank) if config.map == "spread" else None
+    if config.density:
+        few = config.density_neighbours == 5
+        gaps = bank.gaps if few else row_gaps(bank.vectors, config.density_neighbours)
+        density = density_scale(gaps, config.density)
+        scale = density if scale is None else scale * density
+    return scale
+
+
 def smooth(map_: FloatArray, cells: int) -> FloatArray:
     """Mean over cells x cells of an (h, w) map; at the border over the cells that exist."""
     if cells == 1:
@@ -109,7 +161,11 @@ def smooth(map_: FloatArray, cells: int) -> FloatArray:
 
 def image_score(map_: FloatArray, top: float) -> float:
     """Mean of the highest share `top` of an (h, w) map, of at least one cell."""
-    count = max(1, round(top * map_.size))
+    return mean_of_highest(map_, max(1, round(top * map_.size)))
+
+
+def mean_of_highest(map_: FloatArray, count: int) -> float:
+    """Mean of the `count` >= 1 highest cells of an (h, w) map."""
     flat = map_.reshape(-1)
     return float(np.partition(flat, flat.size - count)[-count:].mean())
 

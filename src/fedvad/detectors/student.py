@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.folders import ImageSet
-from fedvad.detectors.base import Detector, Scores
+from fedvad.detectors.base import Detector, Scores, check_score
 from fedvad.detectors.scoring import image_score, smooth
 from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.loss import Combine
@@ -180,7 +180,7 @@ class StudentDetector(Detector):
                 bad.append(error or "unknown error")
             else:
                 scaled = self._smooth(map_ / np.float32(self.scale_))
-                values.append(image_score(scaled, self.top))
+                values.append(check_score(image_score(scaled, self.top), str(images[index])))
                 maps.append(scaled)
                 kept.append(index)
             if on_image is not None:
@@ -301,7 +301,7 @@ class StudentDetector(Detector):
             bad: dict[int, str | None] = {}
 
             def readable() -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-                for item in read_pixels(paths, config.image_size):
+                for item in read_pixels(paths, config.image_size, max_pixels=config.max_pixels):
                     if item.pixels is None:
                         bad[item.index] = item.error
                     else:

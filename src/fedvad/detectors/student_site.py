@@ -73,7 +73,7 @@ class StudentSite:
         kept: list[Path] = []
 
         def readable() -> Iterator[npt.NDArray[np.uint8]]:
-            for item in read_pixels(paths, config.image_size):
+            for item in read_pixels(paths, config.image_size, max_pixels=config.max_pixels):
                 if item.pixels is None:
                     bad.append(item.error or "unknown error")
                 else:

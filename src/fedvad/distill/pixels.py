@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.images import MAX_PIXELS, read_rgb, resize_rgb
 from fedvad.errors import ImageError
 
 __all__ = ["Pixels", "read_pixels"]
@@ -29,12 +29,14 @@ class Pixels:
     error: str | None = None
 
 
-def read_pixels(paths: Sequence[Path], size: int) -> Iterator[Pixels]:
+def read_pixels(
+    paths: Sequence[Path], size: int, *, max_pixels: int = MAX_PIXELS
+) -> Iterator[Pixels]:
     """Outcome of every path, in order; at most 32 images are read ahead."""
 
     def load(index: int) -> Pixels:
         try:
-            return Pixels(index, resize_rgb(read_rgb(paths[index]), size))
+            return Pixels(index, resize_rgb(read_rgb(paths[index], max_pixels=max_pixels), size))
         except ImageError as error:
             return Pixels(index, None, str(error))
 

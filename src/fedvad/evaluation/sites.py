@@ -10,10 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.folders import ImageSet
-from fedvad.data.images import read_mask
 from fedvad.detectors.base import Scores
-from fedvad.detectors.scoring import upsample
-from fedvad.errors import DataError
 from fedvad.evaluation.aupro import aupro
 from fedvad.evaluation.bootstrap import mean_paired_gain, paired_gain
 from fedvad.evaluation.metrics import (
@@ -23,6 +20,7 @@ from fedvad.evaluation.metrics import (
     pixel_auroc,
 )
 from fedvad.evaluation.thresholds import Threshold, achieved, conformal_threshold
+from fedvad.evaluation.truth import GroundTruth, Pair, read_truth
 from fedvad.memory.bank import FloatArray
 
 __all__ = [
@@ -44,7 +42,8 @@ class SiteResult:
     """Scores and metrics of one site's readable test images; None where the data gives none.
 
     test: the images that were scored. scores: (n,); maps: (n, h, w) on the patch grid.
-    fpr, recall: achieved by the threshold on the test images.
+    fpr, recall: achieved by the threshold on the test images. truth: the masks that the pixel
+    metrics rest on.
     """
 
     name: str
@@ -60,6 +59,7 @@ class SiteResult:
     fpr: float | None
     recall: float | None
     bad: tuple[str, ...] = ()
+    truth: GroundTruth | None = None
 
 
 def site_threshold(normal_scores: Sequence[float], target_fpr: float) -> Threshold | None:
@@ -80,14 +80,15 @@ def evaluate_site(
 ) -> SiteResult:
     """Metrics of one site. Pixel metrics are taken at image_size x image_size pixels.
 
-    A normal image's mask is empty. Raises `DataError` for an unreadable mask.
+    They rest on the images whose masks can be believed (`read_truth`); a normal image's is empty.
     """
     kept = test.subset(scores.kept.tolist())
     labels = kept.labels
     pixel = pro = None
-    if pixel_metrics and kept.has_masks:
-        pixel = pixel_auroc(map_mask_pairs(kept, scores.maps, image_size))
-        pro = aupro(map_mask_pairs(kept, scores.maps, image_size))
+    truth = read_truth(kept, image_size) if pixel_metrics else None
+    if truth is not None and truth.usable:
+        pixel = pixel_auroc(truth.pairs(scores.maps))
+        pro = aupro(truth.pairs(scores.maps))
     f1 = f1_max_oracle(scores.image, labels)
     fpr, recall = (None, None)
     if threshold is not None and len(kept):
@@ -106,15 +107,17 @@ def evaluate_site(
         fpr=fpr,
         recall=recall,
         bad=scores.bad,
+        truth=truth,
     )
 
 
 def summarise(
-    results: Sequence[SiteResult], *, target_fpr: float, pixel_metrics: bool = True, size: int = 256
+    results: Sequence[SiteResult], *, target_fpr: float, pixel_metrics: bool = True
 ) -> dict[str, Any]:
     """The JSON form of a method's results: each metric by site, mean, worst and pooled.
 
-    `pooled` ranks the test images (or pixels) of all sites together, by raw score.
+    `pooled` ranks the test images (or pixels) of all sites together, by raw score. `pixel_images`
+    says by site how many defective images the pixel metrics rest on, and why not on all.
     """
     summary: dict[str, Any] = {}
     for metric in _PER_SITE:
@@ -134,10 +137,11 @@ def summarise(
             summary["image_auroc"]["pooled"] = image_auroc(scores, labels)
             summary["average_precision"]["pooled"] = average_precision(scores, labels)
             summary["oracle_f1"]["pooled"] = None if f1 is None else f1[0]
-        masked = [r for r in results if r.test.has_masks]
+        masked = [r for r in results if r.truth is not None and r.truth.usable]
         if pixel_metrics and masked:
-            summary["pixel_auroc"]["pooled"] = pixel_auroc(_all_pairs(masked, size))
-            summary["aupro"]["pooled"] = aupro(_all_pairs(masked, size))
+            summary["pixel_auroc"]["pooled"] = pixel_auroc(_all_pairs(masked))
+            summary["aupro"]["pooled"] = aupro(_all_pairs(masked))
+    summary["pixel_images"] = {r.name: r.truth.to_json() for r in results if r.truth is not None}
     rates = [r.fpr for r in results if r.fpr is not None]
     recalls = [r.recall for r in results if r.recall is not None]
     summary["threshold"] = {
@@ -195,24 +199,15 @@ def _paired(result: SiteResult, other: SiteResult) -> tuple[Any, Any, Any]:
     return result.scores[both], theirs, result.test.labels[both]
 
 
-Pair = tuple[FloatArray, npt.NDArray[np.bool_]]
-
-
 def map_mask_pairs(kept: ImageSet, maps: FloatArray, size: int) -> Iterator[Pair]:
-    """(map, mask), both (size, size), of each image and its (n, h, w) map, one at a time.
+    """(map, mask), both (size, size), of each image whose pixels are known, one at a time.
 
-    Raises `DataError` for an anomalous image without a mask, or an unreadable one.
+    maps: (n, h, w), one for each image; images with doubtful masks are left out (`read_truth`).
     """
-    for item, map_ in zip(kept, maps, strict=True):
-        if item.mask is None:
-            if item.label:
-                raise DataError(f"{item.path} is anomalous but has no mask")
-            mask = np.zeros((size, size), dtype=bool)
-        else:
-            mask = read_mask(item.mask, size)
-        yield upsample(map_[None], (size, size))[0], mask
+    return read_truth(kept, size).pairs(maps)
 
 
-def _all_pairs(results: Sequence[SiteResult], size: int) -> Iterator[Pair]:
+def _all_pairs(results: Sequence[SiteResult]) -> Iterator[Pair]:
     for result in results:
-        yield from map_mask_pairs(result.test, result.maps, size)
+        if result.truth is not None:
+            yield from result.truth.pairs(result.maps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import threading
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,11 @@ log = logging.getLogger(__name__)
 HalfArray = npt.NDArray[np.float16]
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _STALE_SECONDS = 3600
+# holds entries with a digest; the folder without a number those of earlier versions, which nobody
+# reads and which go first when room is needed
+_FOLDER, _EARLIER = "descriptors-2", "descriptors"
+_DIGEST = 32  # bytes of SHA-256 behind the values
+_EXPONENT = 0x7C00  # of float16, all ones: infinity or NaN
 # what np.save writes before the values of (h, w, d) float16
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<f2', 'fortran_order': False, "
@@ -73,7 +80,9 @@ class DescriptorCache:
     """float16 (h, w, d) descriptors by feature configuration and image content.
 
     An entry appears by an atomic rename, so that neither a second process nor kill -9 can leave
-    half a file under its name; a file that is damaged all the same is dropped and made again.
+    half a file under its name. It ends with a SHA-256 over configuration, key, shape and values:
+    a file that is damaged all the same, or lies under another entry's name, is named once,
+    dropped and made again. So is one with another shape than wanted, NaN or infinity.
     When `max_bytes` is exceeded the least recently used entries go. A disk that refuses to write
     costs speed, never a result.
     """
@@ -84,19 +93,29 @@ class DescriptorCache:
         self._lock = threading.Lock()
         self._total: int | None = None
         self._writable = True
+        self._named: set[Path] = set()
 
     def _path(self, configuration: str, key: str) -> Path:
-        return self.root / "descriptors" / configuration / key[:2] / f"{key}.npy"
+        return self.root / _FOLDER / configuration / key[:2] / f"{key}.npy"
 
-    def get(self, configuration: str, key: str) -> HalfArray | None:
-        """The entry, or None. Not memory-mapped: a stream holds more entries than open files."""
+    def get(
+        self, configuration: str, key: str, shape: tuple[int, ...] | None = None
+    ) -> HalfArray | None:
+        """The entry, or None. Not memory-mapped: a stream holds more entries than open files.
+
+        shape: the (h, w, d) that it must have.
+        """
         path = self._path(configuration, key)
         try:
-            array = _read(path)
+            array = _read(path, configuration, key)
+            if shape is not None and array.shape != shape:
+                raise ValueError(f"its shape is {array.shape}, not {shape}")
         except OSError:  # absent, or out of reach for now: no sign of damage
             return None
         except ValueError as error:
-            log.warning("dropping damaged cache entry %s: %s", path, error)
+            if path not in self._named:  # a read-only cache gives it again and again
+                log.warning("dropping damaged cache entry %s: %s", path, error)
+                self._named.add(path)
             _remove(path)
             return None
         with suppress(OSError):  # a read-only cache is still worth reading
@@ -104,15 +123,21 @@ class DescriptorCache:
         return array
 
     def put(self, configuration: str, key: str, descriptors: HalfArray) -> None:
-        """Store an entry; on a full or read-only disk, warn once and go on without storing."""
-        if not self._writable:
+        """Store an entry; on a full or read-only disk, warn once and go on without storing.
+
+        Values that are not finite are never stored.
+        """
+        if not self._writable or not _is_finite(descriptors):
             return
         path = self._path(configuration, key)
         temporary = path.with_name(f".{key}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                np.save(file, np.ascontiguousarray(descriptors), allow_pickle=False)
+                content = io.BytesIO()
+                np.save(content, np.ascontiguousarray(descriptors), allow_pickle=False)
+                file.write(content.getbuffer())
+                file.write(_digest(configuration, key, content.getbuffer()))
             temporary.replace(path)
         except FileNotFoundError:  # another process cleared the cache at this moment
             return
@@ -130,7 +155,7 @@ class DescriptorCache:
                 self._sweep()
                 self._total = sum(size for _, _, size in self._entries())
             else:
-                self._total += descriptors.nbytes + 128
+                self._total += descriptors.nbytes + 128 + _DIGEST
             if self._total > self.max_bytes:
                 self._total = self._evict()
 
@@ -139,6 +164,8 @@ class DescriptorCache:
         per: dict[str, tuple[int, int]] = {}
         for path, _, size in self._entries():
             name = path.parent.parent.name
+            if path.parents[2].name == _EARLIER:
+                name += " (of an earlier fedvad)"
             entries, total = per.get(name, (0, 0))
             per[name] = (entries + 1, total + size)
         return CacheInfo(
@@ -152,13 +179,15 @@ class DescriptorCache:
     def clear(self) -> int:
         """Remove every entry; returns the bytes freed."""
         freed = sum(size for _, _, size in self._entries())
-        shutil.rmtree(self.root / "descriptors", ignore_errors=True)
+        for folder in (_FOLDER, _EARLIER):
+            shutil.rmtree(self.root / folder, ignore_errors=True)
         self._total = 0
         return freed
 
     def _entries(self) -> list[tuple[Path, float, int]]:
         found = []
-        for path in (self.root / "descriptors").glob("*/*/*.npy"):
+        folders = (self.root / _EARLIER, self.root / _FOLDER)
+        for path in chain.from_iterable(folder.glob("*/*/*.npy") for folder in folders):
             try:
                 status = path.stat()
             except OSError:  # another process evicted it meanwhile
@@ -168,7 +197,9 @@ class DescriptorCache:
 
     def _evict(self) -> int:
         """Drop the least recently used entries down to 90 % of the budget; returns what is left."""
-        entries = sorted(self._entries(), key=lambda entry: entry[1])
+        entries = sorted(
+            self._entries(), key=lambda entry: (entry[0].parents[2].name == _FOLDER, entry[1])
+        )
         total = sum(size for _, _, size in entries)
         for path, _, size in entries:
             if total <= 0.9 * self.max_bytes:
@@ -180,13 +211,13 @@ class DescriptorCache:
     def _sweep(self) -> None:
         """Drop what killed writers left; by the files' own clock, which may be a server's."""
         newest = max((used for _, used, _ in self._entries()), default=0.0)
-        for leftover in (self.root / "descriptors").glob("*/*/.*.tmp"):
+        for leftover in (self.root / _FOLDER).glob("*/*/.*.tmp"):
             with suppress(OSError):
                 if newest - leftover.stat().st_mtime > _STALE_SECONDS:
                     leftover.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> HalfArray:
+def _read(path: Path, configuration: str, key: str) -> HalfArray:
     """An entry, read only; raises ValueError for anything else.
 
     `np.load` parses the header as Python, which threads of Python 3.11 cannot do at the same time
@@ -197,7 +228,28 @@ def _read(path: Path) -> HalfArray:
     if header is None:
         raise ValueError("not descriptors")
     height, width, dim = map(int, header.groups())
-    return np.frombuffer(data, np.dtype("<f2"), offset=header.end()).reshape(height, width, dim)
+    end = header.end() + 2 * height * width * dim
+    if len(data) != end + _DIGEST:
+        raise ValueError(f"{len(data)} bytes instead of {end + _DIGEST}")
+    if _digest(configuration, key, memoryview(data)[:end]) != data[end:]:
+        raise ValueError("its content was changed, or it is the entry of another image")
+    array = np.frombuffer(data, np.dtype("<f2"), height * width * dim, header.end())
+    if not _is_finite(array):
+        raise ValueError("it holds NaN or infinity")
+    return array.reshape(height, width, dim)
+
+
+def _digest(configuration: str, key: str, content: memoryview) -> bytes:
+    """SHA-256: with the instructions that processors have for it, faster than BLAKE2b."""
+    found = hashlib.sha256(f"{configuration}/{key}\0".encode())
+    found.update(content)
+    return found.digest()
+
+
+def _is_finite(values: HalfArray) -> bool:
+    """Ten times as fast as `np.isfinite` on float16."""
+    bits = np.ascontiguousarray(values, np.float16).view(np.uint16)
+    return bits.size == 0 or int((bits & 0x7FFF).max()) < _EXPONENT
 
 
 def _remove(path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.names import BUNDLED, name_of_file
 
@@ -18,7 +19,8 @@ Engine = Literal["openvino", "torch"]
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """Which descriptors to compute. `engine`, `device` and `weights` are ways, not identity.
+    """Which descriptors to compute. `engine`, `device`, `weights` and `max_pixels` are ways,
+    not identity.
 
     backbone: `fedvad-tiny`, `filterbank`, `mcunet_in3`, `mcunet_in4`, any timm model name, or
         the path of a backbone file (see `backbone_file`), which becomes `file:NAME` when it has
@@ -28,6 +30,7 @@ class FeatureConfig:
     weights_hash: SHA-256 of the backbone's parameters, filled in when it is built.
     image_size: side in pixels to which every image is resized.
     layers: taps of the backbone; None means its default.
+    max_pixels: an image of more counts as unreadable, before any pixel is decoded.
     pool: side of the neighbourhood average (1 is none), in cells of each layer.
     """
 
@@ -39,17 +42,20 @@ class FeatureConfig:
     pool: int = 3
     engine: Engine = field(default="openvino", compare=False)
     device: str = field(default="cpu", compare=False)
+    max_pixels: int = field(default=MAX_PIXELS, compare=False)
 
     def __post_init__(self) -> None:
         if not 32 <= self.image_size <= 2048:
             raise ConfigError(f"image size must lie in 32..2048 pixels, got {self.image_size}")
+        if self.max_pixels < 1:
+            raise ConfigError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.pool not in (1, 3, 5, 7):
             raise ConfigError(f"neighbourhood pooling must be 1, 3, 5 or 7 cells, got {self.pool}")
 
     def identity(self) -> dict[str, Any]:
         """What must agree for two sets of descriptors to be comparable, as JSON values."""
         everything = asdict(self)
-        for name in ("weights", "engine", "device"):
+        for name in ("weights", "engine", "device", "max_pixels"):
             del everything[name]
         everything["layers"] = None if self.layers is None else list(self.layers)
         return everything

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.images import decode_rgb, read_bytes, resize_rgb
+from fedvad.data.frames import split_frame
+from fedvad.data.images import decode_rgb, read_bytes, read_rgb, resize_rgb
+from fedvad.data.pictures import Picture
 from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.cache import DescriptorCache, content_key
@@ -30,6 +32,9 @@ __all__ = ["Extracted", "FeatureExtractor", "check_bad_share"]
 log = logging.getLogger(__name__)
 _CHUNK = 64
 _CHUNK_BYTES = 128_000_000
+# Part of every entry's name, with the number of the image in its file: a change of the rules by
+# which files become pixels must not find descriptors of before.
+_RULES = 2
 _FileState = tuple[str, int, int]
 
 
@@ -117,7 +122,10 @@ class FeatureExtractor:
     def stream(
         self, paths: Sequence[Path], on_image: Callable[[], None] | None = None
     ) -> Iterator[Extracted]:
-        """Outcome of every path, in order; `on_image` is called after each."""
+        """Outcome of every image, in order; `on_image` is called after each.
+
+        Pictures in memory are neither looked up in the cache nor stored there.
+        """
         workers = max(2, os.cpu_count() or 1)
         chunk = self._chunk
         with ThreadPoolExecutor(workers, thread_name_prefix="fedvad-read") as pool:
@@ -161,24 +169,29 @@ class FeatureExtractor:
 
     def _load(self, path: Path) -> _Loaded:
         try:
+            if isinstance(path, Picture):
+                whole = read_rgb(path, max_pixels=self.config.max_pixels)
+                return _Loaded(pixels=resize_rgb(whole, self.config.image_size))
             seen = _identity(path)
             key = self._keys.get(seen, "")
             hit = self._cached(key)
             if hit is None:
                 data = read_bytes(path)
-                key = content_key(data)
+                frame = split_frame(path)[1]
+                key = f"{content_key(data)}-{_RULES}-{frame or 0}"
                 hit = self._cached(key)
                 if seen is not None:
                     self._keys[seen] = key
             if hit is not None:
                 return _Loaded(key, hit=hit)
-            pixels = resize_rgb(decode_rgb(data, str(path)), self.config.image_size)
+            whole = decode_rgb(data, str(path), frame=frame, max_pixels=self.config.max_pixels)
+            pixels = resize_rgb(whole, self.config.image_size)
         except ImageError as error:
             return _Loaded(error=str(error))
         return _Loaded(key, pixels=pixels)
 
     def _cached(self, key: str) -> HalfArray | None:
-        return self.cache.get(self._key, key) if self.cache is not None and key else None
+        return self.cache.get(self._key, key, self.grid) if self.cache is not None and key else None
 
     def _compute(self, loaded: list[_Loaded], pool: ThreadPoolExecutor) -> dict[int, HalfArray]:
         missing = [(i, item.pixels) for i, item in enumerate(loaded) if item.pixels is not None]
@@ -194,7 +207,7 @@ class FeatureExtractor:
         for indices, out in self.engine.run(batches):
             for i, descriptors in zip(indices, self._half(out), strict=True):
                 made[i] = descriptors
-                if self.cache is not None:
+                if self.cache is not None and loaded[i].key:
                     writes.append(
                         pool.submit(self.cache.put, self._key, loaded[i].key, descriptors)
                     )
@@ -206,7 +219,7 @@ class FeatureExtractor:
 
 def _identity(path: Path) -> _FileState | None:
     try:
-        status = path.stat()
+        status = split_frame(path)[0].stat()
     except OSError:
         return None
     return str(path), status.st_mtime_ns, status.st_size
@@ -218,6 +231,10 @@ def check_bad_share(bad: Sequence[str], total: int, max_bad: float, where: str) 
         log.warning("%s: skipped %s", where, reason)
     if total and len(bad) > max_bad * total:
         shown = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+        if all("--max-pixels" in reason for reason in bad):  # each says itself what to do
+            raise DataError(f"{where}: {len(bad)} of {total} images are too large ({shown}).")
+        if len(bad) == total:
+            raise DataError(f"{where}: none of {total} images can be read ({shown}). Mend them.")
         raise DataError(
             f"{where}: {len(bad)} of {total} images are unreadable, more than --max-bad "
             f"{max_bad:.0%} ({shown}). Mend or remove them, or raise --max-bad."

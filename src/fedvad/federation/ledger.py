@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fedvad.memory.merge import COVERAGE_WARNING
 
@@ -18,6 +19,8 @@ __all__ = ["Ledger", "Phase", "RoundEntry", "peak_rss_mb", "reset_peak_rss"]
 
 log = logging.getLogger(__name__)
 Phase = Literal["features", "local", "merge", "calibrate", "score"]
+# JSON has no NaN and no infinity: files hold null in their place
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 class RoundEntry(BaseModel):
@@ -37,17 +40,18 @@ class RoundEntry(BaseModel):
     bytes_down: dict[str, int]
     rows_up: dict[str, int]
     memory_rows: int
-    coverage: float
+    coverage: Number
     drift: float | None = None
     rejected: dict[str, str] = Field(default_factory=dict)
     distrusted: dict[str, str] = Field(default_factory=dict)
-    generator_spread: dict[str, float] = Field(default_factory=dict)
+    generator_spread: dict[str, Number] = Field(default_factory=dict)
 
 
 class Ledger(BaseModel):
     """Costs of a whole run; grows by rounds and survives a resume.
 
-    images: by site, which images it trains on, as a digest; empty where nobody told.
+    images: by site, which images it trains on, as a digest; empty where nobody told. options:
+    digest of the options that a resumed run must share, empty likewise.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -57,6 +61,7 @@ class Ledger(BaseModel):
     peak_rss_mb: float = 0.0
     images_computed: int = 0
     images: dict[str, str] = Field(default_factory=dict)
+    options: str = ""
 
     def close_round(self, entry: RoundEntry) -> None:
         """Take in a merged round; what an operator must know of it goes into the log."""

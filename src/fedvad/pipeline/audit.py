@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.folders import ImageItem, read_images
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.detectors.base import NormalFeatures
@@ -166,7 +167,7 @@ def _windows(
     height, width, _ = extractor.grid
     size = extractor.config.image_size
     side = 2 * max(size // height, size // width)
-    image = resize_rgb(read_rgb(path), size)
+    image = resize_rgb(read_rgb(path, max_pixels=ANY_SIZE), size)
     padded = np.pad(image, ((side, side), (side, side), (0, 0)), mode="reflect")
     tops = ((cells // width + 0.5) * size / height - side / 2).astype(int) + side
     lefts = ((cells % width + 0.5) * size / width - side / 2).astype(int) + side

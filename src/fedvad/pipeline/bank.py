@@ -10,6 +10,7 @@ from typing import Any
 
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site
+from fedvad.data.locks import only_one
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.memory_site import MemorySite
 from fedvad.errors import ConfigError
@@ -60,8 +61,27 @@ def export_upload(
     index: the site's position, from 0, among the sorted names of all sites of the federation; it
     sets the site's seed as in `train` and must be given at the first export. options: values of
     `TrainConfig`, see `next_config`. Returns what the file holds, in numbers. Raises
-    `ConfigError`, `DataError`, `FederationError` (see `fedvad.errors`).
+    `ConfigError` (also when another process works on `state_dir`), `DataError`, `FederationError`
+    (see `fedvad.errors`).
     """
+    with only_one(state_dir):
+        return _export_upload(
+            data, state_dir, key, out, site, index, config_file, options, cache, progress
+        )
+
+
+def _export_upload(
+    data: Path,
+    state_dir: Path,
+    key: Path,
+    out: Path,
+    site: str | None,
+    index: int | None,
+    config_file: Path | None,
+    options: Mapping[str, Any] | None,
+    cache: DescriptorCache | None,
+    progress: Progress,
+) -> dict[str, Any]:
     signing = read_private_key(key)
     before = load_site(state_dir)
     config = next_config(before, config_file, dict(options or {}))
@@ -99,7 +119,7 @@ def one_site(data: Path, config: TrainConfig, name: str | None, before: SiteStat
     """
     if config.split is not None:
         raise ConfigError("--split divides one set in one place; here each site has its own folder")
-    sites = load_sites(data, None, config.seed)
+    sites = load_sites(data, None, config.seed, config.label_names(), image_size=config.image_size)
     if len(sites) != 1:
         raise ConfigError(f"{data} holds {len(sites)} sites: give the folder of one")
     name = check_name(name or (before.site if before is not None else sites[0].name))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedvad.data.locks import only_one
 from fedvad.detectors.calibration import RowLookup
 from fedvad.errors import ArtefactError, ConfigError, PayloadError
 from fedvad.features.cache import DescriptorCache
@@ -32,11 +34,10 @@ from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
-    LEDGER_FILE,
     SiteModel,
     TrainedRun,
     write_config,
-    write_json,
+    write_ledger,
 )
 from fedvad.pipeline.thresholds import Counts, calibrate
 
@@ -64,8 +65,29 @@ def import_global(
     thresholds from its own normal images, as `train` makes them. Importing the same file again
     changes nothing. `own_rows` of the result: rows of the last upload that came back. Raises
     `PayloadError` naming the file for one that is not to be trusted, is older than what the site
-    has, or is of another federation; `ConfigError`, `DataError`.
+    has, or is of another federation; `ConfigError` (also when another process works on
+    `state_dir` or `out`), `DataError`.
     """
+    with ExitStack() as stack:
+        stack.enter_context(only_one(state_dir))
+        if out is not None and not out.is_file():
+            stack.enter_context(only_one(out))
+        return _import_global(
+            file, state_dir, trust, out, data, weights, cache, max_bytes, progress
+        )
+
+
+def _import_global(
+    file: Path,
+    state_dir: Path,
+    trust: Path,
+    out: Path | None,
+    data: Path | None,
+    weights: Path | None,
+    cache: DescriptorCache | None,
+    max_bytes: int,
+    progress: Progress,
+) -> dict[str, Any]:
     if trust.is_dir():
         raise ConfigError(f"{trust} is a folder: --trust takes the server's one public key here")
     trusted = read_trusted_keys(trust)
@@ -209,7 +231,7 @@ def make_run(
     )
     calibration = calibrate(run, held_out, extractor, config, progress)
     write_config(out, config)
-    write_json(out / LEDGER_FILE, load_ledger(state_dir).model_dump())
+    write_ledger(out, load_ledger(state_dir))
     run.save(out)  # last: with it the run counts as made
     threshold = run.threshold(state.site)
     told = {

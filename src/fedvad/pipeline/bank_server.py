@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from fedvad.data.checked import parse_values
 from fedvad.data.files import write_atomically
+from fedvad.data.locks import only_one
+from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError, ConfigError, FederationError, PayloadError
 from fedvad.federation.codecs import Precision
 from fedvad.federation.defence.robust import RobustConfig
@@ -113,8 +116,27 @@ def merge_uploads(
     either. Without `files` the last global memory is written again.
 
     Raises `FederationError` when too few files pass (nothing is changed then), `ConfigError` for
-    keys and options, `ArtefactError` for a damaged state.
+    keys and options and when another process works on `state_dir`, `ArtefactError` for a damaged
+    state.
     """
+    with only_one(state_dir):
+        return _merge_uploads(
+            files, trust, key, state_dir, out, quorum, features, config_file, options, max_bytes
+        )
+
+
+def _merge_uploads(
+    files: Sequence[Path],
+    trust: Path | None,
+    key: Path,
+    state_dir: Path,
+    out: Path,
+    quorum: int,
+    features: str | None,
+    config_file: Path | None,
+    options: Mapping[str, Any] | None,
+    max_bytes: int,
+) -> dict[str, Any]:
     signing = read_private_key(key)
     state = load_state(state_dir)
     if not files:
@@ -150,7 +172,7 @@ def merge_uploads(
     ledger = Ledger() if state is None else state.ledger
     ledger.close_round(_entry(round_, accepted, refused, merged, exchange.distrusted))
     if state is None:  # the mark of the round comes after it, so a kill here is harmless
-        write_atomically(state_dir / _FEDERATION, federation.model_dump_json().encode())
+        write_sealed(state_dir / _FEDERATION, federation.model_dump(mode="json"))
     done = RunState(round_, merged, exchange.server_state(), {}, ledger)
     save_state(state_dir, done)
     return _write_global(done, signing, out, accepted=accepted, refused=refused)
@@ -256,9 +278,9 @@ def _federation(
 def _read_federation(state_dir: Path) -> _Federation:
     path = state_dir / _FEDERATION
     try:
-        return _Federation.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ArtefactError(f"the server's state is damaged: {path}: {error}") from error
+        return parse_values(_Federation, read_sealed(path), str(path))
+    except ArtefactError as error:
+        raise ArtefactError(f"the server's state is damaged: {error}") from error
 
 
 def _accept(

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from fedvad.data.checked import parse_values
 from fedvad.data.files import write_atomically
+from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.generator import Generator
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError, PayloadError
@@ -32,7 +34,7 @@ __all__ = [
 
 _SITE, _GLOBAL, _LEDGER, _SENT = "site.safetensors", "global.fedvad", "ledger.json", "sent"
 # what may differ between the rounds of a site: ways to the same numbers
-_FREE = {"jobs", "compare", "weights", "engine", "device", "max_bad"}
+_FREE = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,11 +167,11 @@ def load_global(folder: Path) -> Payload | None:
 
 
 def load_ledger(folder: Path) -> Ledger:
-    """Rounds whose global memory the site took; an empty ledger when there is none to read."""
-    try:
-        return Ledger.model_validate_json((folder / _LEDGER).read_bytes())
-    except (OSError, ValueError):
+    """Rounds whose global memory the site took, none at first; `ArtefactError` when damaged."""
+    path = folder / _LEDGER
+    if not path.exists():
         return Ledger()
+    return parse_values(Ledger, read_sealed(path), str(path))
 
 
 def note_round(folder: Path, state: SiteState, merged: Payload, received: int) -> None:
@@ -193,4 +195,4 @@ def note_round(folder: Path, state: SiteState, merged: Payload, received: int) -
     ledger = load_ledger(folder)
     rounds = [other for other in ledger.rounds if other.round != round_] + [entry]
     ledger.rounds[:] = sorted(rounds, key=lambda e: e.round)
-    write_atomically(folder / _LEDGER, ledger.model_dump_json().encode())
+    write_sealed(folder / _LEDGER, ledger.model_dump())

@@ -21,7 +21,7 @@ from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.plan import memory_sites, plan
 from fedvad.pipeline.progress import Progress
 from fedvad.pipeline.run_folder import TrainedRun
-from fedvad.pipeline.scoring import score_with
+from fedvad.pipeline.scoring import ANY_SHARE, score_with
 
 __all__ = ["compare", "local_banks", "pooled_banks"]
 
@@ -69,9 +69,7 @@ def compare(
             )
             return detector.with_memory(bank, generator), site_threshold(scores, config.target_fpr)
 
-        done[name] = score_with(
-            for_site, sites, extractor, f"scoring {name}", config.max_bad, progress
-        )
+        done[name] = score_with(for_site, sites, extractor, f"scoring {name}", ANY_SHARE, progress)
     return done
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.labels import LabelNames
 from fedvad.detectors.memory_site import Anchors, FedDyMemConfig, Reduce, Update
 from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.scoring import MapMode, ScoringConfig
@@ -61,7 +63,10 @@ class TrainConfig(BaseModel):
     device: str = "cpu"
     # data
     split: str | None = None
+    good: tuple[str, ...] = ()
+    defect: tuple[str, ...] = ()
     max_bad: float = Field(default=0.05, ge=0, le=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     # federation
     rounds: int = Field(default=2, ge=1)
     participation: float = Field(default=1.0, gt=0, le=1)
@@ -95,8 +100,11 @@ class TrainConfig(BaseModel):
     identity_weight: float = Field(default=0.01, ge=0)
     # scoring
     map: MapMode = "nn1"
+    density: float = Field(default=0.5, ge=0, le=1)
+    density_neighbours: int = Field(default=5, ge=1)
     smooth: int = 3
     top: float = 0.03
+    top_cells: int = Field(default=32, ge=1)
     search: SearchMode = "fast"
     reference: Reference = "global"
     # thresholds
@@ -118,6 +126,11 @@ class TrainConfig(BaseModel):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("good", "defect", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -191,11 +204,24 @@ class TrainConfig(BaseModel):
             pool=self.pool,
             engine=self.engine,
             device=self.device,
+            max_pixels=self.max_pixels,
         )
+
+    def label_names(self) -> LabelNames:
+        """Names of folders with normal images and with defects; raises `ConfigError` for both."""
+        return LabelNames(self.good, self.defect)
 
     def scoring(self) -> ScoringConfig:
         """The scoring part."""
-        return ScoringConfig(map=self.map, smooth=self.smooth, top=self.top, search=self.search)
+        return ScoringConfig(
+            map=self.map,
+            density=self.density,
+            density_neighbours=self.density_neighbours,
+            smooth=self.smooth,
+            top=self.top,
+            top_cells=self.top_cells,
+            search=self.search,
+        )
 
     def rows(self, dim: int) -> int:
         """Rows a site may send per round: `upload_rows`, or fewer if `upload_bytes` says so."""
@@ -255,6 +281,7 @@ def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
     try:
         config = TrainConfig(**(METHODS[method] | _absolute(values)))
         config.memory(1)
+        config.label_names()
         config.features()
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.folders import Site
+from fedvad.data.labels import LabelNames
+from fedvad.data.reading import DataReading
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.calibration import choose_images, held_out_scores
 from fedvad.detectors.feddymem import MemoryDetector
@@ -20,7 +22,7 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import Reference, TrainConfig
-from fedvad.pipeline.data import digest_of, fingerprint, load_sites
+from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.outputs import panels
 from fedvad.pipeline.progress import Progress, silent
@@ -41,8 +43,11 @@ def evaluate(
     *,
     reference: Reference | None = None,
     weights: Path | None = None,
+    max_pixels: int | None = None,
     cache: DescriptorCache | None = None,
     heatmaps: Path | None = None,
+    good: Sequence[str] = (),
+    defect: Sequence[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Score the test images of `data` and return the results, in the shape that `train` returns.
@@ -53,10 +58,15 @@ def evaluate(
     global memory; when its folder has normal training images its threshold comes from those (from
     the site of the run that trained on the very same ones, if one did), else it borrows the median
     of the run's thresholds. The split of the training is repeated when `data` holds the same
-    images. Raises `ArtefactError`, `DataError`, `MismatchError`.
+    images. good, defect: names of folders with normal images and with defects, beyond those of
+    the training. `max_pixels` replaces the limit of the run. Raises `ArtefactError`, `DataError`,
+    `MismatchError`.
     """
-    run, config, extractor = open_run(run_folder, weights=weights, cache=cache)
-    sites = _sites(data, run, config)
+    run, config, extractor = open_run(
+        run_folder, weights=weights, cache=cache, max_pixels=max_pixels
+    )
+    names = LabelNames(tuple(good), tuple(defect), before=config.label_names())
+    reading, sites = _sites(data, run, config, names)
     new = [site for site in sites if site.name not in run.sites]
     if new:
         log.info("never trained on: %s", ", ".join(site.name for site in new))
@@ -81,12 +91,13 @@ def evaluate(
     ledger.images_computed = extractor.computed
     if not results:
         raise DataError(f"{data} has no test images: expected test/good and test/<defect> folders")
-    summary = summarise(results, target_fpr=config.target_fpr, size=config.image_size)
+    summary = summarise(results, target_fpr=config.target_fpr)
     summary["compare"] = {}
     summary["ledger"] = ledger.summary()
     summary["reference"] = reference or run.reference
     summary["sites_never_trained_on"] = [site.name for site in new]
     summary["drift"] = _drifts(results)
+    summary["data"] = data_of(reading, results)
     summary["unreadable"] = [reason for r in results for reason in r.bad]
     summary["verdict"] = verdict(summary)
     if heatmaps is not None:
@@ -118,15 +129,18 @@ def _drifts(results: Sequence[SiteResult]) -> dict[str, Any]:
     return found
 
 
-def _sites(data: Path, run: Run, config: TrainConfig) -> Sequence[Site]:
+def _sites(
+    data: Path, run: Run, config: TrainConfig, names: LabelNames
+) -> tuple[DataReading, list[Site]]:
+    size = run.features.image_size
     if config.split is not None:
-        if fingerprint(data) == run.data:
-            return load_sites(data, config.split, config.seed)
+        if fingerprint(data, names) == run.data:
+            return load_data(data, config.split, config.seed, names, image_size=size)
         log.warning(
             "%s does not hold the images that were split into sites for training: its sites count "
             "as new ones", data,
         )  # fmt: skip
-    return load_sites(data, None, config.seed, allow_empty_train=True)
+    return load_data(data, None, config.seed, names, image_size=size, allow_empty_train=True)
 
 
 def _known_threshold(site: Site, run: Run, images: Mapping[str, str]) -> Threshold | None:

@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvad.data.folders import Site, read_sites
+from fedvad.data.folders import Site
 from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.labels import LabelNames
 from fedvad.data.synthesis import KINDS, SynthesisConfig, TextureFolder, synthesise
 from fedvad.errors import ConfigError
+from fedvad.pipeline.data import load_sites
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.report.defect_sheet import PER_ROW, Example, defect_sheet
 
@@ -32,12 +34,15 @@ def gallery(
     foreground: Literal["none", "otsu"] | int = "none",
     textures: Path | None = None,
     image_size: int = 256,
+    good: Sequence[str] = (),
+    defect: Sequence[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Draw `rows` rows of each kind of defect on normal images of `data` into the PNG file `out`.
 
     Sites take turns; every kind is shown on the same images, `image_size` pixels square. The same
-    arguments give the same picture. Returns path, bytes, the median milliseconds of a defect by
+    arguments give the same picture. good, defect: names of folders with normal images and with
+    defects, beyond `good`. Returns path, bytes, the median milliseconds of a defect by
     kind, and for every defect its kind asked for and drawn, site, file, area (share of the image)
     and change (mean absolute, in grey levels).
     Raises `ConfigError` for an unknown kind or foreground, negative seed or rows < 1, `DataError`
@@ -50,7 +55,8 @@ def gallery(
         for kind in dict.fromkeys(kinds)
     }
     given = None if textures is None else TextureFolder(textures, size=image_size)
-    sites = read_sites(data)
+    sites = load_sites(data, None, seed, LabelNames(tuple(good), tuple(defect)),
+                       image_size=image_size)  # fmt: skip
     shown = _images(sites, rows * PER_ROW, seed, image_size)
     stage = Stage(progress, "drawing", len(configs) * len(shown))
     groups: dict[str, list[Example]] = {kind: [] for kind in configs}
@@ -61,14 +67,14 @@ def gallery(
             start = time.perf_counter()
             # The number of the kind, so that a kind looks the same whichever others are shown.
             own = (seed, KINDS.index(kind), index)
-            defect = synthesise(image, config, seed=own, textures=given, others=others)
+            made = synthesise(image, config, seed=own, textures=given, others=others)
             seconds[kind].append(time.perf_counter() - start)
-            example = Example(path.name, image, defect)
+            example = Example(path.name, image, made)
             groups[kind].append(example)
             defects.append(
                 {
                     "kind": kind,
-                    "drawn": defect.kind,
+                    "drawn": made.kind,
                     "site": site,
                     "file": path.name,
                     "area": example.area,

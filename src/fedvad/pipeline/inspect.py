@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedvad.data.contents import check_contents
+from fedvad.data.folders import read_data
+from fedvad.data.labels import LabelNames
 from fedvad.detectors.artefact import read_arrays
 from fedvad.errors import ArtefactError, PayloadError
 from fedvad.federation.payload import Payload
@@ -17,22 +21,41 @@ from fedvad.federation.signed import (
     read_bounded,
     read_trusted_keys,
 )
-from fedvad.pipeline.run_folder import DETECTOR_FILE
+from fedvad.pipeline.data import data_with_masks
+from fedvad.pipeline.run_folder import CONFIG_FILE, DETECTOR_FILE
 
 __all__ = ["inspect"]
 
 _ARRAYS = {"vectors", "weights", "spread"}
 
 
-def inspect(path: Path, *, trust: Path | None = None) -> dict[str, Any]:
-    """Describe a run folder, a detector file, or a message file, signed or not.
+def inspect(
+    path: Path,
+    *,
+    trust: Path | None = None,
+    good: Sequence[str] = (),
+    defect: Sequence[str] = (),
+    image_size: int = 256,
+) -> dict[str, Any]:
+    """Describe a run folder, a detector file, a message file, signed or not, or a data folder.
 
     Keys: path, bytes, kind, what the file says about itself, and for every array its shape, type,
-    bytes and range. Of messages also `contents` (numbers), `signature` and `says` (sentences for
-    an auditor). trust: public keys to name the signer by. Raises `ArtefactError` for anything else.
+    bytes and range. Of a folder of images the keys are path, kind and `data`: what of it is read,
+    as which label, and what is not, with image_size in view. good, defect: names of folders with
+    normal images and with defects, beyond `good`. Of messages also `contents` (numbers),
+    `signature` and `says` (sentences for an auditor). trust: public keys to name the signer by.
+    Raises `ArtefactError` for anything else, `DataError` for a folder that is no data.
     """
     if path.is_dir():
         file = path / DETECTOR_FILE
+        if not file.exists() and not (path / CONFIG_FILE).exists():
+            names = LabelNames(tuple(good), tuple(defect))
+            reading = read_data(path, names, allow_empty_train=True)
+            return {
+                "path": str(path),
+                "kind": "folder of images",
+                "data": data_with_masks(check_contents(reading, image_size), image_size),
+            }
         described = inspect(file)
         described["path"] = str(path)
         described["files"] = {

@@ -14,7 +14,7 @@ from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.fitted import Fitted
 from fedvad.pipeline.plan import privacy
 from fedvad.pipeline.report import keep_record, report
-from fedvad.pipeline.run_folder import LEDGER_FILE, write_json
+from fedvad.pipeline.run_folder import RESULTS_FILE, write_json, write_ledger
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
 from fedvad.report.tables import (
@@ -44,12 +44,16 @@ def write_outputs(
     results: Sequence[SiteResult],
     comparisons: Mapping[str, Sequence[SiteResult]],
     ledger: Ledger,
+    data: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write ledger, results, tables, contact sheet and the HTML report; returns the results."""
+    """Write ledger, results, tables, contact sheet and the HTML report; returns the results.
+
+    data: what was read of the data folder, see `DataReading.to_json`.
+    """
     run, own_normals = fitted.run, fitted.own_normals
 
     def summary_of(site_results: Sequence[SiteResult]) -> dict[str, Any]:
-        return summarise(site_results, target_fpr=config.target_fpr, size=run.features.image_size)
+        return summarise(site_results, target_fpr=config.target_fpr)
 
     summary = summary_of(results)
     summary["compare"] = {name: summary_of(other) for name, other in comparisons.items()}
@@ -66,11 +70,12 @@ def write_outputs(
     summary["seed"] = config.seed
     summary["training_images"] = dict(fitted.n_images)
     summary["unreadable"] = [*fitted.unreadable, *(reason for r in results for reason in r.bad)]
+    summary["data"] = dict(data)
     summary["ledger"] = ledger.summary()
     summary["privacy"] = privacy(config)
     summary["verdict"] = verdict(summary)
-    write_json(out / LEDGER_FILE, ledger.model_dump())
-    write_json(out / "results.json", summary)
+    write_json(out / RESULTS_FILE, summary)
+    write_ledger(out, ledger, vouches_for=[RESULTS_FILE])
     tables = {
         "method": results_table(summary, name=run.method),
         "site": sites_table(summary, name=run.method),
@@ -134,6 +139,7 @@ def panels(results: Sequence[SiteResult]) -> list[Panel]:
             threshold=None if result.threshold is None else result.threshold.value,
             map=map_,
             mask=item.mask,
+            other_masks=item.other_masks,
         )
         for result in results
         for item, score, map_ in zip(result.test, result.scores, result.maps, strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.folders import read_images
 from fedvad.data.images import read_rgb
 from fedvad.errors import ConfigError
@@ -31,6 +32,7 @@ def predict(
     reference: Reference | None = None,
     out: Path | None = None,
     weights: Path | None = None,
+    max_pixels: int | None = None,
     cache: DescriptorCache | None = None,
     progress: Progress = silent,
 ) -> Iterator[dict[str, Any]]:
@@ -38,11 +40,12 @@ def predict(
 
     Keys: path, site, score, threshold, anomalous (None without a threshold), overlay (file
     written below `out`), error (None, or why the image could not be read; the others go on).
-    Without `site` the global memory and the median threshold of the sites decide. Raises
-    `ConfigError` for a site that the run does not know, `DataError` when there is no image.
+    `max_pixels` replaces the run's limit on the size of images. Without `site` the global memory
+    and the median threshold of the sites decide. Raises `ConfigError` for a site that the run does
+    not know, `DataError` when there is no image.
     """
     files = read_images(paths)
-    run, _, extractor = open_run(run_folder, weights=weights, cache=cache)
+    run, _, extractor = open_run(run_folder, weights=weights, cache=cache, max_pixels=max_pixels)
     if site is not None and site not in run.sites:
         raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
     if site is None and len(run.sites) == 1:
@@ -84,7 +87,9 @@ def _save_overlay(path: Path, map_: FloatArray, limit: float | None, target: Pat
     # a cell as bad as a whole image at the threshold is shown in full colour
     high = float(map_.max()) if limit is None else limit
     low = float(np.median(map_))
-    overlay = heatmap_overlay(read_rgb(path), map_, low=low, high=max(high, low * 1.01 + 1e-6))
+    overlay = heatmap_overlay(
+        read_rgb(path, max_pixels=ANY_SIZE), map_, low=low, high=max(high, low * 1.01 + 1e-6)
+    )
     save_png(target, overlay)
 
 

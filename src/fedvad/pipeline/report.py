@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedvad.data.files import write_atomically
-from fedvad.detectors.artefact import feature_identity
+from fedvad.data.sealed import read_sealed
+from fedvad.detectors.artefact import feature_identity, read_arrays
 from fedvad.errors import ArtefactError, ConfigError, StorageError
 from fedvad.evaluation.sites import SiteResult
 from fedvad.federation.ledger import Ledger
@@ -21,6 +21,7 @@ from fedvad.pipeline.run_folder import (
     LEDGER_FILE,
     RESULTS_FILE,
     read_ledger,
+    read_results,
 )
 from fedvad.pipeline.student_config import STUDENT_METHODS, STUDENT_OPTIONS
 from fedvad.report.html.gallery import GALLERY_FOLDER, write_gallery
@@ -59,15 +60,10 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
         raise ConfigError(f"{target} is a folder: give the page a file name, like report.html")
     results = _results(run)
     missing: list[str] = []
-    config = _json(run / CONFIG_FILE)
-    if not isinstance(config, dict):
-        config = {}
-        missing.append("The configuration of this run is missing or damaged.")
+    config = _config(run, missing)
     ledger = read_ledger(run)
     if ledger == Ledger():
-        missing.append(
-            "The ledger of this run is missing or damaged: rounds and costs are unknown."
-        )
+        missing.append("The ledger of this run is missing: rounds and costs are unknown.")
     scores = _kept(Scores, run, missing)
     if scores is None:
         missing.append("This run keeps no scores of its test images: there are no curves.")
@@ -147,18 +143,17 @@ def _results(run: Path) -> dict[str, Any]:
             + ("; its training was interrupted: finish it with --resume" if unfinished else
                ": give the folder that `fedvad train --out` wrote")
         )  # fmt: skip
-    results = _json(path)
-    if not isinstance(results, dict):
-        raise ArtefactError(f"{path} is damaged: train again, or restore it from a copy")
-    return results
+    return read_results(run)
 
 
-def _json(path: Path) -> Any:
-    """What the file holds; None when it cannot be read."""
+def _config(run: Path, missing: list[str]) -> dict[str, Any]:
+    """The options of a run; damaged ones are told on the page, which is made without them."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
+        return read_sealed(run / CONFIG_FILE)
+    except ArtefactError as error:
+        log.warning("%s", error)
+        missing.append("The configuration of this run is missing or damaged.")
+        return {}
 
 
 def _kept(kind: type[_Read], run: Path, missing: list[str]) -> _Read | None:
@@ -185,14 +180,12 @@ def _picture(path: Path) -> bytes | None:
 
 def _identity(path: Path) -> tuple[dict[str, str], int | None]:
     """What the detector says about itself, and the numbers per row; nothing when it is gone."""
-    from safetensors import SafetensorError, safe_open
-
+    if not path.exists():
+        return {}, None
     try:
-        # the header alone: a memory may be hundreds of megabytes
-        with safe_open(path, framework="numpy") as file:
-            values = json.loads((file.metadata() or {})["fedvad"])
-            memory = "global/vectors" in file.keys()  # noqa: SIM118
-            dim = int(file.get_slice("global/vectors").get_shape()[1]) if memory else None
+        arrays, values = read_arrays(path)
+        memory = arrays.get("global/vectors")
+        dim = None if memory is None else int(memory.shape[1])
         features = feature_identity(values, path)
         told = {
             "trained by": f"fedvad {values.get('version')}",
@@ -203,7 +196,8 @@ def _identity(path: Path) -> tuple[dict[str, str], int | None]:
             "feature configuration": features.key(),
             "fingerprint of the data": values["data"],
         }
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, ArtefactError):
+    except (KeyError, IndexError, ArtefactError) as error:
+        log.warning("%s", error)
         return {}, None
     return {name: str(value) for name, value in told.items() if value}, dim
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy.typing as npt
 
+from fedvad.data.checked import check_finite, parse_values
 from fedvad.data.files import write_atomically
+from fedvad.data.sealed import finite, parse_json, read_sealed, sha256_of, write_sealed
 from fedvad.detectors.artefact import feature_identity, read_arrays, write_arrays
 from fedvad.detectors.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.generator import Generator
@@ -22,7 +23,9 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.density import holds
 from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.run_values import RunValues, threshold_from
 
 __all__ = [
     "CONFIG_FILE",
@@ -35,10 +38,12 @@ __all__ = [
     "middle",
     "read_config",
     "read_ledger",
+    "read_results",
     "read_run",
     "threshold_from",
     "write_config",
     "write_json",
+    "write_ledger",
 ]
 
 DETECTOR_FILE = "detector.safetensors"
@@ -81,9 +86,15 @@ class TrainedRun:
         """The detector of a site; of one that never trained (or None) the global memory's.
 
         Raises `MismatchError` when the extractor gives other features, `ConfigError` when a
-        reference needs a memory that the site does not have.
+        reference needs a memory that the site does not have, `ArtefactError` for a memory that
+        does not fit the features.
         """
         self.features.check_same(extractor.config, "this run")
+        if extractor.grid[2] != self.memory.dim:
+            raise ArtefactError(
+                f"this run is damaged: its memory has {self.memory.dim} values a row, the features "
+                f"have {extractor.grid[2]}; train again"
+            )
         reference = self._reference(site, reference)
         detector = FedDyMem(extractor=extractor, scoring=self.scoring)
         model = self.sites.get(site) if site is not None else None
@@ -114,14 +125,26 @@ class TrainedRun:
         if site in self.sites:
             own = self.sites[site].thresholds
             # more vectors only lower the distance to the nearest: the threshold of the global
-            # memory holds for the union, too, as long as nothing else scores
-            lends = reference == "union" and self.scoring.map == "nn1"
+            # memory holds for the union, too, as long as nothing else scores; the density of a
+            # memory changes with its rows
+            lends = (
+                reference == "union"
+                and self.scoring.map == "nn1"
+                and (not self.scoring.density or holds(self.memory, self.sites[site].bank))
+            )
             return own.get(reference) or (own.get("global") if lends else None)
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
         return middle(known)
 
     def _reference(self, site: str | None, wanted: Reference | None) -> Reference:
-        """The reference set that scores; a site without its own memory defaults to the global."""
+        """The reference set that scores; a site without its own memory defaults to the global.
+
+        Raises `ConfigError` for another word: to what follows it would mean the union.
+        """
+        if wanted is not None and wanted not in get_args(Reference):
+            raise ConfigError(
+                f"unknown reference {wanted!r}; choose from {', '.join(get_args(Reference))}"
+            )
         if site in self.sites:
             return wanted or self.reference
         return "global" if wanted in (None, "union") else wanted
@@ -172,27 +195,40 @@ class TrainedRun:
         """What `save` wrote, as `read_arrays` gives it; raises `ArtefactError`."""
         if values.get("kind") != "run":
             raise ArtefactError(f"{path} holds a {values.get('kind')}, not a run")
+        told = parse_values(RunValues, values, str(path))
+        check_finite(arrays, {}, str(path))
+        left = dict(arrays)
         try:
+            memory = _bank("global", left)
             sites = {}
-            for i, site in enumerate(values["sites"]):
-                bank = _bank(f"site{i}", arrays)
+            for i, site in enumerate(told.sites):
+                bank = _bank(f"site{i}", left)
                 generator = Generator.identity(bank.dim)
-                if f"site{i}/generator/weight" in arrays:
+                if f"site{i}/generator/weight" in left:
                     generator = Generator(
-                        arrays[f"site{i}/generator/weight"], arrays[f"site{i}/generator/bias"]
+                        left.pop(f"site{i}/generator/weight"), left.pop(f"site{i}/generator/bias")
                     )
-                thresholds = {k: threshold_from(t) for k, t in site["thresholds"].items()}
-                sites[site["name"]] = SiteModel(bank, generator, thresholds, site["n_images"])
+                    if generator.hash() != site.generator:
+                        raise MemoryBankError(f"the generator of {site.name!r} is another one")
+                if bank.dim != memory.dim:
+                    raise MemoryBankError(
+                        f"site {site.name!r} has {bank.dim} values a row, the global memory "
+                        f"{memory.dim}"
+                    )
+                thresholds = {str(k): threshold_from(t) for k, t in site.thresholds.items()}
+                sites[site.name] = SiteModel(bank, generator, thresholds, site.n_images)
+            if left:
+                raise MemoryBankError(f"array {min(left)!r} belongs to no site")
             return cls(
-                memory=_bank("global", arrays),
+                memory=memory,
                 sites=sites,
-                scoring=ScoringConfig(**values["scoring"]),
-                reference=values["reference"],
+                scoring=ScoringConfig.from_values(told.scoring),
+                reference=told.reference,
                 features=feature_identity(values, path),
-                method=values["method"],
-                data=values["data"],
+                method=told.method,
+                data=told.data,
             )
-        except (KeyError, TypeError, AttributeError, ValueError, MemoryBankError) as error:
+        except (KeyError, ConfigError, ArtefactError, MemoryBankError) as error:
             raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
 
 
@@ -201,46 +237,59 @@ def middle(thresholds: Sequence[Threshold]) -> Threshold | None:
     return sorted(thresholds, key=lambda t: t.value)[len(thresholds) // 2] if thresholds else None
 
 
-def threshold_from(values: dict[str, Any]) -> Threshold:
-    """The threshold whose `asdict` this was, read back from JSON."""
-    return Threshold(**values | {"scores": tuple(values.get("scores", ()))})
-
-
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Store the resolved configuration."""
-    write_atomically(folder / CONFIG_FILE, config.model_dump_json(indent=2).encode())
+    write_sealed(folder / CONFIG_FILE, config.model_dump(mode="json"))
 
 
 def read_config(folder: Path) -> TrainConfig:
     """The configuration of a run; raises `ArtefactError` when it is missing or damaged."""
-    try:
-        return TrainConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"cannot read {folder / CONFIG_FILE}: {error}") from error
+    path = folder / CONFIG_FILE
+    return parse_values(TrainConfig, read_sealed(path), str(path))
+
+
+def write_ledger(folder: Path, ledger: Ledger, *, vouches_for: Sequence[str] = ()) -> None:
+    """Store the ledger, with the SHA-256 of other files of the folder as they are now."""
+    files = {name: sha256_of((folder / name).read_bytes()) for name in vouches_for}
+    write_sealed(folder / LEDGER_FILE, ledger.model_dump() | ({"files": files} if files else {}))
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """The ledger of a run; an empty one when there is none that can be read."""
+    """The ledger of a run, an empty one where it has none; raises `ArtefactError` for a damaged."""
+    return _ledger(folder)[0]
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What `train` returned; raises `ArtefactError` when it is missing or damaged."""
+    path = folder / RESULTS_FILE
+    told = _ledger(folder)[1].get(RESULTS_FILE)
     try:
-        return Ledger.model_validate_json((folder / LEDGER_FILE).read_bytes())
-    except (OSError, ValueError):
-        return Ledger()
+        data = path.read_bytes()
+        results = parse_json(data)
+        if not isinstance(results, dict):
+            raise ValueError("it holds no table of values")
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"cannot read {path}, it is missing or damaged: {error}") from error
+    if told not in (None, sha256_of(data)):
+        raise ArtefactError(
+            f"{path} was damaged or changed after it was written: restore it from a copy, or train "
+            "again"
+        )
+    return results
+
+
+def _ledger(folder: Path) -> tuple[Ledger, dict[str, Any]]:
+    path = folder / LEDGER_FILE
+    if not path.exists():
+        return Ledger(), {}
+    values = read_sealed(path)
+    files = values.pop("files", {})
+    return parse_values(Ledger, values, str(path)), files if isinstance(files, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that any parser reads: NaN and infinity become null."""
     write_atomically(path, json.dumps(finite(value), indent=2, allow_nan=False).encode())
-
-
-def finite(value: Any) -> Any:
-    """JSON values with NaN and infinity as null."""
-    if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _bank_arrays(prefix: str, bank: MemoryBank) -> dict[str, npt.NDArray[Any]]:
@@ -252,9 +301,12 @@ def _bank_arrays(prefix: str, bank: MemoryBank) -> dict[str, npt.NDArray[Any]]:
 
 
 def _bank(prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> MemoryBank:
-    return MemoryBank(
-        arrays[f"{prefix}/vectors"], arrays[f"{prefix}/weights"], arrays[f"{prefix}/spread"]
-    )
+    """Taken out of `arrays`; raises `KeyError`, `MemoryBankError`."""
+    parts = [arrays.pop(f"{prefix}/{name}") for name in ("vectors", "weights", "spread")]
+    for part in parts:
+        if part.dtype.kind != "f":
+            raise MemoryBankError(f"memory {prefix!r} holds {part.dtype}, not floating point")
+    return MemoryBank(*parts)
 
 
 def read_run(folder: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any], Path]:

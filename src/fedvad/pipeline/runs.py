@@ -23,15 +23,20 @@ def load_run(folder: Path) -> TrainedRun | StudentRun:
 
 
 def open_run(
-    folder: Path, *, weights: Path | None = None, cache: DescriptorCache | None = None
+    folder: Path,
+    *,
+    weights: Path | None = None,
+    cache: DescriptorCache | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[Run, TrainConfig, FeatureExtractor]:
     """A run with its configuration and an extractor that provably gives its features.
 
-    `weights` replaces the path stored at training, for a run that was moved to another machine.
-    Raises `ArtefactError`, `WeightsError`, or `MismatchError` when the backbone's values differ.
+    `weights` replaces the path stored at training, for a run that was moved to another machine,
+    `max_pixels` the limit on the size of images. Raises `ArtefactError`, `WeightsError`, or
+    `MismatchError` when the backbone's values differ.
     """
     run = load_run(folder)
-    return run, *_extractor(run, folder, weights, cache)
+    return run, *_extractor(run, folder, weights, cache, max_pixels=max_pixels)
 
 
 def open_memory_run(
@@ -51,9 +56,10 @@ def _extractor(
     weights: Path | None,
     cache: DescriptorCache | None,
     device: str | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[TrainConfig, FeatureExtractor]:
     config = read_config(folder)
-    given = {"weights": weights, "device": device}
+    given = {"weights": weights, "device": device, "max_pixels": max_pixels}
     config = config.model_copy(update={k: v for k, v in given.items() if v is not None})
     extractor = FeatureExtractor(config.features(), cache)
     run.features.check_same(extractor.config, f"run {folder.name}")

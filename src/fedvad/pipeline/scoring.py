@@ -13,7 +13,10 @@ from fedvad.pipeline.config import Reference
 from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.progress import Progress, Stage, silent
 
-__all__ = ["score_sites", "score_with"]
+__all__ = ["ANY_SHARE", "score_sites", "score_with"]
+
+# of unreadable test images: training is over then, and not lost for an image that only measures
+ANY_SHARE = 1.0
 
 ForSite = Callable[[str], tuple[Detector, Threshold | None]]
 

@@ -27,7 +27,8 @@ STUDENT_METHODS: dict[str, dict[str, Any]] = {
 }
 # what else of `TrainConfig` means something where there is no memory
 STUDENT_OPTIONS = {
-    "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split", "max_bad",
+    "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split", "good",
+    "defect", "max_bad", "max_pixels",
     "rounds", "participation", "join", "smooth", "top", "target_fpr", "holdout", "shared_threshold",
     "compare", "seed", "jobs", "student",
 }  # fmt: skip

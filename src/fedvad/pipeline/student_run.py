@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.checked import check_finite, parse_values
 from fedvad.detectors.artefact import feature_identity, write_arrays
 from fedvad.detectors.base import Detector
 from fedvad.detectors.registry import detector_class
@@ -21,7 +22,8 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import DETECTOR_FILE, middle, threshold_from
+from fedvad.pipeline.run_folder import DETECTOR_FILE, middle
+from fedvad.pipeline.run_values import StudentRunValues, threshold_from
 
 __all__ = ["KIND", "StudentModel", "StudentRun"]
 
@@ -136,25 +138,31 @@ class StudentRun:
     @classmethod
     def from_arrays(cls, arrays: Arrays, values: dict[str, Any], path: Path) -> StudentRun:
         """What `save` wrote, as `read_arrays` gives it; raises `ArtefactError`."""
+        told = parse_values(StudentRunValues, values, str(path))
+        check_finite(arrays, values, str(path))
+        sites = {}
         try:
-            sites = {}
-            for i, told in enumerate(values["sites"]):
-                thresholds = {k: threshold_from(t) for k, t in told["thresholds"].items()}
-                sites[told["name"]] = StudentModel(
-                    under(f"site{i}/", arrays), dict(told["own"]), thresholds, told["n_images"]
-                )
-            if not sites:
-                raise ArtefactError(f"{path} is incomplete or damaged: it has no site")
-            return cls(
-                shared={n: a for n, a in arrays.items() if not _OWN.match(n)},
-                values=dict(values["student"]),
-                sites=sites,
-                features=feature_identity(values, path),
-                method=str(values["method"]),
-                data=str(values["data"]),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            for i, site in enumerate(told.sites):
+                thresholds = {str(k): threshold_from(t) for k, t in site.thresholds.items()}
+                buffers = under(f"site{i}/", arrays)
+                sites[site.name] = StudentModel(buffers, site.own, thresholds, site.n_images)
+            first = next(iter(sites.values())).buffers
+            for name, model in sites.items():
+                if _shapes(model.buffers) != _shapes(first):
+                    raise ArtefactError(f"site {name!r} has other batch statistics than the first")
+            owners = {n.split("/")[0] for n in arrays if _OWN.match(n)}
+            if extra := owners - {f"site{i}" for i in range(len(sites))}:
+                raise ArtefactError(f"the arrays of {min(extra)!r} belong to no site")
+        except ArtefactError as error:
             raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
+        return cls(
+            shared={n: a for n, a in arrays.items() if not _OWN.match(n)},
+            values=told.student,
+            sites=sites,
+            features=feature_identity(values, path),
+            method=told.method,
+            data=told.data,
+        )
 
     def _mixed(self) -> Arrays:
         """Batch statistics of all sites' images together: mean and variance of the mixture."""
@@ -178,6 +186,10 @@ class StudentRun:
                 value = squares - mean(means) ** 2
             mixed[name] = value.astype(models[0].buffers[name].dtype)
         return mixed
+
+
+def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def _no_reference(reference: Reference | None) -> None:

@@ -26,7 +26,7 @@ from fedvad.pipeline.fitted import Fitted, Job
 from fedvad.pipeline.plan import site_seed
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_config
-from fedvad.pipeline.scoring import score_with
+from fedvad.pipeline.scoring import ANY_SHARE, score_with
 from fedvad.pipeline.student_run import StudentRun
 from fedvad.pipeline.thresholds import share_threshold
 
@@ -232,7 +232,7 @@ def _compare(
             found = dict.fromkeys(members, pooled)
         results[name] = score_with(
             lambda site, found=found: found[site],  # type: ignore[misc]
-            sites, extractor, f"scoring {name}", config.max_bad, progress,
+            sites, extractor, f"scoring {name}", ANY_SHARE, progress,
         )  # fmt: skip
     return results
 

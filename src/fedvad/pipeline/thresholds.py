@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.contents import described
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import held_out_scores
 from fedvad.evaluation.histograms import count, threshold_of_counts
@@ -74,7 +75,10 @@ def calibrate(
             if threshold is not None:
                 model.thresholds[reference] = threshold
             elif reference == run.reference:
-                log.warning("%s: too few normal images for a threshold", name)
+                log.warning(
+                    "%s: too few normal images for a threshold (%s)",
+                    name, described(held_out[name].paths),
+                )  # fmt: skip
         ours, alone = scores.get(run.reference), scores.get("local")
         if ours is not None and alone is not None and len(ours) == len(alone) and len(ours):
             found.own_normals[name] = {

@@ -6,15 +6,15 @@ What is told comes from the files of the run folder, which hold all of it in any
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fedvad.data.sealed import read_sealed
 from fedvad.errors import ConfigError, StorageError
-from fedvad.pipeline.run_folder import CONFIG_FILE, read_ledger
+from fedvad.pipeline.run_folder import CONFIG_FILE, read_ledger, read_results
 
 __all__ = ["Tracker", "check_tracker", "track"]
 
@@ -41,8 +41,8 @@ def track(run: Path, tracker: Tracker) -> str:
     TensorBoard: events in RUN/tensorboard. MLflow: the server of MLFLOW_TRACKING_URI, else a
     database in RUN/mlflow. Raises `StorageError` when the tracker cannot be written to.
     """
-    config = json.loads((run / CONFIG_FILE).read_bytes())
-    results = json.loads((run / "results.json").read_bytes())
+    config = read_sealed(run / CONFIG_FILE)
+    results = read_results(run)
     rounds = [
         (entry.round, dict(_numbers(entry.model_dump(), "round")))
         for entry in read_ledger(run).rounds

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from fedvad.data.contents import described
+from fedvad.data.locks import only_one
+from fedvad.data.sealed import sha256_of
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import digest_of, fingerprint, load_sites
+from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Job
 from fedvad.pipeline.memories import fit_memories
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join
 from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.run_folder import DETECTOR_FILE, RESULTS_FILE, read_config, read_ledger
-from fedvad.pipeline.scoring import score_sites
+from fedvad.pipeline.run_folder import (
+    DETECTOR_FILE,
+    RESULTS_FILE,
+    read_config,
+    read_ledger,
+    read_results,
+)
+from fedvad.pipeline.scoring import ANY_SHARE, score_sites
 from fedvad.pipeline.students import fit_students
 
 __all__ = ["train"]
@@ -30,7 +38,7 @@ __all__ = ["train"]
 log = logging.getLogger(__name__)
 
 # what may differ between an interrupted run and its --resume
-_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device", "max_bad"}
+_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
 
 
 def train(
@@ -46,30 +54,58 @@ def train(
 
     The returned dictionary is what `--json` prints and `results.json` holds. State is kept after
     every round, so that an interrupted run goes on with `resume`; of a finished one, `resume`
-    returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`,
-    `DataError`, `FederationError` (see `fedvad.errors`).
+    returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`
+    (also when another process works on `out`), `DataError`, `FederationError` (see
+    `fedvad.errors`).
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: choose another --out")
+    with only_one(out):  # before looking at what is there: nobody else writes it from now on
+        return _train(data, out, config, cache, resume, progress)
+
+
+def _train(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    cache: DescriptorCache | None,
+    resume: bool,
+    progress: Progress,
+) -> dict[str, Any]:
     _prepare(out, config, resume)
-    sites = load_sites(data, config.split, config.seed)
+    names = config.label_names()
+    reading, sites = load_data(data, config.split, config.seed, names, image_size=config.image_size)
     check_join(config, [site.name for site in sites])
-    ledger = Ledger(images={site.name: digest_of(site.train) for site in sites})
+    ledger = Ledger(
+        images={site.name: digest_of(site.train) for site in sites}, options=_options(config)
+    )
     if resume and (done := _finished(out, config, ledger.images)) is not None:
         log.info("%s is complete already: nothing was run", out)
         return done
     extractor = FeatureExtractor(config.features(), cache)
     fit = fit_students if config.has_student else fit_memories
     with ExitStack() as stack:
-        job = Job(sites, config, extractor, out, resume, fingerprint(data), ledger, stack, progress)
+        job = Job(
+            sites, config, extractor, out, resume, fingerprint(data, names), ledger, stack, progress
+        )
         fitted = fit(job)
         fitted.run.save(out)
         before = extractor.computed
         with ledger.phase("score"):
             results = score_sites(
-                fitted.run, sites, extractor, max_bad=config.max_bad, progress=progress
+                fitted.run, sites, extractor, max_bad=ANY_SHARE, progress=progress
             )
             comparisons = fitted.compare(results)
     ledger.images_computed += extractor.computed - before
-    summary = write_outputs(out, config, fitted, results, comparisons, ledger)
+    reading = reading.noted(
+        f"{site.name}: no threshold, so no decisions: training has {described(site.train.paths)}, "
+        "and three that differ are the least"
+        for site in sites
+        if fitted.run.threshold(site.name) is None and config.calibration_mode != "none"
+    )
+    summary = write_outputs(
+        out, config, fitted, results, comparisons, ledger, data_of(reading, results)
+    )
     clear_state(out / "state")
     return summary
 
@@ -88,8 +124,14 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
         )
     if set(config.compare) - set(read_config(out).compare):
         return None
-    results: dict[str, Any] = json.loads((out / RESULTS_FILE).read_bytes())
-    return results
+    return read_results(out)
+
+
+def _options(config: TrainConfig) -> str:
+    """Digest of all that an interrupted run and its --resume must share."""
+    # without defaults: an option that a later version adds must not end a run begun before
+    told = config.model_dump_json(exclude=_FREE_ON_RESUME, exclude_defaults=True)
+    return sha256_of(told.encode())
 
 
 def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
@@ -103,8 +145,6 @@ def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
                     + ", ".join(f"{k} ({before[k]!r}, now {now[k]!r})" for k in changed)
                 )
         return
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: choose another --out")
     if (out / "config.json").exists():
         try:
             read_config(out)

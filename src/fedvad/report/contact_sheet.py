@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.files import write_atomically
-from fedvad.data.images import read_mask, read_rgb, resize_rgb
+from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.masks import read_masks
 from fedvad.errors import ConfigError, ImageError
 from fedvad.report.lettering import INK, Fonts, chip, fit, write
 from fedvad.report.overlay import draw_outline, heatmap_overlay, map_range
@@ -171,7 +173,7 @@ def _pair(
     from PIL import Image, ImageDraw
 
     try:
-        whole = read_rgb(panel.path)
+        whole = read_rgb(panel.path, max_pixels=ANY_SIZE)
     except ImageError:
         height = tile
         pictures = None
@@ -238,10 +240,10 @@ def _pictures(
 def _mask(panel: Panel, width: int, height: int) -> NDArray[np.bool_] | None:
     from PIL import Image
 
-    if panel.mask is None:
+    if not panel.masks:
         return None
     try:
-        mask = read_mask(panel.mask, None)
+        mask = read_masks(panel.masks, None)
     except ImageError:
         return None
     # Averaged, and any trace counts: by nearest neighbour a thin crack would fall apart.

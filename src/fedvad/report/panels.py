@@ -41,6 +41,12 @@ class Panel:
     threshold: float | None
     map: NDArray[np.floating[Any]]
     mask: Path | None
+    other_masks: tuple[Path, ...] = ()
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All ground-truth masks of the image, which are drawn as one."""
+        return () if self.mask is None else (self.mask, *self.other_masks)
 
     @property
     def ratio(self) -> float | None:

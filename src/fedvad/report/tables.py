@@ -15,6 +15,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from fedvad.data.files import write_atomically
+from fedvad.data.reading import data_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "own_normals_table",
     "results_table",
+    "rich_data_table",
     "rich_table",
     "rich_tables",
     "sites_table",
@@ -141,11 +143,22 @@ def rich_tables(results: Results, *, name: str = "federated") -> list[Table]:
     moved = own_normals_table(results)
     if len(moved) > 1 and _number(results, "image_auroc", "mean") is None:
         tables.append(rich_table("Own normal images", moved))
+    data = _at(results, "data")
+    if data and not data.get("complete"):
+        tables.append(rich_data_table(data))
     return tables
 
 
-def rich_table(title: str, rows: Rows) -> Table:
-    """A table for the terminal; headings wrap to the figures below, only long cells wrap."""
+def rich_data_table(data: Mapping[str, Any]) -> Table:
+    """What was read of a data folder and what was not, for the terminal."""
+    return rich_table("Data", data_table(data), numbers=1)
+
+
+def rich_table(title: str, rows: Rows, *, numbers: int | None = None) -> Table:
+    """A table for the terminal; headings wrap to the figures below, only long cells wrap.
+
+    numbers: the only column that is aligned to the right; None for all but the first.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -156,7 +169,7 @@ def rich_table(title: str, rows: Rows) -> Table:
         longest = max(map(len, [*heading.split(), *(row[index] for row in rows[1:])]))
         table.add_column(
             Text("\n".join(wrap(heading, longest))),
-            justify="right" if index else "left",
+            justify="right" if index == numbers or (numbers is None and index) else "left",
             no_wrap=longest <= _NARROW,
             overflow="fold",
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.images import MAX_PIXELS, decode_rgb, read_bytes, resize_rgb
+from fedvad.data.arrays import ImageLike, is_image, to_rgb
+from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.images import resize_rgb
+from fedvad.detectors.base import check_score
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.scoring import MemoryScorer
-from fedvad.errors import ConfigError, ImageError
+from fedvad.errors import ArtefactError, ConfigError, ImageError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
@@ -29,7 +33,6 @@ from fedvad.pipeline.run_folder import TrainedRun, read_config
 __all__ = ["ImageLike", "Prediction", "Predictor"]
 
 Pixels = npt.NDArray[np.uint8]
-ImageLike = Path | str | bytes | Pixels
 _CHUNK = 32  # images of which the pixels are held at a time
 
 
@@ -66,18 +69,29 @@ class Predictor:
         *,
         site: str | None = None,
         max_pixels: int = MAX_PIXELS,
+        max_expansion: int | None = None,
     ) -> None:
-        """Prefer `load`. Raises `ConfigError` for a detector without a memory."""
+        """Prefer `load`.
+
+        Raises `ConfigError` for a detector without a memory, `ArtefactError` for a threshold that
+        is not finite.
+        """
         if detector.bank_ is None or detector.generator_ is None:
             raise ConfigError(f"{detector.name} has no memory yet: fit it, or load a trained run")
         self.site = site
         self.threshold = threshold
         self.max_pixels = max_pixels
+        self.max_expansion = max_expansion
         self._extractor: FeatureExtractor = detector.extractor
         self._scorer = MemoryScorer(detector.bank_, detector.scoring)
         self._generator = detector.generator_
         self._lock = threading.Lock()
         self._closed, self._calls = False, 0
+        if threshold is not None and not math.isfinite(threshold.value):
+            raise ArtefactError(
+                f"the threshold of this run is {threshold.value}, so nothing can be decided: "
+                "restore the run from a copy, or train again"
+            )
         self._idle = threading.Condition()
         # also bounds how many whole images are in memory at a time
         self._readers = ThreadPoolExecutor(
@@ -95,15 +109,17 @@ class Predictor:
         engine: Engine | None = None,
         device: str | None = None,
         max_pixels: int = MAX_PIXELS,
+        max_expansion: int | None = None,
     ) -> Self:
         """The predictor of a run folder.
 
         Without `site` the global memory and the median threshold of the sites decide; a run of
         one site means that one. `weights`, `engine` and `device` replace what was stored at
         training, for a run that was moved to another machine. An image of more than `max_pixels`
-        pixels counts as unreadable, before any is decoded. Raises `ConfigError` for a site that
-        the run does not know, `ArtefactError`, `WeightsError`, or `MismatchError` when the
-        backbone's values differ.
+        pixels counts as unreadable, before any is decoded, and so does one of more than a
+        megapixel that has over `max_expansion` pixels for each byte of its file. Raises
+        `ConfigError` for a site that the run does not know, `ArtefactError`, `WeightsError`, or
+        `MismatchError` when the backbone's values differ.
         """
         folder = Path(run)
         trained = TrainedRun.load(folder)
@@ -119,6 +135,7 @@ class Predictor:
             trained.threshold(site, reference),
             site=site,
             max_pixels=max_pixels,
+            max_expansion=max_expansion,
         )
 
     @property
@@ -136,18 +153,25 @@ class Predictor:
         self._extractor, self._lock = other._extractor, other._lock
 
     def predict(
-        self, images: Sequence[ImageLike], *, names: Sequence[str] | None = None
+        self, images: Iterable[ImageLike], *, names: Sequence[str] | None = None
     ) -> list[Prediction]:
-        """One result per image, in order: paths, bytes of image files, or uint8 (H, W, 3) arrays.
+        """One result per image, in order: paths, bytes of image files, arrays, PIL images, tensors.
 
-        What cannot be decoded becomes a result with `error`; the others go on. `names` stand for
-        the images in these messages. Raises `DataError` for an array of another shape or type,
-        `ConfigError` for a single image instead of a list, or after `close`.
+        `data.arrays.to_rgb` says what becomes of each; arrays are RGB, not BGR as of OpenCV. What
+        cannot be decoded becomes a result with `error`; the others go on. `names` stand for the
+        images in messages. Raises `DataError` for an array of another shape or a thing that is no
+        image, `ConfigError` for a single image instead of a list, or after `close`.
         """
-        if isinstance(images, str | bytes | Path | np.ndarray):
-            raise ConfigError("predict takes a list of images; for one image give [image]")
+        if is_image(images) or not isinstance(images, Iterable):
+            raise ConfigError(
+                "predict takes a list of images; for one give [image], for a stack list(images)"
+            )
+        images = list(images)
         if names is None:
-            names = [str(i) if isinstance(i, str | Path) else "image" for i in images]
+            names = [
+                str(image) if isinstance(image, str | Path) else f"images[{i}]"
+                for i, image in enumerate(images)
+            ]
         elif len(names) != len(images):
             raise ConfigError(f"{len(names)} names for {len(images)} images; give one for each")
         with self._idle:
@@ -194,24 +218,24 @@ class Predictor:
                     results.append(Prediction(None, limit, None, None, None, item))
                     continue
                 score, map_ = self._scorer.score(self._generator(to_float(next(made))))
+                check_score(score, item.name)
                 judged = None if limit is None else score > limit
                 results.append(Prediction(score, limit, judged, map_, item.size))
         return results
 
     def _read(self, image: ImageLike, name: str) -> _Read | str:
         """Squashed pixels and original size, or the reason why there are none."""
-        if isinstance(image, np.ndarray):
-            pixels = image
-        else:
-            try:
-                data = image if isinstance(image, bytes) else read_bytes(Path(image))
-                pixels = decode_rgb(data, name, max_pixels=self.max_pixels)
-            except ImageError as error:
-                return str(error)
+        try:
+            pixels = to_rgb(
+                image, name, max_pixels=self.max_pixels, max_expansion=self.max_expansion
+            )
+        except ImageError as error:
+            return str(error)
         squashed = resize_rgb(pixels, self.image_size)
-        return _Read(squashed, (int(pixels.shape[0]), int(pixels.shape[1])))
+        return _Read(squashed, (int(pixels.shape[0]), int(pixels.shape[1])), name)
 
 
 class _Read(NamedTuple):
     pixels: Pixels
     size: tuple[int, int]
+    name: str

@@ -99,7 +99,7 @@ def run_rounds(
     if resume and state_dir is not None:
         state = load_state(state_dir)
         if state is not None:
-            _check_resumable(state, exchange, sites, ledger.images)
+            _check_resumable(state, exchange, sites, ledger)
             incoming, first = state.merged, state.round + 1
             exchange.restore(state.server)
             ledger.continue_from(state.ledger)
@@ -130,7 +130,7 @@ def _restore(site: Member, arrays: Mapping[str, npt.NDArray[Any]], name: str, fo
         site.restore(arrays)
     except (KeyError, FedvadError) as error:
         raise ArtefactError(
-            f"the state of {name} in {folder} is damaged ({error}): remove {folder} and train anew"
+            f"the state of {name} in {folder} is damaged ({error}): remove {folder} and train again"
         ) from error
 
 
@@ -138,9 +138,15 @@ def _check_resumable(
     state: RunState,
     exchange: Exchange[State],
     sites: Mapping[str, State],
-    images: Mapping[str, str],
+    ledger: Ledger,
 ) -> None:
-    """Raise `ConfigError` when the stored rounds were run with other features or images."""
+    """Raise `ConfigError` when the stored rounds had other features, options or images."""
+    images, options = ledger.images, state.ledger.options
+    if options and options != ledger.options:
+        raise ConfigError(
+            "the state of the interrupted run is of another configuration: it was copied here from "
+            "another run; restore its own, or begin again in another folder"
+        )
     if state.merged.manifest.features != exchange.features:
         raise ConfigError(
             "the interrupted run used other features (backbone weights?): give the same ones, or "

@@ -47,7 +47,7 @@ class PatchCore(MemoryModule):
         rows: vectors of the memory.
         candidates: share of all patches that the memory is chosen from.
         projection: dimensions in which it is chosen; None takes all.
-        map: how distances become a map; smooth, top, search: see `fedvad`'s `ScoringConfig`.
+        map: how distances become a map; density, smooth, top, search: see `ScoringConfig`.
         target_fpr: false-alarm rate that the threshold from normal images aims at.
         seed: of everything random.
         pre_processor: True resizes; another one must not normalise.
@@ -68,8 +68,9 @@ class PatchCore(MemoryModule):
         candidates: float = 0.25,
         projection: int | None = 64,
         map: MapMode = "nn1",
+        density: float = 0.5,
         smooth: int = 3,
-        top: float = 0.02,
+        top: float = 0.03,
         search: SearchMode = "fast",
         target_fpr: float = 0.01,
         seed: int = 0,
@@ -78,7 +79,7 @@ class PatchCore(MemoryModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        scoring = ScoringConfig(map=map, smooth=smooth, top=top, search=search)
+        scoring = ScoringConfig(map=map, density=density, smooth=smooth, top=top, search=search)
         extractor = make_extractor(backbone, weights, image_size, layers, pool)
         super().__init__(
             pre_processor=make_pre_processor(pre_processor, image_size),
@@ -133,6 +134,7 @@ class FedDyMem(MemoryModule):
         candidates: float = 0.5,
         projection: int | None = 64,
         map: MapMode = "nn1",
+        density: float = 0.5,
         smooth: int = 3,
         top: float = 0.03,
         search: SearchMode = "fast",
@@ -149,7 +151,7 @@ class FedDyMem(MemoryModule):
         if run is None:
             if site is not None or reference is not None or grow:
                 raise ConfigError("site, reference and grow belong to an imported run: give run")
-            scoring = ScoringConfig(map=map, smooth=smooth, top=top, search=search)
+            scoring = ScoringConfig(map=map, density=density, smooth=smooth, top=top, search=search)
             extractor = make_extractor(backbone, weights, image_size, layers, pool)
         else:
             trained, extractor = _open(Path(run), site, weights)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedvad.data.folders import Site
+from fedvad.data.frames import split_frame
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.generator import Generator
@@ -91,7 +92,6 @@ def run_cell(
         # that no table here shows
         results,
         target_fpr=config.target_fpr,
-        size=config.image_size,
         pixel_metrics=False,
     )
     height, width, dim = prepared.extractor.grid
@@ -206,7 +206,7 @@ def _pooled(config: TrainConfig, prepared: Prepared) -> _Trained:
     banks = pooled_banks(config, rows, prepared.features, prepared.extractor)
     seconds = perf_counter() - start
     images = {
-        name: sum(path.stat().st_size for path in features.paths)
+        name: sum(f.stat().st_size for f in {split_frame(p)[0] for p in features.paths})
         for name, features in prepared.features.items()
     }
     memory = next(iter(banks.values()))[0].vectors.nbytes // 2

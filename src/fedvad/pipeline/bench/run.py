@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,11 @@ from fedvad._version import __version__
 from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
+from fedvad.data.labels import LabelNames
+from fedvad.data.locks import only_one
+from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.distill.cost import descriptor_macs
-from fedvad.errors import ConfigError, FedvadError
+from fedvad.errors import ArtefactError, ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import is_backbone_file
@@ -54,8 +56,20 @@ def bench(
     version are the same, so that an interrupted bench goes on where it stopped. Sets that are not
     there and cells that fail are named in the summary and in the tables; the others go on.
 
-    Raises `ConfigError` when no cell can be run.
+    Raises `ConfigError` when no cell can be run, or another process works on `out`.
     """
+    with only_one(out):
+        return _bench(suite, out, data, weights, cache, progress)
+
+
+def _bench(
+    suite: Suite,
+    out: Path,
+    data: Path | None,
+    weights: Path | None,
+    cache: DescriptorCache | None,
+    progress: Progress,
+) -> dict[str, Any]:
     cells: dict[_Key, dict[str, Any]] = {}
     missing: dict[str, str] = {}
     failed: dict[str, str] = {}
@@ -67,7 +81,7 @@ def bench(
             log.warning("skipping set %s: %s", item.name, reason)
             missing[item.name] = reason
             continue
-        source = _source(item, data, out)
+        source = _source(item, data, out, suite)
         for seed in suite.seeds:
             shared: dict[str, Prepared] = {}
             for method in suite.methods:
@@ -100,18 +114,19 @@ class _Source:
     name: str
     root: Path
     sites: Mapping[str, Path]
+    names: LabelNames
 
     def read(self, config: TrainConfig) -> list[Site]:
         if self.sites:
-            return [read_set(folder, name) for name, folder in self.sites.items()]
-        return load_sites(self.root, config.split, config.seed)
+            return [read_set(folder, name, self.names) for name, folder in self.sites.items()]
+        return load_sites(self.root, config.split, config.seed, self.names)
 
     @cached_property
     def images(self) -> str:
         """`digest_of` all images, looked at once; how they are split is in the configuration."""
         if not self.sites:
-            return fingerprint(self.root)
-        sites = [read_set(folder, name) for name, folder in self.sites.items()]
+            return fingerprint(self.root, self.names)
+        sites = [read_set(folder, name, self.names) for name, folder in self.sites.items()]
         return digest_of([item for site in sites for item in (*site.train, *site.test)])
 
 
@@ -122,16 +137,22 @@ def _missing(item: BenchSet, data: Path | None) -> str:
     return f"no folder {', '.join(absent)}" if absent else ""
 
 
-def _source(item: BenchSet, data: Path | None, out: Path) -> _Source:
+def _source(item: BenchSet, data: Path | None, out: Path, suite: Suite) -> _Source:
+    good, defect = (_several(suite.options.get(key, ())) for key in ("good", "defect"))
+    names = LabelNames(good, defect)
     if item.sites and data is not None:
-        return _Source(item.name, data, {name: data / f for name, f in item.sites.items()})
+        return _Source(item.name, data, {name: data / f for name, f in item.sites.items()}, names)
     if item.path is not None and data is not None:
-        return _Source((data / item.path).name, data / item.path, {})
+        return _Source((data / item.path).name, data / item.path, {}, names)
     drawn = out / "demo-data"
     if not (drawn / ".done").is_file():
         write_demo(drawn, size=128, seed=0)
         (drawn / ".done").touch()
-    return _Source(drawn.name, drawn, {})
+    return _Source(drawn.name, drawn, {}, names)
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _cell(
@@ -148,18 +169,18 @@ def _cell(
     path = out / "cells" / f"{_file_name(key)}.json"
     if path.is_file():
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_sealed(path)
             if stored.get("identity") == identity:
                 found: dict[str, Any] = stored["result"]
                 return found
-        except (ValueError, KeyError, AttributeError):
-            log.warning("%s is damaged: running this cell again", path)
+        except (ArtefactError, KeyError) as error:
+            log.warning("running this cell again: %s", error)
     prepared = _prepared(config, source, cache, shared)
     result = run_cell(method, config, prepared, convergence=suite.convergence, progress=silent)
     log.info("%s: image AUROC %s", key, result["image_auroc"]["mean"])
-    write_json(path, {"key": list(key), "identity": identity, "result": result})
+    write_sealed(path, {"key": list(key), "identity": identity, "result": result})
     # as a reader of the file would see it, so that a resumed bench gives the same summary
-    found = json.loads(path.read_text(encoding="utf-8"))["result"]
+    found = read_sealed(path)["result"]
     return found
 
 

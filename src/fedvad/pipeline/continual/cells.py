@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from fedvad.continual.base import Learner, Task
 from fedvad.continual.memory import ReplayMemory
 from fedvad.continual.students import StudentLearner
 from fedvad.data.folders import Site
+from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.base import Scores
 from fedvad.detectors.registry import create
@@ -26,14 +26,13 @@ from fedvad.distill.training import TrainConfig
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.metrics import f1_max_oracle, image_auroc
 from fedvad.evaluation.pixels import pixel_figures
-from fedvad.evaluation.sites import evaluate_site, map_mask_pairs
+from fedvad.evaluation.sites import evaluate_site
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights
 from fedvad.pipeline.continual.stream import Method
 from fedvad.pipeline.data import digest_of
-from fedvad.pipeline.run_folder import write_json
 
 __all__ = ["FIGURES", "Where", "make_learner", "run_cell"]
 
@@ -169,8 +168,8 @@ def _evaluate(
 def _figures(site: Site, scores: Scores, image_size: int) -> dict[str, float | None]:
     result = evaluate_site(site.name, site.test, scores, None, image_size=image_size)
     pixel = None
-    if result.test.has_masks:
-        pixel = pixel_figures(map_mask_pairs(result.test, scores.maps, image_size))
+    if result.truth is not None and result.truth.usable:
+        pixel = pixel_figures(result.truth.pairs(scores.maps))
     return {
         "image_auroc": result.image_auroc,
         "image_f1": result.oracle_f1,
@@ -200,7 +199,7 @@ def _keep(folder: Path, identity: dict[str, Any], learner: Learner, record: dict
     done = len(record["rows"])
     folder.mkdir(parents=True, exist_ok=True)
     write_arrays(folder / f"state-{done:03d}.safetensors", arrays, {"learner": values})
-    write_json(folder / "cell.json", {"identity": identity, "record": record})
+    write_sealed(folder / "cell.json", {"identity": identity, "record": record})
     (folder / f"state-{done - 1:03d}.safetensors").unlink(missing_ok=True)
 
 
@@ -210,7 +209,7 @@ def _resume(folder: Path, identity: dict[str, Any], learner: Learner) -> dict[st
     if not path.is_file():
         return empty
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_sealed(path)
         if stored["identity"] != identity:
             log.warning(
                 "%s is of other options, weights, images or another version: starting anew", folder

@@ -16,6 +16,8 @@ from fedvad.continual.forgetting import summarise_matrix
 from fedvad.data.demo import write_demo
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
+from fedvad.data.labels import LabelNames
+from fedvad.data.locks import only_one
 from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.pipeline.continual.cells import FIGURES, Where, run_cell
@@ -48,8 +50,21 @@ def continual(
     safetensors file by backbone name ("" for any). Each method and seed is checkpointed behind
     every task in `out`/cells. Methods that fail are named in the summary; the others go on.
 
-    Raises `ConfigError` when a task's folder is missing, or nothing could be run.
+    Raises `ConfigError` when a task's folder is missing, nothing could be run, or another process
+    works on `out`.
     """
+    with only_one(out):
+        return _continual(stream, out, data, weights, cache, progress)
+
+
+def _continual(
+    stream: Stream,
+    out: Path,
+    data: Path | None,
+    weights: Mapping[str, Path] | None,
+    cache: DescriptorCache | None,
+    progress: Progress,
+) -> dict[str, Any]:
     sites = _sites(stream, data, out)
     records: dict[str, dict[int, dict[str, Any]]] = {}
     failed: dict[str, str] = {}
@@ -171,7 +186,8 @@ def _sites(stream: Stream, data: Path | None, out: Path) -> dict[str, Site]:
     missing = [str(data / t.path) for t in stream.tasks if not (data / t.path).is_dir()]
     if missing:
         raise ConfigError(f"no folder {', '.join(missing)}; mend --data or the stream's paths")
-    return {task.name: read_set(data / task.path, task.name) for task in stream.tasks}
+    names = LabelNames(stream.good, stream.defect)
+    return {task.name: read_set(data / task.path, task.name, names) for task in stream.tasks}
 
 
 def _tasks(method: Method, stream: Stream) -> int:

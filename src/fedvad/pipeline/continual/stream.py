@@ -85,12 +85,16 @@ class Method(Strict):
 
 
 class Stream(Experiment):
-    """Tasks, methods and seeds. order: `given`, or `random` by each seed."""
+    """Tasks, methods and seeds. order: `given`, or `random` by each seed. good, defect: names of
+    folders with normal images and with defects, beyond `good`.
+    """
 
     kind: ClassVar[str] = "stream"
     package: ClassVar[str] = "fedvad.pipeline.continual"
 
     order: Literal["given", "random"] = "given"
+    good: tuple[str, ...] = ()
+    defect: tuple[str, ...] = ()
     tasks: tuple[TaskSpec, ...] = Field(min_length=2)
     methods: tuple[Method, ...] = Field(min_length=1)
 

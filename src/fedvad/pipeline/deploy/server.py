@@ -24,7 +24,7 @@ from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.deploy.settings import ServerSettings
 from fedvad.pipeline.deploy.sharing import KEY, share, shared_values, summed
 from fedvad.pipeline.plan import check_join, memory_exchange, need_memory
-from fedvad.pipeline.run_folder import LEDGER_FILE, TrainedRun, write_config, write_json
+from fedvad.pipeline.run_folder import TrainedRun, write_config, write_json, write_ledger
 
 __all__ = ["begin", "federate", "read_status", "site_keys"]
 
@@ -182,7 +182,7 @@ def _write_result(
         "ledger": rounds.ledger.summary(),
     }
     write_config(out, config)
-    write_json(out / LEDGER_FILE, rounds.ledger.model_dump())
+    write_ledger(out, rounds.ledger)
     write_json(out / "results.json", results)
     write_atomically(out / "global.safetensors", final.to_bytes())
     run.save(out)

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.folders import read_sites
-from fedvad.data.images import IMAGE_SUFFIXES, read_rgb, resize_rgb
+from fedvad.data.folders import holds_sets, read_images, read_sites
+from fedvad.data.formats import IMAGE_SUFFIXES
+from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.labels import LabelNames
 from fedvad.data.procedural import draw_image
 from fedvad.errors import DataError, ImageError
 from fedvad.pipeline.distill.recipe import ImageOptions
@@ -41,7 +43,7 @@ class TrainingImages:
         self._files: list[Path] = []
         self._sets: list[dict[str, Any]] = []
         for folder in folders:
-            found = _images_of(folder)
+            found = _images_of(folder, LabelNames(options.good, options.defect))
             self._files += found
             self._sets.append(
                 {
@@ -77,25 +79,26 @@ class TrainingImages:
         return {"procedural": self.share, "limit": self.count, "sets": self._sets}
 
 
-# of the layouts that `read_sites` reads: what tells a set, and what tells its defects
-_SETS = ("train", "test", "Data/Images/Normal", "yes")
+# what holds defects, wherever it lies
 _DEFECTS = ("ground_truth", "Anomaly", "yes")
 
 
-def _images_of(folder: Path) -> list[Path]:
+def _images_of(folder: Path, names: LabelNames) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"--data {folder}: {'is not a folder' if folder.exists() else 'no such'}")
-    if any(next(folder.glob(up + name), None) for name in _SETS for up in ("", "*/")):
+    if holds_sets(folder, names):
         # test images stay unseen, defects anyway
-        found = [i.path for site in read_sites(folder) for i in site.train if i.label == 0]
+        found = [i.path for site in read_sites(folder, names) for i in site.train if i.label == 0]
     elif deep := [str(p) for name in _DEFECTS for p in folder.glob(f"**/{name}")]:
         raise DataError(
             f"--data {folder} holds a set further down ({min(deep)}): name the set, or the folder "
             "that its sites lie in, so that no defect is trained on"
         )
     else:
-        every = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        found = sorted(p for p in every if not p.name.startswith("."))
+        try:
+            found = sorted(read_images([folder]))
+        except DataError:
+            found = []
     if not found:
         raise DataError(f"--data {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return found

@@ -47,13 +47,16 @@ class ImageOptions(Strict):
     procedural: share of drawn images beside those of --data; without --data all are drawn. limit:
     so many images, which repeat, their teachers' maps kept; None: every image is a new one
     (another drawing, another crop). crop: smallest share of a file's area that is cut out.
-    licences: of the folders given, by folder name; they go into the model card.
+    licences: of the folders given, by folder name; they go into the model card. good, defect:
+    names of folders with normal images and with defects in these, beyond `good`.
     """
 
     procedural: float = Field(default=0.5, ge=0, le=1)
     limit: int | None = Field(default=None, ge=1)
     crop: float = Field(default=0.3, gt=0, le=1)
     licences: dict[str, str] = Field(default_factory=dict)
+    good: tuple[str, ...] = ()
+    defect: tuple[str, ...] = ()
 
 
 class StageOptions(Strict):

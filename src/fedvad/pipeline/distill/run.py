@@ -14,6 +14,8 @@ import torch
 
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
+from fedvad.data.locks import only_one
+from fedvad.data.sealed import parse_json
 from fedvad.distill.branches import reinitialise
 from fedvad.distill.cost import macs
 from fedvad.distill.fold import fold_heads
@@ -69,8 +71,20 @@ def distill(
     data: folders of images beside the drawn ones. weights: a safetensors file by teacher ("" for
     any). A checkpoint is kept every `recipe.checkpoint` steps and behind every stage, from which
     `resume` goes on to the same file. Raises `ConfigError` (also for an `out` that holds
-    something already), `WeightsError`, `DataError`.
+    something already, or that another process works on), `WeightsError`, `DataError`.
     """
+    with only_one(out):
+        return _distill(recipe, out, data, weights, resume, progress)
+
+
+def _distill(
+    recipe: Recipe,
+    out: Path,
+    data: Sequence[Path],
+    weights: Mapping[str, Path] | None,
+    resume: bool,
+    progress: Progress,
+) -> dict[str, Any]:
     if not resume and any((out / name).exists() for name in (CHECKPOINT_FILE, BACKBONE_FILE)):
         raise ConfigError(
             f"{out} already holds a distillation: choose another --out, remove it, or go on with "
@@ -271,7 +285,9 @@ def _cell(value: float) -> str:
 
 def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     try:
-        summary: dict[str, Any] = json.loads((out / _RESULTS).read_bytes())
+        summary = parse_json((out / _RESULTS).read_bytes())
+        if not isinstance(summary, dict):
+            raise ValueError("it holds no table of values")
     except (OSError, ValueError) as error:
         raise ArtefactError(f"cannot read {out / _RESULTS}: {error}") from error
     if summary.get("identity") != identity:

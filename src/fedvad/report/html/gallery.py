@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvad.data.images import read_mask, read_rgb
+from fedvad.data.bounds import ANY_SIZE
+from fedvad.data.images import read_rgb
+from fedvad.data.masks import read_masks
 from fedvad.errors import ConfigError, ImageError, StorageError
 from fedvad.report.html.record import Gallery, Picture, outcome, printable
 from fedvad.report.overlay import draw_outline, heatmap_overlay, map_range
@@ -77,7 +79,7 @@ def write_gallery(panels: Sequence[Panel], folder: Path, *, limit: int = 200) ->
             old.unlink()
         for panel in chosen:
             try:
-                photo = _thumbnail(read_rgb(panel.path))
+                photo = _thumbnail(read_rgb(panel.path, max_pixels=ANY_SIZE))
             except ImageError:  # it was read when it was scored: gone since then
                 unreadable += 1
                 continue
@@ -165,10 +167,10 @@ def _heat(panel: Panel, photo: Pixels, limits: tuple[float, float]) -> tuple[Pix
 def _mask(panel: Panel, width: int, height: int) -> NDArray[np.bool_] | None:
     from PIL import Image
 
-    if panel.mask is None:
+    if not panel.masks:
         return None
     try:
-        grey = Image.fromarray(read_mask(panel.mask, None).astype(np.uint8) * 255)
+        grey = Image.fromarray(read_masks(panel.masks, None).astype(np.uint8) * 255)
     except ImageError:
         return None
     # averaged, and any trace counts: by nearest neighbour a thin crack would fall apart

@@ -21,6 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedvad._version import __version__
+from fedvad.data.reading import data_table
 from fedvad.errors import DataError
 from fedvad.federation.ledger import Ledger
 from fedvad.memory.merge import COVERAGE_WARNING
@@ -116,6 +117,7 @@ def _values(contents: Contents) -> dict[str, Any]:
         "tiles": _tiles(results, ledger, "weights" if contents.weights else "rows"),
         "warnings": words.warnings(results, ledger, contents.scores, weights=contents.weights),
         "missing": list(contents.missing),
+        "data": _data(results),
         "methods": results_table(results, name=_NAME),
         "sites": sites_table(results, name=_NAME),
         "own_normals": own_normals_table(results),
@@ -144,6 +146,14 @@ def _values(contents: Contents) -> dict[str, Any]:
         "backbone": words.at(results, "backbone"),
         "method": words.at(results, "method"),
     }
+
+
+def _data(results: Mapping[str, Any]) -> list[list[str]]:
+    """What was read of the data, where anything was omitted or guessed; else nothing."""
+    data = words.at(results, "data")
+    if not isinstance(data, Mapping) or data.get("complete", True):
+        return []
+    return data_table(data)
 
 
 def _filled(

@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedvad.data.files import write_atomically
+from fedvad.data.checked import parse_values
+from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError
 
 __all__ = [
@@ -64,7 +65,7 @@ class Scores(_Stored):
 
     def write(self, folder: Path) -> None:
         """Store in a run folder; raises `StorageError`."""
-        write_atomically(folder / SCORES_FILE, _json(self))
+        write_sealed(folder / SCORES_FILE, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -101,7 +102,7 @@ class Gallery(_Stored):
 
     def write(self, folder: Path) -> None:
         """Store in a run folder; raises `StorageError`."""
-        write_atomically(folder / GALLERY_FILE, _json(self))
+        write_sealed(folder / GALLERY_FILE, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -126,20 +127,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _json(stored: _Stored) -> bytes:
-    return stored.model_dump_json(indent=1).encode()
-
-
 _Kind = TypeVar("_Kind", bound=_Stored)
 
 
 def _read(kind: type[_Kind], path: Path) -> _Kind | None:
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        return parse_values(kind, read_sealed(path), str(path)) if path.exists() else None
+    except ArtefactError as error:
         raise ArtefactError(
-            f"{path} is damaged ({first}); remove it to make a report without it"
+            f"{path.name} is damaged; remove it to make a report without it. {error}"
         ) from error

@@ -11,7 +11,7 @@ from fedvad.detectors.scoring import (
     _CFA_NEIGHBOURS,
     _PATCHCORE_NEIGHBOURS,
     ScoringConfig,
-    _relative_spread,
+    distance_scale,
 )
 from fedvad.features.modules import DescriptorNet
 from fedvad.memory.bank import MemoryBank
@@ -39,15 +39,17 @@ class MemoryHead(torch.nn.Module):
         super().__init__()
         self.config = config
         self.grid = grid
-        self.count = max(1, round(config.top * grid[0] * grid[1]))
+        self.count = config.count(grid[0] * grid[1])
         neighbours = _CFA_NEIGHBOURS if config.map == "cfa" else 1
         self.search = make_search(bank.vectors, neighbours, config.search)
         self.has_generator = not generator.is_identity
         if self.has_generator:
             self.register_buffer("weight", torch.from_numpy(generator.weight.copy()))
             self.register_buffer("bias", torch.from_numpy(generator.bias.copy()))
-        if config.map == "spread":
-            self.register_buffer("spread", torch.from_numpy(_relative_spread(bank)))
+        scale = distance_scale(bank, config)
+        self.scales = scale is not None
+        if scale is not None:
+            self.register_buffer("scale", torch.from_numpy(scale))
         self.isolates = config.map == "patchcore" and len(bank) > 1
         if self.isolates:
             # a memory does not change any more: the neighbours of its vectors are looked up
@@ -69,10 +71,10 @@ class MemoryHead(torch.nn.Module):
         values = distances[:, 0]
         if self.config.map == "cfa":
             values = values / torch.exp(distances[:, :1] - distances).sum(1)
-        elif self.config.map == "spread":
-            values = values / self.get_buffer("spread")[indices[:, 0]]
         cells = values.reshape(-1, self.grid[0] * self.grid[1])
-        raw = cells.reshape(-1, *self.grid)
+        if self.scales:
+            values = values / self.get_buffer("scale")[indices[:, 0]]
+        raw = values.reshape(-1, *self.grid)
         map_ = self._smooth(raw)
         score = map_.flatten(1).topk(self.count, dim=1).values.mean(1)
         if self.isolates:

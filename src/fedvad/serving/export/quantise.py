@@ -35,8 +35,9 @@ def calibration_images(
     Never test images: ranges fitted to these would flatter the figures. Raises `DataError` when
     `data` has none of the site, or too many cannot be read.
     """
-    split = config.split if fingerprint(data) == run.data else None
-    sites = [s for s in load_sites(data, split, config.seed) if site in (None, s.name)]
+    names = config.label_names()
+    split = config.split if fingerprint(data, names) == run.data else None
+    sites = [s for s in load_sites(data, split, config.seed, names) if site in (None, s.name)]
     if not sites:
         raise DataError(f"{data} has no site {site!r}, whose normal images int8 needs")
     paths = [item.path for s in sites for item in s.train if item.label == 0]
@@ -45,7 +46,9 @@ def calibration_images(
     images, bad = [], []
     for path in chosen:
         try:
-            images.append(resize_rgb(read_rgb(path), config.image_size)[None])
+            images.append(
+                resize_rgb(read_rgb(path, max_pixels=config.max_pixels), config.image_size)[None]
+            )
         except ImageError as error:
             bad.append(str(error))
         stage()

@@ -1,0 +1,88 @@
+"""Values out of files become typed objects here, or an error that names the one that is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from fedvad.errors import ArtefactError, FedvadError
+
+__all__ = ["STRICT", "check_finite", "parse_values", "strictly"]
+
+# no number out of text, no unknown names, no NaN: what we wrote ourselves needs none of them
+STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+_Made = TypeVar("_Made")
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def parse_values(model: type[_Model], values: Mapping[str, Any], what: str) -> _Model:
+    """Checked values; raises `ArtefactError` naming `what` and the first one that is wrong."""
+    try:
+        return model.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise ArtefactError(f"{what} is incomplete or damaged: {_first(error)}") from error
+    except (TypeError, ValueError) as error:
+        raise ArtefactError(f"{what} is incomplete or damaged: {error}") from error
+
+
+def strictly(kind: type[_Made], values: Any, what: str) -> _Made:
+    """A dataclass from its `asdict` as JSON gives it back, with every type and number checked.
+
+    Raises `ArtefactError` naming `what` for a wrong type, NaN, a missing or an unknown field, and
+    for what the dataclass itself refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise ArtefactError(f"{what} is incomplete or damaged: it is no table of values")
+    found = parse_values(_model(kind), values, what)  # type: ignore[arg-type]
+    try:
+        return kind(**{f.name: getattr(found, f.name) for f in fields(kind)})  # type: ignore[arg-type]
+    except (FedvadError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{what} is damaged: {error}") from error
+
+
+def check_finite(
+    arrays: Mapping[str, npt.NDArray[Any]], values: Mapping[str, Any], what: str
+) -> None:
+    """Raise `ArtefactError` naming an array or a value that holds NaN or infinity."""
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ArtefactError(f"{what} is damaged: {name} holds NaN or infinity")
+    stack: list[tuple[str, Any]] = list(values.items())
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{name}.{key}", inner) for key, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            stack += [(name, inner) for inner in value]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ArtefactError(f"{what} is damaged: {name} is {value}")
+
+
+@cache
+def _model(kind: type[Any]) -> type[BaseModel]:
+    hints = get_type_hints(kind)
+    described: dict[str, Any] = {}
+    for field in fields(kind):
+        default: Any = ... if field.default is MISSING else field.default
+        if field.default_factory is not MISSING:
+            default = Field(default_factory=field.default_factory)
+        described[field.name] = (hints[field.name], default)
+    made: type[BaseModel] = create_model(kind.__name__, __config__=STRICT, **described)
+    return made
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, in one short line."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = error.error_count() - 1
+    rest = f" (and {more} more)" if more else ""
+    return f"{where}: {first['msg']}{rest}" if where else f"{first['msg']}{rest}"

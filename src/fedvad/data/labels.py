@@ -1,0 +1,131 @@
+"""What the name of a folder says about the images in it: good, defective, or to be asked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from fedvad.errors import ConfigError
+
+__all__ = ["LabelNames", "contradicts", "looks_good", "says_defect"]
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_GOOD = _set(
+    "good goods goodimages ok okay oks pass passed passes normal normals negative negatives neg "
+    "clean healthy nominal accepted accept acceptable intact faultless flawless perfect correct "
+    "regular undamaged unbroken gut io bon bueno 0"
+)
+_DEFECT = _set(
+    "bad ng nok ko nio defect defects defective defected anomaly anomalies anomalous anomal "
+    "abnormal abnormals fault faults faulty flaw flaws damage damages damaged fail failed fails "
+    "reject rejected rejects scrap broken positive positives tumor tumour error errors issue issues"
+)
+_NOT = frozenset({"no", "non", "not", "without", "free", "un", "none", "zero"})
+_FILLER = _set(
+    "image images img imgs pic pics picture pictures photo photos sample samples part parts test "
+    "train training testing set data dataset class label type cat category folder cam camera "
+    "only all the is of"
+)
+_JOINED = sorted(_NOT - {"un", "free"}, key=lambda word: (-len(word), word))
+
+
+@dataclass(frozen=True)
+class LabelNames:
+    """Names of folders that hold normal images (good) or defects, as the user gives them.
+
+    A folder called `good` needs no naming, in any case of its letters. before: names that were
+    given earlier, to a training for example, and hold where these say nothing.
+    """
+
+    good: tuple[str, ...] = ()
+    defect: tuple[str, ...] = ()
+    before: LabelNames | None = None
+
+    def __post_init__(self) -> None:
+        both = {n.casefold() for n in self.good} & {n.casefold() for n in self.defect}
+        if both:
+            raise ConfigError(f"--good and --defect both name {sorted(both)}: give each name once")
+
+    def rule(self, name: str) -> tuple[bool, str] | None:
+        """Whether the folder is one of normal images, and by which rule; None: it looks like one.
+
+        The user is asked then: the name means normal to a person, but nobody said so.
+        """
+        folded = name.casefold()
+        for given in self.good:
+            if folded == given.casefold():
+                return True, f"--good {given}"
+        for given in self.defect:
+            if folded == given.casefold():
+                return False, f"--defect {given}"
+        if self.before is not None:
+            return self.before.rule(name)
+        if folded == "good":
+            return True, "named good"
+        return None if looks_good(name) else (False, "not called good")
+
+    def with_good(self, *names: str) -> LabelNames:
+        """Also with these names, where they are not named otherwise."""
+        taken = {name.casefold() for name in self.defect}
+        more = tuple(name for name in names if name.casefold() not in taken)
+        return replace(self, good=(*self.good, *more))
+
+
+def looks_good(name: str) -> bool:
+    """Whether a folder's name most likely means normal images, as no_defect, OK or 0 does."""
+    said = _reading(name)
+    return said is True
+
+
+def says_defect(name: str) -> bool:
+    """Whether a folder's name says defect outright, as NG, bad or abnormal does."""
+    return _reading(name) is False
+
+
+def contradicts(name: str, *, good: bool) -> bool:
+    """Whether a folder within one of good (or defective) images says the opposite."""
+    return says_defect(name) if good else looks_good(name)
+
+
+def _reading(name: str) -> bool | None:
+    """True for good, False for defective, None where the name says neither."""
+    words = _words(name)
+    negated = any(word in _NOT for word in words)
+    bare = [word for word in words if word not in _NOT and word not in _FILLER]
+    if not bare:
+        return None
+    good = all(word in _GOOD or word.isdecimal() for word in bare)
+    good = good and (bare == ["0"] or any(word in _GOOD and word != "0" for word in bare))
+    bad = any(word in _DEFECT for word in bare)
+    if bad and not any(word in _GOOD for word in bare):
+        return negated and all(word in _DEFECT for word in bare)
+    if good:
+        return not negated
+    return None
+
+
+def _words(name: str) -> list[str]:
+    """Lower-case words of a name: no_defect, NoDefect and nodefect are all no, defect."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    spaced = re.sub(r"(?<=[a-zA-Z])(?=[0-9])|(?<=[0-9])(?=[a-zA-Z])", " ", spaced)
+    words: list[str] = []
+    for word in re.findall(r"[^\W_]+", spaced.casefold()):
+        words += _split(word)
+    # German test reports say i.O. (in order) and n.i.O.
+    return {"io": ["io"], "nio": ["nio"]}.get("".join(words), words)
+
+
+def _split(word: str) -> list[str]:
+    known = _GOOD | _DEFECT
+    if word in known:
+        return [word]
+    for negation in _JOINED:
+        if word.startswith(negation) and word.removeprefix(negation) in known:
+            return [negation, word.removeprefix(negation)]
+    if word.endswith("free") and word.removesuffix("free") in known:
+        return [word.removesuffix("free"), "free"]
+    return [word]

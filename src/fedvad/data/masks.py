@@ -1,0 +1,185 @@
+"""Which mask belongs to which image: by every usual way of naming, and several per image."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.bounds import ANY_SIZE
+from fedvad.data.frames import split_frame, stem_of
+from fedvad.data.images import read_mask
+
+__all__ = ["BESIDE", "Placed", "companions", "is_mask_folder", "pair_masks", "read_masks"]
+
+# A file and the names of the folders between it and the folder that is paired.
+Placed = tuple[tuple[str, ...], Path]
+BESIDE = "mask beside its image"
+
+_FOLDERS = frozenset({"groundtruth", "groundtruths", "gt", "gts", "mask", "masks"})
+_FOLDERS_OF_SET = _FOLDERS | {"labels", "annotations", "segmentation", "segmentations"}
+_WORD = r"(?:mask|masks|gt|label|labels|seg|segmentation|annotation|ground[-_ ]?truth)"
+_SMALL = r"(?:thumb|thumbnail|thumbs)"
+_AFTER = re.compile(rf"(.+?)[-_ .]?(?:(?<=[-_ .]){_WORD}|mask)(?:[-_ .]*\(?(\d+)\)?)?", re.I)
+_BEFORE = re.compile(rf"{_WORD}[-_ .](.+)", re.I)
+_THUMB = re.compile(rf"(.+?)[-_ .]{_SMALL}|{_SMALL}[-_ .](.+)", re.I)
+_COUNTED = re.compile(r"(.+?)[-_ .]\(?\d+\)?")
+
+
+def is_mask_folder(name: str, *, of_set: bool = False) -> bool:
+    """Whether a folder's name says that it holds masks.
+
+    of_set: it lies beside train and test, where more names can mean only that.
+    """
+    plain = re.sub(r"[-_ .]", "", name.casefold())
+    return plain in (_FOLDERS_OF_SET if of_set else _FOLDERS)
+
+
+def companions(images: Iterable[Path]) -> dict[Path, str]:
+    """Files of one folder that are no images of their own, with the reason.
+
+    Those are masks (7_mask.png beside 7.png) and thumbnails (7_thumb.jpg beside 7.jpg).
+    """
+    paths = list(images)
+    stems = {_fold(stem_of(path)) for path in paths}
+    found = {}
+    for path in paths:
+        stem, frame = _named(path)
+        stem = stem.casefold()
+        if any(base + frame in stems for base, _ in _worded(stem)):
+            found[path] = BESIDE
+        elif (small := _THUMB.fullmatch(stem)) and (small[1] or small[2]) + frame in stems:
+            found[path] = "thumbnail beside its image"
+    return found
+
+
+def pair_masks(
+    images: Sequence[Placed], masks: Sequence[Placed]
+) -> tuple[dict[Path, tuple[Path, ...]], list[Path]]:
+    """The masks of each image that has some, and the masks that belong to none.
+
+    An image may be called as its mask is (7.png), with a word after or before it (7_mask, 7-gt,
+    mask_7, in any case), with a number where there are several (7_mask_1, 7_mask_2), or be a
+    folder of masks (7/000.png). Images and masks in folders of the same names belong together;
+    without such folders the name alone decides if it is unique. A named mask is preferred to one
+    that is called as the image is, PNG to other formats.
+    """
+    index = _Index(images)
+    worded: dict[Path, dict[str, Path]] = {}
+    plain: dict[Path, dict[str, Path]] = {}
+    several: dict[Path, list[Path]] = {}
+    unpaired: list[Path] = []
+    ordered = sorted(masks, key=lambda placed: placed[1].suffix.lower() != ".png")
+    for parts, path in ordered:
+        stem, frame = _named(path)
+        bases = [stem + frame, *(base + frame for base, _ in _worded(stem))]
+        in_place = any(index.exact(parts, base) for base in bases)
+        if parts and not in_place and (owner := index.find(parts[:-1], parts[-1])):
+            several.setdefault(owner, []).append(path)
+            continue
+        if owner := index.find(parts, stem + frame):
+            if plain.setdefault(owner, {}).setdefault("", path) is not path:
+                unpaired.append(path)
+            continue
+        for base, number in _worded(stem):
+            if owner := index.find(parts, base + frame):
+                if worded.setdefault(owner, {}).setdefault(number, path) is not path:
+                    unpaired.append(path)
+                break
+        else:
+            unpaired.append(path)
+    paired: dict[Path, tuple[Path, ...]] = {}
+    for _, image in images:
+        named = sorted(worded.get(image, {}).values())
+        if not named and image not in several:
+            named = list(plain.get(image, {}).values())
+        else:
+            unpaired += plain.get(image, {}).values()
+        if chosen := named + sorted(several.get(image, [])):
+            paired[image] = tuple(chosen)
+    return paired, sorted(unpaired)
+
+
+def _worded(stem: str) -> list[tuple[str, str]]:
+    """(name of the image, number of the mask) that a mask's name may mean, likeliest first."""
+    found = []
+    if match := _AFTER.fullmatch(stem):
+        base, number = match[1], match[2] or ""
+        found.append((base, number))
+        if not number and (counted := _COUNTED.fullmatch(base)):
+            found.append((counted[1], base))  # 7_1_mask is of 7 where there is no image 7_1
+    if match := _BEFORE.fullmatch(stem):
+        found.append((match[1], ""))
+        if counted := _COUNTED.fullmatch(match[1]):
+            found.append((counted[1], match[1]))
+    return found
+
+
+class _Index:
+    """Images by folder and name: exactly, else in any case, else in any folder."""
+
+    def __init__(self, images: Sequence[Placed]) -> None:
+        self._keys: list[dict[object, list[Path]]] = [{}, {}, {}, {}]
+        for parts, path in images:
+            for table, key in zip(self._keys, _keys(parts, _key(stem_of(path))), strict=True):
+                table.setdefault(key, []).append(path)
+
+    def exact(self, parts: tuple[str, ...], stem: str) -> bool:
+        return bool(parts) and any(
+            len(table.get(key, [])) == 1
+            for table, key in list(zip(self._keys, _keys(parts, stem), strict=True))[:2]
+        )
+
+    def find(self, parts: tuple[str, ...], stem: str) -> Path | None:
+        for table, key in zip(self._keys, _keys(parts, stem), strict=True):
+            found = table.get(key, [])
+            if len(found) == 1:
+                return found[0]
+        return None
+
+
+def _keys(parts: tuple[str, ...], stem: str) -> tuple[object, ...]:
+    folded = tuple(map(_fold, parts))
+    return (parts, stem), (folded, _fold(stem)), stem, _fold(stem)
+
+
+def _key(stem: str) -> str:
+    # One name may be composed differently (é as one or two code points) by the tools and file
+    # systems that images and masks went through.
+    return unicodedata.normalize("NFC", stem)
+
+
+def _named(path: Path) -> tuple[str, str]:
+    """The name of a mask's file without its suffix, and "#2" for its second image."""
+    file, number = split_frame(path)
+    return _key(stem_of(file)), "" if number is None else f"#{number}"
+
+
+def _fold(stem: str) -> str:
+    return _key(stem).casefold()
+
+
+def read_masks(masks: Sequence[Path], size: int | None) -> npt.NDArray[np.bool_]:
+    """The union of one image's masks as bool (size, size), or in the size of the first for None.
+
+    Raises `ImageError` as `read_mask` does.
+    """
+    united = read_mask(masks[0], size, max_pixels=ANY_SIZE)
+    for path in masks[1:]:
+        other = read_mask(path, size, max_pixels=ANY_SIZE)
+        united |= other if other.shape == united.shape else nearest(other, united.shape)
+    return united
+
+
+def nearest(mask: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """A mask resized to (h, w) by nearest neighbour, as `read_mask` does."""
+    rows, columns = (
+        (2 * np.arange(wanted) + 1) * side // (2 * wanted)
+        for wanted, side in zip(shape, mask.shape, strict=True)
+    )
+    resized: npt.NDArray[np.bool_] = np.ascontiguousarray(mask[np.ix_(rows, columns)])
+    return resized
