@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from importlib import import_module  # some packages hide modules behind functions
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedvad.pipeline.deploy import processes
+from fedvad.data.files import locked
+from fedvad.pipeline.deploy import guard, processes
 from fedvad.pipeline.deploy.guard import APP
+from fedvad.pipeline.deploy.settings import read_server
 from tests.helpers import run_main
 
 
@@ -101,7 +104,9 @@ class TestWithFlower:
 
         for place, name in (("superlink", "flower_superlink"), ("supernode", "flower_supernode")):
             monkeypatch.setattr(import_module(f"flwr.{place}.cli.{name}"), name, start)
-        monkeypatch.setattr(guard, "guard_server", lambda: seen.append(["guarded"]))
+        monkeypatch.setattr(processes, "tethered", nullcontext)
+        monkeypatch.setattr(processes, "check_server", lambda *_: None)
+        monkeypatch.setattr(guard, "guard_server", lambda _: seen.append(["guarded"]))
         monkeypatch.setattr(guard, "guard_site", lambda: seen.append(["guarded"]))
         for name in ("FLWR_HOME", "FEDVAD_SERVER", "FEDVAD_SITE", "PATH"):
             monkeypatch.setenv(name, os.environ.get(name, ""))
@@ -191,6 +196,108 @@ class TestWithFlower:
         monkeypatch.setenv("FEDVAD_SITE_PAUSE", "0")
         monkeypatch.setattr(processes.os, "execv", again)
         assert run_main(monkeypatch, "site", deployed / "sites" / "alder") == 77
+
+    @pytest.mark.parametrize(
+        ("said", "reason"),
+        [
+            (f"Failed\n[code: 2004] {guard.NOT_REGISTERED}", "does not know the key of this site"),
+            (f"Failed\n[code: 2004] {guard.IN_USE}", "still counts an earlier node"),
+            ("Failed\nthe like", "does not take this site"),
+        ],
+    )
+    def test_site_that_is_not_let_in_says_why(
+        self,
+        deployed: Path,
+        started: list[list[str]],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        said: str,
+        reason: str,
+    ) -> None:
+        times = self._refuse(monkeypatch, said)
+        folder = deployed / "sites" / "alder"
+        assert run_main(monkeypatch, "site", folder) == 77
+        assert reason in capsys.readouterr().err
+        times.append(1000.0)  # later
+        in_use = guard.IN_USE in said
+        assert run_main(monkeypatch, "site", folder) == (4 if in_use else 77)
+        if in_use:
+            error = capsys.readouterr().err
+            assert "another machine is connected as site alder with the same key" in error
+
+    @staticmethod
+    def _refuse(monkeypatch: pytest.MonkeyPatch, said: str) -> list[float]:
+        """Let Flower's node say this and leave; returns times, of which the last is now."""
+        import logging
+
+        def refused() -> None:
+            logging.getLogger("flwr").error(said)
+            raise SystemExit(1)
+
+        def again(program: str, arguments: list[str]) -> Any:
+            raise SystemExit(77)
+
+        times = [0.0]
+        module = import_module("flwr.supernode.cli.flower_supernode")
+        monkeypatch.setattr(module, "flower_supernode", refused)
+        monkeypatch.setenv("FEDVAD_SITE_PAUSE", "0")
+        monkeypatch.setenv(processes._IN_USE, "")
+        monkeypatch.delenv(processes._IN_USE)
+        monkeypatch.setattr(processes.os, "execv", again)
+        monkeypatch.setattr(processes.time, "sleep", lambda _: None)
+        monkeypatch.setattr(processes.time, "time", lambda: times[-1])
+        return times
+
+    @pytest.mark.parametrize("verb", ["server", "site"])
+    def test_a_second_process_of_a_folder_is_refused(
+        self,
+        verb: str,
+        deployed: Path,
+        started: list[list[str]],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        folder = deployed / ("server" if verb == "server" else "sites/alder")
+        with locked(folder / "state" / processes.LOCK):
+            assert run_main(monkeypatch, verb, folder) == 2
+        assert f"another process is the {verb}" in capsys.readouterr().err
+        assert started == []
+        assert run_main(monkeypatch, verb, folder) == 0
+
+    def test_a_proxy_is_named_and_never_asked_for_this_machine(
+        self,
+        deployed: Path,
+        started: list[list[str]],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@proxy.example:3128")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "intranet.example")
+        assert run_main(monkeypatch, "site", deployed / "sites/alder") == 0
+        error = capsys.readouterr().err
+        assert "through the proxy proxy.example:3128" in error
+        assert "NO_PROXY=plant.example" in error
+        assert "secret" not in error
+        assert os.environ["no_proxy"] == "intranet.example,127.0.0.1,localhost,::1"
+
+    def test_launch_waits_for_a_server_that_is_starting(
+        self, deployed: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = import_module("fedvad.pipeline.deploy.launch")
+        settings = read_server(deployed)
+        answers = iter([False, False, False, True])
+        clock = iter(range(0, 10_000, 50))
+        monkeypatch.setattr(module, "healthy", lambda _: next(answers))
+        monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(module.time, "sleep", lambda _: None)
+        said: list[str] = []
+        with locked(settings.state / processes.LOCK):
+            assert module._comes_up(settings, said.append)  # after 150 s
+        assert said == ["the server at 127.0.0.1:8000 is starting: waiting for it"]
+        answers = iter([False] * 9)
+        assert not module._comes_up(settings, said.append)
+        assert "is not running yet" in said[1]
 
     def test_launch_without_a_server(
         self, deployed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fedvad.pipeline.deploy import guard
 from fedvad.pipeline.deploy.guard import APP, COMPONENTS, LocalOnly, why_refused
 
 PROJECT = (APP / "pyproject.toml").read_text()
@@ -124,9 +126,11 @@ def _restored() -> Any:
     from flwr.supercore.corestate import in_memory_corestate, sql_corestate
     from flwr.superlink import extensions
     from flwr.superlink.routers.fleet import node_auth
+    from flwr.superlink.servicer.fleet import fleet_handlers
     from flwr.supernode import start_client_internal
 
-    modules = (in_memory_corestate, sql_corestate, extensions, node_auth, start_client_internal)
+    modules = (in_memory_corestate, sql_corestate, extensions, node_auth, fleet_handlers,
+               start_client_internal)  # fmt: skip
     before = [dict(vars(module)) for module in modules]
     yield
     for module, names in zip(modules, before, strict=True):
@@ -147,11 +151,33 @@ class TestInFlower:
                 return int(http.post(path).status_code)
 
         assert code("10.0.0.9", "/v1/control/list-runs") != 403
-        guard_server()
+        guard_server({})
         assert code("10.0.0.9", "/v1/control/list-runs") == 403
         assert code("10.0.0.9", "/v1/runtime/acquire-task") == 403
         assert code("127.0.0.1", "/v1/control/list-runs") != 403
         assert code("10.0.0.9", "/v1/fleet/pull-messages") != 403
+
+    def test_who_is_not_let_in_is_named_and_hears_why(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        from unittest.mock import MagicMock
+
+        from flwr.supercore.error import FlowerError
+        from flwr.superlink.servicer.fleet import fleet_handlers as fleet
+
+        guard.guard_server({b"a key": "alder"})
+        state, request = MagicMock(), MagicMock(public_key=b"a key", heartbeat_interval=30)
+        for node, activated, told in ((None, False, "not registered"), (7, False, "is connected")):
+            state.get_node_id_by_public_key.return_value = node
+            state.activate_node.return_value = activated
+            with pytest.raises(FlowerError) as caught:
+                fleet.activate_node(request=request, state=state)
+            assert told in str(caught.value.public_details)
+        state.activate_node.return_value = True
+        with caplog.at_level(logging.INFO):
+            assert fleet.activate_node(request=request, state=state).node_id == 7
+        assert "alder is not let in: fedvad: this key is not registered" in caplog.text
+        assert "alder connected" in caplog.text
 
     @pytest.mark.parametrize("foreign", [False, True])
     def test_site_runs_no_code_that_comes_along(self, foreign: bool) -> None:

@@ -150,7 +150,7 @@ def launch(
     from fedvad.pipeline.deploy.settings import read_running
 
     with showing() as progress:
-        told = start(read_running(folder), name, out, progress=progress)
+        told = start(read_running(folder), name, out, progress=progress, note=_say)
     if as_json:
         print_json(told)
         return
@@ -159,6 +159,10 @@ def launch(
             f"{missing} did not get the final memory: launch again when it is there", err=True
         )
     typer.echo(f"{told['rounds']} rounds   Run folder: {told['run']}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _speak_up() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedvad.cli.common import (
+    DeviceOption,
+    EngineOption,
     ReferenceOption,
     RunArgument,
     SiteOption,
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_CONNECTIONS = 256
+_BACKLOG = 256
 
 
 def serve(
@@ -45,19 +48,27 @@ def serve(
         list[str] | None,
         typer.Option(help="Name under which a proxy reaches the service.", show_default=False),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Web page of another site that may send images: https://NAME[:PORT].",
+            show_default=False,
+        ),
+    ] = None,
     weights: WeightsOption = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="openvino or torch [default: the run's]", show_default=False),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="For torch: cpu, cuda, ...", show_default=False)
-    ] = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
     max_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one image file.")] = 20,
     max_files: Annotated[int, typer.Option(min=1, help="Files of one request.")] = 16,
     max_total_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one request.")] = 64,
     max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.")] = 25,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per request.")] = 30,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for an upload, and again for its scores.")
+    ] = 30,
+    uploads: Annotated[int, typer.Option(min=1, help="Requests received at a time.")] = 64,
+    uploads_per_client: Annotated[
+        int, typer.Option(min=1, help="Of one address; raise it behind a proxy.")
+    ] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Requests worked on at a time.")] = 2,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; then 429.")] = 16,
     samples: Annotated[
@@ -68,44 +79,52 @@ def serve(
     """Serve a run: an HTTP API and a page to drop images on. Ctrl-C ends it."""
     _check_extra()
     from fedvad.data.bounds import SERVICE_EXPANSION
+    from fedvad.pipeline.run_folder import TrainedRun
     from fedvad.serving.predictor import Predictor
     from fedvad.serving.service.app import create_app
     from fedvad.serving.service.samples import load_samples
     from fedvad.serving.service.settings import ServiceSettings, read_token
+    from fedvad.serving.service.sites import SitePredictors
 
     token = None if token_file is None else read_token(token_file)
     loopback = _is_loopback(host)
-    names = allow_host or []
+    hosts = allow_host or []
     settings = ServiceSettings(
         token=token,
         max_file_bytes=round(max_mb * 1e6),
         max_files=max_files,
         max_total_bytes=round(max_total_mb * 1e6),
         timeout_s=timeout,
+        uploads=uploads,
+        uploads_per_client=uploads_per_client,
         workers=workers,
         waiting=waiting,
-        allowed_hosts=("localhost", "127.0.0.1", "[::1]", host, *names) if loopback else (*names,),
+        allowed_hosts=("localhost", "127.0.0.1", "[::1]", host, *hosts) if loopback else (*hosts,),
+        allowed_origins=tuple(origin.rstrip("/") for origin in allow_origin or ()),
     )
+    ways: dict[str, Any] = {
+        "reference": reference,
+        "threshold": threshold,
+        "target_fpr": target_fpr,
+        "weights": weights,
+        "engine": engine,
+        "device": device,
+        "max_pixels": round(max_megapixels * 1e6),
+        "max_expansion": SERVICE_EXPANSION,
+    }
     listener = _listen(host, port)
     with (
         listener,
-        Predictor.load(
-            run,
-            site=site,
-            reference=cast(Any, reference),
-            threshold=threshold,
-            target_fpr=target_fpr,
-            weights=weights,
-            engine=cast(Any, engine),
-            device=device,
-            max_pixels=round(max_megapixels * 1e6),
-            max_expansion=SERVICE_EXPANSION,
-        ) as predictor,
+        Predictor.load(run, site=site, **ways) as predictor,
     ):
         predictor.warm_up()  # here its errors still become one line
+        names = [] if predictor.site is not None else sorted(TrainedRun.load(run).sites)
         app = create_app(
             predictor,
             settings,
+            sites=SitePredictors(
+                predictor, names, lambda name: Predictor.load(run, site=name, **ways)
+            ),
             samples=load_samples(run, predictor.site) if samples else (),
             name=run.resolve().name,
         )
@@ -148,7 +167,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; "
@@ -157,17 +176,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _run(app: FastAPI, listener: socket.socket) -> None:
-    import uvicorn
+    from fedvad.serving.service.server import make_server
 
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=5,
-    )
-    with suppress(KeyboardInterrupt):  # uvicorn hands it on when it has ended everything
-        uvicorn.Server(config).run(sockets=[listener])
+    # systemd and containers end it this way; uvicorn hands the signal on when it has ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        make_server(app).run(sockets=[listener])

@@ -155,6 +155,10 @@ class Predictor:
         side = self.image_size
         self.predict([np.full((side, side, 3), 128, np.uint8)])
 
+    def share_engine(self, other: Predictor) -> None:
+        """Use the backbone of another predictor of the same run, instead of a second copy."""
+        self._extractor, self._lock = other._extractor, other._lock
+
     def predict(
         self, images: Iterable[ImageLike], *, names: Sequence[str] | None = None
     ) -> list[Prediction]:

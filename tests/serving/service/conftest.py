@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.app import create_app
+from fedvad.serving.service.server import make_server
 from fedvad.serving.service.settings import ServiceSettings
 
 Run = tuple[Path, dict[str, Any]]
@@ -57,10 +57,14 @@ def serve(predictor: Predictor) -> Iterator[Serve]:
     """`serve(scorer=..., samples=..., **settings)`: the address of a service in a thread."""
     with ExitStack() as stack:
 
-        def start(scorer: Any = predictor, samples: Any = (), **settings: Any) -> str:
-            app = create_app(scorer, ServiceSettings(**settings), samples=samples, name="run 1")
+        def start(
+            scorer: Any = predictor, samples: Any = (), sites: Any = None, **settings: Any
+        ) -> str:
+            app = create_app(
+                scorer, ServiceSettings(**settings), samples=samples, name="run 1", sites=sites
+            )
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+            server = make_server(app)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
 

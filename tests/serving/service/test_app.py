@@ -237,7 +237,7 @@ def test_the_openapi_document_describes_upload_results_and_refusals(client: Test
     field = post["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["files"]
     assert field["items"]["format"] == "binary"
     assert set(post["responses"]) == {
-        "200", "400", "408", "413", "415", "422", "429", "503", "504", "401"
+        "200", "400", "403", "408", "413", "415", "422", "429", "503", "504", "401"
     }  # fmt: skip
     for status, response in post["responses"].items():
         model = response["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]

@@ -108,7 +108,7 @@ def test_giant_images_are_refused_by_their_header(
             PART + b'"other"; filename="a"\r\n\r\nt\r\n--x--\r\n',
             MULTIPART,
             422,
-            "no_files",
+            "unknown_field",
         ),
         (
             b"--x\r\nX-Long: " + bytes(20_000) + b"\r\n\r\n\r\n--x--\r\n",

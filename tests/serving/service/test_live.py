@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from fedvad.serving.service import server
 from tests.serving.service.conftest import Serve
 from tests.serving.service.support import upload
 
@@ -71,3 +74,53 @@ def test_an_upload_that_is_broken_off_frees_its_place(serve: Serve, files: list[
             break
     answer = httpx.post(f"{address}v1/predict", files=upload(files[0].read_bytes()), timeout=30)
     assert answer.status_code == 200
+
+
+def test_slow_uploads_do_not_keep_others_from_their_results(
+    serve: Serve, files: list[Path]
+) -> None:
+    address = serve(workers=1, waiting=1)
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connect(address)) for _ in range(18)]
+        for client in slow:
+            client.sendall(START)
+        time.sleep(1.2)
+        began = time.monotonic()
+        for _ in range(3):  # of the same address as the slow ones
+            sent = upload(files[0].read_bytes())
+            answer = httpx.post(f"{address}v1/predict", files=sent, timeout=30)
+            assert answer.status_code == 200
+        assert time.monotonic() - began < 8  # a slow one may take 30
+        first = slow[0].recv(4096)  # it made room
+    assert first.startswith(b"HTTP/1.1 408")
+    assert b"others were waiting" in first
+
+
+def test_uploads_of_one_client_are_bounded_and_leave_room_for_others(
+    serve: Serve, files: list[Path]
+) -> None:
+    address = serve(uploads_per_client=2)
+    with connect(address) as one, connect(address) as two:
+        one.sendall(START)
+        two.sendall(START)
+        time.sleep(0.2)
+        sent = upload(files[0].read_bytes())
+        refused = httpx.post(f"{address}v1/predict", files=sent, timeout=30)
+        assert refused.status_code == 429  # the others may yet be quick
+        assert "--uploads-per-client" in refused.json()["error"]["message"]
+        other = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=other, timeout=30) as client:
+            assert client.post(f"{address}v1/predict", files=sent).status_code == 200
+        assert "uploads_in_progress 2.0" in httpx.get(f"{address}v1/metrics").text
+
+
+def test_who_never_ends_its_headers_loses_the_connection(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_HEADER_SECONDS", 0.3)
+    address = serve()
+    with connect(address) as silent, connect(address) as slow:
+        slow.sendall(START[:40])
+        assert silent.recv(4096) == slow.recv(4096) == b""
+        again = httpx.get(f"{address}v1/health", timeout=30)
+    assert again.status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,25 @@ from playwright.sync_api import Page, expect
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.samples import load_samples
+from fedvad.serving.service.sites import SitePredictors
 from tests.browser import Open, needs_chromium
 from tests.serving.service.conftest import Run, Serve
 from tests.serving.service.support import Stub
 
 TOKEN = "correct-horse-battery"
+
+
+@pytest.fixture
+def all_sites(serve: Serve, trained: Run) -> Iterator[str]:
+    """The address of a service that offers two sites of the run."""
+    with Predictor.load(trained[0]) as everything:
+        yield serve(
+            everything,
+            sites=SitePredictors(
+                everything, ["alder", "birch"], lambda name: Predictor.load(trained[0], site=name)
+            ),
+        )
+
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
@@ -42,9 +57,9 @@ def test_dropped_images_are_judged_and_the_slider_moves_the_decision(
     expect(shown.locator("#rate")).to_contain_text("at most 1 %")
     slider.focus()
     slider.press("End")
-    expect(shown.locator("#say")).to_have_text(f"Normal: {worst.name}")
+    expect(shown.locator("#say")).to_have_text(f"Below the threshold: {worst.name}")
     expect(shown.locator("#rate")).to_contain_text("about 0 % of normal images")
-    expect(shown.locator("#history .what")).to_contain_text("Normal")
+    expect(shown.locator("#history .what")).to_contain_text("Below the threshold")
     slider.press("Home")
     expect(shown.locator("#say")).to_have_text(f"Anomalous: {worst.name}")
     expect(shown.locator("#rate")).to_contain_text("of 6 held-out ones")
@@ -201,3 +216,33 @@ def test_everything_that_can_be_used_has_a_name(serve: Serve, page: Open) -> Non
     assert shown.locator("html").get_attribute("lang") == "en"
     shown.keyboard.press("Tab")
     expect(shown.locator("#file")).to_be_focused()
+
+
+def test_a_run_of_several_sites_asks_which_one(
+    all_sites: str, page: Open, files: list[Path], predictor: Predictor
+) -> None:
+    shown = page(all_sites)
+    expect(shown.locator("#served")).to_contain_text("choose yours")
+    expect(shown.locator("#site option")).to_have_count(3)
+    shown.select_option("#site", "birch")
+    expect(shown.locator("#served")).to_have_text("run 1, site birch")
+    assert predictor.threshold is not None
+    expect(shown.locator("#threshold-value")).to_have_text(f"{predictor.threshold.value:.4g}")
+    shown.set_input_files("#file", [files[0]])
+    shown.set_input_files("#file", [files[0]])
+    names = shown.locator("#history .name")
+    expect(names).to_have_text([f"{files[0].name} (2)", files[0].name])
+
+
+def test_a_score_just_below_the_threshold_is_borderline(
+    serve: Serve, page: Open, files: list[Path]
+) -> None:
+    shown = page(serve())
+    shown.set_input_files("#file", [files[0]])
+    expect(shown.locator("#figures")).to_contain_text("Score")
+    score = float(shown.inner_text("#figures").split()[1].rstrip(","))
+    shown.locator("#threshold").fill(str(score * 1.05))
+    expect(shown.locator("#say")).to_contain_text("Borderline")
+    expect(shown.locator("#use")).to_contain_text("--threshold")
+    shown.locator("#threshold").fill(str(score * 1.5))
+    expect(shown.locator("#say")).to_contain_text("Below the threshold")

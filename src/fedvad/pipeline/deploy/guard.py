@@ -19,13 +19,23 @@ import ipaddress
 import logging
 import tomllib
 import zipfile
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-__all__ = ["APP", "COMPONENTS", "LocalOnly", "guard_server", "guard_site", "why_refused"]
+__all__ = [
+    "APP",
+    "COMPONENTS",
+    "IN_USE",
+    "NOT_REGISTERED",
+    "LocalOnly",
+    "guard_server",
+    "guard_site",
+    "last_error",
+    "why_refused",
+]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +44,9 @@ COMPONENTS = {
     "serverapp": "fedvad.pipeline.deploy.apps:server",
     "clientapp": "fedvad.pipeline.deploy.apps:client",
 }
+# why a site is not let in; Flower tells it for both the same
+NOT_REGISTERED = "fedvad: this key is not registered"
+IN_USE = "fedvad: a node with this key is connected"
 _OPEN = ("/v1/fleet/", "/health")
 _FILES = {"pyproject.toml", ".info/CONTENT"}
 _MAX_FILE = 1 << 16
@@ -82,8 +95,11 @@ def _allowed(scope: _Scope) -> bool:
     return bool((mapped or address).is_loopback or (server and client and server[0] == client[0]))
 
 
-def guard_server() -> None:
-    """Put `LocalOnly` before everything that a SuperLink of this process answers."""
+def guard_server(names: Mapping[bytes, str]) -> None:
+    """Put `LocalOnly` before everything that a SuperLink of this process answers.
+
+    `names`: public keys in PEM to names of sites, for its log.
+    """
     from flwr.superlink import extensions
     from flwr.superlink.routers.fleet import node_auth
     from starlette.middleware import Middleware
@@ -92,6 +108,66 @@ def guard_server() -> None:
     assert hasattr(node_auth, "SYSTEM_TIME_TOLERANCE")
     node_auth.SYSTEM_TIME_TOLERANCE = _SKEW_SECONDS
     _more_time()
+    _name_sites(names)
+
+
+def _name_sites(names: Mapping[bytes, str]) -> None:
+    """Log who comes and goes by name, and tell a site why it is not let in."""
+    from flwr.supercore.error import FlowerError
+    from flwr.superlink.servicer.fleet import fleet_handlers as fleet
+
+    activate, deactivate = fleet.activate_node, fleet.deactivate_node
+
+    def name_of(node_id: int, state: Any) -> str:
+        keys = [bytes(n.public_key) for n in state.get_node_info(node_ids=[node_id])]
+        return names.get(keys[0], f"node {node_id}") if keys else f"node {node_id}"
+
+    def activated(request: Any, state: Any) -> Any:
+        name = names.get(bytes(request.public_key), "a site without a name")
+        try:
+            answer = activate(request=request, state=state)
+        except FlowerError as error:
+            known = state.get_node_id_by_public_key(request.public_key) is not None
+            error.public_details = IN_USE if known else NOT_REGISTERED
+            log.warning("%s is not let in: %s", name, error.public_details)
+            raise
+        log.info("%s connected", name)
+        return answer
+
+    def deactivated(request: Any, state: Any) -> Any:
+        answer = deactivate(request=request, state=state)
+        log.info("%s left", name_of(request.node_id, state))
+        return answer
+
+    fleet.activate_node, fleet.deactivate_node = activated, deactivated
+    _leave_out("node_id=", "[ApiError:2004]")  # numbers and keys, said above in names
+
+
+def _leave_out(*parts: str) -> None:
+    """Drop Flower's log messages that hold one of these."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not any(part in text for part in parts)
+
+    logging.getLogger("flwr").addFilter(wanted)
+
+
+class last_error:
+    """Context manager: `text` is the last error that Flower logged within it."""
+
+    def __enter__(self) -> last_error:
+        self.text = ""
+        self._handler = logging.Handler(logging.ERROR)
+        self._handler.emit = self._keep  # type: ignore[method-assign]
+        logging.getLogger("flwr").addHandler(self._handler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("flwr").removeHandler(self._handler)
+
+    def _keep(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
 
 
 def why_refused(app: bytes) -> str | None:
@@ -118,6 +194,7 @@ def guard_site() -> None:
     from flwr.supernode import start_client_internal as node
 
     original = node._pull_and_store_message
+    _leave_out("SuperNode ID: ")
 
     def checked(**arguments: Any) -> Any:
         get_fab = arguments["get_fab"]

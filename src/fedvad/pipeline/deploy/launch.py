@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fedvad.errors import ConfigError, FederationError
 from fedvad.pipeline.deploy.guard import APP
-from fedvad.pipeline.deploy.processes import CONNECTION, control, healthy, need_flower
+from fedvad.pipeline.deploy.processes import (
+    CONNECTION,
+    control,
+    healthy,
+    is_running,
+    local_address,
+    need_flower,
+)
 from fedvad.pipeline.deploy.server import begin, read_status
 from fedvad.pipeline.deploy.settings import ServerSettings
 from fedvad.pipeline.progress import Progress, silent
@@ -18,18 +27,26 @@ from fedvad.pipeline.run_folder import DETECTOR_FILE
 
 __all__ = ["launch"]
 
+log = logging.getLogger(__name__)
 _POLL = 2.0
 _STALE = 60.0
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0  # until its process holds its lock: Python is slow to import
+_READY_SECONDS = 600.0
 
 
 def launch(
-    settings: ServerSettings, name: str, out: Path, *, progress: Progress = silent
+    settings: ServerSettings,
+    name: str,
+    out: Path,
+    *,
+    progress: Progress = silent,
+    note: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Run the federation `name` to its end and put the server's run folder at `out`.
 
     A run that was interrupted goes on behind its last round; one that is under way is followed;
-    of a finished one, sites that missed the final memory get it. Raises `FederationError` with
+    of a finished one, sites that missed the final memory get it. `note` hears what is waited for:
+    the server while it starts, sites by name. Raises `FederationError` with
     the reason when the run fails or the server stops.
     """
     need_flower()
@@ -39,7 +56,7 @@ def launch(
     if os.name == "posix" and owner not in (None, os.getuid()):
         raise ConfigError(f"launch as the user of the server, who owns {settings.state} (sudo -u)")
     folder = begin(settings, name)
-    if not _comes_up(settings):
+    if not _comes_up(settings, note):
         raise FederationError(
             f"no server answers for {settings.folder}: start it with `fedvad server`, on this "
             "machine, and launch again"
@@ -49,7 +66,7 @@ def launch(
     if not _under_way(read_status(folder), started):
         told = control(settings, "run", str(APP), CONNECTION, "-c", f'name="{name}"')
         run_id = str(told["run-id"])
-    status = _follow(settings, folder, run_id, started, progress)
+    status = _follow(settings, folder, run_id, started, progress, note)
     result = folder / "result"
     if status["state"] != "done" or not (result / DETECTOR_FILE).is_file():
         raise FederationError(f"run {name} failed: {status.get('error', 'it left no result')}")
@@ -62,12 +79,20 @@ def launch(
     }
 
 
-def _comes_up(settings: ServerSettings) -> bool:
-    """Whether the server answers, be it that it was started just now."""
-    end = time.monotonic() + _START_SECONDS
-    while not (up := healthy(settings)) and time.monotonic() < end:
+def _comes_up(settings: ServerSettings, note: Callable[[str], None]) -> bool:
+    """Whether the server answers; one whose process runs is waited for while it starts."""
+    began = time.monotonic()
+    said = ""
+    while not healthy(settings):
+        starting = is_running(settings)
+        if time.monotonic() - began > (_READY_SECONDS if starting else _START_SECONDS):
+            return False
+        state = "is starting" if starting else "is not running yet"
+        if state != said:
+            note(f"the server at {local_address(settings)} {state}: waiting for it")
+            said = state
         time.sleep(1)
-    return up
+    return True
 
 
 def _under_way(status: dict[str, Any], now: float) -> bool:
@@ -80,8 +105,9 @@ def _follow(
     run_id: str | None,
     started: float,
     progress: Progress,
+    note: Callable[[str], None],
 ) -> dict[str, Any]:
-    seen = started
+    seen, said = started, ""
     while True:
         status = read_status(folder)
         fresh = float(status.get("time", 0.0)) >= started
@@ -92,6 +118,11 @@ def _follow(
             rounds = int(status.get("rounds", 0))
             if rounds:
                 progress("rounds", max(0, int(status["round"]) - 1), rounds)
+                waiting = ", ".join(status.get("waiting", []))
+                where = f"round {status['round']} of {rounds}: waiting for {waiting}"
+                if waiting and where != said:
+                    note(where)
+                    said = where
         if time.time() - seen > _STALE:
             _check_alive(settings, run_id)
             seen = time.time()

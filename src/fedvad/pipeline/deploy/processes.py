@@ -15,8 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedvad.data.files import write_atomically
+from fedvad.data.files import locked, write_atomically
 from fedvad.errors import ConfigError, FederationError, StorageError
+from fedvad.pipeline.deploy.connect import check_server, proxy_note, split_address
+from fedvad.pipeline.deploy.guard import IN_USE, NOT_REGISTERED, last_error
 from fedvad.pipeline.deploy.registry import sync_keys
 from fedvad.pipeline.deploy.server import site_keys
 from fedvad.pipeline.deploy.settings import (
@@ -27,13 +29,17 @@ from fedvad.pipeline.deploy.settings import (
     SiteSettings,
     to_toml,
 )
+from fedvad.pipeline.deploy.tether import tethered
 
-__all__ = ["CONNECTION", "control", "healthy", "run_server", "run_site"]
+__all__ = ["CONNECTION", "LOCK", "control", "healthy", "run_server", "run_site"]
 
 log = logging.getLogger(__name__)
 CONNECTION = "fedvad"
 _RETRY_SECONDS = 15
 _PAUSE = "FEDVAD_SITE_PAUSE"
+_IN_USE = "FEDVAD_SITE_KEY_IN_USE_SINCE"
+_IN_USE_SECONDS = 150.0
+LOCK = "process.lock"
 
 
 def run_server(settings: ServerSettings) -> None:
@@ -41,7 +47,14 @@ def run_server(settings: ServerSettings) -> None:
     need_flower()
     state = settings.state
     _private(state)
-    _environment(state / "flower")
+    with locked(state / LOCK, otherwise=_taken(settings.folder, "server")):
+        _server(settings)
+
+
+def _server(settings: ServerSettings) -> None:
+    state = settings.state
+    host, _ = split_address(local_address(settings))
+    _environment(state / "flower", host)
     os.environ[SERVER_VARIABLE] = str(settings.folder)
     write_connection(settings)
     told = {"host": settings.host, "port": settings.port, "insecure": settings.insecure}
@@ -67,9 +80,10 @@ def run_server(settings: ServerSettings) -> None:
 
     from fedvad.pipeline.deploy.guard import guard_server
 
-    guard_server()
+    guard_server(site_keys(settings) if not settings.insecure else {})
     sys.argv = ["flower-superlink", *arguments]
-    flower_superlink()
+    with tethered():
+        flower_superlink()
 
 
 def run_site(site: SiteSettings) -> None:
@@ -82,18 +96,33 @@ def run_site(site: SiteSettings) -> None:
         if resolved[name] is not None:
             resolved[name] = Path(resolved[name]).resolve()
     _private(state)
+    with locked(state / LOCK, otherwise=_taken(state, "site")):
+        cause = _site(site, resolved, state)
+    log.warning("%s. Trying again in %d s", cause, _RETRY_SECONDS)
+    _again()
+
+
+def _site(site: SiteSettings, resolved: dict[str, Any], state: Path) -> str:
+    """Be the site until its node stops; returns why it may be tried again."""
     write_atomically(state / "site.toml", to_toml(resolved).encode())
     _environment(state / "flower")
     os.environ[SITE_VARIABLE] = str(state.resolve())
     arguments = ["--superlink", site.server, "--port", str(site.port)]
+    note = proxy_note(site.server, insecure=site.insecure)
+    if note is not None:
+        log.warning("%s", note)
     if site.insecure:
         log.warning("PLAIN TEXT: everybody on the network can read and change everything")
         arguments.append("--insecure")
     else:
+        authority = _there(site.folder / "ca.crt")
         arguments += [
-            "--root-certificates", str(_there(site.folder / "ca.crt")),
+            "--root-certificates", str(authority),
             "--auth-supernode-private-key", str(_there(site.folder / "site.key")),
         ]  # fmt: skip
+        missing = check_server(site.server, authority)
+        if missing is not None:
+            log.warning("%s: waiting for it", missing)
 
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
@@ -101,18 +130,39 @@ def run_site(site: SiteSettings) -> None:
 
     guard_site()
     sys.argv = ["flower-supernode", *arguments]
-    cause = "the site's node stopped, see above"
-    try:
-        flower_supernode()
-    except SystemExit as leaving:
-        if not leaving.code:
-            raise
-        cause = (
-            "the server does not take this site: its key is not registered there, or it has not "
-            "noticed yet that an earlier node stopped (a minute)"
+    with tethered(), last_error() as said:
+        try:
+            flower_supernode()
+        except SystemExit as leaving:
+            if not leaving.code:
+                raise
+            return _why_stopped(site, note, said.text)
+    return "the site's node stopped, see above"
+
+
+def _why_stopped(site: SiteSettings, note: str | None, said: str) -> str:
+    """The reason in our words; raises `FederationError` when trying again would not help."""
+    if NOT_REGISTERED in said:
+        os.environ.pop(_IN_USE, None)
+        return (
+            f"the server does not know the key of this site: copy {site.folder / 'site.pub'} to "
+            f"sites/{site.name}.pub in the server's folder and restart the server"
         )
-    log.warning("%s. Trying again in %d s", cause, _RETRY_SECONDS)
-    _again()
+    if IN_USE in said:
+        # a node that was killed is noticed within a minute; a living one never goes
+        since = float(os.environ.setdefault(_IN_USE, str(time.time())))
+        if time.time() - since > _IN_USE_SECONDS:
+            raise FederationError(
+                f"another machine is connected as site {site.name} with the same key: stop that "
+                "one, or make a site of its own for this machine (`fedvad deploy init --site`)"
+            )
+        return "the server still counts an earlier node with this site's key as connected"
+    os.environ.pop(_IN_USE, None)
+    if not site.insecure:
+        missing = check_server(site.server, site.folder / "ca.crt")
+        if missing is not None:
+            return missing
+    return note or "the server does not take this site, see above"
 
 
 def need_flower() -> None:
@@ -146,10 +196,21 @@ def healthy(settings: ServerSettings, timeout: float = 5.0) -> bool:
         context = ssl.create_default_context(cafile=str(_there(settings.folder / "ca.crt")))
     try:
         url = f"{scheme}://{local_address(settings)}/health"
-        with urllib.request.urlopen(url, timeout=timeout, context=context) as response:
+        # never by a proxy: the server is on this machine
+        direct = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)]
+        with urllib.request.build_opener(*direct).open(url, timeout=timeout) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def is_running(settings: ServerSettings) -> bool:
+    """Whether a process is the server of this folder, be it that it does not answer yet."""
+    try:
+        with locked(settings.state / LOCK, otherwise=_taken(settings.folder, "server")):
+            return os.name != "posix"  # where there are no locks, nobody knows
+    except ConfigError:
+        return True
 
 
 def control(settings: ServerSettings, *arguments: str) -> dict[str, Any]:
@@ -157,7 +218,7 @@ def control(settings: ServerSettings, *arguments: str) -> dict[str, Any]:
 
     Raises `FederationError` with its words when it fails.
     """
-    _environment(settings.state / "flower")
+    _environment(settings.state / "flower", split_address(local_address(settings))[0])
     command = [str(Path(sys.executable).with_name("flwr")), *arguments, "--format", "json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -187,8 +248,15 @@ def _again() -> NoReturn:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _environment(home: Path) -> None:
-    """For this process and all that Flower starts: its own home, nothing sent to its makers."""
+def _environment(home: Path, *here: str) -> None:
+    """For this process and all that Flower starts: its own home, nothing sent to its makers.
+
+    `here`: names of this machine, which no proxy is asked for.
+    """
+    direct = ("127.0.0.1", "localhost", "::1", *here)
+    for name in ("NO_PROXY", "no_proxy"):
+        known = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*known, *direct]))
     home.mkdir(parents=True, exist_ok=True)
     os.environ["FLWR_HOME"] = str(home.resolve())
     for name, value in (
@@ -205,6 +273,13 @@ def _environment(home: Path) -> None:
     path = os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != programs:
         os.environ["PATH"] = os.pathsep.join([programs, path])
+
+
+def _taken(folder: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"another process is the {what} of {folder} already: stop it first, or give this one a "
+        "folder of its own"
+    )
 
 
 def _private(folder: Path) -> None:

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from importlib import resources
+from math import isfinite
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 
 from fedvad._version import __version__
 from fedvad.serving.predictor import Predictor
-from fedvad.serving.service.guard import Guard, KnownHosts
+from fedvad.serving.service.guard import Guard, HeadAsGet, KnownHosts, SameOrigin
 from fedvad.serving.service.heat import heat_png
-from fedvad.serving.service.limits import FIELD, Refusal, WorkQueue, check_token, receive_files
+from fedvad.serving.service.intake import FIELD, Intake
+from fedvad.serving.service.limits import Refusal, WorkQueue, check_token
 from fedvad.serving.service.metrics import METRICS_TYPE, ServiceMetrics
 from fedvad.serving.service.models import (
     Calibration,
+    FileResult,
     Health,
     Info,
     Limits,
     Predictions,
     SampleInfo,
 )
-from fedvad.serving.service.problems import add_handlers, described
+from fedvad.serving.service.problems import (
+    add_handlers,
+    described,
+    refuse_unknown_parameters,
+)
 from fedvad.serving.service.results import score_files
 from fedvad.serving.service.samples import Sample
 from fedvad.serving.service.settings import ServiceSettings
+from fedvad.serving.service.sites import SitePredictors
 
 __all__ = ["create_app"]
 
@@ -54,6 +63,7 @@ _BODY = {
                 "schema": {
                     "type": "object",
                     "required": [FIELD],
+                    "additionalProperties": False,
                     "properties": {
                         FIELD: {
                             "type": "array",
@@ -69,23 +79,32 @@ _BODY = {
 }
 
 
+SiteQuery = Annotated[
+    str | None, Query(description="One of the sites in /v1/info; without it all of them.")
+]
+
+
 def create_app(
     predictor: Predictor,
     settings: ServiceSettings | None = None,
     *,
+    sites: SitePredictors | None = None,
     samples: Sequence[Sample] = (),
     name: str = "",
 ) -> FastAPI:
     """The service over a predictor, which it warms up at its start and leaves open at its end.
 
-    `samples` are shown on the page, under the same token as everything else. Every refusal is a
-    `Problem`; a file that cannot be read is a result with an error, not a refusal.
+    `sites` are offered beside it. `samples` are shown on the page, under the same token as
+    everything else. Every refusal is a `Problem`; a file that cannot be read is a result with an
+    error, not a refusal.
     """
     settings = settings or ServiceSettings()
+    sites = sites or SitePredictors(predictor)
+    intake = Intake(settings)
     queue = WorkQueue(
         workers=settings.workers, waiting=settings.waiting, timeout_s=settings.timeout_s
     )
-    metrics = ServiceMetrics(lambda: queue.taken)
+    metrics = ServiceMetrics(lambda: queue.taken, lambda: intake.under_way)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -94,6 +113,7 @@ def create_app(
         queue.open()
         yield
         queue.close()
+        sites.close()
 
     app = FastAPI(
         title="fedvad",
@@ -103,6 +123,7 @@ def create_app(
         openapi_url="/v1/openapi.json",
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
+        dependencies=[Depends(refuse_unknown_parameters)],
     )
     add_handlers(app)
 
@@ -113,39 +134,60 @@ def create_app(
 
     guarded: dict[str, Any] = {"dependencies": [Depends(authorised)] if settings.token else []}
 
-    @app.post("/v1/predict", openapi_extra=_BODY, responses=described(400, 401, 408, 413, 415,
-              422, 429, 503, 504), **guarded)  # fmt: skip
+    @app.post("/v1/predict", openapi_extra=_BODY, responses=described(400, 401, 403, 408, 413,
+              415, 422, 429, 503, 504), **guarded)  # fmt: skip
     async def predict(
         request: Request,
         heatmap: Annotated[bool, Query(description="Send heat-maps, too.")] = False,
+        site: SiteQuery = None,
+        threshold: Annotated[
+            float | None,
+            Query(allow_inf_nan=False, description="Decides instead of the run's threshold."),
+        ] = None,
     ) -> Predictions:
         """Score one or several image files."""
-        with queue.place() as place:
-            files = await receive_files(request, settings)
-            place.at_end(lambda: [upload.file.close() for upload in files])
-            work = partial(
-                score_files,
-                predictor,
-                metrics,
-                files,
-                heatmap=heatmap,
-                max_file_bytes=settings.max_file_bytes,
-            )
-            return Predictions(site=predictor.site, results=await place.run(work))
+        sites.check(site)
+        queue.check_room()
+        # received before it takes a place: a slow upload must not keep others waiting
+        files = await intake.files(request)
+        with ExitStack() as received:
+            for upload in files:
+                received.callback(upload.file.close)
+            with queue.place() as place:
+                place.at_end(received.pop_all().close)
 
-    @app.get("/v1/health")
+                def work(stopped: Callable[[], bool]) -> tuple[str | None, list[FileResult]]:
+                    chosen = sites.get(site)
+                    return chosen.site, score_files(
+                        chosen,
+                        metrics,
+                        files,
+                        stopped,
+                        heatmap=heatmap,
+                        threshold=threshold,
+                        max_file_bytes=settings.max_file_bytes,
+                        report=place.report,
+                    )
+
+                used, results = await place.run(work)
+        return Predictions(site=used, results=results)
+
+    @app.get("/v1/health", responses=described(422))
     async def health() -> Health:
         """Whether the service answers; needs no token."""
         return Health(status="ok", version=__version__)
 
-    @app.get("/v1/info", responses=described(401), **guarded)
-    async def info() -> Info:
+    @app.get("/v1/info", responses=described(401, 422), **guarded)
+    async def info(site: SiteQuery = None) -> Info:
         """What is served: site, threshold, limits."""
+        sites.check(site)
+        chosen = await run_in_threadpool(sites.get, site)
         return Info(
             name=name,
-            site=predictor.site,
+            site=chosen.site,
+            sites=sites.names,
             version=__version__,
-            calibration=_calibration(predictor),
+            calibration=_calibration(chosen),
             limits=Limits(
                 max_file_bytes=settings.max_file_bytes,
                 max_files=settings.max_files,
@@ -154,12 +196,13 @@ def create_app(
             ),
         )
 
-    @app.get("/v1/metrics", response_class=Response, responses=_METRICS | described(401), **guarded)
+    @app.get("/v1/metrics", response_class=Response, responses=_METRICS | described(401, 422),
+             **guarded)  # fmt: skip
     async def metrics_() -> Response:
         """Counters and times in Prometheus' text format."""
         return Response(metrics.text(), media_type=METRICS_TYPE)
 
-    @app.get("/v1/samples", responses=described(401), **guarded)
+    @app.get("/v1/samples", responses=described(401, 422), **guarded)
     async def list_samples() -> list[SampleInfo]:
         """Small copies of some of the run's test images; empty where it keeps none."""
         return [
@@ -182,6 +225,16 @@ def create_app(
             partial(_static, content, kind),
             include_in_schema=False,
         )
+    app.add_middleware(SameOrigin, origins=settings.allowed_origins)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
+    app.add_middleware(HeadAsGet)
     if settings.allowed_hosts:
         app.add_middleware(KnownHosts, hosts=settings.allowed_hosts)
     app.add_middleware(Guard, metrics=metrics)
@@ -194,11 +247,12 @@ async def _static(content: bytes, kind: str) -> Response:
 
 def _calibration(predictor: Predictor) -> Calibration | None:
     threshold = predictor.threshold
-    if threshold is None or not math.isfinite(threshold.target_fpr):  # given without scores
+    if threshold is None:
         return None
+    known = isfinite(threshold.target_fpr)  # not of one that was given
     return Calibration(
         threshold=threshold.value,
-        target_fpr=threshold.target_fpr,
+        target_fpr=threshold.target_fpr if known else None,
         n=threshold.n,
         method=threshold.method,
         scores=sorted(threshold.scores) or None,  # of an earlier version's run there are none

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 from time import perf_counter
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fedvad.serving.service.metrics import ServiceMetrics
 from fedvad.serving.service.problems import problem
 
-__all__ = ["SECURITY_HEADERS", "Guard", "KnownHosts"]
+__all__ = ["SECURITY_HEADERS", "Guard", "HeadAsGet", "KnownHosts", "SameOrigin"]
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -47,7 +48,8 @@ class KnownHosts:
         if scope["type"] != "http" or self._knows(Headers(scope=scope).get("host", "")):
             await self._app(scope, receive, send)
             return
-        await problem(400, "unknown_host", "not a name of this service")(scope, receive, send)
+        message = "not a name of this service; see --allow-host of fedvad serve"
+        await problem(400, "unknown_host", message)(scope, receive, send)
 
     def _knows(self, host: str) -> bool:
         name = re.sub(r":[0-9]*$", "", host.lower())
@@ -55,6 +57,61 @@ class KnownHosts:
             name == known or (known.startswith("*.") and name.endswith(known[1:]))
             for known in self._hosts
         )
+
+
+class SameOrigin:
+    """ASGI middleware: 403 for what pages of other sites send; programs name no origin and pass.
+
+    Any page that a browser shows could otherwise have images scored by a service that only this
+    browser's machine or network reaches. `origins`: other pages that may, or `*`.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Iterable[str] = ()) -> None:
+        self._app = app
+        self._origins = {origin.lower().rstrip("/") for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or refuse."""
+        reads = scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS")
+        if reads or self._may(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        message = (
+            "a web page of another site sent this; to allow it, start fedvad serve with "
+            "--allow-origin and the page's scheme, name and port"
+        )
+        await problem(403, "cross_site", message)(scope, receive, send)
+
+    def _may(self, headers: Headers) -> bool:
+        origin = headers.get("origin", "").lower()
+        if "*" in self._origins or origin in self._origins:
+            return True
+        fetched = headers.get("sec-fetch-site")  # no page can set it; not sent over plain HTTP
+        if fetched is not None:
+            return fetched in ("same-origin", "none")
+        return not origin or urlsplit(origin).netloc == headers.get("host", "").lower()
+
+
+class HeadAsGet:
+    """ASGI middleware: a HEAD request gets the answer to GET without its body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, as GET if it is HEAD."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def bodiless(message: Message) -> None:
+            scope["method"] = "HEAD"  # a server that sees another one expects the body
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        scope["method"] = "GET"  # in the same dictionary: Guard reads the route from it
+        await self._app(scope, receive, bodiless)
 
 
 class Guard:

@@ -1,4 +1,4 @@
-"""Nothing beyond its limit: bytes as they come in, requests in the house, seconds of work."""
+"""Nothing beyond its limit: requests that wait or are worked on, seconds of work."""
 
 from __future__ import annotations
 
@@ -11,19 +11,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
-from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message, Receive
+__all__ = ["Place", "Refusal", "WorkQueue", "check_token"]
 
-from fedvad.serving.service.settings import ServiceSettings
-
-__all__ = ["FIELD", "Place", "Refusal", "WorkQueue", "check_token", "receive_files"]
-
-FIELD = "files"
-_TEXT_FIELDS = 8  # ignored, but forms may have some
-_TEXT_BYTES = 4096
 _RETRY_AFTER = 1  # seconds
 
 T = TypeVar("T")
@@ -54,46 +43,6 @@ def check_token(expected: str | None, given: str | None) -> None:
         raise Refusal(401, "unauthorised", "send the header Authorization: Bearer TOKEN")
 
 
-async def receive_files(request: Request, settings: ServiceSettings) -> list[UploadFile]:
-    """The image files of a multipart request; beyond 1 MB each they lie on disk, not in memory.
-
-    Raises `Refusal`: 415 no multipart, 413 too many bytes, 408 too slow, 400 damaged or too many
-    parts, 422 no file.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise Refusal(415, "not_multipart", "send the images as multipart/form-data")
-    limit = settings.max_total_bytes
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
-        raise _too_large(limit)
-    upload = Request(request.scope, _counted(request.receive, limit))
-    try:
-        async with asyncio.timeout(settings.timeout_s):
-            form = await upload.form(
-                max_files=settings.max_files, max_fields=_TEXT_FIELDS, max_part_size=_TEXT_BYTES
-            )
-    except TimeoutError:
-        raise Refusal(408, "upload_timeout", "the upload took too long") from None
-    except ClientDisconnect:  # nobody is left to read the answer
-        raise Refusal(400, "disconnected", "the upload was broken off") from None
-    except HTTPException as error:
-        raise Refusal(400, "bad_multipart", error.detail) from None
-    # some releases of starlette let the first through, and a charset of the client the second
-    except (FormParserError, UnicodeError) as error:
-        raise Refusal(400, "bad_multipart", str(error)) from None
-    files = []
-    for name, item in form.multi_items():
-        if isinstance(item, UploadFile):
-            if name == FIELD:
-                files.append(item)
-            else:
-                await item.close()
-    if not files:
-        raise Refusal(422, "no_files", f"send at least one image file in the field {FIELD!r}")
-    return files
-
-
 class WorkQueue:
     """A few worker threads and a bounded number of requests that may wait for them.
 
@@ -113,11 +62,15 @@ class WorkQueue:
         """Requests in the house, waiting or worked on."""
         return self._taken
 
+    def check_room(self) -> None:
+        """Raise `Refusal` 429 when all places are taken, which spares an upload in vain."""
+        if self._taken >= self._room:
+            raise Refusal(429, "busy", "too many requests at once; try again shortly")
+
     def place(self) -> Place:
         """A place for one request, for use in a `with`; raises `Refusal` 429 when all are taken."""
         with self._lock:
-            if self._taken >= self._room:
-                raise Refusal(429, "busy", "too many requests at once; try again shortly")
+            self.check_room()
             self._taken += 1
         return Place(self)
 
@@ -155,12 +108,17 @@ class Place:
         self._queue = queue
         self._stopped = threading.Event()
         self._future: Future[object] | None = None
+        self._doing = "the request"
         self._at_end = ExitStack()
         self._at_end.callback(queue.leave)
 
     def at_end(self, callback: Callable[[], object]) -> None:
         """Call this when the work has ended."""
         self._at_end.callback(callback)
+
+    def report(self, doing: str) -> None:
+        """Say what the work is at now, for the answer to a request that takes too long."""
+        self._doing = doing
 
     async def run(self, work: Callable[[Callable[[], bool]], T]) -> T:
         """The result of `work(stopped)` in a worker thread; `stopped()` tells it to give up.
@@ -176,7 +134,11 @@ class Place:
             self._stopped.set()
             if future.cancel():
                 raise Refusal(503, "overloaded", "no worker was free in time") from None
-            raise Refusal(504, "timeout", "the images took too long; send fewer") from None
+            message = (
+                f"{self._doing} was not done within {self._queue.timeout_s:g} s; send fewer or "
+                "smaller images, or raise --timeout of fedvad serve"
+            )
+            raise Refusal(504, "timeout", message) from None
 
     def __enter__(self) -> Self:
         return self
@@ -192,21 +154,3 @@ class Place:
         else:
             self._stopped.set()
             self._future.add_done_callback(lambda _: self._at_end.close())
-
-
-def _counted(receive: Receive, limit: int) -> Receive:
-    received = 0
-
-    async def counted() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > limit:
-            raise _too_large(limit)
-        return message
-
-    return counted
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal(413, "too_large", f"a request may hold {limit} bytes; send fewer images at once")

@@ -25,7 +25,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 class ServiceMetrics:
     """A registry of its own, so that two services in one process do not add up."""
 
-    def __init__(self, in_flight: Callable[[], int]) -> None:
+    def __init__(self, in_flight: Callable[[], int], uploads: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
         self._requests = Counter(
@@ -50,6 +50,9 @@ class ServiceMetrics:
         Gauge(
             "fedvad_requests_in_flight", "Requests waiting or worked on.", registry=registry
         ).set_function(in_flight)
+        Gauge(
+            "fedvad_uploads_in_progress", "Requests being received.", registry=registry
+        ).set_function(uploads)
         Gauge("fedvad_build", "Constant 1.", ("version",), registry=registry).labels(
             __version__
         ).set(1)

@@ -37,7 +37,9 @@ class FileResult(BaseModel):
 
     name: str = Field(description="File name as sent; what is not printable is replaced.")
     score: float | None = Field(description="Higher is more anomalous; null if unreadable.")
-    threshold: float | None = Field(description="Of the run; null if it has none.")
+    threshold: float | None = Field(
+        description="What decides: that of the request or of the run; null without either."
+    )
     anomalous: bool | None = Field(description="score > threshold; null without either.")
     width: int | None = Field(description="Of the image, in pixels, upright.")
     height: int | None
@@ -67,12 +69,13 @@ class Health(BaseModel):
 class Calibration(BaseModel):
     """The run's threshold and what is known of its false alarms.
 
-    target_fpr: share of normal images that exceed it at most, on average. n: held-out normal
-    scores behind it. scores: these, ascending, where the run keeps them.
+    target_fpr: share of normal images that exceed it at most, on average; null for a threshold
+    that was given to the service. n: held-out normal scores behind it. scores: these, ascending,
+    where the run keeps them.
     """
 
     threshold: float
-    target_fpr: float
+    target_fpr: float | None
     n: int
     method: str
     scores: list[float] | None
@@ -88,10 +91,15 @@ class Limits(BaseModel):
 
 
 class Info(BaseModel):
-    """What is served. site: None stands for the global memory and the sites' median threshold."""
+    """What is served.
+
+    site: None stands for the global memory and the sites' median threshold. sites: what the
+    parameter `site` may be; empty where one site alone is served.
+    """
 
     name: str
     site: str | None
+    sites: list[str]
     version: str
     calibration: Calibration | None
     limits: Limits

@@ -26,42 +26,56 @@ def score_files(
     stopped: Callable[[], bool],
     *,
     heatmap: bool,
+    threshold: float | None,
     max_file_bytes: int,
+    report: Callable[[str], None],
 ) -> list[FileResult]:
     """Results of the files one after another, so that only one of them is in memory.
 
-    Gives up before the next file once `stopped()`.
+    `threshold` decides instead of the predictor's. Gives up before the next file once
+    `stopped()`; `report` hears which one is worked on.
     """
+    if threshold is None and predictor.threshold is not None:
+        threshold = predictor.threshold.value
     results = []
-    for upload in files:
+    for number, upload in enumerate(files, 1):
         if stopped():
             break
         name = printable(upload.filename or "image")[:_LONGEST_NAME]
+        report(f"{name} (image {number} of {len(files)})")
         if (upload.size or 0) > max_file_bytes:
             metrics.image("too_large")
-            message = f"{name}: has {upload.size} bytes, over the limit of {max_file_bytes}"
-            results.append(_unscored(name, predictor, "too_large", message))
+            message = (
+                f"{name}: has {upload.size} bytes, over the limit of {max_file_bytes} (--max-mb "
+                "of fedvad serve)"
+            )
+            results.append(_unscored(name, threshold, "too_large", message))
             continue
         with metrics.image_seconds.time():
             (found,) = predictor.predict([upload.file.read()], names=[name])
         if found.error is not None:
             metrics.image("unreadable")
-            results.append(_unscored(name, predictor, "unreadable", found.error))
+            message = found.error
+            if f"over the limit of {predictor.max_pixels}" in message:
+                message += " (--max-megapixels of fedvad serve)"
+            results.append(_unscored(name, threshold, "unreadable", message))
             continue
-        metrics.image(_OUTCOMES[found.anomalous])
-        results.append(_scored(name, found, heatmap))
+        result = _scored(name, found, threshold, heatmap)
+        metrics.image(_OUTCOMES[result.anomalous])
+        results.append(result)
     return results
 
 
-def _scored(name: str, found: Prediction, heatmap: bool) -> FileResult:
+def _scored(name: str, found: Prediction, threshold: float | None, heatmap: bool) -> FileResult:
+    assert found.score is not None
     assert found.map is not None
     assert found.size is not None
-    picture = heat_png(found.map, found.size, found.threshold) if heatmap else None
+    picture = heat_png(found.map, found.size, threshold) if heatmap else None
     return FileResult(
         name=name,
         score=found.score,
-        threshold=found.threshold,
-        anomalous=found.anomalous,
+        threshold=threshold,
+        anomalous=None if threshold is None else found.score > threshold,
         height=found.size[0],
         width=found.size[1],
         heatmap=None if picture is None else base64.b64encode(picture).decode(),
@@ -69,11 +83,11 @@ def _scored(name: str, found: Prediction, heatmap: bool) -> FileResult:
     )
 
 
-def _unscored(name: str, predictor: Predictor, code: str, message: str) -> FileResult:
+def _unscored(name: str, threshold: float | None, code: str, message: str) -> FileResult:
     return FileResult(
         name=name,
         score=None,
-        threshold=None if predictor.threshold is None else predictor.threshold.value,
+        threshold=threshold,
         anomalous=None,
         height=None,
         width=None,

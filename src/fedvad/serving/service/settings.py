@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,11 @@ class ServiceSettings:
     for none.
     max_file_bytes: of one image file. max_files, max_total_bytes: of one request.
     timeout_s: seconds for an upload, and again for queueing and scoring.
+    uploads: requests whose images are being received at a time; uploads_per_client: those of one
+    address. Beyond it 429, unless a slow one can be given up instead.
     workers: requests worked on at a time; waiting: further ones that may wait, then 429.
     allowed_hosts: values of the Host header that are answered, against DNS rebinding; empty: any.
+    allowed_origins: web pages of others that may send images, as `https://name:port`, or `*`.
     """
 
     token: str | None = None
@@ -29,14 +33,24 @@ class ServiceSettings:
     max_files: int = 16
     max_total_bytes: int = 64_000_000
     timeout_s: float = 30.0
+    uploads: int = 64
+    uploads_per_client: int = 16
     workers: int = 2
     waiting: int = 16
     allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = (self.max_file_bytes, self.max_files, self.max_total_bytes, self.workers)
+        counts = (self.max_file_bytes, self.max_files, self.max_total_bytes, self.workers,
+                  self.uploads, self.uploads_per_client)  # fmt: skip
         if min(counts) < 1 or self.waiting < 0 or not self.timeout_s > 0:
             raise ConfigError("every limit of the service must be at least 1 (waiting: 0)")
+        for origin in self.allowed_origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+                raise ConfigError(
+                    f"--allow-origin {origin}: give scheme, name and port only, for example "
+                    "https://line4.example:8443"
+                )
         if self.token is not None and len(self.token) < _SHORTEST_TOKEN:
             raise ConfigError(
                 f"the token has {len(self.token)} characters; give at least {_SHORTEST_TOKEN}, "

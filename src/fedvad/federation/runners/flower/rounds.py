@@ -96,6 +96,7 @@ def gather(
                 again_at[site] = min(again_at[site], clock() + patience.retry / 10)
             elif answer.round == instruction_for(site).round:
                 replies[site] = answer
+                log.info("%s answered: %d of %d sites", site, len(replies), len(sites))
             else:
                 log.info("%s: a late answer of round %d is of no use now", site, answer.round)
         pending = [site for site in sites if site not in replies]
@@ -104,6 +105,7 @@ def gather(
         present = links.connected()
         for site in pending:
             if site in present and clock() >= again_at.get(site, 0.0):
+                log.info("%s is asked%s", site, " again" if asked[site] else "")
                 links.ask(site, instruction_for(site))
                 again_at[site] = clock() + patience.retry * 2 ** asked[site]
                 asked[site] += 1
@@ -228,6 +230,7 @@ class RemoteRounds:
             last = held[site].manifest.round if site in held else 0
             return replace(self.template, round=round_, held=last, payload=down)
 
+        log.info("round %d of %d: %s", round_, self.schedule.rounds, ", ".join(names))
         with self.ledger.phase("local"):
             replies, missing, asked = self._gather(names, order, round_)
         entry = RoundEntry(

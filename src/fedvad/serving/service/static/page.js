@@ -4,8 +4,10 @@ const $ = (id) => document.getElementById(id);
 const KEPT = 60; // results of a session
 const THUMB = 96; // pixels
 const TRIES = 8; // when the service is busy
+const CLOSE = 0.9; // a score of at least this share of the threshold is borderline
 
 let info = null;
+let site = ""; // of those that the service offers; empty: all
 let token = sessionStorage.getItem("fedvad-token") || "";
 let threshold = null; // what decides now
 const results = []; // newest first: {name, url, score, heat, aspect, error, item, what}
@@ -17,6 +19,7 @@ let waiting = 0;
 const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
 const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 const digits = (value) => Number(value.toPrecision(4)).toString();
+const exact = (value) => Number(value.toPrecision(6)).toString();
 const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
 
 // ---- talking to the service
@@ -38,6 +41,8 @@ async function ask(path, options = {}) {
   throw new Error(problem?.error?.message ?? `The service answered ${answer.status}.`);
 }
 
+const chosen = (sign) => (site ? `${sign}site=${encodeURIComponent(site)}` : "");
+
 async function score(blob, name) {
   const limit = info?.limits.max_file_bytes;
   if (limit && blob.size > limit) {
@@ -45,7 +50,7 @@ async function score(blob, name) {
   }
   const form = new FormData();
   form.append("files", blob, name);
-  const answer = await ask("/v1/predict?heatmap=true", { method: "POST", body: form });
+  const answer = await ask(`/v1/predict?heatmap=true${chosen("&")}`, { method: "POST", body: form });
   return (await answer.json()).results[0];
 }
 
@@ -62,6 +67,8 @@ async function judge(blob, name) {
   complain("");
   say(`Looking at ${name} …`, "");
   $("result").setAttribute("aria-busy", "true");
+  name = distinct(name);
+  const asked = site;
   const entry = { name, url: URL.createObjectURL(blob), score: null, heat: null, error: null };
   try {
     const found = await score(blob, name);
@@ -73,10 +80,18 @@ async function judge(blob, name) {
     entry.error = error.message;
   }
   waiting -= 1;
+  if (asked !== site) return; // another one was chosen meanwhile
   $("result").setAttribute("aria-busy", "false");
   remember(entry, blob);
   stretch();
   show(entry);
+}
+
+function distinct(name) { // images of several folders often have the same name
+  const known = new Set(results.map((entry) => entry.name));
+  let shown = name;
+  for (let number = 2; known.has(shown); number += 1) shown = `${name} (${number})`;
+  return shown;
 }
 
 // ---- one result
@@ -84,7 +99,9 @@ async function judge(blob, name) {
 function decision(entry) {
   if (entry.score === null) return ["Not scored", ""];
   if (threshold === null) return ["Scored", ""];
-  return entry.score > threshold ? ["Anomalous", "bad"] : ["Normal", "good"];
+  if (entry.score > threshold) return ["Anomalous", "bad"];
+  return entry.score > CLOSE * threshold ? ["Borderline, just below the threshold", "close"]
+    : ["Below the threshold", "good"];
 }
 
 function show(entry) {
@@ -158,6 +175,9 @@ function decide(value) {
   $("threshold").value = value;
   $("threshold-value").textContent = digits(value);
   $("rate").textContent = rate(value);
+  $("use").hidden = value === own;
+  $("use").textContent = `To decide by it elsewhere: --threshold ${exact(value)} at fedvad predict or fedvad serve, ` +
+    `or ?threshold=${exact(value)} in a request.`;
   $("threshold").setAttribute("aria-valuetext", digits(value));
   $("reset").disabled = value === own;
   tell();
@@ -165,7 +185,8 @@ function decide(value) {
 
 function rate(value) {
   const { threshold: own, target_fpr: target, n, scores, method } = info.calibration;
-  if (value === own) {
+  if (target === null && !scores) return "This threshold was given to the service; how often it is exceeded by normal images is unknown.";
+  if (value === own && target !== null) {
     const rough = method === "conformal" ? "" : ", extrapolated";
     const whose = info.site ? "" : " It is the median of the sites' thresholds; at some sites it may stop more.";
     return `The run's threshold: expected to stop at most ${percent(target)} of normal images (from ${n} held-out ones${rough}).${whose}`;
@@ -304,7 +325,7 @@ function askForToken() {
 
 async function start() {
   try {
-    info = await (await ask("/v1/info")).json();
+    info = await (await ask(`/v1/info${chosen("?")}`)).json();
   } catch (error) {
     if ($("login").hidden) complain(error.message);
     return;
@@ -312,16 +333,34 @@ async function start() {
   $("login").hidden = true;
   $("main").hidden = false;
   if (token) sessionStorage.setItem("fedvad-token", token);
-  const site = info.site ? `site ${info.site}` : "all sites";
-  $("served").textContent = [info.name, site].filter(Boolean).join(", ");
+  if (info.sites.length && !$("site").options.length) {
+    $("site").append(new Option("All sites (median of their thresholds)", ""), ...info.sites.map((name) => new Option(name, name)));
+    const before = sessionStorage.getItem("fedvad-site");
+    if (before && info.sites.includes(before)) {
+      $("site").value = site = before;
+      return start();
+    }
+  }
+  $("choosing").hidden = !info.sites.length;
+  const which = info.site ? `site ${info.site}` : "all sites: choose yours, its own threshold fits better";
+  $("served").textContent = [info.name, which].filter(Boolean).join(", ");
   document.title = [info.name, "fedvad"].filter(Boolean).join(" · ");
+  $("deciding").hidden = !info.calibration;
+  threshold = null;
   if (info.calibration) {
-    $("deciding").hidden = false;
     threshold = info.calibration.threshold;
     $("threshold").max = 2 * threshold || 1;
     decide(threshold);
   }
   await showSamples().catch((error) => complain(error.message));
+}
+
+function choose() { // scores of another site's memory do not compare
+  site = $("site").value;
+  sessionStorage.setItem("fedvad-site", site);
+  clear();
+  $("site").focus();
+  start();
 }
 
 const named = (files) => [...files].map((file) => [file, file.name]);
@@ -349,6 +388,7 @@ $("photo").addEventListener("error", () => { // TIFF, in most browsers
 $("opacity").addEventListener("input", fade);
 $("threshold").addEventListener("input", () => decide(Number($("threshold").value)));
 $("reset").addEventListener("click", () => decide(info.calibration.threshold));
+$("site").addEventListener("change", choose);
 $("save").addEventListener("click", save);
 $("clear").addEventListener("click", clear);
 $("camera").addEventListener("click", openCamera);
