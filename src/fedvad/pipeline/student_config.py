@@ -29,6 +29,7 @@ STUDENT_METHODS: dict[str, dict[str, Any]] = {
 STUDENT_OPTIONS = {
     "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split", "max_bad",
     "rounds", "participation", "join", "smooth", "top", "target_fpr", "holdout", "shared_threshold",
+    "threshold_rule",
     "compare", "seed", "jobs", "student",
 }  # fmt: skip
 # levels of the papers, where a memory takes fewer
