@@ -1,12 +1,12 @@
 """Which rule for a threshold keeps its word: rates achieved on fresh normal images of real sets.
 
-    python benchmarks/thresholds.py --data DATA [--weights W --backbone resnet18] --out OUT
+    python benchmarks/thresholds.py --data DATA [--backbone resnet18 --weights W] --out OUT
 
 Federations of every set in `threshold_scores.SETS` that lies in DATA, for each seed and number of
-normal images per site, are trained and scored once; `OUT/NAME-N-SEED.json` keeps the scores, and a
-second call goes on where the first one ended. All rules are then compared on these scores, and the
-Markdown tables are printed: mean rate of false alarms over sites and seeds [95 % interval, bootstrap
-over sites], by number of normal images; the worst site; recall.
+normal images per site, are trained and scored once; `OUT/NAME-N-SEED.json` keeps the scores, and
+a second call goes on where the first one ended. All rules are then compared on these scores, and
+the Markdown tables are printed: mean rate of false alarms over sites and seeds [95 % interval,
+bootstrap over sites], by number of normal images; the worst site; recall.
 """
 
 from __future__ import annotations

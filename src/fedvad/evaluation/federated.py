@@ -28,6 +28,8 @@ from fedvad.evaluation.thresholds import (
 __all__ = ["Prior", "federated_thresholds", "residuals", "spread_prior"]
 
 Array = npt.NDArray[np.float64]
+# degrees of freedom of Student's t, whose tail stands for the one that too few scores do not show
+_TAIL = 5
 _LEAST_VARIANCE = 1e-12  # equal scores have no logarithm of their variance
 
 
@@ -58,10 +60,10 @@ def federated_thresholds(
     On the logarithms of the scores (on the scores where one site has negative ones, or a median
     of 0), with m and s the mean of a site's n scores and their standard deviation, shrunk towards
     that of all sites (`spread_prior`), a site's own threshold is m + q s sqrt(1 + 1/n). The factor
-    q is common to all sites: the conformal rank among the `residuals` of all sites' scores, the
-    largest of them where they are too few for a rank, and never below the quantile of Student's t
-    for scores that are normal. If `conformal_threshold` of all scores together is higher, the
-    threshold lies half-way between the two: what is normal elsewhere may come here, too.
+    q is common to all sites: the conformal rank among the `residuals` of all sites' scores, more
+    than the largest of them where they are too few for a rank, and never below the quantile of
+    Student's t for scores that are normal. If `conformal_threshold` of all scores together is
+    higher, the threshold lies half-way between the two: what is normal elsewhere may come here.
 
     Method "federated", or "federated-tail" with too few residuals for a rank. Only sums need to
     leave a site: of `spread_prior`, then counts of residuals and of scores. Sites with fewer than
@@ -79,7 +81,7 @@ def federated_thresholds(
     prior = spread_prior(list(values.values()))
     pooled = np.sort(np.concatenate([residuals(own, prior) for own in values.values()]))
     rank = conformal_rank(pooled.size, target_fpr)
-    factor = float(pooled[min(rank, pooled.size) - 1])
+    factor = float(pooled[rank - 1]) if rank <= pooled.size else _beyond(pooled, target_fpr)
     together = conformal_threshold(np.concatenate(list(given.values())), target_fpr).value
     common = math.log(max(together, np.finfo(np.float64).tiny)) if logs else together
     method = "federated" if rank <= pooled.size else "federated-tail"
@@ -127,6 +129,15 @@ def residuals(sample: Array, prior: Prior) -> Array:
     variance = prior.shrunk(np.maximum(others, _LEAST_VARIANCE), n - 2)
     found: Array = off * n / (n - 1) / np.sqrt(variance * (1 + 1 / (n - 1)))
     return found
+
+
+def _beyond(residuals: Array, target_fpr: float) -> float:
+    """What lies as far beyond the largest of n ascending residuals as in a heavy-tailed sample."""
+    from scipy.special import stdtrit
+
+    n = residuals.size
+    further = stdtrit(_TAIL, 1 - target_fpr) / stdtrit(_TAIL, n / (n + 1))
+    return float(residuals[-1]) * float(further)
 
 
 def _upper(sample: Array, prior: Prior, factor: float, target_fpr: float) -> float:
