@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +20,7 @@ from fedvad.data.demo import write_demo
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
+from fedvad.evaluation.thresholds import Threshold, conformal_threshold
 from fedvad.federation.payload import Manifest, Payload, bank_arrays
 from fedvad.memory.bank import MemoryBank
 
@@ -30,6 +31,14 @@ TRAIN = 6
 # torch: OpenVINO takes seconds to compile its graph, and is compared with it in tests/features
 OPTIONS: dict[str, Any] = {"backbone": "filterbank", "image_size": SIZE, "engine": "torch"}
 FLAGS = ("--backbone", "filterbank", "--image-size", str(SIZE), "--engine", "torch")
+
+
+def alone(thresholds: Mapping[str, Threshold]) -> dict[str, Threshold]:
+    """The thresholds that a site finds from its own scores, where it never sees those of others."""
+    return {
+        name: conformal_threshold(found.scores, found.target_fpr)
+        for name, found in thresholds.items()
+    }
 
 
 def use_one_thread() -> None:

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedvad.errors import ConfigError, DataError
-from fedvad.evaluation.thresholds import Threshold, achieved, conformal_threshold
+from fedvad.evaluation.thresholds import (
+    Threshold,
+    achieved,
+    conformal_threshold,
+    images_needed,
+    promise,
+    promise_in_words,
+)
 
 
 def test_conformal_rank_by_hand():
@@ -130,3 +137,41 @@ def test_importing_the_room_loads_neither_scipy_nor_scikit_learn_nor_torch():
     code = f"import sys, {names}; print(sorted({{'scipy', 'sklearn', 'torch'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_promise_by_hand():
+    assert promise(24).rate == pytest.approx(1 - 0.05 ** (1 / 24))
+    # order statistics: the rate above the k-th of n scores is Beta(n - k + 1, k)
+    assert promise(99, 4).rate == pytest.approx(stats.beta.ppf(0.95, 5, 95))
+    assert promise(5, 5).rate == 1
+    assert promise(0).rate == 1
+    for needed in (images_needed(0.01, 0.95), images_needed(0.05, 0.95)):
+        target = 0.01 if needed == 299 else 0.05
+        assert promise(needed).rate <= target < promise(needed - 1).rate
+    assert (images_needed(0.01), images_needed(0.05), images_needed(0.05, 0.95)) == (99, 19, 59)
+    with pytest.raises(ConfigError, match="confidence"):
+        promise(24, confidence=1)
+    with pytest.raises(ConfigError, match="25 of 24"):
+        promise(24, 25)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(24, 24), (60, 58)])
+def test_a_promise_is_kept_as_often_as_it_says(n, rank):
+    rng = np.random.default_rng(n)
+    limits = np.sort(rng.random((4000, n)), axis=1)[:, rank - 1]
+    kept = np.mean(1 - limits <= promise(n, n - rank).rate)
+    assert kept == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_threshold_promises_what_its_scores_allow():
+    scores = tuple(np.linspace(1, 2, 24))
+    assert Threshold(2.5, 24, "federated", 0.01, scores).promise == promise(24)
+    assert Threshold(1.99, 24, "federated", 0.01, scores).promise == promise(24, 1)
+    assert Threshold(2.5, 24, "conformal", 0.01).promise is None
+
+
+def test_a_promise_in_words():
+    assert promise_in_words(promise(24), 0.01) == (
+        "24 normal images promise at most 11.7 % false alarms with 95 % confidence; to promise 1 % "
+        "takes 99 images on average, 299 with 95 % confidence."
+    )

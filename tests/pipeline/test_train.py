@@ -410,7 +410,7 @@ class TestOddSites:
         assert thresholds["Werk Süd 1"]["n"] == 6
         assert thresholds["дом [b] — 3"]["n"] == 3
         assert thresholds["just one"] == {
-            "threshold": None, "n": 0, "method": None, "fpr": None, "recall": None,
+            "threshold": None, "n": 0, "method": None, "promise": None, "fpr": None, "recall": None,
         }  # fmt: skip
         assert results["image_auroc"]["sites"]["just one"] is not None
 

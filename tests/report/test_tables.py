@@ -3,11 +3,13 @@ from __future__ import annotations
 import copy
 import csv
 import io
+from dataclasses import asdict
 
 import pytest
 from rich.console import Console
 
 from fedvad.errors import StorageError
+from fedvad.evaluation.thresholds import promise
 from fedvad.report.tables import (
     results_table,
     rich_tables,
@@ -85,6 +87,25 @@ def test_sites_table():
     ]  # fmt: skip
     assert rows[2][5:] == ["1.235 (log-normal-tail)", "0.0 %", "70.0 %"]
     assert rows[3][6:] == ["–", "–"]
+
+
+def test_what_is_promised_stands_in_table_and_verdict():
+    results = copy.deepcopy(RESULTS)
+    results["threshold"]["target_fpr"] = 0.01
+    for site, above in (("a", 0), ("b", 0), ("c", 1)):
+        found = asdict(promise(24, above))
+        results["threshold"]["sites"][site] |= {"promise": found, "method": "federated-tail"}
+    rows = sites_table(results)
+    assert rows[0][5:7] == ["threshold", "promised"]
+    assert [row[5:7] for row in rows[1:]] == [["1.235", "≤ 11.7 %"]] * 2 + [["1.235", "≤ 18.3 %"]]
+    assert verdict(results).endswith(
+        "a, b: 24 normal images promise at most 11.7 % false alarms with 95 % confidence; to "
+        "promise 1 % takes 99 images on average, 299 with 95 % confidence. c: 24 normal images "
+        "promise at most 18.3 % false alarms with 95 % confidence; to promise 1 % takes 99 images "
+        "on average, 299 with 95 % confidence."
+    )
+    results["threshold"]["sites"]["c"]["promise"] = None  # of an earlier version
+    assert sites_table(results)[3][5:7] == ["1.235 (federated-tail)", "–"]
 
 
 @pytest.mark.parametrize("results", [{}, dict.fromkeys(RESULTS), {"image_auroc": {"mean": None}}])

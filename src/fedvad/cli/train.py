@@ -177,6 +177,14 @@ def train(
             **_Scoring,
         ),
     ] = None,
+    threshold_rule: Annotated[
+        str | None,
+        typer.Option(
+            help="federated (from all sites' normal scores) or own [default: federated]",
+            show_default=False,
+            **_Scoring,
+        ),
+    ] = None,
     compare: Annotated[
         str | None,
         typer.Option(help="Baselines to measure beside: local,pooled,identity", show_default=False),
@@ -213,7 +221,7 @@ def train(
         "precision": precision, "merge": merge, "memory_rows": memory_rows, "defence": defence,
         "participation": participation, "join": _joins(join),
         "reference": reference, "map": map_mode, "search": search, "target_fpr": target_fpr,
-        "compare": compare, "seed": seed, "jobs": jobs,
+        "threshold_rule": threshold_rule, "compare": compare, "seed": seed, "jobs": jobs,
     }  # fmt: skip
     resolved = resolve_config(config, **flags)
     with showing() as progress:

@@ -5,15 +5,13 @@ Sums are what secure aggregation can hide; a site's own histogram need not be se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.errors import DataError
-from fedvad.evaluation.thresholds import Threshold
+from fedvad.evaluation.thresholds import Threshold, conformal_rank
 
 __all__ = ["BINS", "count", "from_pairs", "threshold_of_counts", "to_pairs"]
 
@@ -67,7 +65,7 @@ def threshold_of_counts(counts: npt.NDArray[np.integer], target_fpr: float) -> T
     may have more false alarms.
     """
     n = int(counts.sum())
-    rank = math.ceil((n + 1) * (1 - Fraction(repr(float(target_fpr)))))  # as `conformal_threshold`
+    rank = conformal_rank(n, target_fpr)
     if rank > n:
         return None
     at = int(np.searchsorted(np.cumsum(counts), rank))

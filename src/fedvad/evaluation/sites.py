@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,12 @@ from fedvad.evaluation.metrics import (
     image_auroc,
     pixel_auroc,
 )
-from fedvad.evaluation.thresholds import Threshold, achieved, conformal_threshold
+from fedvad.evaluation.thresholds import (
+    MIN_SCORES,
+    Threshold,
+    achieved,
+    conformal_threshold,
+)
 from fedvad.evaluation.truth import GroundTruth, Pair, read_truth
 from fedvad.memory.bank import FloatArray
 
@@ -33,7 +38,7 @@ __all__ = [
     "summarise",
 ]
 
-MIN_HELD_OUT = 3
+MIN_HELD_OUT = MIN_SCORES
 _PER_SITE = ("image_auroc", "average_precision", "oracle_f1", "pixel_auroc", "aupro")
 
 
@@ -157,10 +162,12 @@ def told_threshold(
     threshold: Threshold | None, *, fpr: float | None = None, recall: float | None = None
 ) -> dict[str, Any]:
     """A site's threshold as results tell it, with what it achieved on test images, if any."""
+    promised = None if threshold is None else threshold.promise
     return {
         "threshold": None if threshold is None else threshold.value,
         "n": 0 if threshold is None else threshold.n,
         "method": None if threshold is None else threshold.method,
+        "promise": None if promised is None else asdict(promised),
         "fpr": fpr,
         "recall": recall,
     }

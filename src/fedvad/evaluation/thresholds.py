@@ -16,7 +16,37 @@ from numpy.typing import ArrayLike
 from fedvad.errors import ConfigError, DataError
 from fedvad.evaluation.metrics import Bools, Floats, check_labelled, check_scores
 
-__all__ = ["Threshold", "achieved", "conformal_threshold"]
+__all__ = [
+    "CONFIDENCE",
+    "MIN_SCORES",
+    "Promise",
+    "Threshold",
+    "achieved",
+    "check_target",
+    "conformal_rank",
+    "conformal_threshold",
+    "images_needed",
+    "lifted",
+    "promise",
+    "promise_in_words",
+]
+
+MIN_SCORES = 3
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Promise:
+    """At most the share `rate` of normal images alarms, with this confidence, both in [0, 1].
+
+    above, images: held-out normal images that exceed the threshold, and all of them. It holds for
+    images like these; nobody can promise anything about normal images of another kind.
+    """
+
+    rate: float
+    confidence: float
+    above: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -24,7 +54,8 @@ class Threshold:
     """A threshold, the number of held-out normal scores behind it, and how it was found.
 
     `method` is "conformal" (no assumption on the shape of the scores), "log-normal-tail" or
-    "normal-tail" (too few scores for the wished rate: a parametric bound, to be reported as such).
+    "normal-tail" (too few scores for the wished rate: a parametric bound, to be reported as such),
+    or one of `evaluation.federated`.
     `scores` are those n scores, ascending; from them a user sees what another threshold would do.
     """
 
@@ -33,6 +64,12 @@ class Threshold:
     method: str
     target_fpr: float
     scores: tuple[float, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def promise(self) -> Promise | None:
+        """What its own scores let one promise; None without them (artefacts of early versions)."""
+        above = sum(score > self.value for score in self.scores)
+        return promise(len(self.scores), above) if self.scores else None
 
 
 def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshold:
@@ -53,16 +90,14 @@ def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshol
 
     Raises ConfigError for target_fpr outside (0, 0.5], DataError for n < 3, NaN or infinity.
     """
-    if not 0 < target_fpr <= 0.5:
-        raise ConfigError(f"target_fpr is {target_fpr}; it must lie in (0, 0.5], for example 0.01")
+    check_target(target_fpr)
     scores = check_scores(normal_scores).astype(np.float64)
-    if scores.size < 3:
+    if scores.size < MIN_SCORES:
         raise DataError(
             f"{scores.size} held-out normal images are too few for a threshold: hold out at least "
             "3, better 25, or set the threshold by hand"
         )
-    # As written in decimal: in floats 100 * (1 - 0.29) lands above 71 and would cost a rank.
-    rank = math.ceil((scores.size + 1) * (1 - Fraction(repr(float(target_fpr)))))
+    rank = conformal_rank(scores.size, target_fpr)
     if rank <= scores.size:
         value, method = float(np.partition(scores, rank - 1)[rank - 1]), "conformal"
     else:
@@ -74,6 +109,77 @@ def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshol
         target_fpr=float(target_fpr),
         scores=tuple(np.sort(scores).tolist()),
     )
+
+
+def check_target(target_fpr: float) -> None:
+    """Raise ConfigError for a wanted false-alarm rate outside (0, 0.5]."""
+    if not 0 < target_fpr <= 0.5:
+        raise ConfigError(f"target_fpr is {target_fpr}; it must lie in (0, 0.5], for example 0.01")
+
+
+def conformal_rank(n: int, target_fpr: float) -> int:
+    """ceil((n + 1)(1 - target_fpr)): the rank, from 1, of the threshold; n + 1 if n are too few."""
+    # As written in decimal: in floats 100 * (1 - 0.29) lands above 71 and would cost a rank.
+    return math.ceil((n + 1) * (1 - Fraction(repr(float(target_fpr)))))
+
+
+def promise(images: int, above: int = 0, confidence: float = CONFIDENCE) -> Promise:
+    """What can be promised when `above` of `images` held-out normal images exceed a threshold.
+
+    The upper Clopper-Pearson limit. It is exact for a threshold of a fixed rank among the scores,
+    where it is the beta quantile of order statistics, and cautious above the highest; 24 images of
+    which none exceeds the threshold promise at most 11.7 % with 95 % confidence. Raises ConfigError
+    for a confidence outside (0, 1) or counts that contradict each other.
+
+    >>> round(promise(24).rate, 3), round(promise(299).rate, 3)
+    (0.117, 0.01)
+    """
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence is {confidence}; it must lie in (0, 1), for example 0.95")
+    if not 0 <= above <= images:
+        raise ConfigError(f"{above} of {images} images cannot exceed a threshold")
+    if above == images:
+        return Promise(1.0, confidence, above, images)
+    from scipy.special import betaincinv
+
+    rate = float(betaincinv(above + 1, images - above, confidence))
+    return Promise(rate, confidence, above, images)
+
+
+def images_needed(target_fpr: float, confidence: float | None = None) -> int:
+    """Normal images that a rate can be promised from: on average, or with a confidence.
+
+    None of them may exceed the threshold. Raises ConfigError for a rate outside (0, 0.5].
+
+    >>> images_needed(0.01), images_needed(0.01, 0.95), images_needed(0.05)
+    (99, 299, 19)
+    """
+    check_target(target_fpr)
+    if confidence is None:
+        return math.ceil(1 / Fraction(repr(float(target_fpr)))) - 1
+    return math.ceil(math.log1p(-confidence) / math.log1p(-target_fpr))
+
+
+def promise_in_words(found: Promise, target_fpr: float) -> str:
+    """A sentence for those who have to live with the alarms.
+
+    >>> promise_in_words(promise(299), 0.01)
+    '299 normal images promise at most 0.997 % false alarms with 95 % confidence.'
+    """
+    sure = f"with {found.confidence:.0%} confidence".replace("%", " %")
+    text = (
+        f"{found.images} normal images promise at most {_percent(found.rate)} false alarms {sure}"
+    )
+    if found.rate <= target_fpr:
+        return text + "."
+    return (
+        f"{text}; to promise {_percent(target_fpr)} takes {images_needed(target_fpr)} images on "
+        f"average, {images_needed(target_fpr, found.confidence)} {sure}."
+    )
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.3g} %"
 
 
 def achieved(
@@ -95,11 +201,19 @@ def _tail_bound(scores: Floats, target_fpr: float) -> tuple[float, str]:
     median, largest = float(np.median(scores)), float(scores.max())
     if scores.min() < 0 or median <= 0:
         return max(_prediction_bound(scores, target_fpr), largest), "normal-tail"
-    # A near-copy of a training image scores near 0. Its log would stretch the spread until nothing
-    # alarms any more (25 scores around 1 and one of 1e-6: threshold 650), so low scores are lifted.
-    bound = _prediction_bound(np.log(np.maximum(scores, median / 10)), target_fpr)
+    bound = _prediction_bound(np.log(lifted(scores)), target_fpr)
     value = math.exp(min(bound, math.log(np.finfo(np.float64).max)))
     return max(value, largest), "log-normal-tail"
+
+
+def lifted(scores: Floats) -> Floats:
+    """Scores (n,) with a positive median, none below a tenth of it, so that logs stay small.
+
+    A near-copy of a training image scores near 0. Its log would stretch the spread until nothing
+    alarms any more (25 scores around 1 and one of 1e-6: threshold 650).
+    """
+    floor = float(np.median(scores)) / 10
+    return np.maximum(scores, floor)
 
 
 def _prediction_bound(sample: Floats, target_fpr: float) -> float:

@@ -35,6 +35,7 @@ __all__ = [
     "METHODS",
     "Defence",
     "Reference",
+    "ThresholdRule",
     "TrainConfig",
     "as_path",
     "check_reference",
@@ -44,6 +45,7 @@ __all__ = [
 
 Reference = Literal["global", "local", "union"]
 Defence = Literal["none", "robust"]
+ThresholdRule = Literal["federated", "own"]
 # scoring takes time and memory with every row: many sites' rows are thinned out to these
 _LARGEST_MEMORY = 32_768
 COMPARISONS = ("local", "pooled", "identity")
@@ -124,6 +126,7 @@ class TrainConfig(BaseModel):
     calibration: Literal["auto", "leave-one-out", "holdout", "none"] = "auto"
     calibration_images: int = Field(default=128, ge=3)
     holdout: float = Field(default=0.2, gt=0, lt=1)
+    threshold_rule: ThresholdRule = "federated"
     shared_threshold: bool = False
     # students, where the method trains one
     student: StudentOptions = Field(default_factory=StudentOptions)
@@ -165,6 +168,13 @@ class TrainConfig(BaseModel):
                 raise ValueError(
                     "shared_threshold believes every site's counts, one liar could silence all "
                     "alarms: with defence 'robust' each site keeps its own threshold"
+                )
+            if "threshold_rule" not in self.model_fields_set:
+                object.__setattr__(self, "threshold_rule", "own")
+            elif self.threshold_rule == "federated":
+                raise ValueError(
+                    "threshold_rule 'federated' believes every site's scores, one liar could raise "
+                    "all thresholds: with defence 'robust' use 'own'"
                 )
             if "reference" not in self.model_fields_set:
                 # a rare mode that only one site has is left out, but stays normal at home

@@ -28,7 +28,7 @@ from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_config
 from fedvad.pipeline.scoring import ANY_SHARE, score_with
 from fedvad.pipeline.student_run import StudentRun
-from fedvad.pipeline.thresholds import share_threshold
+from fedvad.pipeline.thresholds import find_thresholds, share_threshold
 
 __all__ = ["averaged", "fit_students", "make_student", "prepare_sites"]
 
@@ -64,12 +64,12 @@ def fit_students(job: Job) -> Fitted:
         scores = {
             name: detector.score(members[name].unseen).image for name, detector in detectors.items()
         }
+        found = find_thresholds(scores, config.target_fpr, config.threshold_rule)
         for name, model in run.sites.items():
-            threshold = site_threshold(scores[name].tolist(), config.target_fpr)
-            if threshold is None:
-                log.warning("%s: too few normal images for a threshold", name)
+            if name in found:
+                model.thresholds["global"] = found[name]
             else:
-                model.thresholds["global"] = threshold
+                log.warning("%s: too few normal images for a threshold", name)
         if config.shared_threshold:
             summed = sum((count(own) for own in scores.values()), count([]))
             share_threshold(run.sites, {"global": summed}, config.target_fpr)

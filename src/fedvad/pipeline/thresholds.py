@@ -13,17 +13,19 @@ import numpy.typing as npt
 from fedvad.data.contents import described
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import held_out_scores
+from fedvad.evaluation.federated import federated_thresholds
 from fedvad.evaluation.histograms import count, threshold_of_counts
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.config import Reference, ThresholdRule, TrainConfig
 from fedvad.pipeline.progress import Progress, Stage
 from fedvad.pipeline.run_folder import TrainedRun
 
-__all__ = ["Calibration", "Counts", "calibrate", "share_threshold"]
+__all__ = ["Calibration", "Counts", "calibrate", "find_thresholds", "share_threshold"]
 
 log = logging.getLogger(__name__)
+Scores = npt.NDArray[np.float64]
 Counts = dict[Reference, npt.NDArray[np.int64]]
 
 
@@ -52,14 +54,14 @@ def calibrate(
     references: dict[Reference, None] = dict.fromkeys((run.reference, "local", "global"))
     stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
     found = Calibration()
+    scores: dict[Reference, dict[str, Scores]] = {reference: {} for reference in references}
     for name, model in run.sites.items():
-        scores: dict[str, npt.NDArray[np.float64]] = {}
         for reference in references:
             if reference == "local" and len(model.bank) == 0:  # took part in no round
                 continue
             detector = run.detector(name, extractor, reference)
             assert detector.bank_ is not None
-            scores[reference] = np.asarray(
+            own = np.asarray(
                 held_out_scores(
                     held_out[name],
                     detector.bank_,
@@ -70,16 +72,22 @@ def calibrate(
                     on_image=stage,
                 )
             )
-            found.counts[reference] = found.counts.get(reference, 0) + count(scores[reference])
-            threshold = site_threshold(scores[reference].tolist(), config.target_fpr)
-            if threshold is not None:
-                model.thresholds[reference] = threshold
-            elif reference == run.reference:
+            scores[reference][name] = own
+            found.counts[reference] = found.counts.get(reference, 0) + count(own)
+    for reference, by_site in scores.items():
+        # a memory of one's own is what a site would have alone, and so is its threshold
+        rule: ThresholdRule = "own" if reference == "local" else config.threshold_rule
+        thresholds = find_thresholds(by_site, config.target_fpr, rule)
+        for name, threshold in thresholds.items():
+            run.sites[name].thresholds[reference] = threshold
+        if reference == run.reference:
+            for name in sorted(set(by_site) - set(thresholds)):
                 log.warning(
                     "%s: too few normal images for a threshold (%s)",
                     name, described(held_out[name].paths),
                 )  # fmt: skip
-        ours, alone = scores.get(run.reference), scores.get("local")
+    for name in run.sites:
+        ours, alone = scores[run.reference].get(name), scores["local"].get(name)
         if ours is not None and alone is not None and len(ours) == len(alone) and len(ours):
             found.own_normals[name] = {
                 "median_alone": float(np.median(alone)),
@@ -87,6 +95,19 @@ def calibrate(
                 "share_nearer": float(np.mean(ours < alone)),
             }
     return found
+
+
+def find_thresholds(
+    scores: Mapping[str, Scores], target_fpr: float, rule: ThresholdRule
+) -> dict[str, Threshold]:
+    """Thresholds by site from held-out normal scores (n,); none where there are fewer than three.
+
+    rule: "federated" learns from the scores of all sites, "own" from a site's alone.
+    """
+    if rule == "federated":
+        return federated_thresholds(scores, target_fpr)
+    own = {name: site_threshold(values.tolist(), target_fpr) for name, values in scores.items()}
+    return {name: threshold for name, threshold in own.items() if threshold is not None}
 
 
 class _HasThresholds(Protocol):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedvad.data.files import write_atomically
 from fedvad.data.reading import data_table
+from fedvad.evaluation.thresholds import promise, promise_in_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "neutral_cell",
     "own_normals_table",
+    "promises",
     "results_table",
     "rich_data_table",
     "rich_table",
@@ -39,6 +41,7 @@ Rows = Sequence[Sequence[str]]
 _UNKNOWN = "–"
 _EQUAL = 0.0005  # gains smaller than this read as +0.000: neither gain nor loss
 _ALONE = "local"
+_MOST_NAMES = 8
 _NARROW = 12  # characters: columns up to this width keep it in a narrow terminal
 
 
@@ -84,20 +87,24 @@ def sites_table(results: Results, *, name: str = "federated") -> list[list[str]]
 
     The gain is that over "local", or over the first compared method when there is no "local"; its
     column is missing when nothing was compared. Thresholds, false alarms and recall are those of
-    this method; a threshold that is a parametric bound says so.
+    this method. "promised" is the rate that the held-out normal images let one promise with 95 %
+    confidence; in results of earlier versions a threshold that is a parametric bound says so.
     """
     methods = _methods(results, name)
     baseline = _baseline(results)
     header = ["site", *(f"image AUROC {method}" for method, _ in methods)]
     if baseline is not None:
         header.append(f"gain over {baseline} [low, high]")
-    rows = [[*header, "threshold", "false alarms", "recall"]]
-    for site in _sites(results):
+    limits = {site: _at(results, "threshold", "sites", site) for site in _sites(results)}
+    promised = any(_at(limit, "promise") for limit in limits.values())
+    rows = [[*header, "threshold", *["promised"] * promised, "false alarms", "recall"]]
+    for site, limit in limits.items():
         row = [site, *(_figure(_number(v, "image_auroc", "sites", site)) for _, v in methods)]
         if baseline is not None:
             row.append(_gain(_at(results, "gain", baseline, "sites", site)))
         row += [
-            _threshold(_at(results, "threshold", "sites", site)),
+            _threshold(limit),
+            *[_at_most(_number(limit, "promise", "rate"))] * promised,
             _percent(_number(results, "threshold", "sites", site, "fpr")),
             _percent(_number(results, "threshold", "sites", site, "recall")),
         ]
@@ -195,11 +202,40 @@ def rich_table(title: str, rows: Rows, *, numbers: int | None = None) -> Table:
 
 
 def verdict(results: Results) -> str:
-    """One sentence on what federation gained or lost in image AUROC, from the numbers alone.
+    """What federation gained or lost in image AUROC, and what its thresholds promise.
 
-    Against "local" (each site alone), or the first compared method. Says so when the mean or a
-    site lost, and when an interval includes zero; gains below 0.0005 count as none.
+    From the numbers alone: one sentence on the gain over "local" (each site alone), or the first
+    compared method, which says so when the mean or a site lost, and when an interval includes zero
+    (gains below 0.0005 count as none); one sentence on false alarms for each kind of site.
     """
+    return " ".join([_auroc_verdict(results), *promises(results)])
+
+
+def promises(results: Results) -> list[str]:
+    """One sentence for all sites whose held-out normal images let one promise the same rate."""
+    target = _number(results, "threshold", "target_fpr")
+    groups: dict[tuple[int, int], list[str]] = {}
+    for site in _sites(results):
+        promised = _at(results, "threshold", "sites", site, "promise")
+        above, images = _number(promised, "above"), _number(promised, "images")
+        if above is not None and images is not None:
+            groups.setdefault((int(above), int(images)), []).append(site)
+    if target is None or not 0 < target <= 0.5:
+        return []
+    return [
+        f"{_names(sites)}: {promise_in_words(promise(images, above), target)}"
+        for (above, images), sites in groups.items()
+        if 0 <= above <= images
+    ]
+
+
+def _names(sites: Sequence[str]) -> str:
+    if len(sites) <= _MOST_NAMES:
+        return ", ".join(sites)
+    return f"{', '.join(sites[:_MOST_NAMES])} and {len(sites) - _MOST_NAMES} more"
+
+
+def _auroc_verdict(results: Results) -> str:
     mean = _number(results, "image_auroc", "mean")
     if mean is None:
         return "Image AUROC is unknown: no site has both normal and anomalous test images."
@@ -386,8 +422,13 @@ def _threshold(found: Any) -> str:
         return _UNKNOWN
     method = _at(found, "method")
     # A bound from an assumed shape of the scores must not pass for a counted rank.
-    note = f" ({method})" if method not in (None, "conformal") else ""
+    rough = method not in (None, "conformal") and _at(found, "promise") is None
+    note = f" ({method})" if rough else ""
     return f"{value:.4g}{note}"
+
+
+def _at_most(rate: float | None) -> str:
+    return _UNKNOWN if rate is None else f"≤ {_percent(rate)}"
 
 
 def _cell(text: str) -> str:

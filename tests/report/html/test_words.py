@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from fedvad.evaluation.thresholds import promise
 from fedvad.report.html.record import Scores
 from fedvad.report.html.words import headline, warnings, what_left, what_rows_are
 from tests.report.html.support import ledger, metric, results, site_scores
@@ -95,6 +97,22 @@ def test_warnings_tell_what_is_wrong_and_nothing_else() -> None:
         "parametric bounds", "1 image could not be read",
     ):  # fmt: skip
         assert part in text
+
+
+def test_a_promise_replaces_the_warning_of_a_bound_and_says_when_it_is_broken() -> None:
+    scores = Scores(sites={"alder": site_scores(1, normal=24)})
+    values = results(scores)
+    values["threshold"]["target_fpr"] = 0.01
+    alder = values["threshold"]["sites"]["alder"]
+    alder |= {"fpr": 0, "method": "federated-tail", "promise": asdict(promise(24))}
+    (found,) = warnings(values, ledger(("alder",)), scores)
+    assert "alder: 24 normal images promise at most 11.7 % false alarms" in found
+    alder["fpr"] = 3 / 24  # more than was wanted, but within the promise
+    text = " ".join(warnings(values, ledger(("alder",)), scores))
+    assert "3 of 24 normal test images" in text
+    assert "of another kind" not in text
+    alder["fpr"] = 12 / 24
+    assert "of another kind" in " ".join(warnings(values, ledger(("alder",)), scores))
 
 
 def test_few_alarms_are_chance() -> None:

@@ -10,6 +10,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.memory.merge import COVERAGE_WARNING
 from fedvad.report.bench_tables import size
 from fedvad.report.html.record import Scores
+from fedvad.report.tables import promises
 
 __all__ = ["at", "headline", "number", "warnings", "what_left", "what_rows_are"]
 
@@ -145,7 +146,7 @@ def _threshold_warnings(results: Values, scores: Scores | None) -> list[str]:
         if number(told, "threshold") is None:
             found.append(f"{site} has no threshold: fewer than three normal images were held out.")
             continue
-        if at(told, "method") not in (None, "conformal"):
+        if at(told, "method") not in (None, "conformal") and at(told, "promise") is None:
             bounds.append(site)
         fpr = number(told, "fpr")
         if scores is None or fpr is None or site not in scores.sites:
@@ -153,15 +154,25 @@ def _threshold_warnings(results: Values, scores: Scores | None) -> list[str]:
         n = scores.sites[site].labels.count(0)
         normals, alarms = normals + n, alarms + round(fpr * n)
         if _too_many(round(fpr * n), n, target):
+            broken = _too_many(round(fpr * n), n, number(told, "promise", "rate"))
+            unlike = (
+                " That is beyond what its held-out normal images promised: its test images are of "
+                "another kind than those (light, product, camera?)." if broken else ""
+            )  # fmt: skip
             found.append(
                 f"{site} alarms too often: {round(fpr * n)} of {n} normal test images ({fpr:.1%}) "
-                f"where {target:.1%} were wanted, more than chance brings."
+                f"where {target:.1%} were wanted, more than chance brings.{unlike}"
             )
     if _too_many(alarms, normals, target):
         found.append(
             f"All sites together raise {alarms} false alarms in {normals} normal test images "
             f"({alarms / normals:.1%}) where {target:.1%} were wanted, more than chance brings."
         )
+    if target is not None and any(
+        (number(told, "promise", "rate") or 0) > target
+        for told in (at(results, "threshold", "sites") or {}).values()
+    ):
+        found += promises(results)
     if bounds:
         found.append(
             f"Thresholds of {_list(bounds)} are parametric bounds: there are too few "
