@@ -283,3 +283,13 @@ def test_a_folder_of_good_images_beside_sites_is_no_set(tmp_path: Path) -> None:
     reading = read_data(tmp_path)
     assert [site.name for site in reading.sites] == ["line"]
     assert not_read(reading) == {("good", "no set of a known layout"): 1}
+
+
+def test_grey_sites_beside_coloured_ones_are_noted(tmp_path: Path) -> None:
+    for site in ("a", "b"):
+        picture(tmp_path / site / "train/good/0.png", ord(site))
+    assert not check_contents(read_data(tmp_path), 16).notes
+    grey = tmp_path / "b/train/good/0.png"
+    Image.open(grey).convert("L").save(grey)
+    (note,) = check_contents(read_data(tmp_path), 16).notes
+    assert note.startswith("images of some sites are grey (b)")

@@ -153,3 +153,15 @@ def test_images_over_the_pixel_limit_are_not_advised_to_be_tolerated(tmp_path: P
     with pytest.raises(DataError, match="larger than fedvad decodes") as caught:
         fedvad.train(tmp_path, tmp_path / "run", cache=tmp_path / "c", **OPTIONS)
     assert "max-bad" not in str(caught.value)
+
+
+def test_no_readable_test_image_costs_no_training_either(tmp_path: Path) -> None:
+    data = draw(tmp_path / "plant")
+    for path in (data / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    (data / "train/good/0.png").write_bytes(b"<html>")
+    results = fedvad.train(data, tmp_path / "run", cache=tmp_path / "c", max_bad=0.5, **OPTIONS)
+    assert results["image_auroc"]["mean"] is None
+    notes = " / ".join(results["data"]["notes"])
+    assert "7 of 7 test images cannot be read" in notes
+    assert "1 training image cannot be read" in notes

@@ -129,11 +129,13 @@ def _copies(site: Site) -> Iterator[str]:
 def _shapes(sites: Iterable[Site], image_size: int) -> Iterator[str]:
     """Notes on images that a square of `image_size` pixels spoils."""
     longest, ratio, kinds = 0, 1.0, set()
+    grey: dict[str, bool] = {}
     for site in sites:
         for item in site.train[:_LOOKED_AT]:
             if (header := read_header(item.path)) is None:
                 continue
             sides = header.height, header.width
+            grey[site.name] = header.grey and grey.get(site.name, True)
             longest = max(longest, *sides)
             ratio = max(ratio, max(sides) / max(1, min(sides)))
             kinds.add(round(math.log2(max(1, max(sides))), 1))
@@ -152,4 +154,10 @@ def _shapes(sites: Iterable[Site], image_size: int) -> Iterator[str]:
         yield (
             "images differ in size by four times or more: those of low resolution look blurred to "
             "a detector that learns from both"
+        )
+    if len(set(grey.values())) == 2:
+        shown = ", ".join([name for name, is_grey in grey.items() if is_grey][:_SHOWN])
+        yield (
+            f"images of some sites are grey ({shown}) and those of others are not: what one site "
+            "shares tells the others little"
         )

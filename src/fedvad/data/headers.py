@@ -16,13 +16,14 @@ _ORIENTATION_TAG = 0x0112
 @dataclass(frozen=True)
 class Header:
     """height, width: in pixels, upright as the image is decoded. turned: its EXIF orientation is
-    not that of the stored pixels; sideways: it is turned by a quarter.
+    not that of the stored pixels; sideways: it is turned by a quarter. grey: it has no colours.
     """
 
     height: int
     width: int
     turned: bool = False
     sideways: bool = False
+    grey: bool = False
 
 
 def read_header(path: Path) -> Header | None:
@@ -33,6 +34,7 @@ def read_header(path: Path) -> Header | None:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 width, height = image.size
+                grey = image.mode[0] in "1LIF" and image.mode != "LAB"
                 # Pillow decodes a whole PNG to look for EXIF data after the pixels
                 known = image.format != "PNG" or "exif" in image.info
                 turn = image.getexif().get(_ORIENTATION_TAG, 1) if known else 1
@@ -42,4 +44,4 @@ def read_header(path: Path) -> Header | None:
         turn = 1
     if turn >= 5:
         width, height = height, width
-    return Header(height, width, turned=turn != 1, sideways=turn >= 5)
+    return Header(height, width, turned=turn != 1, sideways=turn >= 5, grey=grey)

@@ -106,6 +106,10 @@ def _train(
         for site in sites
         if fitted.run.threshold(site.name) is None and config.calibration_mode != "none"
     )
+    if unread := fitted.unreadable:
+        reading = reading.noted(
+            [f"{len(unread)} training image{'s' * (len(unread) != 1)} cannot be read: {unread[0]}"]
+        )
     summary = write_outputs(
         out, config, fitted, results, comparisons, ledger, data_of(reading, results)
     )

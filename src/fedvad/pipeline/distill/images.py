@@ -84,7 +84,7 @@ class TrainingImages:
 _DEFECTS = ("ground_truth", "Anomaly", "yes")
 
 
-def _images_of(folder: Path, names: LabelNames) -> list[Path]:
+def _images_of(folder: Path, names: LabelNames | None = None) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"--data {folder}: {'is not a folder' if folder.exists() else 'no such'}")
     if holds_sets(folder, names):
