@@ -11,9 +11,10 @@ from typing import Any, Literal
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.names import BUNDLED, name_of_file
 
-__all__ = ["Engine", "FeatureConfig"]
+__all__ = ["SIDES", "Engine", "FeatureConfig"]
 
 Engine = Literal["openvino", "torch"]
+SIDES = (32, 2048)  # least and greatest side of an image, in pixels
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class FeatureConfig:
     device: str = field(default="cpu", compare=False)
 
     def __post_init__(self) -> None:
-        if not 32 <= self.image_size <= 2048:
-            raise ConfigError(f"image size must lie in 32..2048 pixels, got {self.image_size}")
+        low, high = SIDES
+        if not low <= self.image_size <= high:
+            raise ConfigError(f"image size must lie in {low}..{high} pixels, got {self.image_size}")
         if self.pool not in (1, 3, 5, 7):
             raise ConfigError(f"neighbourhood pooling must be 1, 3, 5 or 7 cells, got {self.pool}")
 

@@ -96,4 +96,4 @@ def load(path: Path) -> Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[Any]]
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})  # type: ignore[no-any-return]
+    return lambda images: session.run(None, {"images": images})
