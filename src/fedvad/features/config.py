@@ -12,9 +12,10 @@ from fedvad.data.bounds import MAX_PIXELS
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.names import BUNDLED, name_of_file
 
-__all__ = ["Engine", "FeatureConfig"]
+__all__ = ["SIDES", "Engine", "FeatureConfig"]
 
 Engine = Literal["openvino", "torch"]
+SIDES = (32, 2048)  # least and greatest side of an image, in pixels
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class FeatureConfig:
     max_pixels: int = field(default=MAX_PIXELS, compare=False)
 
     def __post_init__(self) -> None:
-        if not 32 <= self.image_size <= 2048:
-            raise ConfigError(f"image size must lie in 32..2048 pixels, got {self.image_size}")
+        low, high = SIDES
+        if not low <= self.image_size <= high:
+            raise ConfigError(f"image size must lie in {low}..{high} pixels, got {self.image_size}")
         if self.max_pixels < 1:
             raise ConfigError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.pool not in (1, 3, 5, 7):

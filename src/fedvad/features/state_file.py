@@ -54,19 +54,24 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    with path.open("rb") as file:
-        start = file.read(4)
-    pickled = start[:2] == b"\x80\x02" or start == b"PK\x03\x04"
-    if pickled or path.suffix.lower() in _PICKLES:
+    try:
+        return dict(load_file(path))
+    except OSError as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    except SafetensorError as error:
+        if path.suffix.lower() not in _PICKLES and not _is_pickle(path):
+            raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
         command = _CONVERT.format(old=path, new=path.with_suffix(".safetensors"))
         raise WeightsError(
             f"{path.name} is not a readable safetensors file but a pickle, which can run code when "
             f"it is read. If you trust it, convert it:\n{command}"
-        )
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+        ) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start[:2] == b"\x80\x02" or start == b"PK\x03\x04"
 
 
 def load_weights(network: torch.nn.Module, path: Path, name: str, *, of_timm: bool = True) -> None:
@@ -123,7 +128,7 @@ def _readings(
         named = {place.get(key, key): value for key, value in cut.items()}
         for found in (_converted(named, whole), named) if cut else ():
             tapped = {k: found[place.get(k, k)] for k in wanted if place.get(k, k) in found}
-            yield tapped, unknown(found)
+            yield tapped, unknown(found) + [k for k in tensors if not k.startswith(prefix)]
 
 
 def _places(full: _Shapes) -> dict[str, str]:

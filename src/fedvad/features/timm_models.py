@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedvad.errors import ConfigError
 from fedvad.features.compat import import_timm
+from fedvad.features.config import SIDES
 from fedvad.features.mcunet import MCUNET
 from fedvad.features.names import BUNDLED
 from fedvad.features.taps import default_taps
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["TimmModel", "describe", "resize", "skeleton"]
-
-SIDES = (32, 2048)  # what `FeatureConfig` takes
 
 
 @dataclass(frozen=True)
