@@ -178,6 +178,13 @@ class TestInFlower:
             assert fleet.activate_node(request=request, state=state).node_id == 7
         assert "alder is not let in: fedvad: this key is not registered" in caplog.text
         assert "alder connected" in caplog.text
+        assert "node_id" not in caplog.text
+        access = logging.getLogger("uvicorn.access")
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            for status in (200, 403):
+                access.info('%s - "%s %s HTTP/%s" %d', "1.2.3.4:5", "POST", "/x", "1.1", status)
+        assert [record.args[-1] for record in caplog.records if record.args] == [403]
 
     @pytest.mark.parametrize("foreign", [False, True])
     def test_site_runs_no_code_that_comes_along(self, foreign: bool) -> None:

@@ -140,15 +140,23 @@ def _name_sites(names: Mapping[bytes, str]) -> None:
         return answer
 
     fleet.activate_node, fleet.deactivate_node = activated, deactivated
-    _leave_out("node_id=", "[ApiError:2004]")  # numbers and keys, said above in names
+    # numbers and keys, said above in names
+    _leave_out("node_id=", "[ApiError:2004]", "[Fleet.")
+    logging.getLogger("uvicorn.access").addFilter(_failed)
+
+
+def _failed(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's access log is of a request that was not answered well."""
+    status = record.args[-1] if isinstance(record.args, tuple) and record.args else None
+    return not isinstance(status, int) or status >= 400
 
 
 def _leave_out(*parts: str) -> None:
-    """Drop Flower's log messages that hold one of these."""
+    """Drop Flower's log messages that hold one of these, and its empty ones."""
 
     def wanted(record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        return not any(part in text for part in parts)
+        return bool(text) and not any(part in text for part in parts)
 
     logging.getLogger("flwr").addFilter(wanted)
 
@@ -194,7 +202,7 @@ def guard_site() -> None:
     from flwr.supernode import start_client_internal as node
 
     original = node._pull_and_store_message
-    _leave_out("SuperNode ID: ")
+    _leave_out("SuperNode ID: ", "[RUN ", "message (ID: ")
 
     def checked(**arguments: Any) -> Any:
         get_fab = arguments["get_fab"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.errors import ConfigError, FederationError
+from fedvad.pipeline.deploy.follow import describe
 from fedvad.pipeline.deploy.guard import APP
 from fedvad.pipeline.deploy.processes import (
     CONNECTION,
@@ -118,9 +119,8 @@ def _follow(
             rounds = int(status.get("rounds", 0))
             if rounds:
                 progress("rounds", max(0, int(status["round"]) - 1), rounds)
-                waiting = ", ".join(status.get("waiting", []))
-                where = f"round {status['round']} of {rounds}: waiting for {waiting}"
-                if waiting and where != said:
+                where = describe(status)
+                if where and where != said:
                     note(where)
                     said = where
         if time.time() - seen > _STALE:

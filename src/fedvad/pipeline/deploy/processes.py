@@ -13,11 +13,13 @@ import urllib.error
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, NoReturn
 
 from fedvad.data.files import locked, write_atomically
 from fedvad.errors import ConfigError, FederationError, StorageError
 from fedvad.pipeline.deploy.connect import check_server, proxy_note, split_address
+from fedvad.pipeline.deploy.follow import follow_runs
 from fedvad.pipeline.deploy.guard import IN_USE, NOT_REGISTERED, last_error
 from fedvad.pipeline.deploy.registry import sync_keys
 from fedvad.pipeline.deploy.server import site_keys
@@ -82,8 +84,13 @@ def _server(settings: ServerSettings) -> None:
 
     guard_server(site_keys(settings) if not settings.insecure else {})
     sys.argv = ["flower-superlink", *arguments]
+    stop = Event()
+    Thread(target=follow_runs, args=(state / "runs", stop), daemon=True).start()
     with tethered():
-        flower_superlink()
+        try:
+            flower_superlink()
+        finally:
+            stop.set()
 
 
 def run_site(site: SiteSettings) -> None:

@@ -56,6 +56,9 @@ def answer(site: SiteSettings, instruction: Instruction) -> Reply:
         return Reply(site.name)
     try:
         check_run_name(instruction.federation)
+        asked = {"finish": "final memory", "threshold": "shared threshold"}
+        what = asked.get(instruction.kind, f"round {instruction.round}")
+        log.info("%s of %s", what, instruction.federation)
         # one answer at a time: a question asked twice finds the first answer when it comes in
         with locked(_root(site) / "lock"):
             if instruction.kind == "round":
