@@ -19,6 +19,7 @@ from fedvad.data.folders import read_sites
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import held_out_scores
 from fedvad.detectors.generator import Generator
+from fedvad.detectors.scoring import MemoryScorer
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import bank_from
@@ -153,7 +154,9 @@ def _score(
     identity = Generator.identity(bank.dim)
     features = _features(paths, extractor)
     return list(
-        held_out_scores(features, bank, identity, config.scoring(), leave_one_out=leave_one_out)
+        held_out_scores(
+            features, MemoryScorer(bank, config.scoring()), identity, leave_one_out=leave_one_out
+        )
     )
 
 

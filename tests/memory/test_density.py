@@ -50,12 +50,6 @@ def test_scale_does_not_depend_on_the_order_of_rows():
     np.testing.assert_array_equal(density_scale(row_gaps(vectors[order]), 0.5), scale[order])
 
 
-def test_a_bank_finds_its_gaps_once():
-    bank = bank_of(np.random.default_rng(4).normal(size=(30, 3)))
-    assert bank.gaps is bank.gaps
-    np.testing.assert_array_equal(bank.gaps, row_gaps(bank.vectors))
-
-
 def test_holds():
     vectors = np.random.default_rng(5).normal(size=(30, 3)).astype(np.float32)
     bank = bank_of(vectors)

@@ -20,7 +20,7 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import RowLookup, held_out_scores
 from fedvad.detectors.feddymem import PatchCore
 from fedvad.detectors.generator import Generator
-from fedvad.detectors.scoring import ScoringConfig
+from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
 from fedvad.errors import ConfigError, DataError, FederationError, StorageError
 from fedvad.evaluation.thresholds import conformal_threshold
 from fedvad.features.cache import DescriptorCache
@@ -234,25 +234,25 @@ class TestLeaveOneOut:
     def test_equals_a_memory_without_the_image(
         self, features: dict[str, NormalFeatures], bank: MemoryBank, map_: Any
     ) -> None:
-        scoring = ScoringConfig(map=map_, search="exact")
+        scoring = ScoringConfig(map=map_, search="exact", density=0)
         identity = Generator.identity(bank.dim)
         ours = features["birch"].subset([0, 2])
-        scores = held_out_scores(ours, bank, identity, scoring, leave_one_out=True)
+        scores = held_out_scores(ours, MemoryScorer(bank, scoring), identity, leave_one_out=True)
         lookup = RowLookup(bank.vectors)
         for i, descriptors in enumerate(ours):
             own = lookup.rows_of(to_float(descriptors.reshape(-1, bank.dim)))
             assert len(own) == 6 * 16
             rest = bank.take(np.setdiff1d(np.arange(len(bank)), own))
             expected = held_out_scores(
-                ours.subset([i]), rest, identity, scoring, leave_one_out=False
+                ours.subset([i]), MemoryScorer(rest, scoring), identity, leave_one_out=False
             )
             assert scores[i] == pytest.approx(expected[0], rel=1e-5)
 
     def test_raises_scores(self, features: dict[str, NormalFeatures], bank: MemoryBank) -> None:
         told = [
             held_out_scores(
-                features["birch"], bank, Generator.identity(bank.dim), ScoringConfig(),
-                leave_one_out=out,
+                features["birch"], MemoryScorer(bank, ScoringConfig()),
+                Generator.identity(bank.dim), leave_one_out=out,
             )
             for out in (True, False)
         ]  # fmt: skip
@@ -264,7 +264,7 @@ class TestLeaveOneOut:
         one = features["birch"].subset([1])
         bank = MemoryBank.of_patches(next(iter(one)).reshape(256, -1).astype(np.float32))
         identity, scoring = Generator.identity(bank.dim), ScoringConfig()
-        assert held_out_scores(one, bank, identity, scoring, leave_one_out=True) == []
+        assert held_out_scores(one, MemoryScorer(bank, scoring), identity, leave_one_out=True) == []
 
     def test_finds_rows_within_a_hundredth_of_a_patch(self) -> None:
         rng = np.random.default_rng(0)

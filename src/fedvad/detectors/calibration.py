@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.generator import Generator
-from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
+from fedvad.detectors.scoring import MemoryScorer
 from fedvad.half import to_float
-from fedvad.memory.bank import FloatArray, MemoryBank
+from fedvad.memory.bank import FloatArray
 from fedvad.memory.distances import nearest
 
 __all__ = ["RowLookup", "choose_images", "held_out_scores"]
@@ -65,9 +65,8 @@ def choose_images(count: int, limit: int, seed: int) -> list[int]:
 
 def held_out_scores(
     features: NormalFeatures,
-    bank: MemoryBank,
+    scorer: MemoryScorer,
     generator: Generator,
-    scoring: ScoringConfig,
     *,
     leave_one_out: bool,
     stored: Callable[[FloatArray], FloatArray] | None = None,
@@ -81,10 +80,9 @@ def held_out_scores(
     where it does not hold them as they are. Without, the images must not have been used for
     the memory at all. An image that alone makes up the memory is left out. Source: ours.
     """
-    if len(features) == 0:  # building the index of a large memory takes a while
+    if len(features) == 0:  # building the lookup of a large memory takes a while
         return []
-    scorer = MemoryScorer(bank, scoring)
-    lookup = RowLookup(bank.vectors) if leave_one_out else None
+    lookup = RowLookup(scorer.bank.vectors) if leave_one_out else None
     scores: list[float] = []
     for descriptors in features:
         exclude = None
@@ -93,7 +91,7 @@ def held_out_scores(
             if stored is not None:
                 patches = stored(patches)
             exclude = lookup.rows_of(patches)
-            if len(exclude) == len(bank):
+            if len(exclude) == len(scorer.bank):
                 continue
         score, _ = scorer.score(generator(to_float(descriptors)), exclude=exclude)
         scores.append(score)

@@ -17,7 +17,7 @@ from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.memory.bank import MemoryBank
+from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.reduce import reduce_patches
 
@@ -43,21 +43,38 @@ class MemoryDetector(Detector):
         self.max_bad = max_bad
         # building the index of a large memory takes a while, so what scores is kept
         self._scorer: MemoryScorer | None = None
+        self._scale: FloatArray | None = None
         self.bank_: MemoryBank | None = None
         self.generator_: Generator | None = None
 
-    def with_memory(self, bank: MemoryBank, generator: Generator | None = None) -> Self:
-        """Adopt a memory made elsewhere, as a new site does with the global one."""
-        self.bank_, self._scorer = bank, None
+    def with_memory(
+        self,
+        bank: MemoryBank,
+        generator: Generator | None = None,
+        scale: FloatArray | None = None,
+    ) -> Self:
+        """Adopt a memory made elsewhere, as a new site does with the global one.
+
+        scale: what `distance_scale` gives for it, where it is known already.
+        """
+        self.bank_, self._scale, self._scorer = bank, scale, None
         self.generator_ = generator or Generator.identity(bank.dim)
         return self
 
     def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
         """See `Detector.score`."""
-        if self.bank_ is None or self.generator_ is None:
+        scorer = self.scorer
+        assert self.generator_ is not None  # there is one wherever there is a memory
+        return score_stream(self.extractor, scorer, self.generator_, images, on_image)
+
+    @property
+    def scorer(self) -> MemoryScorer:
+        """What scores against the memory; raises `ConfigError` before there is one."""
+        if self.bank_ is None:
             raise ConfigError(f"{self.name} has no memory yet: call fit() or with_memory() first")
-        self._scorer = self._scorer or MemoryScorer(self.bank_, self.scoring)
-        return score_stream(self.extractor, self._scorer, self.generator_, images, on_image)
+        if self._scorer is None:
+            self._scorer = MemoryScorer(self.bank_, self.scoring, scale=self._scale)
+        return self._scorer
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """See `Detector.state`."""

@@ -89,13 +89,18 @@ class ScoringConfig:
 
 
 class MemoryScorer:
-    """Scores descriptors against one memory bank. Raises `MemoryBankError` for an empty one."""
+    """Scores descriptors against one memory bank. Raises `MemoryBankError` for an empty one.
 
-    def __init__(self, bank: MemoryBank, config: ScoringConfig) -> None:
+    scale: what `distance_scale` gives, where it is known already.
+    """
+
+    def __init__(
+        self, bank: MemoryBank, config: ScoringConfig, *, scale: FloatArray | None = None
+    ) -> None:
         self.config = config
-        self._bank = bank
+        self.bank = bank
         self._index = NeighbourIndex(bank.vectors, mode=config.search)
-        self._scale = distance_scale(bank, config)
+        self.scale = distance_scale(bank, config) if scale is None else scale
 
     def score(
         self, descriptors: FloatArray, *, exclude: npt.NDArray[np.int64] | None = None
@@ -116,8 +121,8 @@ class MemoryScorer:
             worst = int(values.argmax())
             patch = descriptors.reshape(-1, dim)[worst]
             factor = self._isolation(index, patch, float(values[worst]), int(indices[worst, 0]))
-        if self._scale is not None:
-            values = values / self._scale[indices[:, 0]]
+        if self.scale is not None:
+            values = values / self.scale[indices[:, 0]]
         raw = np.ascontiguousarray(values.reshape(height, width), dtype=np.float32)
         map_ = smooth(raw, self.config.smooth)
         return factor * mean_of_highest(map_, self.config.count(map_.size)), map_
@@ -126,7 +131,7 @@ class MemoryScorer:
         self, index: NeighbourIndex, patch: FloatArray, distance: float, nearest: int
     ) -> float:
         """1 - softmax weight of the nearest vector among its own 9 nearest (PatchCore, eq. 7)."""
-        vectors = self._bank.vectors
+        vectors = self.bank.vectors
         gaps, around = index.query(vectors[nearest : nearest + 1], _PATCHCORE_NEIGHBOURS)
         around = around[np.isfinite(gaps)]  # not the excluded ones
         if len(around) == 1:  # a single vector has nothing to be isolated from
@@ -141,8 +146,7 @@ def distance_scale(bank: MemoryBank, config: ScoringConfig) -> FloatArray | None
     """Factor (m,) by which the distance to each vector of a memory is divided; None is 1."""
     scale: FloatArray | None = _relative_spread(bank) if config.map == "spread" else None
     if config.density:
-        few = config.density_neighbours == 5
-        gaps = bank.gaps if few else row_gaps(bank.vectors, config.density_neighbours)
+        gaps = row_gaps(bank.vectors, config.density_neighbours)
         density = density_scale(gaps, config.density)
         scale = density if scale is None else scale * density
     return scale

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -62,13 +61,6 @@ class MemoryBank:
     def dim(self) -> int:
         """Length d of a patch descriptor."""
         return int(self.vectors.shape[1])
-
-    @cached_property
-    def gaps(self) -> FloatArray:
-        """Mean distance (m,) of each row to its 5 nearest others; found once, see `row_gaps`."""
-        from fedvad.memory.density import row_gaps
-
-        return row_gaps(self.vectors)
 
     @property
     def total_weight(self) -> float:

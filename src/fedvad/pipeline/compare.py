@@ -60,14 +60,14 @@ def compare(
         def for_site(site: str, banks: _Banks = banks) -> tuple[MemoryDetector, Threshold | None]:
             bank, generator = banks[site]
             detector = FedDyMem(extractor=extractor, scoring=run.scoring)
+            detector.with_memory(bank, generator)
             scores = held_out_scores(
                 held_out[site],
-                bank,
+                detector.scorer,
                 generator,
-                run.scoring,
                 leave_one_out=config.calibration_mode == "leave-one-out",
             )
-            return detector.with_memory(bank, generator), site_threshold(scores, config.target_fpr)
+            return detector, site_threshold(scores, config.target_fpr)
 
         done[name] = score_with(for_site, sites, extractor, f"scoring {name}", ANY_SHARE, progress)
     return done

@@ -185,13 +185,11 @@ def _new_threshold(
         # perhaps a site of the run under another name, whose own patches must not be its measure
         features = NormalFeatures(extractor, paths, max_bad=config.max_bad, where=site.name)
         features.warm_up()
-        assert detector.bank_ is not None
         assert detector.generator_ is not None
         told = held_out_scores(
             features,
-            detector.bank_,
+            detector.scorer,
             detector.generator_,
-            detector.scoring,
             leave_one_out=True,
             stored=config.stored_form(),
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.memory_site import MemorySite
+from fedvad.detectors.scoring import distance_scale
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.codecs import compact, handed_back, rounding
 from fedvad.federation.payload import Payload, bank_from
@@ -83,14 +84,16 @@ def _assemble(
         name: SiteModel(wire_exact(site.bank, config), site.generator, {}, len(site.features))
         for name, site in members.items()
     }
+    memory = bank_from(merged)
     return TrainedRun(
-        memory=bank_from(merged),
+        memory=memory,
         sites=models,
         scoring=config.scoring(),
         reference=config.reference,
         features=extractor.config,
         method=config.method,
         data=data,
+        scale=distance_scale(memory, config.scoring()),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.checked import check_finite, parse_values
@@ -22,7 +23,7 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
-from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
 from fedvad.pipeline.config import Reference, TrainConfig
 from fedvad.pipeline.run_values import RunValues, threshold_from
@@ -69,7 +70,9 @@ class SiteModel:
 class TrainedRun:
     """The result of a federated training: global memory and the sites' own parts.
 
-    data: fingerprint of the images, by which a split of them is recognised.
+    data: fingerprint of the images, by which a split of them is recognised. scale: by what
+    distances to the rows of the memory are divided, see `distance_scale`; kept with the run, since
+    finding it takes seconds.
     """
 
     memory: MemoryBank
@@ -79,6 +82,7 @@ class TrainedRun:
     features: FeatureConfig
     method: str
     data: str = ""
+    scale: FloatArray | None = None
 
     def detector(
         self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
@@ -105,13 +109,11 @@ class TrainedRun:
                     f"reference 'local' is the own memory of a site of this run: {whose}; "
                     f"known sites: {sorted(self.sites)}"
                 )
-            return detector.with_memory(self.memory)
+            return detector.with_memory(self.memory, scale=self.scale)
         if reference == "global":
-            bank = self.memory
-        elif reference == "local":
-            bank = model.bank
-        else:
-            bank = concatenate([self.memory, model.bank])
+            return detector.with_memory(self.memory, model.generator, self.scale)
+        local = reference == "local"
+        bank = model.bank if local else concatenate([self.memory, model.bank])
         if len(bank) == 0:
             raise ConfigError(
                 f"site {site!r} took part in no round, so it has no memory of its own; "
@@ -152,6 +154,8 @@ class TrainedRun:
     def save(self, folder: Path) -> None:
         """Write `detector.safetensors` into `folder`; raises `StorageError`."""
         arrays: dict[str, npt.NDArray[Any]] = _bank_arrays("global", self.memory)
+        if self.scale is not None:
+            arrays["global/scale"] = self.scale
         described = []
         for i, (name, model) in enumerate(sorted(self.sites.items())):
             arrays |= _bank_arrays(f"site{i}", model.bank)
@@ -200,6 +204,7 @@ class TrainedRun:
         left = dict(arrays)
         try:
             memory = _bank("global", left)
+            scale = _scale(left.pop("global/scale", None), len(memory))
             sites = {}
             for i, site in enumerate(told.sites):
                 bank = _bank(f"site{i}", left)
@@ -227,6 +232,7 @@ class TrainedRun:
                 features=feature_identity(values, path),
                 method=told.method,
                 data=told.data,
+                scale=scale,
             )
         except (KeyError, ConfigError, ArtefactError, MemoryBankError) as error:
             raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
@@ -290,6 +296,14 @@ def _ledger(folder: Path) -> tuple[Ledger, dict[str, Any]]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that any parser reads: NaN and infinity become null."""
     write_atomically(path, json.dumps(finite(value), indent=2, allow_nan=False).encode())
+
+
+def _scale(values: npt.NDArray[Any] | None, rows: int) -> FloatArray | None:
+    if values is None:
+        return None
+    if values.dtype != np.float32 or values.shape != (rows,) or (values <= 0).any():
+        raise MemoryBankError(f"the scale of distances does not fit a memory of {rows} rows")
+    return values
 
 
 def _bank_arrays(prefix: str, bank: MemoryBank) -> dict[str, npt.NDArray[Any]]:

@@ -60,13 +60,11 @@ def calibrate(
             if reference == "local" and len(model.bank) == 0:  # took part in no round
                 continue
             detector = run.detector(name, extractor, reference)
-            assert detector.bank_ is not None
             own = np.asarray(
                 held_out_scores(
                     held_out[name],
-                    detector.bank_,
+                    detector.scorer,
                     model.generator,
-                    run.scoring,
                     leave_one_out=config.calibration_mode == "leave-one-out",
                     stored=config.stored_form(),
                     on_image=stage,

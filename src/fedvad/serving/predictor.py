@@ -19,7 +19,6 @@ from fedvad.data.arrays import ImageLike, is_image, to_rgb
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.images import resize_rgb
 from fedvad.detectors.feddymem import MemoryDetector
-from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ArtefactError, ConfigError, ImageError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
@@ -86,7 +85,7 @@ class Predictor:
         self.max_pixels = max_pixels
         self.max_expansion = max_expansion
         self._extractor: FeatureExtractor = detector.extractor
-        self._scorer = MemoryScorer(detector.bank_, detector.scoring)
+        self._scorer = detector.scorer
         self._generator = detector.generator_
         self._lock = threading.Lock()
         self._closed, self._calls = False, 0

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import Resize
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import choose_images, held_out_scores
-from fedvad.detectors.scoring import ScoringConfig
+from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
 from fedvad.errors import WeightsError
 from fedvad.evaluation.sites import site_threshold
 from fedvad.features.config import FeatureConfig
@@ -154,9 +154,8 @@ class MemoryModule(AnomalibModule):  # type: ignore[misc]
         """From normal images, each scored by the memory without its own patches."""
         scores = held_out_scores(
             cast(NormalFeatures, images),  # which a list of descriptors serves as well as
-            self.model.bank,
+            MemoryScorer(self.model.bank, self.model.scoring),
             self.model.generator,
-            self.model.scoring,
             leave_one_out=True,
         )
         found = site_threshold(scores, self.target_fpr)

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.inputs import read_images
 from fedvad.detectors.feddymem import MemoryDetector
-from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import DataError, ImageError
 from fedvad.features.extractor import check_bad_share
 from fedvad.half import to_float
@@ -62,9 +61,8 @@ def compare(
     model: Model, detector: MemoryDetector, threshold: float | None, batches: Iterable[_Images]
 ) -> Difference:
     """How far the model's outputs are from the detector's, on batches of (b, S, S, 3) images."""
-    assert detector.bank_ is not None
     assert detector.generator_ is not None
-    scorer = MemoryScorer(detector.bank_, detector.scoring)
+    scorer = detector.scorer
     worst = {"score": 0.0, "map": 0.0}
     decisions = count = 0
     for images in batches:

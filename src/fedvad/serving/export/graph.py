@@ -14,7 +14,7 @@ from fedvad.detectors.scoring import (
     distance_scale,
 )
 from fedvad.features.modules import DescriptorNet
-from fedvad.memory.bank import MemoryBank
+from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.serving.export.search import compact, make_search
 
@@ -24,7 +24,8 @@ __all__ = ["ExportNet", "MemoryHead"]
 class MemoryHead(torch.nn.Module):
     """What `MemoryScorer` does, for a batch: generator, search, map, smoothing, score, decision.
 
-    threshold: the highest normal score; None leaves the decision out.
+    threshold: the highest normal score; None leaves the decision out. scale: as of
+    `MemoryScorer`.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class MemoryHead(torch.nn.Module):
         *,
         grid: tuple[int, int],
         threshold: float | None = None,
+        scale: FloatArray | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -46,7 +48,7 @@ class MemoryHead(torch.nn.Module):
         if self.has_generator:
             self.register_buffer("weight", torch.from_numpy(generator.weight.copy()))
             self.register_buffer("bias", torch.from_numpy(generator.bias.copy()))
-        scale = distance_scale(bank, config)
+        scale = distance_scale(bank, config) if scale is None else scale
         self.scales = scale is not None
         if scale is not None:
             self.register_buffer("scale", torch.from_numpy(scale))

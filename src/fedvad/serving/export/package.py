@@ -112,7 +112,10 @@ def export(
     assert generator is not None
     size, network = config.image_size, extractor.network
     limit = None if decides is None else decides.value
-    head = MemoryHead(bank, generator, run.scoring, grid=network.grid, threshold=limit)
+    head = MemoryHead(
+        bank, generator, run.scoring, grid=network.grid, threshold=limit,
+        scale=detector.scorer.scale,
+    )  # fmt: skip
     model = backend.build(ExportNet(network, head), size, opset)
     calibrated_on = 0
     tried = drawn_images(size)
