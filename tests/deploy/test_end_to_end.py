@@ -167,7 +167,7 @@ def test_killed_server_and_site_and_an_intruder(
     (machines.root / "foreign" / "sites" / sites[0]).rename(stolen)
     (stolen / "ca.crt").write_bytes((machines.root / "server" / "ca.crt").read_bytes())
     machines.site("intruder", *own)
-    turned_away = b"does not take this site"
+    turned_away = b"does not know the key of this site"
     until("a foreign key is refused", lambda: turned_away in machines.log("intruder").read_bytes())
     machines.kill("intruder")
     first = machines.launch("run")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ArtefactError, ConfigError
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.app import create_app
 from fedvad.serving.service.settings import ServiceSettings
@@ -176,3 +176,22 @@ def test_an_answer_that_takes_too_long_names_the_image(
     message = slow.json()["error"]["message"]
     assert "part 7.png (image 1 of 1) was not done within 0.3 s" in message
     assert "--timeout" in message
+
+
+def test_a_site_that_cannot_be_loaded_is_refused_and_logged(
+    predictor: Predictor, files: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(name: str) -> Predictor:
+        raise ArtefactError("secret path is damaged")
+
+    app = create_app(predictor, sites=SitePredictors(predictor, ["alder"], load))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        image = upload(files[0].read_bytes())
+        for answer in (
+            client.post("/v1/predict?site=alder", files=image),
+            client.get("/v1/info?site=alder"),
+        ):
+            assert answer.status_code == 503
+            assert "secret" not in answer.text
+        assert client.post("/v1/predict", files=image).status_code == 200
+    assert "secret path is damaged" in caplog.text

@@ -21,6 +21,7 @@ import tomllib
 import zipfile
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ _MAX_FILE = 1 << 16
 _SILENCE_SECONDS = 180
 # how far a site's clock may be ahead; behind, Flower allows 300 more
 _SKEW_SECONDS = 300
+_LEAVING_SECONDS = 30
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -203,6 +205,10 @@ def guard_site() -> None:
 
     original = node._pull_and_store_message
     _leave_out("SuperNode ID: ", "[RUN ", "message (ID: ")
+    # when its node stops, Flower ends the process so soon; ours finds out why and tries again
+    leaving = import_module("flwr.supercore.exit.exit")
+    assert hasattr(leaving, "FORCE_EXIT_TIMEOUT_SECONDS")
+    vars(leaving)["FORCE_EXIT_TIMEOUT_SECONDS"] = _LEAVING_SECONDS
 
     def checked(**arguments: Any) -> Any:
         get_fab = arguments["get_fab"]

@@ -110,8 +110,9 @@ def _watch(alive: int, token: str) -> None:
 
 def _write(data: bytes) -> None:
     data = _COLOURS.sub(b"", data)
-    while data:
-        data = data[os.write(2, data) :]
+    with suppress(OSError):  # a full disk costs lines of the log, not the watch
+        while data:
+            data = data[os.write(2, data) :]
 
 
 if __name__ == "__main__":

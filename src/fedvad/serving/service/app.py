@@ -177,7 +177,7 @@ def create_app(
         """Whether the service answers; needs no token."""
         return Health(status="ok", version=__version__)
 
-    @app.get("/v1/info", responses=described(401, 422), **guarded)
+    @app.get("/v1/info", responses=described(401, 422, 503), **guarded)
     async def info(site: SiteQuery = None) -> Info:
         """What is served: site, threshold, limits."""
         sites.check(site)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
+from fedvad.errors import FedvadError
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.limits import Refusal
 
 __all__ = ["SitePredictors"]
+
+log = logging.getLogger(__name__)
 
 
 class SitePredictors:
@@ -43,12 +47,20 @@ class SitePredictors:
         raise Refusal(422, "unknown_site", f"there is no such site; {offered}")
 
     def get(self, site: str | None) -> Predictor:
-        """The predictor of a site that `check` let pass; may load it, so call it in a thread."""
+        """The predictor of a site that `check` let pass; may load it, so call it in a thread.
+
+        Raises `Refusal` 503 where it cannot be loaded.
+        """
         if site is None or site == self.default.site or self._load is None:
             return self.default
         with self._lock:
             if site not in self._loaded:
-                loaded = self._load(site)
+                try:
+                    loaded = self._load(site)
+                except FedvadError as error:
+                    log.error("site %s cannot be served: %s", site, error)
+                    message = "this site's detector cannot be loaded; the service's log says why"
+                    raise Refusal(503, "site_unavailable", message) from error
                 loaded.share_engine(self.default)
                 self._loaded[site] = loaded
             return self._loaded[site]
