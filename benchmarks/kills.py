@@ -3,9 +3,9 @@
     python benchmarks/kills.py [--kills 100] [--method feddymem] [--seed 0]
 
 Draws three tiny sites, trains once without a kill, then kills trainings of the same data at times
-drawn between their begin and their usual end, one to three times each, and lets --resume finish.
-Ends with exit code 1 when a detector differs, a resume fails, or an unfinished file is left. Needs
-a POSIX system: each training is a fork, so that none pays for imports.
+drawn from the later two thirds of their usual time, one to three times each, and lets --resume
+finish. Ends with exit code 1 when a detector differs, a resume fails, or an unfinished file is
+left. Needs a POSIX system: each training is a fork, so that none pays for imports.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
             runs += 1
             for _ in range(int(rng.integers(1, 4))):
                 child = _start(data, out, cache, options)
-                time.sleep(float(rng.uniform(0, 1.1)) * usual)
+                time.sleep(float(rng.uniform(0.3, 1.1)) * usual)
                 os.kill(child, signal.SIGKILL)
                 _, status = os.waitpid(child, 0)
                 if os.WIFSIGNALED(status):
