@@ -106,3 +106,12 @@ def test_verbs_that_write_one_file_refuse_what_they_read(
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said.startswith(("error: --out", "error: --heatmaps")), said
         assert (target.read_bytes() if target.is_file() else None) == before
+
+
+def test_a_run_does_not_replace_files_of_the_users(
+    plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    assert run_main(monkeypatch, "train", plants, "--out", tmp_path) == 2
+    assert "holds report.html" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -11,6 +11,7 @@ from fedvad.errors import ConfigError
 
 __all__ = ["guard_output_file", "guard_output_folder", "guard_plain_folder"]
 
+_RUN_NAMES = ("results.json", "ledger.json", "scores.json", "report.html", "heatmaps.png")
 _RUN_PARTS = frozenset({".json", ".safetensors", ".webp"})
 
 
@@ -38,8 +39,17 @@ def guard_output_file(
 
 
 def guard_output_folder(out: Path, option: str, *, data: Path, sites: Sequence[Site]) -> None:
-    """Raise `ConfigError` when a folder to write is one that holds or leads to the images."""
+    """Raise `ConfigError` when a run folder to write holds or leads to the images.
+
+    So does one without a run that has files of the user's by the names that a run would write.
+    """
     guard_folder(out, option, folders=holding_folders([data], _files(sites)))
+    foreign = [name for name in _RUN_NAMES if (out / name).exists()]
+    if foreign and not (out / "config.json").exists():
+        raise ConfigError(
+            f"{option} {out} holds {foreign[0]} and no run: it would be written over; choose "
+            "another folder"
+        )
 
 
 def guard_plain_folder(out: Path, option: str, data: Iterable[Path]) -> None:
