@@ -9,6 +9,7 @@ from typing import Any
 
 from fedvad.data.locks import only_one
 from fedvad.detectors.calibration import RowLookup
+from fedvad.detectors.scoring import distance_scale
 from fedvad.errors import ArtefactError, ConfigError, PayloadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -218,8 +219,9 @@ def make_run(
             "the backbone gives other features than at the export: give the same --weights"
         )
     _, held_out = site_features(site, config, extractor, progress)
+    memory = bank_from(merged)
     run = TrainedRun(
-        memory=bank_from(merged),
+        memory=memory,
         sites={
             state.site: SiteModel(
                 wire_exact(state.bank, config), state.generator, {}, state.n_images
@@ -230,6 +232,7 @@ def make_run(
         features=extractor.config,
         method=config.method,
         data=fingerprint(data),
+        scale=distance_scale(memory, config.scoring()),
     )
     calibration = calibrate(run, held_out, extractor, config, progress)
     write_config(out, config)

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedvad._version import __version__
 from fedvad.data.files import locked, write_atomically
+from fedvad.detectors.scoring import distance_scale
 from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
 from fedvad.features.config import FeatureConfig
 from fedvad.federation.defence.validation import Limits
@@ -153,13 +154,15 @@ def _write_result(
 ) -> None:
     """The run folder of the server: the global memory, without any site's own part."""
     features = _features(record, final)
+    memory = bank_from(final)
     run = TrainedRun(
-        memory=bank_from(final),
+        memory=memory,
         sites={},
         scoring=config.scoring(),
         reference="global",
         features=features,
         method=config.method,
+        scale=distance_scale(memory, config.scoring()),
     )
     results = {
         "federation": record["federation"],
