@@ -91,7 +91,7 @@ def _export_upload(
     member_site = one_site(data, config, site, before)
     guard_output_file(
         out, "--out", data=data, sites=[member_site],
-        others=[key, config.weights, config_file, *state_dir.glob("**/*")], own=b"FEDVAD",
+        others=[key, config.weights, config_file, *state_dir.glob("**/*")],
     )  # fmt: skip
     known = load_global(state_dir)
     round_ = 1 if known is None else known.manifest.round + 1

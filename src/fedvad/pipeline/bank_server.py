@@ -142,7 +142,6 @@ def _merge_uploads(
     keys = [] if trust is None else [trust, *trust.glob("*.pub")]
     guard_output_file(
         out, "--out", others=[key, config_file, *keys, *files, *state_dir.glob("**/*")],
-        own=b"FEDVAD",
     )  # fmt: skip
     state = load_state(state_dir)
     if not files:
