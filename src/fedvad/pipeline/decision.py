@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
+
 from fedvad.errors import ArtefactError, ConfigError
-from fedvad.evaluation.sites import MIN_HELD_OUT, site_threshold
+from fedvad.evaluation.sites import MIN_HELD_OUT
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.pipeline.config import Reference
 from fedvad.pipeline.run_folder import middle
+from fedvad.pipeline.thresholds import find_thresholds
 
 __all__ = ["check_threshold_options", "choose_threshold", "why_no_threshold"]
 
@@ -72,7 +75,7 @@ def choose_threshold(
             value=float(threshold), n=len(scores), method="given", target_fpr=above, scores=scores
         )
     if target_fpr is not None:
-        found = _retargeted(run, site, reference, found, target_fpr)
+        found = _retargeted(run, site, reference, target_fpr)
     if found is not None and not math.isfinite(found.value):
         raise ArtefactError(
             f"the threshold of {site or 'this run'} is {found.value}, so that nothing can be "
@@ -96,16 +99,19 @@ def _retargeted(
     run: _Run,
     site: str | None,
     reference: Reference | None,
-    found: Threshold | None,
     target_fpr: float,
 ) -> Threshold:
-    if site in run.sites:
-        kept = [found]
-    else:
-        wanted: Reference = "global" if reference in (None, "union") else reference
-        kept = [run.threshold(name, wanted) for name in run.sites]
-    new = [site_threshold(t.scores, target_fpr) for t in kept if t is not None]
-    chosen = middle([t for t in new if t is not None])
+    """By the rule of the training, which the method of the run's own thresholds tells."""
+    wanted = reference
+    if site not in run.sites and reference in (None, "union"):
+        wanted = "global"
+    found = {name: run.threshold(name, wanted) for name in run.sites}
+    kept = {name: t for name, t in found.items() if t is not None and t.scores}
+    federated = any(t.method.startswith("federated") for t in kept.values())
+    scores = {name: np.asarray(t.scores) for name, t in kept.items()}
+    new = find_thresholds(scores, target_fpr, "federated" if federated else "own")
+    known = site is not None and site in run.sites
+    chosen = new.get(str(site)) if known else middle(list(new.values()))
     if chosen is None:
         raise ConfigError(
             "no scores of normal images are kept in this run, from which a threshold for "
