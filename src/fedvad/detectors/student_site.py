@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.distill.layout import memory_format
 from fedvad.distill.loss import cosine_loss
 from fedvad.distill.pixels import read_pixels
 from fedvad.distill.targets import Batch, TrainingSet
@@ -52,11 +53,9 @@ class StudentSite:
         max_bad: float,
         where: str,
     ) -> None:
-        import torch
 
         self.net = net
-        # a step of a depthwise student takes half the time on a CPU
-        net.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.student.to(memory_format=memory_format(net.student))  # type: ignore[call-overload]
         self.config = train
         self.seed = seed
         self.choose = True

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedvad.distill.branches import reinitialise
 from fedvad.distill.graphs import Normalise
+from fedvad.distill.layout import memory_format
 from fedvad.distill.masked import MaskedHeads, distance
 from fedvad.distill.masked_options import MaskedConfig
 from fedvad.distill.parameters import under
@@ -115,7 +116,8 @@ class MaskedStage:
         self.config, self.seed, self.first, self.device = config, seed, first, device
         self.done = 0
         self.normalise = normalise.to(device)
-        student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._form = memory_format(student)
+        student.to(device, memory_format=self._form)  # type: ignore[call-overload]
         size = teacher.image_size
         with torch.inference_mode():
             maps = student.eval()(torch.zeros(1, 3, size, size, device=device))
@@ -125,7 +127,7 @@ class MaskedStage:
         for name, parameter in self.heads.named_parameters():
             if name.endswith("balance"):
                 nn.init.zeros_(parameter)
-        self.heads.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.heads.to(device, memory_format=self._form)  # type: ignore[call-overload]
         self._module = nn.ModuleDict({"student": student, "heads": self.heads})
         self._optimiser = _adamw(self._module, config)
         self._calibrated = False
@@ -242,7 +244,7 @@ class MaskedStage:
 
     def _inputs(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         x: Tensor = self.normalise(torch.from_numpy(pixels).to(self.device))
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=self._form)
 
     def _pairs(self) -> Iterator[Pair]:
         count, batch = self.images.count, self.config.batch

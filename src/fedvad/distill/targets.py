@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.distill.layout import memory_format
 from fedvad.distill.store import RowStore
 from fedvad.features.config import Engine
 from fedvad.features.engine import make_engine
@@ -76,6 +77,7 @@ class TrainingSet:
         self._target = TargetNet(net, normalise, image_size)
         self._normalise = normalise
         self._reads_maps = net.reads_maps
+        self._form = memory_format(net.student)
         self._engine = make_engine(self._target, image_size=image_size, kind=engine, device=device)
         self._open(capacity)
 
@@ -161,7 +163,7 @@ class TrainingSet:
 
         rows = torch.from_numpy(self._rows.take(indices)).to(self.device).float()
         shared, maps = self._target.split(rows)
-        form = torch.channels_last  # as the student's weights lie, see `StudentSite`
+        form = self._form
         teacher = [m.contiguous(memory_format=form) for m in maps]
         if self._reads_maps:
             return Batch(teacher, teacher)
