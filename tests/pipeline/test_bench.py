@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import fedvad
+from fedvad.data.labels import LabelNames
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.feddymem import PatchCore
 from fedvad.errors import ConfigError
@@ -222,7 +223,7 @@ def test_other_images_or_weights_under_the_same_name_are_run_again(
     one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
     one.write_bytes(b"1")
     other.write_bytes(b"2")
-    source = _Source("plants", root / "plants", {})
+    source = _Source("plants", root / "plants", {}, LabelNames())
     config = resolve_config(**OPTIONS)
     told = [
         _identity(config.model_copy(update={"weights": w}), suite_of().methods[0], source, c)
