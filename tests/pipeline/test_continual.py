@@ -280,7 +280,7 @@ def test_missing_things_are_named(
     with pytest.raises(ConfigError, match="needs --data"):
         continual(stream, tmp_path)
     with pytest.raises(ConfigError, match="no folder"):
-        continual(stream, tmp_path, data=tmp_path)
+        continual(stream, tmp_path / "out", data=tmp_path / "empty")
     with pytest.raises(ConfigError, match="no methods"):
         stream.only(methods=["other"])
     bad = stream.only(methods=["naive"])
