@@ -235,13 +235,15 @@ class TestNoDecisionWithoutNumbers:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         run, extractor = loaded
-        monkeypatch.setattr("fedvad.detectors.scoring.image_score", lambda map_, top: NAN)
+        monkeypatch.setattr("fedvad.detectors.scoring.mean_of_highest", lambda map_, count: NAN)
         images = sorted((plants / "alder/test/good").glob("*.png"))[:1]
         detector = run.detector("alder", extractor)
         with pytest.raises(ArtefactError, match=rf"{images[0].name}.*nan"):
             detector.score(images)
-        with Predictor(detector, None) as predictor, pytest.raises(ArtefactError, match="nan"):
-            predictor.predict(images)
+        with Predictor(detector, run.threshold("alder")) as predictor:
+            (told,) = predictor.predict(images)
+        assert told.anomalous is told.score is told.map is None
+        assert "no finite number" in str(told.error)
 
 
 def test_a_memory_beyond_float16_but_finite_still_loads(
@@ -276,6 +278,8 @@ class TestFilesOfEarlierVersions:
     def test_saved_again_it_is_the_same_with_a_digest(self, tmp_path: Path) -> None:
         TrainedRun.load(self.FOLDER).save(tmp_path)
         before, after = (read_arrays(f / "detector.safetensors") for f in (self.FOLDER, tmp_path))
+        later = {"density": 0.0, "density_neighbours": 5, "top_cells": 1 << 30}
+        before[1]["scoring"] |= later  # what it scored without, by name
         assert before[1] == after[1]
         for name, array in before[0].items():
             np.testing.assert_array_equal(array, after[0][name])

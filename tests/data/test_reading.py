@@ -127,12 +127,23 @@ def test_nested_images_are_read_and_said(tmp_path: Path) -> None:
 
 def test_loose_files_and_suffixes_are_named_with_what_to_do(tmp_path: Path) -> None:
     touch(tmp_path, *BASE, "test/bad_1.png", "test/bad_2.png", "train/x.png", "y.png")
-    touch(tmp_path, "train/good/s.dcm", "train/good/t.dcm", "train/scratch/1.png", "readme.txt")
+    touch(
+        tmp_path,
+        "train/good/s.xyz",
+        "train/good/t.xyz",
+        "train/good/u.heic",
+        "train/scratch/1.png",
+        "readme.txt",
+    )
     assert not_read(read_data(tmp_path)) == {
         ("test", "loose in test/: move it to test/<defect>"): 2,
         ("train", "loose in train/: move it to train/good"): 1,
         (".", "loose file"): 1,
-        ("train/good", "unknown suffix .dcm"): 2,
+        ("train/good", "unknown suffix .xyz"): 2,
+        (
+            "train/good",
+            ".heic is HEIC, which is not read: save the images as PNG or TIFF",
+        ): 0,
         ("train/scratch", "not good: only normal images are learned from"): 1,
     }
 
@@ -201,14 +212,14 @@ def test_other_folders_beside_sites_are_named(tmp_path: Path) -> None:
 
 
 def test_the_table_and_json_say_all_without_absolute_paths(tmp_path: Path) -> None:
-    touch(tmp_path / "a", *BASE, "test/hole/scan.dcm")
+    touch(tmp_path / "a", *BASE, "test/hole/scan.xyz")
     told = read_data(tmp_path).to_json()
     assert str(tmp_path) not in str(told)
     assert not told["complete"]
     rows = data_table(told)
     assert rows[0] == ["folder", "images", "read as", "why"]
     assert ["a/test/hole", "1", "test: defect hole", "not called good"] in rows
-    assert ["a/test/hole", "1", "not read", "unknown suffix .dcm, for example scan.dcm"] in rows
+    assert ["a/test/hole", "1", "not read", "unknown suffix .xyz, for example scan.xyz"] in rows
     many = {"sites": {}, "not_read": told["sites"]["a"]["not_read"] * 50, "notes": []}
     assert data_table(many)[-1][-1] == "10 more rows; --json has all"
 
@@ -258,7 +269,7 @@ def test_predict_finds_no_masks_thumbnails_or_hidden_files(tmp_path: Path) -> No
     touch(tmp_path, *BASE, "test/hole/c_mask.png", "test/hole/@eaDir/c.png/T.jpg", "test/.x/y.png")
     listing = list_images([tmp_path])
     assert sorted(p.name for p in listing.paths) == ["a.png", "b.png", "c.png"]
-    assert listing.left_out == {"masks": 2, "thumbnails": 1, "hidden": 1}
+    assert +listing.left_out == {"masks": 2, "thumbnails": 1, "hidden": 1}
     given = tmp_path / "ground_truth/hole"
     assert list_images([given]).paths == [given / "c_mask.png"]  # asked for by name
 
