@@ -143,7 +143,7 @@ def test_loose_files_and_suffixes_are_named_with_what_to_do(tmp_path: Path) -> N
         (
             "train/good",
             ".heic is HEIC, which is not read: save the images as PNG or TIFF",
-        ): 0,
+        ): 1,
         ("train/scratch", "not good: only normal images are learned from"): 1,
     }
 
