@@ -446,4 +446,4 @@ def test_images_that_are_only_too_large_are_not_blamed_on_max_bad(make_images: M
         check_bad_share(reasons, 2, 0.05, "here")
     assert "raise --max-bad" not in str(caught.value)
     with pytest.raises(DataError, match="raise --max-bad"):
-        check_bad_share([*reasons, "a.png: is empty"], 3, 0.05, "here")
+        check_bad_share([*reasons, "a.png: is empty"], 4, 0.05, "here")

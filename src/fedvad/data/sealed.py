@@ -54,10 +54,11 @@ def write_sealed(path: Path, values: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(sealed, indent=2, allow_nan=False).encode())
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, *, editable: bool = False) -> dict[str, Any]:
     """What `write_sealed` wrote, without the digest; raises `ArtefactError` where it does not fit.
 
     A file without a digest, as earlier versions wrote, is read as it is. Spaces may differ.
+    editable: people change this file by hand, so that another content is a warning.
     """
     try:
         values = parse_json(path.read_bytes())
@@ -68,6 +69,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     told = values.pop(_DIGEST, None)
     if told is None:
         log.info("%s carries no digest (an earlier fedvad wrote it): damage is not noticed", path)
+    elif told != _digest(values) and editable:
+        log.warning("%s was changed after it was written: its values count as they are now", path)
     elif told != _digest(values):
         raise ArtefactError(
             f"{path} was damaged or changed after it was written: restore it from a copy. If you "

@@ -151,7 +151,7 @@ def _results(run: Path) -> dict[str, Any]:
 def _config(run: Path, missing: list[str]) -> dict[str, Any]:
     """The options of a run; damaged ones are told on the page, which is made without them."""
     try:
-        return read_sealed(run / CONFIG_FILE)
+        return read_sealed(run / CONFIG_FILE, editable=True)
     except ArtefactError as error:
         log.warning("%s", error)
         missing.append("The configuration of this run is missing or damaged.")

@@ -249,9 +249,12 @@ def write_config(folder: Path, config: TrainConfig) -> None:
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The configuration of a run; raises `ArtefactError` when it is missing or damaged."""
+    """The configuration of a run; raises `ArtefactError` when it is missing or damaged.
+
+    People change it by hand (another device, another place of the weights): that is a warning.
+    """
     path = folder / CONFIG_FILE
-    return parse_values(TrainConfig, read_sealed(path), str(path))
+    return parse_values(TrainConfig, read_sealed(path, editable=True), str(path))
 
 
 def write_ledger(folder: Path, ledger: Ledger, *, vouches_for: Sequence[str] = ()) -> None:

@@ -41,7 +41,7 @@ def track(run: Path, tracker: Tracker) -> str:
     TensorBoard: events in RUN/tensorboard. MLflow: the server of MLFLOW_TRACKING_URI, else a
     database in RUN/mlflow. Raises `StorageError` when the tracker cannot be written to.
     """
-    config = read_sealed(run / CONFIG_FILE)
+    config = read_sealed(run / CONFIG_FILE, editable=True)
     results = read_results(run)
     rounds = [
         (entry.round, dict(_numbers(entry.model_dump(), "round")))
