@@ -36,7 +36,7 @@ def test_normals_that_came_nearer_are_counted() -> None:
         method="feddymem",
     )
     config = resolve_config(calibration="holdout", **OPTIONS)
-    extractor = cast(FeatureExtractor, SimpleNamespace(config=run.features))
+    extractor = cast(FeatureExtractor, SimpleNamespace(config=run.features, grid=(2, 2, 1)))
     held_out = {"a": cast(NormalFeatures, features)}
     found = calibrate(run, held_out, extractor, config, silent)
     assert found.own_normals == {
@@ -67,7 +67,7 @@ def test_a_site_of_narrow_data_learns_from_the_others_unless_it_keeps_its_own() 
             method="feddymem",
         )
         config = resolve_config(calibration="holdout", threshold_rule=rule, **OPTIONS)
-        extractor = cast(FeatureExtractor, SimpleNamespace(config=run.features))
+        extractor = cast(FeatureExtractor, SimpleNamespace(config=run.features, grid=(2, 2, 1)))
         calibrate(run, held_out, extractor, config, silent)
         values[rule] = run.sites["even"].thresholds
     assert values["own"]["global"].method == "log-normal-tail"
