@@ -150,7 +150,7 @@ def test_images_over_the_pixel_limit_are_not_advised_to_be_tolerated(tmp_path: P
         path = tmp_path / f"train/good/{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("1", (10_100, 10_000)).save(path)
-    with pytest.raises(DataError, match="3 of 3 images are too large .*--max-pixels") as caught:
+    with pytest.raises(DataError, match=r"3 of 3 images are too large .*--max-pixels") as caught:
         fedvad.train(tmp_path, tmp_path / "run", cache=tmp_path / "c", **OPTIONS)
     assert "max-bad" not in str(caught.value)
 
