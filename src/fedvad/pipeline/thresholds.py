@@ -72,6 +72,8 @@ def calibrate(
             )
             scores[reference][name] = own
             found.counts[reference] = found.counts.get(reference, 0) + count(own)
+    if config.threshold_rule == "federated" and len(run.sites) < 2:
+        log.info("thresholds from this site's own scores: those of other sites are not here")
     for reference, by_site in scores.items():
         # a memory of one's own is what a site would have alone, and so is its threshold
         rule: ThresholdRule = "own" if reference == "local" else config.threshold_rule
