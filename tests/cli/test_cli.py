@@ -61,7 +61,9 @@ main()
 def _spawn_hanging(round_: int, *arguments: object) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", _HANGING.format(round=round_), "--quiet", *map(str, arguments)],
+        # a background job of a shell inherits that SIGINT is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        args=[sys.executable, "-c", _HANGING.format(round=round_), "--quiet", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -204,7 +204,7 @@ def test_what_a_person_changed_is_a_warning(run: Path, caplog: pytest.LogCapture
     del values["digest"]
     (run / "config.json").write_text(json.dumps(values))
     assert read_config(run).seed == 5
-    assert not caplog.records
+    assert "was changed" not in caplog.text
     results = (run / "results.json").read_text().replace("feddymem", "patchcore")
     (run / "results.json").write_text(results)
     with pytest.raises(ArtefactError, match="damaged or changed"):
