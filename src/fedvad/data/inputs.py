@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from fedvad.data.formats import IMAGE_SUFFIXES
 from fedvad.data.frames import frames_of, split_frame, stem_of
-from fedvad.data.listing import folder_reason, is_image
+from fedvad.data.listing import exists, folder_reason, is_folder, is_image
 from fedvad.data.masks import BESIDE, companions, is_mask_folder
 from fedvad.data.output_folder import INDEX_FILES
 from fedvad.data.outputs import is_own_png, real
@@ -72,15 +72,15 @@ def list_images(paths: Iterable[Path]) -> Listing:
     when a path does not exist or no image is found.
     """
     given = [path if isinstance(path, Path) else Path(path) for path in paths]  # of Picture, too
-    tops = [path for path in given if _is_dir(path)]
+    tops = [path for path in given if is_folder(path)]
     left_out: Counter[str] = Counter()
     found: dict[tuple[Path, str], Listed] = {}
     for path in given:
         if path in tops:
             images = _walk(path, real(path).name if len(given) > 1 else "", left_out)
-        elif _exists(path):
+        elif exists(path) or path.is_symlink():  # reading a broken link says what it is
             images = [Listed(image, PurePath(stem_of(image))) for image in frames_of(path)]
-        elif _exists(split_frame(path)[0]):
+        elif exists(split_frame(path)[0]):
             images = [Listed(path, PurePath(stem_of(path)))]
         else:
             raise DataError(f"{path}: no such file or folder")
@@ -165,20 +165,6 @@ def _entries(folder: Path) -> list[tuple[Path, bool]]:
     """All entries sorted by name, with whether each is a folder."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((folder / entry.name, _is_dir(entry)) for entry in entries)
+            return sorted((folder / entry.name, is_folder(entry)) for entry in entries)
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error
-
-
-def _is_dir(path: Path | os.DirEntry[str]) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a link to itself, or a folder above that may not be entered
-        return False
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists() or path.is_symlink()  # reading a broken link says what it is
-    except OSError as error:
-        raise DataError(f"{path}: cannot be looked at: {error.strerror or error}") from error

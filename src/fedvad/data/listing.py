@@ -18,6 +18,7 @@ __all__ = [
     "exists",
     "file_reason",
     "folder_reason",
+    "is_folder",
     "is_image",
     "natural",
     "scan",
@@ -104,7 +105,7 @@ def scan(root: Path) -> Folder:
     folder that was linked to, to one that was seen before. Raises `DataError` when `root` is not
     a folder or cannot be listed; a folder further down that cannot is barred.
     """
-    if not _is_dir(root):
+    if not is_folder(root):
         raise DataError(f"{root}: {'is not a folder' if exists(root) else 'no such folder'}")
     top = Folder(root, root, (), os.path.realpath(root))
     seen: set[str] = set()
@@ -118,7 +119,7 @@ def _fill(folder: Folder, above: tuple[str, ...], seen: set[str], *, linked: boo
     seen.add(folder.real)
     try:
         with os.scandir(folder.path) as entries:  # no stat per file: shares may be slow
-            found = [(e.name, _is_dir(e), e.is_symlink()) for e in entries]
+            found = [(e.name, is_folder(e), e.is_symlink()) for e in entries]
     except OSError as error:
         folder.barred = f"{UNLISTED}: {error.strerror or error}"
         return
@@ -180,7 +181,8 @@ def natural(path: Path) -> tuple[list[str | int], str]:
     return [int(p) if i % 2 else p for i, p in enumerate(pieces)], path.name
 
 
-def _is_dir(path: Path | os.DirEntry[str]) -> bool:
+def is_folder(path: Path | os.DirEntry[str]) -> bool:
+    """Whether a path is a folder that can be looked at."""
     try:
         return path.is_dir()
     except OSError:  # a link to itself, or a folder above that may not be entered
