@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,6 +196,24 @@ def test_the_gallery_is_drawn_as_written(tmp_path: Path) -> None:
     assert "12 defects" in _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
     assert (tmp_path / "gallery.png").stat().st_size > 100_000
     assert all(f"| `{kind}` |" in page for kind in KINDS)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without Jupyter: its cells of code one after another."""
+    notebook = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec("".join(cell["source"]), names)
+    assert "Federation lifted mean image AUROC" in capsys.readouterr().out
+    assert names["rows"][0]["threshold"] > 0
+    assert len(list((tmp_path / "quickstart-overlays").rglob("*.png"))) == 16
+    assert (tmp_path / "quickstart-report.html").stat().st_size > 20_000
 
 
 def test_ci_runs_the_two_commands_of_the_readme() -> None:
