@@ -136,6 +136,6 @@ def statement(method: str, other: str, gains: Mapping[str, Interval | None]) -> 
         parts.append(f"loses to {other} on {len(worse)} of {len(known)} ({'; '.join(worse)})")
     if level:
         parts.append(
-            f"cannot be told from {other} on {len(level)} of {len(known)} ({'; '.join(level)})"
+            f"is not distinguishable from {other} on {len(level)} of {len(known)} ({'; '.join(level)})"
         )
     return f"{method} {'; '.join(parts)}."
