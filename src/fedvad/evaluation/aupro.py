@@ -43,8 +43,8 @@ def aupro(
     Returns
     -------
     float or None
-        In [0, 1]; None when there is no region or no normal pixel. Peak memory beside the input: 8
-        bytes per normal pixel (16 for float64 maps) and about 60 per anomalous one.
+        In [0, 1]; None when there is no region or no normal pixel. Peak memory in addition to the
+        input: 8 bytes per normal pixel (16 for float64 maps) and about 60 per anomalous one.
 
     Raises
     ------

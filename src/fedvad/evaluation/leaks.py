@@ -1,4 +1,4 @@
-"""What a memory tells about the images behind it: membership, retrieval, inversion.
+"""What a memory reveals about the images behind it: membership, retrieval, inversion.
 
 Measurements by an attacker who has the upload, the (public) backbone and images like those of the
 site. They bound nothing from above: a better attacker may learn more.

@@ -174,8 +174,8 @@ def pixel_auroc(maps: ArrayLike | Pairs, masks: ArrayLike | None = None) -> floa
     Returns
     -------
     float or None
-        In [0, 1], exact with ties; None when all pixels are of one class. Peak memory beside the
-        input: 8 bytes per pixel (16 for float64 maps), 300 MB for 38 million.
+        In [0, 1], exact with ties; None when all pixels are of one class. Peak memory in addition
+        to the input: 8 bytes per pixel (16 for float64 maps), 300 MB for 38 million.
 
     Raises
     ------

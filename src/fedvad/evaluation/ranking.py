@@ -135,7 +135,6 @@ def statement(method: str, other: str, gains: Mapping[str, Interval | None]) -> 
     if worse:
         parts.append(f"loses to {other} on {len(worse)} of {len(known)} ({'; '.join(worse)})")
     if level:
-        parts.append(
-            f"is not distinguishable from {other} on {len(level)} of {len(known)} ({'; '.join(level)})"
-        )
+        where = f"{len(level)} of {len(known)} ({'; '.join(level)})"
+        parts.append(f"is not distinguishable from {other} on {where}")
     return f"{method} {'; '.join(parts)}."

@@ -16,7 +16,7 @@ from fedvad.memory.kmeans import weighted_kmeans
 
 __all__ = ["COVERAGE_WARNING", "MergeMode", "coverage", "merge_banks"]
 
-# k-means takes at most so many rows at once; beyond, a tree of merges
+# k-means takes at most this many rows at once; more are merged in a tree
 _AT_ONCE = 20_000
 _GROUP: dict[str, int] = {"restarts": 1, "max_iterations": 4, "projection": 64}
 _TOP: dict[str, int] = {"restarts": 1, "max_iterations": 20}
