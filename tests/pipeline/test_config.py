@@ -100,7 +100,7 @@ def test_lists_of_options_follow_from_the_declarations() -> None:
     } == STUDENT_OPTIONS  # fmt: skip
 
 
-@pytest.mark.parametrize("option", declared(TrainConfig), ids=lambda option: option.name)
+@pytest.mark.parametrize("option", list(declared(TrainConfig)), ids=lambda option: option.name)
 def test_every_option_is_fully_declared(option: Option) -> None:
     assert option.help[0].isupper()
     assert option.help.endswith(".")

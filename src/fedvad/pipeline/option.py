@@ -26,7 +26,8 @@ class Option:
 
     name: key in a configuration file; dotted for a key of a table, as `student.steps`.
     kind: what it holds; `choices` its values where only these are allowed.
-    default: None where it depends on other options; `default_text` then says how.
+    default: None where it depends on other options; `default_text` then says how. example: a
+    value, where there is none by default.
     limits: of its values, by `ge`, `gt`, `le`, `lt`. unit: of a number, in the plural.
     everyday: shown by `--help`; the others by `--help-all` only.
     free: may differ between an interrupted run and its `--resume`. own: a site's own affair in a
@@ -37,6 +38,7 @@ class Option:
     name: str
     kind: Kind
     default: Any
+    example: Any
     help: str
     group: str
     default_text: str
@@ -58,14 +60,15 @@ class Option:
     def allowed(self) -> str:
         """Which values are allowed, in words; empty where all of the type are."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return ("any of " if self.kind == "texts" else "one of ") + ", ".join(self.choices)
         parts = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
         bounds = {key: _number(value) for key, value in self.limits.items()}
         if {"ge", "le"} <= bounds.keys():
             said = f"from {bounds['ge']} to {bounds['le']}"
         else:
             said = " and ".join(parts[key].format(value) for key, value in bounds.items())
-        return f"{said} {self.unit}".strip()
+        unit = self.unit.removesuffix("s") if said.endswith(" 1") else self.unit
+        return f"{said} {unit}".strip()
 
 
 def option(
@@ -74,6 +77,7 @@ def option(
     *,
     group: str,
     unit: str = "",
+    example: Any = None,
     default_text: str = "",
     choices: tuple[str, ...] = (),
     everyday: bool = False,
@@ -88,9 +92,9 @@ def option(
     default: a value, or a function that makes one. choices: only where the type does not say them.
     """
     extra = {
-        "group": group, "unit": unit, "default_text": default_text, "choices": list(choices),
-        "everyday": everyday, "free": free, "own": own, "families": list(families),
-        "only": only,
+        "group": group, "example": example, "unit": unit, "default_text": default_text,
+        "choices": list(choices), "everyday": everyday, "free": free, "own": own,
+        "families": list(families), "only": only,
     }  # fmt: skip
     made: Callable[..., Any] = Field
     if callable(default):
@@ -132,7 +136,10 @@ def _read(name: str, field: FieldInfo) -> Option:
         choices=choices or tuple(extra["choices"]),
         limits=limits,
         families=tuple(extra.pop("families")),
-        **{key: extra[key] for key in ("group", "unit", "everyday", "free", "own", "only")},
+        **{
+            key: extra[key]
+            for key in ("group", "example", "unit", "everyday", "free", "own", "only")
+        },
     )
 
 

@@ -95,6 +95,7 @@ class TrainOptions(SiteOptions):
         "Bound of the root-mean-square length of an image's patch vectors, for the Gaussian "
         "mechanism; with reduce position only.",
         gt=0,
+        example=1.0,
     )
     noise: float = _privacy(
         FedDyMemConfig.noise,
@@ -225,6 +226,7 @@ class TrainOptions(SiteOptions):
         everyday=True,
         free=True,
         own=True,
+        example=["local", "pooled"],
     )
     seed: int = _run(0, "Seed of every random choice.", ge=0, lt=2**31, everyday=True)
     jobs: int = _run(

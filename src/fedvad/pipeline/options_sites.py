@@ -62,6 +62,7 @@ class SiteOptions(BaseModel):
         everyday=True,
         free=True,
         own=True,
+        example="resnet18.safetensors",
     )
     image_size: int = _features(
         FeatureConfig.image_size,
@@ -77,6 +78,7 @@ class SiteOptions(BaseModel):
         "NAME lists them.",
         default_text="strides 8 and 16 of a timm model; blocks 3, 6, 9 of an MCUNet; all levels "
         "of the filter bank; the paper's for a student",
+        example=[1, 2],
     )
     pool: Literal[1, 3, 5, 7] = option(
         FeatureConfig.pool,
@@ -103,14 +105,19 @@ class SiteOptions(BaseModel):
         "Divide one image set into N simulated sites: iid:N (at random), dirichlet:N:ALPHA (of "
         "unequal sizes) or style:N (by appearance).",
         everyday=True,
+        example="iid:4",
     )
     good: tuple[str, ...] = _data(
-        (), "Folder name that means normal images, besides good. May be repeated.", everyday=True
+        (),
+        "Folder name that means normal images, besides good. May be repeated.",
+        everyday=True,
+        example=["OK"],
     )
     defect: tuple[str, ...] = _data(
         (),
         "Folder name that means defects although it sounds normal. May be repeated.",
         everyday=True,
+        example=["no_label"],
     )
     max_bad: float = _data(
         0.05,
@@ -143,6 +150,7 @@ class SiteOptions(BaseModel):
         "First round of a site that joins late. On the command line SITE:ROUND, which may be "
         "repeated; in a file a table of site = round.",
         families=BOTH,
+        example={"site3": 2},
     )
     upload_bytes: int = _federation(
         1_000_000,
@@ -176,6 +184,7 @@ class SiteOptions(BaseModel):
         default_text="32768; 2000 for kmeans and kcenter",
         ge=1,
         everyday=True,
+        example=2000,
     )
     defence: Defence = _federation(
         "none",

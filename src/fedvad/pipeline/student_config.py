@@ -74,23 +74,27 @@ class StudentOptions(Averaging):
         "Last layer that the student shares with the backbone.",
         default_text="the one before the first of layers",
         only="paste",
+        example=5,
     )
     combine: Combine | None = _student(
         None,
         "How the anomaly maps of the layers become one.",
         default_text="the method's own",
+        example="sum",
     )
     batch: int | None = _student(
         None,
         "Images in a training step; pairs of images for dmdd.",
         default_text="8; 16 for rd and aand; 4 for dmdd",
         ge=1,
+        example=8,
     )
     learning_rate: float | None = _student(
         None,
         "Learning rate of a site's optimiser.",
         default_text="0.4; 0.005 for rd, aand and dmdd",
         gt=0,
+        example=0.4,
     )
     warmup: int = _student(
         5, "Training steps of each round over which the learning rate rises.", unit="steps", ge=0
@@ -115,4 +119,5 @@ class StudentOptions(Averaging):
         dict,
         "Further options of the method's detector. On the command line KEY=VALUE, which may be "
         "repeated, as width=0.5 for rd or dual.pairs=100 for dmdd; in a file a table.",
+        example={"width": 0.5},
     )
