@@ -83,9 +83,9 @@ def _plain(text: str) -> str:
 @cache
 def _declared() -> tuple[Option, ...]:
     from fedvad.pipeline.option import declared
-    from fedvad.pipeline.options import TrainOptions
+    from fedvad.pipeline.options import DeclaredOptions
 
-    return tuple(declared(TrainOptions))
+    return tuple(declared(DeclaredOptions))
 
 
 def _key(one: Option) -> str:

@@ -20,9 +20,9 @@ __all__ = [
     "FREE_ON_RESUME",
     "OWN_OF_SITE",
     "STUDENT_OPTIONS",
+    "DeclaredOptions",
     "Reference",
     "ThresholdRule",
-    "TrainOptions",
 ]
 
 Reference = Literal["global", "local", "union"]
@@ -37,7 +37,7 @@ _thresholds = partial(option, group="Thresholds")
 _run = partial(option, group="Run", families=BOTH)
 
 
-class TrainOptions(SiteOptions):
+class DeclaredOptions(SiteOptions):
     """Every option of a training run, in the order of a configuration file."""
 
     reduce: Reduce = _memory(
@@ -115,7 +115,12 @@ class TrainOptions(SiteOptions):
         FedDyMemConfig.anchors,
         "Memory that the generator pulls normal patches to, from round 2 on.",
     )
-    loss: LossMode = _generator(MetricLossConfig.loss, "Loss function of the generator.")
+    loss: LossMode = _generator(
+        MetricLossConfig.loss,
+        "Loss function of the generator: attraction to the nearest rows and repulsion from the "
+        "next ones (hypersphere), attraction only (attract_only), distance to the nearest row "
+        "(center), or InfoNCE on cosine similarities (infonce).",
+    )
     epochs: int = _generator(
         MetricLossConfig.epochs, "Passes of the generator's training in each round.", ge=1
     )
@@ -240,8 +245,8 @@ class TrainOptions(SiteOptions):
 
 
 # what may differ between an interrupted run and its --resume: ways to the same numbers
-FREE_ON_RESUME = names_of(TrainOptions, lambda option: option.free)
+FREE_ON_RESUME = names_of(DeclaredOptions, lambda option: option.free)
 # what each site decides for itself in a federation of real machines
-OWN_OF_SITE = names_of(TrainOptions, lambda option: option.own)
+OWN_OF_SITE = names_of(DeclaredOptions, lambda option: option.own)
 # what means something where there is no memory
-STUDENT_OPTIONS = names_of(TrainOptions, lambda option: "student" in option.families)
+STUDENT_OPTIONS = names_of(DeclaredOptions, lambda option: "student" in option.families)

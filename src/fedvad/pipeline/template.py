@@ -13,7 +13,7 @@ from fedvad.pipeline.config import given_values, resolve_config
 from fedvad.pipeline.option import Option, declared
 from fedvad.pipeline.train_config import TrainConfig
 
-__all__ = ["template"]
+__all__ = ["as_toml", "template"]
 
 
 def template(file: Path | None = None, **flags: Any) -> str:
@@ -48,8 +48,11 @@ def _entry(one: Option, value: Any, given: bool) -> list[str]:
     said = [f"# {line}" for line in wrap(one.help + facts, 96, break_on_hyphens=False)]
     key = one.name.rpartition(".")[2]
     if value in (None, [], {}) and not given:
-        return [*said, f"# {key} = {_toml(one.example)}  # an example; default: {one.default_text}"]
-    return [*said, f"{'' if given else '# '}{key} = {_toml(value)}"]
+        return [
+            *said,
+            f"# {key} = {as_toml(one.example)}  # an example; default: {one.default_text}",
+        ]
+    return [*said, f"{'' if given else '# '}{key} = {as_toml(value)}"]
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,8 +62,9 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {f"student.{key}": value for key, value in table.items()}
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """A value of the configuration as TOML writes it on one line."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_toml(key)} = {_toml(v)}" for key, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{as_toml(key)} = {as_toml(v)}" for key, v in value.items()) + " }"
     # the same text in JSON and TOML
     return json.dumps(value, ensure_ascii=False)

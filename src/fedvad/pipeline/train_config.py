@@ -15,7 +15,7 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.names import default_backbone
 from fedvad.federation.codecs import compact, overhead_bytes, rounding, row_bytes
 from fedvad.memory.bank import FloatArray
-from fedvad.pipeline.options import COMPARISONS, TrainOptions
+from fedvad.pipeline.options import COMPARISONS, DeclaredOptions
 from fedvad.pipeline.student_config import STUDENT_METHODS, student_layers
 
 __all__ = ["TrainConfig"]
@@ -24,7 +24,7 @@ __all__ = ["TrainConfig"]
 _LARGEST_MEMORY = 32_768
 
 
-class TrainConfig(TrainOptions):
+class TrainConfig(DeclaredOptions):
     """Every option of a training run, checked together; `docs/configuration.md` explains each."""
 
     @field_validator("compare", mode="before")
