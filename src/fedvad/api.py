@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from inspect import signature
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
@@ -30,8 +30,10 @@ from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.runs import load_run
 from fedvad.pipeline.student_run import StudentRun
 from fedvad.pipeline.train import train as _train
+from fedvad.pipeline.typed_options import TrainOptions
 
 __all__ = [
+    "TrainOptions",
     "backbones",
     "bench",
     "demo",
@@ -58,9 +60,19 @@ def train(
     cache: AnyPath | None = None,
     resume: bool = False,
     progress: Progress = silent,
-    **options: Any,
+    **options: Unpack[TrainOptions],
 ) -> dict[str, Any]:
-    """Train on the sites of `data` into run folder `out`; `options` are those of the config."""
+    """Train one detector per site of `data`, write the run folder `out`, return the results.
+
+    data: folder with one folder per site, or one image set with `split`. out: a new folder.
+    config: TOML file of options, as `fedvad config` prints one; `options` win over it. cache:
+    folder of descriptors, by default `FEDVAD_CACHE` or the user's cache folder. resume: continue
+    the interrupted run in `out`. progress: called with a stage, the steps done and their number.
+    options: see `fedvad.TrainOptions`.
+
+    The results are what `results.json` holds. Raises `ConfigError`, `DataError`,
+    `FederationError` (see `fedvad.errors`).
+    """
     resolved = resolve_config(_maybe(config, "config"), **options)
     return _train(
         as_path(data, "data"),
@@ -70,6 +82,10 @@ def train(
         resume=resume,
         progress=progress,
     )
+
+
+if train.__doc__ and TrainOptions.__doc__:  # for help(fedvad.train)
+    train.__doc__ += "\n    " + TrainOptions.__doc__
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.payload import Manifest, Payload
 from fedvad.federation.signed import SignedMessage, read_bounded
 from fedvad.memory.bank import MemoryBank
-from fedvad.pipeline.config import TrainConfig, resolve_config
+from fedvad.pipeline.config import FREE_ON_RESUME, TrainConfig, resolve_config
 
 __all__ = [
     "SiteState",
@@ -33,8 +33,6 @@ __all__ = [
 ]
 
 _SITE, _GLOBAL, _LEDGER, _SENT = "site.safetensors", "global.fedvad", "ledger.json", "sent"
-# what may differ between the rounds of a site: ways to the same numbers
-_FREE = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +128,7 @@ def next_config(state: SiteState | None, file: Path | None, options: dict[str, A
     else:
         given = {key: value for key, value in options.items() if value is not None}
         now = resolve_config(None, **(before | given))
-    changed = [k for k, v in now.model_dump().items() if k not in _FREE and before[k] != v]
+    changed = [k for k, v in now.model_dump().items() if k not in FREE_ON_RESUME and before[k] != v]
     if changed:
         raise ConfigError(
             f"site {state.site} began this federation with another configuration: "

@@ -16,6 +16,7 @@ from fedvad.errors import ArtefactError, ConfigError, StorageError
 from fedvad.evaluation.sites import SiteResult
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.guards import guard_output_file
+from fedvad.pipeline.options import STUDENT_OPTIONS
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
@@ -24,7 +25,7 @@ from fedvad.pipeline.run_folder import (
     read_ledger,
     read_results,
 )
-from fedvad.pipeline.student_config import STUDENT_METHODS, STUDENT_OPTIONS
+from fedvad.pipeline.student_config import STUDENT_METHODS
 from fedvad.report.html.gallery import GALLERY_FOLDER, write_gallery
 from fedvad.report.html.page import Contents, render
 from fedvad.report.html.record import (

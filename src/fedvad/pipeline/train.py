@@ -16,7 +16,7 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state, has_state
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import FREE_ON_RESUME, TrainConfig
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Job
 from fedvad.pipeline.guards import guard_output_folder
@@ -37,9 +37,6 @@ from fedvad.pipeline.students import fit_students
 __all__ = ["train"]
 
 log = logging.getLogger(__name__)
-
-# what may differ between an interrupted run and its --resume
-_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
 
 
 def train(
@@ -137,7 +134,7 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
 def _options(config: TrainConfig) -> str:
     """Digest of all that an interrupted run and its --resume must share."""
     # without defaults: an option that a later version adds must not end a run begun before
-    told = config.model_dump_json(exclude=_FREE_ON_RESUME, exclude_defaults=True)
+    told = config.model_dump_json(exclude=set(FREE_ON_RESUME), exclude_defaults=True)
     return sha256_of(told.encode())
 
 
@@ -145,7 +142,7 @@ def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
     if resume:
         if (out / "config.json").is_file():
             before, now = read_config(out).model_dump(), config.model_dump()
-            changed = [k for k in now if k not in _FREE_ON_RESUME and before[k] != now[k]]
+            changed = [k for k in now if k not in FREE_ON_RESUME and before[k] != now[k]]
             if changed:
                 raise ConfigError(
                     f"--resume needs the configuration that {out} was started with; different: "

@@ -33,7 +33,7 @@ from fedvad.pipeline.bank_state import (
     save_sent,
     save_site,
 )
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import OWN_OF_SITE, TrainConfig
 from fedvad.pipeline.deploy.settings import SiteSettings, check_run_name
 from fedvad.pipeline.deploy.sharing import KEY, read_counts, take, write_counts
 from fedvad.pipeline.progress import silent
@@ -43,8 +43,6 @@ __all__ = ["answer", "run_folder", "state_folder"]
 
 log = logging.getLogger(__name__)
 _TOLD = "told.json"
-# ways to the same numbers, which are the site's own affair
-_OWN = {"jobs", "compare", "weights", "engine", "device"}
 
 
 def answer(site: SiteSettings, instruction: Instruction) -> Reply:
@@ -254,7 +252,7 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
 
 def _same_federation(state: SiteState, site: SiteSettings, config: TrainConfig, index: int) -> None:
     before, now = state.config.model_dump(), config.model_dump()
-    changed = [k for k in now if k not in _OWN and before[k] != now[k]]
+    changed = [k for k in now if k not in OWN_OF_SITE and before[k] != now[k]]
     if state.site != site.name or state.index != index:
         changed.append("sites")
     if changed:
