@@ -190,6 +190,21 @@ def test_a_second_call_neither_scores_outputs_nor_replaces_those_of_others(
     assert (out / "hole/000-1.png").read_text() == "mine"
 
 
+def test_pictures_of_one_name_do_not_replace_each_other(
+    trained: Run, plants: Path, tmp_path: Path
+) -> None:
+    files = sorted((plants / "alder/test").rglob("*.png"))[:2]
+    arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    saved: dict[str, Any] = {"out": tmp_path / "out", "save": "overlays,csv"}
+    rows = [
+        next(fedvad.predict(trained[0], array, site="alder", **saved))
+        for array in (*arrays, arrays[0])
+    ]
+    assert len({row["overlay"] for row in rows}) == 2
+    assert rows[0] == rows[2]
+    assert len(list((tmp_path / "out").glob("*.csv"))) == 2
+
+
 def test_everything_is_saved_as_stated(trained: Run, plants: Path, tmp_path: Path) -> None:
     _photographs(plants, tmp_path / "in", *(f"n/{i}.png" for i in range(3)), "=b.png")
     limit = 0.5 * trained[1]["threshold"]["sites"]["alder"]["threshold"]

@@ -112,7 +112,7 @@ class Predictor:
         weights: Path | str | None = None,
         engine: Engine | None = None,
         device: str | None = None,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
         max_expansion: int | None = None,
     ) -> Self:
         """The predictor of a run folder.
@@ -122,14 +122,15 @@ class Predictor:
         `pipeline.decision.choose_threshold` says. `weights`, `engine` and `device` replace what
         was stored at training, for a run that was moved to another machine; a stored device that
         this one lacks becomes the CPU, with a warning. An image of more than `max_pixels` pixels
-        counts as unreadable, before any is decoded, and so does one of more than a megapixel that
-        has over `max_expansion` pixels for each byte of its file. Raises `ConfigError` for a site
+        (None: the limit of the training) counts as unreadable, before any is decoded, and so does
+        one of more than a megapixel that has over `max_expansion` pixels for each byte of its
+        file. Raises `ConfigError` for a site
         that the run does not know or an option that cannot be met, `ArtefactError`, `WeightsError`,
         or `MismatchError` when the backbone's values differ.
         """
         check_reference(reference)
         check_threshold_options(threshold, target_fpr)
-        trained, _, extractor = open_memory_run(
+        trained, config, extractor = open_memory_run(
             as_path(run, "run"), weights=weights, engine=engine, device=device
         )
         if site is not None and site not in trained.sites:
@@ -140,7 +141,7 @@ class Predictor:
             trained.detector(site, extractor, reference),
             choose_threshold(trained, site, reference, threshold=threshold, target_fpr=target_fpr),
             site=site,
-            max_pixels=max_pixels,
+            max_pixels=config.max_pixels if max_pixels is None else max_pixels,
             max_expansion=max_expansion,
         )
 
