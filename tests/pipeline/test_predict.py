@@ -17,6 +17,8 @@ from PIL import Image
 import fedvad
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.errors import ConfigError, DataError
+from fedvad.pipeline import runs
+from fedvad.pipeline.run_folder import read_config
 from fedvad.pipeline.runs import load_run
 from fedvad.serving.predictor import Predictor
 from tests.helpers import SIZE
@@ -299,6 +301,17 @@ def test_options_are_checked_at_the_call(
     with pytest.raises(ConfigError, match=said) as raised:
         fedvad.predict(trained[0], plants, **{option: value})
     assert str(raised.value).count("\n") < 3
+
+
+def test_a_run_keeps_its_layers_when_the_default_changes(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(trained[0])
+    assert config.layers is None
+    changed = config.model_copy(update={"layers": (0, 1)})
+    monkeypatch.setattr(runs, "read_config", lambda folder: changed)
+    run, _, extractor = runs.open_run(trained[0])
+    assert extractor.config.layers == run.features.layers == (0, 1, 2)
 
 
 def test_a_run_of_another_device_works_on_this_one(

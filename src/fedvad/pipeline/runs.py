@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def _placed(
 def _extractor(
     run: Run, folder: Path, config: TrainConfig, cache: DescriptorCache | None
 ) -> FeatureExtractor:
-    extractor = FeatureExtractor(config.features(), cache)
+    # a later version may tap a backbone elsewhere by default: the run knows its own layers
+    wanted = replace(config.features(), layers=run.features.layers)
+    extractor = FeatureExtractor(wanted, cache)
     run.features.check_same(extractor.config, f"run {folder.name}")
     return extractor
