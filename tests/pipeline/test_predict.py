@@ -273,6 +273,7 @@ def test_another_threshold_without_training(trained: Run, plants: Path) -> None:
     above, below = (decided(threshold=known["score"] + d) for d in (0.01, -0.01))
     assert (above["anomalous"], below["anomalous"]) == (False, True)
     assert decided(target_fpr=0.5)["threshold"] < known["threshold"]
+    assert decided(threshold=np.float32(0.5))["threshold"] == 0.5
     assert decided(target_fpr=0.01)["threshold"] == known["threshold"]
     with Predictor.load(trained[0], site="alder", target_fpr=0.5) as predictor:
         assert predictor.threshold.value == decided(target_fpr=0.5)["threshold"]
@@ -293,6 +294,10 @@ def test_another_threshold_without_training(trained: Run, plants: Path) -> None:
         ("save", "pictures", "overlays, maps"),
         ("save", "maps", "needs --out"),
         ("weights", 3, "give a path"),
+        ("site", ["alder"], "no site"),
+        ("max_pixels", "100", "whole number"),
+        ("max_pixels", 0, "at least 1"),
+        ("threshold", "2", "must be a number"),
     ],
 )
 def test_options_are_checked_at_the_call(

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import sys
+from numbers import Integral
 
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from fedvad.errors import ImageError
+from fedvad.errors import ConfigError, ImageError
 
-__all__ = ["ANY_SIZE", "MAX_PIXELS", "SERVICE_EXPANSION", "check_pixels", "check_work"]
+__all__ = [
+    "ANY_SIZE",
+    "MAX_PIXELS",
+    "SERVICE_EXPANSION",
+    "check_limit",
+    "check_pixels",
+    "check_work",
+]
 
 MAX_PIXELS = 100_000_000
 ANY_SIZE = 1 << 62  # for an image that was read before, under the limit of that time
@@ -25,6 +33,12 @@ _SCAN = b"\xff\xda"
 _DRAWN_OVER = ("GIF", "PNG", "WEBP", "AVIF")
 # Smaller images are cheap whatever they expand to, and flat ones do so by a thousand.
 _CHEAP_PIXELS = 1_000_000
+
+
+def check_limit(value: object, name: str) -> None:
+    """Raise `ConfigError` for a limit that is no whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
 
 
 def check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:

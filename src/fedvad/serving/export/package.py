@@ -21,7 +21,7 @@ from fedvad.pipeline.decision import check_threshold_options, choose_threshold
 from fedvad.pipeline.guards import guard_output_file, guard_plain_folder
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
-from fedvad.pipeline.runs import open_memory_run
+from fedvad.pipeline.runs import known_site, open_memory_run
 from fedvad.serving.export.check import (
     Difference,
     Model,
@@ -101,10 +101,7 @@ def export(
     _guard(folder, run_folder, data, extractor.config.weights)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
         raise ConfigError("the filter bank does not survive int8: export it without")
-    if site is not None and site not in run.sites:
-        raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
-    if site is None and len(run.sites) == 1:
-        site = next(iter(run.sites))
+    site = known_site(run, site)
     detector = run.detector(site, extractor, reference)
     decides = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
     bank, generator = detector.bank_, detector.generator_
