@@ -244,6 +244,17 @@ def test_copies_leaks_and_contradictions_are_noted(tmp_path: Path) -> None:
     assert "2 images are equal and labelled differently (4.png, 5.png)" in notes
 
 
+def test_images_of_two_sites_are_compared(tmp_path: Path) -> None:
+    for site in ("a", "b"):
+        picture(tmp_path / site / "train/good/0.png", ord(site))
+        picture(tmp_path / site / "train/good/1.png", 7)
+    picture(tmp_path / "b/test/good/2.png", ord("a"))
+    assert check_contents(read_data(tmp_path), 16).notes == (
+        "a and b have 1 image in common for training",
+        "b: 1 image for testing is among the training images of a: its figures are too good",
+    )
+
+
 def test_large_copies_are_told_from_files_of_equal_size(tmp_path: Path) -> None:
     for index, middle in enumerate((b"x", b"x", b"y")):
         data = bytes(9000) + middle + bytes(40_000)
