@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
-from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.bounds import MAX_PIXELS, check_limit
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.config import Engine
@@ -147,14 +147,13 @@ def predict(
     """
     if save is not None and not isinstance(save, str):
         save = [str(kind) for kind in _listed(save, "save")]
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    check_limit(limit, "max_pixels")
     one = is_image(images) or not isinstance(images, Iterable)
     several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
     return _predict(
         as_path(run, "run"),
-        [
-            image_path(image, f"images[{i}]", max_pixels=max_pixels or MAX_PIXELS)
-            for i, image in enumerate(several)
-        ],
+        [image_path(image, f"images[{i}]", max_pixels=limit) for i, image in enumerate(several)],
         site=site,
         reference=reference,
         threshold=threshold,

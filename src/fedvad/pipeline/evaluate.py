@@ -151,7 +151,10 @@ def _sites(
     size = run.features.image_size
     if config.split is not None:
         if fingerprint(data, names) == run.data:
-            return load_data(data, config.split, config.seed, names, image_size=size)
+            return load_data(
+                data, config.split, config.seed, names, image_size=size,
+                max_pixels=config.max_pixels,
+            )  # fmt: skip
         log.warning(
             "%s does not hold the images that were split into sites for training: its sites count "
             "as new ones", data,

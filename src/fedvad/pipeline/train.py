@@ -72,7 +72,10 @@ def _train(
 ) -> dict[str, Any]:
     _prepare(out, config, resume)
     names = config.label_names()
-    reading, sites = load_data(data, config.split, config.seed, names, image_size=config.image_size)
+    reading, sites = load_data(
+        data, config.split, config.seed, names, image_size=config.image_size,
+        max_pixels=config.max_pixels,
+    )  # fmt: skip
     guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
     ledger = Ledger(

@@ -121,7 +121,9 @@ class _Source:
     def read(self, config: TrainConfig) -> list[Site]:
         if self.sites:
             return [read_set(folder, name, self.names) for name, folder in self.sites.items()]
-        return load_sites(self.root, config.split, config.seed, self.names)
+        return load_sites(
+            self.root, config.split, config.seed, self.names, max_pixels=config.max_pixels
+        )
 
     @cached_property
     def images(self) -> str:
