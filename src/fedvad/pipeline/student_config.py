@@ -30,7 +30,7 @@ STUDENT_OPTIONS = {
     "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split", "good",
     "defect", "max_bad", "max_pixels",
     "rounds", "participation", "join", "smooth", "top", "target_fpr", "holdout", "shared_threshold",
-    "threshold_rule",
+    "threshold_rule", "defence", "malicious",
     "compare", "seed", "jobs", "student",
 }  # fmt: skip
 # levels of the papers, where a memory takes fewer
