@@ -6,7 +6,7 @@ A mailbox (in process, signed files, Flower) moves bytes and knows nothing of wh
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,7 +22,6 @@ from fedvad.federation.vote import ExchangeFor, settle
 
 __all__ = ["Missing", "Receipt", "Server"]
 
-log = logging.getLogger(__name__)
 Missing = Literal["keep", "drop"]
 _MAX_BYTES = 1 << 30
 
@@ -273,7 +272,8 @@ class Server:
             self.exchange.restore(before)
 
     def _refuse(self, receipt: Receipt, reason: str) -> None:
-        named = receipt.label == receipt.site or f"site {receipt.site}" in reason
+        site = re.escape(receipt.site)
+        named = receipt.label == receipt.site or re.search(rf"site {site}(?!\w)", reason)
         receipt.refused = reason if named else f"site {receipt.site}: {reason}"
         receipt.label = self.refuse(receipt.label, receipt.refused)
 
