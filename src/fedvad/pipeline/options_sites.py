@@ -189,12 +189,15 @@ class SiteOptions(BaseModel):
     defence: Defence = _federation(
         "none",
         "Whether the server protects itself from manipulated uploads. robust leaves out sites "
-        "whose rows too few other sites support; reference is then union, unless given.",
+        "whose rows too few other sites support (reference is then union, unless given), and "
+        "bounds how far the weights of one site move a student.",
+        families=BOTH,
         everyday=True,
     )
     malicious: float = _federation(
         1 / 3,
         "Share of the sites that may be manipulated together, for defence robust.",
+        families=BOTH,
         default_text="1/3",
         gt=0,
         lt=0.5,

@@ -23,7 +23,7 @@ from fedvad.federation.runners.state import load_state
 from fedvad.pipeline.averaging import average_rounds
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.fitted import Fitted, Job
-from fedvad.pipeline.plan import site_seed
+from fedvad.pipeline.plan import robust, site_seed
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_config
 from fedvad.pipeline.scoring import ANY_SHARE, score_with
@@ -141,6 +141,7 @@ def averaged(
                 images={name: site.n_images for name, site in sites.items()},
                 seeds={name: site.seed for name, site in sites.items()},
                 ledger=ledger,
+                defence=robust(config),
                 state_dir=folder,
                 resume=resume and part in begun,
                 stage=stage,
@@ -219,7 +220,7 @@ def _compare(
     The pooled student takes as many steps as all sites together.
     """
     results: dict[str, list[SiteResult]] = {}
-    free = config.model_copy(update={"participation": 1.0, "join": {}})
+    free = config.model_copy(update={"participation": 1.0, "join": {}, "defence": "none"})
     for name in config.compare:
         rounds = _all_rounds(config) * (len(members) if name == "local" else 1)
         stage = Stage(progress, f"rounds {name}", rounds)

@@ -91,8 +91,8 @@ class TrainOptions(TypedDict, total=False):
     memory_rows: Greatest number of rows (patch vectors) of the global memory. concat thins out to
         it by k-center selection. [at least 1; default: 32768; 2000 for kmeans and kcenter]
     defence: Whether the server protects itself from manipulated uploads. robust leaves out sites
-        whose rows too few other sites support; reference is then union, unless given. [one of none,
-        robust; default: none]
+        whose rows too few other sites support (reference is then union, unless given), and bounds
+        how far the weights of one site move a student. [one of none, robust; default: none]
     target_fpr: Wanted false-alarm rate: the share of normal images that may be called anomalous.
         [above 0 and at most 0.5; default: 0.01]
     compare: Baselines to measure too, separated by commas: each site alone (local), all images in
