@@ -32,9 +32,10 @@ from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.pipeline.compare import compare
 from fedvad.pipeline.config import METHODS, resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.plan import split_held_out
 from fedvad.pipeline.progress import silent
-from fedvad.pipeline.run_folder import TrainedRun, read_config
+from fedvad.pipeline.run_folder import read_config
 from fedvad.pipeline.student_config import STUDENT_METHODS
 from fedvad.report.tables import rich_tables
 from tests.helpers import OPTIONS, TRAIN, without_masks

@@ -32,12 +32,11 @@ from fedvad.pipeline.bank_state import (
 from fedvad.pipeline.data import fingerprint
 from fedvad.pipeline.guards import guard_plain_folder
 from fedvad.pipeline.memories import wire_exact
+from fedvad.pipeline.memory_run import SiteMemory, TrainedRun
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
-    SiteModel,
-    TrainedRun,
     write_config,
     write_ledger,
 )
@@ -223,8 +222,8 @@ def make_run(
     run = TrainedRun(
         memory=memory,
         sites={
-            state.site: SiteModel(
-                wire_exact(state.bank, config), state.generator, {}, state.n_images
+            state.site: SiteMemory(
+                wire_exact(state.bank, config), state.generator, n_images=state.n_images
             )
         },
         scoring=config.scoring(),

@@ -18,9 +18,9 @@ from fedvad.federation.payload import bank_from
 from fedvad.federation.runners.inprocess import run_rounds
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.plan import memory_sites, plan
 from fedvad.pipeline.progress import Progress
-from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.scoring import ANY_SHARE, score_with
 
 __all__ = ["compare", "local_banks", "pooled_banks"]

@@ -25,10 +25,10 @@ from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import Reference, TrainConfig, check_reference, check_share
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
-from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.outputs import panels
 from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.run import Run
 from fedvad.pipeline.run_folder import read_ledger
 from fedvad.pipeline.runs import open_run
 from fedvad.pipeline.scoring import score_with

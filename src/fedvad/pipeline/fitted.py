@@ -6,62 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fedvad.data.folders import Site
-from fedvad.detectors.base import Detector
 from fedvad.evaluation.sites import SiteResult
-from fedvad.evaluation.thresholds import Threshold
-from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
-from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.progress import Progress
+from fedvad.pipeline.run import Run
 
-__all__ = ["Fitted", "Job", "Run"]
-
-
-class Run(Protocol):
-    """What every kind of run can do; see `TrainedRun` and `StudentRun`."""
-
-    @property
-    def sites(self) -> Mapping[str, Any]:
-        """What is each site's own, by name."""
-        ...
-
-    @property
-    def features(self) -> FeatureConfig:
-        """Of the images it was trained on."""
-        ...
-
-    @property
-    def method(self) -> str:
-        """As `--method` names it."""
-        ...
-
-    @property
-    def data(self) -> str:
-        """Fingerprint of the images, by which a split of them is recognised."""
-        ...
-
-    @property
-    def reference(self) -> Reference:
-        """What scores at a site unless said otherwise."""
-        ...
-
-    def detector(
-        self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
-    ) -> Detector:
-        """The detector of a site; of one that never trained (or None) what all sites share."""
-        ...
-
-    def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
-        """A site's threshold; for an unknown site the median of the known ones."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write the run's file into `folder`; raises `StorageError`."""
-        ...
+__all__ = ["Fitted", "Job"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,10 @@ from fedvad.pipeline.compare import compare
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import Watcher, warm_up
 from fedvad.pipeline.fitted import Fitted, Job
+from fedvad.pipeline.memory_run import SiteMemory, TrainedRun
 from fedvad.pipeline.plan import memory_sites, plan, sampling_ahead, split_held_out
 from fedvad.pipeline.progress import Stage
-from fedvad.pipeline.run_folder import SiteModel, TrainedRun, write_config
+from fedvad.pipeline.run_folder import write_config
 from fedvad.pipeline.thresholds import calibrate, share_threshold
 
 __all__ = ["fit_memories", "wire_exact"]
@@ -81,7 +82,7 @@ def _assemble(
     data: str,
 ) -> TrainedRun:
     models = {
-        name: SiteModel(wire_exact(site.bank, config), site.generator, {}, len(site.features))
+        name: SiteMemory(wire_exact(site.bank, config), site.generator, n_images=len(site.features))
         for name, site in members.items()
     }
     memory = bank_from(merged)
