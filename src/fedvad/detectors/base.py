@@ -46,6 +46,11 @@ class Detector(ABC):
         self.extractor = extractor
         self.seed = seed
 
+    @property
+    def memory_rows(self) -> int:
+        """Rows of memory that every patch is compared with; 0 without a memory."""
+        return 0
+
     @abstractmethod
     def fit(self, images: ImageSet) -> Self:
         """Learn from normal images; raises `DataError` when none can be read."""

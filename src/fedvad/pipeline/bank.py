@@ -34,7 +34,8 @@ from fedvad.pipeline.bank_state import (
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import load_sites, warm_up
 from fedvad.pipeline.guards import guard_output_file
-from fedvad.pipeline.plan import need_memory, plan, site_seed, split_held_out
+from fedvad.pipeline.method import method_class
+from fedvad.pipeline.plan import plan, site_seed, split_held_out
 from fedvad.pipeline.progress import Progress, silent
 
 __all__ = ["export_upload", "one_round", "one_site", "site_features"]
@@ -86,7 +87,7 @@ def _export_upload(
     signing = read_private_key(key)
     before = load_site(state_dir)
     config = next_config(before, config_file, dict(options or {}))
-    need_memory(config, "a federation by files")
+    method_class(config.method).check_rows(config, "a federation by files")
     index = _same_index(before, index)
     member_site = one_site(data, config, site, before)
     guard_output_file(

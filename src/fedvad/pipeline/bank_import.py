@@ -31,8 +31,8 @@ from fedvad.pipeline.bank_state import (
 )
 from fedvad.pipeline.data import fingerprint
 from fedvad.pipeline.guards import guard_plain_folder
-from fedvad.pipeline.memories import wire_exact
 from fedvad.pipeline.memory_run import SiteMemory, TrainedRun
+from fedvad.pipeline.method_memory import wire_exact
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,

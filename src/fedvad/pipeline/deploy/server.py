@@ -25,7 +25,8 @@ from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.deploy.settings import ServerSettings
 from fedvad.pipeline.deploy.sharing import KEY, share, shared_values, summed
 from fedvad.pipeline.memory_run import TrainedRun
-from fedvad.pipeline.plan import check_join, memory_exchange, need_memory
+from fedvad.pipeline.method import method_class
+from fedvad.pipeline.plan import check_join, memory_exchange
 from fedvad.pipeline.run_folder import write_config, write_json, write_ledger
 
 __all__ = ["begin", "federate", "read_status", "site_keys"]
@@ -228,7 +229,7 @@ def site_keys(settings: ServerSettings) -> dict[bytes, str]:
 
 def _train_config(settings: ServerSettings) -> TrainConfig:
     config = resolve_config(settings.folder / _CONFIG)
-    need_memory(config, "a federation over Flower")
+    method_class(config.method).check_rows(config, "a federation over Flower")
     if config.split is not None:
         raise ConfigError("`split` divides one set in one place; here each site has its own images")
     return config
