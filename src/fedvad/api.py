@@ -26,9 +26,7 @@ from fedvad.pipeline.inspect import inspect as _inspect
 from fedvad.pipeline.predict import predict as _predict
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.report import report as _report
-from fedvad.pipeline.run_folder import TrainedRun
-from fedvad.pipeline.runs import load_run
-from fedvad.pipeline.student_run import StudentRun
+from fedvad.pipeline.run import Run
 from fedvad.pipeline.train import train as _train
 from fedvad.pipeline.typed_options import TrainOptions
 
@@ -320,9 +318,9 @@ def write_report(
     return _report(as_path(run, "run"), out=_maybe(out, "out"), pictures=pictures)
 
 
-def load(run: AnyPath) -> TrainedRun | StudentRun:
+def load(run: AnyPath) -> Run:
     """A run as an object: memories and generators, or students; and the thresholds."""
-    return load_run(as_path(run, "run"))
+    return Run.load(as_path(run, "run"))
 
 
 def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Any:

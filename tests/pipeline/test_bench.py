@@ -19,12 +19,12 @@ from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.pipeline.bench.cells import Prepared, _pooled
 from fedvad.pipeline.bench.run import _identity, _Source, bench
 from fedvad.pipeline.bench.scripts import _rows
 from fedvad.pipeline.bench.suite import Suite, load_suite, shipped_suites
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.method import make_method
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.store import Cell, Stored
 from fedvad.report.bench_tables import size
@@ -104,7 +104,9 @@ def test_pooling_keeps_as_many_rows_as_all_sites_may_send(
     extractor = FeatureExtractor(config.features(), cache)
     sites = load_sites(plants, None, 0)
     features = warm_up(sites, extractor, 0.05, silent)
-    _pooled(config, Prepared(sites, features, extractor, 0.0))
+    method = make_method(config, extractor)
+    method.take(features)
+    method.baseline("pooled")
     assert asked == [rows]
 
 

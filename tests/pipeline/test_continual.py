@@ -20,8 +20,9 @@ import fedvad
 from fedvad.cli.main import app
 from fedvad.continual.students import StudentLearner
 from fedvad.data.folders import ImageSet, Site, read_set
-from fedvad.detectors.artefact import load_detector, read_arrays, write_arrays
+from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.base import Scores
+from fedvad.detectors.registry import load_detector
 from fedvad.errors import ConfigError
 from fedvad.evaluation.aupro import aupro
 from fedvad.features.config import FeatureConfig

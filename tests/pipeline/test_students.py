@@ -320,7 +320,7 @@ def test_mixed_statistics_are_those_of_all_images_together() -> None:
     parts = {"a": rng.normal(1, 2, (30, 4)), "b": rng.normal(-3, 1, (10, 4))}
     sites = {
         name: StudentModel(
-            {"bn.running_mean": part.mean(0), "bn.running_var": part.var(0)}, {}, {}, len(part)
+            {"bn.running_mean": part.mean(0), "bn.running_var": part.var(0)}, {}, n_images=len(part)
         )
         for name, part in parts.items()
     }

@@ -16,7 +16,7 @@ from fedvad.errors import ArtefactError, ConfigError, StorageError
 from fedvad.evaluation.sites import SiteResult
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.guards import guard_output_file
-from fedvad.pipeline.options import STUDENT_OPTIONS
+from fedvad.pipeline.method import method_class
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
@@ -25,7 +25,6 @@ from fedvad.pipeline.run_folder import (
     read_ledger,
     read_results,
 )
-from fedvad.pipeline.student_config import STUDENT_METHODS
 from fedvad.report.html.gallery import GALLERY_FOLDER, write_gallery
 from fedvad.report.html.page import Contents, render
 from fedvad.report.html.record import (
@@ -76,9 +75,8 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
             "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
         )
     identity, dim = _identity(run / DETECTOR_FILE)
-    weights = results.get("method") in STUDENT_METHODS
-    if weights:  # options of memories mean nothing here
-        config = {key: value for key, value in config.items() if key in STUDENT_OPTIONS}
+    method = method_class(str(results.get("method")))
+    config = {key: value for key, value in config.items() if key in method.options}
     page = render(
         Contents(
             name=printable(run.resolve().name),
@@ -92,7 +90,7 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
             identity=identity,
             dim=dim,
             missing=missing,
-            weights=weights,
+            weights=method.sends == "weights",
         )
     )
     write_atomically(target, page.html)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state, has_state
 from fedvad.pipeline.config import FREE_ON_RESUME, TrainConfig
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
-from fedvad.pipeline.fitted import Job
+from fedvad.pipeline.fitted import Fitted
 from fedvad.pipeline.guards import guard_output_folder
-from fedvad.pipeline.memories import fit_memories
+from fedvad.pipeline.method import compare, make_method
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join
 from fedvad.pipeline.progress import Progress, silent
@@ -30,9 +30,9 @@ from fedvad.pipeline.run_folder import (
     read_config,
     read_ledger,
     read_results,
+    write_config,
 )
 from fedvad.pipeline.scoring import ANY_SHARE, score_sites
-from fedvad.pipeline.students import fit_students
 
 __all__ = ["train"]
 
@@ -86,25 +86,31 @@ def _train(
         log.info("%s is complete already: nothing was run", out)
         return done
     extractor = FeatureExtractor(config.features(), cache)
-    fit = fit_students if config.has_student else fit_memories
-    with ExitStack() as stack:
-        job = Job(
-            sites, config, extractor, out, resume, fingerprint(data, names), ledger, stack, progress
+    with closing(make_method(config, extractor)) as method:
+        with ledger.phase("features"):
+            method.read(sites, progress)
+        ledger.images_computed, before = method.images_read, extractor.computed
+        write_config(out, config)
+        run = method.train(
+            ledger,
+            data=fingerprint(data, names),
+            state_dir=out / "state",
+            resume=resume,
+            progress=progress,
         )
-        fitted = fit(job)
-        fitted.run.save(out)
-        before = extractor.computed
+        with ledger.phase("calibrate"):
+            own_normals = method.calibrate(run, progress)
+        run.save(out)
         with ledger.phase("score"):
-            results = score_sites(
-                fitted.run, sites, extractor, max_bad=ANY_SHARE, progress=progress
-            )
-            comparisons = fitted.compare(results)
+            results = score_sites(run, sites, extractor, max_bad=ANY_SHARE, progress=progress)
+            comparisons = compare(method, sites, results, progress)
+        fitted = Fitted(run, method.n_images, method.unreadable, own_normals)
     ledger.images_computed += extractor.computed - before
     reading = reading.noted(
         f"{site.name}: no threshold, so no decisions: training has {described(site.train.paths)}, "
         "and three that differ are the least"
         for site in sites
-        if fitted.run.threshold(site.name) is None and config.calibration_mode != "none"
+        if run.threshold(site.name) is None and config.calibration_mode != "none"
     )
     if unread := fitted.unreadable:
         reading = reading.noted(
