@@ -12,6 +12,7 @@ from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.errors import ConfigError
+from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.config import Engine
 from fedvad.pipeline.bench.run import bench as _bench
@@ -59,7 +60,7 @@ def train(
     resume: bool = False,
     progress: Progress = silent,
     **options: Any,
-) -> dict[str, Any]:
+) -> Results:
     """Train on the sites of `data` into run folder `out`; `options` are those of the config."""
     resolved = resolve_config(_maybe(config, "config"), **options)
     return _train(
@@ -87,7 +88,7 @@ def evaluate(
     good: Iterable[str] = (),
     defect: Iterable[str] = (),
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Results:
     """Results of run folder `run` on the test images of `data`."""
     return _evaluate(
         as_path(run, "run"),
@@ -310,7 +311,7 @@ def load(run: AnyPath) -> TrainedRun | StudentRun:
     return load_run(as_path(run, "run"))
 
 
-def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Any:
+def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Results:
     """Draw the demo plants, train on them, and return the results."""
     return _demo(as_path(out, "out"), seed=seed, progress=progress)
 

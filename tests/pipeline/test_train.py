@@ -94,7 +94,7 @@ class TestAnOrdinaryRun:
         assert set(results["compare"]) == {"local", "pooled", "identity"}
         assert results["training_images"] == dict.fromkeys(SITES, TRAIN)
         assert results["unreadable"] == []
-        json.dumps(results, allow_nan=False)
+        json.dumps(results.to_dict(), allow_nan=False)
 
     def test_results_are_stored_as_they_were_returned(
         self, trained: tuple[Path, dict[str, Any]]

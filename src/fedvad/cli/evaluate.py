@@ -22,6 +22,7 @@ from fedvad.cli.common import (
     print_json,
     showing,
 )
+from fedvad.cli.results import show_results
 
 __all__ = ["evaluate"]
 
@@ -50,7 +51,6 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a run on labelled images, also of sites that never trained."""
-    from fedvad.cli.train import show_results
     from fedvad.pipeline.evaluate import evaluate as run_evaluate
 
     with showing() as progress:
@@ -70,6 +70,6 @@ def evaluate(
             progress=progress,
         )
     if as_json:
-        print_json(results)
+        print_json(results.to_dict())
     else:
         show_results(results, None)

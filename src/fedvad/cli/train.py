@@ -19,8 +19,9 @@ from fedvad.cli.common import (
     print_json,
     showing,
 )
+from fedvad.cli.results import show_results
 
-__all__ = ["show_results", "train"]
+__all__ = ["train"]
 
 _Features = {"rich_help_panel": "Features"}
 _Federation = {"rich_help_panel": "Federation and memory"}
@@ -231,31 +232,11 @@ def train(
         )  # fmt: skip
     told = None if tracker is None else run_track(out, tracker)
     if as_json:
-        print_json(results)
+        print_json(results.to_dict())
         return
     show_results(results, out)
     if told is not None:
         typer.echo(f"Tracked by {tracker}: {told}")
-
-
-def show_results(results: dict[str, Any], out: Path | None) -> None:
-    """Tables and verdict on the terminal, and where the files are."""
-    from rich.console import Console
-
-    from fedvad.report.tables import rich_tables
-
-    console = Console()
-    for table in rich_tables(results):
-        console.print(table)
-    if "verdict" in results:
-        console.print(results["verdict"], style="bold", highlight=False, markup=False)
-    shown = [f"Backbone: {results['backbone']}"] if "backbone" in results else []
-    if out is not None:
-        page = out / "report.html"
-        shown += [f"Report: {page}"] if page.exists() else []
-        shown.append(f"Run folder: {out}")
-    if shown:
-        console.print("   ".join(shown), soft_wrap=True, highlight=False, markup=False)
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fedvad.data.folders import Site
 from fedvad.data.labels import LabelNames
@@ -17,6 +16,7 @@ from fedvad.detectors.calibration import choose_images, held_out_scores
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.errors import DataError
 from fedvad.evaluation.drift import drift
+from fedvad.evaluation.results import Costs, DriftFigures, Results
 from fedvad.evaluation.sites import SiteResult, site_threshold, summarise
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
@@ -55,7 +55,7 @@ def evaluate(
     good: Sequence[str] = (),
     defect: Sequence[str] = (),
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Results:
     """Score the test images of `data` and return the results, in the shape that `train` returns.
 
     The ledger tells the rounds and bytes of the training, and the seconds of this evaluation.
@@ -107,15 +107,18 @@ def evaluate(
     ledger.images_computed = extractor.computed
     if not results:
         raise DataError(f"{data} has no test images: expected test/good and test/<defect> folders")
-    summary = summarise(results, target_fpr=config.target_fpr)
-    summary["compare"] = {}
-    summary["ledger"] = ledger.summary()
-    summary["reference"] = reference or run.reference
-    summary["sites_never_trained_on"] = [site.name for site in new]
-    summary["drift"] = _drifts(results)
-    summary["data"] = data_of(reading, results)
-    summary["unreadable"] = [reason for r in results for reason in r.bad]
-    summary["verdict"] = verdict(summary)
+    ours = summarise(results, target_fpr=config.target_fpr)
+    found = Results.of(
+        ours,
+        compare={},
+        unreadable=[reason for r in results for reason in r.bad],
+        data=data_of(reading, results),
+        ledger=Costs.model_validate(ledger.summary()),
+        reference=reference or run.reference,
+        sites_never_trained_on=[site.name for site in new],
+        drift=_drifts(results),
+    )
+    found = found.model_copy(update={"verdict": verdict(found)})
     if heatmaps is not None:
         contact_sheet(
             panels(results),
@@ -123,10 +126,10 @@ def evaluate(
             title=f"{run_folder.name} on {data.name}",
             image_size=config.image_size,
         )
-    return summary
+    return found
 
 
-def _drifts(results: Sequence[SiteResult]) -> dict[str, Any]:
+def _drifts(results: Sequence[SiteResult]) -> dict[str, DriftFigures]:
     """By site how the normal test images score beside the calibration; warns where they drifted."""
     found = {}
     for result in results:
@@ -135,7 +138,7 @@ def _drifts(results: Sequence[SiteResult]) -> dict[str, Any]:
         told = drift(result.threshold.scores, result.scores[result.test.labels == 0])
         if told is None:
             continue
-        found[result.name] = asdict(told)
+        found[result.name] = DriftFigures(**asdict(told))
         if told.drifted:
             log.warning(
                 "%s: its normal images score %.2f times as high as when its threshold was found "

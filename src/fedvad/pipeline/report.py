@@ -13,6 +13,7 @@ from fedvad.data.files import write_atomically
 from fedvad.data.sealed import read_sealed
 from fedvad.detectors.artefact import feature_identity, read_arrays
 from fedvad.errors import ArtefactError, ConfigError, StorageError
+from fedvad.evaluation.results import Results
 from fedvad.evaluation.sites import SiteResult
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.guards import guard_output_file
@@ -75,7 +76,7 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
             "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
         )
     identity, dim = _identity(run / DETECTOR_FILE)
-    weights = results.get("method") in STUDENT_METHODS
+    weights = results.method in STUDENT_METHODS
     if weights:  # options of memories mean nothing here
         config = {key: value for key, value in config.items() if key in STUDENT_OPTIONS}
     page = render(
@@ -134,7 +135,7 @@ def keep_record(
     write_gallery(panels, run)
 
 
-def _results(run: Path) -> dict[str, Any]:
+def _results(run: Path) -> Results:
     if not run.is_dir():
         raise ArtefactError(f"run folder {run} does not exist")
     path = run / RESULTS_FILE

@@ -19,6 +19,7 @@ from fedvad.detectors.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
+from fedvad.evaluation.results import Results
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -268,7 +269,7 @@ def read_ledger(folder: Path) -> Ledger:
     return _ledger(folder)[0]
 
 
-def read_results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> Results:
     """What `train` returned; raises `ArtefactError` when it is missing or damaged."""
     path = folder / RESULTS_FILE
     told = _ledger(folder)[1].get(RESULTS_FILE)
@@ -284,7 +285,7 @@ def read_results(folder: Path) -> dict[str, Any]:
             f"{path} was damaged or changed after it was written: restore it from a copy, or train "
             "again"
         )
-    return results
+    return Results.parse(results, str(path))
 
 
 def _ledger(folder: Path) -> tuple[Ledger, dict[str, Any]]:
