@@ -36,7 +36,7 @@ from fedvad.pipeline.plan import split_held_out
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.run_folder import TrainedRun, read_config
 from fedvad.pipeline.student_config import STUDENT_METHODS
-from fedvad.report.tables import rich_tables
+from fedvad.report.results_tables import rich_tables
 from tests.helpers import OPTIONS, TRAIN, without_masks
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")

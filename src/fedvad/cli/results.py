@@ -15,7 +15,7 @@ def show_results(results: Results, out: Path | None) -> None:
     """Tables and verdict on the terminal, and where the files are."""
     from rich.console import Console
 
-    from fedvad.report.tables import rich_tables
+    from fedvad.report.results_tables import rich_tables
 
     console = Console()
     for table in rich_tables(results):

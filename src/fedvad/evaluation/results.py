@@ -17,6 +17,7 @@ from fedvad.data.checked import parse_values
 
 __all__ = [
     "Costs",
+    "Counts",
     "DataRead",
     "DriftFigures",
     "FilesSkipped",
@@ -73,11 +74,24 @@ class Promised(_Part):
     images: int
 
 
+class Counts(_Part):
+    """Test images at the threshold: good ones, those of them it stops, defects, those it catches.
+
+    good, defects: normal and anomalous images. stopped, caught: those with score > threshold.
+    """
+
+    good: int
+    stopped: int
+    defects: int
+    caught: int
+
+
 class SiteThreshold(_Part):
     """One site's threshold, in the unit of its scores, and what it achieved on test images.
 
     n: held-out normal images behind it. fpr, recall: shares of the normal test images above it and
-    of the defective ones, in [0, 1]; None without such images.
+    of the defective ones, in [0, 1]; None without such images. counts: None without a threshold or
+    test images, and in files of earlier versions.
     """
 
     threshold: float | None = None
@@ -86,6 +100,7 @@ class SiteThreshold(_Part):
     promise: Promised | None = None
     fpr: float | None = None
     recall: float | None = None
+    counts: Counts | None = None
 
 
 class Thresholds(_Part):

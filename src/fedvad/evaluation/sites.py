@@ -20,6 +20,7 @@ from fedvad.evaluation.metrics import (
     pixel_auroc,
 )
 from fedvad.evaluation.results import (
+    Counts,
     Gain,
     Gains,
     MaskCount,
@@ -190,6 +191,20 @@ def figures_of(threshold: Threshold | None, result: SiteResult | None = None) ->
         promise=None if promised is None else Promised(**asdict(promised)),
         fpr=None if result is None else result.fpr,
         recall=None if result is None else result.recall,
+        counts=None if result is None else _counts(result),
+    )
+
+
+def _counts(result: SiteResult) -> Counts | None:
+    if result.threshold is None or not len(result.test):
+        return None
+    defective = result.test.labels == 1
+    flagged = result.scores > result.threshold.value
+    return Counts(
+        good=int((~defective).sum()),
+        stopped=int((flagged & ~defective).sum()),
+        defects=int(defective.sum()),
+        caught=int((flagged & defective).sum()),
     )
 
 

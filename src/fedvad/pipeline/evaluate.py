@@ -33,7 +33,7 @@ from fedvad.pipeline.run_folder import read_ledger
 from fedvad.pipeline.runs import open_run
 from fedvad.pipeline.scoring import score_with
 from fedvad.report.contact_sheet import contact_sheet
-from fedvad.report.tables import verdict
+from fedvad.report.verdict import verdict
 
 __all__ = ["evaluate"]
 

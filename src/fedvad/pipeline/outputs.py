@@ -17,14 +17,9 @@ from fedvad.pipeline.report import keep_record, report
 from fedvad.pipeline.run_folder import RESULTS_FILE, write_json, write_ledger
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
-from fedvad.report.tables import (
-    own_normals_table,
-    results_table,
-    sites_table,
-    to_markdown,
-    verdict,
-    write_csv,
-)
+from fedvad.report.results_tables import own_normals_table, results_table, sites_table
+from fedvad.report.tables import to_markdown, without_empty, write_csv
+from fedvad.report.verdict import verdict
 
 __all__ = ["panels", "write_outputs"]
 
@@ -116,7 +111,10 @@ def _write_tables(out: Path, found: Results, method: str) -> None:
         write_csv(rows, out / "tables" / f"{name.replace(' ', '-')}.csv")
     text = "\n".join(
         [f"# {method} on {len(found.training_images)} sites", "", found.verdict or "", ""]
-        + [f"## {_HEADINGS[name]}\n\n{to_markdown(rows)}\n" for name, rows in tables.items()]
+        + [
+            f"## {_HEADINGS[name]}\n\n{to_markdown(without_empty(rows))}\n"
+            for name, rows in tables.items()
+        ]
     )
     write_atomically(out / "tables" / "results.md", text.encode())
 

@@ -149,7 +149,7 @@ def _results(run: Path) -> Results:
     return read_results(run)
 
 
-def _config(run: Path, missing: list[str]) -> dict[str, Any]:
+def _config(run: Path, missing: list[str]) -> dict[str, object]:
     """The options of a run; damaged ones are told on the page, which is made without them."""
     try:
         return read_sealed(run / CONFIG_FILE, editable=True)

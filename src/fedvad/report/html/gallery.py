@@ -91,7 +91,7 @@ def write_gallery(panels: Sequence[Panel], folder: Path, *, limit: int = 200) ->
             pictures.append(
                 Picture(
                     site=printable(panel.site),
-                    file=printable(panel.path.name),
+                    file=printable(f"{panel.path.parent.name}/{panel.path.name}"),
                     defect=printable(panel.defect),
                     label=panel.label,
                     score=panel.score,
