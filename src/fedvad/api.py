@@ -85,11 +85,12 @@ def evaluate(
     max_bad: float | None = None,
     cache: AnyPath | None = None,
     heatmaps: AnyPath | None = None,
+    out: AnyPath | None = None,
     good: Iterable[str] = (),
     defect: Iterable[str] = (),
     progress: Progress = silent,
 ) -> Results:
-    """Results of run folder `run` on the test images of `data`."""
+    """Results of run folder `run` on the test images of `data`; out: folder for them and a page."""
     return _evaluate(
         as_path(run, "run"),
         as_path(data, "data"),
@@ -101,6 +102,7 @@ def evaluate(
         max_bad=max_bad,
         cache=_cache(cache),
         heatmaps=_maybe(heatmaps, "heatmaps"),
+        out=_maybe(out, "out"),
         good=tuple(good),
         defect=tuple(defect),
         progress=progress,

@@ -411,6 +411,7 @@ class TestOddSites:
         assert thresholds["дом [b] — 3"]["n"] == 3
         assert thresholds["just one"] == {
             "threshold": None, "n": 0, "method": None, "promise": None, "fpr": None, "recall": None,
+            "counts": None,
         }  # fmt: skip
         assert results["image_auroc"]["sites"]["just one"] is not None
 

@@ -45,6 +45,14 @@ def evaluate(
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for results, pictures and report.html [default: RUN, if it holds no "
+            "results of a training]",
+            show_default=False,
+        ),
+    ] = None,
     good: GoodOption = None,
     defect: DefectOption = None,
     cache: CacheOption = None,
@@ -65,6 +73,7 @@ def evaluate(
             max_bad=max_bad,
             cache=open_cache(cache),
             heatmaps=heatmaps,
+            out=out,
             good=good or (),
             defect=defect or (),
             progress=progress,
@@ -72,4 +81,4 @@ def evaluate(
     if as_json:
         print_json(results.to_dict())
     else:
-        show_results(results, None)
+        show_results(results, out)

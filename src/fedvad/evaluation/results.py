@@ -293,6 +293,11 @@ class Results(MethodResults):
         return parse_values(cls, values, what)
 
     @property
+    def of_evaluate(self) -> bool:
+        """Whether `evaluate` made them, not `train`."""
+        return "sites_never_trained_on" in self
+
+    @property
     def all_sites(self) -> list[str]:
         """As `sites`, with those that only a baseline knows."""
         others = [site for other in self.compare.values() for site in other.image_auroc.sites]

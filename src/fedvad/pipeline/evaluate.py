@@ -14,7 +14,7 @@ from fedvad.data.reading import DataReading
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.calibration import choose_images, held_out_scores
 from fedvad.detectors.feddymem import MemoryDetector
-from fedvad.errors import DataError
+from fedvad.errors import DataError, StorageError
 from fedvad.evaluation.drift import drift
 from fedvad.evaluation.results import Costs, DriftFigures, Results
 from fedvad.evaluation.sites import SiteResult, site_threshold, summarise
@@ -26,8 +26,8 @@ from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import Reference, TrainConfig, check_reference, check_share
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Run
-from fedvad.pipeline.guards import guard_output_file
-from fedvad.pipeline.outputs import panels
+from fedvad.pipeline.guards import guard_output_file, guard_output_folder
+from fedvad.pipeline.outputs import keep_evaluation, keeps_evaluation, panels
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import read_ledger
 from fedvad.pipeline.runs import open_run
@@ -52,6 +52,7 @@ def evaluate(
     max_bad: float | None = None,
     cache: DescriptorCache | None = None,
     heatmaps: Path | None = None,
+    out: Path | None = None,
     good: Sequence[str] = (),
     defect: Sequence[str] = (),
     progress: Progress = silent,
@@ -67,8 +68,10 @@ def evaluate(
     images. good, defect: names of folders with normal images and with defects, beyond those of
     the training. `weights`, `engine`, `device`, `max_pixels` (the limit on the size of images) and
     `max_bad` (the share of unreadable images that is tolerated per site) are those of the training
-    unless given. Raises `ConfigError` for an option that cannot be met, or when `heatmaps` is a
-    file that is read or would lie among the images; `ArtefactError`, `DataError`, `MismatchError`.
+    unless given. What `report` needs is kept in `out`, with the page; without `out` in the run
+    folder itself, unless that holds the results of a training. Raises `ConfigError` for an option
+    that cannot be met, or when `heatmaps` or `out` is read or would lie among the images;
+    `ArtefactError`, `DataError`, `MismatchError`.
     """
     check_reference(reference)
     run, config, extractor = open_run(
@@ -83,6 +86,9 @@ def evaluate(
         heatmaps, "--heatmaps", run=run_folder, data=data, sites=sites,
         others=[extractor.config.weights], own=OWN_PNG,
     )  # fmt: skip
+    if out is not None:
+        guard_output_folder(out, "--out", data=data, sites=sites)
+    keeping = keeps_evaluation(run_folder, out)
     new = [site for site in sites if site.name not in run.sites]
     if new:
         log.info("never trained on: %s", ", ".join(site.name for site in new))
@@ -126,6 +132,13 @@ def evaluate(
             title=f"{run_folder.name} on {data.name}",
             image_size=config.image_size,
         )
+    if keeping is not None:
+        try:
+            keep_evaluation(run_folder, keeping, found, results)
+        except StorageError as error:
+            if out is not None:
+                raise
+            log.warning("the results are not kept for `fedvad report`: %s", error)
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedvad.data.files import write_atomically
+from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.results import Costs, DataRead, OwnNormals, Privacy, Results
 from fedvad.evaluation.sites import SiteResult, figures_of, gains, summarise
 from fedvad.federation.ledger import Ledger
@@ -14,14 +15,22 @@ from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.fitted import Fitted
 from fedvad.pipeline.plan import privacy
 from fedvad.pipeline.report import keep_record, report
-from fedvad.pipeline.run_folder import RESULTS_FILE, write_json, write_ledger
+from fedvad.pipeline.run_folder import (
+    RESULTS_FILE,
+    read_config,
+    read_ledger,
+    read_results,
+    write_config,
+    write_json,
+    write_ledger,
+)
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
 from fedvad.report.results_tables import own_normals_table, results_table, sites_table
 from fedvad.report.tables import to_markdown, without_empty, write_csv
 from fedvad.report.verdict import verdict
 
-__all__ = ["panels", "write_outputs"]
+__all__ = ["keep_evaluation", "keeps_evaluation", "panels", "results_of", "write_outputs"]
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +107,42 @@ def results_of(
         privacy=None if told is None else Privacy(**told),
     )
     return found.model_copy(update={"verdict": verdict(found)})
+
+
+def keeps_evaluation(run: Path, out: Path | None) -> Path | None:
+    """Where an evaluation is kept for `report`, None for nowhere.
+
+    In `out`; without one in the run folder itself, if it holds no results of a training: that of a
+    site after a rollout. Raises `ConfigError` when `out` is the folder of a training.
+    """
+    target = run if out is None else out
+    if (target / "state").exists() or not _replaceable(target):
+        if out is not None:
+            raise ConfigError(f"{out} holds a training and its results: choose another --out")
+        return None
+    return target
+
+
+def _replaceable(folder: Path) -> bool:
+    if not (folder / RESULTS_FILE).exists():
+        return True
+    try:
+        return read_results(folder).of_evaluate
+    except ArtefactError:  # whose they are, nobody can say
+        return False
+
+
+def keep_evaluation(run: Path, target: Path, found: Results, results: Sequence[SiteResult]) -> None:
+    """Store in `target` what `report` needs; raises `StorageError` when the disk refuses.
+
+    Another folder than that of the run gets copies of its configuration and ledger.
+    """
+    write_json(target / RESULTS_FILE, found.to_dict())
+    if target != run:
+        write_config(target, read_config(run))
+        write_ledger(target, read_ledger(run), vouches_for=[RESULTS_FILE])
+    keep_record(target, results, {}, panels(results))
+    report(target)
 
 
 def _write_tables(out: Path, found: Results, method: str) -> None:

@@ -140,10 +140,11 @@ def _results(run: Path) -> Results:
         raise ArtefactError(f"run folder {run} does not exist")
     path = run / RESULTS_FILE
     if not path.is_file():
-        unfinished = (run / "state").is_dir()
+        unfinished, run_is_there = (run / "state").is_dir(), (run / DETECTOR_FILE).is_file()
         raise ArtefactError(
             f"{run} holds no {RESULTS_FILE}"
             + ("; its training was interrupted: finish it with --resume" if unfinished else
+               f": measure it first, `fedvad evaluate {run} DATA`" if run_is_there else
                ": give the folder that `fedvad train --out` wrote")
         )  # fmt: skip
     return read_results(run)
