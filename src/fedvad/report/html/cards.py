@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedvad.evaluation.borderline import is_borderline
-from fedvad.report.html.record import Picture, Scores, outcome
+from fedvad.evaluation.judgement import Outcome, is_borderline, outcome
+from fedvad.report.html.record import Picture, Scores
+from fedvad.report.panels import score_in_words
 
 __all__ = ["Card", "choices", "make_card", "outcomes"]
 
@@ -56,7 +57,7 @@ def make_card(picture: Picture, read: Callable[[str], bytes | None]) -> Card | N
         file=picture.file,
         outcome=found,
         border="borderline" if near else "clear",
-        score=_score(picture),
+        score=score_in_words(picture.score, picture.threshold),
         photo=_uri(photo),
         heat=_uri(heat),
         width=picture.width,
@@ -83,17 +84,9 @@ def outcomes(scores: Scores | None, cards: Sequence[Card]) -> list[tuple[str, in
         for site in scores.sites.values()
         for label, score in zip(site.labels, site.scores, strict=True)
     )
-    shown = Counter(card.outcome for card in cards)
-    order = ("missed", "false alarm", "caught", "passed", "not judged")
+    shown: Counter[str] = Counter(card.outcome for card in cards)
+    order: tuple[Outcome, ...] = ("missed", "false alarm", "caught", "passed", "not judged")
     return [(name, shown[name], tested[name]) for name in order if tested[name]]
-
-
-def _score(picture: Picture) -> str:
-    if picture.threshold is None or picture.threshold <= 0:
-        return f"score {picture.score:.3g}"
-    ratio = picture.score / picture.threshold
-    # near 1, two decimals would round a missed 0.998 to the threshold itself
-    return f"{ratio:.{3 if abs(ratio - 1) < 0.005 else 2}f} × threshold"
 
 
 def _uri(data: bytes) -> str:

@@ -21,14 +21,14 @@ from markupsafe import Markup
 from fedvad._version import __version__
 from fedvad.data.reading import data_table
 from fedvad.errors import DataError
-from fedvad.evaluation.borderline import BORDER
+from fedvad.evaluation.judgement import BORDER
 from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger
 from fedvad.memory.merge import COVERAGE_WARNING
 from fedvad.report.bench_tables import size
+from fedvad.report.choice import RULE
 from fedvad.report.html import charts, costs, words
 from fedvad.report.html.cards import Card, choices, make_card, outcomes
-from fedvad.report.html.gallery import RULE
 from fedvad.report.html.record import Gallery, Scores
 from fedvad.report.results_tables import own_normals_table, results_table, sites_table
 from fedvad.report.tables import without_empty
