@@ -12,6 +12,7 @@ from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
 from fedvad.data.bounds import MAX_PIXELS, check_limit
 from fedvad.errors import ConfigError
+from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.config import Engine
 from fedvad.pipeline.bench.run import bench as _bench
@@ -59,7 +60,7 @@ def train(
     resume: bool = False,
     progress: Progress = silent,
     **options: Unpack[TrainOptions],
-) -> dict[str, Any]:
+) -> Results:
     """Train one detector per site of `data`, write the run folder `out`, return the results.
 
     data: folder with one folder per site, or one image set with `split`. out: a new folder.
@@ -98,11 +99,12 @@ def evaluate(
     max_bad: float | None = None,
     cache: AnyPath | None = None,
     heatmaps: AnyPath | None = None,
+    out: AnyPath | None = None,
     good: Iterable[str] = (),
     defect: Iterable[str] = (),
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Results of run folder `run` on the test images of `data`."""
+) -> Results:
+    """Results of run folder `run` on the test images of `data`; out: folder for them and a page."""
     return _evaluate(
         as_path(run, "run"),
         as_path(data, "data"),
@@ -114,6 +116,7 @@ def evaluate(
         max_bad=max_bad,
         cache=_cache(cache),
         heatmaps=_maybe(heatmaps, "heatmaps"),
+        out=_maybe(out, "out"),
         good=tuple(good),
         defect=tuple(defect),
         progress=progress,
@@ -323,7 +326,7 @@ def load(run: AnyPath) -> Run:
     return Run.load(as_path(run, "run"))
 
 
-def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Any:
+def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Results:
     """Draw the demo plants, train on them, and return the results."""
     return _demo(as_path(out, "out"), seed=seed, progress=progress)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,8 +16,9 @@ from fedvad.cli.common import (
     showing,
 )
 from fedvad.cli.options import given_options
+from fedvad.cli.results import show_results
 
-__all__ = ["ConfigOption", "show_results", "train"]
+__all__ = ["ConfigOption", "train"]
 
 ConfigOption = Annotated[
     Path | None,
@@ -67,28 +68,8 @@ def train(
         )  # fmt: skip
     told = None if tracker is None else run_track(out, tracker)
     if as_json:
-        print_json(results)
+        print_json(results.to_dict())
         return
     show_results(results, out)
     if told is not None:
         typer.echo(f"Tracked by {tracker}: {told}")
-
-
-def show_results(results: dict[str, Any], out: Path | None) -> None:
-    """Tables and verdict on the terminal, and where the files are."""
-    from rich.console import Console
-
-    from fedvad.report.tables import rich_tables
-
-    console = Console()
-    for table in rich_tables(results):
-        console.print(table)
-    if "verdict" in results:
-        console.print(results["verdict"], style="bold", highlight=False, markup=False)
-    shown = [f"Backbone: {results['backbone']}"] if "backbone" in results else []
-    if out is not None:
-        page = out / "report.html"
-        shown += [f"Report: {page}"] if page.exists() else []
-        shown.append(f"Run folder: {out}")
-    if shown:
-        console.print("   ".join(shown), soft_wrap=True, highlight=False, markup=False)

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from fedvad.data.contents import described
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
@@ -47,10 +47,10 @@ def train(
     cache: DescriptorCache | None = None,
     resume: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Results:
     """Train a federated detector on the sites of `data`, write the run folder, return results.
 
-    The returned dictionary is what `--json` prints and `results.json` holds. State is kept after
+    The returned results are what `--json` prints and `results.json` holds. State is kept after
     every round, so that an interrupted run goes on with `resume`; of a finished one, `resume`
     returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`
     (also when another process works on `out`), `DataError`, `FederationError` (see
@@ -69,7 +69,7 @@ def _train(
     cache: DescriptorCache | None,
     resume: bool,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Results:
     _prepare(out, config, resume)
     names = config.label_names()
     reading, sites = load_data(
@@ -123,7 +123,7 @@ def _train(
     return summary
 
 
-def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict[str, Any] | None:
+def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Results | None:
     """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
     if not (out / RESULTS_FILE).is_file() or has_state(out / "state"):
         return None
@@ -137,7 +137,7 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
         )
     results = read_results(out)
     # as the results say: a run that was killed while it made more has them in its configuration
-    return None if set(config.compare) - set(results["compare"]) else results
+    return None if set(config.compare) - set(results.compare) else results
 
 
 def _options(config: TrainConfig) -> str:
