@@ -14,6 +14,7 @@ from fedvad._version import __version__
 
 if TYPE_CHECKING:
     from fedvad.api import (
+        TrainOptions,
         backbones,
         bench,
         demo,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FedvadError",
+    "TrainOptions",
     "__version__",
     "backbones",
     "bench",

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from inspect import signature
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
-from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.bounds import MAX_PIXELS, check_limit
 from fedvad.errors import ConfigError
+from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.config import Engine
 from fedvad.pipeline.bench.run import bench as _bench
@@ -26,12 +27,12 @@ from fedvad.pipeline.inspect import inspect as _inspect
 from fedvad.pipeline.predict import predict as _predict
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.report import report as _report
-from fedvad.pipeline.run_folder import TrainedRun
-from fedvad.pipeline.runs import load_run
-from fedvad.pipeline.student_run import StudentRun
+from fedvad.pipeline.run import Run
 from fedvad.pipeline.train import train as _train
+from fedvad.pipeline.typed_options import TrainOptions
 
 __all__ = [
+    "TrainOptions",
     "backbones",
     "bench",
     "demo",
@@ -58,9 +59,19 @@ def train(
     cache: AnyPath | None = None,
     resume: bool = False,
     progress: Progress = silent,
-    **options: Any,
-) -> dict[str, Any]:
-    """Train on the sites of `data` into run folder `out`; `options` are those of the config."""
+    **options: Unpack[TrainOptions],
+) -> Results:
+    """Train one detector per site of `data`, write the run folder `out`, return the results.
+
+    data: folder with one folder per site, or one image set with `split`. out: a new folder.
+    config: TOML file of options, as `fedvad config` prints one; `options` win over it. cache:
+    folder of descriptors, by default `FEDVAD_CACHE` or the user's cache folder. resume: continue
+    the interrupted run in `out`. progress: called with a stage, the steps done and their number.
+    options: see `fedvad.TrainOptions`.
+
+    The results are what `results.json` holds. Raises `ConfigError`, `DataError`,
+    `FederationError` (see `fedvad.errors`).
+    """
     resolved = resolve_config(_maybe(config, "config"), **options)
     return _train(
         as_path(data, "data"),
@@ -70,6 +81,10 @@ def train(
         resume=resume,
         progress=progress,
     )
+
+
+if train.__doc__ and TrainOptions.__doc__:  # for help(fedvad.train)
+    train.__doc__ += "\n    " + TrainOptions.__doc__
 
 
 def evaluate(
@@ -84,11 +99,12 @@ def evaluate(
     max_bad: float | None = None,
     cache: AnyPath | None = None,
     heatmaps: AnyPath | None = None,
+    out: AnyPath | None = None,
     good: Iterable[str] = (),
     defect: Iterable[str] = (),
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Results of run folder `run` on the test images of `data`."""
+) -> Results:
+    """Results of run folder `run` on the test images of `data`; out: folder for them and a page."""
     return _evaluate(
         as_path(run, "run"),
         as_path(data, "data"),
@@ -100,6 +116,7 @@ def evaluate(
         max_bad=max_bad,
         cache=_cache(cache),
         heatmaps=_maybe(heatmaps, "heatmaps"),
+        out=_maybe(out, "out"),
         good=tuple(good),
         defect=tuple(defect),
         progress=progress,
@@ -131,14 +148,13 @@ def predict(
     """
     if save is not None and not isinstance(save, str):
         save = [str(kind) for kind in _listed(save, "save")]
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    check_limit(limit, "max_pixels")
     one = is_image(images) or not isinstance(images, Iterable)
     several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
     return _predict(
         as_path(run, "run"),
-        [
-            image_path(image, f"images[{i}]", max_pixels=max_pixels or MAX_PIXELS)
-            for i, image in enumerate(several)
-        ],
+        [image_path(image, f"images[{i}]", max_pixels=limit) for i, image in enumerate(several)],
         site=site,
         reference=reference,
         threshold=threshold,
@@ -305,12 +321,12 @@ def write_report(
     return _report(as_path(run, "run"), out=_maybe(out, "out"), pictures=pictures)
 
 
-def load(run: AnyPath) -> TrainedRun | StudentRun:
+def load(run: AnyPath) -> Run:
     """A run as an object: memories and generators, or students; and the thresholds."""
-    return load_run(as_path(run, "run"))
+    return Run.load(as_path(run, "run"))
 
 
-def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Any:
+def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Results:
     """Draw the demo plants, train on them, and return the results."""
     return _demo(as_path(out, "out"), seed=seed, progress=progress)
 

@@ -205,8 +205,10 @@ def test_links_are_followed_but_not_to_what_holds_them(tmp_path: Path) -> None:
 def test_other_folders_beside_sites_are_named(tmp_path: Path) -> None:
     touch(tmp_path / "a", *BASE)
     touch(tmp_path, "new/1.png", "new/2.png", "docs/plan.txt", "3.png")
+    touch(tmp_path / "plant/line1", *BASE)
     assert not_read(read_data(tmp_path)) == {
         ("new", "no set of a known layout"): 2,
+        ("plant", "a folder of sets, to be given by itself"): len(BASE),
         (".", "loose file"): 1,
     }
 
@@ -242,6 +244,17 @@ def test_copies_leaks_and_contradictions_are_noted(tmp_path: Path) -> None:
     assert "2 images are equal and labelled differently (4.png, 5.png)" in notes
 
 
+def test_images_of_two_sites_are_compared(tmp_path: Path) -> None:
+    for site in ("a", "b"):
+        picture(tmp_path / site / "train/good/0.png", ord(site))
+        picture(tmp_path / site / "train/good/1.png", 7)
+    picture(tmp_path / "b/test/good/2.png", ord("a"))
+    assert check_contents(read_data(tmp_path), 16).notes == (
+        "a and b have 1 image in common for training",
+        "b: 1 image for testing is among the training images of a: its figures are too good",
+    )
+
+
 def test_large_copies_are_told_from_files_of_equal_size(tmp_path: Path) -> None:
     for index, middle in enumerate((b"x", b"x", b"y")):
         data = bytes(9000) + middle + bytes(40_000)
@@ -249,6 +262,13 @@ def test_large_copies_are_told_from_files_of_equal_size(tmp_path: Path) -> None:
     paths = sorted(tmp_path.iterdir())
     assert copies(paths) == [paths[:2]]
     assert distinct(paths) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_does_not_hold_the_reading_up(tmp_path: Path) -> None:
+    touch(tmp_path, *BASE)
+    os.mkfifo(tmp_path / "train/good/pipe.png")
+    assert len(check_contents(read_data(tmp_path), 16).sites[0].train) == 2
 
 
 def test_odd_shapes_get_advice(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from fedvad.pipeline.deploy.settings import (
     to_toml,
 )
 from fedvad.pipeline.deploy.site import answer, run_folder, state_folder
-from fedvad.pipeline.run_folder import TrainedRun, read_ledger
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run_folder import read_ledger
 from tests.deploy.support import FakeLinks
 from tests.helpers import OPTIONS, alone
 

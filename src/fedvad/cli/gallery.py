@@ -29,6 +29,9 @@ def gallery(
         typer.Option(help="Folder of images to fill textures with.", show_default=False),
     ] = None,
     image_size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 256,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Pixels of an image at most; larger ones are refused.")
+    ] = 100_000_000,
     good: GoodOption = None,
     defect: DefectOption = None,
     as_json: JsonOption = False,
@@ -49,6 +52,7 @@ def gallery(
             foreground=cast(Any, where),
             textures=textures,
             image_size=image_size,
+            max_pixels=max_pixels,
             good=good or (),
             defect=defect or (),
             progress=progress,

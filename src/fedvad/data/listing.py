@@ -52,7 +52,8 @@ class Folder:
 
     root: the folder that was scanned; parts: names below it. real: its path with links resolved.
     barred: why nothing in it counts as data ("system folder", "hidden", ...); None where it does.
-    files and folders: sorted by name, hidden ones included.
+    files and folders: sorted by name, hidden ones included. no_pixels: files with an image's name
+    and no image inside (reports in DICOM), once `images` has looked.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Folder:
     barred: str | None = None
     files: list[Path] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
+    no_pixels: list[Path] = field(default_factory=list)
     _images: list[Path] | None = None
 
     def child(self, *names: str) -> Folder | None:
@@ -84,7 +86,12 @@ class Folder:
         A file of several is listed as `name#1`, `name#2`, ...; only their headers are read.
         """
         if self._images is None:
-            self._images = [f for path in self.files if is_image(path) for f in frames_of(path)]
+            self._images = []
+            for path in filter(is_image, self.files):
+                found = frames_of(path)
+                self._images += found
+                if not found:
+                    self.no_pixels.append(path)
         return self._images
 
     def walk(self) -> Iterator[Folder]:

@@ -68,6 +68,11 @@ class MemoryDetector(Detector):
         return score_stream(self.extractor, scorer, self.generator_, images, on_image)
 
     @property
+    def memory_rows(self) -> int:
+        """See `Detector.memory_rows`."""
+        return 0 if self.bank_ is None else len(self.bank_)
+
+    @property
     def scorer(self) -> MemoryScorer:
         """What scores against the memory; raises `ConfigError` before there is one."""
         if self.bank_ is None:

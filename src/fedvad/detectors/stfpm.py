@@ -26,6 +26,7 @@ class PaSTe(StudentDetector):
     """
 
     name: ClassVar[str] = "paste"
+    own_options: ClassVar[tuple[str, ...]] = ("bootstrap",)
 
     def __init__(
         self,

@@ -88,6 +88,13 @@ class Threshold:
         above = sum(score > self.value for score in self.scores)
         return promise(len(self.scores), above) if self.scores else None
 
+    @property
+    def promised(self) -> str | None:
+        """The same as a sentence; None without scores."""
+        found = self.promise
+        wanted = None if self.method == "given" else self.target_fpr
+        return None if found is None else promise_in_words(found, wanted)
+
 
 def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshold:
     """Threshold that a new normal image exceeds with probability at most `target_fpr`.
@@ -230,8 +237,10 @@ def images_needed(target_fpr: float, confidence: float | None = None) -> int:
     return math.ceil(math.log1p(-confidence) / math.log1p(-target_fpr))
 
 
-def promise_in_words(found: Promise, target_fpr: float) -> str:
+def promise_in_words(found: Promise, target_fpr: float | None = None) -> str:
     """A sentence for those who have to live with the alarms.
+
+    It ends with what the wanted rate would take, where one is given that is not promised.
 
     >>> from fedvad.evaluation.thresholds import promise, promise_in_words
     >>> promise_in_words(promise(299), 0.01)
@@ -241,7 +250,7 @@ def promise_in_words(found: Promise, target_fpr: float) -> str:
     text = (
         f"{found.images} normal images promise at most {_percent(found.rate)} false alarms {sure}"
     )
-    if found.rate <= target_fpr:
+    if target_fpr is None or found.rate <= target_fpr:
         return text + "."
     return (
         f"{text}; to promise {_percent(target_fpr)} takes {images_needed(target_fpr)} images on "

@@ -13,9 +13,11 @@ from fedvad.data.files import write_atomically
 from fedvad.data.sealed import read_sealed
 from fedvad.detectors.artefact import feature_identity, read_arrays
 from fedvad.errors import ArtefactError, ConfigError, StorageError
+from fedvad.evaluation.results import Results
 from fedvad.evaluation.sites import SiteResult
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.guards import guard_output_file
+from fedvad.pipeline.method import method_class
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
@@ -24,7 +26,6 @@ from fedvad.pipeline.run_folder import (
     read_ledger,
     read_results,
 )
-from fedvad.pipeline.student_config import STUDENT_METHODS, STUDENT_OPTIONS
 from fedvad.report.html.gallery import GALLERY_FOLDER, write_gallery
 from fedvad.report.html.page import Contents, render
 from fedvad.report.html.record import (
@@ -75,9 +76,8 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
             "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
         )
     identity, dim = _identity(run / DETECTOR_FILE)
-    weights = results.get("method") in STUDENT_METHODS
-    if weights:  # options of memories mean nothing here
-        config = {key: value for key, value in config.items() if key in STUDENT_OPTIONS}
+    method = method_class(str(results.method))
+    config = {key: value for key, value in config.items() if key in method.options}
     page = render(
         Contents(
             name=printable(run.resolve().name),
@@ -91,7 +91,7 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
             identity=identity,
             dim=dim,
             missing=missing,
-            weights=weights,
+            weights=method.sends == "weights",
         )
     )
     write_atomically(target, page.html)
@@ -134,21 +134,22 @@ def keep_record(
     write_gallery(panels, run)
 
 
-def _results(run: Path) -> dict[str, Any]:
+def _results(run: Path) -> Results:
     if not run.is_dir():
         raise ArtefactError(f"run folder {run} does not exist")
     path = run / RESULTS_FILE
     if not path.is_file():
-        unfinished = (run / "state").is_dir()
+        unfinished, run_is_there = (run / "state").is_dir(), (run / DETECTOR_FILE).is_file()
         raise ArtefactError(
             f"{run} holds no {RESULTS_FILE}"
             + ("; its training was interrupted: finish it with --resume" if unfinished else
+               f": measure it first, `fedvad evaluate {run} DATA`" if run_is_there else
                ": give the folder that `fedvad train --out` wrote")
         )  # fmt: skip
     return read_results(run)
 
 
-def _config(run: Path, missing: list[str]) -> dict[str, Any]:
+def _config(run: Path, missing: list[str]) -> dict[str, object]:
     """The options of a run; damaged ones are told on the page, which is made without them."""
     try:
         return read_sealed(run / CONFIG_FILE, editable=True)

@@ -10,8 +10,8 @@ from fedvad.evaluation.sites import SiteResult, evaluate_site
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.progress import Progress, Stage, silent
+from fedvad.pipeline.run import Run
 
 __all__ = ["ANY_SHARE", "score_sites", "score_with"]
 

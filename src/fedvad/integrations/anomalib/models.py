@@ -27,7 +27,8 @@ from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.neighbours import SearchMode
 from fedvad.memory.reduce import reduce_patches
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import TrainedRun, read_config
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run_folder import read_config
 from fedvad.pipeline.runs import open_memory_run
 
 __all__ = ["FedDyMem", "PatchCore"]

@@ -18,7 +18,7 @@ from fedvad.errors import ArtefactError, DataError, PayloadError
 from fedvad.evaluation.histograms import from_pairs, threshold_of_counts, to_pairs
 from fedvad.federation.runners.flower.rounds import RemoteRounds
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import TrainedRun
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.thresholds import Counts, share_threshold
 
 __all__ = ["KEY", "read_counts", "share", "shared_values", "summed", "take", "write_counts"]

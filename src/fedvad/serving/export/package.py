@@ -21,7 +21,7 @@ from fedvad.pipeline.decision import check_threshold_options, choose_threshold
 from fedvad.pipeline.guards import guard_output_file, guard_plain_folder
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
-from fedvad.pipeline.runs import open_memory_run
+from fedvad.pipeline.runs import known_site, open_memory_run
 from fedvad.serving.export.check import (
     Difference,
     Model,
@@ -101,10 +101,7 @@ def export(
     _guard(folder, run_folder, data, extractor.config.weights)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
         raise ConfigError("the filter bank does not survive int8: export it without")
-    if site is not None and site not in run.sites:
-        raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
-    if site is None and len(run.sites) == 1:
-        site = next(iter(run.sites))
+    site = known_site(run, site)
     detector = run.detector(site, extractor, reference)
     decides = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
     bank, generator = detector.bank_, detector.generator_
@@ -222,8 +219,11 @@ def _outputs(grid: tuple[int, int], decides: bool) -> dict[str, str]:
 
 
 def _without_scores(threshold: Threshold) -> dict[str, Any]:
-    """What was found, without the calibration scores that it was found from."""
-    return {name: value for name, value in asdict(threshold).items() if name != "scores"}
+    """What was found and what it promises, without the calibration scores that it rests on."""
+    found = {name: value for name, value in asdict(threshold).items() if name != "scores"}
+    promise = threshold.promise
+    told = None if promise is None else asdict(promise)
+    return found | {"promise": told, "promised": threshold.promised}
 
 
 def _described(content: bytes) -> dict[str, Any]:
