@@ -25,6 +25,7 @@ from fedvad.pipeline.gallery import gallery as _gallery
 from fedvad.pipeline.inspect import inspect as _inspect
 from fedvad.pipeline.predict import predict as _predict
 from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.recalibrate import recalibrate as _recalibrate
 from fedvad.pipeline.report import report as _report
 from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.runs import load_run
@@ -36,6 +37,7 @@ __all__ = [
     "TrainOptions",
     "backbones",
     "bench",
+    "calibrate",
     "demo",
     "distill_backbone",
     "evaluate",
@@ -165,6 +167,40 @@ def predict(
         out=_maybe(out, "out"),
         weights=_maybe(weights, "weights"),
         max_pixels=max_pixels,
+        progress=progress,
+    )
+
+
+def calibrate(
+    run: AnyPath,
+    normals: AnyPath | Iterable[AnyPath],
+    *,
+    site: str | None = None,
+    target_fpr: float | None = None,
+    weights: AnyPath | None = None,
+    max_pixels: int | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    cache: AnyPath | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Find a site's thresholds again from normal images, and keep them in run folder `run`.
+
+    normals: a file or folder of images, or several. site: whose images these are; may be left out
+    where the run has one site only. target_fpr: wanted false-alarm rate in (0, 0.5], by default
+    that of the training. See `fedvad.pipeline.recalibrate.recalibrate`.
+    """
+    several = [normals] if isinstance(normals, str | PathLike) else _listed(normals, "normals")
+    return _recalibrate(
+        as_path(run, "run"),
+        [as_path(path, "normals") for path in several],
+        site=site,
+        target_fpr=target_fpr,
+        weights=_maybe(weights, "weights"),
+        max_pixels=max_pixels,
+        engine=engine,
+        device=device,
+        cache=_cache(cache),
         progress=progress,
     )
 
