@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import fedvad
-from fedvad.api import _cache
+from fedvad.api_arguments import cache_at
 from fedvad.cli.common import open_cache
 from fedvad.data.folders import read_set
 from fedvad.detectors.feddymem import FedDyMem, PatchCore
@@ -64,7 +64,7 @@ def test_parts_of_a_detector_have_the_defaults_of_the_command_line() -> None:
     assert memory.loss == MetricLossConfig()
     assert config.features() == FeatureConfig()
     assert FedDyMem(extractor=FeatureExtractor(FeatureConfig())).scoring == config.scoring()
-    sizes = {_cache(None).max_bytes, open_cache(None).max_bytes}
+    sizes = {cache_at(None).max_bytes, open_cache(None).max_bytes}
     assert len(sizes) == 1
 
 
