@@ -23,6 +23,7 @@ from fedvad.detectors.registry import create, detector_class
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import IMAGE_SIZE
 from fedvad.pipeline.config import resolve_config
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.app import create_app
@@ -63,6 +64,7 @@ def test_parts_of_a_detector_have_the_defaults_of_the_command_line() -> None:
     assert memory == FedDyMemConfig()
     assert memory.loss == MetricLossConfig()
     assert config.features() == FeatureConfig()
+    assert FeatureConfig().image_size == IMAGE_SIZE
     assert FedDyMem(extractor=FeatureExtractor(FeatureConfig())).scoring == config.scoring()
     sizes = {cache_at(None).max_bytes, open_cache(None).max_bytes}
     assert len(sizes) == 1

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from fedvad.data.bounds import MAX_BAD, MAX_PIXELS
 from fedvad.detectors.memory_site import ROUNDS, FedDyMemConfig
 from fedvad.features.config import SIDES, Engine, FeatureConfig
+from fedvad.features.names import IMAGE_SIZE
 from fedvad.federation.codecs import Precision
 from fedvad.memory.merge import MergeMode
 from fedvad.pipeline.option import BOTH, option
@@ -71,7 +72,7 @@ class SiteOptions(BaseModel):
         example="resnet18.safetensors",
     )
     image_size: int = _features(
-        FeatureConfig.image_size,
+        IMAGE_SIZE,
         "Side of the square to which every image is resized.",
         unit="pixels",
         ge=SIDES[0],

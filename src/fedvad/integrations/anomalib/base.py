@@ -25,7 +25,7 @@ from fedvad.errors import WeightsError
 from fedvad.evaluation.sites import site_threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.features.names import BUNDLED, brings_weights, default_backbone
+from fedvad.features.names import BUNDLED, IMAGE_SIZE, brings_weights, default_backbone
 from fedvad.half import HalfArray, to_half
 from fedvad.integrations.anomalib.net import MemoryNet
 from fedvad.integrations.anomalib.post_processor import NormalOnlyPostProcessor
@@ -92,7 +92,7 @@ class MemoryModule(AnomalibModule):  # type: ignore[misc]
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
         """Resize only: the descriptor network normalises as its backbone wants it."""
         return PreProcessor(
-            transform=Resize(image_size or (FeatureConfig.image_size,) * 2, antialias=True)
+            transform=Resize(image_size or (IMAGE_SIZE, IMAGE_SIZE), antialias=True)
         )
 
     def configure_post_processor(self) -> NormalOnlyPostProcessor:

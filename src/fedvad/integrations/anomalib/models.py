@@ -19,6 +19,7 @@ from fedvad.errors import ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import IMAGE_SIZE
 from fedvad.integrations.anomalib.base import (
     MemoryModule,
     check_weights,
@@ -63,7 +64,7 @@ class PatchCore(MemoryModule):
         self,
         backbone: str | None = None,
         weights: str | Path | None = None,
-        image_size: int = FeatureConfig.image_size,
+        image_size: int = IMAGE_SIZE,
         layers: Sequence[int] | None = None,
         pool: int = FeatureConfig.pool,
         rows: int = FedDyMemConfig.rows,
@@ -133,7 +134,7 @@ class FedDyMem(MemoryModule):
         grow: bool = False,
         backbone: str | None = None,
         weights: str | Path | None = None,
-        image_size: int = FeatureConfig.image_size,
+        image_size: int = IMAGE_SIZE,
         layers: Sequence[int] | None = None,
         pool: int = FeatureConfig.pool,
         rows: int = ROUNDS * FedDyMemConfig.rows,
