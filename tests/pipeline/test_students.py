@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -100,6 +101,19 @@ def whole(
             return out, fedvad.train(plants, out, **_given(method, options))
 
     return train
+
+
+def test_a_threshold_is_found_again_from_normal_images(
+    trained: Run, plants: Path, tmp_path: Path
+) -> None:
+    run, normals = tmp_path / "run", plants / "birch/test/good"
+    shutil.copytree(trained[0], run)
+    told = fedvad.calibrate(run, normals, site="birch", target_fpr=0.2)
+    assert set(told["thresholds"]) == {"global"}
+    rows = list(fedvad.predict(run, normals, site="birch"))
+    kept = fedvad.load(run).sites["birch"].thresholds["global"]
+    assert kept.scores == pytest.approx(sorted(row["score"] for row in rows))
+    assert {row["threshold"] for row in rows} == {told["thresholds"]["global"]["now"]}
 
 
 class TestARun:
