@@ -98,7 +98,7 @@ def export(
     run, config, extractor = open_memory_run(
         run_folder, weights=weights, engine=engine, device=device or "cpu"
     )
-    _guard(folder, run_folder, data, extractor.config.weights)
+    _guard(folder, run_folder, [data, verify], extractor.config.weights)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
         raise ConfigError("the filter bank does not survive int8: export it without")
     site = known_site(run, site)
@@ -160,9 +160,11 @@ def export(
     return {"folder": str(folder)} | manifest
 
 
-def _guard(folder: Path, run_folder: Path, data: Path | None, weights: Path | None) -> None:
+def _guard(
+    folder: Path, run_folder: Path, data: Iterable[Path | None], weights: Path | None
+) -> None:
     """Raise `ConfigError` for a folder in which the export would replace what is not its own."""
-    guard_plain_folder(folder, "--out", [] if data is None else [data])
+    guard_plain_folder(folder, "--out", [path for path in data if path is not None])
     for name in (*_FILES, EXAMPLE_FILE):
         guard_output_file(folder / name, "--out", run=run_folder, others=[weights])
     if any((folder / f"{name}.json").exists() for name in _FILES):  # an earlier export
