@@ -267,6 +267,14 @@ class TestVote:
         assert made.close().manifest.features == "y"
         assert "features x" in mine.refused
 
+    def test_a_site_votes_with_what_it_sent_first(self) -> None:
+        made = server()
+        made.open(2)
+        made.receive("a", [sent("a", 2, features="y")], label="2")
+        made.receive("a", [sent("a", 1, features="x")], label="1")
+        made.receive("b", [sent("b", features="x")])
+        assert made.close().manifest.features == "x"
+
     def test_features_that_are_demanded_alone_count(self) -> None:
         made = server(features="x")
         made.receive("a", [sent("a", features="x")])
