@@ -44,6 +44,8 @@ class Detector(ABC):
     """Common contract: the constructor stores, `fit` learns into attributes that end in `_`."""
 
     name: ClassVar[str]
+    # of the table `[student]`, those that mean something to this detector alone
+    own_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, extractor: FeatureExtractor, seed: int = 0) -> None:
         self.extractor = extractor

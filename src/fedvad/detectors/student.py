@@ -58,14 +58,12 @@ class StudentDetector(Detector):
     of 1 is that of a typical unseen normal image, at every site and for every backbone. Ours.
 
     parts: what sites train and average one after another. own_values: what of `state` is each
-    site's own where sites share a student. own_options: of the table `[student]`, those that go to
-    this method's constructor alone. net_: the trained net. scale_: s. log_: how the
+    site's own where sites share a student. net_: the trained net. scale_: s. log_: how the
     training went.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("student",)
     own_values: ClassVar[tuple[str, ...]] = ("scale",)
-    own_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

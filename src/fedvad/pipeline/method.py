@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +16,10 @@ from fedvad.evaluation.sites import SiteResult, site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.phases import Phase, run_phases
+from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run import Run
 from fedvad.pipeline.scoring import ANY_SHARE, score_with
 
@@ -42,7 +44,8 @@ class Trained:
 class Method(ABC):
     """A method with its options, and the sites that it trains.
 
-    First `read` or `take` gives it the normal images of the sites. Then `train` runs the rounds,
+    First `read` or `take` gives it the normal images of the sites. Then `phases` says what travels
+    between them, round by round, and `run` what came of it; `train` does both in this process.
     `calibrate` finds the thresholds of the run, and `baseline` trains what it is compared with.
     `close` gives back what was kept for training.
 
@@ -88,7 +91,23 @@ class Method(ABC):
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
         """In place of `read`, by site: features whose first pass is over. All are trained on."""
 
+    @property
+    def phase_names(self) -> Sequence[str]:
+        """Names of `phases`, before any of them is made."""
+        return ("",)
+
     @abstractmethod
+    def phases(self) -> Iterable[Phase]:
+        """What travels between the sites that were read, in the order in which it is trained."""
+
+    @abstractmethod
+    def run(self, data: str = "") -> Run:
+        """What came of the rounds so far, without thresholds; data: fingerprint of the images."""
+
+    def round_detector(self, merged: Payload) -> Detector | None:
+        """What scores at every site alike after a round, where the method has such a detector."""
+        return None
+
     def train(
         self,
         ledger: Ledger,
@@ -99,11 +118,25 @@ class Method(ABC):
         on_round: Callable[[int, Detector], None] | None = None,
         progress: Progress = silent,
     ) -> Run:
-        """Run all rounds; the run has no thresholds yet.
+        """Run all rounds in this process; see `run` and `run_phases`.
 
-        data: fingerprint of the images. on_round: is given a detector for all sites after each
-        round, where the method has such a one. The rest, and what is raised: see `run_rounds`.
+        on_round: is given the `round_detector` of each round that has one.
         """
+
+        def told(round_: int, merged: Payload) -> None:
+            if on_round is not None and (found := self.round_detector(merged)) is not None:
+                on_round(round_, found)
+
+        run_phases(
+            self.phases(),
+            self.phase_names,
+            ledger=ledger,
+            state_dir=state_dir,
+            resume=resume,
+            stage=Stage(progress, "rounds", self.rounds(self.config) * len(self.n_images)),
+            on_round=told,
+        )
+        return self.run(data)
 
     @abstractmethod
     def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,11 +21,19 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.method import Baseline, Method, Trained
+from fedvad.pipeline.phases import Phase
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run import Run
 from fedvad.pipeline.student_config import STUDENT_OPTIONS
 from fedvad.pipeline.student_run import StudentRun
-from fedvad.pipeline.students import all_rounds, averaged, prepare_sites, student_class
+from fedvad.pipeline.students import (
+    all_rounds,
+    averaged,
+    prepare_sites,
+    student_class,
+    student_detectors,
+    student_phases,
+)
 from fedvad.pipeline.thresholds import find_thresholds, share_threshold
 
 __all__ = ["StudentMethod"]
@@ -87,28 +95,19 @@ class StudentMethod(Method):
         }
         self.members = prepare_sites(self._images, self.config, self.extractor)
 
-    def train(
-        self,
-        ledger: Ledger,
-        *,
-        data: str = "",
-        state_dir: Path | None = None,
-        resume: bool = False,
-        on_round: Callable[[int, Detector], None] | None = None,
-        progress: Progress = silent,
-    ) -> StudentRun:
-        """See `Method.train`; a student needs a site's statistics, so none serves all sites."""
-        detectors = averaged(
-            self.members,
-            self.config,
-            self.extractor,
-            ledger=ledger,
-            state_dir=state_dir,
-            resume=resume,
-            stage=Stage(progress, "rounds", all_rounds(self.config) * len(self.members)),
-        )
-        self._live = detectors
-        return StudentRun.of(detectors, self.n_images, method=self.config.method, data=data)
+    @property
+    def phase_names(self) -> Sequence[str]:
+        """See `Method.phase_names`."""
+        return student_class(self.config).parts
+
+    def phases(self) -> Iterable[Phase]:
+        """See `Method.phases`: one for each part of a student."""
+        return student_phases(self.members, self.config, self.extractor)
+
+    def run(self, data: str = "") -> StudentRun:
+        """See `Method.run`."""
+        self._live = student_detectors(self.members, self.config, self.extractor)
+        return StudentRun.of(self._live, self.n_images, method=self.config.method, data=data)
 
     def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:
         """See `Method.calibrate`; no site has a student of its own to compare with."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedvad.detectors.registry import detector_class, list_detectors
 from fedvad.distill.loss import Combine
 from fedvad.distill.scope import Fusion, WSAConfig
 from fedvad.errors import ConfigError
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 STUDENT_METHODS: dict[str, dict[str, Any]] = {
-    name: {"rounds": 5} for name in ("stfpm", "paste", "dcam", "rd", "aand", "dmdd")
+    name: {"rounds": 5} for name in list_detectors(family="student")
 }
 # what else of `TrainConfig` means something where there is no memory
 STUDENT_OPTIONS = {
@@ -101,7 +102,8 @@ def check_student_options(method: str, values: Mapping[str, Any]) -> None:
             )
         return
     table = values.get("student")
-    for option, owner in (("bootstrap", "paste"), ("amplify_rounds", "aand")):
+    owned = {o: name for name in STUDENT_METHODS for o in detector_class(name).own_options}
+    for option, owner in owned.items():
         default = getattr(StudentOptions(), option)
         if isinstance(table, Mapping) and method != owner and table.get(option, default) != default:
             raise ConfigError(f"student.{option} is of {owner}: {method} has no use for it")
