@@ -51,7 +51,7 @@ class Method(ABC):
 
     sends: what leaves a site, in words. options: names of the options in `TrainConfig` that mean
     something to it. n_images: by site, normal images that could be read. unreadable: why others
-    could not. images_read: how often an image passed the backbone so far.
+    could not. images_read: how often an image passed the backbone meanwhile.
     """
 
     sends: ClassVar[Literal["memory rows", "weights"]]
@@ -60,6 +60,9 @@ class Method(ABC):
     def __init__(self, config: TrainConfig, extractor: FeatureExtractor) -> None:
         self.config = config
         self.extractor = extractor
+        self.n_images: dict[str, int] = {}
+        self.unreadable: list[str] = []
+        self.images_read = 0
 
     @classmethod
     def rounds(cls, config: TrainConfig) -> int:
@@ -70,18 +73,6 @@ class Method(ABC):
     @abstractmethod
     def check_rows(cls, config: TrainConfig, where: str) -> None:
         """Raise `ConfigError` where memory rows are needed and the method has none."""
-
-    @property
-    @abstractmethod
-    def n_images(self) -> dict[str, int]: ...
-
-    @property
-    @abstractmethod
-    def unreadable(self) -> list[str]: ...
-
-    @property
-    @abstractmethod
-    def images_read(self) -> int: ...
 
     @abstractmethod
     def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:

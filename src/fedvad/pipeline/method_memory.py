@@ -55,21 +55,6 @@ class MemoryMethod(Method):
     def check_rows(cls, config: TrainConfig, where: str) -> None:
         """See `Method.check_rows`; there are some."""
 
-    @property
-    def n_images(self) -> dict[str, int]:
-        """See `Method`."""
-        return {name: len(own) for name, own in self._features.items()}
-
-    @property
-    def unreadable(self) -> list[str]:
-        """See `Method`."""
-        return [reason for own in self._features.values() for reason in own.bad]
-
-    @property
-    def images_read(self) -> int:
-        """See `Method`."""
-        return self.extractor.computed
-
     def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
         """See `Method.read`; every image passes the backbone once."""
         self._plan = plan(self.config, self.extractor)
@@ -78,17 +63,20 @@ class MemoryMethod(Method):
             self.members = memory_sites(self.config, unread, self.extractor.grid[2])
             return sampling_ahead(self.config, self.members)
 
-        self._features = warm_up(sites, self.extractor, self.config.max_bad, progress, watch)
-        self.fitting, self.held_out = split_held_out(self._features, self.config)
+        features = warm_up(sites, self.extractor, self.config.max_bad, progress, watch)
+        self.n_images = {name: len(own) for name, own in features.items()}
+        self.unreadable = [reason for own in features.values() for reason in own.bad]
+        self.images_read = self.extractor.computed
+        self.fitting, self.held_out = split_held_out(features, self.config)
         for name, member in self.members.items():  # which images fit is known only now
             member.features = self.fitting[name]
 
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
         """See `Method.take`."""
         self._plan = plan(self.config, self.extractor)
-        self._features = self.fitting = dict(features)
-        self.held_out = {}
-        self.members = memory_sites(self.config, features, self.extractor.grid[2])
+        self.n_images = {name: len(own) for name, own in features.items()}
+        self.fitting, self.held_out = dict(features), {}
+        self.members = self._fresh(self.config)
 
     def phases(self) -> Iterable[Phase]:
         """See `Method.phases`."""

@@ -67,33 +67,22 @@ class StudentMethod(Method):
             "another method, or train in one place with `fedvad train`"
         )
 
-    @property
-    def n_images(self) -> dict[str, int]:
-        """See `Method`."""
-        return {name: member.n_images for name, member in self.members.items()}
-
-    @property
-    def unreadable(self) -> list[str]:
-        """See `Method`."""
-        return [reason for member in self.members.values() for reason in member.bad]
-
-    @property
-    def images_read(self) -> int:
-        """See `Method`."""
-        return sum(self.n_images.values())
-
     def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
         """See `Method.read`."""
         self._images = {site.name: site.train for site in sites}
         self.members = prepare_sites(self._images, self.config, self.extractor, progress)
+        self.n_images = {name: member.n_images for name, member in self.members.items()}
+        self.unreadable = [reason for member in self.members.values() for reason in member.bad]
+        self.images_read = sum(self.n_images.values())
 
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
         """See `Method.take`; the images are read again, as a student needs other features."""
-        self._images = {
-            name: ImageSet(tuple(ImageItem(path, 0, "good", None) for path in own.paths))
-            for name, own in features.items()
-        }
-        self.members = prepare_sites(self._images, self.config, self.extractor)
+
+        def images(paths: Iterable[Path]) -> ImageSet:
+            return ImageSet(tuple(ImageItem(path, 0, "good", None) for path in paths))
+
+        none = ImageSet(())
+        self.read([Site(name, images(own.paths), none) for name, own in features.items()])
 
     @property
     def phase_names(self) -> Sequence[str]:
