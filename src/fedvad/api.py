@@ -20,6 +20,7 @@ from fedvad.pipeline.inspect import inspect as _inspect
 from fedvad.pipeline.predict import predict as _predict
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.recalibrate import recalibrate as _recalibrate
+from fedvad.pipeline.report import Written
 from fedvad.pipeline.report import report as _report
 from fedvad.pipeline.run import Run
 from fedvad.pipeline.train import train as _train
@@ -250,10 +251,13 @@ def inspect(
 
 
 def write_report(
-    run: AnyPath, out: AnyPath | None = None, *, pictures: bool = True
-) -> dict[str, Any]:
-    """Write the HTML page of run folder `run` (default: report.html in it); path and sizes."""
-    return _report(as_path(run, "run"), out=maybe(out, "out"), pictures=pictures)
+    run: AnyPath, out: AnyPath | None = None, *, pictures: bool = True, pdf: bool = False
+) -> Written:
+    """Write the HTML page of run folder `run` (default: report.html in it); path and sizes.
+
+    pdf: one page to print in its place (default: audit.pdf).
+    """
+    return _report(as_path(run, "run"), out=maybe(out, "out"), pictures=pictures, pdf=pdf)
 
 
 def load(run: AnyPath) -> Run:
