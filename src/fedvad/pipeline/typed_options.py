@@ -10,7 +10,7 @@ __all__ = ["StudentTable", "TrainOptions"]
 
 
 class StudentTable(TypedDict, total=False):
-    """The table `student`, for the methods stfpm, paste, dcam, rd, aand, dmdd.
+    """The table `student`, for the methods aand, dcam, dmdd, paste, rd, stfpm.
 
     algorithm: How the sites' weights become one set. scaffold goes with methods that train with
         SGD. [one of fedavg, fedprox, scaffold, moon; default: fedavg]
@@ -61,9 +61,9 @@ class TrainOptions(TypedDict, total=False):
     """Options of `fedvad.train`; those left out have defaults.
 
     method: How a detector is made. The memory methods (feddymem to patchcore) exchange patch
-        vectors; the student methods (stfpm to dmdd) exchange the weights of a small network. A
-        method changes some of the defaults of other options. [one of feddymem, feddymem-trained,
-        feddymem-cluster, feddymem-position, patchcore, stfpm, paste, dcam, rd, aand, dmdd; default:
+        vectors; the student methods (all others) exchange the weights of a small network. A method
+        changes some of the defaults of other options. [one of feddymem, feddymem-trained,
+        feddymem-cluster, feddymem-position, patchcore, aand, dcam, dmdd, paste, rd, stfpm; default:
         feddymem]
     backbone: Pretrained network that describes the patches of an image: fedvad-tiny (in the
         package), filterbank, mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad
