@@ -159,6 +159,7 @@ def test_commands_stand_in_panels_and_help_shows_what_it_says() -> None:
     assert text.index("demo") < text.index(" train ") < text.index(" predict ")
     # with markup of rich, text in square brackets is lost
     assert "[default: the run's]" in _said("predict", "--help")
+    assert "Folder with one folder per site" in _said("train", "--help")
     for name in ("server", "site", "launch"):
         assert f"fedvad {name}" in " ".join(_said("deploy", "--help").split())
 

@@ -83,6 +83,18 @@ def test_it_is_made_again_byte_for_byte_without_the_data(
     assert f"{IMAGES} pictures" in capsys.readouterr().out
 
 
+def test_an_audit_sheet_as_pdf(run: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    page = (run / "report.html").read_bytes()
+    for _ in range(2):  # the second replaces the first
+        assert run_main(monkeypatch, "report", run, "--pdf") == 0
+    assert "audit.pdf" in capsys.readouterr().out
+    assert (run / "audit.pdf").read_bytes().startswith(b"%PDF")
+    assert (run / "report.html").read_bytes() == page
+    (run / "mine.pdf").write_bytes(b"%PDF-1.4 of somebody")
+    with pytest.raises(ConfigError, match="not such a file"):
+        fedvad.write_report(run, run / "mine.pdf", pdf=True)
+
+
 def test_without_pictures_to_pass_on(run: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     out = tmp_path / "elsewhere" / "page.html"
     assert run_main(monkeypatch, "report", run, "--no-pictures", "--out", out) == 0
@@ -139,7 +151,7 @@ def test_what_is_no_finished_run(tmp_path: Path, run: Path, monkeypatch: Patch) 
     with pytest.raises(ArtefactError, match="damaged"):
         fedvad.write_report(run)
     (run / "results.json").unlink()
-    with pytest.raises(ArtefactError, match="--out"):
+    with pytest.raises(ArtefactError, match="measure it first"):
         fedvad.write_report(run)
     (run / "state").mkdir()
     with pytest.raises(ArtefactError, match="--resume"):

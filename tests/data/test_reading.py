@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -16,8 +16,10 @@ from fedvad.data.contents import check_contents, copies, distinct
 from fedvad.data.folders import read_data
 from fedvad.data.inputs import list_images
 from fedvad.data.labels import LabelNames, looks_good
+from fedvad.data.output_folder import OutputFolder
 from fedvad.data.reading import DataReading, data_table
 from fedvad.errors import ConfigError, DataError
+from fedvad.report.overlay import marked_png
 from tests.data.test_folders import touch
 
 BASE = ("train/good/a.png", "test/good/b.png", "test/hole/c.png", "ground_truth/hole/c_mask.png")
@@ -253,6 +255,24 @@ def test_images_of_two_sites_are_compared(tmp_path: Path) -> None:
         "a and b have 1 image in common for training",
         "b: 1 image for testing is among the training images of a: its figures are too good",
     )
+
+
+def test_pictures_that_predict_wrote_are_no_data(tmp_path: Path) -> None:
+    touch(tmp_path, *BASE)
+    folder = OutputFolder(tmp_path / "test/overlays", "--out")
+    for stem in ("hole/c", "new"):
+        place = folder.claim(stem, PurePath(stem), (".png",))
+        place.parent.mkdir(exist_ok=True)
+        place.with_name(f"{place.name}.png").write_bytes(
+            marked_png(Image.new("RGB", (4, 4)), "overlay")
+        )
+    touch(tmp_path / "test/overlays", "mine.png")
+    reading = read_data(tmp_path)
+    assert [item.path.name for item in reading.sites[0].test] == ["b.png", "c.png", "mine.png"]
+    assert not_read(reading) == {
+        ("test/overlays", "picture that fedvad wrote"): 1,
+        ("test/overlays/hole", "picture that fedvad wrote"): 1,
+    }
 
 
 def test_large_copies_are_told_from_files_of_equal_size(tmp_path: Path) -> None:

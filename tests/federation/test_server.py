@@ -66,6 +66,25 @@ class TestReceive:
         assert made.merged is not None
         assert made.merged.rows == 8
 
+    @pytest.mark.parametrize(
+        ("message", "reason"),
+        [
+            (sent("b"), "claims to be of site 'b', and is of a"),
+            (sent("a", 2), "claims to be of round 2, but round 1 is merged next"),
+            (upload("a", kind="global").to_bytes(), "it is a global memory"),
+            (b"junk" * 9, "header claims"),
+        ],
+    )
+    def test_claims_are_held_against_who_sent_it_and_when(
+        self, message: bytes, reason: str
+    ) -> None:
+        made = server()
+        receipt = made.receive("a", [sent("a"), message])
+        assert reason in receipt.refused
+        made.receive("c", [sent("c")])
+        made.close()
+        assert set(made.held()) == {"c"}
+
     def test_an_answer_without_an_upload(self) -> None:
         made = server()
         assert "no upload" in made.receive("a", []).refused
@@ -247,6 +266,14 @@ class TestVote:
             made.receive(name, [sent(name, features="y")])
         assert made.close().manifest.features == "y"
         assert "features x" in mine.refused
+
+    def test_a_site_votes_with_what_it_sent_first(self) -> None:
+        made = server()
+        made.open(2)
+        made.receive("a", [sent("a", 2, features="y")], label="2")
+        made.receive("a", [sent("a", 1, features="x")], label="1")
+        made.receive("b", [sent("b", features="x")])
+        assert made.close().manifest.features == "x"
 
     def test_features_that_are_demanded_alone_count(self) -> None:
         made = server(features="x")

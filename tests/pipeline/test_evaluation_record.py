@@ -26,9 +26,6 @@ def rolled_out(
     run.mkdir()
     for name in DEPLOYED:
         shutil.copy(trained[0] / name, run / name)
-    ledger = json.loads((run / "ledger.json").read_text())
-    assert "files" in ledger  # of the training, whose results are elsewhere
-    (run / "ledger.json").unlink()
     with pytest.raises(ArtefactError, match="measure it first, `fedvad evaluate"):
         fedvad.write_report(run)
     return run, fedvad.evaluate(run, plants / "alder", cache=shared_cache)
@@ -39,6 +36,8 @@ def test_a_site_has_its_own_report_and_gallery(rolled_out: tuple[Path, Any]) -> 
     assert json.loads((run / "results.json").read_text()) == found
     assert fedvad.write_report(run)["pictures"] == 7
     page = Reader((run / "report.html").read_bytes())
+    assert "feddymem · filterbank" in page.text
+    assert page.row("1")  # the rounds of the federation
     assert {c["data-site"] for c in page.all("li", **{"class": "card"})} == {"alder"}
     assert f"At its own threshold alder stops {found.threshold.sites['alder'].counts.stopped}" in (
         page.text
@@ -71,3 +70,17 @@ def test_results_of_a_training_stay_and_another_folder_takes_the_evaluation(
     assert len(page.all("li", **{"class": "card"})) == 7
     assert "ledger of this run is missing" not in page.text
     assert fedvad.write_report(out)["pictures"] == 7
+
+
+def test_a_page_that_fails_does_not_cost_the_figures(
+    trained: Run, plants: Path, shared_cache: Path, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in DEPLOYED[:2]:
+        shutil.copy(trained[0] / name, run / name)
+    (run / "gallery").write_text("in the way")
+    found = fedvad.evaluate(run, plants / "alder", cache=shared_cache)
+    assert found.image_auroc.mean is not None
+    assert "not kept for `fedvad report`" in caplog.text

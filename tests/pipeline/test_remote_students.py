@@ -20,6 +20,7 @@ from fedvad.federation.signed import SignedMessage, generate_keys, read_private_
 from fedvad.pipeline.bank import export_upload
 from fedvad.pipeline.bank_import import import_global
 from fedvad.pipeline.bank_server import merge_uploads
+from fedvad.pipeline.bank_thresholds import apply_thresholds, export_scores, merge_scores
 from fedvad.pipeline.deploy.init import init
 from fedvad.pipeline.deploy.server import federate
 from fedvad.pipeline.deploy.settings import ServerSettings, SiteSettings, read_server, read_site
@@ -61,8 +62,8 @@ def trained(
     return run
 
 
-def same(own: Any, trained: StudentRun, name: str) -> None:
-    """A site's run is that site's part of the whole one."""
+def same(own: Any, trained: StudentRun, name: str, *, together: bool) -> None:
+    """A site's run is that site's part of the whole one; together: its thresholds, too."""
     assert isinstance(own, StudentRun)
     assert own.shared.keys() == trained.shared.keys()
     for key, array in trained.shared.items():
@@ -73,7 +74,8 @@ def same(own: Any, trained: StudentRun, name: str) -> None:
         np.testing.assert_array_equal(own.sites[name].buffers[key], array)
     assert own.sites[name].own == expected.own
     assert own.sites[name].n_images == expected.n_images
-    assert own.sites[name].thresholds == alone(expected.thresholds)
+    wanted = expected.thresholds if together else alone(expected.thresholds)
+    assert own.sites[name].thresholds == wanted
 
 
 class Files:
@@ -132,9 +134,20 @@ class TestByFile:
     def test_the_run_is_that_of_train(self, fresh: Files, trained: StudentRun) -> None:
         out = fresh.merge([fresh.export(name, options=None) for name in SITES])
         assert sorted(fresh.told["accepted"]) == sorted(SITES)
-        told = fresh.take("birch", out, out=fresh.root / "run")
-        same(fedvad.load(fresh.root / "run"), trained, "birch")
-        assert told["threshold"] == fedvad.load(fresh.root / "run").threshold("birch").value
+        sent = []
+        for name in SITES:
+            told = fresh.take(name, out, out=fresh.root / f"run-{name}")
+            own = fedvad.load(fresh.root / f"run-{name}")
+            same(own, trained, name, together=False)
+            assert told["threshold"] == own.threshold(name).value
+            sent.append(fresh.root / f"scores-{name}")
+            key = fresh.root / name / f"{name}.key"
+            export_scores(fresh.root / f"run-{name}", key, sent[-1])
+        server = fresh.root / "server"
+        merge_scores(sent, fresh.root / "trust", server / "server.key", fresh.root / "found")
+        (fresh.root / "run-birch").rename(fresh.root / "run")
+        apply_thresholds(fresh.root / "found", fresh.root / "run", server / "server.pub")
+        same(fedvad.load(fresh.root / "run"), trained, "birch", together=True)
         assert [e.round for e in read_ledger(fresh.root / "run").rounds] == [1, 2]
         results = fedvad.evaluate(fresh.root / "run", fresh.plants / "birch")
         assert 0 <= results["image_auroc"]["sites"]["birch"] <= 1
@@ -269,7 +282,8 @@ class TestOverFlower:
         told = json.loads((result / "results.json").read_text())
         assert told["missing"] == {}
         for name in SITES:
-            same(fedvad.load(run_folder(settings(name), told["federation"])), trained, name)
+            own = fedvad.load(run_folder(settings(name), told["federation"]))
+            same(own, trained, name, together=True)
         final = Payload.from_bytes((result / "global.safetensors").read_bytes())
         for key, array in final.arrays.items():
             name = key.removeprefix("weight/")

@@ -39,6 +39,7 @@ def limit(
         found |= {"fpr": rates[0], "recall": rates[1]}
     if counts is not None:
         found["counts"] = dict(zip(("good", "stopped", "defects", "caught"), counts, strict=True))
+        found["recall"] = counts[3] / counts[2] if counts[2] else None
     return found
 
 

@@ -19,6 +19,7 @@ from fedvad.cli.backbones import backbones
 from fedvad.cli.bank import bank_app
 from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
+from fedvad.cli.calibrate import calibrate
 from fedvad.cli.common import QUIET
 from fedvad.cli.config import config
 from fedvad.cli.continual import continual
@@ -67,7 +68,7 @@ app = typer.Typer(
 _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     _START: (demo, train, config, inspect),
-    _USE: (evaluate, predict, report, serve, export),
+    _USE: (evaluate, predict, calibrate, report, serve, export),
     _FEDERATION: (server, site, launch),
     _RESEARCH: (bench, continual, distill, gallery, backbones),
 }

@@ -6,10 +6,11 @@ import re
 import tomllib
 from collections.abc import Iterable
 from functools import cache
+from inspect import unwrap
 from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 import typer
@@ -31,11 +32,15 @@ _TYPES = {"bool": bool, "int": int, "float": float, "path": click.Path(path_type
 class Verb(TyperCommand):
     """A command whose help texts are shown as they are: `[default: 2]` is no markup of rich."""
 
-    def __init__(self, name: str | None, **attributes: Any) -> None:
-        super().__init__(name, **attributes)
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help, with the texts of arguments, too, which typer loses beside click 8.5."""
+        assert self.callback is not None
+        declarations = get_type_hints(unwrap(self.callback), include_extras=True)
         for param in self.params:
-            if isinstance(param, click.Option) and param.help:
-                param.help = _plain(param.help)
+            info = next(iter(getattr(declarations.get(param.name or ""), "__metadata__", ())), None)
+            if text := getattr(info, "help", None):
+                vars(param)["help"] = _plain(text)
+        super().format_help(ctx, formatter)
 
 
 class OptionsCommand(Verb):

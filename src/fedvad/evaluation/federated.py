@@ -112,7 +112,10 @@ def federated_thresholds(
     Source: ours; the shrinkage is Smyth's (Stat. Appl. Genet. Mol. Biol. 2004).
     """
     check_target(target_fpr)
-    checked = {name: check_scores(own).astype(np.float64) for name, own in normal_scores.items()}
+    # ascending: the sums must not depend, in their last bits, on who adds them up
+    checked = {
+        name: np.sort(check_scores(own).astype(np.float64)) for name, own in normal_scores.items()
+    }
     given = {name: own for name, own in checked.items() if own.size >= MIN_SCORES}
     if len(given) < 2:
         return {name: conformal_threshold(own, target_fpr) for name, own in given.items()}

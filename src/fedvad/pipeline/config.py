@@ -15,10 +15,12 @@ from fedvad.errors import ConfigError
 from fedvad.features.names import is_backbone_file
 from fedvad.pipeline.option import declared
 from fedvad.pipeline.options import (
+    CALIBRATION_IMAGES,
     COMPARISONS,
     FREE_ON_RESUME,
     OWN_OF_SITE,
     STUDENT_OPTIONS,
+    TARGET_FPR,
     Reference,
     ThresholdRule,
 )
@@ -27,11 +29,13 @@ from fedvad.pipeline.student_config import STUDENT_METHODS, StudentOptions
 from fedvad.pipeline.train_config import TrainConfig
 
 __all__ = [
+    "CALIBRATION_IMAGES",
     "COMPARISONS",
     "FREE_ON_RESUME",
     "METHODS",
     "OWN_OF_SITE",
     "STUDENT_OPTIONS",
+    "TARGET_FPR",
     "Defence",
     "Reference",
     "ThresholdRule",

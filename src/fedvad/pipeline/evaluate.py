@@ -13,7 +13,7 @@ from fedvad.data.outputs import OWN_PNG
 from fedvad.data.reading import DataReading
 from fedvad.detectors.base import Detector
 from fedvad.detectors.calibration import choose_images
-from fedvad.errors import DataError, StorageError
+from fedvad.errors import DataError, FedvadError
 from fedvad.evaluation.drift import drift
 from fedvad.evaluation.results import Costs, DriftFigures, Results
 from fedvad.evaluation.sites import SiteResult, summarise
@@ -117,6 +117,8 @@ def evaluate(
     found = Results.of(
         ours,
         compare={},
+        method=run.method,
+        backbone=run.features.backbone,
         unreadable=[reason for r in results for reason in r.bad],
         data=data_of(reading, results),
         ledger=Costs.model_validate(ledger.summary()),
@@ -135,7 +137,7 @@ def evaluate(
     if keeping is not None:
         try:
             keep_evaluation(run_folder, keeping, found, results)
-        except StorageError as error:
+        except FedvadError as error:  # the figures are worth more than a page about them
             if out is not None:
                 raise
             log.warning("the results are not kept for `fedvad report`: %s", error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self, cast, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,25 @@ from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.weights import weights_hash
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
 from fedvad.pipeline.config import Reference
 from fedvad.pipeline.run import Arrays, Run, SiteModel
-from fedvad.pipeline.run_values import MemoryRunValues, RunValues
+from fedvad.pipeline.run_values import RunValues, SiteValues
 
 __all__ = ["SiteMemory", "TrainedRun"]
+
+
+class _SiteValues(SiteValues):
+    generator: str  # hash of its parameters
+
+
+class _RunValues(RunValues):
+    kind: Literal["run"]
+    reference: Reference
+    scoring: dict[str, Any]
+    sites: list[_SiteValues]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +67,7 @@ class TrainedRun(Run):
     """
 
     kind: ClassVar[str] = "run"
-    described: ClassVar[type[RunValues]] = MemoryRunValues
+    described: ClassVar[type[RunValues]] = _RunValues
     holds: ClassVar[str] = "a memory"
 
     memory: MemoryBank
@@ -123,6 +135,10 @@ class TrainedRun(Run):
             and (not self.scoring.density or holds(self.memory, cast(SiteMemory, model).bank))
         )
         return own.get(reference) or (own.get("global") if lends else None)
+
+    def shared_hash(self) -> str:
+        """See `Run.shared_hash`; of the rows alone, as the rest is computed from them."""
+        return weights_hash({"vectors": self.memory.vectors})
 
     def _shared_arrays(self) -> Arrays:
         arrays = {f"global/{name}": array for name, array in _bank_arrays(self.memory).items()}

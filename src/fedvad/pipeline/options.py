@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedvad.detectors.memory_site import Anchors, FedDyMemConfig, Reduce, Update
+from fedvad.detectors.memory_site import ROUNDS, Anchors, FedDyMemConfig, Reduce, Update
 from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.memory.neighbours import SearchMode
@@ -16,10 +16,12 @@ from fedvad.pipeline.options_sites import SiteOptions
 from fedvad.pipeline.student_config import StudentOptions
 
 __all__ = [
+    "CALIBRATION_IMAGES",
     "COMPARISONS",
     "FREE_ON_RESUME",
     "OWN_OF_SITE",
     "STUDENT_OPTIONS",
+    "TARGET_FPR",
     "DeclaredOptions",
     "Reference",
     "ThresholdRule",
@@ -27,6 +29,8 @@ __all__ = [
 
 Reference = Literal["global", "local", "union"]
 ThresholdRule = Literal["federated", "own"]
+TARGET_FPR = 0.01
+CALIBRATION_IMAGES = 128
 COMPARISONS = ("local", "pooled", "identity")
 
 _memory = partial(option, group="Memory")
@@ -64,7 +68,7 @@ class DeclaredOptions(SiteOptions):
         lt=1,
     )
     candidates: float = _memory(
-        0.5,
+        ROUNDS * FedDyMemConfig.candidates,
         "Share of all patches from which memory rows are chosen, over the whole run; each round "
         "draws an equal part.",
         default_text="0.5; 0.25 for patchcore",
@@ -181,7 +185,7 @@ class DeclaredOptions(SiteOptions):
         default_text="global; union with defence robust",
     )
     target_fpr: float = _thresholds(
-        0.01,
+        TARGET_FPR,
         "Wanted false-alarm rate: the share of normal images that may be called anomalous.",
         gt=0,
         le=0.5,
@@ -195,7 +199,7 @@ class DeclaredOptions(SiteOptions):
         "leave-one-out where memory rows are real patches.",
     )
     calibration_images: int = _thresholds(
-        128,
+        CALIBRATION_IMAGES,
         "Greatest number of normal images of a site that leave-one-out scores.",
         unit="images",
         ge=3,

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.bounds import MAX_BAD, MAX_PIXELS
+from fedvad.detectors.memory_site import ROUNDS, FedDyMemConfig
 from fedvad.features.config import SIDES, Engine, FeatureConfig
+from fedvad.features.names import IMAGE_SIZE
 from fedvad.federation.codecs import Precision
 from fedvad.memory.merge import MergeMode
 from fedvad.pipeline.option import BOTH, option
@@ -25,7 +27,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "feddymem-trained": {"train_generator": True, "update": "ema", "merge": "kmeans"},
     "feddymem-cluster": {"reduce": "cluster", "update": "ema", "merge": "kmeans"},
     "feddymem-position": {"reduce": "position", "update": "ema", "merge": "kmeans"},
-    "patchcore": {"rounds": 1, "merge": "kcenter", "memory_rows": 2000, "candidates": 0.25},
+    "patchcore": {
+        "rounds": 1,
+        "merge": "kcenter",
+        "memory_rows": 2000,
+        "candidates": FedDyMemConfig.candidates,
+    },
     **STUDENT_METHODS,
 }
 
@@ -65,7 +72,7 @@ class SiteOptions(BaseModel):
         example="resnet18.safetensors",
     )
     image_size: int = _features(
-        FeatureConfig.image_size,
+        IMAGE_SIZE,
         "Side of the square to which every image is resized.",
         unit="pixels",
         ge=SIDES[0],
@@ -120,7 +127,7 @@ class SiteOptions(BaseModel):
         example=["no_label"],
     )
     max_bad: float = _data(
-        0.05,
+        MAX_BAD,
         "Share of the images of a site and set that may be unreadable before the run stops.",
         ge=0,
         le=1,
@@ -135,7 +142,7 @@ class SiteOptions(BaseModel):
         free=True,
     )
     rounds: int = _federation(
-        2,
+        ROUNDS,
         "Rounds of exchange between the sites and the server.",
         default_text="2; 1 for patchcore; 5 for students",
         ge=1,
@@ -160,7 +167,7 @@ class SiteOptions(BaseModel):
         everyday=True,
     )
     upload_rows: int = _federation(
-        1500,
+        FedDyMemConfig.rows,
         "Greatest number of memory rows (patch vectors) that a site sends in one round, if fewer "
         "than upload_bytes allows.",
         ge=1,

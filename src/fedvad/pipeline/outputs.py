@@ -128,7 +128,8 @@ def _replaceable(folder: Path) -> bool:
         return True
     try:
         return read_results(folder).of_evaluate
-    except ArtefactError:  # whose they are, nobody can say
+    except ArtefactError as error:  # whose they are, nobody can say
+        log.warning("%s", error)
         return False
 
 
@@ -137,10 +138,11 @@ def keep_evaluation(run: Path, target: Path, found: Results, results: Sequence[S
 
     Another folder than that of the run gets copies of its configuration and ledger.
     """
+    ledger = read_ledger(run)
     write_json(target / RESULTS_FILE, found.to_dict())
+    write_ledger(target, ledger, vouches_for=[RESULTS_FILE])
     if target != run:
         write_config(target, read_config(run))
-        write_ledger(target, read_ledger(run), vouches_for=[RESULTS_FILE])
     keep_record(target, results, {}, panels(results))
     report(target)
 

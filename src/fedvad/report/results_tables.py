@@ -55,17 +55,23 @@ def results_table(results: Results, *, name: str = "federated") -> list[list[str
     return rows
 
 
-def sites_table(results: Results, *, name: str = "federated") -> list[list[str]]:
+def sites_table(
+    results: Results, *, name: str = "federated", brief: bool = False
+) -> list[list[str]]:
     """One row per site: what its threshold stops and catches, image AUROC of each method, gain.
 
     Good images stopped and defects caught are counts, or rates in results of earlier versions.
     "promised" is the rate of false alarms that the held-out normal images let one promise with 95 %
     confidence; where they promise none, a threshold that is a parametric bound says so. The gain is
     that over "local", or over the first compared method when there is no "local"; its column is
-    missing when nothing was compared.
+    missing when nothing was compared. brief: without the image AUROC of other methods.
     """
-    methods = _methods(results, name)
     baseline = baseline_of(results)
+    methods = [
+        (method, values)
+        for method, values in _methods(results, name)
+        if not brief or values is results or method == baseline
+    ]
     over = None if baseline is None else results.gain.get(baseline)
     limits = {
         site: results.threshold.sites.get(site, SiteThreshold()) for site in results.all_sites
@@ -105,13 +111,14 @@ def own_normals_table(results: Results) -> list[list[str]]:
 def rich_tables(results: Results, *, name: str = "federated") -> list[Table]:
     """The tables for the terminal, without empty columns, readable from 80 columns on.
 
-    Methods only where something was compared; each site's own normal images where no test image
-    tells how good the detector is; what was read of the data where it was not everything.
+    Each site's own normal images only where no test image tells how good the detector is; what was
+    read of the data only where it was not everything.
     """
     tables = []
-    if results.compare:
-        tables.append(rich_table("Methods", without_empty(results_table(results, name=name))))
-    tables.append(rich_table("Sites", without_empty(sites_table(results, name=name))))
+    methods = without_empty(results_table(results, name=name))
+    if len(methods[0]) > 1:
+        tables.append(rich_table("Methods", methods))
+    tables.append(rich_table("Sites", without_empty(sites_table(results, name=name, brief=True))))
     moved = own_normals_table(results)
     if len(moved) > 1 and results.image_auroc.mean is None:
         tables.append(rich_table("Own normal images", moved))

@@ -23,6 +23,7 @@ __all__ = [
     "percent",
     "total",
     "verdict",
+    "worst_first",
 ]
 
 ALONE = "local"
@@ -64,7 +65,7 @@ def fitness(results: Results) -> str:
     text = f"{who} {' and '.join(told)}"
     caught = {site: found for site, found in counted.items() if found.defects}
     if len(caught) > 1:
-        worst = min(caught, key=lambda site: caught[site].caught / caught[site].defects)
+        worst = next(site for site in worst_first(results) if site in caught)
         text += f" (fewest at {worst}: {caught[worst].caught} of {caught[worst].defects})"
     if not whole.defects:
         text += "; no defect was tested"
@@ -146,6 +147,18 @@ def mean_rate(results: MethodResults, which: Literal["fpr", "recall"]) -> float 
     rates = [getattr(limit, which) for limit in results.threshold.sites.values()]
     known = [rate for rate in rates if rate is not None]
     return sum(known) / len(known) if known else None
+
+
+def worst_first(results: Results) -> list[str]:
+    """Sites by the share of defects that they catch, then by image AUROC; unknown ones last."""
+
+    def rank(site: str) -> tuple[float, float]:
+        limit = results.threshold.sites.get(site)
+        recall = None if limit is None else limit.recall
+        auroc = results.image_auroc.sites.get(site)
+        return (2.0 if recall is None else recall, 2.0 if auroc is None else auroc)
+
+    return sorted(results.all_sites, key=rank)
 
 
 def percent(rate: float) -> str:

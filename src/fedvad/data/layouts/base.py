@@ -174,7 +174,11 @@ def left_over(top: Folder, read: Iterable[Path], why: Mapping[Path, str]) -> tup
         for path in folder.files:
             if path in known:
                 continue
-            own = file_reason(path) or ((NO_PIXELS, True) if path in folder.no_pixels else None)
+            own = file_reason(path)
+            if path in folder.outputs:
+                own = "picture that fedvad wrote", True
+            elif path in folder.no_pixels:
+                own = NO_PIXELS, True
             reason = why.get(path) or (own[0] if own else barred or _default(folder, top))
             if barred is not None and (own is None or barred in ("system folder", "hidden")):
                 reason = barred

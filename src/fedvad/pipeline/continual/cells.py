@@ -123,8 +123,8 @@ def make_learner(method: Method, seed: int, where: Where) -> Learner:
             layers=features.layers,
             train=TrainConfig(patience=None, **settings),
             held_out=method.train.held_out,
-            seed=seed,
-            **method.options,
+            # as the streams were measured: the highest cell of the map as it is
+            **{"smooth": 1, "top": 0.0, "seed": seed, **method.options},
         )
     except TypeError as error:
         raise ConfigError(f"method {method.name!r}: {error}") from error

@@ -14,6 +14,7 @@ from fedvad._version import __version__
 from fedvad.data.files import locked, write_atomically
 from fedvad.detectors.scoring import distance_scale
 from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
+from fedvad.evaluation.histograms import to_pairs
 from fedvad.features.config import FeatureConfig
 from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.ledger import RoundEntry
@@ -22,11 +23,12 @@ from fedvad.federation.runners.flower.rounds import Links, RemoteRounds
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.deploy.settings import ServerSettings
-from fedvad.pipeline.deploy.sharing import KEY, share, shared_values, summed
+from fedvad.pipeline.deploy.sharing import KEY, hand_back, shared_values, summed, together
 from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.plan import check_join
 from fedvad.pipeline.remote import Remote, remote
 from fedvad.pipeline.run_folder import write_config, write_json, write_ledger
+from fedvad.pipeline.site_scores import SCORES
 
 __all__ = ["begin", "federate", "read_status", "site_keys"]
 
@@ -135,9 +137,15 @@ def _federate(
         finished[site] = replies[site].told
     if config.shared_threshold:
         counts = summed(rounds, finished)
-        without = share(rounds, finished, counts, final.manifest.round)
+        total = {name: to_pairs(own) for name, own in counts.items()}
+        parts = {site: {KEY: total} for site in finished} if total else {}
+        without = hand_back(rounds, finished, parts, final.manifest.round)
         values = shared_values(counts, config.target_fpr)
         record["shared_threshold"] = values | {"without": sorted(without)}
+    elif config.threshold_rule == "federated":
+        parts = together(rounds, finished, config.target_fpr)
+        without = hand_back(rounds, finished, parts, final.manifest.round)
+        record["thresholds_together"] = {"sites": sorted(parts), "without": sorted(without)}
     write_json(folder / _RECORD, record)
     result = folder / _RESULT
     _write_result(result, config, final, record, rounds, missing, replies)
@@ -165,10 +173,11 @@ def _write_result(
         "n_patches": final.manifest.n_patches,
         "told": record.get("told", {}),
         "finished": {
-            site: {key: value for key, value in told.items() if key not in ("shared", KEY)}
+            site: {key: value for key, value in told.items() if key not in ("shared", KEY, SCORES)}
             for site, told in record.get("finished", {}).items()
         },
         "shared_threshold": record.get("shared_threshold"),
+        "thresholds_together": record.get("thresholds_together"),
         "missing": {
             site: replies[site].refusal if site in replies else "no answer in time"
             for site in sorted(missing)

@@ -80,7 +80,9 @@ class SiteSettings(BaseModel):
     server: its `host:port`. data: folder of this site's images. state: what must outlive
     everything. max_upload_bytes: more than this per round the site does not send, whatever the
     server's configuration says; weights of a student it sends only with allow_weights, and then
-    max_weight_bytes at most. weights, engine, device: this site's way to the features.
+    max_weight_bytes at most. share_scores: whether the scores of own normal images go to the
+    server, for thresholds found with those of other sites. weights, engine, device: this site's
+    way to the features.
     """
 
     model_config = _MODEL
@@ -97,6 +99,7 @@ class SiteSettings(BaseModel):
     max_upload_bytes: int = Field(default=1_000_000, ge=4096)
     allow_weights: bool = False
     max_weight_bytes: int = Field(default=MAX_WEIGHT_BYTES, ge=4096)
+    share_scores: bool = True
     port: int = Field(default=9094, ge=1, le=65535)
     insecure: bool = False
 

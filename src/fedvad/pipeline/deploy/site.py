@@ -38,6 +38,7 @@ from fedvad.pipeline.method import method_class
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.remote import Remote, remote
 from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
+from fedvad.pipeline.site_scores import SCORES, THRESHOLDS, adopt, scores_of
 
 __all__ = ["answer", "run_folder", "state_folder"]
 
@@ -195,6 +196,8 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         told["own_normals"] = made["own_normals"].get(site.name, {})
     if config.shared_threshold:
         told[KEY] = read_counts(out)
+    elif config.threshold_rule == "federated" and site.share_scores:
+        told[SCORES] = scores_of(out, site.name)
     log.info("run folder: %s", out)
     return Reply(site.name, instruction.round, (), told)
 
@@ -203,8 +206,11 @@ def _threshold(site: SiteSettings, instruction: Instruction) -> Reply:
     out = run_folder(site, instruction.federation)
     if not (out / DETECTOR_FILE).is_file():
         raise ConfigError("a threshold of all sites came before the final memory")
-    take(out, instruction.told, _config(site, instruction).target_fpr)
-    log.info("%s has the threshold of all sites", out)
+    if THRESHOLDS in instruction.told:
+        adopt(out, site.name, instruction.told)
+    else:
+        take(out, instruction.told, _config(site, instruction).target_fpr)
+    log.info("%s has the threshold found with all sites", out)
     return Reply(site.name, instruction.round)
 
 

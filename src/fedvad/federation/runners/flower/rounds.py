@@ -192,12 +192,12 @@ class RemoteRounds:
         self.server.handed_out(asked)
         return replies, set(missing) | self._refused(replies, "the final memory")
 
-    def tell(
-        self, told: dict[str, Any], round_: int, sites: Iterable[str]
-    ) -> tuple[set[str], set[str]]:
-        """Send sites the sums of all; who took them, and who did not, in time or at all."""
-        order = replace(self.template, kind="threshold", round=round_, told=told)
-        replies, missing, _ = self._gather(sorted(sites), lambda site: order, round_)
+    def tell(self, told: Mapping[str, dict[str, Any]], round_: int) -> tuple[set[str], set[str]]:
+        """Send each site its part of `told`; who took it, and who did not, in time or at all."""
+        order = replace(self.template, kind="threshold", round=round_)
+        replies, missing, _ = self._gather(
+            sorted(told), lambda site: replace(order, told=told[site]), round_
+        )
         refused = self._refused(replies, "the threshold")
         return set(replies) - refused, set(missing) | refused
 
