@@ -30,6 +30,8 @@ def is_borderline(score: float, threshold: float | None) -> bool:
     Such an image is on neither side for certain: show it as "borderline", never as plainly normal.
     Without a positive, finite threshold nothing is borderline. Source: ours (`docs/thresholds.md`).
 
+    Examples
+    --------
     >>> is_borderline(0.93, 1.0), is_borderline(1.05, 1.0), is_borderline(0.5, 1.0)
     (True, True, False)
     """
