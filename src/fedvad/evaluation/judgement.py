@@ -16,6 +16,11 @@ def outcome(label: int, score: float, threshold: float | None) -> Outcome:
 
     "caught" or "false alarm" where score > threshold, else "missed" or "passed"; "not judged"
     without a finite threshold.
+
+    Examples
+    --------
+    >>> outcome(1, 1.2, 1.0), outcome(0, 1.2, 1.0), outcome(0, 0.8, None)
+    ('caught', 'false alarm', 'not judged')
     """
     if threshold is None or not math.isfinite(threshold):
         return "not judged"
