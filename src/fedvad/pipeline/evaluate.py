@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedvad.data.contents import normals
 from fedvad.data.folders import Site
 from fedvad.data.labels import LabelNames
 from fedvad.data.outputs import OWN_PNG
@@ -178,11 +179,11 @@ def _known_threshold(site: Site, run: Run, images: Mapping[str, str]) -> Thresho
 def _new_threshold(
     site: Site, run: Run, config: TrainConfig, extractor: FeatureExtractor
 ) -> Threshold | None:
-    normals = [item.path for item in site.train if item.label == 0]
-    if not normals or (config.split is not None and not config.keeps_patches):
+    known = normals(site.train)
+    if not known or (config.split is not None and not config.keeps_patches):
         return None  # in the latter case they may have been trained on
-    chosen = choose_images(len(normals), config.calibration_images, config.seed)
-    paths = [normals[i] for i in chosen]
+    chosen = choose_images(len(known), config.calibration_images, config.seed)
+    paths = [known[i] for i in chosen]
     detector = run.detector(None, extractor)
     if isinstance(detector, MemoryDetector) and config.keeps_patches:
         # perhaps a site of the run under another name, whose own patches must not be its measure
