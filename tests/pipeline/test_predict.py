@@ -18,8 +18,8 @@ import fedvad
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.errors import ConfigError, DataError
 from fedvad.pipeline import runs
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.run_folder import read_config
-from fedvad.pipeline.runs import load_run
 from fedvad.serving.predictor import Predictor
 from tests.helpers import SIZE
 
@@ -339,7 +339,7 @@ def test_a_run_of_another_device_works_on_this_one(
 
 
 def test_without_a_threshold_the_row_says_why(trained: Run, plants: Path, tmp_path: Path) -> None:
-    run = load_run(trained[0])
+    run = TrainedRun.load(trained[0])
     one = replace(run.sites["alder"], thresholds={}, n_images=2)
     replace(run, sites={"alder": one}).save(tmp_path)
     shutil.copy(trained[0] / "config.json", tmp_path)

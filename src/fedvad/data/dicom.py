@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.bounds import check_pixels
+from fedvad.data.containers import pick_frame
 from fedvad.data.depth import to_8_bit
-from fedvad.data.frames import pick_frame
 from fedvad.data.windows import ends_of, in_bytes, spread
 from fedvad.errors import ImageError
 

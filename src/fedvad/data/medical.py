@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data import dicom
-from fedvad.data.frames import pick_frame
+from fedvad.data.containers import pick_frame
 from fedvad.data.nifti import HEADER, Volume
 from fedvad.errors import DataError, ImageError
 

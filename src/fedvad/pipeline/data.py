@@ -23,6 +23,7 @@ from fedvad.data.reading import DataReading
 from fedvad.data.split import parse_split, split_site
 from fedvad.detectors.base import NormalFeatures
 from fedvad.errors import ConfigError, DataError
+from fedvad.evaluation.results import DataRead
 from fedvad.evaluation.sites import SiteResult
 from fedvad.evaluation.truth import read_truth
 from fedvad.features.extractor import FeatureExtractor
@@ -123,8 +124,8 @@ def data_with_masks(reading: DataReading, image_size: int) -> dict[str, Any]:
     return reading.noted(f"{name}: {note}" for name, note in found.items() if note).to_json()
 
 
-def data_of(reading: DataReading, results: Sequence[SiteResult]) -> dict[str, Any]:
-    """JSON values of a reading, with what scoring found of the test images and their masks.
+def data_of(reading: DataReading, results: Sequence[SiteResult]) -> DataRead:
+    """What was read, with what scoring found of the test images and their masks.
 
     That is also logged, since it was not known when the folder was read.
     """
@@ -140,7 +141,7 @@ def data_of(reading: DataReading, results: Sequence[SiteResult]) -> dict[str, An
             notes.append(f"{result.name}: {note}")
     for note in notes:
         log.warning("%s", note)
-    return reading.noted(notes).to_json()
+    return DataRead.model_validate(reading.noted(notes).to_json())
 
 
 def digest_of(images: Iterable[ImageItem]) -> str:

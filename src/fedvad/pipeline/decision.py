@@ -13,7 +13,7 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import MIN_HELD_OUT
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import middle
+from fedvad.pipeline.run import middle
 from fedvad.pipeline.thresholds import find_thresholds
 
 __all__ = ["check_threshold_options", "choose_threshold", "why_no_threshold"]
@@ -29,7 +29,7 @@ class _Run(Protocol):
     def sites(self) -> Mapping[str, _Site]: ...
 
     def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
-        """See `TrainedRun.threshold`."""
+        """See `Run.threshold`."""
         ...
 
 

@@ -18,6 +18,7 @@ from fedvad.data.labels import LabelNames
 from fedvad.data.outputs import OWN_PNG
 from fedvad.data.synthesis import KINDS, SynthesisConfig, TextureFolder, synthesise
 from fedvad.errors import ConfigError
+from fedvad.features.names import IMAGE_SIZE
 from fedvad.pipeline.data import load_sites
 from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.progress import Progress, Stage, silent
@@ -37,7 +38,7 @@ def gallery(
     rows: int = 2,
     foreground: Literal["none", "otsu"] | int = "none",
     textures: Path | None = None,
-    image_size: int = 256,
+    image_size: int = IMAGE_SIZE,
     max_pixels: int = MAX_PIXELS,
     good: Sequence[str] = (),
     defect: Sequence[str] = (),

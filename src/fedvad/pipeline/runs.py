@@ -13,21 +13,13 @@ from fedvad.features.config import Engine
 from fedvad.features.engine import check_engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import TrainConfig, as_path
-from fedvad.pipeline.fitted import Run
-from fedvad.pipeline.run_folder import TrainedRun, read_config, read_run
-from fedvad.pipeline.student_run import KIND, StudentRun
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run import Run
+from fedvad.pipeline.run_folder import read_config
 
-__all__ = ["known_site", "load_run", "open_memory_run", "open_run"]
+__all__ = ["known_site", "open_memory_run", "open_run"]
 
 log = logging.getLogger(__name__)
-
-
-def load_run(folder: Path) -> TrainedRun | StudentRun:
-    """Read a run of memories or of students; raises `ArtefactError`."""
-    arrays, values, path = read_run(folder)
-    if values.get("kind") == KIND:
-        return StudentRun.from_arrays(arrays, values, path)
-    return TrainedRun.from_arrays(arrays, values, path)
 
 
 def known_site(run: Run, site: object) -> str | None:
@@ -59,7 +51,7 @@ def open_run(
     `MismatchError` when the backbone's values differ, or `ConfigError` for a given engine or device
     that is not there.
     """
-    run = load_run(folder)
+    run = Run.load(folder)
     config = _placed(read_config(folder), weights, engine, device)
     if max_pixels is not None:
         config = config.model_copy(update={"max_pixels": max_pixels})

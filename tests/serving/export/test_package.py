@@ -23,7 +23,8 @@ from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ArtefactError, ConfigError, DataError, StorageError
 from fedvad.half import to_float
-from fedvad.pipeline.run_folder import TrainedRun, read_config, write_config
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run_folder import read_config, write_config
 from fedvad.pipeline.runs import open_memory_run as open_run
 from fedvad.serving.export.package import EXAMPLE_FILE
 from tests.helpers import SIZE, TRAIN

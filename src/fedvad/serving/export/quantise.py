@@ -20,7 +20,7 @@ from fedvad.features.extractor import check_bad_share
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import fingerprint, load_sites
 from fedvad.pipeline.progress import Progress, Stage
-from fedvad.pipeline.run_folder import TrainedRun
+from fedvad.pipeline.run import Run
 
 __all__ = ["calibration_images", "quantised"]
 
@@ -28,7 +28,7 @@ _IMAGES = 100
 
 
 def calibration_images(
-    data: Path, run: TrainedRun, config: TrainConfig, site: str | None, progress: Progress
+    data: Path, run: Run, config: TrainConfig, site: str | None, progress: Progress
 ) -> list[npt.NDArray[np.uint8]]:
     """At most 100 normal training images of a site (None: of all), each uint8 (1, S, S, 3).
 
