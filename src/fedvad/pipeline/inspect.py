@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from fedvad.data.contents import check_contents
 from fedvad.data.folders import read_data
-from fedvad.data.labels import LabelNames
+from fedvad.data.labels import LabelNames, Names
 from fedvad.data.layouts.base import left_over
 from fedvad.data.listing import scan
 from fedvad.detectors.artefact import read_arrays
@@ -37,8 +36,8 @@ def inspect(
     path: Path,
     *,
     trust: Path | None = None,
-    good: Sequence[str] = (),
-    defect: Sequence[str] = (),
+    good: Names = (),
+    defect: Names = (),
     image_size: int = 256,
 ) -> dict[str, Any]:
     """Describe a run folder, a detector file, a message file, signed or not, or a data folder.
@@ -54,7 +53,7 @@ def inspect(
         file = path / DETECTOR_FILE
         if not (file.exists() or (path / CONFIG_FILE).exists()):
             _check_images(path)
-            names = LabelNames(tuple(good), tuple(defect))
+            names = LabelNames.of(good, defect)
             reading = read_data(path, names, allow_empty_train=True)
             return {
                 "path": str(path),
