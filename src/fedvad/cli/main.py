@@ -21,7 +21,7 @@ from fedvad.cli.cache import cache_app
 from fedvad.cli.common import QUIET
 from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
-from fedvad.cli.deploy import deploy_app, launch, server, site
+from fedvad.cli.deploy import deploy_app, launch, server, site, status
 from fedvad.cli.distill import distill
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
@@ -75,6 +75,7 @@ for verb in (
     server,
     site,
     launch,
+    status,
 ):
     app.command()(verb)
 app.add_typer(bank_app, name="bank")
