@@ -29,7 +29,8 @@ from fedvad.pipeline.deploy.settings import (
 )
 from fedvad.pipeline.deploy.site import answer, run_folder, state_folder
 from fedvad.pipeline.deploy.status import overview
-from fedvad.pipeline.run_folder import TrainedRun, read_ledger
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run_folder import read_ledger
 from tests.deploy.support import FakeLinks
 from tests.helpers import OPTIONS, alone, run_main
 

@@ -28,9 +28,10 @@ from fedvad.pipeline.bank_state import load_site
 from fedvad.pipeline.bank_thresholds import apply_thresholds, export_scores, merge_scores
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.plan import memory_sites, plan, split_held_out
 from fedvad.pipeline.progress import silent
-from fedvad.pipeline.run_folder import TrainedRun, read_config, read_ledger, write_config
+from fedvad.pipeline.run_folder import read_config, read_ledger, write_config
 from tests.helpers import OPTIONS, alone, run_main, upload
 
 SITES = ("alder", "birch", "cedar")

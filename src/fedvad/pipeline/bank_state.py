@@ -18,8 +18,7 @@ from fedvad.errors import ArtefactError, ConfigError, PayloadError
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.payload import Manifest, Payload
 from fedvad.federation.signed import SignedMessage, read_bounded
-from fedvad.pipeline.config import TrainConfig, resolve_config
-from fedvad.pipeline.student_config import STUDENT_OPTIONS
+from fedvad.pipeline.config import FREE_ON_RESUME, STUDENT_OPTIONS, TrainConfig, resolve_config
 
 __all__ = [
     "SiteState",
@@ -34,8 +33,6 @@ __all__ = [
 ]
 
 _SITE, _GLOBAL, _LEDGER, _SENT = "site.safetensors", "global.fedvad", "ledger.json", "sent"
-# what may differ between the rounds of a site: ways to the same numbers
-_FREE = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +114,10 @@ def next_config(state: SiteState | None, file: Path | None, options: dict[str, A
         now = resolve_config(file, **options)
     else:
         given = {key: value for key, value in options.items() if value is not None}
-        # where nothing but a student's options mean something, others must not be given
+        # where only a student's options have a meaning, others must not be given
         means = STUDENT_OPTIONS if state.config.has_student else set(before)
         now = resolve_config(None, **{k: v for k, v in before.items() if k in means} | given)
-    changed = [k for k, v in now.model_dump().items() if k not in _FREE and before[k] != v]
+    changed = [k for k, v in now.model_dump().items() if k not in FREE_ON_RESUME and before[k] != v]
     if changed:
         raise ConfigError(
             f"site {state.site} began this federation with another configuration: "

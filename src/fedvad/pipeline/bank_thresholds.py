@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, ValidationError
 from fedvad.data.checked import STRICT
 from fedvad.data.files import write_atomically
 from fedvad.errors import ConfigError, FederationError, PayloadError
-from fedvad.federation.exchange.weights import weights_hash
 from fedvad.federation.signed import (
     SignedMessage,
     SigningKey,
@@ -21,10 +20,9 @@ from fedvad.federation.signed import (
     read_trusted_keys,
 )
 from fedvad.pipeline.guards import guard_output_file
+from fedvad.pipeline.run import Run
 from fedvad.pipeline.run_folder import read_config
-from fedvad.pipeline.runs import load_run
 from fedvad.pipeline.site_scores import SCORES, THRESHOLDS, Found, adopt, federated, scores_of
-from fedvad.pipeline.student_run import StudentRun
 
 __all__ = ["apply_thresholds", "export_scores", "merge_scores"]
 
@@ -133,17 +131,16 @@ def apply_thresholds(file: Path, run: Path, trust: Path) -> dict[str, Any]:
         adopt(run, site, {THRESHOLDS: {name: found.model_dump() for name, found in own.items()}})
     except PayloadError as error:
         raise PayloadError(f"{file}: {error}") from error
-    threshold = load_run(run).threshold(site)
+    threshold = Run.load(run).threshold(site)
     return {"site": site, "threshold": None if threshold is None else threshold.value}
 
 
 def _of(folder: Path) -> tuple[str, str]:
     """Hash of what all sites share in a run folder, and the name of its one site."""
-    run = load_run(folder)
+    run = Run.load(folder)
     if len(run.sites) != 1:
         raise ConfigError(f"{folder} is of {len(run.sites)} sites: give the run folder of one")
-    arrays = run.shared if isinstance(run, StudentRun) else {"vectors": run.memory.vectors}
-    return weights_hash(arrays), next(iter(run.sites))
+    return run.shared_hash(), next(iter(run.sites))
 
 
 def _write(out: Path, key: SigningKey, values: Mapping[str, Any]) -> None:

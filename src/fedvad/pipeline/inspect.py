@@ -11,9 +11,10 @@ import numpy as np
 from fedvad.data.contents import check_contents
 from fedvad.data.folders import read_data
 from fedvad.data.labels import LabelNames
+from fedvad.data.layouts.base import left_over
 from fedvad.data.listing import scan
 from fedvad.detectors.artefact import read_arrays
-from fedvad.errors import ArtefactError, PayloadError
+from fedvad.errors import ArtefactError, DataError, PayloadError
 from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload
 from fedvad.federation.signed import (
@@ -28,6 +29,7 @@ from fedvad.pipeline.run_folder import CONFIG_FILE, DETECTOR_FILE
 
 __all__ = ["inspect"]
 
+_SHOWN = 5
 _ARRAYS = {"vectors", "weights", "spread"}
 
 
@@ -46,12 +48,12 @@ def inspect(
     as which label, and what is not, with image_size in view. good, defect: names of folders with
     normal images and with defects, beyond `good`. Of messages also `contents` (numbers),
     `signature` and `says` (sentences for an auditor). trust: public keys to name the signer by.
-    Raises `ArtefactError` for anything else, `DataError` for a folder that is no data.
+    Raises `ArtefactError` for anything else, `DataError` for a folder of neither images nor a run.
     """
     if path.is_dir():
         file = path / DETECTOR_FILE
-        run = file.exists() or (path / CONFIG_FILE).exists()
-        if not run and scan(path).holds_images():
+        if not (file.exists() or (path / CONFIG_FILE).exists()):
+            _check_images(path)
             names = LabelNames(tuple(good), tuple(defect))
             reading = read_data(path, names, allow_empty_train=True)
             return {
@@ -84,6 +86,16 @@ def inspect(
         **values,
         "arrays": {name: _describe(array) for name, array in sorted(arrays.items())},
     }
+
+
+def _check_images(folder: Path) -> None:
+    """Raise `DataError`, with what lies there, for a folder that holds neither images nor a run."""
+    top = scan(folder)
+    if top.holds_images():
+        return
+    skipped = left_over(top, (), {})
+    found = ", ".join(f"{s.files} files ({s.reason})" for s in skipped[:_SHOWN])
+    raise DataError(f"{folder} holds neither images nor a run; found: {found or 'nothing'}")
 
 
 class _NoMessageError(PayloadError):

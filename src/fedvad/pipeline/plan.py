@@ -20,6 +20,7 @@ from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.privacy import NEIGHBOURS, epsilon
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.method import method_class
 
 __all__ = [
     "check_join",
@@ -50,7 +51,7 @@ def check_join(config: TrainConfig, sites: Sequence[str]) -> None:
     unknown = sorted(set(config.join) - set(sites))
     if unknown:
         raise ConfigError(f"--join names unknown sites {unknown}; there are {sorted(sites)}")
-    rounds = config.rounds + (config.student.amplify_rounds if config.has_student else 0)
+    rounds = method_class(config.method).rounds(config)
     for name, round_ in config.join.items():
         if round_ > rounds:
             log.warning("%s joins in round %d of %d: it never takes part", name, round_, rounds)

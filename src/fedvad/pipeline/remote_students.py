@@ -23,7 +23,6 @@ from fedvad.pipeline.bank_state import SiteState
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.plan import robust, site_seed
 from fedvad.pipeline.progress import Progress
-from fedvad.pipeline.run_folder import TrainedRun
 from fedvad.pipeline.student_run import StudentRun
 from fedvad.pipeline.students import make_student, prepare_sites
 from fedvad.pipeline.thresholds import Calibration, find_thresholds
@@ -95,7 +94,7 @@ class StudentRemote:
         extractor: FeatureExtractor,
         data: str,
         progress: Progress,
-    ) -> tuple[TrainedRun | StudentRun, Calibration]:
+    ) -> tuple[StudentRun, Calibration]:
         """See `Remote.run`."""
         config, name = self.config, site.name
         with self._prepared(site, state.index, extractor, progress) as own:

@@ -20,7 +20,7 @@ from fedvad.errors import ArtefactError, PayloadError
 from fedvad.evaluation.federated import federated_thresholds
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.runs import load_run
+from fedvad.pipeline.run import Run
 
 __all__ = ["SCORES", "THRESHOLDS", "Found", "Scores", "adopt", "federated", "parsed", "scores_of"]
 
@@ -58,7 +58,7 @@ def scores_of(folder: Path, site: str) -> Scores:
 
     Raises `ArtefactError` for a run that is damaged, or is not of the site.
     """
-    return {name: list(found.scores) for name, found in _shared(load_run(folder).sites, site)}
+    return {name: list(found.scores) for name, found in _shared(Run.load(folder).sites, site)}
 
 
 def parsed(told: Mapping[str, Any], most: int | None = None) -> Scores:
@@ -94,7 +94,7 @@ def adopt(folder: Path, site: str, told: Mapping[str, Any]) -> None:
         found = parse_values(_Thresholds, {THRESHOLDS: told[THRESHOLDS]}, "the thresholds")
     except (KeyError, ArtefactError) as error:
         raise PayloadError(f"the thresholds of all sites cannot be read: {error}") from error
-    run = load_run(folder)
+    run = Run.load(folder)
     for name, own in _shared(run.sites, site):
         if name in found.thresholds:
             new = found.thresholds[name]

@@ -19,8 +19,8 @@ from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import Reference, ThresholdRule, TrainConfig
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.progress import Progress, Stage
-from fedvad.pipeline.run_folder import TrainedRun
 
 __all__ = ["Calibration", "Counts", "calibrate", "find_thresholds", "share_threshold"]
 

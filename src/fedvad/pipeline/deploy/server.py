@@ -24,9 +24,10 @@ from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.deploy.settings import ServerSettings
 from fedvad.pipeline.deploy.sharing import KEY, hand_back, shared_values, summed, together
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.plan import check_join
 from fedvad.pipeline.remote import Remote, remote
-from fedvad.pipeline.run_folder import TrainedRun, write_config, write_json, write_ledger
+from fedvad.pipeline.run_folder import write_config, write_json, write_ledger
 from fedvad.pipeline.site_scores import SCORES
 
 __all__ = ["begin", "federate", "read_status", "site_keys"]

@@ -18,7 +18,7 @@ from fedvad.errors import ArtefactError, DataError, PayloadError
 from fedvad.evaluation.histograms import from_pairs, threshold_of_counts, to_pairs
 from fedvad.federation.runners.flower.rounds import RemoteRounds
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.runs import load_run
+from fedvad.pipeline.run import Run
 from fedvad.pipeline.site_scores import SCORES, THRESHOLDS, federated, parsed
 from fedvad.pipeline.thresholds import Counts, share_threshold
 
@@ -61,7 +61,7 @@ def read_counts(folder: Path) -> dict[str, Any]:
 def take(folder: Path, told: Mapping[str, Any], target_fpr: float) -> None:
     """Give a site's run the threshold of all sites; raises `PayloadError` for damaged counts."""
     counts = _parsed(told, _MOST)
-    run = load_run(folder)
+    run = Run.load(folder)
     share_threshold(run.sites, counts, target_fpr)
     run.save(folder)
 

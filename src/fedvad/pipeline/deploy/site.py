@@ -31,9 +31,10 @@ from fedvad.pipeline.bank_state import (
     save_sent,
     save_site,
 )
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import OWN_OF_SITE, TrainConfig
 from fedvad.pipeline.deploy.settings import SiteSettings, check_run_name
 from fedvad.pipeline.deploy.sharing import KEY, read_counts, take, write_counts
+from fedvad.pipeline.method import method_class
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.remote import Remote, remote
 from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
@@ -43,8 +44,6 @@ __all__ = ["answer", "run_folder", "state_folder"]
 
 log = logging.getLogger(__name__)
 _TOLD = "told.json"
-# ways to the same numbers, which are the site's own affair
-_OWN = {"jobs", "compare", "weights", "engine", "device"}
 
 
 def answer(site: SiteSettings, instruction: Instruction) -> Reply:
@@ -128,7 +127,8 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
         told = json.loads((folder / _TOLD).read_text()) | {"repeated": True}
     told["seconds"] = round(perf_counter() - start, 3)
     # weights replace what was sent before, rows of a memory may add to it
-    held = max(instruction.held, round_ - 1) if config.has_student else instruction.held
+    sends = method_class(config.method).sends
+    held = max(instruction.held, round_ - 1) if sends == "weights" else instruction.held
     return Reply(site.name, round_, _unheld(folder, held, round_), told)
 
 
@@ -254,7 +254,8 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
             f"the federation's backbone is {config.backbone[:80]}, and a site downloads nothing: "
             "put its file on this machine and name it as weights in site.toml"
         )
-    if not config.has_student and config.upload_bytes > site.max_upload_bytes:
+    rows = method_class(config.method).sends == "memory rows"
+    if rows and config.upload_bytes > site.max_upload_bytes:
         raise ConfigError(
             f"the server asks for uploads of up to {config.upload_bytes} bytes per round, this "
             f"site sends at most {site.max_upload_bytes} (max_upload_bytes in site.toml)"
@@ -270,7 +271,7 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
 
 def _same_federation(state: SiteState, site: SiteSettings, config: TrainConfig, index: int) -> None:
     before, now = state.config.model_dump(), config.model_dump()
-    changed = [k for k in now if k not in _OWN and before[k] != now[k]]
+    changed = [k for k in now if k not in OWN_OF_SITE and before[k] != now[k]]
     if state.site != site.name or state.index != index:
         changed.append("sites")
     if changed:
