@@ -38,7 +38,7 @@ from fedvad.pipeline.plan import split_held_out
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.run_folder import read_config
 from fedvad.pipeline.student_config import STUDENT_METHODS
-from fedvad.report.tables import rich_tables
+from fedvad.report.results_tables import rich_tables
 from tests.helpers import OPTIONS, TRAIN, without_masks
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
@@ -96,7 +96,7 @@ class TestAnOrdinaryRun:
         assert set(results["compare"]) == {"local", "pooled", "identity"}
         assert results["training_images"] == dict.fromkeys(SITES, TRAIN)
         assert results["unreadable"] == []
-        json.dumps(results, allow_nan=False)
+        json.dumps(results.to_dict(), allow_nan=False)
 
     def test_results_are_stored_as_they_were_returned(
         self, trained: tuple[Path, dict[str, Any]]
@@ -413,6 +413,7 @@ class TestOddSites:
         assert thresholds["дом [b] — 3"]["n"] == 3
         assert thresholds["just one"] == {
             "threshold": None, "n": 0, "method": None, "promise": None, "fpr": None, "recall": None,
+            "counts": None,
         }  # fmt: skip
         assert results["image_auroc"]["sites"]["just one"] is not None
 

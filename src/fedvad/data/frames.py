@@ -61,7 +61,8 @@ def frames_of(file: Path) -> list[Path]:
     """The names of the images in a file: its own, or one for each of several.
 
     Reads the headers only, and nothing of a file whose suffix stands for a single image. A file
-    that cannot be read is one image; reading it later reports why.
+    that cannot be read is one image; reading it later reports why. A DICOM file without pixels,
+    such as a report, has none.
     """
     if image_suffix(file) not in FRAME_SUFFIXES:
         return [file]
@@ -98,7 +99,7 @@ def _places(file: BinaryIO, form: str, name: str) -> Sequence[int]:
     if form == "DICOM" or form == "NIFTI":
         from fedvad.data import medical
 
-        return range(max(1, medical.count(file, form, name)))
+        return range(medical.count(file, form, name))
     file.seek(0)
     head = file.read(1 << 16)
     # VP8X has a flag for animation; APNG a chunk, AVIF a brand. The rest are single images.

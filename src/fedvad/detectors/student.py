@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, Scores, check_score
-from fedvad.detectors.scoring import image_score, smooth
+from fedvad.detectors.scoring import ScoringConfig, image_score, smooth
 from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.loss import Combine
 from fedvad.distill.parameters import (
@@ -73,11 +74,11 @@ class StudentDetector(Detector):
         combine: Combine = "product",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(extractor=extractor, seed=seed)
         self.layers = layers

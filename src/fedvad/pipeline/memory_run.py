@@ -16,6 +16,7 @@ from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.weights import weights_hash
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
 from fedvad.pipeline.config import Reference
@@ -134,6 +135,10 @@ class TrainedRun(Run):
             and (not self.scoring.density or holds(self.memory, cast(SiteMemory, model).bank))
         )
         return own.get(reference) or (own.get("global") if lends else None)
+
+    def shared_hash(self) -> str:
+        """See `Run.shared_hash`; of the rows alone, as the rest is computed from them."""
+        return weights_hash({"vectors": self.memory.vectors})
 
     def _shared_arrays(self) -> Arrays:
         arrays = {f"global/{name}": array for name, array in _bank_arrays(self.memory).items()}

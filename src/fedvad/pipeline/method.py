@@ -23,7 +23,7 @@ from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run import Run
 from fedvad.pipeline.scoring import ANY_SHARE, score_with
 
-__all__ = ["Baseline", "Method", "Trained", "compare", "make_method", "method_class"]
+__all__ = ["Baseline", "Method", "Trained", "compare", "family_of", "make_method", "method_class"]
 
 Baseline = Literal["local", "pooled", "identity"]
 
@@ -161,10 +161,14 @@ class Method(ABC):
         """Give back what was kept for training."""
 
 
-def method_class(name: str) -> type[Method]:
+def family_of(name: str) -> Literal["memory", "student"]:
     """The family of a method that `--method` takes."""
-    family = "student" if name in list_detectors(family="student") else "memory"
-    module, cls = _FAMILIES[family]
+    return "student" if name in list_detectors(family="student") else "memory"
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method that `--method` takes."""
+    module, cls = _FAMILIES[family_of(name)]
     return cast(type[Method], getattr(import_module(f"{__package__}.{module}"), cls))
 
 

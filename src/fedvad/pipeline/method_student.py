@@ -19,12 +19,11 @@ from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import STUDENT_OPTIONS, TrainConfig
 from fedvad.pipeline.method import Baseline, Method, Trained
 from fedvad.pipeline.phases import Phase
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run import Run
-from fedvad.pipeline.student_config import STUDENT_OPTIONS
 from fedvad.pipeline.student_run import StudentRun
 from fedvad.pipeline.students import (
     all_rounds,
@@ -118,7 +117,9 @@ class StudentMethod(Method):
 
     def baseline(self, name: Baseline, progress: Progress = silent) -> Mapping[str, Trained] | None:
         """See `Method.baseline`; the pooled student takes as many steps as all sites together."""
-        config = self.config.model_copy(update={"participation": 1.0, "join": {}})
+        config = self.config.model_copy(
+            update={"participation": 1.0, "join": {}, "defence": "none"}
+        )
         sites = len(self.members) if name == "local" else 1
         stage = Stage(progress, f"rounds {name}", all_rounds(config) * sites)
         if name == "local":

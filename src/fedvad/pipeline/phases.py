@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
@@ -84,11 +85,12 @@ def weight_phase(
     *,
     images: Mapping[str, int],
     seeds: Mapping[str, int],
+    defence: RobustConfig | None = None,
 ) -> Phase:
     """Rounds in which sites' weights are averaged; they end with those under `weight/`.
 
     trainers: by site, see `Trainable`. initial: the common start, by parameter name. images, seeds:
-    by site.
+    by site. defence: see `WeightExchange`.
     """
     height, width, _ = extractor.grid
     sites = {
@@ -102,6 +104,7 @@ def weight_phase(
         for site, trainer in trainers.items()
     }
     exchange = WeightExchange(
-        features=extractor.config.key(), initial=initial, config=terms, sites=len(sites)
-    )
+        features=extractor.config.key(), initial=initial, config=terms, sites=len(sites),
+        defence=defence,
+    )  # fmt: skip
     return Phase(name, exchange, sites, schedule, end)

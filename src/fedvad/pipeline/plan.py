@@ -28,6 +28,7 @@ __all__ = [
     "memory_sites",
     "plan",
     "privacy",
+    "robust",
     "sampling_ahead",
     "site_seed",
     "split_held_out",
@@ -90,8 +91,13 @@ def memory_exchange(config: TrainConfig, features: str, dim: int, patches: int) 
         precision=config.precision,
         seed=config.seed,
         limits=upload_limits(config, dim, patches),
-        defence=RobustConfig(config.malicious) if config.defence == "robust" else None,
+        defence=robust(config),
     )
+
+
+def robust(config: TrainConfig) -> RobustConfig | None:
+    """How much the server distrusts sites; None for not at all."""
+    return RobustConfig(config.malicious) if config.defence == "robust" else None
 
 
 def upload_limits(config: TrainConfig, dim: int, patches: int) -> Limits:

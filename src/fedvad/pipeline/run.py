@@ -20,6 +20,7 @@ from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.weights import weights_hash
 from fedvad.pipeline.config import Reference
 from fedvad.pipeline.run_folder import DETECTOR_FILE
 from fedvad.pipeline.run_values import RunValues, threshold_from
@@ -95,6 +96,10 @@ class Run(ABC):
             return self._own_threshold(model, reference)
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
         return middle(known)
+
+    def shared_hash(self) -> str:
+        """Digest of what all sites share: equal at every site of one federation."""
+        return weights_hash(self._shared_arrays())
 
     def save(self, folder: Path) -> None:
         """Write `detector.safetensors` into `folder`; raises `StorageError`."""

@@ -11,6 +11,7 @@ from fedvad.data.checked import parse_values
 from fedvad.data.files import write_atomically
 from fedvad.data.sealed import finite, parse_json, read_sealed, sha256_of, write_sealed
 from fedvad.errors import ArtefactError
+from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
 
@@ -59,7 +60,7 @@ def read_ledger(folder: Path) -> Ledger:
     return _ledger(folder)[0]
 
 
-def read_results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> Results:
     """What `train` returned; raises `ArtefactError` when it is missing or damaged."""
     path = folder / RESULTS_FILE
     told = _ledger(folder)[1].get(RESULTS_FILE)
@@ -75,7 +76,7 @@ def read_results(folder: Path) -> dict[str, Any]:
             f"{path} was damaged or changed after it was written: restore it from a copy, or train "
             "again"
         )
-    return results
+    return Results.parse(results, str(path))
 
 
 def _ledger(folder: Path) -> tuple[Ledger, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,21 @@ from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.run import Run
 from fedvad.pipeline.run_folder import read_config
 
-__all__ = ["open_memory_run", "open_run"]
+__all__ = ["known_site", "open_memory_run", "open_run"]
 
 log = logging.getLogger(__name__)
+
+
+def known_site(run: Run, site: object) -> str | None:
+    """The site of a run that is meant; None means the only one, or none of several.
+
+    Raises `ConfigError` for one that the run does not know.
+    """
+    if site is None:
+        return next(iter(run.sites)) if len(run.sites) == 1 else None
+    if not isinstance(site, str) or site not in run.sites:
+        raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
+    return site
 
 
 def open_run(
@@ -83,6 +96,8 @@ def _placed(
 def _extractor(
     run: Run, folder: Path, config: TrainConfig, cache: DescriptorCache | None
 ) -> FeatureExtractor:
-    extractor = FeatureExtractor(config.features(), cache)
+    # a later version may tap a backbone elsewhere by default: the run knows its own layers
+    wanted = replace(config.features(), layers=run.features.layers)
+    extractor = FeatureExtractor(wanted, cache)
     run.features.check_same(extractor.config, f"run {folder.name}")
     return extractor

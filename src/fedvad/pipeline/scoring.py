@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector
 from fedvad.evaluation.sites import SiteResult, evaluate_site
@@ -27,7 +28,7 @@ def score_sites(
     extractor: FeatureExtractor,
     *,
     reference: Reference | None = None,
-    max_bad: float = 0.05,
+    max_bad: float = MAX_BAD,
     progress: Progress = silent,
 ) -> list[SiteResult]:
     """Results of a run on each site that has test images."""

@@ -18,7 +18,7 @@ from fedvad.federation.payload import Payload
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.phases import Phase, run_phases, weight_phase
-from fedvad.pipeline.plan import site_seed
+from fedvad.pipeline.plan import robust, site_seed
 from fedvad.pipeline.progress import Progress, Stage, silent
 
 __all__ = [
@@ -83,6 +83,7 @@ def student_phases(
             end,
             images={name: site.n_images for name, site in sites.items()},
             seeds={name: site.seed for name, site in sites.items()},
+            defence=robust(config),
         )
         before += rounds
 

@@ -6,17 +6,17 @@ import logging
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from fedvad.data.contents import described
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state, has_state
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import FREE_ON_RESUME, TrainConfig
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Fitted
 from fedvad.pipeline.guards import guard_output_folder
@@ -38,9 +38,6 @@ __all__ = ["train"]
 
 log = logging.getLogger(__name__)
 
-# what may differ between an interrupted run and its --resume
-_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
-
 
 def train(
     data: Path,
@@ -50,10 +47,10 @@ def train(
     cache: DescriptorCache | None = None,
     resume: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Results:
     """Train a federated detector on the sites of `data`, write the run folder, return results.
 
-    The returned dictionary is what `--json` prints and `results.json` holds. State is kept after
+    The returned results are what `--json` prints and `results.json` holds. State is kept after
     every round, so that an interrupted run goes on with `resume`; of a finished one, `resume`
     returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`
     (also when another process works on `out`), `DataError`, `FederationError` (see
@@ -72,10 +69,13 @@ def _train(
     cache: DescriptorCache | None,
     resume: bool,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Results:
     _prepare(out, config, resume)
     names = config.label_names()
-    reading, sites = load_data(data, config.split, config.seed, names, image_size=config.image_size)
+    reading, sites = load_data(
+        data, config.split, config.seed, names, image_size=config.image_size,
+        max_pixels=config.max_pixels,
+    )  # fmt: skip
     guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
     ledger = Ledger(
@@ -123,7 +123,7 @@ def _train(
     return summary
 
 
-def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict[str, Any] | None:
+def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Results | None:
     """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
     if not (out / RESULTS_FILE).is_file() or has_state(out / "state"):
         return None
@@ -137,13 +137,13 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
         )
     results = read_results(out)
     # as the results say: a run that was killed while it made more has them in its configuration
-    return None if set(config.compare) - set(results["compare"]) else results
+    return None if set(config.compare) - set(results.compare) else results
 
 
 def _options(config: TrainConfig) -> str:
     """Digest of all that an interrupted run and its --resume must share."""
     # without defaults: an option that a later version adds must not end a run begun before
-    told = config.model_dump_json(exclude=_FREE_ON_RESUME, exclude_defaults=True)
+    told = config.model_dump_json(exclude=set(FREE_ON_RESUME), exclude_defaults=True)
     return sha256_of(told.encode())
 
 
@@ -151,7 +151,7 @@ def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
     if resume:
         if (out / "config.json").is_file():
             before, now = read_config(out).model_dump(), config.model_dump()
-            changed = [k for k in now if k not in _FREE_ON_RESUME and before[k] != now[k]]
+            changed = [k for k in now if k not in FREE_ON_RESUME and before[k] != now[k]]
             if changed:
                 raise ConfigError(
                     f"--resume needs the configuration that {out} was started with; different: "

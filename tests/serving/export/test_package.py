@@ -117,6 +117,8 @@ def test_the_manifest_vouches_for_the_files(
     assert manifest["input"]["shape"] == ["batch", SIZE, SIZE, 3]
     assert manifest["site"] == SITE
     assert manifest["threshold"]["value"] == trained[1]["threshold"]["sites"][SITE]["threshold"]
+    assert manifest["threshold"]["promise"]["images"] == 6
+    assert "6 normal images promise at most 39.3 %" in manifest["threshold"]["promised"]
     assert manifest["features"]["key"] == open_run(trained[0])[2].config.key()
     detector = (trained[0] / "detector.safetensors").read_bytes()
     assert manifest["run"]["sha256"] == hashlib.sha256(detector).hexdigest()

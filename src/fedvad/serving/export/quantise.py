@@ -37,7 +37,9 @@ def calibration_images(
     """
     names = config.label_names()
     split = config.split if fingerprint(data, names) == run.data else None
-    sites = [s for s in load_sites(data, split, config.seed, names) if site in (None, s.name)]
+    # with the limit of the training, so that a split gives the same parts
+    sites = load_sites(data, split, config.seed, names, max_pixels=config.max_pixels)
+    sites = [s for s in sites if site in (None, s.name)]
     if not sites:
         raise DataError(f"{data} has no site {site!r}, whose normal images int8 needs")
     paths = [item.path for s in sites for item in s.train if item.label == 0]
