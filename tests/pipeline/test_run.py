@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -67,6 +68,29 @@ def test_a_site_without_a_memory_of_its_own_scores_by_the_global_one(reference: 
     assert run.threshold("b") == limit(5.0)
     with pytest.raises(ConfigError, match="took part in no round"):
         run.detector("b", EXTRACTOR, "local")
+
+
+@pytest.mark.parametrize(
+    ("scoring", "lent"),
+    [
+        (ScoringConfig(density=0.0), True),
+        (ScoringConfig(density=0.5), False),  # more rows change what distances are divided by
+        (ScoringConfig(density=0.0, map="cfa"), False),
+    ],
+)
+def test_the_threshold_of_the_global_memory_is_lent_where_it_bounds_the_union(
+    scoring: ScoringConfig, lent: bool
+) -> None:
+    whole = memory_run()
+    site = replace(whole.sites["a"], thresholds={"global": limit(2.0)})
+    run = replace(whole, sites={"a": site}, scoring=scoring)
+    assert run.threshold("a", "union") == (limit(2.0) if lent else None)
+    assert run.threshold("a", "local") is None
+    assert run.threshold("a") == limit(2.0)
+    if not lent:
+        held = replace(site, bank=run.memory)
+        again = replace(run, sites={"a": held}).threshold("a", "union")
+        assert again == (limit(2.0) if scoring.map == "nn1" else None)
 
 
 def test_a_stranger_scores_by_the_global_memory_and_the_median() -> None:
