@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.aand_site import AANDSite
@@ -20,6 +21,7 @@ from fedvad.detectors.drawing import (
     restored_drawing,
 )
 from fedvad.detectors.reverse import ReverseDetector, adam
+from fedvad.detectors.scoring import ScoringConfig
 from fedvad.distill.amplify_options import AmplifyConfig
 from fedvad.distill.loss import Combine
 from fedvad.distill.parameters import load_parameters, parameters_of, under
@@ -67,11 +69,11 @@ class AAND(ReverseDetector):
         combine: Combine = "sum",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(
             extractor=extractor,

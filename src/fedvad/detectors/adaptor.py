@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, NormalFeatures, Scores, score_stream
 from fedvad.detectors.scoring import ScoringConfig, mean_of_highest, smooth
@@ -169,7 +170,7 @@ class AdaptorDetector(Detector):
         config: AdaptorConfig | None = None,
         scoring: ScoringConfig | None = None,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(extractor=extractor, seed=seed)
         self.config = config or AdaptorConfig()

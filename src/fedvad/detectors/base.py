@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.folders import ImageSet
+from fedvad.detectors.artefact import write_arrays
+from fedvad.detectors.registry import load_detector
 from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.half import to_float
@@ -44,6 +46,11 @@ class Detector(ABC):
         self.extractor = extractor
         self.seed = seed
 
+    @property
+    def memory_rows(self) -> int:
+        """Rows of memory that every patch is compared with; 0 without a memory."""
+        return 0
+
     @abstractmethod
     def fit(self, images: ImageSet) -> Self:
         """Learn from normal images; raises `DataError` when none can be read."""
@@ -69,15 +76,18 @@ class Detector(ABC):
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; raises `StorageError` when the disk refuses."""
-        from fedvad.detectors.artefact import save_detector
-
-        save_detector(self, path)
+        arrays, values = self.state()
+        described = {
+            "kind": "detector",
+            "detector": self.name,
+            "features": self.extractor.config.identity(),
+            "values": values,
+        }
+        write_arrays(path, arrays, described)
 
     @classmethod
     def load(cls, path: Path, *, extractor: FeatureExtractor) -> Self:
         """Read what `save` wrote; raises `ArtefactError` or `MismatchError`."""
-        from fedvad.detectors.artefact import load_detector
-
         detector = load_detector(path, extractor=extractor)
         if not isinstance(detector, cls):
             raise ConfigError(f"{path} holds a {detector.name} detector, not {cls.name}")

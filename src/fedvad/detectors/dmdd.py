@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.dmdd_site import DMDDSite
@@ -22,7 +23,7 @@ from fedvad.detectors.drawing import (
     restored_drawing,
 )
 from fedvad.detectors.reverse import adam
-from fedvad.detectors.scoring import image_score
+from fedvad.detectors.scoring import ScoringConfig, image_score
 from fedvad.detectors.student import StudentDetector
 from fedvad.distill.dual_options import DualConfig
 from fedvad.distill.loss import Combine
@@ -93,11 +94,11 @@ class DMDD(StudentDetector):
         combine: Combine = "sum",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(
             extractor=extractor,

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, Scores, check_score
-from fedvad.detectors.scoring import image_score, smooth
+from fedvad.detectors.scoring import ScoringConfig, image_score, smooth
 from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.loss import Combine
 from fedvad.distill.parameters import (
@@ -56,12 +57,14 @@ class StudentDetector(Detector):
     of 1 is that of a typical unseen normal image, at every site and for every backbone. Ours.
 
     parts: what sites train and average one after another. own_values: what of `state` is each
-    site's own where sites share a student. net_: the trained net. scale_: s. log_: how the
+    site's own where sites share a student. own_options: of the table `[student]`, those that go to
+    this method's constructor alone. net_: the trained net. scale_: s. log_: how the
     training went.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("student",)
     own_values: ClassVar[tuple[str, ...]] = ("scale",)
+    own_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -71,11 +74,11 @@ class StudentDetector(Detector):
         combine: Combine = "product",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(extractor=extractor, seed=seed)
         self.layers = layers

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
@@ -27,6 +28,7 @@ def average_rounds(
     images: Mapping[str, int],
     seeds: Mapping[str, int],
     ledger: Ledger,
+    defence: RobustConfig | None = None,
     state_dir: Path | None = None,
     resume: bool = False,
     stage: Stage | None = None,
@@ -34,7 +36,7 @@ def average_rounds(
     """The weights after all rounds, under `weight/`.
 
     trainers: by site, see `Trainable`. initial: the common start, by parameter name. images, seeds:
-    by site. Raises as `run_rounds` does.
+    by site. defence: see `WeightExchange`. Raises as `run_rounds` does.
     """
     height, width, _ = extractor.grid
     sites = {
@@ -48,8 +50,9 @@ def average_rounds(
         for name, trainer in trainers.items()
     }
     exchange = WeightExchange(
-        features=extractor.config.key(), initial=initial, config=terms, sites=len(sites)
-    )
+        features=extractor.config.key(), initial=initial, config=terms, sites=len(sites),
+        defence=defence,
+    )  # fmt: skip
     return run_rounds(
         exchange,
         sites,

@@ -11,24 +11,24 @@ from fedvad.data.folders import Site
 from fedvad.data.labels import LabelNames
 from fedvad.data.outputs import OWN_PNG
 from fedvad.data.reading import DataReading
-from fedvad.detectors.base import Detector, NormalFeatures
-from fedvad.detectors.calibration import choose_images, held_out_scores
-from fedvad.detectors.feddymem import MemoryDetector
+from fedvad.detectors.base import Detector
+from fedvad.detectors.calibration import choose_images
 from fedvad.errors import DataError, FedvadError
 from fedvad.evaluation.drift import drift
 from fedvad.evaluation.results import Costs, DriftFigures, Results
-from fedvad.evaluation.sites import SiteResult, site_threshold, summarise
+from fedvad.evaluation.sites import SiteResult, summarise
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
-from fedvad.features.extractor import FeatureExtractor, check_bad_share
+from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import Reference, TrainConfig, check_reference, check_share
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
-from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.guards import guard_output_file, guard_output_folder
+from fedvad.pipeline.method import make_method
 from fedvad.pipeline.outputs import keep_evaluation, keeps_evaluation, panels
 from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.run import Run
 from fedvad.pipeline.run_folder import read_ledger
 from fedvad.pipeline.runs import open_run
 from fedvad.pipeline.scoring import score_with
@@ -169,7 +169,10 @@ def _sites(
     size = run.features.image_size
     if config.split is not None:
         if fingerprint(data, names) == run.data:
-            return load_data(data, config.split, config.seed, names, image_size=size)
+            return load_data(
+                data, config.split, config.seed, names, image_size=size,
+                max_pixels=config.max_pixels,
+            )  # fmt: skip
         log.warning(
             "%s does not hold the images that were split into sites for training: its sites count "
             "as new ones", data,
@@ -194,24 +197,9 @@ def _new_threshold(
     site: Site, run: Run, config: TrainConfig, extractor: FeatureExtractor
 ) -> Threshold | None:
     normals = [item.path for item in site.train if item.label == 0]
-    if not normals or (config.split is not None and not config.keeps_patches):
-        return None  # in the latter case they may have been trained on
+    if not normals:
+        return None
     chosen = choose_images(len(normals), config.calibration_images, config.seed)
-    paths = [normals[i] for i in chosen]
-    detector = run.detector(None, extractor)
-    if isinstance(detector, MemoryDetector) and config.keeps_patches:
-        # perhaps a site of the run under another name, whose own patches must not be its measure
-        features = NormalFeatures(extractor, paths, max_bad=config.max_bad, where=site.name)
-        features.warm_up()
-        assert detector.generator_ is not None
-        told = held_out_scores(
-            features,
-            detector.scorer,
-            detector.generator_,
-            leave_one_out=True,
-            stored=config.stored_form(),
-        )
-        return site_threshold(list(told), config.target_fpr)
-    scores = detector.score(paths)
-    check_bad_share(scores.bad, len(chosen), config.max_bad, site.name)
-    return site_threshold(scores.image.tolist(), config.target_fpr)
+    return make_method(config, extractor).new_threshold(
+        run.detector(None, extractor), [normals[i] for i in chosen], site.name
+    )

@@ -17,6 +17,7 @@ from fedvad.evaluation.results import Results
 from fedvad.evaluation.sites import SiteResult
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.guards import guard_output_file
+from fedvad.pipeline.method import method_class
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
@@ -25,7 +26,6 @@ from fedvad.pipeline.run_folder import (
     read_ledger,
     read_results,
 )
-from fedvad.pipeline.student_config import STUDENT_METHODS, STUDENT_OPTIONS
 from fedvad.report.audit_sheet import TITLE, audit_sheet
 from fedvad.report.html.gallery import GALLERY_FOLDER, write_gallery
 from fedvad.report.html.page import Contents, render
@@ -110,9 +110,8 @@ def _contents(run: Path, pictures: bool) -> Contents:
             "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
         )
     identity, dim = _identity(run / DETECTOR_FILE)
-    weights = results.method in STUDENT_METHODS
-    if weights:  # options of memories mean nothing here
-        config = {key: value for key, value in config.items() if key in STUDENT_OPTIONS}
+    method = method_class(str(results.method))
+    config = {key: value for key, value in config.items() if key in method.options}
     return Contents(
         name=printable(run.resolve().name),
         results=results,
@@ -125,7 +124,7 @@ def _contents(run: Path, pictures: bool) -> Contents:
         identity=identity,
         dim=dim,
         missing=missing,
-        weights=weights,
+        weights=method.sends == "weights",
     )
 
 

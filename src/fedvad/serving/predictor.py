@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.arrays import ImageLike, is_image, to_rgb
-from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.bounds import MAX_PIXELS, check_limit
 from fedvad.data.images import resize_rgb
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.errors import ArtefactError, ConfigError, ImageError
@@ -27,7 +27,7 @@ from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 from fedvad.pipeline.config import Reference, as_path, check_reference
 from fedvad.pipeline.decision import check_threshold_options, choose_threshold
-from fedvad.pipeline.runs import open_memory_run
+from fedvad.pipeline.runs import known_site, open_memory_run
 
 __all__ = ["ImageLike", "Prediction", "Predictor"]
 
@@ -80,6 +80,9 @@ class Predictor:
         """
         if detector.bank_ is None or detector.generator_ is None:
             raise ConfigError(f"{detector.name} has no memory yet: fit it, or load a trained run")
+        check_limit(max_pixels, "max_pixels")
+        if max_expansion is not None:
+            check_limit(max_expansion, "max_expansion")
         self.site = site
         self.threshold = threshold
         self.max_pixels = max_pixels
@@ -112,7 +115,7 @@ class Predictor:
         weights: Path | str | None = None,
         engine: Engine | None = None,
         device: str | None = None,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
         max_expansion: int | None = None,
     ) -> Self:
         """The predictor of a run folder.
@@ -122,25 +125,23 @@ class Predictor:
         `pipeline.decision.choose_threshold` says. `weights`, `engine` and `device` replace what
         was stored at training, for a run that was moved to another machine; a stored device that
         this one lacks becomes the CPU, with a warning. An image of more than `max_pixels` pixels
-        counts as unreadable, before any is decoded, and so does one of more than a megapixel that
-        has over `max_expansion` pixels for each byte of its file. Raises `ConfigError` for a site
+        (None: the limit of the training) counts as unreadable, before any is decoded, and so does
+        one of more than a megapixel that has over `max_expansion` pixels for each byte of its
+        file. Raises `ConfigError` for a site
         that the run does not know or an option that cannot be met, `ArtefactError`, `WeightsError`,
         or `MismatchError` when the backbone's values differ.
         """
         check_reference(reference)
         check_threshold_options(threshold, target_fpr)
-        trained, _, extractor = open_memory_run(
+        trained, config, extractor = open_memory_run(
             as_path(run, "run"), weights=weights, engine=engine, device=device
         )
-        if site is not None and site not in trained.sites:
-            raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(trained.sites)}")
-        if site is None and len(trained.sites) == 1:
-            site = next(iter(trained.sites))
+        site = known_site(trained, site)
         return cls(
             trained.detector(site, extractor, reference),
             choose_threshold(trained, site, reference, threshold=threshold, target_fpr=target_fpr),
             site=site,
-            max_pixels=max_pixels,
+            max_pixels=config.max_pixels if max_pixels is None else max_pixels,
             max_expansion=max_expansion,
         )
 

@@ -99,7 +99,9 @@ def images_of(
     batch, bad = [], []
     for path in paths:
         try:
-            batch.append(resize_rgb(read_rgb(path), config.image_size))
+            batch.append(
+                resize_rgb(read_rgb(path, max_pixels=config.max_pixels), config.image_size)
+            )
         except ImageError as error:
             bad.append(str(error))
         stage()
