@@ -395,7 +395,7 @@ class TestExitCodes:
         def interrupt(*arguments: object, **options: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fedvad.pipeline.method_memory.run_rounds", interrupt)
+        monkeypatch.setattr("fedvad.pipeline.phases.run_rounds", interrupt)
         assert run_main(monkeypatch, "train", plants, "--out", tmp_path / "r", *FLAGS) == 130
         assert "--resume" in capsys.readouterr().err
 

@@ -26,6 +26,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.deploy.settings import to_toml
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.student_run import StudentModel, StudentRun
 from fedvad.pipeline.students import averaged, make_student, prepare_sites
 from tests.distill import support
@@ -201,9 +202,13 @@ class TestARun:
         with pytest.raises(ConfigError, match="this run has a student"):
             fedvad.evaluate(trained[0], plants, reference=reference)
 
-    def test_verbs_of_memories_say_so(self, trained: Run) -> None:
+    def test_who_needs_a_memory_is_told_that_there_is_none(self, trained: Run) -> None:
         with pytest.raises(ArtefactError, match="a student and no memory"):
-            fedvad.export(trained[0])
+            TrainedRun.load(trained[0])
+
+    def test_int8_was_never_measured(self, trained: Run, plants: Path) -> None:
+        with pytest.raises(ConfigError, match="has not been measured"):
+            fedvad.export(trained[0], format="openvino", int8=True, data=plants)
 
     @pytest.mark.parametrize("key", ["student", "sites", "features", "method"])
     def test_damage_is_told(self, trained: Run, tmp_path: Path, key: str) -> None:
@@ -445,7 +450,6 @@ def test_weights_travel_to_other_machines_only_where_it_is_allowed(
 ) -> None:
     from fedvad.federation.signed import generate_keys
     from fedvad.pipeline.bank import export_upload
-    from fedvad.pipeline.bench.suite import load_suite
     from fedvad.pipeline.deploy.init import init
     from fedvad.pipeline.deploy.server import begin
     from fedvad.pipeline.deploy.settings import read_server
@@ -460,8 +464,3 @@ def test_weights_travel_to_other_machines_only_where_it_is_allowed(
             plants / "alder", tmp_path / "state", tmp_path / "keys/alder.key", tmp_path / "up",
             index=0, options={"method": "stfpm"},
         )  # fmt: skip
-    (tmp_path / "suite.toml").write_text(
-        'name = "x"\nsets = [{name = "a"}]\nmethods = [{name = "m", options = {method = "dcam"}}]'
-    )
-    with pytest.raises(ConfigError, match='a row of kind = "weights"'):
-        load_suite(str(tmp_path / "suite.toml"))

@@ -51,6 +51,7 @@ class AAND(ReverseDetector):
     """
 
     name: ClassVar[str] = "aand"
+    own_options: ClassVar[tuple[str, ...]] = ("amplify_rounds",)
     parts: ClassVar[tuple[str, ...]] = ("amplifier", "student")
     net_: AdvancedNet | None
 
@@ -111,6 +112,7 @@ class AAND(ReverseDetector):
     def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
         """See `StudentDetector.round_options`."""
         amplify = AmplifyConfig(**table.get("amplify", {}))
+        table = {key: value for key, value in table.items() if key != "amplify_rounds"}
         found = super().round_options(table, train) | {"stage1": train, "amplify": amplify}
         return found | given_drawing(table)
 

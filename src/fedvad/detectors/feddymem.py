@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,6 +18,7 @@ from fedvad.detectors.memory_site import ROUNDS, FedDyMemConfig, MemorySite
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.reduce import reduce_patches
@@ -67,6 +68,29 @@ class MemoryDetector(Detector):
         scorer = self.scorer
         assert self.generator_ is not None  # there is one wherever there is a memory
         return score_stream(self.extractor, scorer, self.generator_, images, on_image)
+
+    def ready(self) -> None:
+        """See `Detector.ready`."""
+        _ = self.scorer
+
+    def facts(self) -> dict[str, Any]:
+        """See `Detector.facts`."""
+        assert self.bank_ is not None
+        assert self.generator_ is not None
+        bank, generator = self.bank_, self.generator_.hash()
+        memory = {"rows": len(bank), "dim": bank.dim, "generator": generator}
+        return {"scoring": asdict(self.scoring), "memory": memory}
+
+    def score_pixels(self, images: npt.NDArray[np.uint8]) -> Iterator[tuple[float, FloatArray]]:
+        """See `Detector.score_pixels`."""
+        scorer = self.scorer
+        assert self.generator_ is not None
+        for descriptors in self.extractor.describe(images):
+            yield scorer.score(self.generator_(to_float(descriptors)))
+
+    def top_count(self, cells: int) -> int:
+        """See `Detector.top_count`."""
+        return self.scoring.count(cells)
 
     @property
     def memory_rows(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self, cast, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,20 @@ from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
 from fedvad.pipeline.config import Reference
 from fedvad.pipeline.run import Arrays, Run, SiteModel
-from fedvad.pipeline.run_values import MemoryRunValues, RunValues
+from fedvad.pipeline.run_values import RunValues, SiteValues
 
 __all__ = ["SiteMemory", "TrainedRun"]
+
+
+class _SiteValues(SiteValues):
+    generator: str  # hash of its parameters
+
+
+class _RunValues(RunValues):
+    kind: Literal["run"]
+    reference: Reference
+    scoring: dict[str, Any]
+    sites: list[_SiteValues]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +67,7 @@ class TrainedRun(Run):
     """
 
     kind: ClassVar[str] = "run"
-    described: ClassVar[type[RunValues]] = MemoryRunValues
+    described: ClassVar[type[RunValues]] = _RunValues
     holds: ClassVar[str] = "a memory"
 
     memory: MemoryBank

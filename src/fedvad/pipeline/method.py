@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +16,10 @@ from fedvad.evaluation.sites import SiteResult, site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.phases import Phase, run_phases
+from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run import Run
 from fedvad.pipeline.scoring import ANY_SHARE, score_with
 
@@ -42,13 +44,14 @@ class Trained:
 class Method(ABC):
     """A method with its options, and the sites that it trains.
 
-    First `read` or `take` gives it the normal images of the sites. Then `train` runs the rounds,
+    First `read` or `take` gives it the normal images of the sites. Then `phases` says what travels
+    between them, round by round, and `run` what came of it; `train` does both in this process.
     `calibrate` finds the thresholds of the run, and `baseline` trains what it is compared with.
     `close` gives back what was kept for training.
 
     sends: what leaves a site, in words. options: names of the options in `TrainConfig` that mean
     something to it. n_images: by site, normal images that could be read. unreadable: why others
-    could not. images_read: how often an image passed the backbone so far.
+    could not. images_read: how often an image passed the backbone meanwhile.
     """
 
     sends: ClassVar[Literal["memory rows", "weights"]]
@@ -57,6 +60,9 @@ class Method(ABC):
     def __init__(self, config: TrainConfig, extractor: FeatureExtractor) -> None:
         self.config = config
         self.extractor = extractor
+        self.n_images: dict[str, int] = {}
+        self.unreadable: list[str] = []
+        self.images_read = 0
 
     @classmethod
     def rounds(cls, config: TrainConfig) -> int:
@@ -68,18 +74,6 @@ class Method(ABC):
     def check_rows(cls, config: TrainConfig, where: str) -> None:
         """Raise `ConfigError` where memory rows are needed and the method has none."""
 
-    @property
-    @abstractmethod
-    def n_images(self) -> dict[str, int]: ...
-
-    @property
-    @abstractmethod
-    def unreadable(self) -> list[str]: ...
-
-    @property
-    @abstractmethod
-    def images_read(self) -> int: ...
-
     @abstractmethod
     def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
         """Read the sites' normal images; raises `ConfigError`, `DataError`."""
@@ -88,7 +82,23 @@ class Method(ABC):
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
         """In place of `read`, by site: features whose first pass is over. All are trained on."""
 
+    @property
+    def phase_names(self) -> Sequence[str]:
+        """Names of `phases`, before any of them is made."""
+        return ("",)
+
     @abstractmethod
+    def phases(self) -> Iterable[Phase]:
+        """What travels between the sites that were read, in the order in which it is trained."""
+
+    @abstractmethod
+    def run(self, data: str = "") -> Run:
+        """What came of the rounds so far, without thresholds; data: fingerprint of the images."""
+
+    def round_detector(self, merged: Payload) -> Detector | None:
+        """What scores at every site alike after a round, where the method has such a detector."""
+        return None
+
     def train(
         self,
         ledger: Ledger,
@@ -99,11 +109,25 @@ class Method(ABC):
         on_round: Callable[[int, Detector], None] | None = None,
         progress: Progress = silent,
     ) -> Run:
-        """Run all rounds; the run has no thresholds yet.
+        """Run all rounds in this process; see `run` and `run_phases`.
 
-        data: fingerprint of the images. on_round: is given a detector for all sites after each
-        round, where the method has such a one. The rest, and what is raised: see `run_rounds`.
+        on_round: is given the `round_detector` of each round that has one.
         """
+
+        def told(round_: int, merged: Payload) -> None:
+            if on_round is not None and (found := self.round_detector(merged)) is not None:
+                on_round(round_, found)
+
+        run_phases(
+            self.phases(),
+            self.phase_names,
+            ledger=ledger,
+            state_dir=state_dir,
+            resume=resume,
+            stage=Stage(progress, "rounds", self.rounds(self.config) * len(self.n_images)),
+            on_round=told,
+        )
+        return self.run(data)
 
     @abstractmethod
     def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:

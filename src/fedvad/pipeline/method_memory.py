@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,8 +26,9 @@ from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import Watcher, warm_up
 from fedvad.pipeline.memory_run import SiteMemory, TrainedRun
 from fedvad.pipeline.method import Baseline, Method, Trained
+from fedvad.pipeline.phases import Phase
 from fedvad.pipeline.plan import memory_sites, plan, sampling_ahead, split_held_out
-from fedvad.pipeline.progress import Progress, Stage, silent
+from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run import Run
 from fedvad.pipeline.thresholds import calibrate, share_threshold
 
@@ -48,25 +49,11 @@ class MemoryMethod(Method):
     members: dict[str, MemorySite]
     fitting: dict[str, NormalFeatures]
     held_out: dict[str, NormalFeatures]
+    _memory: MemoryBank | None = None
 
     @classmethod
     def check_rows(cls, config: TrainConfig, where: str) -> None:
         """See `Method.check_rows`; there are some."""
-
-    @property
-    def n_images(self) -> dict[str, int]:
-        """See `Method`."""
-        return {name: len(own) for name, own in self._features.items()}
-
-    @property
-    def unreadable(self) -> list[str]:
-        """See `Method`."""
-        return [reason for own in self._features.values() for reason in own.bad]
-
-    @property
-    def images_read(self) -> int:
-        """See `Method`."""
-        return self.extractor.computed
 
     def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
         """See `Method.read`; every image passes the backbone once."""
@@ -76,50 +63,34 @@ class MemoryMethod(Method):
             self.members = memory_sites(self.config, unread, self.extractor.grid[2])
             return sampling_ahead(self.config, self.members)
 
-        self._features = warm_up(sites, self.extractor, self.config.max_bad, progress, watch)
-        self.fitting, self.held_out = split_held_out(self._features, self.config)
+        features = warm_up(sites, self.extractor, self.config.max_bad, progress, watch)
+        self.n_images = {name: len(own) for name, own in features.items()}
+        self.unreadable = [reason for own in features.values() for reason in own.bad]
+        self.images_read = self.extractor.computed
+        self.fitting, self.held_out = split_held_out(features, self.config)
         for name, member in self.members.items():  # which images fit is known only now
             member.features = self.fitting[name]
 
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
         """See `Method.take`."""
         self._plan = plan(self.config, self.extractor)
-        self._features = self.fitting = dict(features)
-        self.held_out = {}
-        self.members = memory_sites(self.config, features, self.extractor.grid[2])
+        self.n_images = {name: len(own) for name, own in features.items()}
+        self.fitting, self.held_out = dict(features), {}
+        self.members = self._fresh(self.config)
 
-    def train(
-        self,
-        ledger: Ledger,
-        *,
-        data: str = "",
-        state_dir: Path | None = None,
-        resume: bool = False,
-        on_round: Callable[[int, Detector], None] | None = None,
-        progress: Progress = silent,
-    ) -> TrainedRun:
-        """See `Method.train`; with trained generators no detector serves all sites."""
+    def phases(self) -> Iterable[Phase]:
+        """See `Method.phases`."""
         exchange, schedule = self._plan
-        stage = Stage(progress, "rounds", self.config.rounds * len(self.members))
+        yield Phase("", exchange, self.members, schedule, self._end, self.config.jobs)
 
-        def told(round_: int, merged: Payload) -> None:
-            if on_round is not None and not self.config.train_generator:
-                on_round(round_, self._detector(bank_from(merged)))
+    def round_detector(self, merged: Payload) -> Detector | None:
+        """See `Method.round_detector`; there is none where sites train generators of their own."""
+        return None if self.config.train_generator else self._detector(bank_from(merged))
 
-        memory = bank_from(
-            run_rounds(
-                exchange,
-                self.members,
-                schedule,
-                ledger=ledger,
-                state_dir=state_dir,
-                resume=resume,
-                jobs=self.config.jobs,
-                on_step=lambda round_, site: stage(),
-                on_round=told,
-            )
-        )
-        self._rows = len(memory)
+    def run(self, data: str = "") -> TrainedRun:
+        """See `Method.run`."""
+        memory = self._memory
+        assert memory is not None  # rounds were run
         sites = {
             name: SiteMemory(
                 wire_exact(site.bank, self.config), site.generator, n_images=len(site.features)
@@ -136,6 +107,9 @@ class MemoryMethod(Method):
             data=data,
             scale=distance_scale(memory, self.config.scoring()),
         )
+
+    def _end(self, merged: Payload) -> None:
+        self._memory = bank_from(merged)
 
     def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:
         """See `Method.calibrate`."""
@@ -214,7 +188,7 @@ class MemoryMethod(Method):
         sent = config.rows(self.extractor.grid[2]) * config.rounds * len(self.fitting)
         detector = PatchCore(
             extractor=self.extractor,
-            rows=getattr(self, "_rows", min(sent, config.memory_rows or sent)),
+            rows=len(self._memory) if self._memory else min(sent, config.memory_rows or sent),
             # as many looks at its patches as the sites get over all rounds
             candidates=config.candidates,
             projection=config.projection,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,10 +21,18 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import STUDENT_OPTIONS, TrainConfig
 from fedvad.pipeline.method import Baseline, Method, Trained
+from fedvad.pipeline.phases import Phase
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run import Run
 from fedvad.pipeline.student_run import StudentRun
-from fedvad.pipeline.students import all_rounds, averaged, prepare_sites, student_class
+from fedvad.pipeline.students import (
+    all_rounds,
+    averaged,
+    prepare_sites,
+    student_class,
+    student_detectors,
+    student_phases,
+)
 from fedvad.pipeline.thresholds import find_thresholds, share_threshold
 
 __all__ = ["StudentMethod"]
@@ -58,56 +66,36 @@ class StudentMethod(Method):
             "another method, or train in one place with `fedvad train`"
         )
 
-    @property
-    def n_images(self) -> dict[str, int]:
-        """See `Method`."""
-        return {name: member.n_images for name, member in self.members.items()}
-
-    @property
-    def unreadable(self) -> list[str]:
-        """See `Method`."""
-        return [reason for member in self.members.values() for reason in member.bad]
-
-    @property
-    def images_read(self) -> int:
-        """See `Method`."""
-        return sum(self.n_images.values())
-
     def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
         """See `Method.read`."""
         self._images = {site.name: site.train for site in sites}
         self.members = prepare_sites(self._images, self.config, self.extractor, progress)
+        self.n_images = {name: member.n_images for name, member in self.members.items()}
+        self.unreadable = [reason for member in self.members.values() for reason in member.bad]
+        self.images_read = sum(self.n_images.values())
 
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
         """See `Method.take`; the images are read again, as a student needs other features."""
-        self._images = {
-            name: ImageSet(tuple(ImageItem(path, 0, "good", None) for path in own.paths))
-            for name, own in features.items()
-        }
-        self.members = prepare_sites(self._images, self.config, self.extractor)
 
-    def train(
-        self,
-        ledger: Ledger,
-        *,
-        data: str = "",
-        state_dir: Path | None = None,
-        resume: bool = False,
-        on_round: Callable[[int, Detector], None] | None = None,
-        progress: Progress = silent,
-    ) -> StudentRun:
-        """See `Method.train`; a student needs a site's statistics, so none serves all sites."""
-        detectors = averaged(
-            self.members,
-            self.config,
-            self.extractor,
-            ledger=ledger,
-            state_dir=state_dir,
-            resume=resume,
-            stage=Stage(progress, "rounds", all_rounds(self.config) * len(self.members)),
-        )
-        self._live = detectors
-        return StudentRun.of(detectors, self.n_images, method=self.config.method, data=data)
+        def images(paths: Iterable[Path]) -> ImageSet:
+            return ImageSet(tuple(ImageItem(path, 0, "good", None) for path in paths))
+
+        none = ImageSet(())
+        self.read([Site(name, images(own.paths), none) for name, own in features.items()])
+
+    @property
+    def phase_names(self) -> Sequence[str]:
+        """See `Method.phase_names`."""
+        return student_class(self.config).parts
+
+    def phases(self) -> Iterable[Phase]:
+        """See `Method.phases`: one for each part of a student."""
+        return student_phases(self.members, self.config, self.extractor)
+
+    def run(self, data: str = "") -> StudentRun:
+        """See `Method.run`."""
+        self._live = student_detectors(self.members, self.config, self.extractor)
+        return StudentRun.of(self._live, self.n_images, method=self.config.method, data=data)
 
     def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:
         """See `Method.calibrate`; no site has a student of its own to compare with."""

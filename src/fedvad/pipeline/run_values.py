@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -12,15 +12,7 @@ from fedvad.errors import ArtefactError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.pipeline.config import METHODS, Reference
 
-__all__ = [
-    "MemoryRunValues",
-    "MemoryValues",
-    "RunValues",
-    "SiteValues",
-    "StudentRunValues",
-    "StudentValues",
-    "threshold_from",
-]
+__all__ = ["RunValues", "SiteValues", "threshold_from"]
 
 
 class SiteValues(BaseModel):
@@ -31,18 +23,6 @@ class SiteValues(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=255)]
     n_images: Annotated[int, Field(ge=0, le=1 << 50)]
     thresholds: dict[Reference, dict[str, Any]]
-
-
-class MemoryValues(SiteValues):
-    """As `SiteValues`. generator: hash of its parameters."""
-
-    generator: str
-
-
-class StudentValues(SiteValues):
-    """As `SiteValues`. own: see `StudentModel`."""
-
-    own: dict[str, Any]
 
 
 class RunValues(BaseModel):
@@ -67,23 +47,6 @@ class RunValues(BaseModel):
         if twice:
             raise ValueError(f"site {twice[0]!r} occurs twice")
         return self
-
-
-class MemoryRunValues(RunValues):
-    """Of a run of memories."""
-
-    kind: Literal["run"]
-    reference: Reference
-    scoring: dict[str, Any]
-    sites: list[MemoryValues]
-
-
-class StudentRunValues(RunValues):
-    """Of a run of students. student: what `from_state` needs besides the arrays."""
-
-    kind: Literal["student run"]
-    student: dict[str, Any]
-    sites: list[StudentValues] = Field(min_length=1)
 
 
 def threshold_from(values: Mapping[str, Any]) -> Threshold:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from fedvad.detectors.registry import list_detectors
 from fedvad.distill.loss import Combine
 from fedvad.distill.scope import Fusion, WSAConfig
 from fedvad.features.names import is_backbone_file
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 STUDENT_METHODS: dict[str, dict[str, Any]] = {
-    name: {"rounds": 5} for name in ("stfpm", "paste", "dcam", "rd", "aand", "dmdd")
+    name: {"rounds": 5} for name in list_detectors(family="student")
 }
 _student = partial(option, group="Students", families=("student",))
 # levels of the papers, where a memory takes fewer

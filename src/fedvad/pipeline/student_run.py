@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from fedvad.detectors.base import Detector
 from fedvad.detectors.registry import detector_class
@@ -19,9 +20,19 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import Reference
 from fedvad.pipeline.run import Arrays, Run, SiteModel
-from fedvad.pipeline.run_values import RunValues, StudentRunValues
+from fedvad.pipeline.run_values import RunValues, SiteValues
 
 __all__ = ["StudentModel", "StudentRun"]
+
+
+class _SiteValues(SiteValues):
+    own: dict[str, Any]
+
+
+class _RunValues(RunValues):
+    kind: Literal["student run"]
+    student: dict[str, Any]
+    sites: list[_SiteValues] = Field(min_length=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +63,7 @@ class StudentRun(Run):
     """
 
     kind: ClassVar[str] = "student run"
-    described: ClassVar[type[RunValues]] = StudentRunValues
+    described: ClassVar[type[RunValues]] = _RunValues
     holds: ClassVar[str] = "a student and no memory"
 
     shared: Arrays

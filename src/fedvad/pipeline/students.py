@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.registry import detector_class
@@ -15,14 +14,22 @@ from fedvad.distill.parameters import load_parameters, parameters_of, under
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload
 from fedvad.federation.runners.inprocess import Schedule
-from fedvad.federation.runners.state import load_state
-from fedvad.pipeline.averaging import average_rounds
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.phases import Phase, run_phases, weight_phase
 from fedvad.pipeline.plan import robust, site_seed
 from fedvad.pipeline.progress import Progress, Stage, silent
 
-__all__ = ["all_rounds", "averaged", "make_student", "prepare_sites", "student_class"]
+__all__ = [
+    "all_rounds",
+    "averaged",
+    "make_student",
+    "prepare_sites",
+    "student_class",
+    "student_detectors",
+    "student_phases",
+]
 
 log = logging.getLogger(__name__)
 
@@ -53,50 +60,52 @@ def prepare_sites(
     return prepared
 
 
+def student_phases(
+    sites: Mapping[str, StudentSite], config: TrainConfig, extractor: FeatureExtractor
+) -> Iterator[Phase]:
+    """The rounds of each part of a student; all sites begin with the same."""
+    before = 0
+    for part, start in make_student(config, extractor).starts().items():
+        rounds = _rounds(part, config)
+
+        def end(merged: Payload, part: str = part) -> None:
+            for site in sites.values():
+                load_parameters(site.part(part).student, under("weight/", merged.arrays))
+                site.end(part)
+
+        yield weight_phase(
+            part,
+            {name: site.part(part) for name, site in sites.items()},
+            parameters_of(start),
+            config.student.terms(),
+            Schedule(rounds, config.participation, config.join, config.seed, first=before + 1),
+            extractor,
+            end,
+            images={name: site.n_images for name, site in sites.items()},
+            seeds={name: site.seed for name, site in sites.items()},
+            defence=robust(config),
+        )
+        before += rounds
+
+
 def averaged(
     sites: Mapping[str, StudentSite],
     config: TrainConfig,
     extractor: FeatureExtractor,
     *,
     ledger: Ledger,
-    state_dir: Path | None = None,
-    resume: bool = False,
     stage: Stage | None = None,
 ) -> dict[str, StudentDetector]:
-    """Detectors by site after all rounds: one student, with each site's own batch statistics.
+    """Detectors by site after all rounds; a site alone is a federation of one."""
+    phases = student_phases(sites, config, extractor)
+    run_phases(phases, student_class(config).parts, ledger=ledger, stage=stage)
+    return student_detectors(sites, config, extractor)
 
-    A site alone is a federation of one. Raises as `run_rounds` does.
-    """
-    starts = make_student(config, extractor).starts()
-    folders = {part: None if state_dir is None else state_dir / part for part in starts}
-    begun = [p for p, folder in folders.items() if folder is not None and folder.is_dir()]
-    before = 0
-    for part, start in starts.items():
-        rounds = _rounds(part, config)
-        folder = folders[part]
-        over = load_state(folder) if resume and folder and part in begun[:-1] else None
-        if over is not None:  # its costs are in the state of the part that came next
-            merged = over.merged
-        else:
-            merged = average_rounds(
-                {name: site.part(part) for name, site in sites.items()},
-                parameters_of(start),
-                config.student.terms(),
-                Schedule(rounds, config.participation, config.join, config.seed, first=before + 1),
-                extractor,
-                images={name: site.n_images for name, site in sites.items()},
-                seeds={name: site.seed for name, site in sites.items()},
-                ledger=ledger,
-                defence=robust(config),
-                state_dir=folder,
-                resume=resume and part in begun,
-                stage=stage,
-            )
-        before += rounds
-        weights = under("weight/", merged.arrays)
-        for site in sites.values():
-            load_parameters(site.part(part).student, weights)
-            site.end(part)
+
+def student_detectors(
+    sites: Mapping[str, StudentSite], config: TrainConfig, extractor: FeatureExtractor
+) -> dict[str, StudentDetector]:
+    """Detectors by site of the students as they are now, each with its own batch statistics."""
     return {
         name: make_student(config, extractor).with_net(site.net, site.unseen)
         for name, site in sites.items()
@@ -135,10 +144,10 @@ def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDet
         # its control is the mean gradient, which momentum would count ten times
         training = replace(training, momentum=0.0)
     try:
-        more = kind.round_options(options.options, training)
+        table = {name: getattr(options, name) for name in kind.own_options} | options.options
+        more = kind.round_options(table, training)
         if options.combine is not None:
             more["combine"] = options.combine
-        more |= {name: getattr(options, name) for name in kind.own_options}
         return kind(
             extractor=extractor,
             layers=extractor.config.layers,

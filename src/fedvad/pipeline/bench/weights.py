@@ -17,8 +17,8 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.federation.runners.inprocess import Schedule
-from fedvad.pipeline.averaging import average_rounds
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.phases import run_phases, weight_phase
 from fedvad.pipeline.plan import site_seed
 from fedvad.pipeline.student_config import Averaging, StudentOptions
 
@@ -90,17 +90,18 @@ def average_weights(
     groups = [[name] for name in trainers] if options.alone else [list(trainers)]
     trained: dict[str, Payload] = {}
     for group in groups:
-        last = average_rounds(
+        phase = weight_phase(
+            "",
             {name: trainers[name] for name in group},
             initial,
             options.terms(),
             Schedule(config.rounds, config.participation, config.join, config.seed),
             extractor,
+            lambda last, group=group: trained.update(dict.fromkeys(group, last)),  # type: ignore[misc]
             images={name: len(features[name]) for name in group},
             seeds={name: trainers[name].seed for name in group},
-            ledger=ledger,
         )
-        trained |= dict.fromkeys(group, last)
+        run_phases([phase], [phase.name], ledger=ledger)
     detectors = {
         name: _detector(trainers[name], trained[name], config, extractor) for name in trainers
     }

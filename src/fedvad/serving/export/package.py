@@ -21,7 +21,7 @@ from fedvad.pipeline.decision import check_threshold_options, choose_threshold
 from fedvad.pipeline.guards import guard_output_file, guard_plain_folder
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
-from fedvad.pipeline.runs import known_site, open_memory_run
+from fedvad.pipeline.runs import known_site, open_run
 from fedvad.serving.export.check import (
     Difference,
     Model,
@@ -30,7 +30,7 @@ from fedvad.serving.export.check import (
     images_of,
     opened,
 )
-from fedvad.serving.export.graph import ExportNet, MemoryHead
+from fedvad.serving.export.graph import ExportNet, export_net
 from fedvad.serving.export.quantise import calibration_images
 
 __all__ = ["EXAMPLE_FILE", "TOLERANCE", "export"]
@@ -95,7 +95,7 @@ def export(
     check_reference(reference)
     check_threshold_options(threshold, target_fpr)
     folder = run_folder / "export" if out is None else out
-    run, config, extractor = open_memory_run(
+    run, config, extractor = open_run(
         run_folder, weights=weights, engine=engine, device=device or "cpu"
     )
     _guard(folder, run_folder, [data, verify], extractor.config.weights)
@@ -104,16 +104,14 @@ def export(
     site = known_site(run, site)
     detector = run.detector(site, extractor, reference)
     decides = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
-    bank, generator = detector.bank_, detector.generator_
-    assert bank is not None
-    assert generator is not None
-    size, network = config.image_size, extractor.network
-    limit = None if decides is None else decides.value
-    head = MemoryHead(
-        bank, generator, run.scoring, grid=network.grid, threshold=limit,
-        scale=detector.scorer.scale,
-    )  # fmt: skip
-    model = backend.build(ExportNet(network, head), size, opset)
+    size, limit = config.image_size, None if decides is None else decides.value
+    net = export_net(detector, limit)
+    if int8 and not net.quantises:
+        raise ConfigError(
+            f"int8 of {run.method}, whose scores are differences of two nets, has not been "
+            "measured: export it without"
+        )
+    model = backend.build(net, size, opset)
     calibrated_on = 0
     tried = drawn_images(size)
     if int8 and data is not None:
@@ -141,7 +139,7 @@ def export(
         "model": model_file,
         "files": {file: _described(content) for file, content in contents.items()},
         "input": _input(size),
-        "outputs": _outputs(network.grid, head.decides),
+        "outputs": _outputs(net.head.grid, net.head.decides),
         "site": site,
         "reference": reference or (run.reference if site in run.sites else "global"),
         "threshold": None if decides is None else _without_scores(decides),
@@ -149,8 +147,7 @@ def export(
         "difference_from_run": {"score": difference.score, "map": difference.map},
         "verified": None if verified is None else {"tolerance": tolerance} | asdict(verified),
         "features": {"key": extractor.config.key()} | extractor.config.identity(),
-        "scoring": asdict(run.scoring),
-        "memory": {"rows": len(bank), "dim": bank.dim, "generator": generator.hash()},
+        **detector.facts(),
         "run": {"method": run.method} | _described((run_folder / DETECTOR_FILE).read_bytes()),
     }
     for file, content in contents.items():
