@@ -97,8 +97,8 @@ class Server:
         return min(self._max_bytes, known)
 
     def open(self, round_: int) -> bytes:
-        """Begin a round, anew if it was begun before; returns the message for its sites, which is
-        empty while nothing was merged.
+        """Begin a round, or begin it again, without what it had received; returns the message for
+        its sites, which is empty while nothing was merged.
         """
         self.round = round_
         self._receipts, self._refused = [], {}
