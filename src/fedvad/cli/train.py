@@ -52,7 +52,33 @@ def train(
     ] = None,
     weights: WeightsOption = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels [default: 256]", show_default=False, **_Features)
+        str | None,
+        typer.Option(
+            help="256 (square), 256x512 (height x width), fit:256x512 or short:256 (proportions "
+            "kept) [default: auto, from the images]",
+            show_default=False,
+            **_Features,
+        ),
+    ] = None,
+    tiles: Annotated[
+        int | None,
+        typer.Option(
+            help="Read images in tiles of this side, by default at their full size.",
+            show_default=False,
+            **_Features,
+        ),
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(help="Pixels that tiles share [default: 64]", show_default=False, **_Features),
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to look: LEFT,TOP,RIGHT,BOTTOM in percent, or a mask (white: look).",
+            show_default=False,
+            **_Features,
+        ),
     ] = None,
     layers: Annotated[
         str | None,
@@ -214,6 +240,7 @@ def train(
     tracker = None if track is None else check_tracker(track)
     flags: dict[str, Any] = {
         "method": method, "backbone": backbone, "weights": weights, "image_size": image_size,
+        "tiles": tiles, "overlap": overlap, "region": region,
         "layers": _layers(layers), "engine": engine, "device": device, "split": split,
         "good": good or None, "defect": defect or None,
         "max_bad": max_bad, "max_pixels": max_pixels,

@@ -25,12 +25,13 @@ __all__ = ["Detector", "NormalFeatures", "Scorer", "Scores", "check_score", "sco
 class Scores:
     """Scores of the readable images of a set; higher is more anomalous.
 
-    image: (n,) float64. maps: (n, h, w) float32 on the patch grid.
+    image: (n,) float64. maps: float32 on the patch grid, (n, h, w), or n of (h, w) where the sizes
+    of images differ; 0 outside the region of interest.
     kept: (n,) positions in the set that was scored. bad: one reason per unreadable image.
     """
 
     image: npt.NDArray[np.float64]
-    maps: FloatArray
+    maps: FloatArray | list[FloatArray]
     kept: npt.NDArray[np.int64]
     bad: tuple[str, ...] = ()
 
@@ -186,10 +187,14 @@ def score_stream(
         images.append(check_score(score, str(paths[item.index])))
         maps.append(map_)
         kept.append(item.index)
-    height, width, _ = extractor.grid if not maps else (*maps[0].shape, 0)
+    stacked: FloatArray | list[FloatArray] = maps
+    if not maps:
+        stacked = np.zeros((0, *extractor.grid[:2]), np.float32)
+    elif len({map_.shape for map_ in maps}) == 1:
+        stacked = np.stack(maps)
     return Scores(
         np.asarray(images, dtype=np.float64),
-        np.stack(maps) if maps else np.zeros((0, height, width), np.float32),
+        stacked,
         np.asarray(kept, dtype=np.int64),
         tuple(bad),
     )

@@ -204,7 +204,7 @@ class StudentDetector(Detector):
 
         from fedvad.distill.cost import macs
 
-        side = self.extractor.config.image_size
+        side = self.extractor.config.side
         blank = torch.zeros(1, 3, side, side, device=self.extractor.config.device)
         return macs(self.net_ or self.network(), blank)
 
@@ -282,7 +282,7 @@ class StudentDetector(Detector):
     def _map_net(self, net: PaSTeNet) -> MapNet:
         from fedvad.distill.graphs import MapNet
 
-        side = self.extractor.config.image_size
+        side = self.extractor.config.side
         return MapNet(net, self._normalise(), side, self.combine)
 
     def _compiled(self, net: PaSTeNet) -> _Mapper:
@@ -292,7 +292,7 @@ class StudentDetector(Detector):
         config = self.extractor.config
         engine = make_engine(
             self._map_net(net),
-            image_size=config.image_size,
+            image_size=config.side,
             kind=config.engine,
             device=config.device,
         )
@@ -301,7 +301,7 @@ class StudentDetector(Detector):
             bad: dict[int, str | None] = {}
 
             def readable() -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-                for item in read_pixels(paths, config.image_size, max_pixels=config.max_pixels):
+                for item in read_pixels(paths, config.side, max_pixels=config.max_pixels):
                     if item.pixels is None:
                         bad[item.index] = item.error
                     else:

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.labels import LabelNames
+from fedvad.data.region import parse_region
+from fedvad.data.views import Size, is_plain, parse_size
 from fedvad.detectors.memory_site import Anchors, FedDyMemConfig, Reduce, Update
 from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.scoring import MapMode, ScoringConfig
@@ -38,6 +40,7 @@ __all__ = [
     "ThresholdRule",
     "TrainConfig",
     "as_path",
+    "at_size",
     "check_reference",
     "check_share",
     "resolve_config",
@@ -70,7 +73,10 @@ class TrainConfig(BaseModel):
     # features
     backbone: str = BUNDLED
     weights: Path | None = None
-    image_size: int = 256
+    image_size: Size = "auto"
+    tiles: int | None = None
+    overlap: int = 64
+    region: str | None = None
     layers: tuple[int, ...] | None = None
     pool: int = 3
     engine: Engine = "openvino"
@@ -148,6 +154,12 @@ class TrainConfig(BaseModel):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
+    def _check_view(self) -> Self:
+        size = parse_size(self.image_size, self.tiles, self.overlap)
+        object.__setattr__(self, "image_size", size)
+        return self
+
+    @model_validator(mode="after")
     def _check(self) -> Self:
         unknown = sorted(set(self.compare) - set(COMPARISONS))
         if unknown:
@@ -221,12 +233,27 @@ class TrainConfig(BaseModel):
         return FeatureConfig(
             backbone=self.backbone,
             weights=self.weights,
-            image_size=self.image_size,
+            image_size=self._plain_size(),
+            tiles=self.tiles,
+            overlap=self.overlap,
+            region=self.region,
             layers=layers,
             pool=self.pool,
             engine=self.engine,
             device=self.device,
             max_pixels=self.max_pixels,
+        )
+
+    def _plain_size(self) -> Size:
+        if is_plain(self.image_size):
+            return self.image_size
+        if self.image_size == "auto" and self.tiles is None:
+            return 256
+        raise ConfigError(
+            f"image size {self.image_size!r}"
+            + f" in tiles of {self.tiles}" * bool(self.tiles)
+            + " follows from the images of all sites, which only `fedvad train` sees; here give "
+            "the size itself, such as fit:512x704, the same at every site"
         )
 
     def label_names(self) -> LabelNames:
@@ -282,6 +309,11 @@ class TrainConfig(BaseModel):
         )
 
 
+def at_size(config: TrainConfig, size: Size) -> TrainConfig:
+    """The configuration with the size at which images are read."""
+    return config.model_copy(update={"image_size": size})
+
+
 def check_reference(reference: str | None) -> Reference | None:
     """A reference set's exact name, or None; raises `ConfigError` for anything else."""
     if reference is None or reference in get_args(Reference):
@@ -325,7 +357,7 @@ def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
         config = TrainConfig(**(METHODS[method] | _absolute(values)))
         config.memory(1)
         config.label_names()
-        config.features()
+        at_size(config, config.image_size if is_plain(config.image_size) else 256).features()
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
     return config
@@ -336,6 +368,8 @@ def _absolute(values: Mapping[str, Any]) -> dict[str, Any]:
     placed = dict(values)
     if isinstance(placed.get("weights"), str | Path):
         placed["weights"] = Path(placed["weights"]).absolute()
+    if isinstance(placed.get("region"), str | Path):
+        placed["region"] = parse_region(str(placed["region"]))
     backbone = placed.get("backbone")
     if isinstance(backbone, str) and is_backbone_file(backbone):
         placed["backbone"] = str(Path(backbone).absolute())

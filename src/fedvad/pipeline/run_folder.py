@@ -26,6 +26,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
 from fedvad.pipeline.config import Reference, TrainConfig
+from fedvad.pipeline.run_region import found_region, stored_region
 from fedvad.pipeline.run_values import RunValues, threshold_from
 
 __all__ = [
@@ -245,7 +246,8 @@ def middle(thresholds: Sequence[Threshold]) -> Threshold | None:
 
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Store the resolved configuration."""
-    write_sealed(folder / CONFIG_FILE, config.model_dump(mode="json"))
+    values = config.model_dump(mode="json") | {"region": stored_region(folder, config.region)}
+    write_sealed(folder / CONFIG_FILE, values)
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -254,7 +256,8 @@ def read_config(folder: Path) -> TrainConfig:
     People change it by hand (another device, another place of the weights): that is a warning.
     """
     path = folder / CONFIG_FILE
-    return parse_values(TrainConfig, read_sealed(path, editable=True), str(path))
+    config = parse_values(TrainConfig, read_sealed(path, editable=True), str(path))
+    return config.model_copy(update={"region": found_region(folder, config.region)})
 
 
 def write_ledger(folder: Path, ledger: Ledger, *, vouches_for: Sequence[str] = ()) -> None:

@@ -10,13 +10,17 @@ from typing import Any
 
 from fedvad.data.contents import described
 from fedvad.data.locks import only_one
+from fedvad.data.reading import DataReading
+from fedvad.data.region import Region
 from fedvad.data.sealed import sha256_of
+from fedvad.data.view_choice import Sizes, choose_size, sizes_of
+from fedvad.data.views import is_plain
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state, has_state
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import TrainConfig, at_size
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Job
 from fedvad.pipeline.guards import guard_output_folder
@@ -31,6 +35,7 @@ from fedvad.pipeline.run_folder import (
     read_ledger,
     read_results,
 )
+from fedvad.pipeline.run_region import keep_region
 from fedvad.pipeline.scoring import ANY_SHARE, score_sites
 from fedvad.pipeline.students import fit_students
 
@@ -73,9 +78,12 @@ def _train(
     resume: bool,
     progress: Progress,
 ) -> dict[str, Any]:
+    config = _as_before(out, config) if resume else config
     _prepare(out, config, resume)
     names = config.label_names()
     reading, sites = load_data(data, config.split, config.seed, names, image_size=config.image_size)
+    config, sizes = _settled(config, reading)
+    config = keep_region(out, config)
     guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
     ledger = Ledger(
@@ -86,6 +94,8 @@ def _train(
         log.info("%s is complete already: nothing was run", out)
         return done
     extractor = FeatureExtractor(config.features(), cache)
+    if sizes:
+        reading = reading.noted([_size_note(sizes, extractor)])
     fit = fit_students if config.has_student else fit_memories
     with ExitStack() as stack:
         job = Job(
@@ -117,6 +127,43 @@ def _train(
     return summary
 
 
+def _as_before(out: Path, config: TrainConfig) -> TrainConfig:
+    """With the size that the run to go on with found for its images, and its copy of the mask."""
+    if not (out / "config.json").is_file():
+        return config
+    before = read_config(out)
+    if not is_plain(config.image_size):
+        config = at_size(config, before.image_size)
+    if config.region and before.region and Region.of(config.region) == Region.of(before.region):
+        config = config.model_copy(update={"region": before.region})
+    return config
+
+
+def _settled(config: TrainConfig, reading: DataReading) -> tuple[TrainConfig, Sizes | None]:
+    """With the size at which images are read, and theirs where it followed from them."""
+    if config.has_student:
+        config = at_size(config, 256) if config.image_size == "auto" else config
+        config.features().side  # noqa: B018  students see whole squares: refuse other views here
+        return config, None
+    if is_plain(config.image_size):
+        return config, None
+    sizes = sizes_of(reading.sites)
+    size = choose_size(config.image_size, sizes, tiled=config.tiles is not None)
+    return at_size(config, size), None if size == 256 else sizes
+
+
+def _size_note(sizes: Sizes, extractor: FeatureExtractor) -> str:
+    """At which size images are read, and what that costs; also logged."""
+    config = extractor.config
+    tiles = "" if config.tiles is None else f", in tiles of {config.tiles}"
+    note = (
+        f"images are {sizes.height} x {sizes.width} pixels: read at {config.image_size}{tiles}, "
+        f"about {extractor.seconds():.2g} s per image (--image-size chooses)"
+    )
+    log.warning("%s", note)
+    return note
+
+
 def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict[str, Any] | None:
     """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
     if not (out / RESULTS_FILE).is_file() or has_state(out / "state"):
@@ -137,6 +184,8 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
 def _options(config: TrainConfig) -> str:
     """Digest of all that an interrupted run and its --resume must share."""
     # without defaults: an option that a later version adds must not end a run begun before
+    if config.image_size == 256:  # the default before it followed from the images
+        config = at_size(config, "auto")
     told = config.model_dump_json(exclude=_FREE_ON_RESUME, exclude_defaults=True)
     return sha256_of(told.encode())
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from fedvad.data.views import Tiling
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import (
     _CFA_NEIGHBOURS,
@@ -24,8 +26,8 @@ __all__ = ["ExportNet", "MemoryHead"]
 class MemoryHead(torch.nn.Module):
     """What `MemoryScorer` does, for a batch: generator, search, map, smoothing, score, decision.
 
-    threshold: the highest normal score; None leaves the decision out. scale: as of
-    `MemoryScorer`.
+    inside: (h, w) cells of the region of interest, None for all. threshold: the highest normal
+    score; None leaves the decision out. scale: as of `MemoryScorer`.
     """
 
     def __init__(
@@ -35,13 +37,17 @@ class MemoryHead(torch.nn.Module):
         config: ScoringConfig,
         *,
         grid: tuple[int, int],
+        inside: npt.NDArray[np.bool_] | None = None,
         threshold: float | None = None,
         scale: FloatArray | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.grid = grid
-        self.count = config.count(grid[0] * grid[1])
+        self.looks_everywhere = inside is None or bool(inside.all())
+        inside = np.ones(grid, np.bool_) if inside is None else inside
+        self.count = config.count(int(inside.sum()))
+        self.register_buffer("inside", torch.from_numpy(inside.astype(np.float32)))
         neighbours = _CFA_NEIGHBOURS if config.map == "cfa" else 1
         self.search = make_search(bank.vectors, neighbours, config.search)
         self.has_generator = not generator.is_identity
@@ -77,6 +83,9 @@ class MemoryHead(torch.nn.Module):
         if self.scales:
             values = values / self.get_buffer("scale")[indices[:, 0]]
         raw = values.reshape(-1, *self.grid)
+        if not self.looks_everywhere:
+            raw = raw * self.get_buffer("inside")
+            cells = cells * self.get_buffer("inside").flatten()
         map_ = self._smooth(raw)
         score = map_.flatten(1).topk(self.count, dim=1).values.mean(1)
         if self.isolates:
@@ -90,9 +99,12 @@ class MemoryHead(torch.nn.Module):
         cells = self.config.smooth
         if cells == 1:
             return map_
-        return functional.avg_pool2d(
-            map_[:, None], cells, stride=1, padding=cells // 2, count_include_pad=False
-        )[:, 0]
+        smoothed = _mean(map_, cells)
+        if self.looks_everywhere:
+            return smoothed
+        inside = self.get_buffer("inside")
+        # over the cells inside, of which each has at least itself
+        return smoothed * inside / _mean(inside[None], cells).clamp(min=1e-6)
 
     def _isolation(
         self, patches: torch.Tensor, cells: torch.Tensor, nearest: torch.Tensor
@@ -110,18 +122,69 @@ class MemoryHead(torch.nn.Module):
 
 
 class ExportNet(torch.nn.Module):
-    """A descriptor network and a memory head; exporters see them as `network` and `head`."""
+    """A descriptor network and a memory head; exporters see them as `network` and `head`.
 
-    def __init__(self, network: DescriptorNet, head: MemoryHead) -> None:
+    tiling: where the tiles of the images lie, all of one size.
+    """
+
+    def __init__(
+        self, network: DescriptorNet, head: MemoryHead, tiling: Tiling | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.head = head
+        self.tiles = None if tiling is None or len(tiling) == 1 else Tiles(tiling)
         self.outputs = ("score", "map", "anomalous") if head.decides else ("score", "map")
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(b, S, S, 3) uint8 RGB to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
-        out: tuple[torch.Tensor, ...] = self.head(self.network(images))
+        """(b, H, W, 3) uint8 RGB to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
+        if self.tiles is None:
+            out: tuple[torch.Tensor, ...] = self.head(self.network(images))
+            return out
+        out = self.head(self.tiles.joined(self.network(self.tiles(images))))
         return out
+
+
+class Tiles(torch.nn.Module):
+    """What `FeatureExtractor` does with an image in tiles, for images of one size."""
+
+    def __init__(self, tiling: Tiling) -> None:
+        super().__init__()
+        self.tiling = tiling
+        for name, axis, length in zip(("rows", "columns"), tiling.axes, tiling.shape, strict=True):
+            beyond = np.pad(np.arange(length), (0, axis.length - length), mode="symmetric")
+            places = [beyond[start : start + axis.tile] for start in axis.starts]
+            self.register_buffer(f"{name}_pixels", torch.from_numpy(np.stack(places)))
+            self.register_buffer(f"{name}_weights", torch.from_numpy(np.stack(axis.weights())))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(b, H, W, 3) images to (tiles x b, T, T, 3), first those of the first tile."""
+        rows, columns = self.get_buffer("rows_pixels"), self.get_buffer("columns_pixels")
+        return torch.cat([images[:, r][:, :, c] for r in rows for c in columns])
+
+    def joined(self, found: torch.Tensor) -> torch.Tensor:
+        """Descriptors (tiles x b, t, t, d) of tiles to those of images, (b, h, w, d)."""
+        rows, columns = self.tiling.axes
+        parts = found.reshape(len(self.tiling), -1, *found.shape[1:])
+        total: torch.Tensor | None = None
+        for number in range(len(self.tiling)):
+            i, j = divmod(number, len(columns.starts))
+            weights = self.get_buffer("rows_weights")[i][:, None]
+            weights = weights * self.get_buffer("columns_weights")[j]
+            y, x = rows.place(i), columns.place(j)
+            room = (0, 0, x.start, columns.total - x.stop, y.start, rows.total - y.stop)
+            placed = functional.pad(_rounded(parts[number] * weights[:, :, None]), room)
+            total = placed if total is None else _rounded(total + placed)
+        assert total is not None
+        height, width = self.tiling.grid
+        return total[:, :height, :width]
+
+
+def _mean(map_: torch.Tensor, cells: int) -> torch.Tensor:
+    """Mean over cells x cells of (b, h, w) maps; at the border over the cells that exist."""
+    return functional.avg_pool2d(
+        map_[:, None], cells, stride=1, padding=cells // 2, count_include_pad=False
+    )[:, 0]
 
 
 def _rounded(values: torch.Tensor) -> torch.Tensor:
