@@ -237,4 +237,4 @@ def test_the_size_found_is_shown(
             resolve_config(image_size="short:64", calibration="none", rounds=1, **OPTIONS),
         )  # fmt: skip
     assert f"images are {HEIGHT} x {WIDTH} pixels: read at fit:64x90, about " in caplog.text
-    assert " s per image (--image-size chooses)" in caplog.text
+    assert " s per image (--image-size chooses, --tiles 512 reads every pixel)" in caplog.text

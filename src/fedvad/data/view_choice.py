@@ -12,10 +12,10 @@ from fedvad.data.headers import read_header
 from fedvad.data.sets import Site
 from fedvad.data.views import Size
 
-__all__ = ["Sizes", "choose_size", "sizes_of"]
+__all__ = ["USUAL_SIZE", "Sizes", "choose_size", "sizes_of"]
 
 _LOOKED_AT = 32  # images a site whose headers are read
-_USUAL = 256  # side to which small images are brought, as weights are trained on such sizes
+USUAL_SIZE = 256  # side to which small images are brought, as weights are trained on such sizes
 _SIDES = (512, 384)  # of squares; never more than the images have
 _PIXELS = 512 * 512  # four times the time of the usual size
 _WIDE = 1.5
@@ -39,6 +39,10 @@ class Sizes:
     def ratio(self) -> float:
         """Longer over shorter side."""
         return max(self.height, self.width) / min(self.height, self.width)
+
+    def words(self) -> str:
+        """A clause for people."""
+        return f"images are {self.height} x {self.width} pixels"
 
 
 def sizes_of(sites: Sequence[Site]) -> Sizes | None:
@@ -66,7 +70,7 @@ def choose_size(size: Size, sizes: Sizes | None, *, tiled: bool) -> Size:
     still become 256 x 256, as the weights expect. Chosen on `screw_1024`. Source: ours.
     """
     if sizes is None:
-        return _USUAL if size == "auto" else size
+        return USUAL_SIZE if size == "auto" else size
     height, width = sizes.height, sizes.width
     if isinstance(size, str) and size.startswith("short:"):
         scale = min(1.0, int(size.removeprefix("short:")) / min(height, width))
@@ -76,9 +80,9 @@ def choose_size(size: Size, sizes: Sizes | None, *, tiled: bool) -> Size:
     if tiled:
         return _fitted(height, width)
     if sizes.ratio < _WIDE:
-        return next((side for side in _SIDES if min(height, width) >= side), _USUAL)
+        return next((side for side in _SIDES if min(height, width) >= side), USUAL_SIZE)
     if max(height, width) <= _SIDES[-1]:
-        return _USUAL
+        return USUAL_SIZE
     scale = min(1.0, math.sqrt(_PIXELS / (height * width)))
     if sizes.spread > _ALIKE:
         return _fitted(scale * height, scale * width)

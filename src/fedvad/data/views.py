@@ -81,8 +81,10 @@ class View:
         """
         if isinstance(size, View):
             return size
+        if isinstance(size, int) and not isinstance(size, bool):
+            return cls(size, size, False, tile, overlap)
         match = _FORM.fullmatch(str(size).strip())
-        if match is None or isinstance(size, bool):
+        if match is None:
             raise ConfigError(
                 f"image size {size!r} is none of the forms 256, 256x512 (height x width), "
                 "fit:256x512, short:256 and auto"

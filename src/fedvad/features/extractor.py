@@ -111,7 +111,7 @@ class FeatureExtractor:
         except (AssertionError, RuntimeError, ValueError) as error:  # as timm's models refuse
             raise ConfigError(
                 f"backbone {self.config.backbone} cannot take images of "
-                f"{'{} x {}'.format(*self._view.input)} pixels: {error}"
+                f"{' x '.join(map(str, dict.fromkeys(self._view.input)))} pixels: {error}"
             ) from error
         info = getattr(self._backbone.network, "feature_info", None)
         if info is not None and sum(info.channels()) != network.dim:  # Swin and its kin
@@ -212,10 +212,10 @@ class FeatureExtractor:
         )
         stitched: Stitching | None = None
         for places, out in self.engine.run(batches):
-            for (i, number), part in zip(places, out, strict=True):
+            for (i, number), part in zip(places, self._half(out), strict=True):
                 if stitched is None:
                     stitched = Stitching(tilings[i], part.shape[-1])
-                stitched.add(number, part, self._half)
+                stitched.add(number, part)
                 if number == len(tilings[i]) - 1:
                     yield i, stitched.result()
                     stitched = None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import numpy.typing as npt
 
 from fedvad.data.views import Tiling
 from fedvad.half import HalfArray
@@ -27,20 +24,15 @@ class Stitching:
             self._whole = np.zeros((tiling.rows.total, tiling.columns.total, dim), np.float16)
             self._rows, self._columns = tiling.rows.weights(), tiling.columns.weights()
 
-    def add(
-        self,
-        number: int,
-        part: npt.NDArray[np.float32],
-        to_half: Callable[[npt.NDArray[np.float32]], HalfArray],
-    ) -> None:
+    def add(self, number: int, part: HalfArray) -> None:
         """Take the (h, w, d) descriptors of a tile, by its number in the order of `Tiling.cut`."""
         if self._whole is None:
-            self._whole = to_half(part)
+            self._whole = part
             return
         row, column = divmod(number, len(self._tiling.columns.starts))
         weight = self._rows[row][:, None] * self._columns[column]
         place = self._tiling.rows.place(row), self._tiling.columns.place(column)
-        self._whole[place] += to_half(part * weight[:, :, None])
+        self._whole[place] += (part * weight[:, :, None]).astype(np.float16)
 
     def result(self) -> HalfArray:
         """The (h, w, d) descriptors of the image, without its padding."""

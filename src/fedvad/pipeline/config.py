@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.labels import LabelNames
 from fedvad.data.region import parse_region
+from fedvad.data.view_choice import USUAL_SIZE
 from fedvad.data.views import Size, is_plain, parse_size
 from fedvad.detectors.memory_site import Anchors, FedDyMemConfig, Reduce, Update
 from fedvad.detectors.metric_loss import LossMode, MetricLossConfig
@@ -248,7 +249,7 @@ class TrainConfig(BaseModel):
         if is_plain(self.image_size):
             return self.image_size
         if self.image_size == "auto" and self.tiles is None:
-            return 256
+            return USUAL_SIZE
         raise ConfigError(
             f"image size {self.image_size!r}"
             + f" in tiles of {self.tiles}" * bool(self.tiles)
@@ -357,7 +358,7 @@ def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
         config = TrainConfig(**(METHODS[method] | _absolute(values)))
         config.memory(1)
         config.label_names()
-        at_size(config, config.image_size if is_plain(config.image_size) else 256).features()
+        at_size(config, config.image_size if is_plain(config.image_size) else USUAL_SIZE).features()
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
     return config

@@ -12,6 +12,8 @@ from fedvad.data.contents import check_contents
 from fedvad.data.folders import read_data
 from fedvad.data.labels import LabelNames
 from fedvad.data.listing import scan
+from fedvad.data.view_choice import USUAL_SIZE, choose_size, sizes_of
+from fedvad.data.views import Size
 from fedvad.detectors.artefact import read_arrays
 from fedvad.errors import ArtefactError, PayloadError
 from fedvad.federation.payload import Payload
@@ -36,7 +38,7 @@ def inspect(
     trust: Path | None = None,
     good: Sequence[str] = (),
     defect: Sequence[str] = (),
-    image_size: int = 256,
+    image_size: Size = "auto",
 ) -> dict[str, Any]:
     """Describe a run folder, a detector file, a message file, signed or not, or a data folder.
 
@@ -53,10 +55,14 @@ def inspect(
         if not run and scan(path).holds_images():
             names = LabelNames(tuple(good), tuple(defect))
             reading = read_data(path, names, allow_empty_train=True)
+            sizes = sizes_of(reading.sites)
+            size = choose_size(image_size, sizes, tiled=False)
+            if sizes is not None and size != image_size and size != USUAL_SIZE:
+                reading = reading.noted([f"{sizes.words()}: training reads them at {size}"])
             return {
                 "path": str(path),
                 "kind": "folder of images",
-                "data": data_with_masks(check_contents(reading, image_size), image_size),
+                "data": data_with_masks(check_contents(reading, size), size),
             }
         described = inspect(file)
         described["path"] = str(path)

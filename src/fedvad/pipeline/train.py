@@ -13,7 +13,7 @@ from fedvad.data.locks import only_one
 from fedvad.data.reading import DataReading
 from fedvad.data.region import Region
 from fedvad.data.sealed import sha256_of
-from fedvad.data.view_choice import Sizes, choose_size, sizes_of
+from fedvad.data.view_choice import USUAL_SIZE, Sizes, choose_size, sizes_of
 from fedvad.data.views import is_plain
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.cache import DescriptorCache
@@ -79,6 +79,8 @@ def _train(
     progress: Progress,
 ) -> dict[str, Any]:
     config = _as_before(out, config) if resume else config
+    if config.has_student:
+        config = _squared(config)
     _prepare(out, config, resume)
     names = config.label_names()
     reading, sites = load_data(data, config.split, config.seed, names, image_size=config.image_size)
@@ -139,26 +141,30 @@ def _as_before(out: Path, config: TrainConfig) -> TrainConfig:
     return config
 
 
+def _squared(config: TrainConfig) -> TrainConfig:
+    """With the square in which students see images; raises `ConfigError` for another view."""
+    if config.image_size == "auto":
+        return at_size(config, USUAL_SIZE)
+    return at_size(config, config.features().side)
+
+
 def _settled(config: TrainConfig, reading: DataReading) -> tuple[TrainConfig, Sizes | None]:
     """With the size at which images are read, and theirs where it followed from them."""
-    if config.has_student:
-        config = at_size(config, 256) if config.image_size == "auto" else config
-        config.features().side  # noqa: B018  students see whole squares: refuse other views here
-        return config, None
     if is_plain(config.image_size):
         return config, None
     sizes = sizes_of(reading.sites)
     size = choose_size(config.image_size, sizes, tiled=config.tiles is not None)
-    return at_size(config, size), None if size == 256 else sizes
+    return at_size(config, size), None if size == USUAL_SIZE else sizes
 
 
 def _size_note(sizes: Sizes, extractor: FeatureExtractor) -> str:
     """At which size images are read, and what that costs; also logged."""
-    config = extractor.config
-    tiles = "" if config.tiles is None else f", in tiles of {config.tiles}"
+    config, view = extractor.config, extractor.config.view
+    tiles = "" if config.tiles is None else f" in tiles of {config.tiles}"
+    whole = view.height >= sizes.height and view.width >= sizes.width
     note = (
-        f"images are {sizes.height} x {sizes.width} pixels: read at {config.image_size}{tiles}, "
-        f"about {extractor.seconds():.2g} s per image (--image-size chooses)"
+        f"{sizes.words()}: read at {config.image_size}{tiles}, about {extractor.seconds():.2g} s "
+        f"per image (--image-size chooses{'' if whole else ', --tiles 512 reads every pixel'})"
     )
     log.warning("%s", note)
     return note
@@ -184,7 +190,7 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
 def _options(config: TrainConfig) -> str:
     """Digest of all that an interrupted run and its --resume must share."""
     # without defaults: an option that a later version adds must not end a run begun before
-    if config.image_size == 256:  # the default before it followed from the images
+    if config.image_size == USUAL_SIZE:  # the default before it followed from the images
         config = at_size(config, "auto")
     told = config.model_dump_json(exclude=_FREE_ON_RESUME, exclude_defaults=True)
     return sha256_of(told.encode())

@@ -165,7 +165,7 @@ class Tiles(torch.nn.Module):
     def joined(self, found: torch.Tensor) -> torch.Tensor:
         """Descriptors (tiles x b, t, t, d) of tiles to those of images, (b, h, w, d)."""
         rows, columns = self.tiling.axes
-        parts = found.reshape(len(self.tiling), -1, *found.shape[1:])
+        parts = _rounded(found).reshape(len(self.tiling), -1, *found.shape[1:])
         total: torch.Tensor | None = None
         for number in range(len(self.tiling)):
             i, j = divmod(number, len(columns.starts))
