@@ -15,7 +15,8 @@ from PIL import Image
 def main(model: str, *images: str) -> None:
     """Write score and decision of each image."""
     taken = json.loads(Path(model + ".json").read_text(encoding="utf-8"))["input"]
-    batch = np.stack([read(path, taken) for path in images])
+    size = taken["height"], taken["width"]
+    batch = np.stack([read(path, size, taken["keeps_proportions"]) for path in images])
     if model.endswith(".onnx"):
         import onnxruntime
 
@@ -34,7 +35,7 @@ def main(model: str, *images: str) -> None:
         sys.stdout.write(f"{path}: score {found['score'][i]:.6g}, anomalous {decision}\n")
 
 
-def read(path: str, taken: "dict[str, Any]") -> np.ndarray:
+def read(path: str, size: "tuple[int, int]", keeps_proportions: bool = False) -> np.ndarray:
     """One image file as the uint8 (height, width, 3) RGB that the model takes.
 
     As fedvad itself reads files: deep grey to 8 bits, transparency over white, turned upright by
@@ -56,8 +57,8 @@ def read(path: str, taken: "dict[str, Any]") -> np.ndarray:
         else:
             pixels = np.asarray(image.convert("RGB"))
         pixels = upright(pixels, image.getexif().get(0x0112, 1))
-    height, width = taken["height"], taken["width"]
-    if taken["keeps_proportions"]:
+    height, width = size
+    if keeps_proportions:
         scale = min(1.0, height / pixels.shape[0], width / pixels.shape[1])
         if (round(scale * pixels.shape[0]), round(scale * pixels.shape[1])) != (height, width):
             raise ValueError(f"{path}: this model takes images of {height} x {width} pixels")
