@@ -132,6 +132,17 @@ def test_live_images_score_as_files_do(run: tuple[Path, dict[str, Any]], sites: 
     assert [p.score for p in found] == pytest.approx([by_path[str(p)] for p in paths], rel=1e-5)
 
 
+def test_resume_knows_the_size_and_the_mask_of_before(
+    run: tuple[Path, dict[str, Any]], sites: Path, tmp_path: Path
+) -> None:
+    shutil.copy(run[0] / "region.png", tmp_path / "again.png")
+    options = OPTIONS | {"tiles": 64, "overlap": 32, "resume": True}
+    again = fedvad.train(sites, run[0], region=str(tmp_path / "again.png"), **options)
+    assert again["image_auroc"] == run[1]["image_auroc"]
+    with pytest.raises(ConfigError, match="region"):
+        fedvad.train(sites, run[0], region="0,0,50,50", **options)
+
+
 def test_a_run_moves_with_its_mask(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     shutil.copytree(run[0], tmp_path / "moved")
     _, config, extractor = open_memory_run(tmp_path / "moved")
