@@ -44,8 +44,12 @@ _LONGEST = 1024  # pixels of the longer side of what pixel figures are found on
 class GroundTruth:
     """The masks of a test set, each in the size at which its image is read.
 
-    defective: anomalous images of the set; masked: those of them whose mask is used. faults: the
-    names of the images that are not, by reason.
+    Attributes
+    ----------
+    defective, masked : int
+        Anomalous images of the set, and those of them whose mask is used.
+    faults : dict of str to list of str
+        Names of the images whose mask is not used, by reason.
     """
 
     defective: int = 0
@@ -61,7 +65,7 @@ class GroundTruth:
     def pairs(self, maps: FloatArray | Sequence[FloatArray]) -> Iterator[Pair]:
         """(map, mask), both (H, W), of each image whose pixels are known, one at a time.
 
-        maps: (h, w) each, one for each image of the set. A normal image's mask is empty.
+        `maps` are (h, w) each, one for each image of the set. A normal image's mask is empty.
         """
         for index, (shape, packed) in self._masks.items():
             mask = np.zeros(shape, dtype=bool)
@@ -100,8 +104,21 @@ def read_truth(images: ImageSet, size: Size | View) -> GroundTruth:
     Doubtful are masks that are missing, unreadable, empty, inverted, of swapped sides, or of an
     image that EXIF turns while its mask is not turned, so that nobody knows which pixel is meant.
 
-    size: how images are read (see `View`); masks are resized alike, to at most 1024 pixels of the
-    longer side.
+    Parameters
+    ----------
+    images : ImageSet
+        Test images with their masks.
+    size : int, str or View
+        How images are read; masks are resized alike, to at most 1024 pixels of the longer side.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from fedvad.data.sets import ImageItem, ImageSet
+    >>> from fedvad.evaluation.truth import read_truth
+    >>> truth = read_truth(ImageSet((ImageItem(Path("7.png"), 1, "scratch"),)), 64)
+    >>> truth.usable, truth.faults
+    (False, {'without a mask': ['7.png']})
     """
     view = View.of(size)
     truth = GroundTruth()

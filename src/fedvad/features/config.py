@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.bounds import MAX_PIXELS, check_limit
 from fedvad.data.views import Size, View
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.names import BUNDLED, name_of_file
@@ -57,8 +57,7 @@ class FeatureConfig:
         self.view.check()
         if self.view.size != self.image_size:
             raise ConfigError(f"image size {self.image_size!r} is written {self.view.size!r}")
-        if self.max_pixels < 1:
-            raise ConfigError(f"max_pixels must be at least 1, got {self.max_pixels}")
+        check_limit(self.max_pixels, "max_pixels")
         if self.pool not in (1, 3, 5, 7):
             raise ConfigError(f"neighbourhood pooling must be 1, 3, 5 or 7 cells, got {self.pool}")
 

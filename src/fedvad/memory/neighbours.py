@@ -25,15 +25,40 @@ _AXES_FROM = 2000  # vectors whose principal components stand for those of the m
 
 
 class NeighbourIndex:
-    """Search over (m, d) memory vectors.
+    """Search over memory vectors.
 
-    `exact` compares every patch with every vector. `fast` compares them in the `principal`
-    leading principal components of the memory (what a vector keeps outside these enters as its
-    energy) and measures the best few of the k best vectors of each of several random groups: the
-    distances returned are true distances to real vectors, only rarely not to the nearest one. For
-    small memories, few dimensions or more than 6 neighbours `fast` is exact.
+    Parameters
+    ----------
+    vectors : (m, d) float32 array
+        Memory vectors, m >= 1.
+    mode : {"exact", "fast"}, default="exact"
+        `exact` compares every patch with every vector. `fast` compares them in the leading
+        principal components of the memory (what a vector keeps outside these enters as its energy)
+        and measures the best few of the k best vectors of each of several random groups: the
+        distances returned are true distances to real vectors, only rarely not to the nearest one.
+        For small memories, few dimensions or more than 6 neighbours `fast` is exact.
+    principal : int, default=96
+        Number of principal components of `fast`.
+    seed : int, default=0
+        Of the groups and the components.
 
-    Raises `MemoryBankError` for an empty memory, `ConfigError` for an unknown mode.
+    Raises
+    ------
+    MemoryBankError
+        For an empty memory.
+    ConfigError
+        For an unknown mode.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.neighbours import NeighbourIndex
+    >>> index = NeighbourIndex(np.array([[0.0], [1.0], [5.0]], np.float32))
+    >>> distances, rows = index.query(np.array([[4.0]]), k=2)
+    >>> distances.tolist(), rows.tolist()
+    ([[1.0, 3.0]], [[2, 1]])
+    >>> index.without(np.array([2])).query(np.array([[4.0]]))[0].tolist()
+    [[3.0]]
     """
 
     def __init__(

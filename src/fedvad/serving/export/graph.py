@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional
 
 from fedvad.data.views import Tiling
+from fedvad.detectors.base import Detector
+from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import (
     _CFA_NEIGHBOURS,
@@ -15,19 +19,49 @@ from fedvad.detectors.scoring import (
     ScoringConfig,
     distance_scale,
 )
-from fedvad.features.modules import DescriptorNet
+from fedvad.distill.graphs import smoothed
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.serving.export.search import compact, make_search
 
-__all__ = ["ExportNet", "MemoryHead"]
+__all__ = ["ExportNet", "Head", "MemoryHead", "export_net"]
 
 
-class MemoryHead(torch.nn.Module):
+class Head(torch.nn.Module):
+    """The last part of a graph: the image score of a map, and a decision.
+
+    grid: (h, w) of the map. count: of its highest cells, whose mean is the score. threshold: the
+    highest normal score; None leaves the decision out.
+    """
+
+    def __init__(self, grid: tuple[int, int], count: int, threshold: float | None) -> None:
+        super().__init__()
+        self.grid, self.count = grid, count
+        self.decides = threshold is not None
+        if threshold is not None:
+            self.register_buffer("threshold", torch.tensor(_below(threshold)))
+
+    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(b, h, w) maps to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
+        return self.decided(self.score(maps), maps)
+
+    def score(self, maps: torch.Tensor) -> torch.Tensor:
+        """(b,) mean of the highest cells of (b, h, w) maps."""
+        return maps.flatten(1).topk(self.count, dim=1).values.mean(1)
+
+    def decided(self, score: torch.Tensor, maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs of the graph."""
+        if not self.decides:
+            return score, maps
+        # not `score > threshold`: what cannot be scored (NaN) must not pass as normal
+        return score, maps, ~(score <= self.get_buffer("threshold"))
+
+
+class MemoryHead(Head):
     """What `MemoryScorer` does, for a batch: generator, search, map, smoothing, score, decision.
 
-    inside: (h, w) cells of the region of interest, None for all. threshold: the highest normal
-    score; None leaves the decision out. scale: as of `MemoryScorer`.
+    threshold: see `Head`. inside: (h, w) cells of the region of interest, None for all. scale: as
+    of `MemoryScorer`.
     """
 
     def __init__(
@@ -41,13 +75,11 @@ class MemoryHead(torch.nn.Module):
         threshold: float | None = None,
         scale: FloatArray | None = None,
     ) -> None:
-        super().__init__()
+        inside_cells = np.ones(grid, np.bool_) if inside is None else inside
+        super().__init__(grid, config.count(int(inside_cells.sum())), threshold)
         self.config = config
-        self.grid = grid
         self.looks_everywhere = inside is None or bool(inside.all())
-        inside = np.ones(grid, np.bool_) if inside is None else inside
-        self.count = config.count(int(inside.sum()))
-        self.register_buffer("inside", torch.from_numpy(inside.astype(np.float32)))
+        self.register_buffer("inside", torch.from_numpy(inside_cells.astype(np.float32)))
         neighbours = _CFA_NEIGHBOURS if config.map == "cfa" else 1
         self.search = make_search(bank.vectors, neighbours, config.search)
         self.has_generator = not generator.is_identity
@@ -64,9 +96,6 @@ class MemoryHead(torch.nn.Module):
             _, around = NeighbourIndex(bank.vectors).query(bank.vectors, _PATCHCORE_NEIGHBOURS)
             self.register_buffer("around", torch.from_numpy(around))
             self.register_buffer("vectors", compact(torch.from_numpy(bank.vectors.copy())))
-        self.decides = threshold is not None
-        if threshold is not None:
-            self.register_buffer("threshold", torch.tensor(_below(threshold)))
 
     def forward(self, descriptors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(b, h, w, d) descriptors to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
@@ -86,25 +115,20 @@ class MemoryHead(torch.nn.Module):
         if not self.looks_everywhere:
             raw = raw * self.get_buffer("inside")
             cells = cells * self.get_buffer("inside").flatten()
-        map_ = self._smooth(raw)
-        score = map_.flatten(1).topk(self.count, dim=1).values.mean(1)
+        map_ = self._smoothed(raw)
+        score = self.score(map_)
         if self.isolates:
             score = score * self._isolation(patches, cells, indices[:, 0])
-        if not self.decides:
-            return score, map_
-        # not `score > threshold`: what cannot be scored (NaN) must not pass as normal
-        return score, map_, ~(score <= self.get_buffer("threshold"))
+        return self.decided(score, map_)
 
-    def _smooth(self, map_: torch.Tensor) -> torch.Tensor:
+    def _smoothed(self, maps: torch.Tensor) -> torch.Tensor:
+        """(b, h, w) maps by `smooth`: over the cells inside, of which each has at least itself."""
         cells = self.config.smooth
-        if cells == 1:
-            return map_
-        smoothed = _mean(map_, cells)
         if self.looks_everywhere:
-            return smoothed
+            return smoothed(maps, cells)
         inside = self.get_buffer("inside")
-        # over the cells inside, of which each has at least itself
-        return smoothed * inside / _mean(inside[None], cells).clamp(min=1e-6)
+        share = smoothed(inside[None], cells).clamp(min=1e-6)
+        return smoothed(maps, cells) * inside / share
 
     def _isolation(
         self, patches: torch.Tensor, cells: torch.Tensor, nearest: torch.Tensor
@@ -122,17 +146,24 @@ class MemoryHead(torch.nn.Module):
 
 
 class ExportNet(torch.nn.Module):
-    """A descriptor network and a memory head; exporters see them as `network` and `head`.
+    """A network and a head; exporters see them as `network` and `head`.
 
-    tiling: where the tiles of the images lie, all of one size.
+    quantises: whether the network may be in int8. tiling: where the tiles of the images lie, all of
+    one size.
     """
 
     def __init__(
-        self, network: DescriptorNet, head: MemoryHead, tiling: Tiling | None = None
+        self,
+        network: torch.nn.Module,
+        head: Head,
+        *,
+        quantises: bool = True,
+        tiling: Tiling | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.head = head
+        self.quantises = quantises
         self.tiles = None if tiling is None or len(tiling) == 1 else Tiles(tiling)
         self.outputs = ("score", "map", "anomalous") if head.decides else ("score", "map")
 
@@ -180,11 +211,32 @@ class Tiles(torch.nn.Module):
         return total[:, :height, :width]
 
 
-def _mean(map_: torch.Tensor, cells: int) -> torch.Tensor:
-    """Mean over cells x cells of (b, h, w) maps; at the border over the cells that exist."""
-    return functional.avg_pool2d(
-        map_[:, None], cells, stride=1, padding=cells // 2, count_include_pad=False
-    )[:, 0]
+@singledispatch
+def export_net(detector: Detector, threshold: float | None) -> ExportNet:
+    """The graph of a fitted detector; raises `ConfigError` for one that has none.
+
+    threshold: see `Head`.
+    """
+    network = detector.map_net()
+    side = detector.extractor.config.side
+    with torch.inference_mode():
+        height, width = network(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1:]
+    head = Head((height, width), detector.top_count(height * width), threshold)
+    # a map of distances is a difference of two nets: what int8 makes of it was never measured
+    return ExportNet(network, head, quantises=False)
+
+
+@export_net.register
+def _(detector: MemoryDetector, threshold: float | None) -> ExportNet:
+    scorer, extractor = detector.scorer, detector.extractor
+    view, network = extractor.config.view, extractor.network
+    tiling = view.tiling((view.height, view.width), network.grid)
+    assert detector.generator_ is not None
+    head = MemoryHead(
+        scorer.bank, detector.generator_, detector.scoring, grid=tiling.grid,
+        inside=extractor.inside(tiling.grid), threshold=threshold, scale=scorer.scale,
+    )  # fmt: skip
+    return ExportNet(network, head, tiling=tiling)
 
 
 def _rounded(values: torch.Tensor) -> torch.Tensor:
