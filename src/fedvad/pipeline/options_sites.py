@@ -100,7 +100,6 @@ class SiteOptions(BaseModel):
         "Where to look: LEFT,TOP,RIGHT,BOTTOM in percent of width and height, or the file of a "
         "mask (white: look). Nothing outside is remembered or scored.",
         everyday=True,
-        own=True,
         example="10,0,90,75",
     )
     layers: tuple[int, ...] | None = _features(
