@@ -295,8 +295,10 @@ def test_odd_shapes_get_advice(tmp_path: Path) -> None:
     picture(tmp_path / "train/good/0.png", 0, (10, 60))
     notes = check_contents(read_data(tmp_path), 64).notes
     assert len(notes) == 1
-    assert "6.0 times as long as wide" in notes[0]
-    assert "--image-size" in notes[0]
+    assert "stretched up to 6.0 times to 64 x 64 pixels" in notes[0]
+    assert "--image-size auto keeps their proportions" in notes[0]
+    for suited in ("32x192", "fit:64x64", "auto"):
+        assert not check_contents(read_data(tmp_path), suited).notes
     assert "a defect of 4 pixels shrinks to one" in check_contents(
         read_data(tmp_path), 16
     ).notes[-1]  # fmt: skip

@@ -12,11 +12,14 @@ from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 
-BASE = FeatureConfig("resnet18", weights_hash="ab" * 32, layers=(2, 3))
+BASE = FeatureConfig("resnet18", weights_hash="ab" * 32, layers=(2, 3), tiles=256)
 IDENTITY = [
     {"backbone": "resnet50"},
     {"weights_hash": "cd" * 32},
     {"image_size": 224},
+    {"image_size": "fit:256x256"},
+    {"tiles": 128},
+    {"overlap": 32},
     {"layers": (2,)},
     {"layers": None},
     {"pool": 1},
@@ -26,6 +29,7 @@ WAYS = [
     {"device": "cuda"},
     {"weights": Path("elsewhere.safetensors")},
     {"max_pixels": 5},
+    {"region": "0,0,50,50"},
 ]
 
 
@@ -87,7 +91,13 @@ def test_with_hash_fills_in_and_leaves_the_original() -> None:
 
 @pytest.mark.parametrize("size", [31, 2049, 0, -256])
 def test_image_sizes_out_of_range(size: int) -> None:
-    with pytest.raises(ConfigError, match=r"32\.\.2048"):
+    with pytest.raises(ConfigError, match=r"image size must"):
+        FeatureConfig(image_size=size)
+
+
+@pytest.mark.parametrize("size", ["64", "256x256", "fit:64", "auto", True])
+def test_image_sizes_are_in_their_plain_form(size: int | str) -> None:
+    with pytest.raises(ConfigError, match=r"image size"):
         FeatureConfig(image_size=size)
 
 

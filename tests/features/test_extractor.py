@@ -388,7 +388,10 @@ def test_describe_any_number_and_no_other_shape(make: Make) -> None:
     assert every.dtype == np.float16
     np.testing.assert_array_equal(every[4:5], extractor.describe(images[4:5]))
     assert extractor.describe(images[:0]).shape == (0, 16, 16, 72)
-    for wrong in (images[:, :32], images.astype(np.float32), images[..., :1], images[0]):
+    large = np.repeat(images[:1], 2, axis=2)
+    small = resize_rgb(large[0], SIDE)[None]
+    np.testing.assert_array_equal(extractor.describe(large), extractor.describe(small))
+    for wrong in (images.astype(np.float32), images[..., :1], images[0]):
         with pytest.raises(DataError, match="uint8"):
             extractor.describe(wrong)  # type: ignore[arg-type]
 

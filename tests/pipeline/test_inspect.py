@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import fedvad
 from fedvad.data.folders import read_set
@@ -33,6 +34,14 @@ def test_a_run(trained: Run) -> None:
     assert vectors["shape"] == [trained[1]["ledger"]["memory_rows"], 72]
     assert vectors["bytes"] == vectors["shape"][0] * 72 * 4
     assert vectors["min"] < vectors["max"]
+
+
+def test_a_folder_says_at_which_size_training_will_read_it(tmp_path: Path) -> None:
+    (tmp_path / "train/good").mkdir(parents=True)
+    for i in range(2):
+        Image.new("L", (1300, 1024), 9 * i).save(tmp_path / f"train/good/{i}.png")
+    notes = fedvad.inspect(tmp_path)["data"]["notes"]
+    assert "images are 1024 x 1300 pixels: training reads them at 512" in notes
 
 
 def test_the_file_of_a_run(trained: Run) -> None:

@@ -10,6 +10,7 @@ from fedvad.report.overlay import (
     draw_outline,
     heatmap_overlay,
     map_range,
+    middle,
     outline,
     save_png,
 )
@@ -139,3 +140,12 @@ def test_save_png_tells_when_the_disk_refuses(tmp_path):
         with pytest.raises(StorageError, match="cannot write"):
             save_png(path, photograph())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_cells_outside_the_region_of_interest_say_nothing_about_the_range() -> None:
+    scored = np.linspace(1, 2, 64, dtype=np.float32).reshape(8, 8)
+    masked = np.zeros((32, 32), np.float32)
+    masked[:8, :8] = scored
+    assert middle(masked) == middle(scored) == 1.5
+    assert map_range([masked]) == map_range([scored])
+    assert middle(np.zeros((2, 2), np.float32)) == 0

@@ -108,7 +108,8 @@ def export(
     ] = None,
     weights: WeightsOption = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels [default: 256]", show_default=False)
+        str | None,
+        typer.Option(help="256, 256x512 or fit:256x512 [default: 256]", show_default=False),
     ] = None,
     engine: Annotated[
         str | None, typer.Option(help="openvino or torch [default: openvino]", show_default=False)
@@ -256,7 +257,8 @@ def audit(
     ] = None,
     weights: WeightsOption = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels [default: 256]", show_default=False)
+        str | None,
+        typer.Option(help="256, 256x512 or fit:256x512 [default: 256]", show_default=False),
     ] = None,
     seed: SeedOption = None,
     cache: CacheOption = None,

@@ -124,7 +124,7 @@ class BankLearner:
             peak=self._peak,
             learned=0,
             optimiser=0,
-            macs=descriptor_macs(network, self.extractor.config.image_size),
+            macs=descriptor_macs(network, self.extractor.config.view.input),
         )
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:

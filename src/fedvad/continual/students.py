@@ -195,9 +195,7 @@ class StudentLearner:
     def _taker(self, site: StudentSite) -> Callable[[Sequence[int]], Iterator[Any]]:
         def take(indices: Sequence[int]) -> Iterator[Any]:
             assert self.memory is not None
-            pixels = _pixels(
-                [site.paths[i] for i in indices], self._detector.extractor.config.image_size
-            )
+            pixels = _pixels([site.paths[i] for i in indices], self._detector.extractor.config.side)
             if self.memory.codec.config.of_images:
                 yield from pixels
                 return

@@ -12,6 +12,7 @@ from pathlib import Path
 from fedvad.data.headers import read_header
 from fedvad.data.reading import DataReading
 from fedvad.data.sets import ImageItem, Site
+from fedvad.data.views import Size, View, is_plain
 
 __all__ = ["check_contents", "copies", "described", "distinct", "normals", "once"]
 
@@ -23,13 +24,15 @@ _FAR_LARGER = 3.0
 _SHOWN = 3
 
 
-def check_contents(reading: DataReading, image_size: int) -> DataReading:
+def check_contents(reading: DataReading, image_size: Size | View) -> DataReading:
     """The reading with notes on images of equal content, and on shapes that training spoils.
 
-    image_size: pixels a side that images will be resized to. No image is decoded: files of one
-    size are compared, and headers are read.
+    image_size: at which images will be read; `auto` and `short:256` follow from theirs. No image is
+    decoded: files of one size are compared, and headers are read.
     """
-    return reading.noted([*_copies(reading.sites), *_shapes(reading.sites, image_size)])
+    settled = isinstance(image_size, View) or is_plain(image_size)
+    view = View.of(image_size) if settled else None
+    return reading.noted([*_copies(reading.sites), *_shapes(reading.sites, view)])
 
 
 def distinct(paths: Iterable[Path]) -> int:
@@ -182,8 +185,8 @@ def _own_copies(site: Site, groups: Iterable[Sequence[Path]]) -> Iterator[str]:
         yield f"{site.name}: {len(contrary)} images are equal and labelled differently ({shown})"
 
 
-def _shapes(sites: Iterable[Site], image_size: int) -> Iterator[str]:
-    """Notes on images that a square of `image_size` pixels spoils."""
+def _shapes(sites: Iterable[Site], view: View | None) -> Iterator[str]:
+    """Notes on images of unlike kinds, and on images that a view spoils."""
     longest, ratio, kinds = 0, 1.0, set()
     grey: dict[str, bool] = {}
     for site in sites:
@@ -193,18 +196,21 @@ def _shapes(sites: Iterable[Site], image_size: int) -> Iterator[str]:
             sides = header.height, header.width
             grey[site.name] = header.grey and grey.get(site.name, True)
             longest = max(longest, *sides)
-            ratio = max(ratio, max(sides) / max(1, min(sides)))
+            seen = (1, 1) if view is None else view.shape(*sides)
+            stretch = sides[0] * seen[1] / max(1, sides[1] * seen[0])
+            ratio = max(ratio, stretch, 1 / max(stretch, 1e-9))
             kinds.add(round(math.log2(max(1, max(sides))), 1))
-    if ratio >= _FAR_FROM_SQUARE:
+    if view is not None and ratio >= _FAR_FROM_SQUARE and not view.varies:
         yield (
-            f"images are up to {ratio:.1f} times as long as wide and are squashed to a square of "
-            f"{image_size} pixels: a larger --image-size keeps more of the long side"
+            f"images are stretched up to {ratio:.1f} times to {view.height} x {view.width} pixels: "
+            "--image-size auto keeps their proportions"
         )
-    if longest >= _FAR_LARGER * image_size:
-        cell = math.ceil(longest / image_size)
+    if view is not None and longest >= _FAR_LARGER * max(view.height, view.width):
+        cell = math.ceil(longest / max(view.height, view.width))
         yield (
-            f"images of up to {longest} pixels become {image_size}: a defect of {cell} pixels "
-            "shrinks to one; raise --image-size if yours are that small"
+            f"images of up to {longest} pixels become {max(view.height, view.width)}: a defect of "
+            f"{cell} pixels shrinks to one; if yours are that small, raise --image-size or use "
+            "--tiles"
         )
     if kinds and max(kinds) - min(kinds) >= 2:
         yield (

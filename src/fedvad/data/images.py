@@ -133,18 +133,19 @@ def check_rgb(image: np.ndarray) -> None:
         raise DataError(f"expected a uint8 (H, W, 3) image, not {image.dtype} {image.shape}")
 
 
-def resize_rgb(image: np.ndarray, size: int) -> np.ndarray:
-    """Squash a uint8 (H, W, 3) image to uint8 (size, size, 3), bilinear with antialias.
+def resize_rgb(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Squash a uint8 (H, W, 3) image to `size`, (height, width) or a side, bilinear with antialias.
 
     The whole image is kept, its aspect ratio is not. An image of that size already is returned
     as it is, not copied. Raises `ConfigError` for size < 1, `DataError` for any other array.
     """
-    if size < 1:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
         raise ConfigError(f"image size must be at least 1, not {size}")
     check_rgb(image)
-    if image.shape[:2] == (size, size):
+    if image.shape[:2] == (height, width):
         return image
-    small = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.array(small)
 
 

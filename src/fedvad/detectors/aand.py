@@ -103,7 +103,7 @@ class AAND(ReverseDetector):
         from fedvad.distill.reverse import tap_shapes
 
         net = super().network()
-        shapes = tap_shapes(net.teacher, self.extractor.config.image_size)
+        shapes = tap_shapes(net.teacher, self.extractor.config.side)
         blocks = amplifier(shapes, self.amplify, seed=self.seed)
         advanced = AdvancedNet(net.teacher, net.student, blocks)
         return advanced.to(self.extractor.config.device)

@@ -132,7 +132,7 @@ class AANDSite(ReverseSite):
                 amplify,
                 synthesis=synthesis,
                 textures=textures,
-                image_size=config.image_size,
+                image_size=config.side,
                 grids=self._set.grids,
                 seed=self.seed,
             )

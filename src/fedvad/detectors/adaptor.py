@@ -211,7 +211,9 @@ class AdaptorDetector(Detector):
         """See `Detector.facts`."""
         return {"scoring": {"smooth": self.scoring.smooth, "top": self.scoring.top}}
 
-    def score_pixels(self, images: npt.NDArray[np.uint8]) -> Iterator[tuple[float, FloatArray]]:
+    def score_pixels(
+        self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
+    ) -> Iterator[tuple[float, FloatArray]]:
         """See `Detector.score_pixels`."""
         scorer = AdaptorScorer(self._student(), self.scoring)
         for descriptors in self.extractor.describe(images):

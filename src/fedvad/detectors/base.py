@@ -30,12 +30,13 @@ __all__ = ["Detector", "NormalFeatures", "Scorer", "Scores", "check_score", "sco
 class Scores:
     """Scores of the readable images of a set; higher is more anomalous.
 
-    image: (n,) float64. maps: (n, h, w) float32 on the patch grid.
+    image: (n,) float64. maps: float32 on the patch grid, (n, h, w), or n of (h, w) where the sizes
+    of images differ; 0 outside the region of interest.
     kept: (n,) positions in the set that was scored. bad: one reason per unreadable image.
     """
 
     image: npt.NDArray[np.float64]
-    maps: FloatArray
+    maps: FloatArray | list[FloatArray]
     kept: npt.NDArray[np.int64]
     bad: tuple[str, ...] = ()
 
@@ -69,8 +70,10 @@ class Detector(ABC):
         """Make what scoring needs besides the backbone; raises `ConfigError` before `fit`."""
 
     @abstractmethod
-    def score_pixels(self, images: npt.NDArray[np.uint8]) -> Iterator[tuple[float, FloatArray]]:
-        """Score and (h, w) map of each of uint8 (b, S, S, 3) images; nothing is cached."""
+    def score_pixels(
+        self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
+    ) -> Iterator[tuple[float, FloatArray]]:
+        """Score and (h, w) map of each of uint8 (H, W, 3) images; nothing is cached."""
 
     def share_engine(self, other: Detector) -> None:
         """Use the backbone of another detector of the same features, in place of a second copy."""
@@ -228,10 +231,14 @@ def score_stream(
         images.append(check_score(score, str(paths[item.index])))
         maps.append(map_)
         kept.append(item.index)
-    height, width, _ = extractor.grid if not maps else (*maps[0].shape, 0)
+    stacked: FloatArray | list[FloatArray] = maps
+    if not maps:
+        stacked = np.zeros((0, *extractor.grid[:2]), np.float32)
+    elif len({map_.shape for map_ in maps}) == 1:
+        stacked = np.stack(maps)
     return Scores(
         np.asarray(images, dtype=np.float64),
-        np.stack(maps) if maps else np.zeros((0, height, width), np.float32),
+        stacked,
         np.asarray(kept, dtype=np.int64),
         tuple(bad),
     )

@@ -88,6 +88,7 @@ def held_out_scores(
         exclude = None
         if lookup is not None:
             patches = to_float(descriptors.reshape(-1, descriptors.shape[-1]))
+            patches = patches[~np.isnan(patches[:, 0])]  # those in the region of interest
             if stored is not None:
                 patches = stored(patches)
             exclude = lookup.rows_of(patches)

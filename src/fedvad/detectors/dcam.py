@@ -129,7 +129,7 @@ class DCAM(StudentDetector):
     def _attended(self, net: PaSTeNet) -> AttendedStudent:
         from fedvad.distill.attention import attend
 
-        side = self.extractor.config.image_size
+        side = self.extractor.config.side
         return attend(net, self.attention, image_size=side, seed=self.seed)
 
     def _check(self) -> None:

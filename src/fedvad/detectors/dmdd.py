@@ -146,7 +146,7 @@ class DMDD(StudentDetector):
             given,
             self.layers or given,
             self.dual,
-            image_size=self.extractor.config.image_size,
+            image_size=self.extractor.config.side,
             seed=self.seed,
         )
         return net.to(self.extractor.config.device)
@@ -221,7 +221,7 @@ class DMDD(StudentDetector):
         from fedvad.distill.cost import macs
 
         config = self.extractor.config
-        side = config.image_size
+        side = config.side
         blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=config.device)
         return macs(self._map_net(self.net_ or self.network()), blank)
 
@@ -269,7 +269,7 @@ class DMDD(StudentDetector):
     def _map_net(self, net: PaSTeNet) -> DualMapNet:
         from fedvad.distill.decouple import DualMapNet
 
-        side = self.extractor.config.image_size
+        side = self.extractor.config.side
         return DualMapNet(net, self._normalise(), side, self.combine)
 
     def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> DMDDSite:

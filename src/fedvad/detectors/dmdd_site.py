@@ -57,7 +57,7 @@ class DMDDSite(StudentSite):
                 grids=self._set.grids,
                 synthesis=synthesis,
                 textures=textures,
-                image_size=config.image_size,
+                image_size=config.side,
                 seed=self.seed,
             )
 

@@ -81,7 +81,9 @@ class MemoryDetector(Detector):
         memory = {"rows": len(bank), "dim": bank.dim, "generator": generator}
         return {"scoring": asdict(self.scoring), "memory": memory}
 
-    def score_pixels(self, images: npt.NDArray[np.uint8]) -> Iterator[tuple[float, FloatArray]]:
+    def score_pixels(
+        self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
+    ) -> Iterator[tuple[float, FloatArray]]:
         """See `Detector.score_pixels`."""
         scorer = self.scorer
         assert self.generator_ is not None

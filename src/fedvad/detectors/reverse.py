@@ -110,7 +110,7 @@ class ReverseDetector(StudentDetector):
             self.extractor.network.network,
             given,
             self.layers or given,
-            image_size=self.extractor.config.image_size,
+            image_size=self.extractor.config.side,
             width=self.width,
             seed=self.seed,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -107,25 +108,32 @@ class MemoryScorer:
     ) -> tuple[float, FloatArray]:
         """Image score and smoothed (h, w) map of one image's (h, w, d) descriptors.
 
+        Cells of NaN, outside the region of interest, are not scored: the map has 0 there.
+
         `exclude` (r,) names memory rows to leave out, fewer than there are.
         """
         index = self._index if exclude is None else self._index.without(exclude)
-        height, width, dim = descriptors.shape
+        inside = ~np.isnan(descriptors[:, :, 0])
+        patches = descriptors[inside]
+        if len(patches) == 0:
+            return math.nan, np.zeros(inside.shape, np.float32)
         k = _CFA_NEIGHBOURS if self.config.map == "cfa" else 1
-        distances, indices = index.query(descriptors.reshape(-1, dim), k)
+        distances, indices = index.query(patches, k)
         values = distances[:, 0]
         factor = 1.0
         if self.config.map == "cfa":
             values = values * _softmin_share(distances)
         elif self.config.map == "patchcore":
             worst = int(values.argmax())
-            patch = descriptors.reshape(-1, dim)[worst]
-            factor = self._isolation(index, patch, float(values[worst]), int(indices[worst, 0]))
+            factor = self._isolation(
+                index, patches[worst], float(values[worst]), int(indices[worst, 0])
+            )
         if self.scale is not None:
             values = values / self.scale[indices[:, 0]]
-        raw = np.ascontiguousarray(values.reshape(height, width), dtype=np.float32)
-        map_ = smooth(raw, self.config.smooth)
-        return factor * mean_of_highest(map_, self.config.count(map_.size)), map_
+        raw = np.zeros(inside.shape, np.float32)
+        raw[inside] = values
+        map_ = smooth(raw, self.config.smooth, inside)
+        return factor * mean_of_highest(map_[inside], self.config.count(len(patches))), map_
 
     def _isolation(
         self, index: NeighbourIndex, patch: FloatArray, distance: float, nearest: int
@@ -152,15 +160,19 @@ def distance_scale(bank: MemoryBank, config: ScoringConfig) -> FloatArray | None
     return scale
 
 
-def smooth(map_: FloatArray, cells: int) -> FloatArray:
-    """Mean over cells x cells of an (h, w) map; at the border over the cells that exist."""
+def smooth(map_: FloatArray, cells: int, inside: npt.NDArray[np.bool_] | None = None) -> FloatArray:
+    """Mean over cells x cells of an (h, w) map; at the border over the cells that exist.
+
+    inside: (h, w), the cells that count; the map must be 0 in the others, and stays it.
+    """
     if cells == 1:
         return map_
     from scipy.ndimage import uniform_filter
 
-    share = uniform_filter(np.ones_like(map_), cells, mode="constant")
-    out: FloatArray = uniform_filter(map_, cells, mode="constant") / share
-    return out
+    counted = np.ones_like(map_) if inside is None else inside.astype(map_.dtype)
+    share = uniform_filter(counted, cells, mode="constant")
+    out: FloatArray = uniform_filter(map_, cells, mode="constant") / np.where(counted, share, 1)
+    return out * counted
 
 
 def image_score(map_: FloatArray, top: float) -> float:

@@ -204,7 +204,9 @@ class StudentDetector(Detector):
         """See `Detector.facts`."""
         return {"scoring": {"smooth": self.smooth, "top": self.top, "combine": self.combine}}
 
-    def score_pixels(self, images: _Pixels) -> Iterator[tuple[float, FloatArray]]:
+    def score_pixels(
+        self, images: _Pixels | Sequence[_Pixels]
+    ) -> Iterator[tuple[float, FloatArray]]:
         """See `Detector.score_pixels`."""
         for _, map_ in self._graph()(enumerate(images)):
             yield self._scored(map_)
@@ -235,7 +237,7 @@ class StudentDetector(Detector):
 
         from fedvad.distill.cost import macs
 
-        side = self.extractor.config.image_size
+        side = self.extractor.config.side
         blank = torch.zeros(1, 3, side, side, device=self.extractor.config.device)
         return macs(self.net_ or self.network(), blank)
 
@@ -312,7 +314,7 @@ class StudentDetector(Detector):
     def _map_net(self, net: PaSTeNet) -> MapNet:
         from fedvad.distill.graphs import MapNet
 
-        side = self.extractor.config.image_size
+        side = self.extractor.config.side
         return MapNet(net, self._normalise(), side, self.combine)
 
     def _trained(self) -> tuple[PaSTeNet, float]:
@@ -341,7 +343,7 @@ class StudentDetector(Detector):
         config = self.extractor.config
         engine = make_engine(
             self._map_net(net),
-            image_size=config.image_size,
+            image_size=config.side,
             kind=config.engine,
             device=config.device,
         )
@@ -360,7 +362,7 @@ class StudentDetector(Detector):
         bad: dict[int, str | None] = {}
 
         def readable() -> Iterator[tuple[int, _Pixels]]:
-            for item in read_pixels(paths, config.image_size, max_pixels=config.max_pixels):
+            for item in read_pixels(paths, config.side, max_pixels=config.max_pixels):
                 if item.pixels is None:
                     bad[item.index] = item.error
                 else:

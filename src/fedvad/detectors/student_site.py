@@ -62,7 +62,7 @@ class StudentSite:
         self._set = TrainingSet(
             net,
             normalise,
-            image_size=config.image_size,
+            image_size=config.side,
             capacity=len(paths),
             engine=config.engine,
             device=config.device,
@@ -72,7 +72,7 @@ class StudentSite:
         kept: list[Path] = []
 
         def readable() -> Iterator[npt.NDArray[np.uint8]]:
-            for item in read_pixels(paths, config.image_size, max_pixels=config.max_pixels):
+            for item in read_pixels(paths, config.side, max_pixels=config.max_pixels):
                 if item.pixels is None:
                     bad.append(item.error or "unknown error")
                 else:

@@ -67,12 +67,12 @@ def macs(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def descriptor_macs(network: torch.nn.Module, side: int) -> int:
-    """`macs` of a descriptor network for one image of side x side pixels, on its device."""
+def descriptor_macs(network: torch.nn.Module, sides: tuple[int, int]) -> int:
+    """`macs` of a descriptor network for one image (or tile) of (height, width), on its device."""
     import torch
 
     device = network.get_buffer("scale").device
-    return macs(network, torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device))
+    return macs(network, torch.zeros(1, *sides, 3, dtype=torch.uint8, device=device))
 
 
 @dataclass

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.folders import ImageSet
+from fedvad.data.views import Size, View
 from fedvad.detectors.base import Scores
 from fedvad.evaluation.aupro import aupro
 from fedvad.evaluation.bootstrap import mean_paired_gain, paired_gain
@@ -58,7 +59,7 @@ _PER_SITE = ("image_auroc", "average_precision", "oracle_f1", "pixel_auroc", "au
 class SiteResult:
     """Scores and metrics of one site's readable test images; None where the data gives none.
 
-    test: the images that were scored. scores: (n,); maps: (n, h, w) on the patch grid.
+    test: the images that were scored. scores: (n,); maps: n of (h, w) on the patch grid.
     fpr, recall: achieved by the threshold on the test images. truth: the masks that the pixel
     metrics rest on.
     """
@@ -66,7 +67,7 @@ class SiteResult:
     name: str
     test: ImageSet
     scores: npt.NDArray[np.float64]
-    maps: FloatArray
+    maps: FloatArray | Sequence[FloatArray]
     threshold: Threshold | None
     image_auroc: float | None
     average_precision: float | None
@@ -92,10 +93,10 @@ def evaluate_site(
     scores: Scores,
     threshold: Threshold | None,
     *,
-    image_size: int,
+    image_size: Size | View,
     pixel_metrics: bool = True,
 ) -> SiteResult:
-    """Metrics of one site. Pixel metrics are taken at image_size x image_size pixels.
+    """Metrics of one site. Pixel metrics are taken at the size at which images are read.
 
     They rest on the images whose masks can be believed (`read_truth`); a normal image's is empty.
     """
@@ -241,10 +242,12 @@ def _paired(result: SiteResult, other: SiteResult) -> tuple[Floats, Floats, npt.
     return result.scores[both], theirs, result.test.labels[both]
 
 
-def map_mask_pairs(kept: ImageSet, maps: FloatArray, size: int) -> Iterator[Pair]:
+def map_mask_pairs(
+    kept: ImageSet, maps: FloatArray | Sequence[FloatArray], size: int
+) -> Iterator[Pair]:
     """(map, mask), both (size, size), of each image whose pixels are known, one at a time.
 
-    maps: (n, h, w), one for each image; images with doubtful masks are left out (`read_truth`).
+    maps: n of (h, w), one for each image; images with doubtful masks are left out (`read_truth`).
     """
     return read_truth(kept, size).pairs(maps)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fedvad.data.headers import read_header
 from fedvad.data.masks import nearest, read_masks
 from fedvad.data.sets import ImageItem, ImageSet
+from fedvad.data.views import Size, View
 from fedvad.detectors.scoring import upsample
 from fedvad.errors import ImageError
 from fedvad.memory.bank import FloatArray
@@ -21,6 +22,7 @@ from fedvad.memory.bank import FloatArray
 __all__ = ["GroundTruth", "Pair", "read_truth"]
 
 Pair = tuple[FloatArray, npt.NDArray[np.bool_]]
+_Packed = tuple[tuple[int, int], npt.NDArray[np.uint8] | None]
 
 NO_MASK = "without a mask"
 EMPTY = "with an empty mask"
@@ -35,40 +37,37 @@ MARKED = "normal, but with a marked mask"
 _MOST, _NEARLY_ALL, _OF_BORDER = 0.5, 0.9, 0.9
 _SAME_SHAPE = 0.05  # of the logarithm of height over width
 _SHOWN = 3
+_LONGEST = 1024  # pixels of the longer side of what pixel figures are found on
 
 
 @dataclass(eq=False)
 class GroundTruth:
-    """The masks of a test set at one size.
+    """The masks of a test set, each in the size at which its image is read.
 
     Attributes
     ----------
-    size : int
-        Of the masks, in pixels a side.
     defective, masked : int
         Anomalous images of the set, and those of them whose mask is used.
     faults : dict of str to list of str
         Names of the images whose mask is not used, by reason.
     """
 
-    size: int
     defective: int = 0
     masked: int = 0
     faults: dict[str, list[str]] = field(default_factory=dict)
-    _masks: dict[int, npt.NDArray[np.uint8] | None] = field(default_factory=dict)
+    _masks: dict[int, _Packed] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
         """Whether there is a mask of at least one anomalous image."""
         return self.masked > 0
 
-    def pairs(self, maps: FloatArray) -> Iterator[Pair]:
-        """(map, mask), both (size, size), of each image whose pixels are known, one at a time.
+    def pairs(self, maps: FloatArray | Sequence[FloatArray]) -> Iterator[Pair]:
+        """(map, mask), both (H, W), of each image whose pixels are known, one at a time.
 
-        `maps` is (n, h, w), one for each image of the set. A normal image's mask is empty.
+        `maps` are (h, w) each, one for each image of the set. A normal image's mask is empty.
         """
-        shape = (self.size, self.size)
-        for index, packed in self._masks.items():
+        for index, (shape, packed) in self._masks.items():
             mask = np.zeros(shape, dtype=bool)
             if packed is not None:
                 mask = np.unpackbits(packed, count=mask.size).astype(bool).reshape(shape)
@@ -99,7 +98,7 @@ class GroundTruth:
         return f"{base}: {'; '.join(whys)}"
 
 
-def read_truth(images: ImageSet, size: int) -> GroundTruth:
+def read_truth(images: ImageSet, size: Size | View) -> GroundTruth:
     """Read and check the masks of a set; a doubtful one is not used, and counted by its fault.
 
     Doubtful are masks that are missing, unreadable, empty, inverted, of swapped sides, or of an
@@ -109,8 +108,8 @@ def read_truth(images: ImageSet, size: int) -> GroundTruth:
     ----------
     images : ImageSet
         Test images with their masks.
-    size : int
-        Side of the masks to make, in pixels.
+    size : int, str or View
+        How images are read; masks are resized alike, to at most 1024 pixels of the longer side.
 
     Examples
     --------
@@ -121,11 +120,12 @@ def read_truth(images: ImageSet, size: int) -> GroundTruth:
     >>> truth.usable, truth.faults
     (False, {'without a mask': ['7.png']})
     """
-    truth = GroundTruth(size)
+    view = View.of(size)
+    truth = GroundTruth()
     found: Counter[str] = Counter()
     for index, item in enumerate(images):
         truth.defective += item.label
-        fault, packed = _read(item, size)
+        fault, packed = _read(item, view)
         if fault is None:
             truth.masked += item.label
             truth._masks[index] = packed
@@ -135,22 +135,32 @@ def read_truth(images: ImageSet, size: int) -> GroundTruth:
     return truth
 
 
-def _read(item: ImageItem, size: int) -> tuple[str | None, npt.NDArray[np.uint8] | None]:
+def _read(item: ImageItem, view: View) -> tuple[str | None, _Packed]:
     """The fault of an image's masks, or none and the mask as packed bits (None: empty)."""
+    shape = view.height, view.width
     if not item.masks:
-        return (NO_MASK if item.label else None), None
+        if view.varies and (image := read_header(item.path)):
+            shape = view.shape(image.height, image.width)
+        return (NO_MASK if item.label else None), (_at_most(shape), None)
     try:
         whole = read_masks(item.masks, None)
     except ImageError:
-        return UNREADABLE, None
+        return UNREADABLE, (shape, None)
+    shape = _at_most(view.shape(*whole.shape))
     if not item.label:
-        return (MARKED if whole.any() else None), None
+        return (MARKED if whole.any() else None), (shape, None)
     if fault := _fault(item, whole):
-        return fault, None
-    mask = nearest(whole, (size, size))
+        return fault, (shape, None)
+    mask = nearest(whole, shape)
     if not mask.any():
-        return VANISHED.format(size=size), None
-    return None, np.packbits(mask)
+        words = f"{shape[0]}" if shape[0] == shape[1] else f"{shape[0]} x {shape[1]}"
+        return VANISHED.format(size=words), (shape, None)
+    return None, (shape, np.packbits(mask))
+
+
+def _at_most(shape: tuple[int, int]) -> tuple[int, int]:
+    scale = min(1.0, _LONGEST / max(shape))
+    return max(1, round(scale * shape[0])), max(1, round(scale * shape[1]))
 
 
 def _fault(item: ImageItem, mask: npt.NDArray[np.bool_]) -> str | None:

@@ -62,15 +62,15 @@ def build_backbone(
     *,
     weights: Path | None = None,
     layers: Sequence[int] | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> Backbone:
     """Build backbone `name` with its weights, tapped at `layers` (None: a default per family).
 
     `fedvad-tiny` comes with the package. A name that ends in .safetensors is the path of a backbone
-    file; `weights` then is where that file lies now, if it was moved. image_size: side in pixels of
-    the images to come, None for the side of the published weights; it does not change the hash of
-    the weights. Raises `ConfigError` for an unknown name, tap or a size that does not fit,
-    `WeightsError` when weights are missing or do not fit.
+    file; `weights` then is where that file lies now, if it was moved. image_size: side, or
+    (height, width), in pixels of the images to come, None for the side of the published weights; it
+    does not change the hash of the weights. Raises `ConfigError` for an unknown name, tap or a size
+    that does not fit, `WeightsError` when weights are missing or do not fit.
     """
     weights = None if weights is None else Path(weights)
     if name == "filterbank":
@@ -149,12 +149,17 @@ def _mcunet(name: str, weights: Path | None, layers: Sequence[int] | None) -> Ba
 
 
 def _timm(
-    name: str, weights: Path | None, layers: Sequence[int] | None, image_size: int | None
+    name: str,
+    weights: Path | None,
+    layers: Sequence[int] | None,
+    image_size: int | tuple[int, int] | None,
 ) -> Backbone:
     model = describe(name)
     taps = check_taps(name, layers or model.taps, range(len(model.strides)))
-    if image_size is not None:
-        model.check_side(image_size)
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if sides is not None:
+        for side in dict.fromkeys(sides):
+            model.check_side(side)
     quirks = _quirks(name, weights)
     if weights is None:
         network = _download(model, taps)
@@ -168,8 +173,8 @@ def _timm(
     identity = weights_hash(network)
     if quirks != _Quirks():  # the same values in another network are other weights
         identity = hashlib.sha256(f"{identity}{quirks}".encode()).hexdigest()
-    if image_size is not None:
-        resize(network, image_size)
+    if sides is not None:
+        resize(network, sides)
     return Backbone(network.eval(), mean, std, taps, identity)
 
 

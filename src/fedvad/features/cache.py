@@ -99,16 +99,18 @@ class DescriptorCache:
         return self.root / _FOLDER / configuration / key[:2] / f"{key}.npy"
 
     def get(
-        self, configuration: str, key: str, shape: tuple[int, ...] | None = None
+        self, configuration: str, key: str, shape: tuple[int | None, ...] | None = None
     ) -> HalfArray | None:
         """The entry, or None. Not memory-mapped: a stream holds more entries than open files.
 
-        shape: the (h, w, d) that it must have.
+        shape: the (h, w, d) that it must have, None for any.
         """
         path = self._path(configuration, key)
         try:
             array = _read(path, configuration, key)
-            if shape is not None and array.shape != shape:
+            if shape is not None and any(
+                wanted not in (None, side) for side, wanted in zip(array.shape, shape, strict=True)
+            ):
                 raise ValueError(f"its shape is {array.shape}, not {shape}")
         except OSError:  # absent, or out of reach for now: no sign of damage
             return None

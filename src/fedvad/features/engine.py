@@ -27,7 +27,7 @@ _IN_FLIGHT = 2  # batches that OpenVINO works on at once
 
 
 class DescriptorEngine(Protocol):
-    """Runs (b, S, S, 3) uint8 images to (b, h, w, d) float32 descriptors."""
+    """Runs (b, H, W, 3) uint8 images to (b, h, w, d) float32 descriptors."""
 
     batch_size: int
 
@@ -69,7 +69,11 @@ def check_engine(kind: str, device: str) -> None:
 
 
 def make_engine(
-    network: torch.nn.Module, *, image_size: int, kind: Engine, device: str = "cpu"
+    network: torch.nn.Module,
+    *,
+    image_size: int | tuple[int, int],
+    kind: Engine,
+    device: str = "cpu",
 ) -> DescriptorEngine:
     """An engine of `kind` over a descriptor graph.
 
@@ -107,7 +111,7 @@ class TorchEngine:
 class OpenVinoEngine:
     """OpenVINO in float32 on the CPU; batches in flight keep every core busy."""
 
-    def __init__(self, network: torch.nn.Module, *, image_size: int) -> None:
+    def __init__(self, network: torch.nn.Module, *, image_size: int | tuple[int, int]) -> None:
         import openvino
 
         from fedvad.features.openvino import to_openvino

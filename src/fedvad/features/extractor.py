@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +18,16 @@ import numpy.typing as npt
 
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.frames import split_frame
-from fedvad.data.images import decode_rgb, read_bytes, read_rgb, resize_rgb
+from fedvad.data.images import check_rgb, decode_rgb, read_bytes, read_rgb
 from fedvad.data.pictures import Picture
+from fedvad.data.region import Region
+from fedvad.data.views import Tiling
 from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.cache import DescriptorCache, content_key
 from fedvad.features.config import FeatureConfig
 from fedvad.features.engine import DescriptorEngine, check_engine, make_engine
+from fedvad.features.stitching import Stitching
 from fedvad.half import HalfArray, to_half
 
 if TYPE_CHECKING:
@@ -37,11 +42,15 @@ _CHUNK_BYTES = 128_000_000
 # which files become pixels must not find descriptors of before.
 _RULES = 2
 _FileState = tuple[str, int, int]
+_Tile = tuple[int, int, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
 class Extracted:
-    """One image's outcome: float16 (h, w, d) descriptors, or the reason why there are none."""
+    """One image's outcome: float16 (h, w, d) descriptors, or the reason why there are none.
+
+    Cells outside the region of interest are NaN.
+    """
 
     index: int
     descriptors: HalfArray | None
@@ -70,12 +79,14 @@ class FeatureExtractor:
             config.backbone,
             weights=config.weights,
             layers=config.layers,
-            image_size=config.image_size,
+            image_size=config.view.input,
         )
         self.config = config.with_hash(
             self._backbone.weights_hash, self._backbone.layers, self._backbone.name
         )
         self.cache = cache
+        self._view = self.config.view
+        self._region = None if config.region is None else Region.of(config.region)
         self._key = self.config.key()
         # what is refused must not depend on what another limit let into the cache
         limit = self.config.max_pixels
@@ -95,12 +106,12 @@ class FeatureExtractor:
                 mean=self._backbone.mean,
                 std=self._backbone.std,
                 pool=self.config.pool,
-                image_size=self.config.image_size,
+                image_size=self._view.input,
             )
         except (AssertionError, RuntimeError, ValueError) as error:  # as timm's models refuse
             raise ConfigError(
                 f"backbone {self.config.backbone} cannot take images of "
-                f"{self.config.image_size} pixels: {error}"
+                f"{' x '.join(map(str, dict.fromkeys(self._view.input)))} pixels: {error}"
             ) from error
         info = getattr(self._backbone.network, "feature_info", None)
         if info is not None and sum(info.channels()) != network.dim:  # Swin and its kin
@@ -113,20 +124,34 @@ class FeatureExtractor:
         """Made on the first image that is not in the cache."""
         return make_engine(
             self.network,
-            image_size=self.config.image_size,
+            image_size=self._view.input,
             kind=self.config.engine,
             device=self.config.device,
         )
 
     @cached_property
     def grid(self) -> tuple[int, int, int]:
-        """(h, w, d) of every image's descriptors."""
-        return (*self.network.grid, self.network.dim)
+        """(h, w, d) of every image's descriptors; of the largest ones where sizes vary."""
+        return (*self._tiling((self._view.height, self._view.width)).grid, self.network.dim)
+
+    def _tiling(self, shape: tuple[int, int]) -> Tiling:
+        return self._view.tiling(shape, self.network.grid)
 
     @property
-    def _chunk(self) -> int:
+    def chunk(self) -> int:
+        """Number of images whose descriptors are held at a time."""
         height, width, dim = self.grid
         return max(1, min(_CHUNK, _CHUNK_BYTES // (2 * height * width * dim)))
+
+    def seconds(self) -> float:
+        """Time that the backbone takes for one of the largest images on this machine."""
+        tiling = self._tiling((self._view.height, self._view.width))
+        blank = np.zeros((1, *self._view.input, 3), np.uint8)
+        for _ in range(2):  # the first run is the slower one
+            start = time.perf_counter()
+            for _ in self.engine.run([(0, blank)]):
+                pass
+        return (time.perf_counter() - start) * len(tiling)
 
     def stream(
         self, paths: Sequence[Path], on_image: Callable[[], None] | None = None
@@ -136,7 +161,7 @@ class FeatureExtractor:
         Pictures in memory are neither looked up in the cache nor stored there.
         """
         workers = max(2, os.cpu_count() or 1)
-        chunk = self._chunk
+        chunk = self.chunk
         with ThreadPoolExecutor(workers, thread_name_prefix="fedvad-read") as pool:
             ahead = [pool.submit(self._load, p) for p in paths[:chunk]]
             try:
@@ -148,6 +173,8 @@ class FeatureExtractor:
                     made = self._compute(loaded, pool)
                     for offset, item in enumerate(loaded):
                         found = item.hit if item.hit is not None else made.pop(offset, None)
+                        if found is not None:
+                            found = self._looked_at(found)
                         yield Extracted(start + offset, found, item.error)
                         if on_image is not None:
                             on_image()
@@ -155,17 +182,50 @@ class FeatureExtractor:
                 for future in ahead:
                     future.cancel()
 
-    def describe(self, images: npt.NDArray[np.uint8]) -> HalfArray:
-        """Descriptors (b, h, w, d) float16 of (b, S, S, 3) uint8 images in memory, uncached."""
-        side = self.config.image_size
-        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
-            raise DataError(
-                f"expected uint8 (b, {side}, {side}, 3) images, not {images.dtype} {images.shape}"
-            )
-        step = self.engine.batch_size
-        batches = ((s, images[s : s + step]) for s in range(0, len(images), step))
-        made = [self._half(out) for _, out in self.engine.run(batches)]
-        return np.concatenate(made) if made else np.zeros((0, *self.grid), np.float16)
+    def describe(
+        self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
+    ) -> HalfArray | list[HalfArray]:
+        """Descriptors (b, h, w, d) float16 of b uint8 (H, W, 3) images in memory, uncached.
+
+        A list of (h, w, d) where images differ in their cells. Raises `DataError` for other arrays.
+        """
+        for image in images:
+            check_rgb(image)
+        scaled = dict(enumerate(map(self._view.scaled, images)))
+        made = dict(self._run(scaled))
+        found = [self._looked_at(made[i]) for i in range(len(images))]
+        if self._view.varies:
+            return found
+        return np.stack(found) if found else np.zeros((0, *self.grid), np.float16)
+
+    def _run(self, images: Mapping[int, npt.NDArray[np.uint8]]) -> Iterator[tuple[int, HalfArray]]:
+        """Descriptors of scaled images by number, each once all of its tiles are through."""
+        tilings = {i: self._tiling(image.shape[:2]) for i, image in images.items()}
+        tiles = (
+            (i, number, tile)
+            for i, image in images.items()
+            for number, tile in enumerate(tilings[i].cut(image))
+        )
+        batches = (
+            ([(i, number) for i, number, _ in batch], np.stack([tile for _, _, tile in batch]))
+            for batch in _batched(tiles, self.engine.batch_size)
+        )
+        stitched: Stitching | None = None
+        for places, out in self.engine.run(batches):
+            for (i, number), part in zip(places, self._half(out), strict=True):
+                if stitched is None:
+                    stitched = Stitching(tilings[i], part.shape[-1])
+                stitched.add(number, part)
+                if number == len(tilings[i]) - 1:
+                    yield i, stitched.result()
+                    stitched = None
+
+    def inside(self, grid: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
+        """(h, w) cells in the region of interest of an image with this grid; None for all."""
+        return None if self._region is None else self._region.cells(grid)
+
+    def _looked_at(self, descriptors: HalfArray) -> HalfArray:
+        return descriptors if self._region is None else self._region.within(descriptors)
 
     def _half(self, descriptors: npt.NDArray[np.float32]) -> HalfArray:
         try:
@@ -180,7 +240,7 @@ class FeatureExtractor:
         try:
             if isinstance(path, Picture):
                 whole = read_rgb(path, max_pixels=self.config.max_pixels)
-                return _Loaded(pixels=resize_rgb(whole, self.config.image_size))
+                return _Loaded(pixels=self._view.scaled(whole))
             seen = _identity(path)
             key = self._keys.get(seen, "")
             hit = self._cached(key)
@@ -194,36 +254,37 @@ class FeatureExtractor:
             if hit is not None:
                 return _Loaded(key, hit=hit)
             whole = decode_rgb(data, str(path), frame=frame, max_pixels=self.config.max_pixels)
-            pixels = resize_rgb(whole, self.config.image_size)
+            pixels = self._view.scaled(whole)
         except ImageError as error:
             return _Loaded(error=str(error))
         return _Loaded(key, pixels=pixels)
 
     def _cached(self, key: str) -> HalfArray | None:
-        return self.cache.get(self._key, key, self.grid) if self.cache is not None and key else None
+        if self.cache is None or not key:
+            return None
+        wanted = (None, None, self.network.dim) if self._view.varies else self.grid
+        return self.cache.get(self._key, key, wanted)
 
     def _compute(self, loaded: list[_Loaded], pool: ThreadPoolExecutor) -> dict[int, HalfArray]:
-        missing = [(i, item.pixels) for i, item in enumerate(loaded) if item.pixels is not None]
+        missing = {i: item.pixels for i, item in enumerate(loaded) if item.pixels is not None}
         if not missing:
             return {}
-        step = self.engine.batch_size
-        batches = (
-            ([i for i, _ in missing[s : s + step]], np.stack([p for _, p in missing[s : s + step]]))
-            for s in range(0, len(missing), step)
-        )
         made: dict[int, HalfArray] = {}
         writes = []
-        for indices, out in self.engine.run(batches):
-            for i, descriptors in zip(indices, self._half(out), strict=True):
-                made[i] = descriptors
-                if self.cache is not None and loaded[i].key:
-                    writes.append(
-                        pool.submit(self.cache.put, self._key, loaded[i].key, descriptors)
-                    )
+        for i, descriptors in self._run(missing):
+            made[i] = descriptors
+            if self.cache is not None and loaded[i].key:
+                writes.append(pool.submit(self.cache.put, self._key, loaded[i].key, descriptors))
         self.computed += len(missing)
         for write in writes:
             write.result()
         return made
+
+
+def _batched(tiles: Iterable[_Tile], size: int) -> Iterator[list[_Tile]]:
+    each = iter(tiles)
+    while batch := list(islice(each, size)):
+        yield batch
 
 
 def _identity(path: Path) -> _FileState | None:

@@ -76,14 +76,15 @@ class DescriptorNet(torch.nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         pool: int,
-        image_size: int,
+        image_size: int | tuple[int, int],
     ) -> None:
         super().__init__()
         self.network = network
         self.pool = pool
         # sizes are settled here, because a traced graph cannot compare them
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
         with torch.inference_mode():
-            shapes = [m.shape for m in network(torch.zeros(1, 3, image_size, image_size))]
+            shapes = [m.shape for m in network(torch.zeros(1, 3, *sides))]
         self.grid = max(int(s[2]) for s in shapes), max(int(s[3]) for s in shapes)
         self.dim = sum(int(s[1]) for s in shapes)
         self._resize = [tuple(s[2:]) != self.grid for s in shapes]
@@ -91,7 +92,7 @@ class DescriptorNet(torch.nn.Module):
         self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(b, S, S, 3) uint8 RGB to (b, h, w, d) float32 descriptors."""
+        """(b, H, W, 3) uint8 RGB to (b, h, w, d) float32 descriptors."""
         x = images.permute(0, 3, 1, 2).float() * self.get_buffer("scale") + self.get_buffer("shift")
         maps = [self._smooth(m) for m in self.network(x)]
         resized = [

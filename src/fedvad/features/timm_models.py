@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedvad.data.views import SIDES
 from fedvad.errors import ConfigError
 from fedvad.features.compat import import_timm
-from fedvad.features.config import SIDES
 from fedvad.features.mcunet import MCUNET
 from fedvad.features.names import BUNDLED
 from fedvad.features.taps import default_taps
@@ -93,7 +93,7 @@ class TimmModel:
         network = skeleton(lambda: self.build(self.taps)).eval()
         device = next(network.parameters()).device
         try:
-            resize(network, side)
+            resize(network, (side, side))
             with torch.inference_mode():
                 network(torch.zeros(1, 3, side, side, device=device))
         except NotImplementedError:  # no sizes without values for one of its operations
@@ -148,14 +148,14 @@ def skeleton(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
         return make()
 
 
-def resize(network: torch.nn.Module, side: int) -> None:
-    """Bring position codes and windows to images of `side` pixels, in place, as timm does it.
+def resize(network: torch.nn.Module, sides: tuple[int, int]) -> None:
+    """Bring position codes and windows to images of (height, width) pixels, in place, as timm does.
 
     Networks without these stay as they are.
     """
     set_input_size = getattr(getattr(network, "model", None), "set_input_size", None)
     if set_input_size is not None:
-        set_input_size(img_size=(side, side))
+        set_input_size(img_size=sides)
 
 
 def _patch(network: torch.nn.Module) -> int:

@@ -238,9 +238,10 @@ def _greedy_in_pool(
 class CandidateSampler:
     """Uniform sample of patches from a stream of images, in a bounded number of bytes.
 
-    Every image contributes the same number of patches at uniform random positions, so that no
-    image and no place is favoured (a regular stride drops whole columns and costs accuracy). Where
-    `max_bytes` does not even hold one patch per image, a random choice of the images gives one.
+    Every image contributes the same number of patches, or all of fewer, at uniform random
+    positions, so that no image and no place is favoured (a regular stride drops whole columns and
+    costs accuracy). Where `max_bytes` does not even hold one patch per image, a random choice of
+    the images gives one.
 
     Parameters
     ----------
@@ -299,7 +300,7 @@ class CandidateSampler:
         self._rows = np.empty((int(self._takes.sum()) * self.per_image, dim), np.float16)
         self._images = 0
         self._filled = 0
-        self._taken = self.per_image
+        self._taken: list[int] = []
 
     @property
     def n_images(self) -> int:
@@ -317,7 +318,7 @@ class CandidateSampler:
         return self._rows.nbytes
 
     def add(self, descriptors: npt.NDArray[np.float16]) -> None:
-        """Take this sampler's share of one image's (h, w, d) descriptors.
+        """Take this sampler's share of one image's (h, w, d) descriptors; NaN cells are no patches.
 
         Raises `ConfigError` for more images than announced.
         """
@@ -327,14 +328,16 @@ class CandidateSampler:
         if not self._takes[self._images - 1]:
             return
         patches = np.asarray(descriptors).reshape(-1, descriptors.shape[-1])
-        take = self._taken = min(self.per_image, len(patches))
-        rows = np.sort(self._rng.choice(len(patches), take, replace=False))
+        inside = np.flatnonzero(~np.isnan(patches[:, 0]))
+        take = min(self.per_image, len(inside))
+        self._taken.append(take)
+        rows = inside[np.sort(self._rng.choice(len(inside), take, replace=False))]
         self._rows[self._filled : self._filled + take] = patches[rows]
         self._filled += take
 
     def images(self) -> npt.NDArray[np.int64]:
         """(rows,) which of the images that were taken each row of `result` is of."""
-        return np.arange(self._filled) // self._taken
+        return np.repeat(np.arange(len(self._taken)), self._taken)
 
     def result(self) -> FloatArray:
         """The sampled patches, (rows, d) float32, in the order of the images."""

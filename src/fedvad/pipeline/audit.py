@@ -174,7 +174,7 @@ def _windows(
 ) -> npt.NDArray[np.uint8]:
     """(n, s, s, 3) pixels around the cells of the grid, twice their stride wide."""
     height, width, _ = extractor.grid
-    size = extractor.config.image_size
+    size = extractor.config.side
     side = 2 * max(size // height, size // width)
     image = resize_rgb(read_rgb(path, max_pixels=ANY_SIZE), size)
     padded = np.pad(image, ((side, side), (side, side), (0, 0)), mode="reflect")

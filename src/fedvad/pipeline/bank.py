@@ -110,7 +110,9 @@ def one_site(data: Path, config: TrainConfig, name: str | None, before: SiteStat
     """
     if config.split is not None:
         raise ConfigError("--split divides one set in one place; here each site has its own folder")
-    sites = load_sites(data, None, config.seed, config.label_names(), image_size=config.image_size)
+    sites = load_sites(
+        data, None, config.seed, config.label_names(), image_size=config.features().view
+    )
     if len(sites) != 1:
         raise ConfigError(f"{data} holds {len(sites)} sites: give the folder of one")
     name = check_name(name or (before.site if before is not None else sites[0].name))

@@ -11,6 +11,9 @@ from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
+from fedvad.data.region import parse_region
+from fedvad.data.view_choice import USUAL_SIZE
+from fedvad.data.views import Size, is_plain
 from fedvad.errors import ConfigError
 from fedvad.features.names import is_backbone_file
 from fedvad.pipeline.option import declared
@@ -41,6 +44,7 @@ __all__ = [
     "ThresholdRule",
     "TrainConfig",
     "as_path",
+    "at_size",
     "check_reference",
     "check_share",
     "given_values",
@@ -67,6 +71,11 @@ def check_share(value: float, name: str) -> float:
     return float(value)
 
 
+def at_size(config: TrainConfig, size: Size) -> TrainConfig:
+    """The configuration with the size at which images are read."""
+    return config.model_copy(update={"image_size": size})
+
+
 def as_path(value: Any, name: str) -> Path:
     """A path given as text or path object; raises `ConfigError` for anything else."""
     if isinstance(value, str | PathLike) and isinstance(path := fspath(value), str):
@@ -89,7 +98,7 @@ def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
         config = TrainConfig(**(METHODS[method] | _absolute(values)))
         config.memory(1)
         config.label_names()
-        config.features()
+        at_size(config, config.image_size if is_plain(config.image_size) else USUAL_SIZE).features()
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
     return config
@@ -117,6 +126,8 @@ def _absolute(values: Mapping[str, Any]) -> dict[str, Any]:
     placed = dict(values)
     if isinstance(placed.get("weights"), str | Path):
         placed["weights"] = Path(placed["weights"]).absolute()
+    if isinstance(placed.get("region"), str | Path):
+        placed["region"] = parse_region(str(placed["region"]))
     backbone = placed.get("backbone")
     if isinstance(backbone, str) and is_backbone_file(backbone):
         placed["backbone"] = str(Path(backbone).absolute())

@@ -21,6 +21,7 @@ from fedvad.data.images import read_rgb
 from fedvad.data.labels import LabelNames
 from fedvad.data.reading import DataReading
 from fedvad.data.split import parse_split, split_site
+from fedvad.data.views import Size, View
 from fedvad.detectors.base import NormalFeatures
 from fedvad.errors import ConfigError, DataError
 from fedvad.evaluation.results import DataRead
@@ -52,13 +53,13 @@ def load_data(
     seed: int,
     names: LabelNames | None = None,
     *,
-    image_size: int,
+    image_size: Size | View,
     max_pixels: int = MAX_PIXELS,
     allow_empty_train: bool = False,
 ) -> tuple[DataReading, list[Site]]:
     """The reading of a folder, and its sites or the parts of its one set.
 
-    names: folders of normal images and of defects. image_size: that images are resized to, for
+    names: folders of normal images and of defects. image_size: at which images are read, for
     advice. max_pixels: of an image that a split looks at. What was omitted or guessed is logged as
     one line; the reading has all. Raises `DataError` or `ConfigError`.
     """
@@ -101,7 +102,7 @@ def load_sites(
     seed: int,
     names: LabelNames | None = None,
     *,
-    image_size: int = 256,
+    image_size: Size | View = 256,
     max_pixels: int = MAX_PIXELS,
     allow_empty_train: bool = False,
 ) -> list[Site]:
@@ -118,7 +119,7 @@ def fingerprint(data: Path, names: LabelNames | None = None) -> str:
     return digest_of([item for site in sites for item in (*site.train, *site.test)])
 
 
-def data_with_masks(reading: DataReading, image_size: int) -> dict[str, Any]:
+def data_with_masks(reading: DataReading, image_size: Size | View) -> dict[str, Any]:
     """JSON values of a reading, with what all masks of its test images are worth."""
     found = {site.name: read_truth(site.test, image_size).note() for site in reading.sites}
     return reading.noted(f"{name}: {note}" for name, note in found.items() if note).to_json()

@@ -133,7 +133,7 @@ def evaluate(
             panels(results),
             heatmaps,
             title=f"{run_folder.name} on {data.name}",
-            image_size=config.image_size,
+            image_size=run.features.view,
         )
     if keeping is not None:
         try:
@@ -167,7 +167,7 @@ def _drifts(results: Sequence[SiteResult]) -> dict[str, DriftFigures]:
 def _sites(
     data: Path, run: Run, config: TrainConfig, names: LabelNames
 ) -> tuple[DataReading, list[Site]]:
-    size = run.features.image_size
+    size = run.features.view
     if config.split is not None:
         if fingerprint(data, names) == run.data:
             return load_data(

@@ -12,6 +12,8 @@ from fedvad.data.folders import read_data
 from fedvad.data.labels import LabelNames, Names
 from fedvad.data.layouts.base import left_over
 from fedvad.data.listing import scan
+from fedvad.data.view_choice import USUAL_SIZE, choose_size, sizes_of
+from fedvad.data.views import Size
 from fedvad.detectors.artefact import read_arrays
 from fedvad.errors import ArtefactError, DataError, PayloadError
 from fedvad.federation.exchange.weights import has_weights
@@ -38,7 +40,7 @@ def inspect(
     trust: Path | None = None,
     good: Names = (),
     defect: Names = (),
-    image_size: int = 256,
+    image_size: Size = "auto",
 ) -> dict[str, Any]:
     """Describe a run folder, a detector file, a message file, signed or not, or a data folder.
 
@@ -55,10 +57,14 @@ def inspect(
             _check_images(path)
             names = LabelNames.of(good, defect)
             reading = read_data(path, names, allow_empty_train=True)
+            sizes = sizes_of(reading.sites)
+            size = choose_size(image_size, sizes, tiled=False)
+            if sizes is not None and size != image_size and size != USUAL_SIZE:
+                reading = reading.noted([f"{sizes.words()}: training reads them at {size}"])
             return {
                 "path": str(path),
                 "kind": "folder of images",
-                "data": data_with_masks(check_contents(reading, image_size), image_size),
+                "data": data_with_masks(check_contents(reading, size), size),
             }
         described = inspect(file)
         described["path"] = str(path)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from fedvad.data.bounds import MAX_BAD, MAX_PIXELS
+from fedvad.data.views import SIDES, Size
 from fedvad.detectors.memory_site import ROUNDS, FedDyMemConfig
-from fedvad.features.config import SIDES, Engine, FeatureConfig
-from fedvad.features.names import IMAGE_SIZE
+from fedvad.features.config import Engine, FeatureConfig
 from fedvad.federation.codecs import Precision
 from fedvad.memory.merge import MergeMode
 from fedvad.pipeline.option import BOTH, option
@@ -38,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 _method = partial(option, group="Method", families=BOTH)
 _features = partial(option, group="Features", families=BOTH)
+_memory_features = partial(option, group="Features")
 _data = partial(option, group="Data", families=BOTH)
 _federation = partial(option, group="Federation")
 
@@ -71,13 +72,35 @@ class SiteOptions(BaseModel):
         own=True,
         example="resnet18.safetensors",
     )
-    image_size: int = _features(
-        IMAGE_SIZE,
-        "Side of the square to which every image is resized.",
+    image_size: Size = _features(
+        "auto",
+        "Pixels at which images are read: 256 (a square), 256x512 (height x width), fit:256x512 or "
+        "short:256 (proportions kept). auto follows from the images, where all sites' are seen; it "
+        "is 256 elsewhere.",
+        everyday=True,
+    )
+    tiles: int | None = _memory_features(
+        None,
+        "Side of the squares in which images are read, a multiple of 32. With image_size auto, "
+        "images are read at their full size.",
         unit="pixels",
-        ge=SIDES[0],
+        ge=64,
         le=SIDES[1],
         everyday=True,
+        example=512,
+    )
+    overlap: int = _memory_features(
+        FeatureConfig.overlap,
+        "Least number of pixels that neighbouring tiles share, a multiple of 32.",
+        unit="pixels",
+        ge=0,
+    )
+    region: str | None = _memory_features(
+        None,
+        "Where to look: LEFT,TOP,RIGHT,BOTTOM in percent of width and height, or the file of a "
+        "mask (white: look). Nothing outside is remembered or scored.",
+        everyday=True,
+        example="10,0,90,75",
     )
     layers: tuple[int, ...] | None = _features(
         None,

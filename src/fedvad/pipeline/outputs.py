@@ -64,7 +64,7 @@ def write_outputs(
             panels(results),
             out / "heatmaps.png",
             title=_title(found),
-            image_size=run.features.image_size,
+            image_size=run.features.view,
         )
     _write_report(out, results, comparisons)
     return found

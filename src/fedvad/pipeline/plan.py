@@ -65,6 +65,11 @@ def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchan
     """
     privacy(config)
     height, width, dim = extractor.grid
+    if config.reduce == "position" and (extractor.config.view.varies or extractor.config.region):
+        raise ConfigError(
+            "reduce 'position' averages over images place by place, so all of them need the same "
+            "cells: use an --image-size such as 256 or 256x512 and no --region"
+        )
     if config.reduce == "position" and height * width > config.affordable_rows(dim):
         raise ConfigError(
             f"reduce 'position' sends one vector for each of {height} x {width} patches, more "

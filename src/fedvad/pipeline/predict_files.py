@@ -27,7 +27,7 @@ from fedvad.errors import ConfigError, ImageError, StorageError
 from fedvad.evaluation.regions import regions
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.memory.bank import FloatArray
-from fedvad.report.overlay import enlarged, heatmap_overlay, marked_png, save_png
+from fedvad.report.overlay import enlarged, heatmap_overlay, marked_png, middle, save_png
 from fedvad.report.tables import neutral_cell
 
 __all__ = ["KINDS", "NEED_THRESHOLD", "SavedFiles", "check_kinds"]
@@ -236,7 +236,7 @@ def _save_overlay(
 ) -> None:
     # a cell as bad as a whole image at the threshold is shown in full colour
     high = float(map_.max()) if limit is None else limit
-    low = float(np.median(map_))
+    low = middle(map_)
     overlay = heatmap_overlay(photograph, map_, low=low, high=max(high, low * 1.01 + 1e-6))
     save_png(target, overlay)
 

@@ -215,11 +215,12 @@ def _identity(path: Path) -> tuple[dict[str, str], int | None]:
         memory = arrays.get("global/vectors")
         dim = None if memory is None else int(memory.shape[1])
         features = feature_identity(values, path)
+        tiles = "" if features.tiles is None else f", in tiles of {features.tiles}"
         told = {
             "trained by": f"fedvad {values.get('version')}",
             "method": values["method"],
             "backbone": features.backbone,
-            "image size": f"{features.image_size} pixels",
+            "image size": f"{features.image_size} pixels{tiles}",
             "hash of the backbone's weights": features.weights_hash,
             "feature configuration": features.key(),
             "fingerprint of the data": values["data"],

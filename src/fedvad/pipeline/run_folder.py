@@ -14,6 +14,7 @@ from fedvad.errors import ArtefactError
 from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.run_region import found_region, stored_region
 
 __all__ = [
     "CONFIG_FILE",
@@ -37,7 +38,8 @@ RESULTS_FILE = "results.json"
 
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Store the resolved configuration."""
-    write_sealed(folder / CONFIG_FILE, config.model_dump(mode="json"))
+    values = config.model_dump(mode="json") | {"region": stored_region(folder, config.region)}
+    write_sealed(folder / CONFIG_FILE, values)
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -46,7 +48,8 @@ def read_config(folder: Path) -> TrainConfig:
     People change it by hand (another device, another place of the weights): that is a warning.
     """
     path = folder / CONFIG_FILE
-    return parse_values(TrainConfig, read_sealed(path, editable=True), str(path))
+    config = parse_values(TrainConfig, read_sealed(path, editable=True), str(path))
+    return config.model_copy(update={"region": found_region(folder, config.region)})
 
 
 def write_ledger(folder: Path, ledger: Ledger, *, vouches_for: Sequence[str] = ()) -> None:

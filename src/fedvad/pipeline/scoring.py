@@ -61,7 +61,7 @@ def score_with(
                 site.test,
                 scores,
                 threshold,
-                image_size=extractor.config.image_size,
+                image_size=extractor.config.view,
             )
         )
     return results

@@ -9,14 +9,18 @@ from pathlib import Path
 
 from fedvad.data.contents import described
 from fedvad.data.locks import only_one
+from fedvad.data.reading import DataReading
+from fedvad.data.region import Region
 from fedvad.data.sealed import sha256_of
+from fedvad.data.view_choice import USUAL_SIZE, Sizes, choose_size, sizes_of
+from fedvad.data.views import is_plain
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state, has_state
-from fedvad.pipeline.config import FREE_ON_RESUME, TrainConfig
+from fedvad.pipeline.config import FREE_ON_RESUME, TrainConfig, at_size
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
 from fedvad.pipeline.fitted import Fitted
 from fedvad.pipeline.guards import guard_output_folder
@@ -32,6 +36,7 @@ from fedvad.pipeline.run_folder import (
     read_results,
     write_config,
 )
+from fedvad.pipeline.run_region import keep_region
 from fedvad.pipeline.scoring import ANY_SHARE, score_sites
 
 __all__ = ["train"]
@@ -70,12 +75,17 @@ def _train(
     resume: bool,
     progress: Progress,
 ) -> Results:
+    config = _as_before(out, config) if resume else config
+    if config.has_student:
+        config = _squared(config)
     _prepare(out, config, resume)
     names = config.label_names()
     reading, sites = load_data(
         data, config.split, config.seed, names, image_size=config.image_size,
         max_pixels=config.max_pixels,
     )  # fmt: skip
+    config, sizes = _settled(config, reading)
+    config = keep_region(out, config)
     guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
     ledger = Ledger(
@@ -86,6 +96,8 @@ def _train(
         log.info("%s is complete already: nothing was run", out)
         return done
     extractor = FeatureExtractor(config.features(), cache)
+    if sizes:
+        reading = reading.noted([_size_note(sizes, extractor)])
     with closing(make_method(config, extractor)) as method:
         with ledger.phase("features"):
             method.read(sites, progress)
@@ -123,6 +135,47 @@ def _train(
     return summary
 
 
+def _as_before(out: Path, config: TrainConfig) -> TrainConfig:
+    """With the size that the run to go on with found for its images, and its copy of the mask."""
+    if not (out / "config.json").is_file():
+        return config
+    before = read_config(out)
+    if not is_plain(config.image_size):
+        config = at_size(config, before.image_size)
+    if config.region and before.region and Region.of(config.region) == Region.of(before.region):
+        config = config.model_copy(update={"region": before.region})
+    return config
+
+
+def _squared(config: TrainConfig) -> TrainConfig:
+    """With the square in which students see images; raises `ConfigError` for another view."""
+    if config.image_size == "auto":
+        return at_size(config, USUAL_SIZE)
+    return at_size(config, config.features().side)
+
+
+def _settled(config: TrainConfig, reading: DataReading) -> tuple[TrainConfig, Sizes | None]:
+    """With the size at which images are read, and theirs where it followed from them."""
+    if is_plain(config.image_size):
+        return config, None
+    sizes = sizes_of(reading.sites)
+    size = choose_size(config.image_size, sizes, tiled=config.tiles is not None)
+    return at_size(config, size), None if size == USUAL_SIZE else sizes
+
+
+def _size_note(sizes: Sizes, extractor: FeatureExtractor) -> str:
+    """At which size images are read, and what that costs; also logged."""
+    config, view = extractor.config, extractor.config.view
+    tiles = "" if config.tiles is None else f" in tiles of {config.tiles}"
+    whole = view.height >= sizes.height and view.width >= sizes.width
+    note = (
+        f"{sizes.words()}: read at {config.image_size}{tiles}, about {extractor.seconds():.2g} s "
+        f"per image (--image-size chooses{'' if whole else ', --tiles 512 reads every pixel'})"
+    )
+    log.warning("%s", note)
+    return note
+
+
 def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Results | None:
     """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
     if not (out / RESULTS_FILE).is_file() or has_state(out / "state"):
@@ -143,6 +196,8 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Resu
 def _options(config: TrainConfig) -> str:
     """Digest of all that an interrupted run and its --resume must share."""
     # without defaults: an option that a later version adds must not end a run begun before
+    if config.image_size == USUAL_SIZE:  # the default before it followed from the images
+        config = at_size(config, "auto")
     told = config.model_dump_json(exclude=set(FREE_ON_RESUME), exclude_defaults=True)
     return sha256_of(told.encode())
 

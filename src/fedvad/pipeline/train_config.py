@@ -8,9 +8,12 @@ from typing import Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from fedvad.data.labels import LabelNames
+from fedvad.data.view_choice import USUAL_SIZE
+from fedvad.data.views import Size, is_plain, parse_size
 from fedvad.detectors.memory_site import FedDyMemConfig
 from fedvad.detectors.metric_loss import MetricLossConfig
 from fedvad.detectors.scoring import ScoringConfig
+from fedvad.errors import ConfigError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.names import default_backbone
 from fedvad.federation.codecs import compact, overhead_bytes, rounding, row_bytes
@@ -38,6 +41,12 @@ class TrainConfig(DeclaredOptions):
     @classmethod
     def _one_name(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_view(self) -> Self:
+        size = parse_size(self.image_size, self.tiles, self.overlap)
+        object.__setattr__(self, "image_size", size)
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -113,12 +122,27 @@ class TrainConfig(DeclaredOptions):
         return FeatureConfig(
             backbone=self.backbone,
             weights=self.weights,
-            image_size=self.image_size,
+            image_size=self._plain_size(),
+            tiles=self.tiles,
+            overlap=self.overlap,
+            region=self.region,
             layers=layers,
             pool=self.pool,
             engine=self.engine,
             device=self.device,
             max_pixels=self.max_pixels,
+        )
+
+    def _plain_size(self) -> Size:
+        if is_plain(self.image_size):
+            return self.image_size
+        if self.image_size == "auto" and self.tiles is None:
+            return USUAL_SIZE
+        raise ConfigError(
+            f"image size {self.image_size!r}"
+            + f" in tiles of {self.tiles}" * bool(self.tiles)
+            + " follows from the images of all sites, which only `fedvad train` sees; here give "
+            "the size itself, such as fit:512x704, the same at every site"
         )
 
     def label_names(self) -> LabelNames:

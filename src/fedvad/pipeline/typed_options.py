@@ -71,8 +71,13 @@ class TrainOptions(TypedDict, total=False):
     weights: File with the weights of the backbone, in safetensors format. fedvad-tiny and
         filterbank need none; a timm model without it is downloaded, or read from timm's cache.
         [default: none]
-    image_size: Side of the square to which every image is resized. [from 32 to 2048 pixels;
-        default: 256]
+    image_size: Pixels at which images are read: 256 (a square), 256x512 (height x width),
+        fit:256x512 or short:256 (proportions kept). auto follows from the images, where all sites'
+        are seen; it is 256 elsewhere. [default: auto]
+    tiles: Side of the squares in which images are read, a multiple of 32. With image_size auto,
+        images are read at their full size. [from 64 to 2048 pixels; default: none]
+    region: Where to look: LEFT,TOP,RIGHT,BOTTOM in percent of width and height, or the file of a
+        mask (white: look). Nothing outside is remembered or scored. [default: none]
     engine: Library that runs the backbone. torch is needed for a GPU. [one of openvino, torch;
         default: openvino]
     device: Device that runs the backbone: cpu, or cuda or mps with engine torch. [default: cpu]
@@ -101,6 +106,8 @@ class TrainOptions(TypedDict, total=False):
     seed: Seed of every random choice. [at least 0 and below 2147483648; default: 0]
     jobs: Number of sites that are computed at a time. Results do not depend on it. [at least 1;
         default: 2]
+    overlap: Least number of pixels that neighbouring tiles share, a multiple of 32. [at least 0
+        pixels; default: 64]
     layers: Layers of the backbone whose outputs describe a patch, for example 1,2. fedvad backbones
         NAME lists them. [default: strides 8 and 16 of a timm model; blocks 3, 6, 9 of an MCUNet;
         all levels of the filter bank; the paper's for a student]
@@ -193,7 +200,10 @@ class TrainOptions(TypedDict, total=False):
     method: str
     backbone: str
     weights: str | PathLike[str] | None
-    image_size: int
+    image_size: int | str
+    tiles: int | None
+    overlap: int
+    region: str | None
     layers: Sequence[int] | None
     pool: Literal[1, 3, 5, 7]
     engine: Literal["openvino", "torch"]

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.files import write_atomically
-from fedvad.data.images import read_rgb, resize_rgb
-from fedvad.errors import ConfigError, ImageError
+from fedvad.data.images import read_rgb
+from fedvad.data.views import Size, View
+from fedvad.errors import ImageError
 from fedvad.evaluation.judgement import BORDER
 from fedvad.report.choice import CLEAR, FAINT, NEAR, NORMAL, choose_groups
 from fedvad.report.lettering import INK, Fonts, chip, fit, write
@@ -54,13 +55,13 @@ _UNJUDGED = ("no threshold", "#7A8590")
 
 
 def contact_sheet(
-    panels: Sequence[Panel], out: Path, *, title: str, image_size: int, per_group: int = 4
+    panels: Sequence[Panel], out: Path, *, title: str, image_size: Size | View, per_group: int = 4
 ) -> Path:
     """Draw the telling images of all sites as one PNG file, 1920 pixels wide; returns `out`.
 
     Each chosen image (`choose_groups`) is shown as the photograph with the outline of its ground
     truth, where there is one, beside the photograph under its heat map. Photographs have the detail
-    that the detector saw (`image_size` pixels square) in their own proportions. The colours of a
+    that the detector saw (`image_size`, see `View`) in their own proportions. The colours of a
     site are ranged by the normal images among `panels` (`display_ranges`), so pass all test images,
     not a selection. Files that cannot be read become grey placeholders; a mask that
     cannot be read is left out. Sheets over 3 MB are reduced to 256 colours.
@@ -69,8 +70,7 @@ def contact_sheet(
     """
     from PIL import Image
 
-    if image_size < 1:
-        raise ConfigError(f"image size must be at least 1, not {image_size}")
+    view = View.of(image_size)
     groups = choose_groups(panels, per_group=per_group)
     ranges = display_ranges(panels)
     columns = min(4, max(3, *(len(group) for group in groups.values())))
@@ -84,7 +84,7 @@ def contact_sheet(
         strips.append(_heading(fonts, name, _about(name, group, panels)))
         for start in range(0, len(group), columns):
             drawn = [
-                _pair(panel, ranges[panel.site], tile, image_size, fonts)
+                _pair(panel, ranges[panel.site], tile, view, fonts)
                 for panel in group[start : start + columns]
             ]
             strip = Image.new("RGB", (_WIDTH, max(part.height for part in drawn)), _PAGE)
@@ -155,7 +155,7 @@ def _heading(fonts: Fonts, name: str, about: str) -> Image.Image:
 
 
 def _pair(
-    panel: Panel, limits: tuple[float, float], tile: int, image_size: int, fonts: Fonts
+    panel: Panel, limits: tuple[float, float], tile: int, view: View, fonts: Fonts
 ) -> Image.Image:
     """Photograph, heat map beside it and three lines of caption."""
     from PIL import Image, ImageDraw
@@ -166,7 +166,7 @@ def _pair(
         height = tile
         pictures = None
     else:
-        pictures = _pictures(panel, whole, limits, tile, image_size)
+        pictures = _pictures(panel, whole, limits, tile, view)
         height = pictures[0].height
     width = 2 * tile + _SEAM
     part = Image.new("RGB", (width, height + 102), _PAGE)
@@ -209,14 +209,14 @@ def _pictures(
     whole: NDArray[np.uint8],
     limits: tuple[float, float],
     tile: int,
-    image_size: int,
+    view: View,
 ) -> tuple[Image.Image, Image.Image]:
     """Photograph with outline, photograph with heat map, fitted into a tile."""
     from PIL import Image
 
     scale = tile / max(whole.shape[:2])
     height, width = (max(1, round(side * scale)) for side in whole.shape[:2])
-    seen = Image.fromarray(resize_rgb(whole, image_size))
+    seen = Image.fromarray(view.scaled(whole))
     photograph = np.asarray(seen.resize((width, height), Image.Resampling.BICUBIC))
     low, high = limits
     heated = heatmap_overlay(photograph, panel.map, low=low, high=high)

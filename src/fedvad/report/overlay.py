@@ -26,6 +26,7 @@ __all__ = [
     "heatmap_overlay",
     "map_range",
     "marked_png",
+    "middle",
     "outline",
     "save_png",
 ]
@@ -71,10 +72,17 @@ def heatmap_overlay(
     return blended
 
 
+def middle(map: NDArray[np.floating[Any]]) -> float:
+    """Median of an anomaly map (h, w), of the cells in its region of interest: others are 0."""
+    scored = map[map != 0]
+    return float(np.median(scored)) if scored.size else 0.0
+
+
 def map_range(normal_maps: Iterable[ArrayLike]) -> tuple[float, float]:
     """Common display range (low, high) of a site's maps (h, w), from its normal images only.
 
-    With m the median and q the 99.9 % quantile of all normal pixels: low = m + 0.4 (q - m)
+    Cells of 0 lie outside the region of interest and are left out, unless there are no others. With
+    m the median and q the 99.9 % quantile of all normal pixels: low = m + 0.4 (q - m)
     and high = m + 1.6 (q - m). Below `low` lies ordinary texture (95 to 97 % of normal pixels on
     magnetic tiles); q, which one normal pixel in a thousand exceeds, gets half the full strength.
     It moves and scales with the maps, so negative scores work too, and no anomalous image, however
@@ -82,7 +90,8 @@ def map_range(normal_maps: Iterable[ArrayLike]) -> tuple[float, float]:
     Raises DataError for no map, an empty one, NaN or infinity.
     """
     maps = [np.asarray(values, dtype=np.float64).ravel() for values in normal_maps]
-    pixels = np.concatenate(maps or [np.empty(0)])
+    every = np.concatenate(maps or [np.empty(0)])
+    pixels = every[every != 0] if every.any() else every
     if not pixels.size:
         raise DataError("no normal map to take a display range from: give at least one")
     if not np.isfinite(pixels).all():

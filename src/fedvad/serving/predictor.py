@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fedvad.data.arrays import ImageLike, is_image, to_rgb
 from fedvad.data.bounds import MAX_PIXELS, check_limit
-from fedvad.data.images import resize_rgb
+from fedvad.data.views import Size
 from fedvad.detectors.base import Detector
 from fedvad.errors import ArtefactError, ConfigError, ImageError
 from fedvad.evaluation.thresholds import Threshold
@@ -141,14 +141,13 @@ class Predictor:
         )
 
     @property
-    def image_size(self) -> int:
-        """Side in pixels to which every image is squashed before it is looked at."""
+    def image_size(self) -> Size:
+        """Pixels at which every image is read, as the option of that name says it."""
         return self._detector.extractor.config.image_size
 
     def warm_up(self) -> None:
         """Build the engine and run it once, so that the first image is not the slow one."""
-        side = self.image_size
-        self.predict([np.full((side, side, 3), 128, np.uint8)])
+        self.predict([np.full((*self._detector.extractor.config.view.input, 3), 128, np.uint8)])
 
     def share_engine(self, other: Predictor) -> None:
         """Use the backbone of another predictor of the same run, instead of a second copy."""
@@ -183,8 +182,9 @@ class Predictor:
             self._calls += 1
         try:
             results: list[Prediction] = []
-            for start in range(0, len(images), _CHUNK):
-                several = images[start : start + _CHUNK], names[start : start + _CHUNK]
+            step = min(_CHUNK, self._detector.extractor.chunk)
+            for start in range(0, len(images), step):
+                several = images[start : start + step], names[start : start + step]
                 results += self._chunk(list(self._readers.map(self._read, *several)))
             return results
         finally:
@@ -215,7 +215,7 @@ class Predictor:
         good = [item.pixels for item in read if not isinstance(item, str)]
         results = []
         with self._lock:
-            made = iter(self._detector.score_pixels(np.stack(good)) if good else ())
+            made = iter(self._detector.score_pixels(good) if good else ())
             for item in read:
                 if isinstance(item, str):
                     results.append(Prediction(None, limit, None, None, None, item))
@@ -229,15 +229,15 @@ class Predictor:
         return results
 
     def _read(self, image: ImageLike, name: str) -> _Read | str:
-        """Squashed pixels and original size, or the reason why there are none."""
+        """Scaled pixels and original size, or the reason why there are none."""
         try:
             pixels = to_rgb(
                 image, name, max_pixels=self.max_pixels, max_expansion=self.max_expansion
             )
         except ImageError as error:
             return str(error)
-        squashed = resize_rgb(pixels, self.image_size)
-        return _Read(squashed, (int(pixels.shape[0]), int(pixels.shape[1])), name)
+        scaled = self._detector.extractor.config.view.scaled(pixels)
+        return _Read(scaled, (int(pixels.shape[0]), int(pixels.shape[1])), name)
 
 
 class _Read(NamedTuple):

@@ -48,7 +48,7 @@ EXIF[0x0112] = 6
 def test_its_tensor_is_ours(tmp_path: Path, name: str, pixels: Any, options: Any) -> None:
     Image.fromarray(pixels).save(tmp_path / name, **options)
     ours = resize_rgb(read_rgb(tmp_path / name), 32)
-    np.testing.assert_array_equal(read(str(tmp_path / name), 32), ours)
+    np.testing.assert_array_equal(read(str(tmp_path / name), (32, 32)), ours)
 
 
 @pytest.mark.parametrize("name", ["c.jpg", "c.tif", "p.png"])
@@ -57,7 +57,15 @@ def test_cmyk_and_palettes(tmp_path: Path, name: str) -> None:
     picture = picture.convert("P") if name == "p.png" else picture.convert("RGB").convert("CMYK")
     picture.save(tmp_path / name)
     ours = resize_rgb(read_rgb(tmp_path / name), 32)
-    np.testing.assert_array_equal(read(str(tmp_path / name), 32), ours)
+    np.testing.assert_array_equal(read(str(tmp_path / name), (32, 32)), ours)
+
+
+def test_another_shape_than_the_model_was_made_for(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "a.png")
+    assert read(str(tmp_path / "a.png"), (20, 30), True).shape == (20, 30, 3)
+    assert read(str(tmp_path / "a.png"), (30, 30)).shape == (30, 30, 3)
+    with pytest.raises(ValueError, match=r"a\.png: this model takes images of 30 x 30 pixels"):
+        read(str(tmp_path / "a.png"), (30, 30), True)
 
 
 def test_odd_tiffs(tmp_path: Path) -> None:
@@ -71,7 +79,7 @@ def test_odd_tiffs(tmp_path: Path) -> None:
         file = tmp_path / f"{index}.tif"
         file.write_bytes(data)
         ours = resize_rgb(read_rgb(file), 8)
-        np.testing.assert_array_equal(read(str(file), 8), ours)
+        np.testing.assert_array_equal(read(str(file), (8, 8)), ours)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +97,11 @@ def test_it_refuses_what_we_refuse(tmp_path: Path, values: Any) -> None:
     with pytest.raises(ImageError):
         read_rgb(file)
     with pytest.raises(ValueError, match="holds"):
-        read(str(file), 8)
+        read(str(file), (8, 8))
 
 
 def test_it_refuses_several_images(tmp_path: Path) -> None:
     pages = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(ValueError, match="holds 2 images"):
-        read(str(tmp_path / "a.tif"), 8)
+        read(str(tmp_path / "a.tif"), (8, 8))

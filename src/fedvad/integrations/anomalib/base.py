@@ -77,7 +77,7 @@ class MemoryModule(AnomalibModule):  # type: ignore[misc]
         target_fpr: float,
         seed: int,
     ) -> None:
-        self.model = MemoryNet(extractor.network, scoring, extractor.config.image_size)
+        self.model = MemoryNet(extractor.network, scoring, extractor.config.side)
         self.candidates = candidates
         self.target_fpr = target_fpr
         self.seed = seed

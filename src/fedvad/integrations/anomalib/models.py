@@ -172,7 +172,7 @@ class FedDyMem(MemoryModule):
                     "space, where a threshold cannot tell them from the images' own"
                 )
         super().__init__(
-            pre_processor=make_pre_processor(pre_processor, extractor.config.image_size),
+            pre_processor=make_pre_processor(pre_processor, extractor.config.side),
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,

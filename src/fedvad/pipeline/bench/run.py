@@ -222,7 +222,7 @@ def _prepared(
             for site in sites:
                 for _ in extractor.stream(site.test.paths):
                     pass
-        count = descriptor_macs(extractor.network, config.image_size)
+        count = descriptor_macs(extractor.network, extractor.config.view.input)
         shared[name] = Prepared(sites, features, extractor, float(count))
     return shared[name]
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.inputs import read_images
+from fedvad.data.views import View
 from fedvad.detectors.base import Detector
 from fedvad.errors import DataError, ImageError
 from fedvad.features.extractor import check_bad_share
@@ -21,7 +22,7 @@ from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import load_sites
 from fedvad.pipeline.progress import Progress, Stage
 
-__all__ = ["Difference", "Model", "compare", "drawn_images", "images_of", "opened"]
+__all__ = ["Difference", "Model", "compare", "drawn_images", "images_of", "opened", "whole_view"]
 
 _Images = npt.NDArray[np.uint8]
 Model = Callable[[_Images], list[npt.NDArray[Any]]]
@@ -59,7 +60,7 @@ def opened(
 def compare(
     model: Model, detector: Detector, threshold: float | None, batches: Iterable[_Images]
 ) -> Difference:
-    """How far the model's outputs are from the detector's, on batches of (b, S, S, 3) images."""
+    """How far the model's outputs are from the detector's, on batches of (b, H, W, 3) images."""
     worst = {"score": 0.0, "map": 0.0}
     decisions = count = 0
     for images in batches:
@@ -74,8 +75,8 @@ def compare(
     return Difference(worst["score"], worst["map"], decisions, count)
 
 
-def drawn_images(size: int) -> _Images:
-    """(3, size, size, 3) coarse noise: nothing of anybody's data, and no cell like another."""
+def drawn_images(size: tuple[int, int]) -> _Images:
+    """(3, *size, 3) coarse noise: nothing of anybody's data, and no cell like another."""
     rng = np.random.default_rng(0)
     return np.stack(
         [resize_rgb(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), size) for _ in range(3)]
@@ -85,19 +86,18 @@ def drawn_images(size: int) -> _Images:
 def images_of(
     data: Path, config: TrainConfig, site: str | None, progress: Progress
 ) -> Iterator[_Images]:
-    """Batches (b, S, S, 3) of the images that an export is verified on.
+    """Batches (b, H, W, 3) of the images that an export is verified on.
 
     The test images of a site (None: of all) in a folder of sites, or else every image in the
-    folder. Raises `DataError` for none, or when too many cannot be read.
+    folder. Raises `DataError` for none, or when too many cannot be read or are of another shape.
     """
+    view = config.features().view
     paths = _paths(data, config, site)
     stage = Stage(progress, "verifying", len(paths))
     batch, bad = [], []
     for path in paths:
         try:
-            batch.append(
-                resize_rgb(read_rgb(path, max_pixels=config.max_pixels), config.image_size)
-            )
+            batch.append(whole_view(read_rgb(path, max_pixels=config.max_pixels), view, path))
         except ImageError as error:
             bad.append(str(error))
         stage()
@@ -109,6 +109,20 @@ def images_of(
     check_bad_share(bad, len(paths), config.max_bad, str(data))
     if len(bad) == len(paths):
         raise DataError(f"{data}: no readable image to verify the export on")
+
+
+def whole_view(image: npt.NDArray[np.uint8], view: View, path: Path) -> npt.NDArray[np.uint8]:
+    """The (H, W, 3) pixels that an exported model takes of an image.
+
+    Raises `ImageError` where they are not all of the view: a model is made for one size.
+    """
+    scaled = view.scaled(image)
+    if scaled.shape[:2] != (view.height, view.width):
+        raise ImageError(
+            f"{path}: becomes {scaled.shape[0]} x {scaled.shape[1]} pixels, an exported model "
+            f"takes {view.height} x {view.width} only"
+        )
+    return scaled
 
 
 def _paths(data: Path, config: TrainConfig, site: str | None) -> list[Path]:

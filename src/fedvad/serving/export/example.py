@@ -14,8 +14,9 @@ from PIL import Image
 
 def main(model: str, *images: str) -> None:
     """Write score and decision of each image."""
-    side = json.loads(Path(model + ".json").read_text(encoding="utf-8"))["input"]["size"]
-    batch = np.stack([read(path, side) for path in images])
+    taken = json.loads(Path(model + ".json").read_text(encoding="utf-8"))["input"]
+    size = taken["height"], taken["width"]
+    batch = np.stack([read(path, size, taken["keeps_proportions"]) for path in images])
     if model.endswith(".onnx"):
         import onnxruntime
 
@@ -34,12 +35,13 @@ def main(model: str, *images: str) -> None:
         sys.stdout.write(f"{path}: score {found['score'][i]:.6g}, anomalous {decision}\n")
 
 
-def read(path: str, side: int) -> np.ndarray:
-    """One image file as the uint8 (side, side, 3) RGB that the model takes.
+def read(path: str, size: "tuple[int, int]", keeps_proportions: bool = False) -> np.ndarray:
+    """One image file as the uint8 (height, width, 3) RGB that the model takes.
 
     As fedvad itself reads files: deep grey to 8 bits, transparency over white, turned upright by
-    the EXIF orientation, then squashed. Raises ValueError for files of several images, and where
-    the range of deep values cannot be known.
+    the EXIF orientation, then resized. Raises ValueError for files of several images, where the
+    range of deep values cannot be known, and for an image of another size where the model keeps
+    proportions: those need fedvad.
     """
     with Image.open(path) as image:
         count = getattr(image, "n_frames", 1)
@@ -55,7 +57,12 @@ def read(path: str, side: int) -> np.ndarray:
         else:
             pixels = np.asarray(image.convert("RGB"))
         pixels = upright(pixels, image.getexif().get(0x0112, 1))
-    resized = Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR)
+    height, width = size
+    if keeps_proportions:
+        scale = min(1.0, height / pixels.shape[0], width / pixels.shape[1])
+        if (round(scale * pixels.shape[0]), round(scale * pixels.shape[1])) != (height, width):
+            raise ValueError(f"{path}: this model takes images of {height} x {width} pixels")
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
 

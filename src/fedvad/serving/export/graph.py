@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import singledispatch
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from fedvad.data.views import Tiling
 from fedvad.detectors.base import Detector
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.generator import Generator
@@ -58,7 +60,8 @@ class Head(torch.nn.Module):
 class MemoryHead(Head):
     """What `MemoryScorer` does, for a batch: generator, search, map, smoothing, score, decision.
 
-    threshold: see `Head`. scale: as of `MemoryScorer`.
+    threshold: see `Head`. inside: (h, w) cells of the region of interest, None for all. scale: as
+    of `MemoryScorer`.
     """
 
     def __init__(
@@ -68,11 +71,15 @@ class MemoryHead(Head):
         config: ScoringConfig,
         *,
         grid: tuple[int, int],
+        inside: npt.NDArray[np.bool_] | None = None,
         threshold: float | None = None,
         scale: FloatArray | None = None,
     ) -> None:
-        super().__init__(grid, config.count(grid[0] * grid[1]), threshold)
+        inside_cells = np.ones(grid, np.bool_) if inside is None else inside
+        super().__init__(grid, config.count(int(inside_cells.sum())), threshold)
         self.config = config
+        self.looks_everywhere = inside is None or bool(inside.all())
+        self.register_buffer("inside", torch.from_numpy(inside_cells.astype(np.float32)))
         neighbours = _CFA_NEIGHBOURS if config.map == "cfa" else 1
         self.search = make_search(bank.vectors, neighbours, config.search)
         self.has_generator = not generator.is_identity
@@ -105,11 +112,23 @@ class MemoryHead(Head):
         if self.scales:
             values = values / self.get_buffer("scale")[indices[:, 0]]
         raw = values.reshape(-1, *self.grid)
-        map_ = smoothed(raw, self.config.smooth)
+        if not self.looks_everywhere:
+            raw = raw * self.get_buffer("inside")
+            cells = cells * self.get_buffer("inside").flatten()
+        map_ = self._smoothed(raw)
         score = self.score(map_)
         if self.isolates:
             score = score * self._isolation(patches, cells, indices[:, 0])
         return self.decided(score, map_)
+
+    def _smoothed(self, maps: torch.Tensor) -> torch.Tensor:
+        """(b, h, w) maps by `smooth`: over the cells inside, of which each has at least itself."""
+        cells = self.config.smooth
+        if self.looks_everywhere:
+            return smoothed(maps, cells)
+        inside = self.get_buffer("inside")
+        share = smoothed(inside[None], cells).clamp(min=1e-6)
+        return smoothed(maps, cells) * inside / share
 
     def _isolation(
         self, patches: torch.Tensor, cells: torch.Tensor, nearest: torch.Tensor
@@ -129,20 +148,67 @@ class MemoryHead(Head):
 class ExportNet(torch.nn.Module):
     """A network and a head; exporters see them as `network` and `head`.
 
-    quantises: whether the network may be in int8.
+    quantises: whether the network may be in int8. tiling: where the tiles of the images lie, all of
+    one size.
     """
 
-    def __init__(self, network: torch.nn.Module, head: Head, *, quantises: bool = True) -> None:
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        head: Head,
+        *,
+        quantises: bool = True,
+        tiling: Tiling | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.head = head
         self.quantises = quantises
+        self.tiles = None if tiling is None or len(tiling) == 1 else Tiles(tiling)
         self.outputs = ("score", "map", "anomalous") if head.decides else ("score", "map")
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(b, S, S, 3) uint8 RGB to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
-        out: tuple[torch.Tensor, ...] = self.head(self.network(images))
+        """(b, H, W, 3) uint8 RGB to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
+        if self.tiles is None:
+            out: tuple[torch.Tensor, ...] = self.head(self.network(images))
+            return out
+        out = self.head(self.tiles.joined(self.network(self.tiles(images))))
         return out
+
+
+class Tiles(torch.nn.Module):
+    """What `FeatureExtractor` does with an image in tiles, for images of one size."""
+
+    def __init__(self, tiling: Tiling) -> None:
+        super().__init__()
+        self.tiling = tiling
+        for name, axis, length in zip(("rows", "columns"), tiling.axes, tiling.shape, strict=True):
+            beyond = np.pad(np.arange(length), (0, axis.length - length), mode="symmetric")
+            places = [beyond[start : start + axis.tile] for start in axis.starts]
+            self.register_buffer(f"{name}_pixels", torch.from_numpy(np.stack(places)))
+            self.register_buffer(f"{name}_weights", torch.from_numpy(np.stack(axis.weights())))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(b, H, W, 3) images to (tiles x b, T, T, 3), first those of the first tile."""
+        rows, columns = self.get_buffer("rows_pixels"), self.get_buffer("columns_pixels")
+        return torch.cat([images[:, r][:, :, c] for r in rows for c in columns])
+
+    def joined(self, found: torch.Tensor) -> torch.Tensor:
+        """Descriptors (tiles x b, t, t, d) of tiles to those of images, (b, h, w, d)."""
+        rows, columns = self.tiling.axes
+        parts = _rounded(found).reshape(len(self.tiling), -1, *found.shape[1:])
+        total: torch.Tensor | None = None
+        for number in range(len(self.tiling)):
+            i, j = divmod(number, len(columns.starts))
+            weights = self.get_buffer("rows_weights")[i][:, None]
+            weights = weights * self.get_buffer("columns_weights")[j]
+            y, x = rows.place(i), columns.place(j)
+            room = (0, 0, x.start, columns.total - x.stop, y.start, rows.total - y.stop)
+            placed = functional.pad(_rounded(parts[number] * weights[:, :, None]), room)
+            total = placed if total is None else _rounded(total + placed)
+        assert total is not None
+        height, width = self.tiling.grid
+        return total[:, :height, :width]
 
 
 @singledispatch
@@ -152,7 +218,7 @@ def export_net(detector: Detector, threshold: float | None) -> ExportNet:
     threshold: see `Head`.
     """
     network = detector.map_net()
-    side = detector.extractor.config.image_size
+    side = detector.extractor.config.side
     with torch.inference_mode():
         height, width = network(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1:]
     head = Head((height, width), detector.top_count(height * width), threshold)
@@ -162,13 +228,15 @@ def export_net(detector: Detector, threshold: float | None) -> ExportNet:
 
 @export_net.register
 def _(detector: MemoryDetector, threshold: float | None) -> ExportNet:
-    scorer, network = detector.scorer, detector.extractor.network
+    scorer, extractor = detector.scorer, detector.extractor
+    view, network = extractor.config.view, extractor.network
+    tiling = view.tiling((view.height, view.width), network.grid)
     assert detector.generator_ is not None
     head = MemoryHead(
-        scorer.bank, detector.generator_, detector.scoring, grid=network.grid,
-        threshold=threshold, scale=scorer.scale,
+        scorer.bank, detector.generator_, detector.scoring, grid=tiling.grid,
+        inside=extractor.inside(tiling.grid), threshold=threshold, scale=scorer.scale,
     )  # fmt: skip
-    return ExportNet(network, head)
+    return ExportNet(network, head, tiling=tiling)
 
 
 def _rounded(values: torch.Tensor) -> torch.Tensor:

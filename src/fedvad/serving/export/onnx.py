@@ -23,7 +23,7 @@ OPSETS = range(14, 21)
 _USUAL = 17  # runtimes since 2022 have it
 
 
-def build(net: ExportNet, image_size: int, opset: int | None = None) -> Any:
+def build(net: ExportNet, sides: tuple[int, int], opset: int | None = None) -> Any:
     """The ONNX model, for any batch size, with constants folded.
 
     opset: operator set, in `OPSETS`; None for 17. Raises `ConfigError` for
@@ -39,7 +39,7 @@ def build(net: ExportNet, image_size: int, opset: int | None = None) -> Any:
         import onnxruntime  # noqa: F401  before the work, as the result will be tried
     except ImportError as error:
         raise ConfigError("ONNX needs more packages: pip install 'fedvad[export]'") from error
-    example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+    example = torch.zeros(2, *sides, 3, dtype=torch.uint8)
     names = list(net.outputs)
     try:
         with tempfile.TemporaryDirectory(prefix="fedvad-export-") as folder:
@@ -85,14 +85,14 @@ def files(model: Any) -> dict[str, bytes]:
 
 
 def quantise(model: Any, images: Iterable[npt.NDArray[np.uint8]]) -> Any:
-    """The model with its `network` part in int8, calibrated on (1, S, S, 3) images, by NNCF."""
+    """The model with its `network` part in int8, calibrated on (1, H, W, 3) images, by NNCF."""
     from fedvad.serving.export.quantise import quantised
 
     return quantised(model, [{"images": image} for image in images], r"/head/.*")
 
 
 def load(path: Path) -> Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[Any]]]:
-    """A model file as a function from (b, S, S, 3) images to its outputs."""
+    """A model file as a function from (b, H, W, 3) images to its outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -17,7 +17,7 @@ from fedvad.serving.export.graph import ExportNet
 __all__ = ["build", "files", "load", "quantise"]
 
 
-def build(net: ExportNet, image_size: int, opset: int | None = None) -> Any:
+def build(net: ExportNet, sides: tuple[int, int], opset: int | None = None) -> Any:
     """The OpenVINO model, for any batch size; raises `ConfigError` if it cannot be converted.
 
     opset: refused, as OpenVINO's operators are those of the installed release.
@@ -25,7 +25,7 @@ def build(net: ExportNet, image_size: int, opset: int | None = None) -> Any:
     if opset is not None:
         raise ConfigError("an operator set (--opset) is chosen for ONNX: use --format onnx")
     try:
-        model, _ = to_openvino(net, image_size, example_batch=2)
+        model, _ = to_openvino(net, sides, example_batch=2)
     except Exception as error:  # tracer and converter raise RuntimeError, their own types, ...
         raise ConfigError(f"this backbone cannot be expressed in OpenVINO: {error}") from error
     model.inputs[0].get_tensor().set_names({"images"})
@@ -45,14 +45,14 @@ def files(model: Any) -> dict[str, bytes]:
 
 
 def quantise(model: Any, images: Iterable[npt.NDArray[np.uint8]]) -> Any:
-    """The model with its `network` part in int8, calibrated on (1, S, S, 3) images, by NNCF."""
+    """The model with its `network` part in int8, calibrated on (1, H, W, 3) images, by NNCF."""
     from fedvad.serving.export.quantise import quantised
 
     return quantised(model, list(images), r"__module\.head.*")
 
 
 def load(path: Path) -> Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[Any]]]:
-    """A model file as a function from (b, S, S, 3) images to its outputs.
+    """A model file as a function from (b, H, W, 3) images to its outputs.
 
     It computes in float32, whatever the processor likes.
     """

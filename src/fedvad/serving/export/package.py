@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
+from fedvad.data.views import View
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
@@ -50,7 +51,7 @@ _FILES = tuple(
 class _Backend(Protocol):
     """What `onnx` and `openvino` here have in common."""
 
-    def build(self, net: ExportNet, image_size: int, opset: int | None) -> Any: ...
+    def build(self, net: ExportNet, sides: tuple[int, int], opset: int | None) -> Any: ...
     def quantise(self, model: Any, images: Iterable[npt.NDArray[np.uint8]]) -> Any: ...
     def files(self, model: Any) -> dict[str, bytes]: ...
     def load(self, path: Path) -> Model: ...
@@ -104,7 +105,8 @@ def export(
     site = known_site(run, site)
     detector = run.detector(site, extractor, reference)
     decides = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
-    size, limit = config.image_size, None if decides is None else decides.value
+    view, limit = extractor.config.view, None if decides is None else decides.value
+    size = view.height, view.width
     net = export_net(detector, limit)
     if int8 and not net.quantises:
         raise ConfigError(
@@ -138,7 +140,7 @@ def export(
         "format": format,
         "model": model_file,
         "files": {file: _described(content) for file, content in contents.items()},
-        "input": _input(size),
+        "input": _input(view),
         "outputs": _outputs(net.head.grid, net.head.decides),
         "site": site,
         "reference": reference or (run.reference if site in run.sites else "global"),
@@ -198,14 +200,23 @@ def _backend(format: str) -> _Backend:
     raise ConfigError(f"unknown format {format!r}; choose onnx or openvino")
 
 
-def _input(size: int) -> dict[str, Any]:
+def _input(view: View) -> dict[str, Any]:
+    words = "aspect not kept"
+    if view.fit:
+        words = (
+            "by min(1, height / its height, width / its width); an image that is not height x "
+            "width then cannot be scored by this model: fedvad itself takes any"
+        )
     return {
         "name": "images",
         "type": "uint8",
-        "shape": ["batch", size, size, 3],
+        "shape": ["batch", view.height, view.width, 3],
         "channels": "RGB",
-        "size": size,
-        "resize": "the whole image to size x size with Pillow's BILINEAR, aspect not kept",
+        "size": view.size,
+        "height": view.height,
+        "width": view.width,
+        "keeps_proportions": view.fit,
+        "resize": f"the whole image to height x width with Pillow's BILINEAR, {words}",
     }
 
 

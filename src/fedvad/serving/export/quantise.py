@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.images import read_rgb
 from fedvad.detectors.calibration import choose_images
 from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.features.extractor import check_bad_share
@@ -21,6 +21,7 @@ from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import fingerprint, load_sites
 from fedvad.pipeline.progress import Progress, Stage
 from fedvad.pipeline.run import Run
+from fedvad.serving.export.check import whole_view
 
 __all__ = ["calibration_images", "quantised"]
 
@@ -30,12 +31,12 @@ _IMAGES = 100
 def calibration_images(
     data: Path, run: Run, config: TrainConfig, site: str | None, progress: Progress
 ) -> list[npt.NDArray[np.uint8]]:
-    """At most 100 normal training images of a site (None: of all), each uint8 (1, S, S, 3).
+    """At most 100 normal training images of a site (None: of all), each uint8 (1, H, W, 3).
 
     Never test images: ranges fitted to these would flatter the figures. Raises `DataError` when
     `data` has none of the site, or too many cannot be read.
     """
-    names = config.label_names()
+    names, view = config.label_names(), config.features().view
     split = config.split if fingerprint(data, names) == run.data else None
     # with the limit of the training, so that a split gives the same parts
     sites = load_sites(data, split, config.seed, names, max_pixels=config.max_pixels)
@@ -48,9 +49,8 @@ def calibration_images(
     images, bad = [], []
     for path in chosen:
         try:
-            images.append(
-                resize_rgb(read_rgb(path, max_pixels=config.max_pixels), config.image_size)[None]
-            )
+            whole = read_rgb(path, max_pixels=config.max_pixels)
+            images.append(whole_view(whole, view, path)[None])
         except ImageError as error:
             bad.append(str(error))
         stage()

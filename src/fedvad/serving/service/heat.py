@@ -7,6 +7,7 @@ from io import BytesIO
 import numpy as np
 
 from fedvad.memory.bank import FloatArray
+from fedvad.report.overlay import middle
 
 __all__ = ["heat_png"]
 
@@ -23,7 +24,7 @@ def heat_png(map_: FloatArray, size: tuple[int, int], threshold: float | None) -
     import matplotlib
     from PIL import Image
 
-    low = float(np.median(map_))
+    low = middle(map_)
     high = max(threshold if threshold is not None else float(map_.max()), low * 1.01 + 1e-6)
     height, width = (max(1, round(side * _SIDE / max(size))) for side in size)
     cells = Image.fromarray(np.asarray(map_, np.float32))

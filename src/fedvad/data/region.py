@@ -1,0 +1,110 @@
+"""Where to look in an image: a rectangle or a mask, outside which nothing is learnt or scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.bounds import ANY_SIZE
+from fedvad.data.images import read_mask
+from fedvad.errors import ConfigError, ImageError
+
+__all__ = ["Region", "is_rectangle", "parse_region"]
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Region:
+    """A part of every image, in its own proportions; cells of which half lies in it belong to it.
+
+    mask: bool (H, W), True where to look; it is laid over the whole of every image.
+    """
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+        self._sums = np.pad(np.cumsum(np.cumsum(mask, 0, dtype=np.int64), 1), ((1, 0), (1, 0)))
+        self._grids: dict[tuple[int, int], Mask] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Region) and np.array_equal(self._mask, other._mask)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def of(cls, text: str) -> Region:
+        """The region of `LEFT,TOP,RIGHT,BOTTOM` in percent, or of a mask's file (not 0: look).
+
+        Raises `ConfigError` for another text, a file that cannot be read, and an empty region.
+        """
+        rectangle = _rectangle(text)
+        if rectangle is not None:
+            left, top, right, bottom = (round(10 * value) for value in rectangle)
+            mask = np.zeros((1000, 1000), np.bool_)
+            mask[top:bottom, left:right] = True
+            return cls(mask)
+        try:
+            mask = read_mask(Path(text), None, max_pixels=ANY_SIZE)
+        except ImageError as error:
+            raise ConfigError(f"region: {error}") from error
+        if not mask.any():
+            raise ConfigError(f"region {text} is black everywhere: mark where to look in white")
+        return cls(mask)
+
+    def cells(self, grid: tuple[int, int]) -> Mask:
+        """(h, w) bool: which cells of an image belong to it, at least the one nearest to it."""
+        if grid not in self._grids:
+            top, bottom = _edges(self._mask.shape[0], grid[0])
+            left, right = _edges(self._mask.shape[1], grid[1])
+            sums = self._sums
+            marked = (
+                sums[np.ix_(bottom, right)]
+                - sums[np.ix_(top, right)]
+                - sums[np.ix_(bottom, left)]
+                + sums[np.ix_(top, left)]
+            )
+            share = marked / ((bottom - top)[:, None] * (right - left))
+            self._grids[grid] = share >= min(0.5, float(share.max()))
+        return self._grids[grid]
+
+    def within(self, descriptors: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+        """The (h, w, d) descriptors of an image with NaN in the cells outside."""
+        inside = self.cells((descriptors.shape[0], descriptors.shape[1]))
+        return np.where(inside[:, :, None], descriptors, np.float16(np.nan))
+
+
+def is_rectangle(text: str) -> bool:
+    """Whether a region is a rectangle, not a file; raises `ConfigError` for an impossible one."""
+    return _rectangle(text) is not None
+
+
+def parse_region(text: str) -> str:
+    """A region option, with the path of a mask made absolute; raises `ConfigError`."""
+    if is_rectangle(text):
+        return text
+    Region.of(text)
+    return str(Path(text).absolute())
+
+
+def _rectangle(text: str) -> tuple[float, float, float, float] | None:
+    """Left, top, right and bottom in percent; None for what names a file."""
+    try:
+        values = [float(part.strip().removesuffix("%")) for part in text.split(",")]
+    except ValueError:
+        return None
+    if len(values) != 4:
+        return None
+    left, top, right, bottom = values
+    if not (0 <= left < right <= 100 and 0 <= top < bottom <= 100):
+        raise ConfigError(
+            f"region {text!r} is no rectangle: give LEFT,TOP,RIGHT,BOTTOM in percent of width and "
+            "height, such as 10,0,90,75, or the file of a mask"
+        )
+    return left, top, right, bottom
+
+
+def _edges(side: int, cells: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """First pixel, and the one after the last, of each cell along a side."""
+    first = np.arange(cells) * side // cells
+    return first, np.maximum((np.arange(cells) + 1) * side // cells, first + 1)
