@@ -16,7 +16,7 @@ from fedvad.detectors.scoring import (
 from fedvad.features.modules import DescriptorNet
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
-from fedvad.serving.export.search import compact, make_search
+from fedvad.serving.export.search import CellSearch, compact, make_search
 
 __all__ = ["ExportNet", "MemoryHead"]
 
@@ -42,6 +42,7 @@ class MemoryHead(torch.nn.Module):
         self.config = config
         self.grid = grid
         self.count = config.count(grid[0] * grid[1])
+        self.searched_again = config.searched_again(grid[0] * grid[1])
         neighbours = _CFA_NEIGHBOURS if config.map == "cfa" else 1
         self.search = make_search(bank.vectors, neighbours, config.search)
         self.has_generator = not generator.is_identity
@@ -69,22 +70,33 @@ class MemoryHead(torch.nn.Module):
             patches = patches + functional.linear(
                 patches, self.get_buffer("weight"), self.get_buffer("bias")
             )
-        distances, indices = self.search(patches)
-        values = distances[:, 0]
-        if self.config.map == "cfa":
-            values = values / torch.exp(distances[:, :1] - distances).sum(1)
-        cells = values.reshape(-1, self.grid[0] * self.grid[1])
-        if self.scales:
-            values = values / self.get_buffer("scale")[indices[:, 0]]
-        raw = values.reshape(-1, *self.grid)
-        map_ = self._smooth(raw)
+        if isinstance(self.search, CellSearch):
+            quick, thorough = self.search(patches)
+            rough = self._map(*quick).flatten(1)
+            high = rough >= rough.topk(self.searched_again, dim=1).values[:, -1:]
+            distances, indices = (
+                torch.where(high.reshape(-1, 1), after, before)
+                for before, after in zip(quick, thorough, strict=True)
+            )
+        else:
+            distances, indices = self.search(patches)
+        map_ = self._map(distances, indices)
         score = map_.flatten(1).topk(self.count, dim=1).values.mean(1)
         if self.isolates:
+            cells = distances[:, 0].reshape(-1, self.grid[0] * self.grid[1])
             score = score * self._isolation(patches, cells, indices[:, 0])
         if not self.decides:
             return score, map_
         # not `score > threshold`: what cannot be scored (NaN) must not pass as normal
         return score, map_, ~(score <= self.get_buffer("threshold"))
+
+    def _map(self, distances: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        values = distances[:, 0]
+        if self.config.map == "cfa":
+            values = values / torch.exp(distances[:, :1] - distances).sum(1)
+        if self.scales:
+            values = values / self.get_buffer("scale")[indices[:, 0]]
+        return self._smooth(values.reshape(-1, *self.grid))
 
     def _smooth(self, map_: torch.Tensor) -> torch.Tensor:
         cells = self.config.smooth
