@@ -82,7 +82,7 @@ def run(
     """Train one variant on all classes and test it on each."""
     kind, options = VARIANTS[name]
     if kind != "patchcore":
-        options = options | {"train": train_config(arguments)}
+        options = options | {"train": train_config(arguments), "smooth": 1, "top": 0.0}
     detector = create(kind, extractor=extractor(arguments), seed=seed, **options)
     start = perf_counter()
     detector.fit(pooled(classes))

@@ -176,7 +176,8 @@ def quality(extractor: FeatureExtractor, arguments: argparse.Namespace) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     seeds = [int(s) for s in arguments.seeds.split(",")]
     for name in reversed(NAMES):  # the quick one first
-        shared = {"bootstrap": arguments.bootstrap} if name == "paste" else {}
+        shared = {"smooth": 1, "top": 0.0}
+        shared |= {"bootstrap": arguments.bootstrap} if name == "paste" else {}
         found, steps, losses, seconds = [], [], [], []
         for seed in seeds:
             detector = create(name, extractor=extractor, train=train, seed=seed, **shared)

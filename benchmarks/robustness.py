@@ -3,7 +3,7 @@
     python benchmarks/robustness.py DATA --weights F [--cache DIR] [--pairs "a,b;c,d"] [--out JSON]
 
 Every site's uploads are formed once, by `fedvad train`'s own code without any attack; then two
-sites' uploads are replaced by hostile ones (`fedvad.federation.attacks`), merged by the exchange
+sites' uploads are replaced by hostile ones (`attacks.py`), merged by the exchange
 with and without its defence, and each honest site's images scored by exact search. `--every 2`
 takes every second test image. Prints a Markdown table: means over the choices of malicious sites,
 and the worst. The defect features taught are those of real test defects: labels and masks serve
@@ -23,12 +23,12 @@ import torch
 from common import spread
 from PIL import Image
 
+from attacks import random_noise, scaled, sybils, taught_defect
 from fedvad.data.folders import Site
 from fedvad.detectors.scoring import image_score, smooth
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.attacks import random_noise, scaled, sybils, taught_defect
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.payload import Payload, bank_from

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedvad.data.demo import write_demo
 from fedvad.data.synthesis import KINDS
 from fedvad.pipeline.bench.suite import load_suite, shipped_suites
-from fedvad.pipeline.config import METHODS, TrainConfig, resolve_config
+from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.continual.stream import load_stream
 from fedvad.pipeline.distill.recipe import StageOptions, load_recipe
-from fedvad.pipeline.student_config import StudentOptions
+from tests.helpers import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED = "<!-- executed by tests/test_docs.py -->"
 
@@ -49,28 +54,100 @@ def _draw(folder: Path) -> None:
     (folder / ".done").touch()
 
 
-@pytest.mark.slow
-def test_the_five_minute_path_and_the_python_example_run_as_written(tmp_path: Path) -> None:
+def _page(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def _play(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a block of a page in the current folder, its `fedvad` commands in this process."""
+    for line in script.replace("\\\n", " ").splitlines():
+        if line.startswith("fedvad "):
+            code = run_main(monkeypatch, *shlex.split(line, comments=True)[1:])
+            assert code == 0, f"{line}\n{capsys.readouterr().err}"
+        elif line and not line.startswith("#"):
+            subprocess.run(["bash", "-euo", "pipefail", "-c", line], check=True)
+
+
+# pages whose blocks have a test of their own below, since they draw something first
+ALONE = {"own-data", "bench", "continual", "distill", "methods/synthesis"}
+PAGES = sorted(
+    name
+    for path in DOCS.rglob("*.md")
+    if (name := path.relative_to(DOCS).with_suffix("").as_posix()) not in ALONE
+    and _blocks("bash", marked=True, page=path.read_text(encoding="utf-8"))
+)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the README's commands leave, with fewer images: `fedvad-demo` and `run`."""
+    folder = tmp_path_factory.mktemp("workshop")
+    write_demo(folder / "fedvad-demo/data", train=6, test_normal=3, test_defect=3)
     (script,) = _blocks("bash", marked=True)
+    _run([["bash", "-euo", "pipefail", "-c", script]], folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_five_minute_path_and_the_python_example_run_as_written(workshop: Path) -> None:
+    (script,) = _blocks("bash", marked=True)
+    assert _blocks("bash", marked=True, page=_page("own-data")) == [script]  # once more
     (example,) = _blocks("python", marked=True)
-    own_data, export = (
-        _blocks("bash", marked=True, page=(ROOT / f"docs/{page}.md").read_text(encoding="utf-8"))
-        for page in ("own-data", "export")
-    )
-    assert own_data == [script]  # the README's path once more
-    script += "".join(export)
-    # as the README's first command leaves it, with fewer images
-    write_demo(tmp_path / "fedvad-demo/data", train=12, test_normal=6, test_defect=6)
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    printed = _run(
-        [["bash", "-euo", "pipefail", "-c", script], [sys.executable, "-c", example]], tmp_path
-    )
-    assert "True" in printed
-    assert (tmp_path / "run/export/model.xml").stat().st_size > 10_000
-    images = list((tmp_path / "fedvad-demo/data/alder/test").rglob("*.png"))
+    assert "False" in _run([[sys.executable, "-c", example]], workshop)
+    images = list((workshop / "fedvad-demo/data/alder/test").rglob("*.png"))
     for folder in ("overlays", "overlays2"):
-        assert len(list((tmp_path / folder).rglob("*.png"))) == len(images)
-    assert (tmp_path / "run/heatmaps.png").stat().st_size > 10_000
+        assert len(list((workshop / folder).rglob("*.png"))) == len(images)
+    assert (workshop / "run/heatmaps.png").stat().st_size > 10_000
+
+
+MADE = {
+    "export": "run/export/model.onnx",
+    "howto/at-the-line": "run/export/model.xml",
+    "howto/hairline-cracks": "closer/predict.csv",
+    "howto/false-alarms": "fewer",
+    "howto/two-hospitals": "shared/report.html",
+    "howto/a-liar": "guarded/report.html",
+    "howto/plant": "trial/report.html",
+    "howto/no-network": "birch/run/detector.safetensors",
+    "glossary": "run",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_runs_as_written(
+    name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = _page(name)
+    monkeypatch.chdir(workshop)
+    for file, content in re.findall(r"`(\w+\.toml)`:\n\n```toml\n(.*?)```", page, re.DOTALL):
+        Path(file).write_text(content)
+    for script in _blocks("bash", marked=True, page=page):
+        _play(script, monkeypatch, capsys)
+    assert Path(MADE[name]).exists()
+
+
+def test_the_exchange_of_the_tutorial_prints_what_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = _page("howto/write-an-exchange")
+    (program,) = _blocks("python", marked=True, page=page)
+    (tmp_path / "moments.py").write_text(program)
+    names = runpy.run_path(str(tmp_path / "moments.py"))
+    (printed,) = _blocks("text", marked=False, page=page)
+    assert capsys.readouterr().out == printed
+    # what the page promises of an exchange: any order and a restart give the same bytes
+    sites, make = names["sites"], names["MomentsExchange"]
+    uploads = [make("x").site_step(site, None, 1) for site in sites.values()]
+    merged = []
+    for order in (uploads, uploads[::-1]):
+        exchange, restarted = make("x"), make("x")
+        for upload in order:
+            exchange.accept(upload)
+        restarted.restore(exchange.server_state())
+        merged += [exchange.merge(1).to_bytes(), restarted.merge(1).to_bytes()]
+    assert len(set(merged)) == 1
 
 
 @pytest.mark.slow
@@ -120,6 +197,24 @@ def test_the_gallery_is_drawn_as_written(tmp_path: Path) -> None:
     assert all(f"| `{kind}` |" in page for kind in KINDS)
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without Jupyter: its cells of code one after another."""
+    notebook = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec("".join(cell["source"]), names)
+    assert "Federation lifted mean image AUROC" in capsys.readouterr().out
+    assert names["rows"][0]["threshold"] > 0
+    assert len(list((tmp_path / "quickstart-overlays").rglob("*.png"))) == 16
+    assert (tmp_path / "quickstart-report.html").stat().st_size > 20_000
+
+
 def test_ci_runs_the_two_commands_of_the_readme() -> None:
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
     install_and_demo, install_and_test = (b.strip() for b in _blocks("bash", marked=False)[:2])
@@ -129,15 +224,10 @@ def test_ci_runs_the_two_commands_of_the_readme() -> None:
     assert install_and_test in ci
 
 
-def test_every_option_and_method_is_documented() -> None:
+def test_the_configuration_of_a_student_can_be_read() -> None:
     text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"`([a-z_]+)`", text))
-    assert set(TrainConfig.model_fields) <= documented
-    assert all(f"`{name}`" in text for name in METHODS)
     (table,) = _blocks("toml", marked=False, page=text)
-    resolve_config(**tomllib.loads(table))
-    missing = [name for name in StudentOptions.model_fields if f"{name} = " not in table]
-    assert set(missing) == set()
+    assert resolve_config(**tomllib.loads(table)).student.bootstrap == 5
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -14,8 +14,10 @@ from fedvad._version import __version__
 
 if TYPE_CHECKING:
     from fedvad.api import (
+        TrainOptions,
         backbones,
         bench,
+        calibrate,
         demo,
         distill_backbone,
         evaluate,
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FedvadError",
+    "TrainOptions",
     "__version__",
     "backbones",
     "bench",
+    "calibrate",
     "demo",
     "distill_backbone",
     "evaluate",

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -227,25 +224,6 @@ class TestAudit:
             told = fedvad.ok("inspect", name)
             assert told["contents"]["nothing_else"] is False
             assert any("CAUTION: the file holds more" in sentence for sentence in told["says"])
-
-
-def test_the_walk_of_the_documentation_runs_as_written(fedvad: Commands) -> None:
-    page = (Path(__file__).parents[2] / "docs/airgap.md").read_text(encoding="utf-8")
-    (script,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
-    Path("images").symlink_to(fedvad.plants, target_is_directory=True)
-    Path("federation.toml").write_text(
-        'backbone = "filterbank"\nimage_size = 64\nengine = "torch"\nseed = 0\n'
-    )
-    commands = [line for line in script.splitlines() if line and not line.startswith("#")]
-    for line in commands:
-        words = shlex.split(line)
-        if words[0] == "fedvad":
-            code, _, err = fedvad(*words[1:])
-            assert code == 0, f"{line}\n{err}"
-        else:
-            subprocess.run(words, check=True)
-    assert len(commands) > 12
-    assert Path("birch/run/detector.safetensors").is_file()
 
 
 def test_an_audit_says_what_a_file_gives_away(fedvad: Commands, monkeypatch: Patch) -> None:

@@ -301,7 +301,7 @@ class TestExitCodes:
             (("--split", "even:2"), "even:2"),
             (("--config", "none.toml"), "none.toml"),
             (("--cache-size", "lots"), "lots"),
-            (("--image-size", "3"), "image size"),
+            (("--image-size", "3"), "image_size is 3; it must be from 32 to 2048 pixels"),
             (("--weights", "none.safetensors"), "--weights"),
             (("--unknown",), "unknown"),
         ],
@@ -395,7 +395,7 @@ class TestExitCodes:
         def interrupt(*arguments: object, **options: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fedvad.pipeline.memories.run_rounds", interrupt)
+        monkeypatch.setattr("fedvad.pipeline.phases.run_rounds", interrupt)
         assert run_main(monkeypatch, "train", plants, "--out", tmp_path / "r", *FLAGS) == 130
         assert "--resume" in capsys.readouterr().err
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,14 +14,20 @@ import pytest
 from PIL import Image
 
 from fedvad.data.folders import ImageItem, ImageSet, read_set
+from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.base import Detector
 from fedvad.detectors.feddymem import FedDyMem, PatchCore
 from fedvad.detectors.registry import create, detector_class, list_detectors
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError, StorageError
+from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.serving.export.check import compare as compare_export
+from fedvad.serving.export.check import opened
+from fedvad.serving.export.graph import export_net
+from fedvad.serving.predictor import Predictor
 from tests.distill import support
 from tests.helpers import OPTIONS, SIZE
 
@@ -159,6 +166,55 @@ class TestEveryDetector:
         np.testing.assert_array_equal(before.image, after.image)
         np.testing.assert_array_equal(before.maps, after.maps)
 
+    def test_pixels_score_as_their_file_does(
+        self, name: str, fitted: dict[str, Detector], tests: ImageSet
+    ) -> None:
+        paths = tests.paths[:2]
+        pixels = np.stack([resize_rgb(read_rgb(path), SIZE) for path in paths])
+        told = fitted[name].score(paths)
+        found = list(fitted[name].score_pixels(pixels))
+        assert [score for score, _ in found] == told.image.tolist()
+        np.testing.assert_array_equal(np.stack([map_ for _, map_ in found]), told.maps)
+
+    def test_it_can_be_served(
+        self, name: str, fitted: dict[str, Detector], tests: ImageSet
+    ) -> None:
+        wanted = fitted[name].score(tests.paths[:3])
+        limit = Threshold(float(np.median(wanted.image)), 9, "given", 0.1)
+        with Predictor(fitted[name], limit) as predictor:
+            found = predictor.predict(tests.paths[:3])
+        assert [item.score for item in found] == wanted.image.tolist()
+        assert [item.anomalous for item in found] == (wanted.image > limit.value).tolist()
+        assert found[0].map is not None
+        np.testing.assert_array_equal(found[0].map, wanted.maps[0])
+
+    @pytest.mark.parametrize("format", ["onnx", "openvino"])
+    def test_it_can_be_exported(
+        self, name: str, format: str, fitted: dict[str, Detector], tests: ImageSet
+    ) -> None:
+        if format == "onnx":
+            pytest.importorskip("onnx")
+            pytest.importorskip("onnxruntime")
+        backend = import_module(f"fedvad.serving.export.{format}")
+        detector, paths = fitted[name], tests.paths[:3]
+        wanted = detector.score(paths)
+        limit = float(np.median(wanted.image))
+        pixels = np.stack([resize_rgb(read_rgb(path), SIZE) for path in paths])
+        model = backend.build(export_net(detector, limit), SIZE)
+        file = next(f"model{suffix}" for suffix in backend.files(model) if suffix != ".bin")
+        contents = {f"model{suffix}": data for suffix, data in backend.files(model).items()}
+        with opened(backend.load, contents, file) as run:
+            scores, maps, anomalous = run(pixels)
+            found = compare_export(run, detector, limit, [pixels])
+        np.testing.assert_allclose(scores, wanted.image, rtol=1e-3)
+        assert np.abs(maps - wanted.maps).max() < 1e-3 * wanted.maps.max()
+        assert (
+            anomalous[np.abs(wanted.image / limit - 1) > 1e-3].tolist()
+            == (wanted.image > limit)[np.abs(wanted.image / limit - 1) > 1e-3].tolist()
+        )
+        assert found.score < 1e-3
+        assert detector.facts()["scoring"]
+
     def test_a_seed_determines_everything(
         self, name: str, extractor: FeatureExtractor, fitted: dict[str, Detector], images: ImageSet
     ) -> None:
@@ -180,6 +236,8 @@ class TestEveryDetector:
         detector = make(name, extractor=extractor)
         with pytest.raises(ConfigError, match="fit"):
             detector.score(tests.paths)
+        with pytest.raises(ConfigError, match="fit"):
+            Predictor(detector, None)
         with pytest.raises(ConfigError, match="fit"):
             detector.save(tmp_path / "nothing.safetensors")
         assert list(tmp_path.iterdir()) == []

@@ -19,8 +19,8 @@ from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.runners.state import RunState, load_state, save_state
 from fedvad.federation.signed import SignedMessage, generate_keys, read_private_key
 from fedvad.memory.bank import MemoryBank
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.run_folder import (
-    TrainedRun,
     read_config,
     read_ledger,
     read_results,

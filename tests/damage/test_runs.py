@@ -20,8 +20,9 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank
-from fedvad.pipeline.run_folder import TrainedRun, read_config, read_ledger, read_results
-from fedvad.pipeline.runs import load_run
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run import Run
+from fedvad.pipeline.run_folder import read_config, read_ledger, read_results
 from fedvad.serving.predictor import Predictor
 from tests.helpers import OPTIONS, run_main
 
@@ -330,7 +331,7 @@ class TestRunsOfStudents:
         return folder
 
     def test_a_sound_one_loads(self, tmp_path: Path) -> None:
-        run = load_run(self._write(tmp_path))
+        run = Run.load(self._write(tmp_path))
         assert set(run.sites) == {"a", "b"}
 
     @pytest.mark.parametrize(
@@ -349,7 +350,7 @@ class TestRunsOfStudents:
     )
     def test_a_wrong_one_is_refused(self, changes: dict[str, Any], tmp_path: Path) -> None:
         with pytest.raises(ArtefactError, match=r"detector\.safetensors"):
-            load_run(self._write(tmp_path, **changes))
+            Run.load(self._write(tmp_path, **changes))
 
 
 def test_losses_and_generator_states_of_a_training_come_back(tmp_path: Path) -> None:

@@ -71,6 +71,9 @@ def test_tensors_take_channels_first_or_last() -> None:
     assert (to_rgb(torch.from_numpy(RGB)[:, :, 0]) == RGB[:, :, :1]).all()
     square = torch.arange(27, dtype=torch.uint8).reshape(3, 3, 3)  # both ends: torch's order
     assert (to_rgb(square) == square.numpy().transpose(1, 2, 0)).all()
+    for odd in (torch.zeros(4, 4).to_sparse(), torch.zeros(4, 4, device="meta")):
+        with pytest.raises(DataError, match="NumPy cannot take"):
+            to_rgb(odd)
     half = torch.tensor([[0.0, 0.5, 1.0]], dtype=torch.bfloat16, requires_grad=True)
     assert to_rgb(half)[0, :, 0].tolist() == [0, 128, 255]
 

@@ -476,6 +476,32 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
         decode_rgb(many, "a", max_pixels=SMOOTH.size // 3)
 
 
+def test_a_jpeg_of_many_scans_within_a_tiff_is_refused_too() -> None:
+    plain = encode(SMOOTH[:, :, 0], "JPEG", progressive=True)
+    last, end = plain.rindex(b"\xff\xda"), plain.rindex(b"\xff\xd9")
+    many = plain[:end] + plain[last:end] * 60 + plain[end:]
+    page = tiff_of_jpeg(many, SMOOTH.shape)
+    assert decode_rgb(page, "a").shape == SMOOTH.shape
+    with pytest.raises(ImageError, match="more than 16"):
+        decode_rgb(page, "a", max_pixels=SMOOTH.size // 3)
+    # many strips of one scan each are a single pass
+    buffer = BytesIO()
+    strips = np.zeros((2000, 16, 3), np.uint8)
+    Image.fromarray(strips).save(buffer, "TIFF", compression="jpeg", strip_size=16 * 16 * 3)
+    assert buffer.getvalue().count(b"\xff\xda") > 100
+    assert decode_rgb(buffer.getvalue(), "a", max_pixels=32_000).shape == strips.shape
+
+
+def tiff_of_jpeg(jpeg: bytes, shape: tuple[int, ...]) -> bytes:
+    """A grey TIFF of one strip."""
+    height, width = shape[:2]
+    tags = {256: width, 257: height, 258: 8, 259: 7, 262: 1, 273: 0, 277: 1, 278: height}
+    tags |= {279: len(jpeg)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + jpeg
+
+
 def test_a_small_file_of_many_pixels_is_refused_where_files_are_hostile() -> None:
     flat = encode(Image.new("L", (2000, 2000), 90), "PNG")
     assert decode_rgb(flat, "x").shape == (2000, 2000, 3)

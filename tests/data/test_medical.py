@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedvad.data.folders import read_data
 from fedvad.data.frames import frames_of
 from fedvad.data.images import decode_rgb, read_mask, read_rgb
+from fedvad.data.inputs import list_images
 from fedvad.errors import ImageError
 
 pydicom = pytest.importorskip("pydicom")
@@ -79,6 +81,21 @@ def test_the_first_window_is_applied_after_the_rescaling() -> None:
     sigmoid = grey(dicom(RAMP, WindowCenter=2000, WindowWidth=4000, VOILUTFunction="SIGMOID"))
     assert sigmoid[0] == [30, 69, 128]
     assert grey(dicom(RAMP, WindowCenter=2000.5, WindowWidth=1)) == [[0, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_voi_table_stands_for_a_window(bits: int) -> None:
+    from pydicom.dataset import Dataset
+
+    table = Dataset()
+    top = 2**bits - 1
+    values = [0, top // 4, top // 2, top]
+    shown = [round(value * 255 / top) for value in values[1:3]]
+    # as stored: entries, the value that the first one stands for, bits of an entry
+    table.LUTDescriptor = [4, 1000, bits]
+    table.LUTData = np.array(values, "<u2").tobytes()
+    deep = np.array([[0, 1000, 1001], [1002, 1003, 4095]], np.uint16)
+    assert grey(dicom(deep, VOILUTSequence=[table])) == [[0, 0, shown[0]], [shown[1], 255, 255]]
 
 
 def test_signed_values_are_taken_as_they_are() -> None:
@@ -153,6 +170,27 @@ def test_compressed_files_are_read_or_refused_by_the_name_of_the_compression() -
         grey(buffer.getvalue())
     with pytest.raises(ImageError, match="deflated"):
         grey(dicom(RAMP, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian))
+
+
+def test_a_report_is_no_image_and_named_as_one_that_is_not_read(tmp_path: Path) -> None:
+    good = tmp_path / "train/good"
+    good.mkdir(parents=True)
+    for name, value in (("a", 7), ("b", 8)):
+        (good / f"{name}.dcm").write_bytes(dicom(np.full((4, 5), value, np.uint8)))
+    report = pydicom.dcmread(good / "a.dcm")
+    for tag in ("PixelData", "Rows", "Columns"):
+        delattr(report, tag)
+    report.save_as(good / "report.dcm")
+    reading = read_data(tmp_path)
+    assert [path.name for path in reading.sites[0].train.paths] == ["a.dcm", "b.dcm"]
+    (left,) = reading.parts[0].skipped
+    assert (left.folder, left.files, left.notable) == ("train/good", 1, True)
+    assert left.reason == "DICOM without pixels (a report, a structure)"
+    listing = list_images([good])
+    assert [path.name for path in listing.paths] == ["a.dcm", "b.dcm"]
+    assert listing.left_out["other"] == 1
+    with pytest.raises(ImageError, match="without pixels"):  # a file named outright is tried
+        read_rgb(list_images([good / "report.dcm"]).paths[0])
 
 
 def test_each_frame_of_a_file_is_an_image(tmp_path: Path) -> None:

@@ -129,3 +129,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         OutputFolder(tmp_path / "file", "--out")
     with pytest.raises(StorageError, match="choose another --out"):
         OutputFolder(tmp_path / "file/below", "--out")
+
+
+def test_a_file_that_cannot_be_written_is_reported_before_the_work(tmp_path: Path) -> None:
+    touch(tmp_path, "file", "folder/a.png")
+    for target in (tmp_path / "file/new/sheet.png", tmp_path / "file/sheet.png"):
+        with pytest.raises(StorageError, match="choose another --out"):
+            guard_file(target, "--out")
+    with pytest.raises(ConfigError, match="is a folder"):
+        guard_file(tmp_path / "folder", "--out")
+    guard_file(tmp_path / "new/deeper/sheet.png", "--out")
+    assert not (tmp_path / "new").exists()  # trying leaves nothing

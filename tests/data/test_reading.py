@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -16,8 +16,10 @@ from fedvad.data.contents import check_contents, copies, distinct
 from fedvad.data.folders import read_data
 from fedvad.data.inputs import list_images
 from fedvad.data.labels import LabelNames, looks_good
+from fedvad.data.output_folder import OutputFolder
 from fedvad.data.reading import DataReading, data_table
 from fedvad.errors import ConfigError, DataError
+from fedvad.report.overlay import marked_png
 from tests.data.test_folders import touch
 
 BASE = ("train/good/a.png", "test/good/b.png", "test/hole/c.png", "ground_truth/hole/c_mask.png")
@@ -205,8 +207,10 @@ def test_links_are_followed_but_not_to_what_holds_them(tmp_path: Path) -> None:
 def test_other_folders_beside_sites_are_named(tmp_path: Path) -> None:
     touch(tmp_path / "a", *BASE)
     touch(tmp_path, "new/1.png", "new/2.png", "docs/plan.txt", "3.png")
+    touch(tmp_path / "plant/line1", *BASE)
     assert not_read(read_data(tmp_path)) == {
         ("new", "no set of a known layout"): 2,
+        ("plant", "a folder of sets, to be given by itself"): len(BASE),
         (".", "loose file"): 1,
     }
 
@@ -242,6 +246,35 @@ def test_copies_leaks_and_contradictions_are_noted(tmp_path: Path) -> None:
     assert "2 images are equal and labelled differently (4.png, 5.png)" in notes
 
 
+def test_images_of_two_sites_are_compared(tmp_path: Path) -> None:
+    for site in ("a", "b"):
+        picture(tmp_path / site / "train/good/0.png", ord(site))
+        picture(tmp_path / site / "train/good/1.png", 7)
+    picture(tmp_path / "b/test/good/2.png", ord("a"))
+    assert check_contents(read_data(tmp_path), 16).notes == (
+        "a and b have 1 image in common for training",
+        "b: 1 image for testing is among the training images of a: its figures are too good",
+    )
+
+
+def test_pictures_that_predict_wrote_are_no_data(tmp_path: Path) -> None:
+    touch(tmp_path, *BASE)
+    folder = OutputFolder(tmp_path / "test/overlays", "--out")
+    for stem in ("hole/c", "new"):
+        place = folder.claim(stem, PurePath(stem), (".png",))
+        place.parent.mkdir(exist_ok=True)
+        place.with_name(f"{place.name}.png").write_bytes(
+            marked_png(Image.new("RGB", (4, 4)), "overlay")
+        )
+    touch(tmp_path / "test/overlays", "mine.png")
+    reading = read_data(tmp_path)
+    assert [item.path.name for item in reading.sites[0].test] == ["b.png", "c.png", "mine.png"]
+    assert not_read(reading) == {
+        ("test/overlays", "picture that fedvad wrote"): 1,
+        ("test/overlays/hole", "picture that fedvad wrote"): 1,
+    }
+
+
 def test_large_copies_are_told_from_files_of_equal_size(tmp_path: Path) -> None:
     for index, middle in enumerate((b"x", b"x", b"y")):
         data = bytes(9000) + middle + bytes(40_000)
@@ -249,6 +282,13 @@ def test_large_copies_are_told_from_files_of_equal_size(tmp_path: Path) -> None:
     paths = sorted(tmp_path.iterdir())
     assert copies(paths) == [paths[:2]]
     assert distinct(paths) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_does_not_hold_the_reading_up(tmp_path: Path) -> None:
+    touch(tmp_path, *BASE)
+    os.mkfifo(tmp_path / "train/good/pipe.png")
+    assert len(check_contents(read_data(tmp_path), 16).sites[0].train) == 2
 
 
 def test_odd_shapes_get_advice(tmp_path: Path) -> None:

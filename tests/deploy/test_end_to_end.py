@@ -19,7 +19,7 @@ import fedvad
 from fedvad.pipeline.deploy.init import init
 from fedvad.pipeline.deploy.server import read_status
 from fedvad.pipeline.deploy.settings import read_server, to_toml
-from fedvad.pipeline.run_folder import TrainedRun
+from fedvad.pipeline.memory_run import TrainedRun
 from tests.helpers import OPTIONS, SHARED, alone
 
 pytestmark = pytest.mark.slow

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import tomllib
 from datetime import UTC, datetime
@@ -153,10 +155,31 @@ class TestInit:
     def test_units_and_compose_name_what_exists(self, tmp_path: Path) -> None:
         init(tmp_path, ["localhost"], SITES, port=9000)
         server, alder = tmp_path / "server", tmp_path / "sites" / "alder"
-        assert f"server {server}" in (server / "fedvad-server.service").read_text()
-        assert "site /etc/fedvad/alder --data" in (alder / "fedvad-site.service").read_text()
+        assert f"FEDVAD_FOLDER={server}\n" in (server / "server.env").read_text()
+        assert "FEDVAD_FOLDER=/etc/fedvad/alder\n" in (alder / "site.env").read_text()
         assert '"9000:9000"' in (server / "compose.yaml").read_text()
         assert "${IMAGES:?" in (alder / "compose.yaml").read_text()
+
+    def test_a_unit_holds_nothing_to_edit(self, tmp_path: Path) -> None:
+        init(tmp_path / "made", ["localhost"], SITES)
+        server, alder = tmp_path / "made/server", tmp_path / "made/sites/alder"
+        served = Path(__file__).parents[2] / "packaging"
+        for folder, verb in ((server, "server"), (alder, "site"), (served, "serve")):
+            unit = (folder / f"fedvad-{verb}.service").read_text()
+            environment = "fedvad-serve.env" if verb == "serve" else f"{verb}.env"
+            named = re.findall(r"^(\w+)=", (folder / environment).read_text(), re.MULTILINE)
+            (start,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+            assert start.startswith(f"/usr/bin/env ${{FEDVAD}} {verb} ")
+            assert set(re.findall(r"\$\{?(\w+)", start)) == set(named)
+            assert str(tmp_path) not in unit
+            if shutil.which("systemd-analyze"):
+                unit = unit.replace("User=fedvad\n", "")  # this machine has no such user
+                (tmp_path / f"{verb}.service").write_text(unit)
+                checked = subprocess.run(
+                    ["systemd-analyze", "verify", tmp_path / f"{verb}.service"],
+                    capture_output=True, text=True, check=False,
+                )  # fmt: skip
+                assert checked.returncode == 0, checked.stderr
 
 
 class TestSettings:

@@ -27,7 +27,8 @@ from fedvad.pipeline.deploy.settings import (
     to_toml,
 )
 from fedvad.pipeline.deploy.site import answer, run_folder, state_folder
-from fedvad.pipeline.run_folder import TrainedRun, read_ledger
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run_folder import read_ledger
 from tests.deploy.support import FakeLinks
 from tests.helpers import OPTIONS, alone
 
@@ -88,7 +89,8 @@ class TestAFederation:
             own = TrainedRun.load(deployment.run_of(name))
             assert same_memory(own, reference)
             assert list(own.sites) == [name]
-            assert own.sites[name].thresholds == alone(reference.sites[name].thresholds)
+            assert own.sites[name].thresholds == reference.sites[name].thresholds
+            assert own.threshold(name).method.startswith("federated")  # type: ignore[union-attr]
             assert np.array_equal(
                 own.sites[name].bank.vectors, reference.sites[name].bank.vectors
             )  # fmt: skip
@@ -314,6 +316,88 @@ class TestASite:
         assert sorted(p.name for p in (folder / "sent").iterdir()) == [
             "round-0001.fedvad", "round-0002.fedvad",
         ]  # fmt: skip
+
+
+class TestThresholdsTogether:
+    def test_a_site_may_keep_its_scores(self, deployment: Deployment, trained: Run) -> None:
+        deployment.links.answers["cedar"] = deployment.caller("cedar", share_scores=False)
+        result = deployment.federate()
+        assert json.loads((result / "results.json").read_text())["thresholds_together"] == {
+            "sites": ["alder", "birch"], "without": []
+        }  # fmt: skip
+        expected = TrainedRun.load(trained[0]).sites["cedar"].thresholds
+        own = TrainedRun.load(deployment.run_of("cedar")).sites["cedar"].thresholds
+        assert own == alone(expected)
+        finishes = [i for s, i in deployment.links.asked if (s, i.kind) == ("cedar", "threshold")]
+        assert finishes == []
+
+    def test_under_rule_own_no_score_leaves(self, deployment: Deployment, trained: Run) -> None:
+        deployment.configure(**OPTIONS, threshold_rule="own")
+        replies: list[Reply] = []
+        for name in SITES:
+            present = deployment.links.answers[name]
+
+            def kept(instruction: Instruction, present: Any = present) -> Reply:
+                replies.append(present(instruction))
+                return replies[-1]
+
+            deployment.links.answers[name] = kept
+        deployment.federate()
+        assert not any("scores" in reply.told for reply in replies)
+        own = TrainedRun.load(deployment.run_of("alder")).sites["alder"].thresholds
+        assert own == alone(TrainedRun.load(trained[0]).sites["alder"].thresholds)
+
+    def test_a_late_site_changes_them_for_all(self, deployment: Deployment, trained: Run) -> None:
+        present = deployment.links.answers["cedar"]
+        deployment.links.answers["cedar"] = lambda i: None if i.kind == "finish" else present(i)
+        deployment.federate()
+        expected = TrainedRun.load(trained[0]).sites["alder"].thresholds
+        before = TrainedRun.load(deployment.run_of("alder")).sites["alder"].thresholds
+        assert before["global"].value != expected["global"].value
+        deployment.links.answers["cedar"] = present
+        deployment.federate()
+        assert TrainedRun.load(deployment.run_of("alder")).sites["alder"].thresholds == expected
+        asked = len(deployment.links.asked)
+        deployment.federate()
+        assert len(deployment.links.asked) == asked
+
+    @pytest.mark.parametrize(
+        "scores",
+        [[0.5] * 7, ["0.5"] * 3, [float("nan")] * 3, 3],
+        ids=["more than images", "text", "no number", "no list"],
+    )
+    def test_scores_that_cannot_be_are_left_out(
+        self, scores: Any, deployment: Deployment, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        present = deployment.links.answers["cedar"]
+
+        def lying(instruction: Instruction) -> Reply:
+            reply = present(instruction)
+            if instruction.kind == "finish":
+                reply.told["scores"] = {"global": scores}
+            return reply
+
+        deployment.links.answers["cedar"] = lying
+        result = deployment.federate()
+        told = json.loads((result / "results.json").read_text())
+        assert told["thresholds_together"]["sites"] == ["alder", "birch"]
+        assert "cedar has no part in the shared threshold" in caplog.text
+        assert "scores" not in told["finished"]["alder"]
+
+    def test_damaged_thresholds_change_nothing_at_a_site(self, deployment: Deployment) -> None:
+        deployment.federate()
+        asked = [i for site, i in deployment.links.asked if site == "alder"][-1]
+        assert asked.kind == "threshold"
+        assert set(asked.told["thresholds"]) == {"global"}
+        before = (deployment.run_of("alder") / "detector.safetensors").read_bytes()
+        for told in (
+            {"thresholds": 3},
+            {"thresholds": {"global": {"value": "1", "method": "x"}}},
+            {"thresholds": {"local": {"value": 1.0, "method": "x"}}},
+        ):
+            reply = deployment.caller("alder")(replace(asked, told=told))
+            assert "cannot be read" in reply.refusal
+        assert (deployment.run_of("alder") / "detector.safetensors").read_bytes() == before
 
 
 class TestOneThresholdForAll:

@@ -32,7 +32,8 @@ DUAL = replace(support.DUAL, head_start_step=1)
 
 
 def make(extractor: FeatureExtractor, **changes: Any) -> DMDD:
-    options: dict[str, Any] = {"train": SHORT, "dual": DUAL, "seed": 3} | changes
+    plain = {"smooth": 1, "top": 0.0}
+    options: dict[str, Any] = {"train": SHORT, "dual": DUAL, "seed": 3, **plain} | changes
     return DMDD(extractor=extractor, **options)
 
 

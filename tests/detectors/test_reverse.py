@@ -28,7 +28,8 @@ SHORT = replace(support.QUICK_ADAM, steps=6)
 
 @pytest.fixture(scope="module")
 def fitted(extractor: FeatureExtractor, images: ImageSet) -> RD:
-    return RD(extractor=extractor, train=SHORT, held_out=0.4, seed=3).fit(images)
+    plain: dict[str, Any] = {"smooth": 1, "top": 0.0}
+    return RD(extractor=extractor, train=SHORT, held_out=0.4, seed=3, **plain).fit(images)
 
 
 def test_maps_and_scores_are_those_of_the_formula(fitted: RD, images: ImageSet) -> None:

@@ -56,7 +56,8 @@ def test_an_image_score_of_one_is_a_typical_unseen_normal(
 def test_maps_and_scores_are_those_of_the_formula(
     combine: Any, extractor: FeatureExtractor, images: ImageSet
 ) -> None:
-    detector = STFPM(extractor=extractor, combine=combine, train=SHORT, seed=3).fit(images)
+    plain: dict[str, Any] = {"smooth": 1, "top": 0.0, "train": SHORT, "seed": 3}
+    detector = STFPM(extractor=extractor, combine=combine, **plain).fit(images)
     assert detector.net_ is not None
     from fedvad.data.images import read_rgb, resize_rgb
 

@@ -50,7 +50,7 @@ def test_statement_follows_the_intervals() -> None:
     }
     assert statement("ours", "theirs", gains) == (
         "ours beats theirs on 1 of 3 (a); loses to theirs on 1 of 3 (b); "
-        "cannot be told from theirs on 1 of 3 (c)."
+        "is not distinguishable from theirs on 1 of 3 (c)."
     )
     assert statement("ours", "theirs", {"d": None}) == "ours and theirs share no set with labels."
 

@@ -79,4 +79,4 @@ def test_a_gain_is_of_the_first_over_the_second(tmp_path: Path) -> None:
     worse = replace(better, scores=-labels.astype(float), image_auroc=0.0)
     found = gains([better], [worse], seed=0)
     assert found is not None
-    assert found["mean"]["gain"] == found["sites"]["a"]["gain"] == 1.0
+    assert found.mean.gain == found.sites["a"].gain == 1.0

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedvad.errors import ConfigError
-from fedvad.federation.attacks import (
+from fedvad.federation.payload import Payload, bank_from
+from tests.attacks import (
     overclaimed,
     random_noise,
     replayed,
@@ -14,7 +15,6 @@ from fedvad.federation.attacks import (
     sybils,
     taught_defect,
 )
-from fedvad.federation.payload import Payload, bank_from
 from tests.helpers import make_bank, upload
 
 SENT = upload(bank=make_bank(20))

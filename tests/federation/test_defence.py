@@ -15,14 +15,6 @@ from hypothesis import strategies as st
 from fedvad.errors import ConfigError, PayloadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.attacks import (
-    overclaimed,
-    random_noise,
-    replayed,
-    scaled,
-    sybils,
-    taught_defect,
-)
 from fedvad.federation.defence.robust import RobustConfig, Verdict, defend, supported_rows
 from fedvad.federation.defence.validation import Limits, check_upload
 from fedvad.federation.exchange.memory import MemoryExchange
@@ -31,6 +23,14 @@ from fedvad.memory.bank import MemoryBank
 from fedvad.memory.distances import nearest
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.plan import plan
+from tests.attacks import (
+    overclaimed,
+    random_noise,
+    replayed,
+    scaled,
+    sybils,
+    taught_defect,
+)
 from tests.helpers import OPTIONS, make_bank, upload
 
 DIM = 6

@@ -25,12 +25,14 @@ from fedvad.pipeline.bank import export_upload
 from fedvad.pipeline.bank_import import import_global
 from fedvad.pipeline.bank_server import merge_uploads
 from fedvad.pipeline.bank_state import load_site
+from fedvad.pipeline.bank_thresholds import apply_thresholds, export_scores, merge_scores
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.plan import memory_sites, plan, split_held_out
 from fedvad.pipeline.progress import silent
-from fedvad.pipeline.run_folder import TrainedRun, read_config, read_ledger
-from tests.helpers import OPTIONS, alone, upload
+from fedvad.pipeline.run_folder import read_config, read_ledger, write_config
+from tests.helpers import OPTIONS, alone, run_main, upload
 
 SITES = ("alder", "birch", "cedar")
 Run = tuple[Path, dict[str, Any]]
@@ -153,9 +155,10 @@ class TestTheNumbersAreThoseOfOneProcess:
                 if state is None:
                     assert site == "cedar"
                     continue
-                np.testing.assert_array_equal(state.bank.vectors, members[site].bank.vectors)
-                np.testing.assert_array_equal(state.bank.weights, members[site].bank.weights)
-                assert state.generator.hash() == members[site].generator.hash()
+                kept = members[site].snapshot()
+                assert set(state.kept) == set(kept)
+                for name, array in kept.items():
+                    np.testing.assert_array_equal(state.kept[name], array)
 
     def test_a_site_that_misses_a_global_memory_takes_the_next(
         self, federation: Federation, plants: Path, shared_cache: Path
@@ -342,7 +345,7 @@ class TestRefused:
 
     def test_a_site_that_speaks_for_another(self, federation: Federation) -> None:
         made = federation.sign("alder", upload("cedar"))
-        assert "of site 'cedar', signed by the key of alder" in self._refused(federation, made)
+        assert "to be of site 'cedar', and is of alder" in self._refused(federation, made)
 
     def test_too_large(self, federation: Federation) -> None:
         file = federation.export("alder")
@@ -372,8 +375,8 @@ class TestRefused:
         assert "round 1 is merged next" in self._refused(federation, made)
 
     def test_values_that_no_memory_may_have(self, federation: Federation) -> None:
-        payload = upload("alder")
-        payload.arrays["vectors"][0, 0] = np.nan
+        payload = Payload.from_bytes(message(federation.export("alder")))
+        payload.arrays["vectors"] = np.full_like(payload.arrays["vectors"], np.nan)
         assert "NaN" in self._refused(federation, federation.sign("alder", payload))
 
     def test_twice_the_same_site(self, federation: Federation) -> None:
@@ -398,7 +401,7 @@ class TestRefused:
 
     def test_a_quorum_that_is_not_met_changes_nothing(self, federation: Federation) -> None:
         files = [federation.export(site) for site in SITES[:2]]
-        with pytest.raises(FederationError, match=r"files of 1 sites pass, 2 are needed.*no such"):
+        with pytest.raises(FederationError, match=r"of 1 site, the quorum is 2.*no such"):
             federation.merge(files[0], federation.root / "none", quorum=2)
         assert files_of(federation.state("server")) == {}
         federation.merge(*files, quorum=2)
@@ -547,7 +550,7 @@ class TestOptions:
         federation.take("alder", file)
         path = federation.state("alder") / "global.fedvad"
         path.write_bytes(path.read_bytes()[:-5])
-        with pytest.raises(ArtefactError, match="import anew"):
+        with pytest.raises(ArtefactError, match="import again"):
             federation.export("alder")
         (federation.state("alder") / "site.safetensors").write_bytes(b"x" * 50)
         with pytest.raises(ArtefactError):
@@ -572,3 +575,122 @@ def test_the_servers_options_limit_uploads(
         federation.merge(*files, config_file=small)
     federation.merge(*files)
     assert sorted(federation.told["accepted"]) == sorted(SITES)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    plants: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Federation:
+    """Two rounds, and at every site a run folder and the scores behind its thresholds."""
+    made = Federation(tmp_path_factory.mktemp("finished"), plants, shared_cache)
+    for _ in range(2):
+        file = made.round(*SITES)
+        for site in SITES:
+            made.take(site, file)
+    for site in SITES:
+        made.take(site, file, out=made.root / f"run-{site}")
+        scores_from(made, site)
+    return made
+
+
+def scores_from(made: Federation, site: str, run: str | None = None) -> Path:
+    out = made.root / f"scores-{site}"
+    export_scores(made.root / f"run-{run or site}", made.root / site / f"{site}.key", out)
+    return out
+
+
+class TestThresholds:
+    def _found(self, made: Federation, *files: Path) -> Path:
+        out, server = made.root / "thresholds", made.root / "server/server.key"
+        self.told = merge_scores(files, made.root / "trust", server, out)
+        return out
+
+    def test_are_those_of_train(self, finished: Federation, trained: Run, tmp_path: Path) -> None:
+        theirs = TrainedRun.load(trained[0])
+        out = self._found(finished, *(finished.root / f"scores-{site}" for site in SITES))
+        for site in SITES:
+            own = tmp_path / site
+            shutil.copytree(finished.root / f"run-{site}", own)
+            told = apply_thresholds(out, own, finished.root / "server/server.pub")
+            found = TrainedRun.load(own).sites[site].thresholds
+            assert found == theirs.sites[site].thresholds
+            assert found["global"].scores == theirs.sites[site].thresholds["global"].scores
+            assert told == {"site": site, "threshold": found["global"].value}
+
+    def test_files_that_are_not_to_be_trusted(self, finished: Federation) -> None:
+        good = [finished.root / f"scores-{site}" for site in SITES[:2]]
+        forged = scores_from(finished, "cedar", run="alder")  # alder's run, cedar's key
+        changed = finished.root / "changed"
+        changed.write_bytes(good[0].read_bytes()[:-1] + b" ")
+        other = finished.root / "stick/global.fedvad"
+        self._found(finished, *good, good[0], forged, changed, other)
+        assert self.told["sites"] == ["alder", "birch"]
+        reasons = list(self.told["refused"].values())
+        for reason, part in zip(
+            reasons,
+            ("duplicate", "claims to be of site 'alder'", "changed or damaged", "unknown key"),
+            strict=True,
+        ):
+            assert part in reason
+        with pytest.raises(FederationError, match=r"two sites, and 1 passed.*changed"):
+            self._found(finished, good[0], changed)
+        scores_from(finished, "cedar")
+
+    def test_scores_of_another_memory_or_thresholds_of_one(
+        self, finished: Federation, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run-alder"
+        shutil.copytree(finished.root / "run-alder", run)
+        changed = TrainedRun.load(run)
+        changed.memory.vectors[0, 0] += 1
+        changed.save(run)
+        key, out = finished.root / "alder/alder.key", tmp_path / "scores"
+        export_scores(run, key, out)
+        with pytest.raises(FederationError, match="different memories or target rates"):
+            self._found(finished, out, finished.root / "scores-birch")
+        public = finished.root / "server/server.pub"
+        two = self._found(finished, *(finished.root / f"scores-{site}" for site in SITES[1:]))
+        with pytest.raises(PayloadError, match="of another memory"):
+            apply_thresholds(two, run, public)
+        with pytest.raises(PayloadError, match="no thresholds for site alder"):
+            apply_thresholds(two, finished.root / "run-alder", public)
+        with pytest.raises(PayloadError, match="unknown key"):
+            apply_thresholds(two, finished.root / "run-birch", finished.root / "alder/alder.pub")
+
+    def test_under_rule_own_there_is_nothing_to_send(
+        self, finished: Federation, tmp_path: Path
+    ) -> None:
+        shutil.copytree(finished.root / "run-alder", tmp_path / "run")
+        config = read_config(tmp_path / "run").model_copy(update={"threshold_rule": "own"})
+        write_config(tmp_path / "run", config)
+        with pytest.raises(ConfigError, match="its own suffice"):
+            export_scores(tmp_path / "run", finished.root / "alder/alder.key", tmp_path / "out")
+
+    def test_from_the_command_line(
+        self,
+        finished: Federation,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        root, files = finished.root, []
+        for site in SITES[:2]:
+            shutil.copytree(root / f"run-{site}", tmp_path / site)
+            files.append(tmp_path / f"{site}.fedvad")
+            key = root / site / f"{site}.key"
+            command = ("bank", "scores", tmp_path / site, "--key", key, "--out", files[-1])
+            assert not run_main(monkeypatch, *command)
+        assert "scores of site alder: 6 (global)" in capsys.readouterr().out
+        assert not run_main(
+            monkeypatch, "bank", "thresholds", *files, "--trust", root / "trust", "--key",
+            root / "server/server.key", "--out", tmp_path / "found",
+        )  # fmt: skip
+        assert "thresholds of alder, birch" in capsys.readouterr().out
+        assert not run_main(
+            monkeypatch, "bank", "apply", tmp_path / "found", tmp_path / "birch", "--trust",
+            root / "server/server.pub",
+        )  # fmt: skip
+        assert "threshold of birch: " in capsys.readouterr().out
+        found = TrainedRun.load(tmp_path / "birch").threshold("birch")
+        assert found is not None
+        assert found.method.startswith("federated")

@@ -19,13 +19,14 @@ from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.pipeline.bench.cells import Prepared, _pooled
 from fedvad.pipeline.bench.run import _identity, _Source, bench
 from fedvad.pipeline.bench.scripts import _rows
 from fedvad.pipeline.bench.suite import Suite, load_suite, shipped_suites
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.method import make_method
 from fedvad.pipeline.progress import silent
+from fedvad.pipeline.store import Cell, Stored
 from fedvad.report.bench_tables import size
 from tests.distill import support
 from tests.helpers import OPTIONS, make_bank, run_main
@@ -47,6 +48,13 @@ def suite_of(**changes: Any) -> Suite:
         "methods": METHODS,
     }
     return Suite(**(values | changes))
+
+
+def stored(path: Path) -> Stored:
+    """A cell's file as it is."""
+    found = Cell(path, {}).read()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +104,9 @@ def test_pooling_keeps_as_many_rows_as_all_sites_may_send(
     extractor = FeatureExtractor(config.features(), cache)
     sites = load_sites(plants, None, 0)
     features = warm_up(sites, extractor, 0.05, silent)
-    _pooled(config, Prepared(sites, features, extractor, 0.0))
+    method = make_method(config, extractor)
+    method.take(features)
+    method.baseline("pooled")
     assert asked == [rows]
 
 
@@ -128,10 +138,10 @@ def test_figures_over_seeds_are_those_of_the_cells(finished: tuple[Path, dict[st
     out, summary = finished
     for name in ("feddymem", "local"):
         row = summary["sets"]["plants"][name]
-        cells = [json.loads(p.read_text()) for p in (out / "cells").glob(f"*--{name}--*.json")]
+        cells = [stored(p) for p in (out / "cells").glob(f"*--{name}--*")]
         assert len(cells) == row["seeds"] == 2
         for metric in ("image_auroc", "pixel_auroc", "aupro"):
-            sites = [cell["result"][metric]["sites"].values() for cell in cells]
+            sites = [cell.record[metric]["sites"].values() for cell in cells]
             means = [np.mean(list(values)) for values in sites]
             assert row[metric]["mean"] == pytest.approx(np.mean(means))
             assert row[metric]["sd"] == pytest.approx(np.std(means, ddof=1))
@@ -337,9 +347,9 @@ def test_a_set_may_be_put_together_from_several_folders(
     summary = bench(suite, tmp_path, data=root, cache=cache)
     assert list(summary["skipped"]) == ["absent"]
     assert "nowhere" in summary["skipped"]["absent"]
-    cell = json.loads(next((tmp_path / "cells").glob("*.json")).read_text())
-    assert sorted(cell["result"]["scores"]) == ["north", "south"]
-    assert cell["identity"]["parts"] == {"north": first, "south": second}
+    cell = stored(next((tmp_path / "cells").iterdir()))
+    assert sorted(cell.record["scores"]) == ["north", "south"]
+    assert cell.identity["parts"] == {"north": first, "south": second}
     with pytest.raises(ValueError, match="no path and no split"):
         suite_of(sets=[mixed | {"split": "iid:2"}])
 
@@ -382,8 +392,8 @@ def test_averages_keep_to_the_schedule_of_sites(
     summary = bench(suite, tmp_path, data=root, cache=cache)
     assert not summary["failed"]
     sent = {
-        cell.stem.split("--")[1]: json.loads(cell.read_text())["result"]["costs"]["bytes_up"]
-        for cell in (tmp_path / "cells").glob("*.json")
+        cell.stem.split("--")[1]: stored(cell).record["costs"]["bytes_up"]
+        for cell in (tmp_path / "cells").iterdir()
     }
     assert sent["late"][late] == pytest.approx(sent["all"][late] / 3, rel=0.01)
     others = set(sent["all"]) - {late}

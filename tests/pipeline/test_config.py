@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from fedvad.errors import ConfigError
-from fedvad.pipeline.config import METHODS, TrainConfig, resolve_config
+from fedvad.pipeline.config import (
+    FREE_ON_RESUME,
+    METHODS,
+    OWN_OF_SITE,
+    STUDENT_OPTIONS,
+    TrainConfig,
+    resolve_config,
+)
+from fedvad.pipeline.option import Option, declared
 
 
 def _toml(folder: Path, text: str) -> Path:
@@ -56,7 +64,7 @@ def test_every_method_is_a_sound_configuration(method: str) -> None:
         ({"candidates": 0}, "candidates"),
         ({"projection": 0}, "projection"),
         ({"learning_rate": 0}, "learning_rate"),
-        ({"image_size": 7}, "image size"),
+        ({"image_size": 7}, "image_size is 7; it must be from 32 to 2048 pixels"),
         ({"pool": 2}, "pool"),
         ({"smooth": 2}, "odd"),
         ({"top": 2}, "top"),
@@ -78,6 +86,43 @@ def test_every_method_is_a_sound_configuration(method: str) -> None:
 def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         resolve_config(**options)
+
+
+def test_lists_of_options_follow_from_the_declarations() -> None:
+    own = {"jobs", "compare", "weights", "engine", "device"}
+    assert own == OWN_OF_SITE
+    assert own | {"max_bad", "max_pixels"} == FREE_ON_RESUME
+    assert {
+        "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split",
+        "good", "defect", "max_bad", "max_pixels", "rounds", "participation", "join", "smooth",
+        "top", "target_fpr", "holdout", "shared_threshold", "threshold_rule", "compare", "seed",
+        "jobs", "student",
+    } == STUDENT_OPTIONS  # fmt: skip
+
+
+@pytest.mark.parametrize("option", list(declared(TrainConfig)), ids=lambda option: option.name)
+def test_every_option_is_fully_declared(option: Option) -> None:
+    assert option.help[0].isupper()
+    assert option.help.endswith(".")
+    assert option.group
+    assert option.default_text
+    if option.kind in ("int", "float") and option.name not in ("student.bootstrap", "pool"):
+        assert option.limits
+
+
+def test_an_unknown_key_is_no_option_without_effect() -> None:
+    with pytest.raises(
+        ConfigError, match="unknown configuration key 'roundz'; did you mean 'round"
+    ):
+        resolve_config(method="stfpm", roundz=3)
+    with pytest.raises(ConfigError, match=r"'student.stepz'; did you mean 'student.steps'"):
+        resolve_config(method="stfpm", student={"stepz": 3})
+
+
+def test_flags_replace_single_keys_of_the_students_table(tmp_path: Path) -> None:
+    file = _toml(tmp_path, 'method = "stfpm"\n[student]\nsteps = 3\nwarmup = 1\n')
+    student = resolve_config(file, student={"steps": 9}).student
+    assert (student.steps, student.warmup) == (9, 1)
 
 
 def test_unknown_keys_of_a_file_are_named_with_the_known_ones(tmp_path: Path) -> None:

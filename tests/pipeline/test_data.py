@@ -13,6 +13,7 @@ from PIL import Image
 
 import fedvad
 from fedvad.errors import DataError
+from fedvad.pipeline.data import load_sites
 from tests.helpers import FLAGS, OPTIONS, run_main
 
 Patch = pytest.MonkeyPatch
@@ -165,3 +166,21 @@ def test_no_readable_test_image_costs_no_training_either(tmp_path: Path) -> None
     notes = " / ".join(results["data"]["notes"])
     assert "7 of 7 test images cannot be read" in notes
     assert "1 training image cannot be read" in notes
+
+
+def test_a_split_by_style_looks_at_images_under_the_limit_that_was_given(tmp_path: Path) -> None:
+    for number in range(8):
+        path = tmp_path / f"train/good/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(number)
+        values = rng.integers(0, 30, (16, 16, 3)) + 200 * (number % 4 < 2)
+        Image.fromarray(values.astype(np.uint8)).save(path)
+
+    def parts(max_pixels: int) -> list[set[str]]:
+        sites = load_sites(tmp_path, "style:2", 0, max_pixels=max_pixels)
+        return [{path.stem for path in site.train.paths} for site in sites]
+
+    assert parts(256) == [{"2", "3", "6", "7"}, {"0", "1", "4", "5"}]  # darker ones first
+    assert parts(255) != parts(256)  # nothing can be seen: dealt in turn
+    with pytest.raises(DataError, match="--max-pixels"):
+        fedvad.gallery(tmp_path, tmp_path / "out/sheet.png", max_pixels=255, image_size=16)

@@ -264,6 +264,9 @@ def test_images_by_number(plants: Path, tmp_path: Path, caplog: pytest.LogCaptur
     loose = TrainingImages(ImageOptions(procedural=0.0), [folder], size=32, seed=0)
     assert [loose(n).shape for n in range(6)] == [(32, 32, 3)] * 6
     assert caplog.text.count("bad.png") >= 1
+    small = ImageOptions(procedural=0.0, max_pixels=32 * 32 - 1)
+    with pytest.raises(DataError, match="in a row cannot be read"):
+        TrainingImages(small, [folder], size=32, seed=0)(0)
     (folder / "good.png").unlink()
     with pytest.raises(DataError, match="in a row cannot be read"):
         loose(0)

@@ -12,7 +12,7 @@ import pytest
 import fedvad
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError
-from fedvad.pipeline.run_folder import TrainedRun
+from fedvad.pipeline.memory_run import TrainedRun
 from tests.helpers import OPTIONS, TRAIN, without_masks
 from tests.pipeline.test_train import SITES, check_shape
 

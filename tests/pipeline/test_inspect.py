@@ -11,7 +11,7 @@ import pytest
 import fedvad
 from fedvad.data.folders import read_set
 from fedvad.detectors.registry import create
-from fedvad.errors import ArtefactError
+from fedvad.errors import ArtefactError, DataError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from tests.helpers import OPTIONS, upload
@@ -69,8 +69,9 @@ def test_anything_else(tmp_path: Path) -> None:
 
     with pytest.raises(ArtefactError, match="does not exist"):
         fedvad.inspect(tmp_path / "none")
-    with pytest.raises(ArtefactError, match="does not exist"):
-        fedvad.inspect(tmp_path)  # a folder that is no run
+    (tmp_path / "scene.mat").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"neither images nor a run; found: 1 files \(\.mat is an"):
+        fedvad.inspect(tmp_path)
     save_file({"x": ones(2)}, tmp_path / "x.safetensors")
     with pytest.raises(ArtefactError, match="not one of fedvad's"):
         fedvad.inspect(tmp_path / "x.safetensors")

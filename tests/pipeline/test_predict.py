@@ -17,7 +17,9 @@ from PIL import Image
 import fedvad
 from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.errors import ConfigError, DataError
-from fedvad.pipeline.runs import load_run
+from fedvad.pipeline import runs
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run_folder import read_config
 from fedvad.serving.predictor import Predictor
 from tests.helpers import SIZE
 
@@ -190,6 +192,21 @@ def test_a_second_call_neither_scores_outputs_nor_replaces_those_of_others(
     assert (out / "hole/000-1.png").read_text() == "mine"
 
 
+def test_pictures_of_one_name_do_not_replace_each_other(
+    trained: Run, plants: Path, tmp_path: Path
+) -> None:
+    files = sorted((plants / "alder/test").rglob("*.png"))[:2]
+    arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    saved: dict[str, Any] = {"out": tmp_path / "out", "save": "overlays,csv"}
+    rows = [
+        next(fedvad.predict(trained[0], array, site="alder", **saved))
+        for array in (*arrays, arrays[0])
+    ]
+    assert len({row["overlay"] for row in rows}) == 2
+    assert rows[0] == rows[2]
+    assert len(list((tmp_path / "out").glob("*.csv"))) == 2
+
+
 def test_everything_is_saved_as_stated(trained: Run, plants: Path, tmp_path: Path) -> None:
     _photographs(plants, tmp_path / "in", *(f"n/{i}.png" for i in range(3)), "=b.png")
     limit = 0.5 * trained[1]["threshold"]["sites"]["alder"]["threshold"]
@@ -256,6 +273,7 @@ def test_another_threshold_without_training(trained: Run, plants: Path) -> None:
     above, below = (decided(threshold=known["score"] + d) for d in (0.01, -0.01))
     assert (above["anomalous"], below["anomalous"]) == (False, True)
     assert decided(target_fpr=0.5)["threshold"] < known["threshold"]
+    assert decided(threshold=np.float32(0.5))["threshold"] == 0.5
     assert decided(target_fpr=0.01)["threshold"] == known["threshold"]
     with Predictor.load(trained[0], site="alder", target_fpr=0.5) as predictor:
         assert predictor.threshold.value == decided(target_fpr=0.5)["threshold"]
@@ -276,6 +294,10 @@ def test_another_threshold_without_training(trained: Run, plants: Path) -> None:
         ("save", "pictures", "overlays, maps"),
         ("save", "maps", "needs --out"),
         ("weights", 3, "give a path"),
+        ("site", ["alder"], "no site"),
+        ("max_pixels", "100", "whole number"),
+        ("max_pixels", 0, "at least 1"),
+        ("threshold", "2", "must be a number"),
     ],
 )
 def test_options_are_checked_at_the_call(
@@ -284,6 +306,17 @@ def test_options_are_checked_at_the_call(
     with pytest.raises(ConfigError, match=said) as raised:
         fedvad.predict(trained[0], plants, **{option: value})
     assert str(raised.value).count("\n") < 3
+
+
+def test_a_run_keeps_its_layers_when_the_default_changes(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(trained[0])
+    assert config.layers is None
+    changed = config.model_copy(update={"layers": (0, 1)})
+    monkeypatch.setattr(runs, "read_config", lambda folder: changed)
+    run, _, extractor = runs.open_run(trained[0])
+    assert extractor.config.layers == run.features.layers == (0, 1, 2)
 
 
 def test_a_run_of_another_device_works_on_this_one(
@@ -306,7 +339,7 @@ def test_a_run_of_another_device_works_on_this_one(
 
 
 def test_without_a_threshold_the_row_says_why(trained: Run, plants: Path, tmp_path: Path) -> None:
-    run = load_run(trained[0])
+    run = TrainedRun.load(trained[0])
     one = replace(run.sites["alder"], thresholds={}, n_images=2)
     replace(run, sites={"alder": one}).save(tmp_path)
     shutil.copy(trained[0] / "config.json", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.pipeline.config import resolve_config
 from fedvad.pipeline.deploy.settings import to_toml
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.student_run import StudentModel, StudentRun
 from fedvad.pipeline.students import averaged, make_student, prepare_sites
 from tests.distill import support
@@ -100,6 +102,19 @@ def whole(
             return out, fedvad.train(plants, out, **_given(method, options))
 
     return train
+
+
+def test_a_threshold_is_found_again_from_normal_images(
+    trained: Run, plants: Path, tmp_path: Path
+) -> None:
+    run, normals = tmp_path / "run", plants / "birch/test/good"
+    shutil.copytree(trained[0], run)
+    told = fedvad.calibrate(run, normals, site="birch", target_fpr=0.2)
+    assert set(told["thresholds"]) == {"global"}
+    rows = list(fedvad.predict(run, normals, site="birch"))
+    kept = fedvad.load(run).sites["birch"].thresholds["global"]
+    assert kept.scores == pytest.approx(sorted(row["score"] for row in rows))
+    assert {row["threshold"] for row in rows} == {told["thresholds"]["global"]["now"]}
 
 
 class TestARun:
@@ -187,9 +202,13 @@ class TestARun:
         with pytest.raises(ConfigError, match="this run has a student"):
             fedvad.evaluate(trained[0], plants, reference=reference)
 
-    def test_verbs_of_memories_say_so(self, trained: Run) -> None:
+    def test_who_needs_a_memory_is_told_that_there_is_none(self, trained: Run) -> None:
         with pytest.raises(ArtefactError, match="a student and no memory"):
-            fedvad.export(trained[0])
+            TrainedRun.load(trained[0])
+
+    def test_int8_was_never_measured(self, trained: Run, plants: Path) -> None:
+        with pytest.raises(ConfigError, match="has not been measured"):
+            fedvad.export(trained[0], format="openvino", int8=True, data=plants)
 
     @pytest.mark.parametrize("key", ["student", "sites", "features", "method"])
     def test_damage_is_told(self, trained: Run, tmp_path: Path, key: str) -> None:
@@ -320,7 +339,7 @@ def test_mixed_statistics_are_those_of_all_images_together() -> None:
     parts = {"a": rng.normal(1, 2, (30, 4)), "b": rng.normal(-3, 1, (10, 4))}
     sites = {
         name: StudentModel(
-            {"bn.running_mean": part.mean(0), "bn.running_var": part.var(0)}, {}, {}, len(part)
+            {"bn.running_mean": part.mean(0), "bn.running_var": part.var(0)}, {}, n_images=len(part)
         )
         for name, part in parts.items()
     }
@@ -426,26 +445,22 @@ def test_tables_that_do_not_fit(method: str, table: dict[str, Any], reason: str)
         make_student(config, FeatureExtractor(config.features())).network()
 
 
-def test_only_memories_travel_to_other_machines(plants: Path, tmp_path: Path) -> None:
+def test_weights_travel_to_other_machines_only_where_it_is_allowed(
+    plants: Path, tmp_path: Path
+) -> None:
     from fedvad.federation.signed import generate_keys
     from fedvad.pipeline.bank import export_upload
-    from fedvad.pipeline.bench.suite import load_suite
     from fedvad.pipeline.deploy.init import init
     from fedvad.pipeline.deploy.server import begin
     from fedvad.pipeline.deploy.settings import read_server
 
     init(tmp_path / "dep", ["localhost"], SITES)
     (tmp_path / "dep/server/federation.toml").write_text('method = "paste"\n')
-    with pytest.raises(ConfigError, match="over Flower: paste has a student"):
+    with pytest.raises(ConfigError, match=r"allow_weights = true in server\.toml"):
         begin(read_server(tmp_path / "dep"), "run")
     generate_keys(tmp_path / "keys", "alder")
-    with pytest.raises(ConfigError, match="by files: stfpm has a student"):
+    with pytest.raises(ConfigError, match=r"stfpm trains a student .*\n.*--allow-weights"):
         export_upload(
             plants / "alder", tmp_path / "state", tmp_path / "keys/alder.key", tmp_path / "up",
             index=0, options={"method": "stfpm"},
         )  # fmt: skip
-    (tmp_path / "suite.toml").write_text(
-        'name = "x"\nsets = [{name = "a"}]\nmethods = [{name = "m", options = {method = "dcam"}}]'
-    )
-    with pytest.raises(ConfigError, match='a row of kind = "weights"'):
-        load_suite(str(tmp_path / "suite.toml"))

@@ -16,8 +16,8 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.config import resolve_config
+from fedvad.pipeline.memory_run import SiteMemory, TrainedRun
 from fedvad.pipeline.progress import silent
-from fedvad.pipeline.run_folder import SiteModel, TrainedRun
 from fedvad.pipeline.thresholds import calibrate
 from tests.helpers import OPTIONS, FakeFeatures
 
@@ -29,7 +29,7 @@ def test_normals_that_came_nearer_are_counted() -> None:
     alone, joined = (MemoryBank.of_patches(np.full((4, 1), v, np.float32)) for v in (0, 4))
     run = TrainedRun(
         memory=joined,
-        sites={"a": SiteModel(alone, Generator.identity(1))},
+        sites={"a": SiteMemory(alone, Generator.identity(1))},
         scoring=ScoringConfig(),
         reference="global",
         features=FeatureConfig(**OPTIONS),
@@ -60,7 +60,7 @@ def test_a_site_of_narrow_data_learns_from_the_others_unless_it_keeps_its_own() 
     for rule in ("own", "federated"):
         run = TrainedRun(
             memory=bank,
-            sites={name: SiteModel(bank, Generator.identity(1)) for name in held_out},
+            sites={name: SiteMemory(bank, Generator.identity(1)) for name in held_out},
             scoring=ScoringConfig(),
             reference="global",
             features=FeatureConfig(**OPTIONS),

@@ -27,16 +27,18 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.codecs import rounding
+from fedvad.federation.ledger import Ledger
 from fedvad.half import to_float
 from fedvad.memory.bank import MemoryBank, concatenate
-from fedvad.pipeline.compare import compare
 from fedvad.pipeline.config import METHODS, resolve_config
 from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.method import make_method
 from fedvad.pipeline.plan import split_held_out
 from fedvad.pipeline.progress import silent
-from fedvad.pipeline.run_folder import TrainedRun, read_config
+from fedvad.pipeline.run_folder import read_config
 from fedvad.pipeline.student_config import STUDENT_METHODS
-from fedvad.report.tables import rich_tables
+from fedvad.report.results_tables import rich_tables
 from tests.helpers import OPTIONS, TRAIN, without_masks
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
@@ -94,7 +96,7 @@ class TestAnOrdinaryRun:
         assert set(results["compare"]) == {"local", "pooled", "identity"}
         assert results["training_images"] == dict.fromkeys(SITES, TRAIN)
         assert results["unreadable"] == []
-        json.dumps(results, allow_nan=False)
+        json.dumps(results.to_dict(), allow_nan=False)
 
     def test_results_are_stored_as_they_were_returned(
         self, trained: tuple[Path, dict[str, Any]]
@@ -198,22 +200,22 @@ class TestReproducible:
 
 
 def test_the_pooled_memory_is_as_large_as_the_global_one(
-    trained: tuple[Path, dict[str, Any]],
     features: dict[str, NormalFeatures],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = TrainedRun.load(trained[0])
+    config = resolve_config(upload_rows=20, memory_rows=50, **OPTIONS)
+    method = make_method(config, features["alder"].extractor)
+    method.take(features)
+    memory = method.train(Ledger()).memory  # type: ignore[attr-defined]
     made: list[tuple[int, int]] = []
 
     def fit(self: PatchCore, *sites: NormalFeatures) -> PatchCore:
         made.append((self.rows, len(sites)))
-        return self.with_memory(run.memory)
+        return self.with_memory(memory)
 
     monkeypatch.setattr(PatchCore, "fit_features", fit)
-    config = resolve_config(compare="pooled", **OPTIONS)
-    extractor = features["alder"].extractor
-    compare(config, run, [], features, features, [], extractor, progress=silent)
-    assert made == [(len(run.memory), 3)]
+    method.baseline("pooled")
+    assert made == [(50, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -411,6 +413,7 @@ class TestOddSites:
         assert thresholds["дом [b] — 3"]["n"] == 3
         assert thresholds["just one"] == {
             "threshold": None, "n": 0, "method": None, "promise": None, "fpr": None, "recall": None,
+            "counts": None,
         }  # fmt: skip
         assert results["image_auroc"]["sites"]["just one"] is not None
 

@@ -9,15 +9,10 @@ import pytest
 from rich.console import Console
 
 from fedvad.errors import StorageError
+from fedvad.evaluation.results import Results
 from fedvad.evaluation.thresholds import promise
-from fedvad.report.tables import (
-    results_table,
-    rich_tables,
-    sites_table,
-    to_markdown,
-    verdict,
-    write_csv,
-)
+from fedvad.report.results_tables import results_table, rich_tables, sites_table
+from fedvad.report.tables import to_markdown, without_empty, write_csv
 
 
 def metric(**sites):
@@ -29,16 +24,17 @@ def gain(value, low, high):
     return {"gain": value, "low": low, "high": high}
 
 
+def parsed(values):
+    return Results.parse(values, "results")
+
+
 def operation(fpr, recall, method="conformal"):
     return {"threshold": 1.23456, "fpr": fpr, "recall": recall, "n": 30, "method": method}
 
 
 RESULTS = {
     "image_auroc": metric(a=0.96, b=0.94, c=0.98),
-    "pixel_auroc": None,
     "aupro": {"mean": 0.8, "worst": 0.7, "pooled": None, "sites": {"a": 0.8, "b": None}},
-    "average_precision": None,
-    "oracle_f1": None,
     "threshold": {
         "target_fpr": 0.01,
         "sites": {
@@ -48,7 +44,7 @@ RESULTS = {
         },
     },
     "compare": {
-        "local": {"image_auroc": metric(a=0.86, b=0.90, c=0.78), "threshold": None},
+        "local": {"image_auroc": metric(a=0.86, b=0.90, c=0.78)},
         "pooled": {"image_auroc": metric(a=0.97, b=0.95, c=0.98)},
     },
     "gain": {
@@ -62,12 +58,11 @@ RESULTS = {
         },
         "pooled": {"mean": gain(-0.0067, -0.02, 0.01), "sites": {}},
     },
-    "ledger": {},
 }
 
 
 def test_results_table():
-    rows = results_table(RESULTS, name="ours")
+    rows = results_table(parsed(RESULTS), name="ours")
     assert [row[0] for row in rows] == ["method", "ours", "local", "pooled"]
     assert rows[0][-1] == "gain of ours over it [low, high]"
     assert rows[1][1:] == ["0.960", "0.940", "0.900", "–", "0.800", "1.0 %", "80.0 %", "–"]
@@ -77,54 +72,69 @@ def test_results_table():
 
 
 def test_sites_table():
-    rows = sites_table(RESULTS)
+    rows = sites_table(parsed(RESULTS))
     assert rows[0] == [
-        "site", "image AUROC federated", "image AUROC local", "image AUROC pooled",
-        "gain over local [low, high]", "threshold", "false alarms", "recall",
+        "site", "good stopped", "defects caught", "threshold", "image AUROC federated",
+        "image AUROC local", "image AUROC pooled", "gain over local [low, high]",
     ]  # fmt: skip
     assert rows[1] == [
-        "a", "0.960", "0.860", "0.970", "+0.100 [+0.050, +0.150]", "1.235", "2.0 %", "90.0 %",
+        "a", "2.0 %", "90.0 %", "1.235", "0.960", "0.860", "0.970", "+0.100 [+0.050, +0.150]",
     ]  # fmt: skip
-    assert rows[2][5:] == ["1.235 (log-normal-tail)", "0.0 %", "70.0 %"]
-    assert rows[3][6:] == ["–", "–"]
+    assert rows[2][1:4] == ["0.0 %", "70.0 %", "1.235 (log-normal-tail)"]
+    assert rows[3][1:3] == ["–", "–"]
 
 
-def test_what_is_promised_stands_in_table_and_verdict():
+def test_what_is_promised_stands_in_the_table():
     results = copy.deepcopy(RESULTS)
-    results["threshold"]["target_fpr"] = 0.01
     for site, above in (("a", 0), ("b", 0), ("c", 1)):
         found = asdict(promise(24, above))
         results["threshold"]["sites"][site] |= {"promise": found, "method": "federated-tail"}
-    rows = sites_table(results)
-    assert rows[0][5:7] == ["threshold", "promised"]
-    assert [row[5:7] for row in rows[1:]] == [["1.235", "≤ 11.7 %"]] * 2 + [["1.235", "≤ 18.3 %"]]
-    assert verdict(results).endswith(
-        "a, b: 24 normal images promise at most 11.7 % false alarms with 95 % confidence; to "
-        "promise 1 % takes 99 images on average, 299 with 95 % confidence. c: 24 normal images "
-        "promise at most 18.3 % false alarms with 95 % confidence; to promise 1 % takes 99 images "
-        "on average, 299 with 95 % confidence."
-    )
+    rows = sites_table(parsed(results))
+    assert rows[0][3:5] == ["threshold", "promised"]
+    assert [row[3:5] for row in rows[1:]] == [["1.235", "≤ 11.7 %"]] * 2 + [["1.235", "≤ 18.3 %"]]
     results["threshold"]["sites"]["c"]["promise"] = None  # of an earlier version
-    assert sites_table(results)[3][5:7] == ["1.235 (federated-tail)", "–"]
+    assert sites_table(parsed(results))[3][3:5] == ["1.235 (federated-tail)", "–"]
 
 
-@pytest.mark.parametrize("results", [{}, dict.fromkeys(RESULTS), {"image_auroc": {"mean": None}}])
+def test_images_are_counted_where_the_results_know_them():
+    results = copy.deepcopy(RESULTS)
+    results["threshold"]["sites"]["a"]["counts"] = {
+        "good": 50, "stopped": 1, "defects": 10, "caught": 9,
+    }  # fmt: skip
+    assert [row[1:3] for row in sites_table(parsed(results))[1:3]] == [
+        ["1 of 50", "9 of 10"], ["0.0 %", "70.0 %"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("results", [{}, {"image_auroc": {"mean": None}}])
 def test_nothing_known(results):
+    results = parsed(results)
     assert results_table(results)[1] == ["federated", *["–"] * 8]
+    assert without_empty(results_table(results)) == [["method"], ["federated"]]
     assert sites_table(results) == [
-        ["site", "image AUROC federated", "threshold", "false alarms", "recall"]
+        ["site", "good stopped", "defects caught", "threshold", "image AUROC federated"]
     ]
-    assert len(rich_tables(results)) == 2
-    assert verdict(results).startswith("Image AUROC is unknown")
+    assert len(rich_tables(results)) == 1
 
 
 def test_a_site_known_only_to_one_method_has_a_row():
     results = copy.deepcopy(RESULTS)
     results["compare"]["local"]["image_auroc"]["sites"]["d"] = 0.5
-    results["image_auroc"]["sites"]["a"] = float("nan")
-    rows = sites_table(results)
-    assert rows[4][:4] == ["d", "–", "0.500", "–"]
-    assert rows[1][1] == "–"
+    results["image_auroc"]["sites"]["a"] = None
+    rows = sites_table(parsed(results))
+    assert rows[4] == ["d", "–", "–", "–", "–", "0.500", "–", "–"]
+    assert rows[1][4] == "–"
+
+
+def test_columns_in_which_nothing_is_known_are_dropped_from_what_is_shown():
+    results = copy.deepcopy(RESULTS)
+    results["compare"], results["gain"] = {}, {}
+    shown = without_empty(results_table(parsed(results)))
+    assert [*shown[0][1:4], shown[0][-1]] == [
+        "image AUROC mean", "image AUROC worst", "image AUROC pooled", "recall mean",
+    ]  # fmt: skip
+    assert not {"pixel AUROC mean", "gain of federated over it [low, high]"} & set(shown[0])
+    assert [table.title for table in rich_tables(parsed(results))] == ["Methods", "Sites"]
 
 
 def test_csv(tmp_path):
@@ -143,87 +153,15 @@ def test_markdown():
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_rich(width):
+def test_rich(width):  # no figure is broken, an interval stands below its gain
     results = copy.deepcopy(RESULTS)
     results["image_auroc"]["sites"]["[red]x[/]"] = 0.5
     console = Console(file=io.StringIO(), width=width)
-    for table in rich_tables(results):
+    for table in rich_tables(parsed(results)):
         console.print(table)
     shown = console.file.getvalue()
     assert "[red]x[/]" in shown
-    for text in ("federated", "0.960", "80.0 %", "[+0.090,", "1.235", "–"):
+    for text in ("federated", "0.960", "80.0 %", "[+0.090,", "+0.150]", "1.235", "–"):
         assert text in shown  # whole: no figure is broken over two lines
+    assert "pooled" not in shown[shown.index("Sites") :]  # the table of methods has it
     assert max(map(len, shown.splitlines())) <= width
-
-
-def changed(mean, sites, interval=(0.01, 0.2)):
-    """Results with these AUROCs per site (before, after) and this gain of the mean."""
-    results = copy.deepcopy(RESULTS)
-    before, after = ({site: pair[i] for site, pair in sites.items()} for i in (0, 1))
-    results["image_auroc"], results["compare"]["local"]["image_auroc"] = (
-        metric(**after), metric(**before),
-    )  # fmt: skip
-    results["gain"]["local"] = {"mean": gain(mean, *interval), "sites": {}}
-    return results
-
-
-def test_verdict_gain():
-    assert verdict(RESULTS) == (
-        "Federation lifted mean image AUROC from 0.847 (each site alone) to 0.960; worst site "
-        "0.780 to 0.940; every site gained; c gained most (+0.200)."
-    )
-
-
-def test_verdict_doubtful_sites():
-    results = copy.deepcopy(RESULTS)
-    results["gain"]["local"]["sites"]["b"]["low"] = -0.01
-    assert "every site gained, the interval includes zero at 1 of 3;" in verdict(results)
-    for found in results["gain"]["local"]["sites"].values():
-        found["low"] = -0.01
-    assert "every site gained, the interval includes zero at all of them;" in verdict(results)
-
-
-def test_verdict_mixed():
-    results = changed(0.02, {"a": (0.8, 0.9), "b": (0.9, 0.84), "c": (0.8, 0.8)}, (-0.01, 0.05))
-    assert verdict(results) == (
-        "Federation lifted mean image AUROC from 0.833 (each site alone) to 0.847, but the "
-        "interval [-0.010, +0.050] includes zero; worst site 0.800 to 0.800; 1 of 3 sites gained, "
-        "1 lost; a gained most (+0.100), b lost most (-0.060)."
-    )
-
-
-def test_verdict_loss():
-    results = changed(-0.1, {"a": (0.9, 0.8), "b": (0.9, 0.85)}, (-0.2, -0.05))
-    assert verdict(results) == (
-        "Federation lowered mean image AUROC from 0.900 (each site alone) to 0.825; worst site "
-        "0.900 to 0.800; every site lost; a lost most (-0.100)."
-    )
-
-
-def test_verdict_no_difference():
-    results = changed(0.0, {"a": (0.9, 0.9), "b": (0.9, 0.9)}, (0.0, 0.0))
-    text = verdict(results)
-    assert text.startswith("Mean image AUROC is 0.900, as good as 0.900 with each site alone")
-    assert "0 of 2 sites gained, 0 lost" not in text
-    assert "no site gained or lost" in text
-
-
-def test_verdict_one_site():
-    results = changed(0.1, {"a": (0.8, 0.9)})
-    assert verdict(results).endswith("; the only site gained.")
-
-
-def test_verdict_other_baseline():
-    results = copy.deepcopy(RESULTS)
-    del results["compare"]["local"]
-    assert verdict(results).startswith(
-        "Mean image AUROC is 0.960, 0.007 below pooled (0.967), but the interval [-0.020, +0.010] "
-        "includes zero; worst site 0.950 to 0.940"
-    )
-
-
-def test_verdict_without_comparison():
-    results = {"image_auroc": RESULTS["image_auroc"], "compare": None, "gain": None}
-    assert verdict(results) == (
-        "Mean image AUROC is 0.960, 0.940 at the worst site, with nothing to compare it with."
-    )

@@ -220,7 +220,7 @@ def test_what_cannot_be_done_is_told(trained: Run, tmp_path: Path, files: list[P
 
 def test_a_detector_without_memory_is_refused(predictor: Predictor) -> None:
     with pytest.raises(ConfigError, match="no memory"):
-        Predictor(FedDyMem(extractor=predictor._extractor), None)
+        Predictor(FedDyMem(extractor=predictor._detector.extractor), None)
 
 
 def test_no_cache_is_filled(trained: Run, files: list[Path], cache_root: Path) -> None:

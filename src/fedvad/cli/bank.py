@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedvad.cli import bank_thresholds
 from fedvad.cli.common import (
     CacheOption,
     CacheSizeOption,
@@ -22,6 +23,8 @@ __all__ = ["bank_app"]
 bank_app = typer.Typer(
     help="Federation by signed files, for sites that share no network.", no_args_is_help=True
 )
+for _command in (bank_thresholds.scores, bank_thresholds.thresholds, bank_thresholds.apply):
+    bank_app.command()(_command)
 
 KeyOption = Annotated[Path, typer.Option(help="Own private key (.key).")]
 StateOption = Annotated[
@@ -43,6 +46,13 @@ RowsOption = Annotated[
 DefenceOption = Annotated[
     str | None,
     typer.Option(help="robust: leave out sites that others do not back", show_default=False),
+]
+AllowWeightsOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-weights",
+        help="Weights of a student may travel, as paste and stfpm need it.",
+    ),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)]
 
@@ -114,14 +124,15 @@ def export(
         typer.Option(help="Share of unreadable images tolerated", show_default=False),
     ] = None,
     seed: SeedOption = None,
+    allow_weights: AllowWeightsOption = False,
     cache: CacheOption = None,
     cache_size: CacheSizeOption = "20G",
     as_json: JsonOption = False,
 ) -> None:
     """A site's round: read its images, update its memory, write what it sends as a signed file.
 
-    Options are given at the first export, remembered, and may be left away afterwards; others
-    than these go into --config.
+    Options are given at the first export, remembered, and may be omitted afterwards, all but
+    --allow-weights; others than these go into --config.
     """
     from fedvad.pipeline.bank import export_upload
 
@@ -134,15 +145,18 @@ def export(
         told = export_upload(
             data, state, key, out, site=site, index=site_index, config_file=config,
             options=options, cache=open_cache(cache, cache_size), progress=progress,
+            allow_weights=allow_weights,
         )  # fmt: skip
     if as_json:
         print_json(told)
         return
-    typer.echo(
-        f"round {told['round']} of site {told['site']}: {told['rows']} rows of "
-        f"{told['values_per_row']} values stand for {told['n_patches']} patches of "
-        f"{told['n_images']} images"
+    holds = (
+        f"{told['weights']:,} weights of a student, trained on"
+        if told["weights"]
+        else f"{told['rows']} rows of {told['values_per_row']} values stand for "
+        f"{told['n_patches']} patches of"
     )
+    typer.echo(f"round {told['round']} of site {told['site']}: {holds} {told['n_images']} images")
     typer.echo(f"{told['path']}  ({told['bytes']:,} bytes, signed by {told['fingerprint']})")
 
 
@@ -176,11 +190,12 @@ def merge(
     memory_rows: RowsOption = None,
     defence: DefenceOption = None,
     seed: SeedOption = None,
+    allow_weights: AllowWeightsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """The server's round: check the sites' files, merge them, write the signed global memory.
 
-    Exit code 4 when fewer files than the quorum pass; refused ones are told on standard error.
+    Exit code 4 when fewer files than the quorum pass; refused ones are named on standard error.
     """
     from fedvad.pipeline.bank_server import merge_uploads
 
@@ -191,6 +206,7 @@ def merge(
             "method": method, "merge": merge_mode, "memory_rows": memory_rows, "seed": seed,
             "defence": defence,
         },
+        allow_weights=allow_weights,
     )  # fmt: skip
     if as_json:
         print_json(told)
@@ -205,10 +221,14 @@ def _merged(told: dict[str, Any]) -> str:
     kept = f"; kept from before: {', '.join(told['kept'])}" if told["kept"] else ""
     refused = f"; refused: {len(told['refused'])} files" if told["refused"] else ""
     refused += f"; not trusted: {', '.join(told['distrusted'])}" if told["distrusted"] else ""
-    return (
-        f"round {told['round']}: {', '.join(told['accepted'])}{kept}{refused}; "
-        f"{told['rows']} rows stand for {told['n_patches']} patches of {told['n_images']} images"
-    )
+    return f"round {told['round']}: {', '.join(told['accepted'])}{kept}{refused}; {_held(told)}"
+
+
+def _held(told: dict[str, Any]) -> str:
+    """What a global message holds."""
+    if not told["rows"]:
+        return f"the mean weights of students trained on {told['n_images']} images"
+    return f"{told['rows']} rows stand for {told['n_patches']} patches of {told['n_images']} images"
 
 
 @bank_app.command()
@@ -292,10 +312,7 @@ def import_(
     if as_json:
         print_json(told)
         return
-    typer.echo(
-        f"round {told['round']}: {told['rows']} rows stand for {told['n_patches']} patches of "
-        f"{told['n_images']} images"
-    )
+    typer.echo(f"round {told['round']}: {_held(told)}")
     if out is not None:
         limit = "none" if told["threshold"] is None else f"{told['threshold']:.4g}"
         typer.echo(f"threshold of {told['site']}: {limit}   Run folder: {out}")

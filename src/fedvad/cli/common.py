@@ -45,22 +45,22 @@ CacheOption = Annotated[
     Path | None,
     typer.Option(
         "--cache",
-        help="Descriptor cache folder (default: FEDVAD_CACHE, else the user's cache folder).",
+        help="Folder of the descriptor cache [default: FEDVAD_CACHE, else the user's cache folder]",
         show_default=False,
     ),
 ]
 CacheSizeOption = Annotated[
-    str, typer.Option("--cache-size", help="Byte budget of the cache, for example 20G.")
+    str, typer.Option("--cache-size", help="Greatest size of the cache, in bytes, for example 20G.")
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print exactly one JSON document on standard output.")
+    bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")
 ]
 GoodOption = Annotated[
     list[str] | None,
     typer.Option(
         "--good",
         metavar="NAME",
-        help="Folder name that means normal images, beyond good; may be repeated.",
+        help="Folder name that means normal images, besides good. May be repeated.",
         show_default=False,
     ),
 ]
@@ -69,23 +69,31 @@ DefectOption = Annotated[
     typer.Option(
         "--defect",
         metavar="NAME",
-        help="Folder name that means defects though it sounds normal; may be repeated.",
+        help="Folder name that means defects although it sounds normal. May be repeated.",
         show_default=False,
     ),
 ]
-RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+RunArgument = Annotated[Path, typer.Argument(help="Run folder that train wrote.")]
 SiteOption = Annotated[
-    str | None, typer.Option(help="Whose generator and threshold to use.", show_default=False)
+    str | None,
+    typer.Option(
+        help="Site of the run whose own parts and threshold are used.", show_default=False
+    ),
 ]
 ReferenceOption = Annotated[
     str | None,
-    typer.Option(help="global, local or union [default: the run's]", show_default=False),
+    typer.Option(
+        help="Memory that scores: of all sites (global), the site's own (local) or both (union) "
+        "[default: the run's]",
+        show_default=False,
+    ),
 ]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(
         "--weights",
-        help="Backbone weights (safetensors); none for fedvad-tiny and filterbank.",
+        help="File with the weights of the backbone, in safetensors format. fedvad-tiny and "
+        "filterbank need none.",
         show_default=False,
     ),
 ]
@@ -96,8 +104,8 @@ MaxPixelsOption = Annotated[
     typer.Option(
         "--max-pixels",
         min=1,
-        help="Pixels of an image at most; larger ones count as unreadable [default: 100000000, "
-        "or that of the run]",
+        help="Greatest number of pixels of an image; a larger one counts as unreadable [default: "
+        "100000000, or that of the run]",
         show_default=False,
     ),
 ]
@@ -113,19 +121,25 @@ TargetFprOption = Annotated[
     float | None,
     typer.Option(
         "--target-fpr",
-        help="Decide by the threshold for this false-alarm rate, found without training again.",
+        help="Decide by the threshold for this false-alarm rate, above 0 and at most 0.5; it is "
+        "found from the scores that the run keeps.",
         show_default=False,
     ),
 ]
 EngineOption = Annotated[
     str | None,
-    typer.Option("--engine", help="openvino or torch [default: the run's]", show_default=False),
+    typer.Option(
+        "--engine",
+        help="Library that runs the backbone: openvino or torch [default: the run's]",
+        show_default=False,
+    ),
 ]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help="cpu, or cuda / mps with --engine torch [default: the run's, or cpu without it]",
+        help="Device that runs the backbone: cpu, or cuda or mps with --engine torch [default: the "
+        "run's, or cpu where that is not available]",
         show_default=False,
     ),
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli.common import JsonOption, print_json, showing
-from fedvad.cli.train import show_results
+from fedvad.cli.results import show_results
 
 __all__ = ["demo"]
 
@@ -24,6 +24,6 @@ def demo(
     with showing() as progress:
         results = run_demo(out, seed=seed, progress=progress)
     if as_json:
-        print_json(results)
+        print_json(results.to_dict())
     else:
         show_results(results, out)

@@ -13,7 +13,10 @@ from fedvad.cli.common import JsonOption, WeightsOption, print_json, showing
 __all__ = ["deploy_app", "launch", "server", "site"]
 
 deploy_app = typer.Typer(
-    help="Certificates, keys and settings of a federation of real machines.", no_args_is_help=True
+    help="Certificates, keys and settings of a federation of real machines.",
+    epilog="After init: fedvad server on the server's machine, fedvad site on each site's, and "
+    "fedvad launch to start a run. See the --help of each.",
+    no_args_is_help=True,
 )
 
 InsecureOption = Annotated[

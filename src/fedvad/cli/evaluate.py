@@ -22,6 +22,7 @@ from fedvad.cli.common import (
     print_json,
     showing,
 )
+from fedvad.cli.results import show_results
 
 __all__ = ["evaluate"]
 
@@ -44,13 +45,20 @@ def evaluate(
     heatmaps: Annotated[
         Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for results, pictures and report.html [default: RUN, if it holds no "
+            "results of a training]",
+            show_default=False,
+        ),
+    ] = None,
     good: GoodOption = None,
     defect: DefectOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a run on labelled images, also of sites that never trained."""
-    from fedvad.cli.train import show_results
     from fedvad.pipeline.evaluate import evaluate as run_evaluate
 
     with showing() as progress:
@@ -65,11 +73,12 @@ def evaluate(
             max_bad=max_bad,
             cache=open_cache(cache),
             heatmaps=heatmaps,
+            out=out,
             good=good or (),
             defect=defect or (),
             progress=progress,
         )
     if as_json:
-        print_json(results)
+        print_json(results.to_dict())
     else:
-        show_results(results, None)
+        show_results(results, out)

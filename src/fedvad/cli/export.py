@@ -92,6 +92,8 @@ def export(
     decides = "no threshold" if found is None else f"threshold {found['value']:.4g}"
     whose = "any site" if written["site"] is None else written["site"]
     typer.echo(f"{folder / written['model']} ({size / 1e6:.1f} MB, for {whose}, {decides})")
+    if found is not None and found["promised"]:
+        typer.echo(found["promised"])
     worst = max(written["difference_from_run"].values())
     if int8:
         typer.echo(

@@ -8,6 +8,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli.common import DefectOption, GoodOption, JsonOption, print_json, showing
+from fedvad.data.bounds import MAX_PIXELS
+from fedvad.features.names import IMAGE_SIZE
 
 __all__ = ["gallery"]
 
@@ -28,7 +30,12 @@ def gallery(
         Path | None,
         typer.Option(help="Folder of images to fill textures with.", show_default=False),
     ] = None,
-    image_size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 256,
+    image_size: Annotated[
+        int, typer.Option(min=16, help="Side of the images in pixels.")
+    ] = IMAGE_SIZE,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Pixels of an image at most; larger ones are refused.")
+    ] = MAX_PIXELS,
     good: GoodOption = None,
     defect: DefectOption = None,
     as_json: JsonOption = False,
@@ -49,6 +56,7 @@ def gallery(
             foreground=cast(Any, where),
             textures=textures,
             image_size=image_size,
+            max_pixels=max_pixels,
             good=good or (),
             defect=defect or (),
             progress=progress,

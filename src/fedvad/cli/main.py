@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
 from typing import Annotated, NoReturn
@@ -18,7 +19,9 @@ from fedvad.cli.backbones import backbones
 from fedvad.cli.bank import bank_app
 from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
+from fedvad.cli.calibrate import calibrate
 from fedvad.cli.common import QUIET
+from fedvad.cli.config import config
 from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
 from fedvad.cli.deploy import deploy_app, launch, server, site
@@ -27,6 +30,7 @@ from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
 from fedvad.cli.gallery import gallery
 from fedvad.cli.inspect import inspect
+from fedvad.cli.options import OptionsCommand, Verb
 from fedvad.cli.predict import predict
 from fedvad.cli.report import report
 from fedvad.cli.serve import serve
@@ -39,7 +43,7 @@ INTERRUPTED = 130
 _ANYWHERE = ("--quiet", "--verbose")
 
 
-class _Anywhere(TyperGroup):
+class _Root(TyperGroup):
     """Takes `--quiet` and `--verbose` behind the verb, too, where people write them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -51,35 +55,38 @@ class _Anywhere(TyperGroup):
 
 app = typer.Typer(
     name="fedvad",
-    cls=_Anywhere,
+    cls=_Root,
     help="Federated visual anomaly detection: pooled-data quality, no image leaves a site.",
     epilog="Exit codes: 0 ok, 2 usage or configuration, 3 data, 4 federation, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # click suggests names already
+    suggest_commands=False,
 )
-for verb in (
-    demo,
-    train,
-    evaluate,
-    predict,
-    report,
-    export,
-    serve,
-    inspect,
-    backbones,
-    gallery,
-    bench,
-    continual,
-    distill,
-    server,
-    site,
-    launch,
+
+_START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    _START: (demo, train, config, inspect),
+    _USE: (evaluate, predict, calibrate, report, serve, export),
+    _FEDERATION: (server, site, launch),
+    _RESEARCH: (bench, continual, distill, gallery, backbones),
+}
+_MORE = "More options: --help-all. All of them as a file to edit: fedvad config."
+for panel, verbs in _PANELS.items():
+    for verb in verbs:
+        if verb in (train, config):
+            app.command(cls=OptionsCommand, rich_help_panel=panel, epilog=_MORE)(verb)
+        else:
+            app.command(cls=Verb, rich_help_panel=panel)(verb)
+for name, group, panel in (
+    ("bank", bank_app, _FEDERATION),
+    ("deploy", deploy_app, _FEDERATION),
+    ("cache", cache_app, _RESEARCH),
 ):
-    app.command()(verb)
-app.add_typer(bank_app, name="bank")
-app.add_typer(deploy_app, name="deploy")
-app.add_typer(cache_app, name="cache")
+    for command in group.registered_commands:
+        command.cls = Verb
+    app.add_typer(group, name=name, rich_help_panel=panel)
 
 
 def _version(wanted: bool) -> None:

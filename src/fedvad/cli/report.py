@@ -16,7 +16,9 @@ def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="HTML file to write [default: report.html in RUN]", show_default=False),
+        typer.Option(
+            help="File to write [default: report.html or audit.pdf in RUN]", show_default=False
+        ),
     ] = None,
     pictures: Annotated[
         bool,
@@ -25,14 +27,20 @@ def report(
             help="Whether to show test images; without them the page may leave the sites.",
         ),
     ] = True,
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="One page to print, for a review board, as a PDF file.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML file about a run: verdict, sites, pictures, costs. The data is not needed."""
     from fedvad.pipeline.report import report as run_report
 
-    written = run_report(run, out=out, pictures=pictures)
+    written = run_report(run, out=out, pictures=pictures, pdf=pdf)
     if as_json:
         print_json(written)
+        return
+    if pdf:
+        typer.echo(f"{written['path']} ({written['bytes'] / 1e3:.0f} kB)")
         return
     left_out = written["pictures_left_out"]
     shown = f"{written['pictures']} pictures" + (f", {left_out} left out" if left_out else "")

@@ -79,7 +79,7 @@ def serve(
     """Serve a run: an HTTP API and a page to drop images on. Ctrl-C ends it."""
     _check_extra()
     from fedvad.data.bounds import SERVICE_EXPANSION
-    from fedvad.pipeline.run_folder import TrainedRun
+    from fedvad.pipeline.run import Run
     from fedvad.serving.predictor import Predictor
     from fedvad.serving.service.app import create_app
     from fedvad.serving.service.samples import load_samples
@@ -118,7 +118,7 @@ def serve(
         Predictor.load(run, site=site, **ways) as predictor,
     ):
         predictor.warm_up()  # here its errors still become one line
-        names = [] if predictor.site is not None else sorted(TrainedRun.load(run).sites)
+        names = [] if predictor.site is not None else sorted(Run.load(run).sites)
         app = create_app(
             predictor,
             settings,

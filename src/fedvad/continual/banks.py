@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedvad.continual.base import Arrays, Cost, Task
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.feddymem import MemoryDetector, PatchCore
@@ -47,7 +48,7 @@ class BankLearner:
         precision: Precision = "int8",
         merge: Literal["kmeans", "kcenter"] = "kmeans",
         scoring: ScoringConfig | Mapping[str, Any] | None = None,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
         seed: int = 0,
     ) -> None:
         if kind not in ("patchcore", "feddymem") or precision not in ("int8", "float16", "float32"):

@@ -84,7 +84,7 @@ def to_rgb(
         check_pixels(*image.size, name, max_pixels)
         return rgb_of_pil(image, name)
     if _is_tensor(image):
-        array = _channels_last(_numpy_of(image), name)
+        array = _channels_last(_numpy_of(image, name), name)
     elif isinstance(image, np.ndarray):
         array = image
     else:
@@ -107,11 +107,14 @@ def _is_tensor(value: object) -> TypeGuard[Any]:
     return type(value).__module__.split(".")[0] == "torch" and hasattr(value, "detach")
 
 
-def _numpy_of(tensor: Any) -> npt.NDArray[Any]:
-    plain = tensor.detach().cpu()
-    if plain.is_floating_point():
-        plain = plain.float()  # numpy has no bfloat16
-    array: npt.NDArray[Any] = plain.numpy()
+def _numpy_of(tensor: Any, name: str) -> npt.NDArray[Any]:
+    try:
+        plain = tensor.detach().cpu()
+        if plain.is_floating_point():
+            plain = plain.float()  # numpy has no bfloat16
+        array: npt.NDArray[Any] = plain.numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, or without values
+        raise DataError(f"{name}: is a tensor that NumPy cannot take: {error}") from error
     return array
 
 

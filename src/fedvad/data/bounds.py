@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from numbers import Integral
+
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from fedvad.errors import ImageError
+from fedvad.errors import ConfigError, ImageError
 
-__all__ = ["ANY_SIZE", "MAX_PIXELS", "SERVICE_EXPANSION", "check_pixels", "check_work"]
+__all__ = [
+    "ANY_SIZE",
+    "MAX_BAD",
+    "MAX_PIXELS",
+    "SERVICE_EXPANSION",
+    "check_limit",
+    "check_pixels",
+    "check_work",
+]
 
+MAX_BAD = 0.05  # share of a set's images that may be unreadable, by default
 MAX_PIXELS = 100_000_000
 ANY_SIZE = 1 << 62  # for an image that was read before, under the limit of that time
 # Pixels per byte of a file that strangers may send: photographs have a hundred at most, flat
@@ -24,12 +37,19 @@ _DRAWN_OVER = ("GIF", "PNG", "WEBP", "AVIF")
 _CHEAP_PIXELS = 1_000_000
 
 
+def check_limit(value: object, name: str) -> None:
+    """Raise `ConfigError` for a limit that is no whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
 def check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     """Raise `ImageError` when an image has more than `max_pixels` pixels."""
     if width * height > max_pixels:
         raise ImageError(
             f"{name}: is {width} × {height} pixels large, over the limit of {max_pixels}: make it "
-            "smaller, or raise the limit (--max-pixels; of a service --max-megapixels)"
+            "smaller, or raise the limit (--max-pixels, max_pixels in a file; of a service "
+            "--max-megapixels)"
         )
 
 
@@ -50,7 +70,7 @@ def check_work(
             f"{expansion} pixels per byte: send it smaller"
         )
     most = _PASSES * max_pixels // max(1, pixels)
-    if image.format == "JPEG" and (scans := data.count(_SCAN)) > min(most, _MOST_PASSES):
+    if (scans := _scans(data, image)) > min(most, _MOST_PASSES):
         raise ImageError(
             f"{name}: is a JPEG of {scans} scans, more than {min(most, _MOST_PASSES)}: save it "
             "again as a plain one"
@@ -60,3 +80,26 @@ def check_work(
             f"{name}: is drawn over {place} frames of {width} × {height} pixels before it: split "
             "the file into images"
         )
+
+
+_COMPRESSION, _JPEG_IN_TIFF = 259, 7
+_PLACES = ((273, 279), (324, 325))  # offsets and lengths of a TIFF's strips, and of its tiles
+
+
+def _scans(data: bytes, image: ImageFile) -> int:
+    """How often the pixels of a JPEG, or of a TIFF's page made of JPEGs, are gone over."""
+    if image.format == "JPEG":
+        return data.count(_SCAN)
+    if not isinstance(image, TiffImageFile) or image.tag_v2.get(_COMPRESSION) != _JPEG_IN_TIFF:
+        return 0
+    # strips are equally large: each has one scan, and one more costs its share of the page
+    scans, pieces, left = 0, 1, 4 * len(data)
+    for starts, lengths in _PLACES:
+        found = list(zip(image.tag_v2.get(starts, ()), image.tag_v2.get(lengths, ()), strict=False))
+        pieces = max(pieces, len(found))
+        for start, length in found:
+            left -= length
+            if left < 0:  # the same bytes again and again
+                return sys.maxsize
+            scans += data.count(_SCAN, start, start + length)
+    return max(0, scans - pieces) // pieces + 1

@@ -1,4 +1,4 @@
-"""How many images a TIFF or GIF holds, found by walking its blocks by hand.
+"""How many images a TIFF or GIF holds, found by walking its blocks by hand, and which is meant.
 
 That must neither decode an image nor let a hostile file choose how long it takes, and a TIFF's
 pages must be told from the reduced copies and masks that it keeps beside them.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from fedvad.errors import ImageError
 
-__all__ = ["MAX_FRAMES", "gif_frames", "tiff_pages"]
+__all__ = ["MAX_FRAMES", "check_count", "gif_frames", "pick_frame", "tiff_pages"]
 
 MAX_FRAMES = 10_000  # of any file
 _MAX_TAGS = 200_000  # of all directories of a TIFF
@@ -155,3 +157,25 @@ def gif_frames(file: BinaryIO, name: str) -> int:
 def _colours(flags: int) -> int:
     """Bytes of the colour table that follows."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def check_count(places: Sequence[int], name: str) -> None:
+    """Raise `ImageError` for more images than are read of a file."""
+    if len(places) > MAX_FRAMES:
+        raise ImageError(f"{name}: holds more than {MAX_FRAMES} images: split the file")
+
+
+def pick_frame(places: Sequence[int], number: int | None, name: str) -> int:
+    """The place of image `number` among `places`; raises `ImageError` if there is no such.
+
+    Without a number the file must hold one image, as the others would be lost in silence.
+    """
+    check_count(places, name)
+    if number is None and len(places) > 1:
+        raise ImageError(
+            f"{name}: holds {len(places)} images (pages, frames or slices), and only one can be "
+            f"meant: split the file, or name one as {Path(name).name}#1"
+        )
+    if number is not None and number > len(places):
+        raise ImageError(f"{name}: there is no image {number}; the file holds {len(places)}")
+    return places[(number or 1) - 1]

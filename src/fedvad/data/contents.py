@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from fedvad.data.headers import read_header
@@ -28,9 +29,7 @@ def check_contents(reading: DataReading, image_size: int) -> DataReading:
     image_size: pixels a side that images will be resized to. No image is decoded: files of one
     size are compared, and headers are read.
     """
-    notes = [note for site in reading.sites for note in _copies(site)]
-    notes += _shapes(reading.sites, image_size)
-    return reading.noted(notes)
+    return reading.noted([*_copies(reading.sites), *_shapes(reading.sites, image_size)])
 
 
 def distinct(paths: Iterable[Path]) -> int:
@@ -97,13 +96,55 @@ def _whole(path: Path, size: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _copies(site: Site) -> Iterator[str]:
-    """Notes on copies among a site's images, which are used all the same."""
+def _copies(sites: Sequence[Site]) -> Iterator[str]:
+    """Notes on copies within a site and between sites, which are used all the same."""
+    groups = copies({item.path: None for site in sites for item in (*site.train, *site.test)})
+    for site in sites:
+        yield from _own_copies(site, groups)
+    train = {item.path: site.name for site in sites for item in site.train}
+    test = {item.path: site.name for site in sites for item in site.test}
+    common, leaked = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for group in groups:
+        learnt = sorted({train[path] for path in group if path in train})
+        common.update(combinations(learnt, 2))
+        tested = {test[path] for path in group if path in test}
+        leaked.update((here, there) for here in tested for there in learnt if here != there)
+    notes = [
+        f"{one} and {other} have {_images(count)} in common for training"
+        for (one, other), count in sorted(common.items())
+    ]
+    yield from _first(notes)
+    notes = [
+        f"{here}: {_images(count)} for testing {_are(count)} among the training images of "
+        f"{there}: its figures are too good"
+        for (here, there), count in sorted(leaked.items())
+    ]
+    yield from _first(notes)
+
+
+def _first(notes: Sequence[str]) -> Iterator[str]:
+    yield from notes[:_SHOWN]
+    if len(notes) > _SHOWN:
+        yield f"so it is with {len(notes) - _SHOWN} more pairs of sites"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
+
+
+def _are(count: int) -> str:
+    return "are" if count != 1 else "is"
+
+
+def _own_copies(site: Site, groups: Iterable[Sequence[Path]]) -> Iterator[str]:
     part = {item.path: "train" for item in site.train} | {i.path: "test" for i in site.test}
     label = {item.path: item.label for item in (*site.train, *site.test)}
     again = leaked = 0
     contrary: list[Path] = []
-    for group in copies(part):
+    for everywhere in groups:
+        group = [path for path in everywhere if path in part]
+        if len(group) < 2:
+            continue
         if len({label[path] for path in group}) > 1:
             contrary += group
             continue
@@ -118,7 +159,7 @@ def _copies(site: Site) -> Iterator[str]:
         )
     if leaked:
         yield (
-            f"{site.name}: {leaked} test image{'s are' if leaked != 1 else ' is'} among the "
+            f"{site.name}: {leaked} test image{'s' * (leaked != 1)} {_are(leaked)} among the "
             "training images, too: its figures are too good"
         )
     if contrary:

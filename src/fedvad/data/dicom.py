@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.bounds import check_pixels
+from fedvad.data.containers import pick_frame
 from fedvad.data.depth import to_8_bit
-from fedvad.data.frames import pick_frame
 from fedvad.data.windows import ends_of, in_bytes, spread
 from fedvad.errors import ImageError
 
@@ -33,8 +33,9 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
 def count_frames(file: BinaryIO, name: str) -> int:
-    """How many frames an open file says it holds."""
-    return int(_dataset(file, name).get("NumberOfFrames") or 1)
+    """How many frames an open file says it holds; 0 for a report or another file without pixels."""
+    dataset = _dataset(file, name)
+    return int(dataset.get("NumberOfFrames") or 1) if "Rows" in dataset else 0
 
 
 def _dataset(file: BinaryIO, name: str, *, pixels: bool = False) -> Any:
@@ -138,15 +139,13 @@ def _rescaled(dataset: Any, values: _Array, place: int) -> npt.NDArray[np.float6
 
 
 def _window(dataset: Any, place: int, name: str) -> _Window | None:
-    """The first window as a function to uint8, by DICOM PS3.3 C.11.2.1; None without one."""
+    """The first window or table as a function to uint8, by DICOM PS3.3 C.11.2; None without."""
     group = "FrameVOILUTSequence"
     centre = _number(_found(dataset, place, group, "WindowCenter"))
     width = _number(_found(dataset, place, group, "WindowWidth"))
     kind = str(_found(dataset, place, group, "VOILUTFunction") or "LINEAR")
     if centre is None or width is None:
-        if dataset.get("VOILUTSequence"):
-            raise ImageError(f"{name}: is DICOM with a VOI table but no window: save it windowed")
-        return None
+        return _table(dataset) if dataset.get("VOILUTSequence") else None
     if width <= 0 or (kind == "LINEAR" and width < 1):
         raise ImageError(f"{name}: is DICOM with a window of width {width:g}")
     if kind == "SIGMOID":
@@ -158,3 +157,11 @@ def _window(dataset: Any, place: int, name: str) -> _Window | None:
     if width == 1:
         return lambda x: in_bytes(np.where(x > centre - 0.5, 255.0, 0.0))
     return lambda x: in_bytes(((x - (centre - 0.5)) / (width - 1) + 0.5) * 255)
+
+
+def _table(dataset: Any) -> _Window:
+    """The first VOI table as a function to uint8, by DICOM PS3.3 C.11.2.1.1."""
+    from pydicom.pixels import apply_voi
+
+    top = 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+    return lambda x: in_bytes(apply_voi(np.rint(x).astype(np.int64), dataset) * (255 / top))

@@ -56,7 +56,7 @@ def read_data(
     for folder, layout in sorted(found, key=lambda pair: natural(pair[0].path)):
         name = folder.path.name or folder.path.resolve().name or "site"
         parts.append(_read(folder, layout, name, names, allow_empty_train=allow_empty_train))
-    outside = () if found[0][0] is top else _outside(top, [folder for folder, _ in found])
+    outside = () if found[0][0] is top else _outside(top, [folder for folder, _ in found], names)
     reading = DataReading(Path(root), tuple(parts), outside)
     return reading.noted(_unused(top, names))
 
@@ -146,10 +146,12 @@ def _sets_in(top: Folder, names: LabelNames) -> list[tuple[Folder, Layout]]:
     return _sets_in(resolutions[0], names) if resolutions else []
 
 
-def _outside(top: Folder, sets: Sequence[Folder]) -> tuple[Skipped, ...]:
+def _outside(top: Folder, sets: Sequence[Folder], names: LabelNames) -> tuple[Skipped, ...]:
     """What lies beside the sites."""
     why = {
-        folder.path: "no set of a known layout"
+        folder.path: "a folder of sets, to be given by itself"
+        if any(layout_of(inner, names) for inner in folder.usable())
+        else "no set of a known layout"
         for folder in top.usable()
         if not any(s is folder or s.path.is_relative_to(folder.path) for s in sets)
     }

@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from fedvad.data.containers import MAX_FRAMES, gif_frames, tiff_pages
+from fedvad.data.containers import check_count, gif_frames, pick_frame, tiff_pages
 from fedvad.data.formats import FRAME_SUFFIXES, HEAD, decoder_of, format_of, image_suffix
 from fedvad.errors import ImageError
 
@@ -61,7 +61,8 @@ def frames_of(file: Path) -> list[Path]:
     """The names of the images in a file: its own, or one for each of several.
 
     Reads the headers only, and nothing of a file whose suffix stands for a single image. A file
-    that cannot be read is one image; reading it later reports why.
+    that cannot be read is one image; reading it later reports why. A DICOM file without pixels,
+    such as a report, has none.
     """
     if image_suffix(file) not in FRAME_SUFFIXES:
         return [file]
@@ -76,22 +77,6 @@ def frames_of(file: Path) -> list[Path]:
     return [file] if count == 1 else [frame_path(file, n) for n in range(1, count + 1)]
 
 
-def pick_frame(places: Sequence[int], number: int | None, name: str) -> int:
-    """The place of image `number` among `places`; raises `ImageError` if there is no such.
-
-    Without a number the file must hold one image, as the others would be lost in silence.
-    """
-    _check_count(places, name)
-    if number is None and len(places) > 1:
-        raise ImageError(
-            f"{name}: holds {len(places)} images (pages, frames or slices), and only one can be "
-            f"meant: split the file, or name one as {Path(name).name}#1"
-        )
-    if number is not None and number > len(places):
-        raise ImageError(f"{name}: there is no image {number}; the file holds {len(places)}")
-    return places[(number or 1) - 1]
-
-
 def frames_in(file: BinaryIO, form: str, name: str) -> list[int]:
     """Where a decoder finds each image of an open file of that format: places counted from 0.
 
@@ -102,13 +87,8 @@ def frames_in(file: BinaryIO, form: str, name: str) -> list[int]:
         places = _places(file, form, name)
     except (struct.error, IndexError) as error:
         raise ImageError(f"{name}: cannot be decoded: its list of images is damaged") from error
-    _check_count(places, name)
+    check_count(places, name)
     return list(places)
-
-
-def _check_count(places: Sequence[int], name: str) -> None:
-    if len(places) > MAX_FRAMES:
-        raise ImageError(f"{name}: holds more than {MAX_FRAMES} images: split the file")
 
 
 def _places(file: BinaryIO, form: str, name: str) -> Sequence[int]:
@@ -119,7 +99,7 @@ def _places(file: BinaryIO, form: str, name: str) -> Sequence[int]:
     if form == "DICOM" or form == "NIFTI":
         from fedvad.data import medical
 
-        return range(max(1, medical.count(file, form, name)))
+        return range(medical.count(file, form, name))
     file.seek(0)
     head = file.read(1 << 16)
     # VP8X has a flag for animation; APNG a chunk, AVIF a brand. The rest are single images.

@@ -28,6 +28,8 @@ class Header:
 
 def read_header(path: Path) -> Header | None:
     """The header of an image file; None where it has none that is known, or cannot be read."""
+    if not path.is_file():  # a pipe would block for ever
+        return None
     try:
         with warnings.catch_warnings():
             # nothing is decoded, so a huge image does no harm here

@@ -79,7 +79,8 @@ def list_images(paths: Iterable[Path]) -> Listing:
         if path in tops:
             images = _walk(path, real(path).name if len(given) > 1 else "", left_out)
         elif exists(path) or path.is_symlink():  # reading a broken link says what it is
-            images = [Listed(image, PurePath(stem_of(image))) for image in frames_of(path)]
+            named = frames_of(path) or [path]
+            images = [Listed(image, PurePath(stem_of(image))) for image in named]
         elif exists(split_frame(path)[0]):
             images = [Listed(path, PurePath(stem_of(path)))]
         else:
@@ -132,7 +133,9 @@ def _walk(top: Path, prefix: str, left_out: Counter[str]) -> list[Listed]:
                 below.append(path)
             else:
                 place = PurePath(prefix, path.parent.relative_to(top))
-                found += [Listed(image, place / stem_of(image)) for image in frames_of(path)]
+                images = frames_of(path)
+                left_out["other"] += not images
+                found += [Listed(image, place / stem_of(image)) for image in images]
         waiting += reversed(below)
     return found
 

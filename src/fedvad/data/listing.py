@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedvad.data.formats import image_suffix, unread_reason
 from fedvad.data.frames import frames_of
+from fedvad.data.output_folder import INDEX_FILES, outputs_in
 from fedvad.errors import DataError
 
 __all__ = [
@@ -52,7 +53,9 @@ class Folder:
 
     root: the folder that was scanned; parts: names below it. real: its path with links resolved.
     barred: why nothing in it counts as data ("system folder", "hidden", ...); None where it does.
-    files and folders: sorted by name, hidden ones included.
+    files and folders: sorted by name, hidden ones included. no_pixels: files with an image's name
+    and no image inside (reports in DICOM), once `images` has looked. outputs: pictures that
+    `predict` wrote, here or below; they are no data.
     """
 
     path: Path
@@ -62,6 +65,8 @@ class Folder:
     barred: str | None = None
     files: list[Path] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
+    no_pixels: list[Path] = field(default_factory=list)
+    outputs: frozenset[Path] = frozenset()
     _images: list[Path] | None = None
 
     def child(self, *names: str) -> Folder | None:
@@ -84,7 +89,12 @@ class Folder:
         A file of several is listed as `name#1`, `name#2`, ...; only their headers are read.
         """
         if self._images is None:
-            self._images = [f for path in self.files if is_image(path) for f in frames_of(path)]
+            self._images = []
+            for path in self._candidates():
+                found = frames_of(path)
+                self._images += found
+                if not found:
+                    self.no_pixels.append(path)
         return self._images
 
     def walk(self) -> Iterator[Folder]:
@@ -95,7 +105,10 @@ class Folder:
 
     def holds_images(self) -> bool:
         """Whether an image lies at any depth, outside barred folders."""
-        return any(map(is_image, self.files)) or any(f.holds_images() for f in self.usable())
+        return any(self._candidates()) or any(f.holds_images() for f in self.usable())
+
+    def _candidates(self) -> Iterator[Path]:
+        return (path for path in self.files if is_image(path) and path not in self.outputs)
 
 
 def scan(root: Path) -> Folder:
@@ -123,6 +136,8 @@ def _fill(folder: Folder, above: tuple[str, ...], seen: set[str], *, linked: boo
     except OSError as error:
         folder.barred = f"{UNLISTED}: {error.strerror or error}"
         return
+    if any(name == INDEX_FILES[0] for name, _, _ in found):
+        folder.outputs |= outputs_in(folder.path)
     for name, is_dir, is_link in sorted(found):
         path = folder.path / name
         if not is_dir:
@@ -131,6 +146,7 @@ def _fill(folder: Folder, above: tuple[str, ...], seen: set[str], *, linked: boo
         real = os.path.realpath(path) if is_link else f"{folder.real.rstrip(os.sep)}{os.sep}{name}"
         barred = folder.barred or folder_reason(name)
         child = Folder(path, folder.root, (*folder.parts, name), real, barred)
+        child.outputs = folder.outputs
         folder.folders.append(child)
         if is_link and any(_within(place, real) for place in above):
             child.barred = "link to a folder above it"

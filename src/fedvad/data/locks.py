@@ -79,7 +79,8 @@ def _hold(folder: Path, path: Path) -> IO[str]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = os.fdopen(os.open(path, flags, 0o644), "r+", encoding="utf-8")
-        except FileNotFoundError:  # its holder removed the folder meanwhile
+        except FileNotFoundError as error:  # its holder removed the folder meanwhile
+            refused = error
             continue
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
@@ -105,6 +106,8 @@ def _hold(folder: Path, path: Path) -> IO[str]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         return file
+    if not folder.exists():
+        raise StorageError(f"cannot write {folder}: {refused.strerror}") from refused
     raise ConfigError(f"{folder} is in use: other processes come and go; try again")
 
 

@@ -4,10 +4,11 @@ Of a DICOM file only the tags listed here are parsed: none that names a person, 
 is ever read, and no text of a file reaches a message.
 
 Grey values become 8 bit in this order: rescale slope and intercept (or the modality table), then
-the first window of the file (linear, exact or sigmoid). Without a window, values stored in 8 bits
-stay as they are, and deeper ones are spread from the least to the greatest value of the whole
-file, so that its slices stay comparable. MONOCHROME1 is inverted. Colour is RGB, or YBR, which is
-converted; palettes are refused. In a NIfTI file `cal_min` and `cal_max` are the window.
+the first window of the file (linear, exact or sigmoid), or its first VOI table. Without either,
+values stored in 8 bits stay as they are, and deeper ones are spread from the least to the greatest
+value of the whole file, so that its slices stay comparable. MONOCHROME1 is inverted.
+Colour is RGB, or YBR, which is converted; palettes are refused. In a NIfTI file `cal_min` and
+`cal_max` are the window.
 
 Every frame of a DICOM file is an image, in the order of the file. A NIfTI volume is turned to the
 nearest right-anterior-superior axes by its affine; slices are cut along the third (axial), number
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data import dicom
-from fedvad.data.frames import pick_frame
+from fedvad.data.containers import pick_frame
 from fedvad.data.nifti import HEADER, Volume
 from fedvad.errors import DataError, ImageError
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from fedvad.data.files import locked
 from fedvad.data.outputs import folded, guard_file, guard_folder, is_own_png
 from fedvad.errors import ConfigError, StorageError
 
-__all__ = ["INDEX_FILES", "OutputFolder"]
+__all__ = ["INDEX_FILES", "OutputFolder", "outputs_in"]
 
 INDEX_FILES = _INDEX_FILE, _LOCK_FILE = ".fedvad-outputs.jsonl", ".fedvad-outputs.lock"
 _MAX_NAME = 200  # bytes of a name without its ending; file systems end at 255
@@ -104,16 +104,33 @@ class OutputFolder:
             file.seek(self._read)
             added = file.read()
         self._read += len(added)
-        for line in added.splitlines():
-            try:
-                entry = json.loads(line)
-                name, endings, owner = entry["name"], tuple(entry["endings"]), entry["of"]
-                if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-                    continue
-                self._owners |= {folded(f"{name}{ending}"): owner for ending in endings}
-                self._names[owner, endings] = PurePath(name)
-            except (ValueError, KeyError, TypeError):
+        for owner, name, endings in _entries(added):
+            self._owners |= {folded(f"{name}{ending}"): owner for ending in endings}
+            self._names[owner, endings] = PurePath(name)
+
+
+def outputs_in(folder: Path) -> set[Path]:
+    """Pictures below `folder` that it was given out for, as far as they are still ours."""
+    try:
+        known = (folder / _INDEX_FILE).read_bytes()
+    except OSError:
+        return set()
+    files = {folder / f"{name}{end}" for _, name, ends in _entries(known) for end in ends}
+    return {file for file in files if is_own_png(file)}
+
+
+def _entries(data: bytes) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Owner, name and endings by line of an index; a line that is damaged is left out."""
+    for line in data.splitlines():
+        try:
+            entry = json.loads(line)
+            name, endings, owner = entry["name"], tuple(entry["endings"]), entry["of"]
+            if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
                 continue
+            "".join((owner, *endings))  # a TypeError where they are no texts
+        except (ValueError, KeyError, TypeError):
+            continue
+        yield owner, name, endings
 
 
 def _fitting(part: str) -> str:

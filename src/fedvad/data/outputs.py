@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, StorageError
 
 __all__ = [
     "OWN_PNG",
     "PNG_MARK",
+    "check_writable",
     "folded",
     "guard_file",
     "guard_folder",
@@ -48,7 +50,7 @@ def guard_file(
     folders: Iterable[Path] = (),
     own: bytes = b"",
 ) -> None:
-    """Raise `ConfigError` unless `target` may be written.
+    """Raise `ConfigError` unless `target` may be written, `StorageError` if the disk refuses.
 
     reads: files that this call reads; the target must be none of them, through links, relative
     paths and other case too. folders: folders that hold or lead to its images (see
@@ -67,6 +69,8 @@ def guard_file(
                 f"{option} {target} would be written over {path}, which is read: choose "
                 "another file"
             )
+    if target.is_dir():
+        raise ConfigError(f"{option} {target} is a folder: add the name of a file")
     if target.is_file() and own not in _head(target):
         raise ConfigError(
             f"{option} {target} exists and is not such a file of fedvad's: choose another "
@@ -78,6 +82,25 @@ def guard_file(
             f"{option} {target} would lie among the images in {holder} and be read as one later: "
             "choose a place outside"
         )
+    check_writable(target.parent, option)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raise `StorageError` when no file can be made in `folder`, which need not exist yet.
+
+    Tried with an unnamed file in the folder or the nearest one above it: permissions alone tell
+    little on network drives and read-only disks.
+    """
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {folder}: {error.strerror or error}; choose another {option}"
+        ) from error
 
 
 def guard_folder(out: Path, option: str, *, folders: Iterable[Path]) -> None:

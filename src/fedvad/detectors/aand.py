@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.aand_site import AANDSite
@@ -20,6 +21,7 @@ from fedvad.detectors.drawing import (
     restored_drawing,
 )
 from fedvad.detectors.reverse import ReverseDetector, adam
+from fedvad.detectors.scoring import ScoringConfig
 from fedvad.distill.amplify_options import AmplifyConfig
 from fedvad.distill.loss import Combine
 from fedvad.distill.parameters import load_parameters, parameters_of, under
@@ -49,6 +51,7 @@ class AAND(ReverseDetector):
     """
 
     name: ClassVar[str] = "aand"
+    own_options: ClassVar[tuple[str, ...]] = ("amplify_rounds",)
     parts: ClassVar[tuple[str, ...]] = ("amplifier", "student")
     net_: AdvancedNet | None
 
@@ -67,11 +70,11 @@ class AAND(ReverseDetector):
         combine: Combine = "sum",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(
             extractor=extractor,
@@ -109,6 +112,7 @@ class AAND(ReverseDetector):
     def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
         """See `StudentDetector.round_options`."""
         amplify = AmplifyConfig(**table.get("amplify", {}))
+        table = {key: value for key, value in table.items() if key != "amplify_rounds"}
         found = super().round_options(table, train) | {"stage1": train, "amplify": amplify}
         return found | given_drawing(table)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, NormalFeatures, Scores, score_stream
 from fedvad.detectors.scoring import ScoringConfig, mean_of_highest, smooth
@@ -23,6 +24,7 @@ from fedvad.distill.training import (
 )
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.coreset import CandidateSampler
 
@@ -169,7 +171,7 @@ class AdaptorDetector(Detector):
         config: AdaptorConfig | None = None,
         scoring: ScoringConfig | None = None,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(extractor=extractor, seed=seed)
         self.config = config or AdaptorConfig()
@@ -198,17 +200,38 @@ class AdaptorDetector(Detector):
 
     def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
         """See `Detector.score`."""
-        if self.student_ is None:
-            raise ConfigError(f"{self.name} has learned nothing yet: call fit() first")
-        scorer = AdaptorScorer(self.student_, self.scoring)  # type: ignore[arg-type]
+        scorer = AdaptorScorer(self._student(), self.scoring)
         return score_stream(self.extractor, scorer, lambda x: x, images, on_image)
+
+    def ready(self) -> None:
+        """See `Detector.ready`."""
+        self._student()
+
+    def facts(self) -> dict[str, Any]:
+        """See `Detector.facts`."""
+        return {"scoring": {"smooth": self.scoring.smooth, "top": self.scoring.top}}
+
+    def score_pixels(self, images: npt.NDArray[np.uint8]) -> Iterator[tuple[float, FloatArray]]:
+        """See `Detector.score_pixels`."""
+        scorer = AdaptorScorer(self._student(), self.scoring)
+        for descriptors in self.extractor.describe(images):
+            yield scorer.score(to_float(descriptors))
+
+    def map_net(self) -> torch.nn.Module:
+        """See `Detector.map_net`."""
+        from fedvad.distill.adaptor import AdaptorMaps
+
+        return AdaptorMaps(self.extractor.network, self._student(), self.scoring.smooth)
+
+    def top_count(self, cells: int) -> int:
+        """See `Detector.top_count`."""
+        return self.scoring.count(cells)
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """See `Detector.state`."""
-        if self.student_ is None:
-            raise ConfigError(f"{self.name} has learned nothing to save: call fit() first")
+        student = self._student()
         values = {"scoring": asdict(self.scoring), "config": asdict(self.config), "seed": self.seed}
-        return parameters_of(self.student_), values
+        return parameters_of(student), values
 
     @classmethod
     def from_state(
@@ -231,6 +254,11 @@ class AdaptorDetector(Detector):
             return detector.with_parameters(arrays)
         except MismatchError as error:  # in a file of its own it is damage
             raise ValueError(str(error)) from error
+
+    def _student(self) -> Adaptor:
+        if self.student_ is None:
+            raise ConfigError(f"{self.name} has learned nothing yet: call fit() first")
+        return self.student_  # type: ignore[return-value]
 
 
 def _student(config: AdaptorConfig, dim: int, seed: int) -> Adaptor:

@@ -1,4 +1,4 @@
-"""Detectors as single safetensors files, with what they need to be trusted later."""
+"""Arrays and values as single safetensors files, with what they need to be trusted later."""
 
 from __future__ import annotations
 
@@ -6,29 +6,19 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad._version import __version__
-from fedvad.data.checked import check_finite, strictly
+from fedvad.data.checked import strictly
 from fedvad.data.files import write_atomically
 from fedvad.data.sealed import parse_json
-from fedvad.errors import ArtefactError, MemoryBankError
+from fedvad.errors import ArtefactError
 from fedvad.features.config import FeatureConfig
-from fedvad.features.extractor import FeatureExtractor
 
-if TYPE_CHECKING:
-    from fedvad.detectors.base import Detector
-
-__all__ = [
-    "feature_identity",
-    "load_detector",
-    "read_arrays",
-    "save_detector",
-    "write_arrays",
-]
+__all__ = ["feature_identity", "read_arrays", "write_arrays"]
 
 log = logging.getLogger(__name__)
 _KEY = "fedvad"
@@ -119,34 +109,3 @@ def _digest(data: bytes, at: int) -> str:
 def feature_identity(values: dict[str, Any], path: Path) -> FeatureConfig:
     """The feature configuration stored in an artefact's values; raises `ArtefactError`."""
     return strictly(FeatureConfig, values.get("features"), f"the feature configuration of {path}")
-
-
-def save_detector(detector: Detector, path: Path) -> None:
-    """Write one detector; see `Detector.save`."""
-    arrays, values = detector.state()
-    described = {
-        "kind": "detector",
-        "detector": detector.name,
-        "features": detector.extractor.config.identity(),
-        "values": values,
-    }
-    write_arrays(path, arrays, described)
-
-
-def load_detector(path: Path, *, extractor: FeatureExtractor) -> Detector:
-    """Read one detector; refuses another backbone, weights or feature configuration.
-
-    Raises `ArtefactError` for a damaged or foreign file, `MismatchError` for other features.
-    """
-    from fedvad.detectors.registry import detector_class
-
-    arrays, values = read_arrays(path)
-    if values.get("kind") != "detector":
-        raise ArtefactError(f"{path} holds a {values.get('kind')}, not a detector")
-    feature_identity(values, path).check_same(extractor.config, f"detector {path.name}")
-    check_finite(arrays, {}, str(path))
-    try:
-        cls = detector_class(values["detector"])
-        return cls.from_state(arrays, values["values"], extractor=extractor)
-    except (KeyError, TypeError, ValueError, MemoryBankError) as error:
-        raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error

@@ -7,16 +7,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.folders import ImageSet
+from fedvad.detectors.artefact import write_arrays
+from fedvad.detectors.registry import load_detector
 from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Detector", "NormalFeatures", "Scorer", "Scores", "check_score", "score_stream"]
 
@@ -39,10 +44,17 @@ class Detector(ABC):
     """Common contract: the constructor stores, `fit` learns into attributes that end in `_`."""
 
     name: ClassVar[str]
+    # of the table `[student]`, those that mean something to this detector alone
+    own_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, extractor: FeatureExtractor, seed: int = 0) -> None:
         self.extractor = extractor
         self.seed = seed
+
+    @property
+    def memory_rows(self) -> int:
+        """Rows of memory that every patch is compared with; 0 without a memory."""
+        return 0
 
     @abstractmethod
     def fit(self, images: ImageSet) -> Self:
@@ -51,6 +63,33 @@ class Detector(ABC):
     @abstractmethod
     def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
         """Score image files; raises `ConfigError` before `fit`."""
+
+    @abstractmethod
+    def ready(self) -> None:
+        """Make what scoring needs besides the backbone; raises `ConfigError` before `fit`."""
+
+    @abstractmethod
+    def score_pixels(self, images: npt.NDArray[np.uint8]) -> Iterator[tuple[float, FloatArray]]:
+        """Score and (h, w) map of each of uint8 (b, S, S, 3) images; nothing is cached."""
+
+    def share_engine(self, other: Detector) -> None:
+        """Use the backbone of another detector of the same features, in place of a second copy."""
+        self.extractor = other.extractor
+
+    def map_net(self) -> torch.nn.Module:
+        """From uint8 (b, S, S, 3) images to the (b, h, w) maps of `score`, as exports hold it.
+
+        Raises `ConfigError` where there is none.
+        """
+        raise ConfigError(f"{self.name} cannot be expressed as one graph")
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest of an export says of the detector."""
+        return {}
+
+    def top_count(self, cells: int) -> int:
+        """Number of the highest cells, of a map of so many, whose mean is the image score."""
+        return 1
 
     @abstractmethod
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
@@ -69,15 +108,18 @@ class Detector(ABC):
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; raises `StorageError` when the disk refuses."""
-        from fedvad.detectors.artefact import save_detector
-
-        save_detector(self, path)
+        arrays, values = self.state()
+        described = {
+            "kind": "detector",
+            "detector": self.name,
+            "features": self.extractor.config.identity(),
+            "values": values,
+        }
+        write_arrays(path, arrays, described)
 
     @classmethod
     def load(cls, path: Path, *, extractor: FeatureExtractor) -> Self:
         """Read what `save` wrote; raises `ArtefactError` or `MismatchError`."""
-        from fedvad.detectors.artefact import load_detector
-
         detector = load_detector(path, extractor=extractor)
         if not isinstance(detector, cls):
             raise ConfigError(f"{path} holds a {detector.name} detector, not {cls.name}")

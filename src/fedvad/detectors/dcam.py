@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fedvad.data.bounds import MAX_BAD
+from fedvad.detectors.scoring import ScoringConfig
 from fedvad.detectors.student import StudentDetector
 from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.attention_loss import imitation_loss
@@ -78,11 +80,11 @@ class DCAM(StudentDetector):
         combine: Combine = "sum",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(
             extractor=extractor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.dmdd_site import DMDDSite
@@ -22,8 +23,8 @@ from fedvad.detectors.drawing import (
     restored_drawing,
 )
 from fedvad.detectors.reverse import adam
-from fedvad.detectors.scoring import image_score
-from fedvad.detectors.student import StudentDetector
+from fedvad.detectors.scoring import ScoringConfig, image_score
+from fedvad.detectors.student import Mapper, StudentDetector
 from fedvad.distill.dual_options import DualConfig
 from fedvad.distill.loss import Combine
 from fedvad.distill.training import TrainConfig, TrainLog
@@ -32,6 +33,8 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray
 
 if TYPE_CHECKING:
+    import torch
+
     from fedvad.distill.branches import PaSTeNet
     from fedvad.distill.decouple import DualMapNet, DualNet
 
@@ -44,8 +47,6 @@ _SOURCES: tuple[ScoreSource, ...] = get_args(ScoreSource)
 _LEAST = 0.01
 _SCALED_BY = 256
 _PAIRS = 4  # of a batch, for the time of a step
-
-_Stacks = Callable[[Sequence[Path]], Iterator[tuple[int, FloatArray | None, str | None]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +94,11 @@ class DMDD(StudentDetector):
         combine: Combine = "sum",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(
             extractor=extractor,
@@ -162,7 +163,7 @@ class DMDD(StudentDetector):
         """
         stacks = super()._compiled(net)
         some = normals[:_SCALED_BY]  # all their maps are in memory at once
-        found = [stack for _, stack, _ in stacks(some) if stack is not None]
+        found = [stack for _, stack, _ in self._mapped(stacks, some) if stack is not None]
 
         def scale(source: ScoreSource) -> float:
             scores = [image_score(self._fused(stack, source), self.top) for stack in found]
@@ -188,22 +189,30 @@ class DMDD(StudentDetector):
 
     def maps(self, images: Sequence[Path]) -> DualMaps:
         """All maps of image files, apart: for looking at what each branch sees."""
-        if self.net_ is None:
-            raise ConfigError(f"{self.name} has no student yet: call fit() or with_net() first")
+        net, _ = self._trained()
         stacks, kept, bad = [], [], []
-        for index, stack, error in super()._compiled(self.net_)(images):
+        for index, stack, error in self._mapped(super()._compiled(net), images):
             if stack is None:
                 bad.append(error or "unknown error")
             else:
                 stacks.append(stack)
                 kept.append(index)
-        grid = self._map_net(self.net_).grid
-        found = np.stack(stacks) if stacks else np.zeros((0, 3, *grid), np.float32)
+        found = np.stack(stacks) if stacks else np.zeros((0, 3, *self._grid), np.float32)
         normality, abnormality, head = (found[:, i] for i in range(3))
         positions = np.asarray(kept, np.int64)
         return DualMaps(
             normality, abnormality, normality + abnormality, head, positions, tuple(bad)
         )
+
+    def map_net(self) -> torch.nn.Module:
+        """See `Detector.map_net`."""
+        from fedvad.distill.decouple import FusedMaps
+        from fedvad.distill.graphs import ScaledMaps
+
+        net, scale = self._trained()
+        assert self.parts_ is not None
+        maps = FusedMaps(self._map_net(net), self.source, self.parts_, self.smooth)
+        return ScaledMaps(maps, scale, 1)  # its parts are smoothed, each as it needs
 
     def macs(self) -> int:
         """See `StudentDetector.macs`; the head counts, whatever scores."""
@@ -248,14 +257,10 @@ class DMDD(StudentDetector):
         mixed: FloatArray = (stack[2] / seg + summed / maps) / np.float32(2)
         return mixed
 
-    def _fusing(self, stacks: _Stacks) -> _Stacks:
-        def run(paths: Sequence[Path]) -> Iterator[tuple[int, FloatArray | None, str | None]]:
-            for index, stack, error in stacks(paths):
-                yield index, None if stack is None else self._fused(stack, self.source), error
+    def _fusing(self, stacks: Mapper) -> Mapper:
+        return lambda images: ((i, self._fused(stack, self.source)) for i, stack in stacks(images))
 
-        return run
-
-    def _compiled(self, net: PaSTeNet) -> _Stacks:
+    def _compiled(self, net: PaSTeNet) -> Mapper:
         return self._fusing(super()._compiled(net))
 
     def _smooth(self, map_: FloatArray) -> FloatArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,13 +10,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, NormalFeatures, Scores, score_stream
 from fedvad.detectors.generator import Generator
-from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
+from fedvad.detectors.memory_site import ROUNDS, FedDyMemConfig, MemorySite
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.reduce import reduce_patches
@@ -36,7 +38,7 @@ class MemoryDetector(Detector):
         extractor: FeatureExtractor,
         scoring: ScoringConfig | None = None,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(extractor=extractor, seed=seed)
         self.scoring = scoring or ScoringConfig()
@@ -66,6 +68,34 @@ class MemoryDetector(Detector):
         scorer = self.scorer
         assert self.generator_ is not None  # there is one wherever there is a memory
         return score_stream(self.extractor, scorer, self.generator_, images, on_image)
+
+    def ready(self) -> None:
+        """See `Detector.ready`."""
+        _ = self.scorer
+
+    def facts(self) -> dict[str, Any]:
+        """See `Detector.facts`."""
+        assert self.bank_ is not None
+        assert self.generator_ is not None
+        bank, generator = self.bank_, self.generator_.hash()
+        memory = {"rows": len(bank), "dim": bank.dim, "generator": generator}
+        return {"scoring": asdict(self.scoring), "memory": memory}
+
+    def score_pixels(self, images: npt.NDArray[np.uint8]) -> Iterator[tuple[float, FloatArray]]:
+        """See `Detector.score_pixels`."""
+        scorer = self.scorer
+        assert self.generator_ is not None
+        for descriptors in self.extractor.describe(images):
+            yield scorer.score(self.generator_(to_float(descriptors)))
+
+    def top_count(self, cells: int) -> int:
+        """See `Detector.top_count`."""
+        return self.scoring.count(cells)
+
+    @property
+    def memory_rows(self) -> int:
+        """See `Detector.memory_rows`."""
+        return 0 if self.bank_ is None else len(self.bank_)
 
     @property
     def scorer(self) -> MemoryScorer:
@@ -128,12 +158,12 @@ class PatchCore(MemoryDetector):
         self,
         *,
         extractor: FeatureExtractor,
-        rows: int = 2000,
-        candidates: float = 0.25,
-        projection: int | None = 64,
+        rows: int = FedDyMemConfig.rows,
+        candidates: float = FedDyMemConfig.candidates,
+        projection: int | None = FedDyMemConfig.projection,
         scoring: ScoringConfig | None = None,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(extractor=extractor, scoring=scoring, seed=seed, max_bad=max_bad)
         self.rows = rows
@@ -141,11 +171,16 @@ class PatchCore(MemoryDetector):
         self.projection = projection
 
     def fit(self, images: ImageSet) -> Self:
-        """See `Detector.fit`."""
-        return self.fit_features(self._features(images))
+        """See `Detector.fit`; the memory is what a site of a federation sends in one round."""
+        config = FedDyMemConfig(
+            rows=self.rows, candidates=self.candidates, projection=self.projection
+        )
+        return self.with_memory(
+            MemorySite(self._features(images), config, seed=self.seed).update(1, None)
+        )
 
     def fit_features(self, *sites: NormalFeatures) -> Self:
-        """Fit on descriptors already read, of one site or of several pooled."""
+        """Fit on descriptors already read, of several sites pooled."""
         pooled, total = [], sum(map(len, sites))
         for features in sites:
             height, width, dim = features.extractor.grid
@@ -180,10 +215,10 @@ class FedDyMem(MemoryDetector):
         *,
         extractor: FeatureExtractor,
         config: FedDyMemConfig | None = None,
-        rounds: int = 2,
+        rounds: int = ROUNDS,
         scoring: ScoringConfig | None = None,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         self.config = config or FedDyMemConfig()
         self.rounds = rounds

@@ -24,11 +24,12 @@ from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.private import PrivatePositionMeans
 from fedvad.memory.reduce import PositionMeans, ReduceMode, reduce_patches, renew
 
-__all__ = ["Anchors", "FedDyMemConfig", "MemorySite", "Reduce", "Update"]
+__all__ = ["ROUNDS", "Anchors", "FedDyMemConfig", "MemorySite", "Reduce", "Update", "round_seed"]
 
 Anchors = Literal["global", "local", "union"]
 Reduce = Literal["coreset", "cluster", "position"]
 Update = Literal["grow", "ema"]
+ROUNDS = 2  # of exchange, by default
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class FedDyMemConfig:
     clip, noise: of `PrivatePositionMeans`; both only with reduce `position`.
     """
 
-    rows: int = 1250
+    rows: int = 1500
     reduce: Reduce = "coreset"
     pull: float = 0.0
     update: Update = "grow"
@@ -92,6 +93,11 @@ class FedDyMemConfig:
                 "generator (old rows would lie in another space) nor with reduce 'position' "
                 "(each round would send the same means); use update 'ema'"
             )
+
+
+def round_seed(seed: int, round_: int) -> int:
+    """Seed of what a site draws in a round."""
+    return seed * 1009 + round_
 
 
 class MemorySite:
@@ -210,7 +216,7 @@ class MemorySite:
             dim=self.dim,
             fraction=self.config.candidates,
             max_bytes=self.config.candidate_bytes,
-            seed=self.seed * 1009 + round_,
+            seed=round_seed(self.seed, round_),
         )
 
     def _train(self, raw: FloatArray, known: MemoryBank | None, round_: int) -> None:
@@ -222,7 +228,11 @@ class MemorySite:
         else:
             anchors = concatenate([own, known])
         self.generator, training = train_generator(
-            self.generator, raw, anchors.vectors, self.config.loss, seed=self.seed * 1009 + round_
+            self.generator,
+            raw,
+            anchors.vectors,
+            self.config.loss,
+            seed=round_seed(self.seed, round_),
         )
         self.training.append(training)
 
@@ -239,7 +249,7 @@ class MemorySite:
             patches,
             rows or self.config.rows,
             mode=mode,
-            seed=self.seed * 1009 + round_,
+            seed=round_seed(self.seed, round_),
             pull=self.config.pull,
             initial=known.vectors if known is not None else None,
             near=self.bank.vectors if growing else None,

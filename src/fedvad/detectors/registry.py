@@ -1,42 +1,81 @@
-"""Detectors by name."""
+"""Detectors by name: one line each, imported when first asked for."""
 
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from fedvad.detectors.aand import AAND
-from fedvad.detectors.adaptor import AdaptorDetector
-from fedvad.detectors.base import Detector
-from fedvad.detectors.dcam import DCAM
-from fedvad.detectors.dmdd import DMDD
-from fedvad.detectors.feddymem import FedDyMem, PatchCore
-from fedvad.detectors.reverse import RD
-from fedvad.detectors.stfpm import STFPM, PaSTe
-from fedvad.errors import ConfigError
+from fedvad.data.checked import check_finite
+from fedvad.detectors.artefact import feature_identity, read_arrays
+from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.features.extractor import FeatureExtractor
 
-__all__ = ["create", "detector_class", "list_detectors"]
+if TYPE_CHECKING:
+    from fedvad.detectors.base import Detector
 
-_DETECTORS: dict[str, type[Detector]] = {
-    cls.name: cls
-    for cls in (FedDyMem, PatchCore, STFPM, PaSTe, DCAM, RD, AAND, DMDD, AdaptorDetector)
+__all__ = ["Family", "create", "detector_class", "list_detectors", "load_detector"]
+
+Family = Literal["memory", "student", "other"]
+
+
+class _Entry(NamedTuple):
+    family: Family
+    module: str
+    cls: str
+
+
+# family: by what `train` makes it. `memory` merges rows of patches, `student` averages weights;
+# `other` is not trained by `train`.
+_DETECTORS = {
+    "aand": _Entry("student", "aand", "AAND"),
+    "adaptor": _Entry("other", "adaptor", "AdaptorDetector"),
+    "dcam": _Entry("student", "dcam", "DCAM"),
+    "dmdd": _Entry("student", "dmdd", "DMDD"),
+    "feddymem": _Entry("memory", "feddymem", "FedDyMem"),
+    "paste": _Entry("student", "stfpm", "PaSTe"),
+    "patchcore": _Entry("memory", "feddymem", "PatchCore"),
+    "rd": _Entry("student", "reverse", "RD"),
+    "stfpm": _Entry("student", "stfpm", "STFPM"),
 }
 
 
-def list_detectors(pattern: str = "*") -> list[str]:
-    """Names of the registered detectors that match a shell pattern."""
-    return sorted(name for name in _DETECTORS if fnmatch(name, pattern))
+def list_detectors(pattern: str = "*", *, family: Family | None = None) -> list[str]:
+    """Names of the registered detectors that match a shell pattern, of one family or of any."""
+    return sorted(
+        name
+        for name, entry in _DETECTORS.items()
+        if fnmatch(name, pattern) and family in (None, entry.family)
+    )
 
 
 def detector_class(name: str) -> type[Detector]:
     """The class behind a name; raises `ConfigError` for an unknown one."""
-    try:
-        return _DETECTORS[name]
-    except KeyError:
-        raise ConfigError(f"unknown detector {name!r}; choose from {list_detectors()}") from None
+    entry = _DETECTORS.get(name)
+    if entry is None:
+        raise ConfigError(f"unknown detector {name!r}; choose from {list_detectors()}")
+    module = import_module(f"{__package__}.{entry.module}")
+    return cast("type[Detector]", getattr(module, entry.cls))
 
 
 def create(name: str, *, extractor: FeatureExtractor, **options: Any) -> Detector:
     """A detector by name, as its constructor makes it."""
     return detector_class(name)(extractor=extractor, **options)
+
+
+def load_detector(path: Path, *, extractor: FeatureExtractor) -> Detector:
+    """Read one detector; refuses another backbone, weights or feature configuration.
+
+    Raises `ArtefactError` for a damaged or foreign file, `MismatchError` for other features.
+    """
+    arrays, values = read_arrays(path)
+    if values.get("kind") != "detector":
+        raise ArtefactError(f"{path} holds a {values.get('kind')}, not a detector")
+    feature_identity(values, path).check_same(extractor.config, f"detector {path.name}")
+    check_finite(arrays, {}, str(path))
+    try:
+        cls = detector_class(values["detector"])
+        return cls.from_state(arrays, values["values"], extractor=extractor)
+    except (KeyError, TypeError, ValueError, MemoryBankError) as error:
+        raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
+from fedvad.data.bounds import MAX_BAD
+from fedvad.detectors.scoring import ScoringConfig
 from fedvad.detectors.student import StudentDetector
 from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.loss import Combine
@@ -71,11 +73,11 @@ class ReverseDetector(StudentDetector):
         combine: Combine = "sum",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(
             extractor=extractor,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from fedvad.data.bounds import MAX_BAD
+from fedvad.detectors.scoring import ScoringConfig
 from fedvad.detectors.student import StudentDetector
 from fedvad.distill.loss import Combine
 from fedvad.distill.training import TrainConfig
@@ -26,6 +28,7 @@ class PaSTe(StudentDetector):
     """
 
     name: ClassVar[str] = "paste"
+    own_options: ClassVar[tuple[str, ...]] = ("bootstrap",)
 
     def __init__(
         self,
@@ -36,11 +39,11 @@ class PaSTe(StudentDetector):
         combine: Combine = "product",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(
             extractor=extractor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, Scores, check_score
-from fedvad.detectors.scoring import image_score, smooth
+from fedvad.detectors.scoring import ScoringConfig, image_score, smooth
 from fedvad.detectors.student_site import StudentSite
 from fedvad.distill.loss import Combine
 from fedvad.distill.parameters import (
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
     from fedvad.distill.cost import Memory
     from fedvad.distill.graphs import MapNet, Normalise
 
-__all__ = ["StudentDetector"]
+__all__ = ["Mapper", "StudentDetector"]
 
-_Mapper = Callable[[Sequence[Path]], Iterator[tuple[int, FloatArray | None, str | None]]]
+_Pixels = npt.NDArray[np.uint8]
+# from uint8 (S, S, 3) images to raw (h, w) maps, each with its number
+Mapper = Callable[[Iterable[tuple[int, _Pixels]]], Iterator[tuple[int, FloatArray]]]
 
 
 class StudentDetector(Detector):
@@ -71,11 +74,11 @@ class StudentDetector(Detector):
         combine: Combine = "product",
         train: TrainConfig | None = None,
         held_out: float = 0.2,
-        smooth: int = 1,
-        top: float = 0.0,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
         cache_bytes: int = 256 << 20,
         seed: int = 0,
-        max_bad: float = 0.05,
+        max_bad: float = MAX_BAD,
     ) -> None:
         super().__init__(extractor=extractor, seed=seed)
         self.layers = layers
@@ -87,7 +90,7 @@ class StudentDetector(Detector):
         self.cache_bytes = cache_bytes
         self.max_bad = max_bad
         # compiling takes an engine seconds, so what scores is kept with its net
-        self._mapper: _Mapper | None = None
+        self._mapper: Mapper | None = None
         self.net_: PaSTeNet | None = None
         self.scale_: float | None = None
         self.log_: TrainLog | None = None
@@ -163,7 +166,7 @@ class StudentDetector(Detector):
         `normals`, which it should not have been trained on.
         """
         mapper = self._compiled(net)
-        maps = (self._smooth(m) for _, m, _ in mapper(normals) if m is not None)
+        maps = (self._smooth(m) for _, m, _ in self._mapped(mapper, normals) if m is not None)
         scores = [image_score(m, self.top) for m in maps]
         self.net_, self.log_, self._mapper = copy.deepcopy(net), log, mapper
         self.scale_ = max(float(np.median(scores)), 1e-12) if scores else 1.0
@@ -171,26 +174,53 @@ class StudentDetector(Detector):
 
     def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
         """See `Detector.score`; maps lie on the grid of the finest level."""
-        if self.net_ is None or self.scale_ is None:
-            raise ConfigError(f"{self.name} has no student yet: call fit() or with_net() first")
-        self._mapper = self._mapper or self._compiled(self.net_)
+        mapper = self._graph()
         values, maps, kept, bad = [], [], [], []
-        for index, map_, error in self._mapper(images):
+        for index, map_, error in self._mapped(mapper, images):
             if map_ is None:
                 bad.append(error or "unknown error")
             else:
-                scaled = self._smooth(map_ / np.float32(self.scale_))
-                values.append(check_score(image_score(scaled, self.top), str(images[index])))
+                score, scaled = self._scored(map_)
+                values.append(check_score(score, str(images[index])))
                 maps.append(scaled)
                 kept.append(index)
             if on_image is not None:
                 on_image()
         return Scores(
             np.asarray(values, np.float64),
-            np.stack(maps) if maps else np.zeros((0, *self._map_net(self.net_).grid), np.float32),
+            np.stack(maps)
+            if maps
+            else np.zeros((0, *self._map_net(self._trained()[0]).grid), np.float32),
             np.asarray(kept, np.int64),
             tuple(bad),
         )
+
+    def ready(self) -> None:
+        """See `Detector.ready`; the graph is compiled with the first image."""
+        self._trained()
+
+    def facts(self) -> dict[str, Any]:
+        """See `Detector.facts`."""
+        return {"scoring": {"smooth": self.smooth, "top": self.top, "combine": self.combine}}
+
+    def score_pixels(self, images: _Pixels) -> Iterator[tuple[float, FloatArray]]:
+        """See `Detector.score_pixels`."""
+        for _, map_ in self._graph()(enumerate(images)):
+            yield self._scored(map_)
+
+    def share_engine(self, other: Detector) -> None:
+        """Nothing: each student's graph has weights of its own."""
+
+    def map_net(self) -> torch.nn.Module:
+        """See `Detector.map_net`."""
+        from fedvad.distill.graphs import ScaledMaps
+
+        net, scale = self._trained()
+        return ScaledMaps(self._map_net(net), scale, self.smooth)
+
+    def top_count(self, cells: int) -> int:
+        """See `Detector.top_count`."""
+        return max(1, round(self.top * cells))
 
     def memory(self) -> Memory:
         """Bytes of what must be kept to score; what teacher and student share counts once."""
@@ -210,16 +240,15 @@ class StudentDetector(Detector):
 
     def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """See `Detector.state`. The teacher is not stored: the extractor brings it."""
-        if self.net_ is None or self.scale_ is None:
-            raise ConfigError(f"{self.name} has learned nothing to save: call fit() first")
-        student = self.net_.student
+        net, scale = self._trained()
+        student = net.student
         arrays = {f"student/{n}": a for n, a in parameters_of(student).items()}
         arrays |= {f"buffers/{n}": a for n, a in buffers_of(student).items()}
         options = self._options() | {"train": self.train}
         values = {
             "options": {n: asdict(o) if is_dataclass(o) else o for n, o in options.items()},  # type: ignore[arg-type]
             "seed": self.seed,
-            "scale": self.scale_,
+            "scale": scale,
             "log": None if self.log_ is None else asdict(self.log_),
         }
         return arrays, values
@@ -285,9 +314,28 @@ class StudentDetector(Detector):
         side = self.extractor.config.image_size
         return MapNet(net, self._normalise(), side, self.combine)
 
-    def _compiled(self, net: PaSTeNet) -> _Mapper:
-        """From image files to raw (h, w) maps, one image at a time: its score must not depend, in
-        its last bits, on the images that happen to be scored beside it.
+    def _trained(self) -> tuple[PaSTeNet, float]:
+        """Net and scale; raises `ConfigError` before there are any."""
+        if self.net_ is None or self.scale_ is None:
+            raise ConfigError(f"{self.name} has no student yet: call fit() or with_net() first")
+        return self.net_, self.scale_
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self._map_net(self._trained()[0]).grid
+
+    def _graph(self) -> Mapper:
+        self._mapper = self._mapper or self._compiled(self._trained()[0])
+        return self._mapper
+
+    def _scored(self, map_: FloatArray) -> tuple[float, FloatArray]:
+        """Image score and (h, w) map of a raw one."""
+        scaled = self._smooth(map_ / np.float32(self._trained()[1]))
+        return image_score(scaled, self.top), scaled
+
+    def _compiled(self, net: PaSTeNet) -> Mapper:
+        """Raw maps of a net, one image at a time: its score must not depend, in its last bits, on
+        the images that happen to be scored beside it.
         """
         config = self.extractor.config
         engine = make_engine(
@@ -297,26 +345,34 @@ class StudentDetector(Detector):
             device=config.device,
         )
 
-        def run(paths: Sequence[Path]) -> Iterator[tuple[int, FloatArray | None, str | None]]:
-            bad: dict[int, str | None] = {}
-
-            def readable() -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-                for item in read_pixels(paths, config.image_size, max_pixels=config.max_pixels):
-                    if item.pixels is None:
-                        bad[item.index] = item.error
-                    else:
-                        yield item.index, item.pixels[None]
-
-            expected = 0
-            for index, maps in engine.run(readable()):
-                for skipped in range(expected, index):
-                    yield skipped, None, bad[skipped]
-                yield index, maps[0], None
-                expected = index + 1
-            for skipped in range(expected, len(paths)):
-                yield skipped, None, bad[skipped]
+        def run(images: Iterable[tuple[int, _Pixels]]) -> Iterator[tuple[int, FloatArray]]:
+            for index, maps in engine.run((i, pixels[None]) for i, pixels in images):
+                yield index, maps[0]
 
         return run
+
+    def _mapped(
+        self, mapper: Mapper, paths: Sequence[Path]
+    ) -> Iterator[tuple[int, FloatArray | None, str | None]]:
+        """Raw maps of image files, in order, or why one cannot be read."""
+        config = self.extractor.config
+        bad: dict[int, str | None] = {}
+
+        def readable() -> Iterator[tuple[int, _Pixels]]:
+            for item in read_pixels(paths, config.image_size, max_pixels=config.max_pixels):
+                if item.pixels is None:
+                    bad[item.index] = item.error
+                else:
+                    yield item.index, item.pixels
+
+        expected = 0
+        for index, map_ in mapper(readable()):
+            for skipped in range(expected, index):
+                yield skipped, None, bad[skipped]
+            yield index, map_, None
+            expected = index + 1
+        for skipped in range(expected, len(paths)):
+            yield skipped, None, bad[skipped]
 
     def _smooth(self, map_: FloatArray) -> FloatArray:
         return smooth(np.ascontiguousarray(map_, dtype=np.float32), self.smooth)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["Adaptor", "adaptor_loss"]
+from fedvad.distill.graphs import smoothed
+
+__all__ = ["Adaptor", "AdaptorMaps", "adaptor_loss"]
 
 
 class Adaptor(nn.Module):
@@ -42,6 +44,26 @@ class Adaptor(nn.Module):
     def distances(self, descriptors: torch.Tensor) -> torch.Tensor:
         """(n,) 1 - cosine between descriptors and what is rebuilt of them, in [0, 2]."""
         return 1 - nn.functional.cosine_similarity(self(descriptors), descriptors, dim=1)
+
+
+class AdaptorMaps(nn.Module):
+    """uint8 images (b, S, S, 3) to the smoothed maps (b, h, w) of an adaptor's distances.
+
+    network: the images' descriptors (b, h, w, d). smooth: side of the mean filter, in cells.
+    """
+
+    def __init__(self, network: nn.Module, student: Adaptor, smooth: int) -> None:
+        super().__init__()
+        self.network, self.student, self.smooth = network, student, smooth
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The maps."""
+        descriptors = self.network(images)
+        rows = descriptors.flatten(0, 2)
+        # as `Adaptor.distances`, by operators that OpenVINO has
+        units = [nn.functional.normalize(x, dim=1) for x in (rows, self.student(rows))]
+        cosines = (units[0] * units[1]).sum(1)
+        return smoothed((1 - cosines).reshape(descriptors.shape[:3]), self.smooth)
 
 
 def adaptor_loss(

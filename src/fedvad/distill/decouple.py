@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -11,12 +11,20 @@ from torch import Tensor, nn
 
 from fedvad.distill.branches import PaSTeNet, STFPMNet, build_net, reinitialise
 from fedvad.distill.dual_options import DualConfig
-from fedvad.distill.graphs import MapNet
+from fedvad.distill.graphs import MapNet, smoothed
 from fedvad.distill.loss import Combine, combine_maps, level_maps
 from fedvad.distill.perception import Perception
 from fedvad.distill.reverse import Shape, build_reverse, tap_shapes
 
-__all__ = ["Decoupler", "DualImageNet", "DualMapNet", "DualNet", "DualStudent", "build_dual"]
+__all__ = [
+    "Decoupler",
+    "DualImageNet",
+    "DualMapNet",
+    "DualNet",
+    "DualStudent",
+    "FusedMaps",
+    "build_dual",
+]
 
 
 class Decoupler(nn.Module):
@@ -117,6 +125,30 @@ class DualMapNet(MapNet):
     def forward(self, images: Tensor) -> Tensor:
         """The maps of (b, S, S, 3) uint8 images."""
         return self.net.maps(self.normalise(images), self.combine)
+
+
+class FusedMaps(nn.Module):
+    """The maps (b, h, w) of one source of scores, of the three of a `DualMapNet`.
+
+    source: `seg` is the head's, `maps` the distances' sum, `mix` the mean of both in units of
+    `parts`. smooth: of the distances, in cells.
+    """
+
+    def __init__(
+        self, maps: DualMapNet, source: str, parts: Mapping[str, float], smooth: int
+    ) -> None:
+        super().__init__()
+        self.maps, self.source, self.parts, self.smooth = maps, source, dict(parts), smooth
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The maps of (b, S, S, 3) uint8 images."""
+        stack: Tensor = self.maps(images)
+        if self.source == "seg":
+            return stack[:, 2]
+        summed: Tensor = smoothed(stack[:, 0] + stack[:, 1], self.smooth)
+        if self.source == "maps":
+            return summed
+        return (stack[:, 2] / self.parts["seg"] + summed / self.parts["maps"]) / 2
 
 
 def build_dual(

@@ -13,7 +13,15 @@ from fedvad.distill.branches import PaSTeNet
 from fedvad.distill.loss import Combine, combine_maps, level_maps
 from fedvad.errors import ConfigError
 
-__all__ = ["MapNet", "Normalise", "RowNet", "TargetNet", "normalise_of"]
+__all__ = [
+    "MapNet",
+    "Normalise",
+    "RowNet",
+    "ScaledMaps",
+    "TargetNet",
+    "normalise_of",
+    "smoothed",
+]
 
 
 class Normalise(nn.Module):
@@ -127,3 +135,27 @@ class MapNet(nn.Module):
         """The map of (b, S, S, 3) uint8 images; see `combine_maps`."""
         teacher, student = self.net(self.normalise(images))
         return combine_maps(level_maps(teacher, student), self.grid, self.combine)
+
+
+class ScaledMaps(nn.Module):
+    """The maps of a net over a scale, smoothed: what a student's scores are read from.
+
+    maps: uint8 images (b, S, S, 3) to (b, h, w). smooth: side of the mean filter, in cells.
+    """
+
+    def __init__(self, maps: nn.Module, scale: float, smooth: int) -> None:
+        super().__init__()
+        self.maps, self.scale, self.smooth = maps, scale, smooth
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The maps of (b, S, S, 3) uint8 images."""
+        return smoothed(self.maps(images) / self.scale, self.smooth)
+
+
+def smoothed(maps: Tensor, cells: int) -> Tensor:
+    """Mean over cells x cells of (b, h, w) maps; at the border over the cells that exist."""
+    if cells == 1:
+        return maps
+    return nn.functional.avg_pool2d(
+        maps[:, None], cells, stride=1, padding=cells // 2, count_include_pad=False
+    )[:, 0]

@@ -29,12 +29,39 @@ __all__ = ["aupro"]
 def aupro(
     maps: ArrayLike | Pairs, masks: ArrayLike | None = None, *, max_fpr: float = 0.3
 ) -> float | None:
-    """Normalised area under the per-region overlap curve up to `max_fpr`, in [0, 1].
+    """Normalised area under the per-region overlap curve.
 
-    `maps` (n, H, W) float and `masks` (n, H, W) bool, or, without `masks`, an iterable of
-    (map, mask) pairs read once. Peak memory beside the input: 8 bytes per normal pixel (16 for
-    float64 maps) and about 60 per anomalous one. None when there is no region or no normal pixel.
-    Raises ConfigError for max_fpr outside (0, 1], DataError for NaN, infinity or unfit masks.
+    Parameters
+    ----------
+    maps : (n, H, W) float array, or iterable of (map, mask) pairs
+        Anomaly maps; pairs are read once.
+    masks : (n, H, W) bool array, default=None
+        Anomalous pixels; None where `maps` holds pairs.
+    max_fpr : float, default=0.3
+        Share of normal pixels at which the curve is cut, in (0, 1].
+
+    Returns
+    -------
+    float or None
+        In [0, 1]; None when there is no region or no normal pixel. Peak memory in addition to the
+        input: 8 bytes per normal pixel (16 for float64 maps) and about 60 per anomalous one.
+
+    Raises
+    ------
+    ConfigError
+        For `max_fpr` outside (0, 1].
+    DataError
+        For NaN, infinity, or masks that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.aupro import aupro
+    >>> masks = np.zeros((1, 4, 4), bool)
+    >>> masks[0, 1:3, 1:3] = True
+    >>> aupro(masks.astype(float), masks), aupro(np.zeros((1, 4, 4)), masks)
+    (1.0, 0.15)
+
     Source: Bergmann et al., IJCV 2021; the module text fixes what the paper leaves open.
     """
     if not 0 < max_fpr <= 1:

@@ -17,9 +17,18 @@ _CERTAIN, _SHIFT = 1e-3, 1.1
 
 @dataclass(frozen=True)
 class Drift:
-    """ratio: of the medians, now to then. p: two-sided Kolmogorov-Smirnov test of no drift.
+    """How normal scores moved since a threshold was found.
 
-    drifted: p is below 0.001 and the median moved by more than a tenth.
+    Attributes
+    ----------
+    ratio : float
+        Median of the scores now over their median then.
+    p : float
+        Of the two-sided Kolmogorov-Smirnov test of no drift, in [0, 1].
+    n : int
+        Number of scores now.
+    drifted : bool
+        Whether p is below 0.001 and the median moved by more than a tenth.
     """
 
     ratio: float
@@ -29,7 +38,27 @@ class Drift:
 
 
 def drift(calibration: Sequence[float], normal_scores: npt.NDArray[np.float64]) -> Drift | None:
-    """Compare scores of normal images (n,) with the calibration's; None below eight of either.
+    """Compare scores of normal images with those of the calibration.
+
+    Parameters
+    ----------
+    calibration : (m,) floats
+        Scores of held-out normal images when the threshold was found.
+    normal_scores : (n,) float array
+        Scores of normal images now.
+
+    Returns
+    -------
+    Drift or None
+        None below eight scores of either.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.drift import drift
+    >>> then = np.linspace(0.9, 1.1, 30)
+    >>> drift(then, then).drifted, drift(then, 1.5 * then).drifted
+    (False, True)
 
     Source: two-sample Kolmogorov-Smirnov test (scipy); the rule is ours.
     """

@@ -35,15 +35,28 @@ _LEAST_VARIANCE = 1e-12  # equal scores have no logarithm of their variance
 
 @dataclass(frozen=True)
 class Prior:
-    """How the variance of a site's scores varies over sites: `strength` counts as that many
-    scores with the variance `variance`; infinite where all sites spread alike, 0 for one site.
+    """How the variance of a site's scores varies over sites.
+
+    Parameters
+    ----------
+    variance : float
+        The variance that sites are drawn towards.
+    strength : float
+        It counts as this many scores with that variance: infinite where all sites spread alike, 0
+        for one site.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.federated import Prior
+    >>> Prior(variance=1.0, strength=10).shrunk([2.0], freedom=10).tolist()
+    [1.5]
     """
 
     variance: float
     strength: float
 
     def shrunk(self, variance: npt.ArrayLike, freedom: float) -> Array:
-        """Site variances of `freedom` degrees, drawn towards that of all sites."""
+        """Site variances of `freedom` degrees each, drawn towards that of all sites."""
         own = np.asarray(variance, np.float64)
         if math.isinf(self.strength):
             return np.full_like(own, self.variance)
@@ -55,7 +68,7 @@ class Prior:
 def federated_thresholds(
     normal_scores: Mapping[str, ArrayLike], target_fpr: float
 ) -> dict[str, Threshold]:
-    """Thresholds by site from the held-out normal scores (n,) of all sites.
+    """Thresholds by site from the held-out normal scores of all sites.
 
     On the logarithms of the scores (on the scores where one site has negative ones, or a median
     of 0), with m and s the mean of a site's n scores and their standard deviation, shrunk towards
@@ -65,14 +78,44 @@ def federated_thresholds(
     Student's t for scores that are normal. If `conformal_threshold` of all scores together is
     higher, the threshold lies half-way between the two: what is normal elsewhere may come here.
 
-    Method "federated", or "federated-tail" with too few residuals for a rank. Only sums need to
-    leave a site: of `spread_prior`, then counts of residuals and of scores. Sites with fewer than
-    three scores get none; one site alone gets its `conformal_threshold`. Raises ConfigError for
-    target_fpr outside (0, 0.5], DataError for NaN or infinity. Source: ours; the shrinkage is
-    Smyth's (Stat. Appl. Genet. Mol. Biol. 2004).
+    Only sums need to leave a site: those of `spread_prior`, then counts of residuals and of scores.
+
+    Parameters
+    ----------
+    normal_scores : mapping of str to (n,) float array
+        By name of the site.
+    target_fpr : float
+        Wanted false-alarm rate, in (0, 0.5].
+
+    Returns
+    -------
+    dict of str to Threshold
+        With method "federated", or "federated-tail" where there are too few residuals for a rank.
+        Sites with fewer than three scores get none; one site alone gets its `conformal_threshold`.
+
+    Raises
+    ------
+    ConfigError
+        For `target_fpr` outside (0, 0.5].
+    DataError
+        For NaN or infinity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.federated import federated_thresholds
+    >>> scores = {"alder": np.linspace(0.8, 1.2, 60), "birch": np.linspace(1.6, 2.4, 60)}
+    >>> found = federated_thresholds(scores, 0.01)
+    >>> {name: (one.method, round(one.value, 2)) for name, one in found.items()}
+    {'alder': ('federated', 1.78), 'birch': ('federated', 2.63)}
+
+    Source: ours; the shrinkage is Smyth's (Stat. Appl. Genet. Mol. Biol. 2004).
     """
     check_target(target_fpr)
-    checked = {name: check_scores(own).astype(np.float64) for name, own in normal_scores.items()}
+    # ascending: the sums must not depend, in their last bits, on who adds them up
+    checked = {
+        name: np.sort(check_scores(own).astype(np.float64)) for name, own in normal_scores.items()
+    }
     given = {name: own for name, own in checked.items() if own.size >= MIN_SCORES}
     if len(given) < 2:
         return {name: conformal_threshold(own, target_fpr) for name, own in given.items()}
@@ -97,10 +140,24 @@ def federated_thresholds(
 
 
 def spread_prior(samples: list[Array]) -> Prior:
-    """The prior of the variances of samples (n,), n >= 2, by the moments of their logarithms.
+    """The prior of the variances of samples, by the moments of their logarithms.
 
     Of each sample only n and the variance are needed, in three sums: the number of samples, and
     the sums of x and x squared, x the centred logarithm of the variance.
+
+    Parameters
+    ----------
+    samples : list of (n,) float64 arrays
+        Scores of each site, n >= 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.federated import spread_prior
+    >>> spread_prior([np.array([0.0, 2.0]), np.array([5.0, 7.0])])
+    Prior(variance=2.0, strength=inf)
+
+    Source: Smyth 2004.
     """
     freedom = np.array([own.size - 1 for own in samples], np.float64)
     variance = np.array([max(float(own.var(ddof=1)), _LEAST_VARIANCE) for own in samples])
@@ -118,10 +175,27 @@ def spread_prior(samples: list[Array]) -> Prior:
 
 
 def residuals(sample: Array, prior: Prior) -> Array:
-    """How far each of n >= 3 values lies above what the others predict, in standard errors (n,).
+    """How far each value lies above what the others predict, in standard errors.
 
     Mean and variance are those of the other n - 1 values, so that a value far out is not hidden by
     the spread that it causes itself.
+
+    Parameters
+    ----------
+    sample : (n,) float64 array
+        Scores of a site, n >= 3.
+    prior : Prior
+        What the variance is drawn towards.
+
+    Examples
+    --------
+    >>> import math
+    >>> import numpy as np
+    >>> from fedvad.evaluation.federated import Prior, residuals
+    >>> residuals(np.array([-1.0, 0.0, 1.0]), Prior(1.0, math.inf)).round(2).tolist()
+    [-1.22, 0.0, 1.22]
+
+    Source: ours.
     """
     n = sample.size
     off = sample - sample.mean()

@@ -1,4 +1,4 @@
-"""What a memory tells about the images behind it: membership, retrieval, inversion.
+"""What a memory reveals about the images behind it: membership, retrieval, inversion.
 
 Measurements by an attacker who has the upload, the (public) backbone and images like those of the
 site. They bound nothing from above: a better attacker may learn more.
@@ -38,9 +38,14 @@ _HIDDEN, _EPOCHS, _BATCH, _RATE = 512, 8, 256, 1e-3
 class View:
     """How images look from a memory.
 
-    statistics: name to (n,), by image; high speaks for membership.
-    distance: (m,) from each memory row to the nearest patch of any image.
-    image, patch: (m,) which image, and which of its cells in reading order, that is.
+    Attributes
+    ----------
+    statistics : dict of str to (n,) float64 array
+        By name and image; high speaks for membership.
+    distance : (m,) float32 array
+        From each memory row to the nearest patch of any image.
+    image, patch : (m,) int64 arrays
+        Which image, and which of its cells in reading order, that is.
     """
 
     statistics: dict[str, npt.NDArray[np.float64]]
@@ -54,9 +59,15 @@ class View:
 
 @dataclass(frozen=True)
 class Membership:
-    """auc: how well members are told from outsiders; 0.5 is chance. each: by statistic.
+    """How well members are distinguished from outsiders.
 
-    The statistic is chosen on one half of the images and judged on the other, both ways round.
+    Attributes
+    ----------
+    auc : float
+        Of the best statistic, chosen on one half of the images and judged on the other, both ways
+        round; 0.5 is chance.
+    each : dict of str to float
+        AUC of each statistic on all images.
     """
 
     auc: float
@@ -65,9 +76,16 @@ class Membership:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """found: share of rows whose nearest patch is of a member; chance: if rows told nothing.
+    """How often rows lead back to images.
 
-    copies: share of rows that are a patch of a member, but for rounding: image and place are known.
+    Attributes
+    ----------
+    found : float
+        Share of rows whose nearest patch is of a member.
+    chance : float
+        The same if rows said nothing.
+    copies : float
+        Share of rows that are a patch of a member, but for rounding: image and place are known.
     """
 
     found: float
@@ -77,10 +95,16 @@ class Retrieval:
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """explained: share of the variance of the pixels behind the rows that a decoder restores.
+    """What a decoder restores from rows.
 
-    ceiling: the same for patches whose own descriptors it is given. Pictures are (m, s, s, 3)
-    uint8: what it made of the first rows, and the member's pixels nearest to them.
+    Attributes
+    ----------
+    explained : float
+        Share of the variance of the pixels behind the rows that it restores, at most 1.
+    ceiling : float
+        The same for patches whose own descriptors it is given.
+    restored, originals : (m, s, s, 3) uint8 arrays
+        What it made of the first rows, and the member's pixels nearest to them.
     """
 
     explained: float
@@ -90,11 +114,31 @@ class Inversion:
 
 
 def look(images: Iterable[HalfArray], rows: FloatArray, others: FloatArray | None = None) -> View:
-    """Distances between the patches of (h, w, d) images and the (m, d) rows of an upload.
+    """Distances between the patches of images and the rows of an upload.
 
-    `others`: rows that these images had no part in, such as other sites', by which an attacker
-    judges how unusual a patch is (difficulty calibration, Watson et al. 2022). Raises `DataError`
-    without images.
+    Parameters
+    ----------
+    images : iterable of (h, w, d) float16 arrays
+        Descriptors of at least one image.
+    rows : (m, d) float32 array
+        Of the upload.
+    others : (k, d) float32 array, default=None
+        Rows that these images had no part in, such as other sites', by which an attacker judges how
+        unusual a patch is (difficulty calibration, Watson et al. 2022).
+
+    Raises
+    ------
+    DataError
+        Without images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.leaks import look
+    >>> image = np.arange(8, dtype=np.float16).reshape(2, 2, 2)
+    >>> seen = look([image], np.array([[4, 5]], np.float32))
+    >>> seen.distance.tolist(), seen.patch.tolist()
+    ([0.0], [2])
     """
     import torch
 
@@ -133,10 +177,32 @@ def _statistics(distances: FloatArray, suffix: str) -> dict[str, float]:
 
 
 def membership(members: View, outsiders: View, *, seed: int) -> Membership:
-    """How well the best statistic tells members from outsiders (same kind of normal images).
+    """How well the best statistic distinguishes members from outsiders.
 
-    Raises `DataError` for fewer than four of either. Source: distance attacks on generative models
-    (GAN-Leaks, Chen et al. 2020), on memories; forms ours.
+    Parameters
+    ----------
+    members, outsiders : View
+        Of at least four images each: those that took part, and normal images of the same kind that
+        did not.
+    seed : int
+        Of the halves on which the statistic is chosen and judged.
+
+    Raises
+    ------
+    DataError
+        For fewer than four images of either.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.leaks import look, membership
+    >>> drawn = np.random.default_rng(0).normal(size=(16, 2, 2, 3)).astype(np.float16)
+    >>> rows = drawn[:8].reshape(-1, 3).astype(np.float32)  # every patch of the first eight
+    >>> membership(look(drawn[:8], rows), look(drawn[8:], rows), seed=0).auc
+    1.0
+
+    Source: distance attacks on generative models (GAN-Leaks, Chen et al. 2020), on memories; forms
+    ours.
     """
     if min(len(members), len(outsiders)) < 4:
         raise DataError(
@@ -159,7 +225,26 @@ def membership(members: View, outsiders: View, *, seed: int) -> Membership:
 
 
 def retrieve(members: View, outsiders: View, rows: FloatArray) -> Retrieval:
-    """How often a row leads to an image that it was made from. Source: ours."""
+    """How often a row leads to an image that it was made from.
+
+    Parameters
+    ----------
+    members, outsiders : View
+        As for `membership`.
+    rows : (m, d) float32 array
+        Of the upload.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.leaks import look, retrieve
+    >>> drawn = np.random.default_rng(0).normal(size=(4, 2, 2, 3)).astype(np.float16)
+    >>> rows = drawn[:2].reshape(-1, 3).astype(np.float32)
+    >>> retrieve(look(drawn[:2], rows), look(drawn[2:], rows), rows)
+    Retrieval(found=1.0, chance=0.5, copies=1.0)
+
+    Source: ours.
+    """
     lengths = np.maximum(np.linalg.norm(rows, axis=1), 1e-6)
     return Retrieval(
         found=float((members.distance < outsiders.distance).mean()),
@@ -177,10 +262,34 @@ def invert(
     seed: int,
     pictures: int = 16,
 ) -> Inversion:
-    """Train a small decoder from descriptors to pixels on `known`, and turn it on the rows.
+    """Train a small decoder from descriptors to pixels on known patches, and apply it to the rows.
 
-    known: (n, d) descriptors and (n, s, s, 3) pixels of patches that the attacker has. rows: (m, d)
-    of the upload; own, pixels: descriptor and pixels of the member's patch nearest to each row.
+    Parameters
+    ----------
+    known : ((n, d) float32 array, (n, s, s, 3) uint8 array)
+        Descriptors and pixels of patches that the attacker has.
+    rows : (m, d) float32 array
+        Of the upload.
+    own : (m, d) float32 array
+        Descriptor of the member's patch nearest to each row.
+    pixels : (m, s, s, 3) uint8 array
+        Pixels of that patch.
+    seed : int
+        Of the decoder and its training.
+    pictures : int, default=16
+        Number of rows to return as pictures.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.leaks import invert
+    >>> rng = np.random.default_rng(0)
+    >>> pixels = rng.integers(0, 256, (64, 2, 2, 3), dtype=np.uint8)
+    >>> features = pixels.reshape(64, -1).astype(np.float32)  # a backbone that hides nothing
+    >>> found = invert((features, pixels), features, features, pixels, seed=0, pictures=3)
+    >>> found.restored.shape, found.explained > 0
+    ((3, 2, 2, 3), True)
+
     Source: Dosovitskiy & Brox 2016 (inverting by regression); two layers, ours.
     """
     import torch

@@ -34,8 +34,14 @@ Pairs = Iterable[tuple[ArrayLike, ArrayLike]]
 
 
 class FlagCounts(NamedTuple):
-    """What every threshold flags: distinct scores, falling, with the anomalies (hits) and all
-    (flagged) at or above each of them.
+    """What every threshold flags.
+
+    Attributes
+    ----------
+    values : (k,) float array
+        Distinct scores, falling.
+    hits, flagged : (k,) int64 arrays
+        Anomalies, and all, that score at least each of them.
     """
 
     values: Floats
@@ -57,48 +63,132 @@ class FlagCounts(NamedTuple):
 
 
 def image_auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Area under the ROC curve of image scores (n,) against labels (n,), in [0, 1].
+    """Area under the ROC curve of image scores.
 
-    It is the share of (normal, anomalous) pairs in the right order, a tied pair counting one half
-    (Mann-Whitney U; Hanley and McNeil 1982). None when only one class is present.
-    Raises DataError for NaN or infinite scores, unequal lengths, labels other than 0 and 1.
+    It is the share of (normal, anomalous) pairs in the right order, a tied pair counting one half.
+
+    Parameters
+    ----------
+    scores : (n,) float array
+        Higher is more anomalous.
+    labels : (n,) array of 0 and 1
+        1 for anomalous images.
+
+    Returns
+    -------
+    float or None
+        In [0, 1]; None when only one class is present.
+
+    Raises
+    ------
+    DataError
+        For NaN or infinite scores, unequal lengths, or labels other than 0 and 1.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.metrics import image_auroc
+    >>> image_auroc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+    0.75
+
+    Source: Mann-Whitney U; Hanley and McNeil 1982.
     """
     scores, anomalous = check_labelled(scores, labels)
     return _auroc(np.sort(scores[~anomalous]), np.sort(scores[anomalous]))
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Average precision of image scores (n,) against labels (n,), in [0, 1].
+    """Average precision of image scores.
 
-    The sum over distinct thresholds of precision times the gain in recall, without interpolation
-    (scikit-learn's definition). None when only one class is present.
-    Raises DataError for NaN or infinite scores, unequal lengths, labels other than 0 and 1.
+    The sum over distinct thresholds of precision times the gain in recall, without interpolation.
+
+    Parameters
+    ----------
+    scores, labels
+        As for `image_auroc`.
+
+    Returns
+    -------
+    float or None
+        In [0, 1]; None when only one class is present.
+
+    Raises
+    ------
+    DataError
+        As `image_auroc`.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.metrics import average_precision
+    >>> round(average_precision([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]), 3)
+    0.833
+
+    Source: scikit-learn's definition.
     """
     counted = flag_counts(*check_labelled(scores, labels))
     return None if counted is None else counted.average_precision()
 
 
 def f1_max_oracle(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float] | None:
-    """Best F1 of image scores (n,) over all thresholds, and the threshold that reaches it.
+    """Best F1 of image scores over all thresholds, and the threshold that reaches it.
 
-    An "oracle" because it reads the test labels: for tables, never for operation. An image is
-    flagged when score > threshold, as everywhere in fedvad; the threshold returned is the highest
-    score left unflagged (just below the lowest score when all are flagged). Of equal F1 values the
-    one that flags fewest wins. None when only one class is present.
-    Raises DataError for NaN or infinite scores, unequal lengths, labels other than 0 and 1.
+    An "oracle" because it reads the test labels: for tables, never for operation.
+
+    Parameters
+    ----------
+    scores, labels
+        As for `image_auroc`.
+
+    Returns
+    -------
+    (float, float) or None
+        F1 in [0, 1] and the threshold. An image is flagged when score > threshold, as everywhere in
+        fedvad; the threshold is the highest score that is not flagged (just below the lowest score
+        when all are). Of equal F1 values the one that flags fewest wins. None when only one class
+        is present.
+
+    Raises
+    ------
+    DataError
+        As `image_auroc`.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.metrics import f1_max_oracle
+    >>> f1_max_oracle([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+    (0.8, 0.1)
     """
     counted = flag_counts(*check_labelled(scores, labels))
     return None if counted is None else counted.f1_max()
 
 
 def pixel_auroc(maps: ArrayLike | Pairs, masks: ArrayLike | None = None) -> float | None:
-    """Area under the ROC curve over all pixels of all images, in [0, 1].
+    """Area under the ROC curve over all pixels of all images.
 
-    `maps` (n, H, W) float and `masks` (n, H, W) bool, or, without `masks`, an iterable of
-    (map (H, W), mask (H, W)) pairs read once, whose sizes may differ. Exact with ties. Peak
-    memory beside the input: 8 bytes per pixel (16 for float64 maps), 300 MB for 38 million; a
-    streamed map is not kept, and the input is not changed. None when all pixels are of one class.
-    Raises DataError for NaN or infinite maps, masks that do not fit, masks that are not boolean.
+    Parameters
+    ----------
+    maps : (n, H, W) float array, or iterable of (map, mask) pairs
+        Anomaly maps. Pairs are read once, their sizes may differ, and a streamed map is not kept.
+    masks : (n, H, W) bool array, default=None
+        Anomalous pixels; None where `maps` holds pairs.
+
+    Returns
+    -------
+    float or None
+        In [0, 1], exact with ties; None when all pixels are of one class. Peak memory in addition
+        to the input: 8 bytes per pixel (16 for float64 maps), 300 MB for 38 million.
+
+    Raises
+    ------
+    DataError
+        For NaN or infinite maps, masks that do not fit, or masks that are not boolean.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.metrics import pixel_auroc
+    >>> mask = np.array([[[False, True], [False, False]]])
+    >>> pixel_auroc(np.array([[[0.1, 0.9], [0.2, 0.3]]]), mask)
+    1.0
     """
     normal: list[Floats] = []
     anomalous: list[Floats] = []

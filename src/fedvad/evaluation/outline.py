@@ -24,10 +24,18 @@ __all__ = ["OutlineRecall", "outline_recall", "split_mask"]
 
 @dataclass(frozen=True)
 class OutlineRecall:
-    """Shares of pixels above the threshold: of all centres, all rings, all masks.
+    """Shares of pixels above the threshold.
 
-    None for a part without pixels. centre_pixels, ring_pixels: how many there are. fpr: share of
-    the normal pixels above the threshold.
+    Attributes
+    ----------
+    centre, ring, whole : float or None
+        Of all centres, all rings, all masks, in [0, 1]; None for a part without pixels.
+    threshold : float
+        The one that serves all parts.
+    fpr : float
+        Share of the normal pixels above it.
+    centre_pixels, ring_pixels : int
+        How many there are.
     """
 
     centre: float | None
@@ -46,12 +54,43 @@ def outline_recall(
     width: int = 4,
     fpr: float = 0.05,
 ) -> OutlineRecall | None:
-    """Recall of centre and ring of what `pixel_auroc` takes; None without a normal pixel or an
-    anomalous one.
+    """Recall of the centre and of the ring of defects at one threshold.
 
-    width: of the ring, in pixels. Pixels of all images are counted together, so large defects
-    weigh more. Raises ConfigError for a width below 1 or an fpr outside [0, 1), DataError as
-    `pixel_auroc` does. Source: ours, for a claim of DMDD (arXiv 2408.03888).
+    Pixels of all images are counted together, so large defects weigh more.
+
+    Parameters
+    ----------
+    maps, masks
+        As for `pixel_auroc`.
+    width : int, default=4
+        Of the ring, in pixels, at least 1.
+    fpr : float, default=0.05
+        Share of the normal pixels that may lie above the threshold, in [0, 1).
+
+    Returns
+    -------
+    OutlineRecall or None
+        None without a normal pixel or an anomalous one.
+
+    Raises
+    ------
+    ConfigError
+        For a width below 1 or an `fpr` outside [0, 1).
+    DataError
+        As `pixel_auroc`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.evaluation.outline import outline_recall
+    >>> mask, map_ = np.zeros((7, 7), bool), np.zeros((7, 7))
+    >>> mask[1:6, 1:6] = True
+    >>> map_[2:5, 2:5] = 1  # only the centre is lit
+    >>> found = outline_recall([(map_, mask)], width=1, fpr=0)
+    >>> found.centre, found.ring, found.ring_pixels
+    (1.0, 0.0, 16)
+
+    Source: ours, for a claim of DMDD (arXiv 2408.03888).
     """
     if width < 1:
         raise ConfigError(f"the ring must be 1 pixel wide or more, not {width}")
@@ -82,7 +121,16 @@ def outline_recall(
 
 
 def split_mask(mask: Bools, width: int) -> tuple[Bools, Bools]:
-    """Centre and ring (H, W) of a mask (H, W); together they are the mask."""
+    """Centre and ring (H, W) of a mask (H, W), the ring `width` pixels wide.
+
+    Together they are the mask.
+
+    >>> import numpy as np
+    >>> from fedvad.evaluation.outline import split_mask
+    >>> centre, ring = split_mask(np.pad(np.ones((3, 3), bool), 1), 1)
+    >>> int(centre.sum()), int(ring.sum())
+    (1, 8)
+    """
     from scipy import ndimage
 
     if not mask.any():

@@ -15,9 +15,26 @@ RunScores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def gain_over(runs: Sequence[RunScores], baseline: Sequence[RunScores]) -> Interval | None:
-    """Paired bootstrap of the site-mean image AUROC gained, run by run (same seed, same images).
+    """Paired bootstrap of the site-mean image AUROC gained over a baseline, run by run.
 
-    None where no site has both classes, or the two did not score the same images.
+    Parameters
+    ----------
+    runs, baseline : sequences of mappings
+        For each run (same seed, same images) {site: {"scores": (n,), "labels": (n,)}}.
+
+    Returns
+    -------
+    Interval or None
+        None where no site has both classes, or the two did not score the same images.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.ranking import gain_over
+    >>> labels = [0, 0, 1, 1]
+    >>> ours = {"alder": {"scores": [1, 2, 3, 4], "labels": labels}}
+    >>> theirs = {"alder": {"scores": [4, 3, 2, 1], "labels": labels}}
+    >>> gain_over([ours], [theirs])
+    Interval(gain=1.0, low=1.0, high=1.0)
     """
     pairs = []
     for ours, theirs in zip(runs, baseline, strict=True):
@@ -37,8 +54,21 @@ def gain_over(runs: Sequence[RunScores], baseline: Sequence[RunScores]) -> Inter
 def mean_ranks(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Mean rank (1 is best) of each method over the sets that all methods share.
 
-    `values` holds, by method and set, a figure of which more is better; ties share their ranks.
-    Empty when no set is shared.
+    Parameters
+    ----------
+    values : mapping of method to mapping of set to float
+        A figure of which more is better; ties share their ranks.
+
+    Returns
+    -------
+    dict of str to float
+        Empty when no set is shared.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.ranking import mean_ranks
+    >>> mean_ranks({"memory": {"tiles": 0.98, "screws": 0.9}, "student": {"tiles": 0.8}})
+    {'memory': 1.0, 'student': 2.0}
     """
     from scipy.stats import rankdata
 
@@ -52,9 +82,20 @@ def mean_ranks(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Methods of which no other costs at most as much and is at least as good, one of it strictly.
+    """Methods that no other method beats on cost and quality together.
 
-    `points` holds (cost, quality) by method. Of equal points all are on the front.
+    Another beats it when it costs at most as much and is at least as good, one of them strictly.
+
+    Parameters
+    ----------
+    points : mapping of method to (cost, quality)
+        Of equal points all are on the front.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.ranking import pareto_front
+    >>> sorted(pareto_front({"small": (1, 0.9), "large": (2, 0.95), "wasteful": (3, 0.9)}))
+    ['large', 'small']
     """
     return {
         name
@@ -66,7 +107,22 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
 
 
 def statement(method: str, other: str, gains: Mapping[str, Interval | None]) -> str:
-    """What the intervals say about two methods, in words; `gains` by set, of method over other."""
+    """What the intervals say about two methods, in a sentence.
+
+    Parameters
+    ----------
+    method, other : str
+        Their names.
+    gains : mapping of set to Interval or None
+        Gain of `method` over `other`.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.bootstrap import Interval
+    >>> from fedvad.evaluation.ranking import statement
+    >>> statement("memory", "student", {"tiles": Interval(0.1, 0.05, 0.15), "nuts": None})
+    'memory beats student on 1 of 1 (tiles).'
+    """
     known = {name: gain for name, gain in gains.items() if gain is not None}
     if not known:
         return f"{method} and {other} share no set with labels."
@@ -79,7 +135,6 @@ def statement(method: str, other: str, gains: Mapping[str, Interval | None]) -> 
     if worse:
         parts.append(f"loses to {other} on {len(worse)} of {len(known)} ({'; '.join(worse)})")
     if level:
-        parts.append(
-            f"cannot be told from {other} on {len(level)} of {len(known)} ({'; '.join(level)})"
-        )
+        where = f"{len(level)} of {len(known)} ({'; '.join(level)})"
+        parts.append(f"is not distinguishable from {other} on {where}")
     return f"{method} {'; '.join(parts)}."

@@ -18,8 +18,16 @@ _Corner = tuple[int, int]
 class Region:
     """Pixels that touch each other along an edge.
 
-    box: (left, top, width, height) in pixels. area: pixels. polygon: corners (n, 2) as (x, y) of
-    its outer outline, along the edges of pixels; a hole is not told. highest: of the map in it.
+    Attributes
+    ----------
+    box : (int, int, int, int)
+        Left, top, width and height, in pixels.
+    area : int
+        Number of pixels.
+    polygon : (n, 2) int64 array
+        Corners as (x, y) of the outer outline, along the edges of pixels; holes are not part of it.
+    highest : float
+        Highest value of the map in it.
     """
 
     box: tuple[int, int, int, int]
@@ -29,16 +37,28 @@ class Region:
 
 
 def regions(mask: NDArray[np.bool_], map: NDArray[np.float32]) -> list[Region]:
-    """The regions of a mask (H, W), from top to bottom, and a map (H, W) in each of them.
+    """The regions of a mask, from top to bottom.
 
+    Parameters
+    ----------
+    mask : (H, W) bool array
+    map : (H, W) float32 array
+        Anomaly map, of which the highest value in each region is kept.
+
+    Raises
+    ------
+    DataError
+        For arrays of unequal or other shapes.
+
+    Examples
+    --------
     >>> import numpy as np
+    >>> from fedvad.evaluation.regions import regions
     >>> mask = np.zeros((4, 5), bool)
     >>> mask[1:3, 2:5] = True
     >>> [found] = regions(mask, np.ones((4, 5), np.float32))
     >>> found.box, found.area, found.polygon.tolist()
     ((2, 1, 3, 2), 6, [[2, 1], [5, 1], [5, 3], [2, 3]])
-
-    Raises `DataError` for arrays of unequal or other shapes.
     """
     from scipy.ndimage import find_objects, label
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,22 @@ from fedvad.detectors.base import Scores
 from fedvad.evaluation.aupro import aupro
 from fedvad.evaluation.bootstrap import mean_paired_gain, paired_gain
 from fedvad.evaluation.metrics import (
+    Floats,
     average_precision,
     f1_max_oracle,
     image_auroc,
     pixel_auroc,
+)
+from fedvad.evaluation.results import (
+    Counts,
+    Gain,
+    Gains,
+    MaskCount,
+    MethodResults,
+    Metric,
+    Promised,
+    SiteThreshold,
+    Thresholds,
 )
 from fedvad.evaluation.thresholds import (
     MIN_SCORES,
@@ -32,6 +43,7 @@ __all__ = [
     "MIN_HELD_OUT",
     "SiteResult",
     "evaluate_site",
+    "figures_of",
     "gains",
     "map_mask_pairs",
     "site_threshold",
@@ -118,64 +130,87 @@ def evaluate_site(
 
 def summarise(
     results: Sequence[SiteResult], *, target_fpr: float, pixel_metrics: bool = True
-) -> dict[str, Any]:
-    """The JSON form of a method's results: each metric by site, mean, worst and pooled.
+) -> MethodResults:
+    """A method's results: each metric by site, mean, worst and pooled; thresholds and rates.
 
     `pooled` ranks the test images (or pixels) of all sites together, by raw score. `pixel_images`
     says by site how many defective images the pixel metrics rest on, and why not on all.
     """
-    summary: dict[str, Any] = {}
-    for metric in _PER_SITE:
-        values = {r.name: getattr(r, metric) for r in results}
+    pooled = _pooled(results, pixel_metrics)
+
+    def metric(name: str) -> Metric:
+        values: dict[str, float | None] = {r.name: getattr(r, name) for r in results}
         known = [v for v in values.values() if v is not None]
-        summary[metric] = {
-            "mean": float(np.mean(known)) if known else None,
-            "worst": min(known) if known else None,
-            "pooled": None,
-            "sites": values,
-        }
-    if results:
-        scores = np.concatenate([r.scores for r in results])
-        labels = np.concatenate([r.test.labels for r in results])
-        if len(scores):
-            f1 = f1_max_oracle(scores, labels)
-            summary["image_auroc"]["pooled"] = image_auroc(scores, labels)
-            summary["average_precision"]["pooled"] = average_precision(scores, labels)
-            summary["oracle_f1"]["pooled"] = None if f1 is None else f1[0]
-        masked = [r for r in results if r.truth is not None and r.truth.usable]
-        if pixel_metrics and masked:
-            summary["pixel_auroc"]["pooled"] = pixel_auroc(_all_pairs(masked))
-            summary["aupro"]["pooled"] = aupro(_all_pairs(masked))
-    summary["pixel_images"] = {r.name: r.truth.to_json() for r in results if r.truth is not None}
+        return Metric(
+            mean=float(np.mean(known)) if known else None,
+            worst=min(known) if known else None,
+            pooled=pooled.get(name),
+            sites=values,
+        )
+
     rates = [r.fpr for r in results if r.fpr is not None]
     recalls = [r.recall for r in results if r.recall is not None]
-    summary["threshold"] = {
-        "target_fpr": target_fpr,
-        "mean_fpr": float(np.mean(rates)) if rates else None,
-        "mean_recall": float(np.mean(recalls)) if recalls else None,
-        "sites": {r.name: told_threshold(r.threshold, fpr=r.fpr, recall=r.recall) for r in results},
-    }
-    return summary
+    return MethodResults(
+        **{name: metric(name) for name in _PER_SITE},
+        pixel_images={
+            r.name: MaskCount(**r.truth.to_json()) for r in results if r.truth is not None
+        },
+        threshold=Thresholds(
+            target_fpr=target_fpr,
+            mean_fpr=float(np.mean(rates)) if rates else None,
+            mean_recall=float(np.mean(recalls)) if recalls else None,
+            sites={r.name: figures_of(r.threshold, r) for r in results},
+        ),
+    )
 
 
-def told_threshold(
-    threshold: Threshold | None, *, fpr: float | None = None, recall: float | None = None
-) -> dict[str, Any]:
-    """A site's threshold as results tell it, with what it achieved on test images, if any."""
+def _pooled(results: Sequence[SiteResult], pixel_metrics: bool) -> dict[str, float | None]:
+    """Each metric over the images or pixels of all sites together; none that is not there."""
+    found: dict[str, float | None] = {}
+    scores = np.concatenate([r.scores for r in results]) if results else np.empty(0)
+    if len(scores):
+        labels = np.concatenate([r.test.labels for r in results])
+        f1 = f1_max_oracle(scores, labels)
+        found["image_auroc"] = image_auroc(scores, labels)
+        found["average_precision"] = average_precision(scores, labels)
+        found["oracle_f1"] = None if f1 is None else f1[0]
+    masked = [r for r in results if r.truth is not None and r.truth.usable]
+    if pixel_metrics and masked:
+        found["pixel_auroc"] = pixel_auroc(_all_pairs(masked))
+        found["aupro"] = aupro(_all_pairs(masked))
+    return found
+
+
+def figures_of(threshold: Threshold | None, result: SiteResult | None = None) -> SiteThreshold:
+    """A site's threshold as results hold it, with what it achieved on test images, if any."""
     promised = None if threshold is None else threshold.promise
-    return {
-        "threshold": None if threshold is None else threshold.value,
-        "n": 0 if threshold is None else threshold.n,
-        "method": None if threshold is None else threshold.method,
-        "promise": None if promised is None else asdict(promised),
-        "fpr": fpr,
-        "recall": recall,
-    }
+    return SiteThreshold(
+        threshold=None if threshold is None else threshold.value,
+        n=0 if threshold is None else threshold.n,
+        method=None if threshold is None else threshold.method,
+        promise=None if promised is None else Promised(**asdict(promised)),
+        fpr=None if result is None else result.fpr,
+        recall=None if result is None else result.recall,
+        counts=None if result is None else _counts(result),
+    )
+
+
+def _counts(result: SiteResult) -> Counts | None:
+    if result.threshold is None or not len(result.test):
+        return None
+    defective = result.test.labels == 1
+    flagged = result.scores > result.threshold.value
+    return Counts(
+        good=int((~defective).sum()),
+        stopped=int((flagged & ~defective).sum()),
+        defects=int(defective.sum()),
+        caught=int((flagged & defective).sum()),
+    )
 
 
 def gains(
     results: Sequence[SiteResult], baseline: Sequence[SiteResult], *, seed: int
-) -> dict[str, Any] | None:
+) -> Gains | None:
     """Paired bootstrap of the image AUROC gained over a baseline, on average and by site.
 
     Images that only one of the two could read, and sites without both classes, are left out;
@@ -192,13 +227,13 @@ def gains(
         return None
     mean = mean_paired_gain(list(pairs.values()), seed=seed)
     sites = {name: paired_gain(*pair, seed=seed) for name, pair in pairs.items()}
-    return {
-        "mean": vars(mean),
-        "sites": {name: vars(interval) for name, interval in sites.items()},
-    }
+    return Gains(
+        mean=Gain(**vars(mean)),
+        sites={name: Gain(**vars(interval)) for name, interval in sites.items()},
+    )
 
 
-def _paired(result: SiteResult, other: SiteResult) -> tuple[Any, Any, Any]:
+def _paired(result: SiteResult, other: SiteResult) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
     """Scores (n,) of both and labels (n,) of the images that both could read."""
     there = dict(zip(other.test.paths, other.scores, strict=True))
     both = [i for i, path in enumerate(result.test.paths) if path in there]

@@ -37,10 +37,17 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Promise:
-    """At most the share `rate` of normal images alarms, with this confidence, both in [0, 1].
+    """At most the share `rate` of normal images alarms, with this confidence.
 
-    above, images: held-out normal images that exceed the threshold, and all of them. It holds for
-    images like these; nobody can promise anything about normal images of another kind.
+    It holds for images like the held-out ones; nobody can promise anything about normal images of
+    another kind.
+
+    Attributes
+    ----------
+    rate, confidence : float
+        Both in [0, 1].
+    above, images : int
+        Held-out normal images that exceed the threshold, and all of them.
     """
 
     rate: float
@@ -53,10 +60,20 @@ class Promise:
 class Threshold:
     """A threshold, the number of held-out normal scores behind it, and how it was found.
 
-    `method` is "conformal" (no assumption on the shape of the scores), "log-normal-tail" or
-    "normal-tail" (too few scores for the wished rate: a parametric bound, to be reported as such),
-    or one of `evaluation.federated`.
-    `scores` are those n scores, ascending; from them a user sees what another threshold would do.
+    Attributes
+    ----------
+    value : float
+        An image is anomalous when its score is above.
+    n : int
+        Number of held-out normal scores.
+    method : str
+        "conformal" (no assumption on the shape of the scores), "log-normal-tail" or "normal-tail"
+        (too few scores for the wanted rate: a parametric bound, to be reported as such), or one of
+        `evaluation.federated`.
+    target_fpr : float
+        Wanted false-alarm rate, in (0, 0.5].
+    scores : tuple of float
+        Those n scores, ascending; from them a user sees what another threshold would do.
     """
 
     value: float
@@ -67,15 +84,22 @@ class Threshold:
 
     @property
     def promise(self) -> Promise | None:
-        """What its own scores let one promise; None without them (artefacts of early versions)."""
+        """What its own scores can promise; None without them (artefacts of early versions)."""
         above = sum(score > self.value for score in self.scores)
         return promise(len(self.scores), above) if self.scores else None
+
+    @property
+    def promised(self) -> str | None:
+        """The same as a sentence; None without scores."""
+        found = self.promise
+        wanted = None if self.method == "given" else self.target_fpr
+        return None if found is None else promise_in_words(found, wanted)
 
 
 def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshold:
     """Threshold that a new normal image exceeds with probability at most `target_fpr`.
 
-    `normal_scores` (n,) of held-out normal images. With rank k = ceil((n + 1)(1 - target_fpr)):
+    With rank k = ceil((n + 1)(1 - target_fpr)):
 
     * k <= n: the k-th smallest score, method "conformal". If the new image is exchangeable with
       the held-out ones the rate holds whatever the distribution (Vovk et al. 2005; Lei et al.,
@@ -88,7 +112,27 @@ def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshol
       on them as they are, method "normal-tail". Never below the largest held-out score, so that
       no known normal image alarms.
 
-    Raises ConfigError for target_fpr outside (0, 0.5], DataError for n < 3, NaN or infinity.
+    Parameters
+    ----------
+    normal_scores : (n,) float array
+        Of held-out normal images, n >= 3.
+    target_fpr : float
+        Wanted false-alarm rate, in (0, 0.5].
+
+    Raises
+    ------
+    ConfigError
+        For `target_fpr` outside (0, 0.5].
+    DataError
+        For n < 3, NaN or infinity.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.thresholds import conformal_threshold
+    >>> conformal_threshold(range(1, 101), 0.05)
+    Threshold(value=96.0, n=100, method='conformal', target_fpr=0.05)
+    >>> conformal_threshold(range(1, 11), 0.05).method
+    'log-normal-tail'
     """
     check_target(target_fpr)
     scores = check_scores(normal_scores).astype(np.float64)
@@ -118,19 +162,39 @@ def check_target(target_fpr: float) -> None:
 
 
 def conformal_rank(n: int, target_fpr: float) -> int:
-    """ceil((n + 1)(1 - target_fpr)): the rank, from 1, of the threshold; n + 1 if n are too few."""
+    """The rank, from 1, of the threshold: ceil((n + 1)(1 - target_fpr)); n + 1 if n are too few.
+
+    >>> from fedvad.evaluation.thresholds import conformal_rank
+    >>> conformal_rank(99, 0.01), conformal_rank(98, 0.01)
+    (99, 99)
+    """
     # As written in decimal: in floats 100 * (1 - 0.29) lands above 71 and would cost a rank.
     return math.ceil((n + 1) * (1 - Fraction(repr(float(target_fpr)))))
 
 
 def promise(images: int, above: int = 0, confidence: float = CONFIDENCE) -> Promise:
-    """What can be promised when `above` of `images` held-out normal images exceed a threshold.
+    """What can be promised when some of the held-out normal images exceed a threshold.
 
     The upper Clopper-Pearson limit. It is exact for a threshold of a fixed rank among the scores,
-    where it is the beta quantile of order statistics, and cautious above the highest; 24 images of
-    which none exceeds the threshold promise at most 11.7 % with 95 % confidence. Raises ConfigError
-    for a confidence outside (0, 1) or counts that contradict each other.
+    where it is the beta quantile of order statistics, and cautious above the highest.
 
+    Parameters
+    ----------
+    images : int
+        Held-out normal images, at least 0.
+    above : int, default=0
+        Those of them that exceed the threshold, from 0 to `images`.
+    confidence : float, default=0.95
+        In (0, 1).
+
+    Raises
+    ------
+    ConfigError
+        For a confidence outside (0, 1), or counts that contradict each other.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.thresholds import promise
     >>> round(promise(24).rate, 3), round(promise(299).rate, 3)
     (0.117, 0.01)
     """
@@ -147,10 +211,23 @@ def promise(images: int, above: int = 0, confidence: float = CONFIDENCE) -> Prom
 
 
 def images_needed(target_fpr: float, confidence: float | None = None) -> int:
-    """Normal images that a rate can be promised from: on average, or with a confidence.
+    """Number of normal images from which a rate can be promised, none of them above the threshold.
 
-    None of them may exceed the threshold. Raises ConfigError for a rate outside (0, 0.5].
+    Parameters
+    ----------
+    target_fpr : float
+        Wanted false-alarm rate, in (0, 0.5].
+    confidence : float, default=None
+        In (0, 1); None promises the rate on average.
 
+    Raises
+    ------
+    ConfigError
+        For a rate outside (0, 0.5].
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.thresholds import images_needed
     >>> images_needed(0.01), images_needed(0.01, 0.95), images_needed(0.05)
     (99, 299, 19)
     """
@@ -160,9 +237,12 @@ def images_needed(target_fpr: float, confidence: float | None = None) -> int:
     return math.ceil(math.log1p(-confidence) / math.log1p(-target_fpr))
 
 
-def promise_in_words(found: Promise, target_fpr: float) -> str:
+def promise_in_words(found: Promise, target_fpr: float | None = None) -> str:
     """A sentence for those who have to live with the alarms.
 
+    It ends with what the wanted rate would take, where one is given that is not promised.
+
+    >>> from fedvad.evaluation.thresholds import promise, promise_in_words
     >>> promise_in_words(promise(299), 0.01)
     '299 normal images promise at most 0.997 % false alarms with 95 % confidence.'
     """
@@ -170,7 +250,7 @@ def promise_in_words(found: Promise, target_fpr: float) -> str:
     text = (
         f"{found.images} normal images promise at most {_percent(found.rate)} false alarms {sure}"
     )
-    if found.rate <= target_fpr:
+    if target_fpr is None or found.rate <= target_fpr:
         return text + "."
     return (
         f"{text}; to promise {_percent(target_fpr)} takes {images_needed(target_fpr)} images on "
@@ -185,10 +265,30 @@ def _percent(rate: float) -> str:
 def achieved(
     scores: ArrayLike, labels: ArrayLike, threshold: Threshold | float
 ) -> tuple[float | None, float | None]:
-    """False positive rate and recall of score > threshold on labelled images, both in [0, 1].
+    """False-alarm rate and recall of score > threshold on labelled images.
 
-    Scores and labels (n,). A rate is None when its class is absent.
-    Raises DataError for NaN or infinite scores, unequal lengths, labels other than 0 and 1.
+    Parameters
+    ----------
+    scores : (n,) float array
+    labels : (n,) array of 0 and 1
+        1 for anomalous images.
+    threshold : Threshold or float
+
+    Returns
+    -------
+    (float or None, float or None)
+        Both in [0, 1]; None when the class is absent.
+
+    Raises
+    ------
+    DataError
+        For NaN or infinite scores, unequal lengths, or labels other than 0 and 1.
+
+    Examples
+    --------
+    >>> from fedvad.evaluation.thresholds import achieved
+    >>> achieved([1, 2, 3, 4], [0, 0, 1, 1], 3)
+    (0.0, 0.5)
     """
     values, anomalous = check_labelled(scores, labels)
     limit = threshold.value if isinstance(threshold, Threshold) else float(threshold)

@@ -41,8 +41,14 @@ _SHOWN = 3
 class GroundTruth:
     """The masks of a test set at one size.
 
-    size: of the masks, in pixels a side. defective: anomalous images of the set; masked: those
-    of them whose mask is used. faults: the names of the images that are not, by reason.
+    Attributes
+    ----------
+    size : int
+        Of the masks, in pixels a side.
+    defective, masked : int
+        Anomalous images of the set, and those of them whose mask is used.
+    faults : dict of str to list of str
+        Names of the images whose mask is not used, by reason.
     """
 
     size: int
@@ -59,7 +65,7 @@ class GroundTruth:
     def pairs(self, maps: FloatArray) -> Iterator[Pair]:
         """(map, mask), both (size, size), of each image whose pixels are known, one at a time.
 
-        maps: (n, h, w), one for each image of the set. A normal image's mask is empty.
+        `maps` is (n, h, w), one for each image of the set. A normal image's mask is empty.
         """
         shape = (self.size, self.size)
         for index, packed in self._masks.items():
@@ -98,6 +104,22 @@ def read_truth(images: ImageSet, size: int) -> GroundTruth:
 
     Doubtful are masks that are missing, unreadable, empty, inverted, of swapped sides, or of an
     image that EXIF turns while its mask is not turned, so that nobody knows which pixel is meant.
+
+    Parameters
+    ----------
+    images : ImageSet
+        Test images with their masks.
+    size : int
+        Side of the masks to make, in pixels.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from fedvad.data.sets import ImageItem, ImageSet
+    >>> from fedvad.evaluation.truth import read_truth
+    >>> truth = read_truth(ImageSet((ImageItem(Path("7.png"), 1, "scratch"),)), 64)
+    >>> truth.usable, truth.faults
+    (False, {'without a mask': ['7.png']})
     """
     truth = GroundTruth(size)
     found: Counter[str] = Counter()

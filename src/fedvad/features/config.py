@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.bounds import MAX_PIXELS, check_limit
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.names import BUNDLED, name_of_file
 
@@ -49,8 +49,7 @@ class FeatureConfig:
         low, high = SIDES
         if not low <= self.image_size <= high:
             raise ConfigError(f"image size must lie in {low}..{high} pixels, got {self.image_size}")
-        if self.max_pixels < 1:
-            raise ConfigError(f"max_pixels must be at least 1, got {self.max_pixels}")
+        check_limit(self.max_pixels, "max_pixels")
         if self.pool not in (1, 3, 5, 7):
             raise ConfigError(f"neighbourhood pooling must be 1, 3, 5 or 7 cells, got {self.pool}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 __all__ = [
     "BUNDLED",
+    "IMAGE_SIZE",
     "brings_weights",
     "bundled_file",
     "default_backbone",
@@ -14,6 +15,7 @@ __all__ = [
 ]
 
 BUNDLED = "fedvad-tiny"
+IMAGE_SIZE = 256  # side in pixels, by default
 _SUFFIX = ".safetensors"
 _MARK = "file:"  # before the name of a file's backbone in configurations that know its content
 

@@ -54,6 +54,11 @@ class Payload:
     manifest: Manifest
     arrays: dict[str, npt.NDArray[Any]]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the memory in it; 0 where it holds none."""
+        return len(self.arrays["vectors"]) if "vectors" in self.arrays else 0
+
     def to_bytes(self) -> bytes:
         """Serialise; what is logged as traffic is the length of this."""
         from safetensors.numpy import save

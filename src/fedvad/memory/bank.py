@@ -20,12 +20,28 @@ FloatArray = npt.NDArray[np.float32]
 class MemoryBank:
     """Weighted normal patch features of one site or of a federation.
 
-    vectors: (m, d) float32, in the units of the patch descriptors.
-    weights: (m,) float64, patches that each vector stands for, all > 0.
-    spread: (m,) float32, root-mean-square distance of those patches to their vector; 0 where a
-        vector stands for a single patch.
+    Parameters
+    ----------
+    vectors : (m, d) float32 array
+        Rows of the memory, in the units of the patch descriptors; m >= 0, d >= 1.
+    weights : (m,) float64 array
+        Number of patches that each vector stands for, > 0.
+    spread : (m,) float32 array
+        Root-mean-square distance of those patches to their vector, >= 0; 0 where a vector stands
+        for a single patch.
 
-    Raises `MemoryBankError` when shapes disagree, values are not finite or weights not positive.
+    Raises
+    ------
+    MemoryBankError
+        When shapes disagree, values are not finite, weights not positive or spreads negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.bank import MemoryBank
+    >>> bank = MemoryBank(np.eye(2), weights=np.array([3, 1]), spread=np.zeros(2))
+    >>> len(bank), bank.dim, bank.total_weight
+    (2, 2, 4.0)
     """
 
     vectors: FloatArray
@@ -69,20 +85,28 @@ class MemoryBank:
 
     @classmethod
     def empty(cls, dim: int) -> MemoryBank:
-        """A bank of no vectors, the neutral element of `concatenate`."""
+        """A bank of no vectors of length `dim`, the neutral element of `concatenate`."""
         return cls(np.zeros((0, dim), np.float32), np.zeros(0), np.zeros(0, np.float32))
 
     @classmethod
     def of_patches(cls, patches: FloatArray) -> MemoryBank:
-        """Each of the (m, d) patches as a vector of weight 1 and spread 0."""
+        """Each of the (m, d) patches as a vector of weight 1 and spread 0.
+
+        >>> MemoryBank.of_patches(np.ones((3, 2), np.float32)).total_weight
+        3.0
+        """
         return cls(patches, np.ones(len(patches)), np.zeros(len(patches), np.float32))
 
     def take(self, indices: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> MemoryBank:
-        """The rows at `indices`, in that order."""
+        """The rows at `indices`, numbers or an (m,) mask, in that order."""
         return MemoryBank(self.vectors[indices], self.weights[indices], self.spread[indices])
 
     def rescaled(self, total_weight: float) -> MemoryBank:
-        """The same vectors with weights that sum to `total_weight` > 0; an empty bank stays so."""
+        """The same vectors with weights that sum to `total_weight` > 0; an empty bank stays empty.
+
+        >>> MemoryBank.of_patches(np.ones((3, 2), np.float32)).rescaled(30).weights.tolist()
+        [10.0, 10.0, 10.0]
+        """
         if len(self) == 0:
             return self
         return MemoryBank(
@@ -100,7 +124,23 @@ class MemoryBank:
 def concatenate(banks: Sequence[MemoryBank]) -> MemoryBank:
     """All rows of all banks; total weight is conserved.
 
-    Raises `MemoryBankError` when there is no bank or their descriptor lengths differ.
+    Parameters
+    ----------
+    banks : sequence of MemoryBank
+        At least one; all of the same descriptor length.
+
+    Raises
+    ------
+    MemoryBankError
+        When there is no bank, or descriptor lengths differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.bank import MemoryBank, concatenate
+    >>> one = MemoryBank.of_patches(np.zeros((2, 3), np.float32))
+    >>> len(concatenate([one, one, MemoryBank.empty(3)]))
+    4
     """
     dims = {bank.dim for bank in banks}
     if len(dims) != 1:

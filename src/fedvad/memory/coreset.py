@@ -33,11 +33,17 @@ _SETTLE = 1024  # points measured against more of the initial centres at a time
 class Coreset:
     """What `k_center` chose, measured in the projection where there is one.
 
-    indices: (m,) rows of the points, in the order chosen.
-    labels: (n,) for each point the position in `indices` of the nearest chosen one.
-    distances: (n,) to that one.
-    radius: the largest distance of a point to its nearest centre, initial centres included (what
-        k-center minimises).
+    Attributes
+    ----------
+    indices : (m,) int64 array
+        Rows of the points, in the order in which they were chosen.
+    labels : (n,) int64 array
+        For each point the position in `indices` of the nearest chosen one.
+    distances : (n,) float32 array
+        Distance of each point to that one.
+    radius : float
+        Largest distance of a point to its nearest centre, initial centres included: what k-center
+        minimises.
     """
 
     indices: npt.NDArray[np.int64]
@@ -55,22 +61,49 @@ def k_center(
     near: FloatArray | None = None,
     projection: int | None = None,
 ) -> Coreset:
-    """Choose m of the (n, d) points by greedy farthest-first traversal.
+    """Choose m of n points by greedy farthest-first traversal.
 
-    With `initial` (c, d) centres the traversal goes on from them, so that the m new points are
-    those which `initial` covers worst; without, it starts at a seeded random point. `near` (b, d)
-    are a few more initial centres that lie close to most points: all points are measured against
-    those, and against the many of `initial` only once they would be chosen otherwise. `projection`
-    selects and measures in a seeded random projection to that many dimensions (faster; squared
-    distances there are unbiased). Ties break towards the lower index; duplicates are never chosen
-    twice, so fewer than m (with `initial` even none) come back when no other points are left.
+    Parameters
+    ----------
+    points : (n, d) float32 array
+        Points to choose from, n >= 1.
+    m : int
+        Number of points to choose, at least 1. Duplicates are never chosen twice, so fewer are
+        returned (with `initial` even none) when no other points are left.
+    seed : int
+        Of the first point and of the projection.
+    initial : (c, d) float32 array, default=None
+        Centres from which the traversal continues: the m new points are those which `initial`
+        covers worst. Without it, the traversal starts at a random point.
+    near : (b, d) float32 array, default=None
+        A few more initial centres that lie close to most points. All points are measured against
+        these, and against the many of `initial` only when they would be chosen otherwise.
+    projection : int, default=None
+        Number of dimensions of a random projection in which points are chosen and measured
+        (faster; squared distances there are unbiased). None, or d or more, measures all.
 
-    The result is that of the plain greedy loop: centres come from a pool of the farthest points,
-    and distances of all others, which can only shrink, are refreshed in one matrix product when
-    the pool falls to the best of them.
+    Returns
+    -------
+    Coreset
+        The result of the plain greedy loop, ties towards the lower index: centres are taken from a
+        pool of the farthest points, and distances of all others, which can only shrink, are
+        refreshed in one matrix product when the pool falls to the best of them.
 
-    Raises `ConfigError` when m < 1 or there are no points. Source: Gonzalez 1985; PatchCore, Roth
-    et al. 2022, sec. 3.2; the lazy pool is ours.
+    Raises
+    ------
+    ConfigError
+        When m < 1 or there are no points.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.coreset import k_center
+    >>> points = np.array([[0.0], [1.0], [10.0], [11.0]], np.float32)
+    >>> chosen = k_center(points, 1, seed=0, initial=points[:1])
+    >>> chosen.indices.tolist(), chosen.radius
+    ([3], 1.0)
+
+    Source: Gonzalez 1985; PatchCore, Roth et al. 2022, section 3.2; the lazy pool is ours.
     """
     import torch
 
@@ -205,9 +238,41 @@ def _greedy_in_pool(
 class CandidateSampler:
     """Uniform sample of patches from a stream of images, in a bounded number of bytes.
 
-    Every image contributes the same number of patches at seeded uniform positions, so that no
+    Every image contributes the same number of patches at uniform random positions, so that no
     image and no place is favoured (a regular stride drops whole columns and costs accuracy). Where
-    `max_bytes` does not even hold one patch per image, a seeded choice of the images gives one.
+    `max_bytes` does not even hold one patch per image, a random choice of the images gives one.
+
+    Parameters
+    ----------
+    n_images : int
+        Number of images that will be added.
+    patches_per_image : int
+        Number of patches of an image, h x w.
+    dim : int
+        Length of a descriptor.
+    fraction : float
+        Share of the patches to keep, in (0, 1].
+    max_bytes : int
+        Most bytes of the sample as float32, at least 4 x dim.
+    seed : int
+        Of the positions.
+
+    Raises
+    ------
+    ConfigError
+        For a fraction outside (0, 1], or fewer bytes than one patch takes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.coreset import CandidateSampler
+    >>> sampler = CandidateSampler(
+    ...     n_images=2, patches_per_image=12, dim=5, fraction=0.5, max_bytes=1_000_000, seed=0
+    ... )
+    >>> for image in np.ones((2, 3, 4, 5), np.float16):
+    ...     sampler.add(image)
+    >>> sampler.result().shape, sampler.images().tolist()
+    ((12, 5), [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
     """
 
     def __init__(

@@ -28,16 +28,46 @@ def weighted_kmeans(
     tolerance: float = 1e-4,
     projection: int | None = None,
 ) -> MemoryBank:
-    """Merge a bank's m vectors into at most k weighted means; total weight is conserved.
+    """Merge the vectors of a bank into at most k weighted means; total weight is conserved.
 
-    Best of `restarts` seeded runs by weighted inertia; a run stops when inertia falls by less
-    than `tolerance`, relatively. Rows are first put into a canonical order, so the order in which
-    sites arrive does not matter. A bank of at most k rows is returned unchanged. Spread combines
-    the spread within the merged rows and their distance to the mean. `projection` finds the cells
-    in a seeded random projection to that many dimensions; means and spread are exact all the same.
+    Best of `restarts` seeded runs by weighted inertia. Rows are first put into a canonical order,
+    so the order in which sites arrive does not matter. Spread combines the spread within the merged
+    rows and their distance to the mean.
 
-    Raises `ConfigError` when k < 1. Source: Lloyd 1982; Arthur & Vassilvitskii 2007; Boutsidis et
-    al. 2010 for projections.
+    Parameters
+    ----------
+    bank : MemoryBank
+        Of m rows. A bank of at most k rows is returned unchanged.
+    k : int
+        Number of means, at least 1.
+    seed : int
+        Of the seeding and the projection.
+    restarts : int, default=3
+        Number of runs, at least 1.
+    max_iterations : int, default=100
+        Most iterations of a run.
+    tolerance : float, default=1e-4
+        A run stops when inertia falls by less than this share.
+    projection : int, default=None
+        Find the cells in a random projection to this many dimensions; means and spread are exact
+        all the same.
+
+    Raises
+    ------
+    ConfigError
+        When k < 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.bank import MemoryBank
+    >>> from fedvad.memory.kmeans import weighted_kmeans
+    >>> bank = MemoryBank.of_patches(np.array([[0.0], [2.0], [10.0], [12.0]], np.float32))
+    >>> means = weighted_kmeans(bank, 2, seed=0)
+    >>> sorted(means.vectors[:, 0].tolist()), means.weights.tolist(), means.spread.tolist()
+    ([1.0, 11.0], [2.0, 2.0], [1.0, 1.0])
+
+    Source: Lloyd 1982; Arthur & Vassilvitskii 2007; Boutsidis et al. 2010 for projections.
     """
     import torch
 
@@ -77,12 +107,37 @@ def weighted_kmeans(
 def kmeans_plus_plus(
     points: torch.Tensor, weights: torch.Tensor, k: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Indices (<= k,) of k-means++ seeds of (n, d) points with (n,) weights.
+    """Indices of k-means++ seeds.
 
     Exact D^2 sampling in batches: proposals are drawn from the distribution before the batch and
     each is accepted with probability (its distance now) / (its distance then), which is rejection
-    sampling from the current distribution. Fewer than k come back only when fewer distinct points
-    exist. The batching is ours.
+    sampling from the current distribution.
+
+    Parameters
+    ----------
+    points : (n, d) float32 tensor
+    weights : (n,) float64 tensor
+        Weights > 0 of the points.
+    k : int
+        Number of seeds; fewer are returned only when fewer distinct points exist.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    (<= k,) int64 tensor
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedvad.memory.kmeans import kmeans_plus_plus
+    >>> points = torch.tensor([[0.0], [0.0], [5.0]])
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> seeds = kmeans_plus_plus(points, torch.ones(3).double(), 3, generator)
+    >>> sorted(points[seeds, 0].tolist())
+    [0.0, 5.0]
+
+    Source: Arthur & Vassilvitskii 2007; the batching is ours.
     """
     import torch
 

@@ -16,7 +16,7 @@ from fedvad.memory.kmeans import weighted_kmeans
 
 __all__ = ["COVERAGE_WARNING", "MergeMode", "coverage", "merge_banks"]
 
-# k-means takes at most so many rows at once; beyond, a tree of merges
+# k-means takes at most this many rows at once; more are merged in a tree
 _AT_ONCE = 20_000
 _GROUP: dict[str, int] = {"restarts": 1, "max_iterations": 4, "projection": 64}
 _TOP: dict[str, int] = {"restarts": 1, "max_iterations": 20}
@@ -31,20 +31,48 @@ COVERAGE_WARNING = 3.0
 def merge_banks(
     banks: Mapping[str, MemoryBank], *, mode: MergeMode, size: int | None, seed: int
 ) -> MemoryBank:
-    """Merge one bank per site (keyed by site name) into a global memory of at most `size` rows.
+    """Merge one bank per site into a global memory.
 
-    `concat` keeps every row as long as there are at most `size` (None: always), and is `kcenter`
-    from there on. `kmeans` merges by weighted k-means (FedDyMem's server step; of more than 20 000
-    rows in a tree, whose inertia was within 10 % of the whole's). `kcenter` keeps the rows that
-    cover all others best and gives each the weight of the rows nearest to it (of very many rows:
-    nearest in the projection in which they were chosen). `average` (ignores
-    `size`) takes the weighted mean of the sites' first rows, of their second rows and so on:
-    prototypes that mean the same everywhere, such as one per patch position (FedProto, Tan et al.
-    2022). Total weight is conserved; sites are taken in the order of their names and rows in a
-    canonical order, so the order of arrival changes nothing.
+    Total weight is conserved. Sites are taken in the order of their names and rows in a canonical
+    order, so the order of arrival changes nothing.
 
-    Raises `ConfigError` on an unknown mode or a missing size, `MemoryBankError` without any bank or
-    when banks to average differ in their number of rows.
+    Parameters
+    ----------
+    banks : mapping of str to MemoryBank
+        By name of the site; at least one.
+    mode : {"concat", "kmeans", "kcenter", "average"}
+        `concat` keeps every row up to `size` of them, and is `kcenter` beyond. `kmeans` merges by
+        weighted k-means (FedDyMem's server step; more than 20 000 rows in a tree, whose inertia was
+        within 10 % of the whole's). `kcenter` keeps the rows that cover all others best and gives
+        each the weight of the rows nearest to it (of very many rows: nearest in the projection in
+        which they were chosen). `average` takes the weighted mean of the sites' first rows, of
+        their second rows and so on: prototypes that mean the same everywhere, such as one per patch
+        position (FedProto, Tan et al. 2022).
+    size : int or None
+        Most rows of the result; None, without a limit, with `concat` only. `average` ignores it.
+    seed : int
+        Of k-means and k-center.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown mode, or a missing size.
+    MemoryBankError
+        Without any bank, or when banks to average differ in their number of rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.bank import MemoryBank
+    >>> from fedvad.memory.merge import merge_banks
+    >>> sites = {
+    ...     "alder": MemoryBank.of_patches(np.array([[0.0], [1.0]], np.float32)),
+    ...     "birch": MemoryBank.of_patches(np.array([[9.0], [10.0]], np.float32)),
+    ... }
+    >>> merge_banks(sites, mode="concat", size=None, seed=0).vectors[:, 0].tolist()
+    [0.0, 1.0, 9.0, 10.0]
+    >>> merge_banks(sites, mode="kmeans", size=2, seed=0).weights.tolist()
+    [2.0, 2.0]
     """
     if mode not in get_args(MergeMode):
         raise ConfigError(f"unknown merge mode {mode!r}; choose from {get_args(MergeMode)}")
@@ -141,12 +169,39 @@ def coverage(
     max_uploads: int = 20_000,
     seed: int = 0,
 ) -> float:
-    """How far the worst-covered upload lies from the memory, in units of uploads' own spacing.
+    """How far the worst-covered upload lies from the memory, in units of the uploads' own spacing.
 
-    The largest distance of an (n, d) upload to the (k, d) memory over the median distance between
-    an upload and its nearest other upload (on a seeded sample of `max_rows` of them; of more than
-    `max_uploads`, all of it is measured on a seeded sample of as many). Above
-    `COVERAGE_WARNING` some normal mode is missing from the memory and will raise false alarms.
+    The largest distance of an upload to the memory over the median distance between an upload and
+    its nearest other upload. Above `COVERAGE_WARNING` (3) some normal mode is missing from the
+    memory and will raise false alarms.
+
+    Parameters
+    ----------
+    uploads : (n, d) float32 array
+        Rows of all sites.
+    memory : (k, d) float32 array
+        Rows of the global memory.
+    max_rows : int, default=4000
+        The spacing is measured on a random sample of this many uploads.
+    max_uploads : int, default=20000
+        Of more uploads, everything is measured on a random sample of this many.
+    seed : int, default=0
+        Of both samples.
+
+    Returns
+    -------
+    float
+        0 when every upload is in the memory, or for fewer than two uploads; infinite for an empty
+        memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.merge import coverage
+    >>> uploads = np.array([[0.0], [1.0], [2.0], [6.0]], np.float32)
+    >>> coverage(uploads, uploads), coverage(uploads, uploads[:3])
+    (0.0, 4.0)
+
     Source: FedDyMem specification, section 4.
     """
     import torch

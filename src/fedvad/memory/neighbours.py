@@ -24,14 +24,37 @@ FAST_UP_TO = LARGEST_K  # neighbours
 
 
 class NeighbourIndex:
-    """Search over (m, d) memory vectors.
+    """Search over memory vectors.
 
-    `exact` compares every patch with every vector. `fast` compares it with those of the nearest
-    cells only (see `CellIndex`): the distances returned are true distances to real vectors, now
-    and then not to the nearest one. `fast` is exact below 1000 vectors and for more than 6
-    neighbours.
+    Parameters
+    ----------
+    vectors : (m, d) float32 array
+        Memory vectors, m >= 1.
+    mode : {"exact", "fast"}, default="exact"
+        `exact` compares every patch with every vector. `fast` compares it with those of the
+        nearest cells only (see `CellIndex`): the distances returned are true distances to real
+        vectors, now and then not to the nearest one. Below 1000 vectors and for more than 6
+        neighbours `fast` is exact.
+    seed : int, default=0
+        Of the cells.
 
-    Raises `MemoryBankError` for an empty memory, `ConfigError` for an unknown mode.
+    Raises
+    ------
+    MemoryBankError
+        For an empty memory.
+    ConfigError
+        For an unknown mode.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.neighbours import NeighbourIndex
+    >>> index = NeighbourIndex(np.array([[0.0], [1.0], [5.0]], np.float32))
+    >>> distances, rows = index.query(np.array([[4.0]]), k=2)
+    >>> distances.tolist(), rows.tolist()
+    ([[1.0, 3.0]], [[2, 1]])
+    >>> index.without(np.array([2])).query(np.array([[4.0]]))[0].tolist()
+    [[3.0]]
     """
 
     def __init__(self, vectors: FloatArray, *, mode: SearchMode = "exact", seed: int = 0) -> None:

@@ -17,9 +17,32 @@ class PrivatePositionMeans(PositionMeans):
 
     An image's (h, w, d) descriptors are scaled down until their root-mean-square patch length is
     at most `clip`, so setting one image to zero moves the sums by at most clip x sqrt(h w) in
-    Euclidean length; noise of `noise` times that goes on every value. The number of images is
+    Euclidean length; noise of `noise` times that is added to every value. The number of images is
     taken as public, and the spread, which would need noise of its own, is sent as zero. Grouping
     by position looks at no data, which is why only this mode can give a guarantee.
+
+    Parameters
+    ----------
+    clip : float
+        Largest root-mean-square patch length of an image, > 0, in the units of the descriptors.
+    noise : float
+        Standard deviation in multiples of what one image can change, >= 0.
+    rng : numpy.random.Generator
+        Source of the noise; for a guarantee one that nobody can repeat.
+
+    Raises
+    ------
+    ConfigError
+        For a clip <= 0 or a negative noise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.private import PrivatePositionMeans
+    >>> means = PrivatePositionMeans(clip=1.0, noise=0.0, rng=np.random.default_rng())
+    >>> means.add(np.full((2, 1, 1, 4), 10.0))
+    >>> means.result().vectors.tolist()
+    [[0.5, 0.5, 0.5, 0.5]]
 
     Source: Gaussian mechanism (Dwork & Roth 2014, appendix A); epsilon: `federation/privacy.py`.
     Floating-point attacks (Mironov 2012) are not defended against.
@@ -34,7 +57,7 @@ class PrivatePositionMeans(PositionMeans):
         self._rng = rng
 
     def add(self, descriptors: npt.NDArray[np.floating]) -> None:
-        """Take a batch of (b, h, w, d) descriptors; raises `ConfigError` on another grid."""
+        """Add a batch of (b, h, w, d) descriptors; raises `ConfigError` for another grid."""
         values = descriptors.astype(np.float64)
         squared = (values**2).sum(3).mean((1, 2))
         scale = np.minimum(1.0, self.clip / np.sqrt(np.maximum(squared, 1e-300)))

@@ -36,18 +36,47 @@ def reduce_patches(
     images: npt.NDArray[np.integer] | None = None,
     min_count: int = 1,
 ) -> MemoryBank:
-    """Reduce (n, d) normal patches to at most `rows` weighted averages.
+    """Reduce normal patches to a few weighted averages, which are what a site uploads.
 
-    `coreset`: k-center chooses the vectors (`initial`, `near`, `projection` as there), a patch
-    joins the cell of its nearest one, and a vector becomes (1 - pull) x centre + pull x mean of its
-    cell: 0 keeps real patches and their coverage, 1 sends pure averages. `cluster`: weighted
-    k-means; vectors are cell means. Weights are cell sizes and sum to n; spread is the
-    root-mean-square distance of a cell's patches to its vector. `min_count` drops cells with
-    patches of fewer distinct `images`, (n,) numbers: then no average is of one or two images. No
-    rows where `initial` holds every patch.
+    Weights are cell sizes and sum to n where no cell is dropped; spread is the root-mean-square
+    distance of a cell's patches to its vector.
 
-    Raises `ConfigError` on an unknown mode or pull outside [0, 1], and when `min_count` leaves
-    nothing. Source: ours, after FedDyMem.
+    Parameters
+    ----------
+    patches : (n, d) float32 array
+        Normal patches of a site, n >= 1.
+    rows : int
+        Most rows of the result, at least 1.
+    mode : {"coreset", "cluster"}
+        `coreset`: k-center chooses the vectors, and a patch joins the cell of its nearest one.
+        `cluster`: weighted k-means; vectors are cell means.
+    seed : int
+        Of k-center or k-means.
+    pull : float, default=0
+        Of `coreset`, in [0, 1]: a vector becomes (1 - pull) x centre + pull x mean of its cell. 0
+        keeps real patches and their coverage, 1 sends pure averages.
+    initial, near, projection : default=None
+        Of `coreset`, as for `k_center`. No rows are returned where `initial` holds every patch.
+    images : (n,) int array, default=None
+        Number of the image that each patch is from.
+    min_count : int, default=1
+        Drop cells with patches of fewer distinct `images`: then no average is of one or two images.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown mode, a pull outside [0, 1], or when `min_count` leaves nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.reduce import reduce_patches
+    >>> patches = np.array([[0.0], [2.0], [10.0], [12.0]], np.float32)
+    >>> bank = reduce_patches(patches, 2, mode="cluster", seed=0)
+    >>> sorted(bank.vectors[:, 0].tolist()), bank.weights.tolist()
+    ([1.0, 11.0], [2.0, 2.0])
+
+    Source: ours, after FedDyMem.
     """
     if mode not in get_args(ReduceMode):
         raise ConfigError(f"unknown reduce mode {mode!r}; choose from {get_args(ReduceMode)}")
@@ -78,7 +107,17 @@ def _bank(
 
 
 def cells(patches: FloatArray, centres: FloatArray, *, pull: float = 0.0) -> MemoryBank:
-    """Assign (n, d) patches to their nearest of (m, d) centres; empty cells are dropped."""
+    """Assign (n, d) patches to their nearest of (m, d) centres; empty cells are dropped.
+
+    `pull`, in [0, 1], moves each centre that share of the way to the mean of its cell.
+
+    >>> import numpy as np
+    >>> from fedvad.memory.reduce import cells
+    >>> patches = np.array([[0.0], [2.0], [9.0]], np.float32)
+    >>> found = cells(patches, np.array([[0.0], [8.0], [50.0]], np.float32), pull=1.0)
+    >>> found.vectors.tolist(), found.weights.tolist()
+    ([[1.0], [9.0]], [2.0, 1.0])
+    """
     found = _Cells.of(patches, centres)
     return _bank(found, centres, pull, found.size > 0)
 
@@ -91,13 +130,35 @@ def renew(
     images: npt.NDArray[np.integer] | None = None,
     min_count: int = 1,
 ) -> MemoryBank:
-    """Move each vector towards the mean of the (n, d) patches nearest to it.
+    """Move each vector of a bank towards the mean of the patches nearest to it.
 
     vector <- keep x vector + (1 - keep) x mean of its cell, weights likewise, from cell sizes
-    scaled so that the total weight stays; spread is that of the cell. A vector that no patch is
-    nearest to, or those of fewer than `min_count` distinct `images`, stays as it is. The dynamic
-    update of FedDyMem as an exponential moving average
-    (specification, section 3.3; form ours).
+    scaled so that the total weight stays; spread is that of the cell.
+
+    Parameters
+    ----------
+    bank : MemoryBank
+        Of (m, d) vectors.
+    patches : (n, d) float32 array
+        Normal patches of this round.
+    keep : float
+        Share of the old vector that is kept, in [0, 1].
+    images : (n,) int array, default=None
+        Number of the image that each patch is from.
+    min_count : int, default=1
+        A vector whose cell holds patches of fewer distinct `images`, or none, stays as it is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.bank import MemoryBank
+    >>> from fedvad.memory.reduce import renew
+    >>> bank = MemoryBank.of_patches(np.array([[0.0], [10.0]], np.float32))
+    >>> renew(bank, np.array([[1.0], [3.0]], np.float32), keep=0.5).vectors.tolist()
+    [[1.0], [10.0]]
+
+    Source: the dynamic update of FedDyMem as an exponential moving average (specification, section
+    3.3; form ours).
     """
     found = _Cells.of(patches, bank.vectors)
     hit = found.size > 0
@@ -133,7 +194,7 @@ class _Cells:
         if not kept.any():
             raise ConfigError(
                 f"no cell holds patches of min_count = {min_count} images (there are "
-                f"{len(np.unique(images))}): lower it, send fewer rows, or leave this site away"
+                f"{len(np.unique(images))}): lower it, send fewer rows, or leave this site out"
             )
         return kept
 
@@ -177,10 +238,22 @@ class _Cells:
 
 
 class PositionMeans:
-    """Mode `position`: one running weighted mean per patch position, in one pass.
+    """Mode `position`: one running mean per patch position, in one pass.
 
     Weighted by images, never by batches, so that any split into batches, ragged ones included,
-    gives the same means. Source: FedDyMem specification, section 3.3 (after CFA).
+    gives the same means.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.reduce import PositionMeans
+    >>> means = PositionMeans()
+    >>> means.add(np.array([[[[0.0]]], [[[2.0]]]]))  # two images of one patch of one value
+    >>> found = means.result()
+    >>> found.vectors.tolist(), found.weights.tolist(), found.spread.tolist()
+    ([[1.0]], [2.0], [1.0])
+
+    Source: FedDyMem specification, section 3.3 (after CFA).
     """
 
     def __init__(self) -> None:
@@ -189,7 +262,7 @@ class PositionMeans:
         self._images = 0
 
     def add(self, descriptors: npt.NDArray[np.floating]) -> None:
-        """Take a batch of (b, h, w, d) descriptors; raises `ConfigError` on another grid."""
+        """Add a batch of (b, h, w, d) descriptors; raises `ConfigError` for another grid."""
         images, height, width, dim = descriptors.shape
         batch = descriptors.reshape(images, height * width, dim).astype(np.float64)
         if self._sum is None:
@@ -202,7 +275,7 @@ class PositionMeans:
         self._images += len(batch)
 
     def result(self) -> MemoryBank:
-        """The (h * w, d) means, each with weight n_images."""
+        """The (h * w, d) means, each with weight n_images; raises `ConfigError` without images."""
         if self._sum is None or self._square is None:
             raise ConfigError("position means need at least one image")
         mean = self._sum / self._images

@@ -28,6 +28,7 @@ from fedvad.memory.bank import FloatArray
 from fedvad.pipeline.bank import one_site
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.guards import guard_output_file
+from fedvad.pipeline.method import method_class
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.report.overlay import save_png
 
@@ -62,6 +63,7 @@ def audit(
     Raises `PayloadError` for a damaged file, `ConfigError` for other features than the file's,
     `DataError` without outsiders.
     """
+    method_class(config.method).check_rows(config, "bank audit")
     payload = _payload(file)
     extractor = FeatureExtractor(config.features(), cache)
     if payload.manifest.features != extractor.config.key():

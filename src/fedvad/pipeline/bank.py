@@ -11,8 +11,6 @@ from typing import Any
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site
 from fedvad.data.locks import only_one
-from fedvad.detectors.base import NormalFeatures
-from fedvad.detectors.memory_site import MemorySite
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -32,12 +30,12 @@ from fedvad.pipeline.bank_state import (
     save_site,
 )
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import load_sites, warm_up
+from fedvad.pipeline.data import load_sites
 from fedvad.pipeline.guards import guard_output_file
-from fedvad.pipeline.plan import need_memory, plan, site_seed, split_held_out
 from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.remote import Remote, remote
 
-__all__ = ["export_upload", "one_round", "one_site", "site_features"]
+__all__ = ["export_upload", "one_round", "one_site"]
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +52,25 @@ def export_upload(
     options: Mapping[str, Any] | None = None,
     cache: DescriptorCache | None = None,
     progress: Progress = silent,
+    allow_weights: bool = False,
 ) -> dict[str, Any]:
-    """A site's round: read its images, update its memory, write what it sends as one signed file.
+    """A site's round: read its images, update its memory or its student, write what it sends as
+    one signed file.
 
-    The round is the one behind the global memory that the site took last, or the first. A round
+    The round is the one after the global message that the site took last, or the first. A round
     that was made already is written again, unchanged. site: name, else that of the folder.
     index: the site's position, from 0, among the sorted names of all sites of the federation; it
     sets the site's seed as in `train` and must be given at the first export. options: values of
-    `TrainConfig`, see `next_config`. Returns what the file holds, in numbers. Raises
+    `TrainConfig`, see `next_config`. allow_weights: whether the file may hold weights, which a
+    method with a student sends. Returns what the file holds, in numbers. Raises
     `ConfigError` (also when another process works on `state_dir`), `DataError`, `FederationError`
     (see `fedvad.errors`).
     """
     with only_one(state_dir):
         return _export_upload(
-            data, state_dir, key, out, site, index, config_file, options, cache, progress
-        )
+            data, state_dir, key, out, site, index, config_file, options, cache, progress,
+            allow_weights,
+        )  # fmt: skip
 
 
 def _export_upload(
@@ -82,11 +84,12 @@ def _export_upload(
     options: Mapping[str, Any] | None,
     cache: DescriptorCache | None,
     progress: Progress,
+    allow_weights: bool,
 ) -> dict[str, Any]:
     signing = read_private_key(key)
     before = load_site(state_dir)
     config = next_config(before, config_file, dict(options or {}))
-    need_memory(config, "a federation by files")
+    family = remote(config, allow_weights=allow_weights, consent="--allow-weights")
     index = _same_index(before, index)
     member_site = one_site(data, config, site, before)
     guard_output_file(
@@ -99,7 +102,7 @@ def _export_upload(
         log.info("round %d was made before: written again as it was", before.round)
         return _write_upload(before, signing, state_dir, out)
     extractor = FeatureExtractor(config.features(), cache)
-    state = one_round(member_site, data, index, config, before, known, round_, extractor, progress)
+    state = one_round(family, member_site, data, index, before, known, round_, extractor, progress)
     save_site(state_dir, state)
     return _write_upload(state, signing, state_dir, out)
 
@@ -133,61 +136,48 @@ def one_site(data: Path, config: TrainConfig, name: str | None, before: SiteStat
     return replace(sites[0], name=name)
 
 
-def site_features(
-    site: Site, config: TrainConfig, extractor: FeatureExtractor, progress: Progress
-) -> tuple[dict[str, NormalFeatures], dict[str, NormalFeatures]]:
-    """Normal images to fit on and to calibrate on, by the name of the one site."""
-    return split_held_out(warm_up([site], extractor, config.max_bad, progress), config)
-
-
 def one_round(
+    family: Remote,
     site: Site,
     data: Path,
     index: int,
-    config: TrainConfig,
     before: SiteState | None,
     known: Payload | None,
     round_: int,
     extractor: FeatureExtractor,
     progress: Progress,
 ) -> SiteState:
-    """A site's state behind a round, with its upload; `before` is that behind the last one."""
-    exchange, _ = plan(config, extractor)
-    fitting, _ = site_features(site, config, extractor, progress)
-    member = MemorySite(
-        fitting[site.name],
-        config.memory(extractor.grid[2]),
-        seed=site_seed(config.seed, index),
-        rounds=round_,  # each process makes one round: nothing is sampled ahead
-    )
-    if before is not None:
-        member.bank, member.generator = before.bank, before.generator
-    upload = exchange.site_step(member, known, round_)
-    return SiteState(
-        site=site.name,
-        index=index,
-        config=config,
-        data=data.resolve(),
-        bank=member.bank,
-        generator=member.generator,
-        upload=upload,
-        n_images=len(member.features),
-    )
+    """A site's state after a round, with its upload; `before` is that after the last one."""
+    with family.member(site, index, extractor, round_, progress) as (exchange, member):
+        if before is not None:
+            member.restore(before.kept)
+        upload = exchange.site_step(member, known, round_)
+        return SiteState(
+            site=site.name,
+            index=index,
+            config=family.config,
+            data=data.resolve(),
+            kept=member.snapshot(),
+            upload=upload,
+            n_images=upload.manifest.n_images,
+        )
 
 
 def _write_upload(state: SiteState, key: SigningKey, folder: Path, out: Path) -> dict[str, Any]:
     signed = key.sign(state.upload.to_bytes())
     kept = save_sent(folder, state.round, signed)
     write_atomically(out, signed)
-    manifest, vectors = state.upload.manifest, state.upload.arrays["vectors"]
+    manifest, arrays = state.upload.manifest, state.upload.arrays
+    first = arrays.get("vectors", next(iter(arrays.values())))
     return {
         "path": str(out),
         "bytes": len(signed),
         "site": state.site,
         "round": state.round,
-        "rows": len(vectors),
-        "values_per_row": int(vectors.shape[1]),
-        "dtype": str(vectors.dtype),
+        "rows": state.upload.rows,
+        "values_per_row": int(first.shape[1]) if "vectors" in arrays else None,
+        "weights": 0 if "vectors" in arrays else sum(array.size for array in arrays.values()),
+        "dtype": str(first.dtype),
         "n_images": manifest.n_images,
         "n_patches": manifest.n_patches,
         "features": manifest.features,

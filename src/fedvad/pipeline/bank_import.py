@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.locks import only_one
-from fedvad.detectors.calibration import RowLookup
-from fedvad.detectors.scoring import distance_scale
 from fedvad.errors import ArtefactError, ConfigError, PayloadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.signed import (
     MAX_BYTES,
@@ -20,7 +19,7 @@ from fedvad.federation.signed import (
     read_bounded,
     read_trusted_keys,
 )
-from fedvad.pipeline.bank import one_site, site_features
+from fedvad.pipeline.bank import one_site
 from fedvad.pipeline.bank_state import (
     SiteState,
     load_global,
@@ -29,19 +28,13 @@ from fedvad.pipeline.bank_state import (
     note_round,
     save_global,
 )
+from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import fingerprint
 from fedvad.pipeline.guards import guard_plain_folder
-from fedvad.pipeline.memories import wire_exact
 from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.run_folder import (
-    CONFIG_FILE,
-    DETECTOR_FILE,
-    SiteModel,
-    TrainedRun,
-    write_config,
-    write_ledger,
-)
-from fedvad.pipeline.thresholds import Counts, calibrate
+from fedvad.pipeline.remote import Remote, remote
+from fedvad.pipeline.run_folder import CONFIG_FILE, DETECTOR_FILE, write_config, write_ledger
+from fedvad.pipeline.thresholds import Calibration
 
 __all__ = ["import_global", "make_run"]
 
@@ -100,18 +93,23 @@ def _import_global(
     try:
         signed = read_bounded(file, max_bytes)
         merged = _checked_global(signed, trusted, max_bytes)
+        family = None if state is None else _family(state.config)
+        if family is not None:
+            family.check(merged)
+        elif not has_weights(merged):
+            bank_from(merged)
         _check_fits(merged, known, state)
     except PayloadError as error:
         raise PayloadError(f"{file}: {error}") from error
     own_rows = None
-    if state is not None:
-        own_rows = _own_rows(state, merged)
+    if state is not None and family is not None:
+        own_rows = _own_rows(family, state, merged)
         note_round(state_dir, state, merged, len(signed))
     save_global(state_dir, signed)
     told: dict[str, Any] = {
         "path": str(file),
         "round": merged.manifest.round,
-        "rows": len(merged.arrays["vectors"]),
+        "rows": merged.rows,
         "n_images": merged.manifest.n_images,
         "n_patches": merged.manifest.n_patches,
         "features": merged.manifest.features,
@@ -120,7 +118,12 @@ def _import_global(
     }
     if out is not None:
         assert state is not None  # `_check_out` saw to it
-        made, _ = make_run(state, merged, state_dir, out, data, weights, cache, progress)
+        config = state.config
+        if weights is not None:
+            config = config.model_copy(update={"weights": weights})
+        made, _ = make_run(
+            _family(config), state, merged, state_dir, out, data, cache, progress
+        )  # fmt: skip
         told |= made
         if state.config.shared_threshold:
             log.warning(
@@ -139,8 +142,12 @@ def _checked_global(data: bytes, trusted: dict[bytes, str], max_bytes: int) -> P
         raise PayloadError(
             f"it is the upload of site {payload.manifest.site!r}, not a server's global memory"
         )
-    bank_from(payload)
     return payload
+
+
+def _family(config: TrainConfig) -> Remote:
+    # what a site consents to is what leaves it, and here something comes
+    return remote(config, allow_weights=True, consent="")
 
 
 def _check_fits(merged: Payload, known: Payload | None, state: SiteState | None) -> None:
@@ -151,8 +158,8 @@ def _check_fits(merged: Payload, known: Payload | None, state: SiteState | None)
             f"it is of another federation: its features are {features}, this site's "
             f"{own.manifest.features} (backbone, weights, image size or layers differ)"
         )
-    if own is not None and merged.arrays["vectors"].shape[1] != own.arrays["vectors"].shape[1]:
-        raise PayloadError("its rows have another number of values than this site's")
+    if own is not None and _shapes(merged) != _shapes(own):
+        raise PayloadError("its rows or weights are of other shapes than this site's")
     if known is None:
         return
     before = known.manifest.round
@@ -168,10 +175,16 @@ def _check_fits(merged: Payload, known: Payload | None, state: SiteState | None)
         )
 
 
-def _own_rows(state: SiteState, merged: Payload) -> int:
+def _shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
+    """What all messages of a federation share: values per row, or the shapes of weights."""
+    if "vectors" in payload.arrays:
+        return {"vectors": payload.arrays["vectors"].shape[1:]}
+    return {name: array.shape for name, array in payload.arrays.items()}
+
+
+def _own_rows(family: Remote, state: SiteState, merged: Payload) -> int | None:
     """How many rows of the site's last upload are in the global memory as they were sent."""
-    lookup = RowLookup(bank_from(merged).vectors)
-    rows = len(lookup.rows_of(bank_from(state.upload).vectors))
+    rows = family.own_rows(state.upload, merged)
     if rows == 0 and state.config.merge == "concat":
         log.warning(
             "the global memory of round %d holds nothing of what site %s sent in round %d: that "
@@ -195,22 +208,20 @@ def _check_out(out: Path, state: SiteState | None) -> None:
 
 
 def make_run(
+    family: Remote,
     state: SiteState,
     merged: Payload,
     state_dir: Path,
     out: Path,
     data: Path | None,
-    weights: Path | None,
     cache: DescriptorCache | None,
     progress: Progress,
-) -> tuple[dict[str, Any], Counts]:
-    """A site's run folder from the global memory, with thresholds from its own normal images.
+) -> tuple[dict[str, Any], Calibration]:
+    """A site's run folder from the global message, with thresholds from its own normal images.
 
-    Returns what to tell about it, and counts of those images' scores.
+    Returns what to say about it, and what those images' scores said.
     """
-    config = state.config
-    if weights is not None:
-        config = config.model_copy(update={"weights": weights})
+    config = family.config
     data = data or state.data
     site = one_site(data, config, None, state)
     extractor = FeatureExtractor(config.features(), cache)
@@ -218,23 +229,7 @@ def make_run(
         raise ArtefactError(
             "the backbone gives other features than at the export: give the same --weights"
         )
-    _, held_out = site_features(site, config, extractor, progress)
-    memory = bank_from(merged)
-    run = TrainedRun(
-        memory=memory,
-        sites={
-            state.site: SiteModel(
-                wire_exact(state.bank, config), state.generator, {}, state.n_images
-            )
-        },
-        scoring=config.scoring(),
-        reference=config.reference,
-        features=extractor.config,
-        method=config.method,
-        data=fingerprint(data),
-        scale=distance_scale(memory, config.scoring()),
-    )
-    calibration = calibrate(run, held_out, extractor, config, progress)
+    run, calibration = family.run(state, site, merged, extractor, fingerprint(data), progress)
     write_config(out, config)
     write_ledger(out, load_ledger(state_dir))
     run.save(out)  # last: with it the run counts as made
@@ -242,7 +237,7 @@ def make_run(
     told = {
         "site": state.site,
         "threshold": None if threshold is None else threshold.value,
-        "calibration_images": len(held_out[state.site]),
+        "calibration_images": calibration.images,
         "own_normals": calibration.own_normals,
     }
-    return told, calibration.counts
+    return told, calibration

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,21 +13,21 @@ from fedvad.data.checked import parse_values
 from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import read_sealed, write_sealed
-from fedvad.errors import ArtefactError, ConfigError, FederationError, PayloadError
+from fedvad.errors import ArtefactError, ConfigError, PayloadError
 from fedvad.federation.codecs import Precision
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
+from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
-from fedvad.federation.ledger import Ledger, RoundEntry
-from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.exchange.weights import has_weights, weights_for
+from fedvad.federation.payload import Payload
+from fedvad.federation.runners.files import receive_files
 from fedvad.federation.runners.state import RunState, load_state, save_state
+from fedvad.federation.server import Receipt, Server
 from fedvad.federation.signed import (
     MAX_BYTES,
-    SignedMessage,
     SigningKey,
-    check_name,
     key_fingerprint,
-    read_bounded,
     read_private_key,
     read_trusted_keys,
 )
@@ -44,7 +43,7 @@ _SHARED = ("merge", "memory_rows", "precision", "seed", "defence", "malicious")
 
 
 class _Federation(BaseModel):
-    """What all rounds of a server must share."""
+    """What all rounds of a server must share; start: hash of weights, empty for memories."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,8 +58,27 @@ class _Federation(BaseModel):
     upload_bytes: int | None = None
     defence: Defence = "none"
     malicious: float = 1 / 3
+    start: str = ""
 
-    def exchange(self) -> MemoryExchange:
+    @classmethod
+    def of(cls, upload: Payload, config: TrainConfig, *, limited: bool) -> Self:
+        """The federation that an upload belongs to; limited: whether `config` limits uploads."""
+        chosen = {name: getattr(config, name) for name in _SHARED}
+        if has_weights(upload):
+            manifest = upload.manifest
+            return cls(features=manifest.features, dim=1, start=manifest.generator, **chosen)
+        features, dim, patches = kind_of(upload)
+        limits: dict[str, int | None] = {}
+        if limited:
+            allowed = upload_limits(config, dim, patches)
+            limits = {"upload_rows": allowed.rows, "upload_bytes": allowed.upload_bytes}
+        return cls(features=features, dim=dim, patches_per_image=patches, **limits, **chosen)
+
+    def exchange_for(self, upload: Payload) -> Exchange[Any]:
+        """See `Server`; an upload tells the shapes of weights, and nothing of a memory."""
+        defence = RobustConfig(self.malicious) if self.defence == "robust" else None
+        if self.start:
+            return weights_for(upload, defence=defence)
         return MemoryExchange(
             features=self.features,
             dim=self.dim,
@@ -68,28 +86,17 @@ class _Federation(BaseModel):
             size=self.memory_rows,
             precision=self.precision,
             seed=self.seed,
-            limits=Limits(
-                rows=self.upload_rows,
-                patches_per_image=self.patches_per_image,
-                upload_bytes=self.upload_bytes,
-            ),
-            defence=RobustConfig(self.malicious) if self.defence == "robust" else None,
+            limits=self.limits(),
+            defence=defence,
         )
 
-
-@dataclass(frozen=True, eq=False)
-class _Upload:
-    path: Path
-    size: int
-    payload: Payload
-
-    @property
-    def site(self) -> str:
-        return self.payload.manifest.site
-
-    @property
-    def round(self) -> int:
-        return self.payload.manifest.round
+    def limits(self) -> Limits:
+        """What an upload may hold."""
+        return Limits(
+            rows=self.upload_rows,
+            patches_per_image=self.patches_per_image,
+            upload_bytes=self.upload_bytes,
+        )
 
 
 def merge_uploads(
@@ -104,6 +111,7 @@ def merge_uploads(
     config_file: Path | None = None,
     options: Mapping[str, Any] | None = None,
     max_bytes: int = MAX_BYTES,
+    allow_weights: bool = False,
 ) -> dict[str, Any]:
     """A server's round: check every file, merge those that pass, write the signed global memory.
 
@@ -114,7 +122,8 @@ def merge_uploads(
     configuration; by default what most files of the first merge have. options: `merge`,
     `memory_rows`, `precision`, `seed`, `defence`, `malicious`, `method` of `TrainConfig`. Uploads
     are limited by `upload_bytes` and `upload_rows` where the first merge's `config_file` has
-    either. Without `files` the last global memory is written again.
+    either. Without `files` the last global memory is written again. allow_weights: whether files
+    may hold weights of a student, which are averaged.
 
     Raises `FederationError` when too few files pass (nothing is changed then), `ConfigError` for
     keys and options and when another process works on `state_dir`, `ArtefactError` for a damaged
@@ -122,8 +131,9 @@ def merge_uploads(
     """
     with only_one(state_dir):
         return _merge_uploads(
-            files, trust, key, state_dir, out, quorum, features, config_file, options, max_bytes
-        )
+            files, trust, key, state_dir, out, quorum, features, config_file, options, max_bytes,
+            allow_weights,
+        )  # fmt: skip
 
 
 def _merge_uploads(
@@ -137,6 +147,7 @@ def _merge_uploads(
     config_file: Path | None,
     options: Mapping[str, Any] | None,
     max_bytes: int,
+    allow_weights: bool,
 ) -> dict[str, Any]:
     signing = read_private_key(key)
     keys = [] if trust is None else [trust, *trust.glob("*.pub")]
@@ -147,137 +158,65 @@ def _merge_uploads(
     if not files:
         if state is None:
             raise ConfigError("no file to merge, and no round was merged in this --state yet")
-        return _write_global(state, signing, out, accepted={}, refused={})
+        return _write_global(state, signing, out, [])
     if trust is None:
         raise ConfigError("--trust is missing: the folder of the sites' public keys")
     trusted = read_trusted_keys(trust)
     given = {name: value for name, value in (options or {}).items() if value is not None}
-    # a later round may leave all of it away
+    # a later round may omit all of it
     config = resolve_config(config_file, **given) if given or config_file is not None else None
-    round_ = 1 if state is None else state.round + 1
-    refused: dict[str, str] = {}
     begun = None if state is None else _read_federation(state_dir)
-    limiting = begun or (config if config is not None and _limits_uploads(config) else None)
-    largest = Limits(upload_bytes=None if limiting is None else limiting.upload_bytes).max_bytes
-    uploads = _read_uploads(files, trusted, round_, min(max_bytes, largest), refused)
-    federation = _federation(begun, uploads, features, config)
-    accepted: dict[str, list[_Upload]] = {}
-    if federation is not None:
-        exchange = federation.exchange()
-        if state is not None:
-            exchange.restore(state.server)
-        accepted = _accept(exchange, uploads, refused)
-    if federation is None or not accepted or len(accepted) < quorum:
-        raise FederationError(
-            f"round {round_} was not merged: files of {len(accepted)} sites pass, "
-            f"{max(1, quorum)} are needed. Refused: "
-            + ("; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "none")
-        )
-    merged = exchange.merge(round_)
-    ledger = Ledger() if state is None else state.ledger
-    ledger.close_round(_entry(round_, accepted, refused, merged, exchange.distrusted))
-    if state is None:  # the mark of the round comes after it, so a kill here is harmless
-        write_sealed(state_dir / _FEDERATION, federation.model_dump(mode="json"))
-    done = RunState(round_, merged, exchange.server_state(), {}, ledger)
-    save_state(state_dir, done)
-    return _write_global(done, signing, out, accepted=accepted, refused=refused)
-
-
-def _read_uploads(
-    files: Sequence[Path],
-    trusted: dict[bytes, str],
-    round_: int,
-    max_bytes: int,
-    refused: dict[str, str],
-) -> list[_Upload]:
-    """Uploads whose signature, content and claims are in order, by site and round."""
-    uploads: dict[tuple[str, int], _Upload] = {}
-    for path in files:
-        name = ""
-        try:
-            data = read_bounded(path, max_bytes)
-            signed = SignedMessage.parse(data)
-            name = signed.check(trusted)
-            payload = Payload.from_bytes(signed.message, max_bytes=max_bytes)
-            upload = _Upload(path, len(data), payload)
-            _check_claims(upload, name, round_)
-            first = uploads.setdefault((upload.site, upload.round), upload)
-            if first is not upload:
-                raise PayloadError(f"duplicate: {first.path} is of the same site and round")
-        except PayloadError as error:
-            about = f"site {name}: " if name and f"site {name}" not in str(error) else ""
-            refused[_distinct(str(path), refused)] = f"{about}{error}"
-    return [uploads[key] for key in sorted(uploads)]
-
-
-def _check_claims(upload: _Upload, name: str, round_: int) -> None:
-    manifest = upload.payload.manifest
-    if manifest.kind != "upload" or not manifest.site:
-        raise PayloadError("it is a global memory, not the upload of a site")
-    try:
-        claimed = check_name(manifest.site)
-    except ConfigError as error:
-        raise PayloadError(str(error)) from error
-    if claimed != name:
-        raise PayloadError(
-            f"it claims to be of site {manifest.site!r}, signed by the key of {name}"
-        )
-    if manifest.round > round_:
-        raise PayloadError(
-            f"it is of round {manifest.round}, but round {round_} is merged next: the site took "
-            "part in another federation, or this --state is an old copy"
-        )
-    bank_from(upload.payload)
-
-
-def _limits_uploads(config: TrainConfig) -> bool:
-    return not config.model_fields_set.isdisjoint({"upload_bytes", "upload_rows"})
-
-
-def _distinct(name: str, taken: Mapping[str, str]) -> str:
-    count = 1
-    while (shown := name if count == 1 else f"{name} ({count})") in taken:
-        count += 1
-    return shown
-
-
-def _federation(
-    begun: _Federation | None,
-    uploads: Sequence[_Upload],
-    features: str | None,
-    config: TrainConfig | None,
-) -> _Federation | None:
-    """What this federation is: remembered, or settled by the first files; None without any."""
-    wanted = config or resolve_config()
-    chosen = {name: getattr(wanted, name) for name in _SHARED}
     if begun is not None:
-        asked = {} if config is None else chosen
-        asked = asked if features is None else asked | {"features": features}
-        changed = [k for k, v in asked.items() if getattr(begun, k) != v]
-        if changed:
-            raise ConfigError(
-                "this federation was begun with other options: "
-                + ", ".join(f"{k} was {getattr(begun, k)!r}, now {asked[k]!r}" for k in changed)
-                + "; leave them away, or begin anew with another --state"
+        _check_same(begun, features, config)
+        federation_of = partial(_begun, begun)
+        largest = begun.limits().max_bytes
+    else:
+        wanted = config or resolve_config()
+        limited = not wanted.model_fields_set.isdisjoint({"upload_bytes", "upload_rows"})
+        limited = limited and config is not None
+        federation_of = partial(_Federation.of, config=wanted, limited=limited)
+        largest = Limits(upload_bytes=wanted.upload_bytes if limited else None).max_bytes
+
+    def exchange_for(upload: Payload) -> Exchange[Any]:
+        if has_weights(upload) and not allow_weights:
+            raise PayloadError(
+                "it holds the weights of a student, and no memory: merge with --allow-weights if "
+                "that is what the sites agreed on"
             )
-        return begun
-    kinds = Counter(
-        kind_of(u.payload) for u in uploads if features in (None, u.payload.manifest.features)
-    ).most_common(2)
-    if not kinds:
-        return None
-    if len(kinds) > 1 and kinds[0][1] == kinds[1][1]:
-        shown = ", ".join(f"{k} with {d} values" for (k, d, _), _ in kinds)
-        raise FederationError(
-            "the files are of different feature configurations, and none has more of them than "
-            f"another ({shown}): say which is meant with --features"
+        return federation_of(upload).exchange_for(upload)
+
+    server = Server(
+        exchange_for=exchange_for, features=features, quorum=max(1, quorum),
+        max_bytes=min(max_bytes, largest),
+    )  # fmt: skip
+    if state is not None:
+        server.restore(state)
+    server.open(server.round + 1)
+    receipts = receive_files(server, files, trusted)
+    server.close()
+    accepted = [receipt for receipt in receipts if receipt.accepted]
+    if begun is None:  # the mark of the round comes after it, so a kill here is harmless
+        record = federation_of(accepted[0].payloads[0])
+        write_sealed(state_dir / _FEDERATION, record.model_dump(mode="json"))
+    save_state(state_dir, server.state())
+    return _write_global(server.state(), signing, out, accepted)
+
+
+def _begun(record: _Federation, upload: Payload) -> _Federation:
+    return record
+
+
+def _check_same(begun: _Federation, features: str | None, config: TrainConfig | None) -> None:
+    """Raise `ConfigError` for options other than those of the first round."""
+    asked = {} if config is None else {name: getattr(config, name) for name in _SHARED}
+    asked = asked if features is None else asked | {"features": features}
+    changed = [k for k, v in asked.items() if getattr(begun, k) != v]
+    if changed:
+        raise ConfigError(
+            "this federation was begun with other options: "
+            + ", ".join(f"{k} was {getattr(begun, k)!r}, now {asked[k]!r}" for k in changed)
+            + "; omit them, or begin again with another --state"
         )
-    key, dim, patches = kinds[0][0]
-    limits: dict[str, int | None] = {}
-    if config is not None and _limits_uploads(config):
-        allowed = upload_limits(config, dim, patches)
-        limits = {"upload_rows": allowed.rows, "upload_bytes": allowed.upload_bytes}
-    return _Federation(features=key, dim=dim, patches_per_image=patches, **limits, **chosen)
 
 
 def _read_federation(state_dir: Path) -> _Federation:
@@ -288,63 +227,24 @@ def _read_federation(state_dir: Path) -> _Federation:
         raise ArtefactError(f"the server's state is damaged: {error}") from error
 
 
-def _accept(
-    exchange: MemoryExchange, uploads: Sequence[_Upload], refused: dict[str, str]
-) -> dict[str, list[_Upload]]:
-    accepted: dict[str, list[_Upload]] = {}
-    for upload in uploads:
-        try:
-            exchange.accept(upload.payload)
-        except PayloadError as error:
-            refused[_distinct(str(upload.path), refused)] = str(error)
-        else:
-            accepted.setdefault(upload.site, []).append(upload)
-    return accepted
-
-
-def _entry(
-    round_: int,
-    accepted: Mapping[str, Sequence[_Upload]],
-    refused: Mapping[str, str],
-    merged: Payload,
-    distrusted: Mapping[str, str],
-) -> RoundEntry:
-    return RoundEntry(
-        round=round_,
-        sites=sorted(accepted),
-        bytes_up={site: sum(u.size for u in uploads) for site, uploads in accepted.items()},
-        bytes_down={},
-        rows_up={
-            site: sum(len(u.payload.arrays["vectors"]) for u in uploads)
-            for site, uploads in accepted.items()
-        },
-        memory_rows=len(merged.arrays["vectors"]),
-        coverage=merged.manifest.coverage or 0.0,
-        rejected=dict(refused),
-        distrusted=dict(distrusted),
-    )
-
-
 def _write_global(
-    state: RunState,
-    key: SigningKey,
-    out: Path,
-    *,
-    accepted: Mapping[str, Sequence[_Upload]],
-    refused: Mapping[str, str],
+    state: RunState, key: SigningKey, out: Path, accepted: Sequence[Receipt]
 ) -> dict[str, Any]:
     signed = key.sign(state.merged.to_bytes())
     write_atomically(out, signed)
-    manifest = state.merged.manifest
+    manifest, entry = state.merged.manifest, state.ledger.rounds[-1]
+    files: dict[str, list[str]] = {}
+    for receipt in sorted(accepted, key=lambda r: (r.site, r.first_round)):
+        files.setdefault(receipt.site, []).append(receipt.label)
     return {
         "path": str(out),
         "bytes": len(signed),
         "round": state.round,
-        "accepted": {site: [str(u.path) for u in uploads] for site, uploads in accepted.items()},
-        "refused": dict(refused),
-        "distrusted": dict(state.ledger.rounds[-1].distrusted) if accepted else {},
-        "kept": sorted(set(state.server) - set(accepted)),
-        "rows": len(state.merged.arrays["vectors"]),
+        "accepted": files,
+        "refused": dict(entry.rejected) if files else {},
+        "distrusted": dict(entry.distrusted) if files else {},
+        "kept": sorted({site for site in state.server if site} - set(files)),
+        "rows": entry.memory_rows,
         "n_images": manifest.n_images,
         "n_patches": manifest.n_patches,
         "features": manifest.features,

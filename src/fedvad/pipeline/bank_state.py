@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,12 @@ from fedvad.data.checked import parse_values
 from fedvad.data.files import write_atomically
 from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.detectors.artefact import read_arrays, write_arrays
-from fedvad.detectors.generator import Generator
-from fedvad.errors import ArtefactError, ConfigError, MemoryBankError, PayloadError
+from fedvad.distill.parameters import under
+from fedvad.errors import ArtefactError, ConfigError, PayloadError
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.payload import Manifest, Payload
 from fedvad.federation.signed import SignedMessage, read_bounded
-from fedvad.memory.bank import MemoryBank
-from fedvad.pipeline.config import TrainConfig, resolve_config
+from fedvad.pipeline.config import FREE_ON_RESUME, STUDENT_OPTIONS, TrainConfig, resolve_config
 
 __all__ = [
     "SiteState",
@@ -33,25 +33,22 @@ __all__ = [
 ]
 
 _SITE, _GLOBAL, _LEDGER, _SENT = "site.safetensors", "global.fedvad", "ledger.json", "sent"
-# what may differ between the rounds of a site: ways to the same numbers
-_FREE = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
 
 
 @dataclass(frozen=True, eq=False)
 class SiteState:
-    """A site behind its last export.
+    """A site after its last export.
 
-    index: see `export`. data: folder of its images. upload: what it sent in round
-    `upload.manifest.round`; bank, generator: what the site itself has since then. n_images:
-    normal images that the memory was made from.
+    index: see `export`. data: folder of its images. kept: what the next round needs of those
+    before, see `Member.snapshot`. upload: what it sent in round `upload.manifest.round`.
+    n_images: normal images that it was made from.
     """
 
     site: str
     index: int
     config: TrainConfig
     data: Path
-    bank: MemoryBank
-    generator: Generator
+    kept: Mapping[str, npt.NDArray[Any]]
     upload: Payload
     n_images: int
 
@@ -63,17 +60,8 @@ class SiteState:
 
 def save_site(folder: Path, state: SiteState) -> None:
     """Write the whole state as one file, so that a kill leaves the old or the new one."""
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "bank/vectors": state.bank.vectors,
-        "bank/weights": state.bank.weights,
-        "bank/spread": state.bank.spread,
-    }
+    arrays = {f"kept/{name}": array for name, array in state.kept.items()}
     arrays |= {f"upload/{name}": array for name, array in state.upload.arrays.items()}
-    if not state.generator.is_identity:
-        arrays |= {
-            "generator/weight": state.generator.weight,
-            "generator/bias": state.generator.bias,
-        }
     values = {
         "kind": "site state",
         "site": state.site,
@@ -93,27 +81,24 @@ def load_site(folder: Path) -> SiteState | None:
         return None
     arrays, values = read_arrays(path)
     try:
-        bank = MemoryBank(arrays["bank/vectors"], arrays["bank/weights"], arrays["bank/spread"])
-        generator = Generator.identity(bank.dim)
-        if "generator/weight" in arrays:
-            generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
-        sent = {
-            name.removeprefix("upload/"): array
-            for name, array in arrays.items()
-            if name.startswith("upload/")
-        }
+        kept = under("kept/", arrays) or _kept_before(arrays)
         return SiteState(
             site=values["site"],
             index=values["index"],
             config=TrainConfig.model_validate(values["config"]),
             data=Path(values["data"]),
-            bank=bank,
-            generator=generator,
-            upload=Payload(Manifest.model_validate(values["upload"]), sent),
+            kept=kept,
+            upload=Payload(Manifest.model_validate(values["upload"]), under("upload/", arrays)),
             n_images=values["n_images"],
         )
-    except (KeyError, TypeError, ValueError, MemoryBankError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"the state in {path} is incomplete or damaged: {error}") from error
+
+
+def _kept_before(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """What an earlier fedvad kept, which knew only memories."""
+    generator = {name: arrays[name] for name in arrays if name.startswith("generator/")}
+    return under("bank/", arrays) | generator
 
 
 def next_config(state: SiteState | None, file: Path | None, options: dict[str, Any]) -> TrainConfig:
@@ -129,13 +114,15 @@ def next_config(state: SiteState | None, file: Path | None, options: dict[str, A
         now = resolve_config(file, **options)
     else:
         given = {key: value for key, value in options.items() if value is not None}
-        now = resolve_config(None, **(before | given))
-    changed = [k for k, v in now.model_dump().items() if k not in _FREE and before[k] != v]
+        # where only a student's options have a meaning, others must not be given
+        means = STUDENT_OPTIONS if state.config.has_student else set(before)
+        now = resolve_config(None, **{k: v for k, v in before.items() if k in means} | given)
+    changed = [k for k, v in now.model_dump().items() if k not in FREE_ON_RESUME and before[k] != v]
     if changed:
         raise ConfigError(
             f"site {state.site} began this federation with another configuration: "
             + ", ".join(f"{k} was {before[k]!r}, now {getattr(now, k)!r}" for k in changed)
-            + "; leave the options away, or begin anew with another --state"
+            + "; omit the options, or begin again with another --state"
         )
     return now
 
@@ -163,7 +150,7 @@ def load_global(folder: Path) -> Payload | None:
             raise PayloadError("its signature does not fit any more")
         return Payload.from_bytes(signed.message)
     except PayloadError as error:
-        raise ArtefactError(f"{path} is damaged ({error}): remove it and import anew") from error
+        raise ArtefactError(f"{path} is damaged ({error}): remove it and import again") from error
 
 
 def load_ledger(folder: Path) -> Ledger:
@@ -188,8 +175,8 @@ def note_round(folder: Path, state: SiteState, merged: Payload, received: int) -
         sites=[state.site] if took_part else [],
         bytes_up={state.site: sent.stat().st_size} if took_part else {},
         bytes_down={state.site: received},
-        rows_up={state.site: len(state.upload.arrays["vectors"])} if took_part else {},
-        memory_rows=len(merged.arrays["vectors"]),
+        rows_up={state.site: state.upload.rows} if took_part else {},
+        memory_rows=merged.rows,
         coverage=merged.manifest.coverage or 0.0,
     )
     ledger = load_ledger(folder)

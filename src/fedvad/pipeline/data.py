@@ -6,20 +6,24 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.contents import check_contents
 from fedvad.data.folders import ImageItem, Site, read_data, read_one, read_sites
 from fedvad.data.frames import split_frame
+from fedvad.data.images import read_rgb
 from fedvad.data.labels import LabelNames
 from fedvad.data.reading import DataReading
 from fedvad.data.split import parse_split, split_site
 from fedvad.detectors.base import NormalFeatures
 from fedvad.errors import ConfigError, DataError
+from fedvad.evaluation.results import DataRead
 from fedvad.evaluation.sites import SiteResult
 from fedvad.evaluation.truth import read_truth
 from fedvad.features.extractor import FeatureExtractor
@@ -49,13 +53,14 @@ def load_data(
     names: LabelNames | None = None,
     *,
     image_size: int,
+    max_pixels: int = MAX_PIXELS,
     allow_empty_train: bool = False,
 ) -> tuple[DataReading, list[Site]]:
     """The reading of a folder, and its sites or the parts of its one set.
 
     names: folders of normal images and of defects. image_size: that images are resized to, for
-    advice. What was omitted or guessed is logged as one line; the reading has all. Raises
-    `DataError` or `ConfigError`.
+    advice. max_pixels: of an image that a split looks at. What was omitted or guessed is logged as
+    one line; the reading has all. Raises `DataError` or `ConfigError`.
     """
     if split is not None:
         wanted = parse_split(split)
@@ -71,7 +76,7 @@ def load_data(
                 f"--split divides one set into sites, but {data} already holds {len(sites)} sites "
                 f"({', '.join(s.name for s in sites[:4])}, ...): omit --split, or give one"
             )
-        sites = split_site(sites[0], wanted, seed)
+        sites = split_site(sites[0], wanted, seed, loader=partial(read_rgb, max_pixels=max_pixels))
     _say(reading)
     return reading, sites
 
@@ -97,12 +102,14 @@ def load_sites(
     names: LabelNames | None = None,
     *,
     image_size: int = 256,
+    max_pixels: int = MAX_PIXELS,
     allow_empty_train: bool = False,
 ) -> list[Site]:
     """The sites of `load_data`."""
     return load_data(
-        data, split, seed, names, image_size=image_size, allow_empty_train=allow_empty_train
-    )[1]
+        data, split, seed, names, image_size=image_size, max_pixels=max_pixels,
+        allow_empty_train=allow_empty_train,
+    )[1]  # fmt: skip
 
 
 def fingerprint(data: Path, names: LabelNames | None = None) -> str:
@@ -117,8 +124,8 @@ def data_with_masks(reading: DataReading, image_size: int) -> dict[str, Any]:
     return reading.noted(f"{name}: {note}" for name, note in found.items() if note).to_json()
 
 
-def data_of(reading: DataReading, results: Sequence[SiteResult]) -> dict[str, Any]:
-    """JSON values of a reading, with what scoring found of the test images and their masks.
+def data_of(reading: DataReading, results: Sequence[SiteResult]) -> DataRead:
+    """What was read, with what scoring found of the test images and their masks.
 
     That is also logged, since it was not known when the folder was read.
     """
@@ -134,7 +141,7 @@ def data_of(reading: DataReading, results: Sequence[SiteResult]) -> dict[str, An
             notes.append(f"{result.name}: {note}")
     for note in notes:
         log.warning("%s", note)
-    return reading.noted(notes).to_json()
+    return DataRead.model_validate(reading.noted(notes).to_json())
 
 
 def digest_of(images: Iterable[ImageItem]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import MIN_HELD_OUT
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import middle
+from fedvad.pipeline.run import middle
 from fedvad.pipeline.thresholds import find_thresholds
 
 __all__ = ["check_threshold_options", "choose_threshold", "why_no_threshold"]
@@ -28,7 +29,7 @@ class _Run(Protocol):
     def sites(self) -> Mapping[str, _Site]: ...
 
     def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
-        """See `TrainedRun.threshold`."""
+        """See `Run.threshold`."""
         ...
 
 
@@ -36,12 +37,13 @@ def check_threshold_options(threshold: float | None, target_fpr: float | None) -
     """Raise `ConfigError` for both at once, no finite number, or a rate outside (0, 0.5]."""
     if threshold is not None and target_fpr is not None:
         raise ConfigError("give a threshold or a target false-alarm rate, not both")
-    for name, value in (("threshold", threshold), ("target_fpr", target_fpr)):
+    given: dict[str, object] = {"threshold": threshold, "target_fpr": target_fpr}
+    for name, value in given.items():
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):  # of NumPy, too
             raise ConfigError(f"{name} is {value!r}; it must be a number")
-        if not math.isfinite(value):
+        if not math.isfinite(float(value)):
             raise ConfigError(f"{name} is {value}; it must be a finite number")
     if target_fpr is not None and not 0 < target_fpr <= 0.5:
         raise ConfigError(f"target_fpr is {target_fpr}; it must lie in (0, 0.5], for example 0.01")

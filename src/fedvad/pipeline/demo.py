@@ -9,6 +9,7 @@ from typing import Any
 
 from fedvad.data.demo import write_demo
 from fedvad.errors import ConfigError, StorageError
+from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.names import BUNDLED
 from fedvad.pipeline.config import resolve_config
@@ -28,7 +29,7 @@ DEMO_CONFIG: dict[str, Any] = {
 }
 
 
-def demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
+def demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> Results:
     """Draw `out`/data, train into `out` like any run, and return the results.
 
     Raises `ConfigError` when `out` exists and is no earlier demo.

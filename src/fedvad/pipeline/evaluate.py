@@ -6,34 +6,34 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fedvad.data.folders import Site
 from fedvad.data.labels import LabelNames
 from fedvad.data.outputs import OWN_PNG
 from fedvad.data.reading import DataReading
-from fedvad.detectors.base import Detector, NormalFeatures
-from fedvad.detectors.calibration import choose_images, held_out_scores
-from fedvad.detectors.feddymem import MemoryDetector
-from fedvad.errors import DataError
+from fedvad.detectors.base import Detector
+from fedvad.detectors.calibration import choose_images
+from fedvad.errors import DataError, FedvadError
 from fedvad.evaluation.drift import drift
-from fedvad.evaluation.sites import SiteResult, site_threshold, summarise
+from fedvad.evaluation.results import Costs, DriftFigures, Results
+from fedvad.evaluation.sites import SiteResult, summarise
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
-from fedvad.features.extractor import FeatureExtractor, check_bad_share
+from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import Reference, TrainConfig, check_reference, check_share
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
-from fedvad.pipeline.fitted import Run
-from fedvad.pipeline.guards import guard_output_file
-from fedvad.pipeline.outputs import panels
+from fedvad.pipeline.guards import guard_output_file, guard_output_folder
+from fedvad.pipeline.method import make_method
+from fedvad.pipeline.outputs import keep_evaluation, keeps_evaluation, panels
 from fedvad.pipeline.progress import Progress, silent
+from fedvad.pipeline.run import Run
 from fedvad.pipeline.run_folder import read_ledger
 from fedvad.pipeline.runs import open_run
 from fedvad.pipeline.scoring import score_with
 from fedvad.report.contact_sheet import contact_sheet
-from fedvad.report.tables import verdict
+from fedvad.report.verdict import verdict
 
 __all__ = ["evaluate"]
 
@@ -52,10 +52,11 @@ def evaluate(
     max_bad: float | None = None,
     cache: DescriptorCache | None = None,
     heatmaps: Path | None = None,
+    out: Path | None = None,
     good: Sequence[str] = (),
     defect: Sequence[str] = (),
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Results:
     """Score the test images of `data` and return the results, in the shape that `train` returns.
 
     The ledger tells the rounds and bytes of the training, and the seconds of this evaluation.
@@ -67,8 +68,10 @@ def evaluate(
     images. good, defect: names of folders with normal images and with defects, beyond those of
     the training. `weights`, `engine`, `device`, `max_pixels` (the limit on the size of images) and
     `max_bad` (the share of unreadable images that is tolerated per site) are those of the training
-    unless given. Raises `ConfigError` for an option that cannot be met, or when `heatmaps` is a
-    file that is read or would lie among the images; `ArtefactError`, `DataError`, `MismatchError`.
+    unless given. What `report` needs is kept in `out`, with the page; without `out` in the run
+    folder itself, unless that holds the results of a training. Raises `ConfigError` for an option
+    that cannot be met, or when `heatmaps` or `out` is read or would lie among the images;
+    `ArtefactError`, `DataError`, `MismatchError`.
     """
     check_reference(reference)
     run, config, extractor = open_run(
@@ -83,6 +86,9 @@ def evaluate(
         heatmaps, "--heatmaps", run=run_folder, data=data, sites=sites,
         others=[extractor.config.weights], own=OWN_PNG,
     )  # fmt: skip
+    if out is not None:
+        guard_output_folder(out, "--out", data=data, sites=sites)
+    keeping = keeps_evaluation(run_folder, out)
     new = [site for site in sites if site.name not in run.sites]
     if new:
         log.info("never trained on: %s", ", ".join(site.name for site in new))
@@ -107,15 +113,20 @@ def evaluate(
     ledger.images_computed = extractor.computed
     if not results:
         raise DataError(f"{data} has no test images: expected test/good and test/<defect> folders")
-    summary = summarise(results, target_fpr=config.target_fpr)
-    summary["compare"] = {}
-    summary["ledger"] = ledger.summary()
-    summary["reference"] = reference or run.reference
-    summary["sites_never_trained_on"] = [site.name for site in new]
-    summary["drift"] = _drifts(results)
-    summary["data"] = data_of(reading, results)
-    summary["unreadable"] = [reason for r in results for reason in r.bad]
-    summary["verdict"] = verdict(summary)
+    ours = summarise(results, target_fpr=config.target_fpr)
+    found = Results.of(
+        ours,
+        compare={},
+        method=run.method,
+        backbone=run.features.backbone,
+        unreadable=[reason for r in results for reason in r.bad],
+        data=data_of(reading, results),
+        ledger=Costs.model_validate(ledger.summary()),
+        reference=reference or run.reference,
+        sites_never_trained_on=[site.name for site in new],
+        drift=_drifts(results),
+    )
+    found = found.model_copy(update={"verdict": verdict(found)})
     if heatmaps is not None:
         contact_sheet(
             panels(results),
@@ -123,10 +134,17 @@ def evaluate(
             title=f"{run_folder.name} on {data.name}",
             image_size=config.image_size,
         )
-    return summary
+    if keeping is not None:
+        try:
+            keep_evaluation(run_folder, keeping, found, results)
+        except FedvadError as error:  # the figures are worth more than a page about them
+            if out is not None:
+                raise
+            log.warning("the results are not kept for `fedvad report`: %s", error)
+    return found
 
 
-def _drifts(results: Sequence[SiteResult]) -> dict[str, Any]:
+def _drifts(results: Sequence[SiteResult]) -> dict[str, DriftFigures]:
     """By site how the normal test images score beside the calibration; warns where they drifted."""
     found = {}
     for result in results:
@@ -135,7 +153,7 @@ def _drifts(results: Sequence[SiteResult]) -> dict[str, Any]:
         told = drift(result.threshold.scores, result.scores[result.test.labels == 0])
         if told is None:
             continue
-        found[result.name] = asdict(told)
+        found[result.name] = DriftFigures(**asdict(told))
         if told.drifted:
             log.warning(
                 "%s: its normal images score %.2f times as high as when its threshold was found "
@@ -151,7 +169,10 @@ def _sites(
     size = run.features.image_size
     if config.split is not None:
         if fingerprint(data, names) == run.data:
-            return load_data(data, config.split, config.seed, names, image_size=size)
+            return load_data(
+                data, config.split, config.seed, names, image_size=size,
+                max_pixels=config.max_pixels,
+            )  # fmt: skip
         log.warning(
             "%s does not hold the images that were split into sites for training: its sites count "
             "as new ones", data,
@@ -176,24 +197,9 @@ def _new_threshold(
     site: Site, run: Run, config: TrainConfig, extractor: FeatureExtractor
 ) -> Threshold | None:
     normals = [item.path for item in site.train if item.label == 0]
-    if not normals or (config.split is not None and not config.keeps_patches):
-        return None  # in the latter case they may have been trained on
+    if not normals:
+        return None
     chosen = choose_images(len(normals), config.calibration_images, config.seed)
-    paths = [normals[i] for i in chosen]
-    detector = run.detector(None, extractor)
-    if isinstance(detector, MemoryDetector) and config.keeps_patches:
-        # perhaps a site of the run under another name, whose own patches must not be its measure
-        features = NormalFeatures(extractor, paths, max_bad=config.max_bad, where=site.name)
-        features.warm_up()
-        assert detector.generator_ is not None
-        told = held_out_scores(
-            features,
-            detector.scorer,
-            detector.generator_,
-            leave_one_out=True,
-            stored=config.stored_form(),
-        )
-        return site_threshold(list(told), config.target_fpr)
-    scores = detector.score(paths)
-    check_bad_share(scores.bad, len(chosen), config.max_bad, site.name)
-    return site_threshold(scores.image.tolist(), config.target_fpr)
+    return make_method(config, extractor).new_threshold(
+        run.detector(None, extractor), [normals[i] for i in chosen], site.name
+    )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.folders import Site
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.labels import LabelNames
 from fedvad.data.outputs import OWN_PNG
 from fedvad.data.synthesis import KINDS, SynthesisConfig, TextureFolder, synthesise
 from fedvad.errors import ConfigError
+from fedvad.features.names import IMAGE_SIZE
 from fedvad.pipeline.data import load_sites
 from fedvad.pipeline.guards import guard_output_file
 from fedvad.pipeline.progress import Progress, Stage, silent
@@ -35,7 +38,8 @@ def gallery(
     rows: int = 2,
     foreground: Literal["none", "otsu"] | int = "none",
     textures: Path | None = None,
-    image_size: int = 256,
+    image_size: int = IMAGE_SIZE,
+    max_pixels: int = MAX_PIXELS,
     good: Sequence[str] = (),
     defect: Sequence[str] = (),
     progress: Progress = silent,
@@ -43,12 +47,12 @@ def gallery(
     """Draw `rows` rows of each kind of defect on normal images of `data` into the PNG file `out`.
 
     Sites take turns; every kind is shown on the same images, `image_size` pixels square. The same
-    arguments give the same picture. good, defect: names of folders with normal images and with
-    defects, beyond `good`. Returns path, bytes, the median milliseconds of a defect by
-    kind, and for every defect its kind asked for and drawn, site, file, area (share of the image)
-    and change (mean absolute, in grey levels).
-    Raises `ConfigError` for an unknown kind or foreground, negative seed or rows < 1, `DataError`
-    for data or textures that cannot be read, `StorageError` when the disk refuses.
+    arguments give the same picture. max_pixels: an image of more is unreadable. good, defect:
+    names of folders with normal images and with defects, beyond `good`. Returns path, bytes, the
+    median milliseconds of a defect by kind, and for every defect its kind asked for and drawn,
+    site, file, area (share of the image) and change (mean absolute, in grey levels). Raises
+    `ConfigError` for an unknown kind or foreground, negative seed or rows < 1, `DataError` for data
+    or textures that cannot be read, `StorageError` when the disk refuses.
     """
     if rows < 1 or seed < 0:
         raise ConfigError(f"a gallery needs rows >= 1 and seed >= 0, not {rows} and {seed}")
@@ -56,7 +60,9 @@ def gallery(
         kind: SynthesisConfig(kinds={kind: 1.0}, foreground=foreground)
         for kind in dict.fromkeys(kinds)
     }
-    given = None if textures is None else TextureFolder(textures, size=image_size)
+    given = None
+    if textures is not None:
+        given = TextureFolder(textures, size=image_size, max_pixels=max_pixels)
     sites = load_sites(data, None, seed, LabelNames(tuple(good), tuple(defect)),
                        image_size=image_size)  # fmt: skip
     guard_output_file(
@@ -67,7 +73,8 @@ def gallery(
         own=OWN_PNG,
         others=() if given is None else given.paths,
     )
-    shown = _images(sites, rows * PER_ROW, seed, image_size)
+    read = partial(_read, size=image_size, max_pixels=max_pixels)
+    shown = _images(sites, rows * PER_ROW, seed, read)
     stage = Stage(progress, "drawing", len(configs) * len(shown))
     groups: dict[str, list[Example]] = {kind: [] for kind in configs}
     seconds: dict[str, list[float]] = {kind: [] for kind in configs}
@@ -101,8 +108,12 @@ def gallery(
     }
 
 
+def _read(path: Path, *, size: int, max_pixels: int) -> NDArray[np.uint8]:
+    return resize_rgb(read_rgb(path, max_pixels=max_pixels), size)
+
+
 def _images(
-    sites: Sequence[Site], count: int, seed: int, size: int
+    sites: Sequence[Site], count: int, seed: int, read: Callable[[Path], NDArray[np.uint8]]
 ) -> list[tuple[str, Path, NDArray[np.uint8], list[NDArray[np.uint8]]]]:
     """Site, path, image (size, size, 3) and other images of the site; each site in its turn."""
     shown = []
@@ -117,7 +128,7 @@ def _images(
         paths = [site.train[int(place)].path for place in order]
         if site.name not in others:
             # From the end of the order: those shown come from its beginning.
-            others[site.name] = [resize_rgb(read_rgb(p), size) for p in paths[-_OTHERS:]]
+            others[site.name] = [read(p) for p in paths[-_OTHERS:]]
         path = paths[turn % len(paths)]
-        shown.append((site.name, path, resize_rgb(read_rgb(path), size), others[site.name]))
+        shown.append((site.name, path, read(path), others[site.name]))
     return shown

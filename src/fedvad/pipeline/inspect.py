@@ -11,9 +11,11 @@ import numpy as np
 from fedvad.data.contents import check_contents
 from fedvad.data.folders import read_data
 from fedvad.data.labels import LabelNames
+from fedvad.data.layouts.base import left_over
 from fedvad.data.listing import scan
 from fedvad.detectors.artefact import read_arrays
-from fedvad.errors import ArtefactError, PayloadError
+from fedvad.errors import ArtefactError, DataError, PayloadError
+from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload
 from fedvad.federation.signed import (
     SignedMessage,
@@ -27,6 +29,7 @@ from fedvad.pipeline.run_folder import CONFIG_FILE, DETECTOR_FILE
 
 __all__ = ["inspect"]
 
+_SHOWN = 5
 _ARRAYS = {"vectors", "weights", "spread"}
 
 
@@ -45,12 +48,12 @@ def inspect(
     as which label, and what is not, with image_size in view. good, defect: names of folders with
     normal images and with defects, beyond `good`. Of messages also `contents` (numbers),
     `signature` and `says` (sentences for an auditor). trust: public keys to name the signer by.
-    Raises `ArtefactError` for anything else, `DataError` for a folder that is no data.
+    Raises `ArtefactError` for anything else, `DataError` for a folder of neither images nor a run.
     """
     if path.is_dir():
         file = path / DETECTOR_FILE
-        run = file.exists() or (path / CONFIG_FILE).exists()
-        if not run and scan(path).holds_images():
+        if not (file.exists() or (path / CONFIG_FILE).exists()):
+            _check_images(path)
             names = LabelNames(tuple(good), tuple(defect))
             reading = read_data(path, names, allow_empty_train=True)
             return {
@@ -85,6 +88,16 @@ def inspect(
     }
 
 
+def _check_images(folder: Path) -> None:
+    """Raise `DataError`, with what lies there, for a folder that holds neither images nor a run."""
+    top = scan(folder)
+    if top.holds_images():
+        return
+    skipped = left_over(top, (), {})
+    found = ", ".join(f"{s.files} files ({s.reason})" for s in skipped[:_SHOWN])
+    raise DataError(f"{folder} holds neither images nor a run; found: {found or 'nothing'}")
+
+
 class _NoMessageError(PayloadError):
     """Not even the beginning of a message."""
 
@@ -102,7 +115,11 @@ def _message(
         why = "" if signed.verifies() else "; its signature does not verify either"
         raise PayloadError(f"{error}{why}") from error
     # what would be written from the parts alone: nothing can hide beside them
-    nothing_else = payload.to_bytes() == body and set(payload.arrays) == _ARRAYS
+    weights = has_weights(payload)
+    known = all(name.startswith("weight/") for name in payload.arrays)
+    nothing_else = payload.to_bytes() == body and (
+        known if weights else set(payload.arrays) == _ARRAYS
+    )
     contents = _contents(payload) | {"nothing_else": nothing_else}
     values: dict[str, Any] = {
         "kind": "message" if signed is None else "signed message",
@@ -117,13 +134,16 @@ def _message(
 def _contents(payload: Payload) -> dict[str, Any]:
     manifest, vectors = payload.manifest, payload.arrays.get("vectors")
     known = vectors is not None and vectors.ndim == 2
+    weights = sum(a.size for a in payload.arrays.values()) if has_weights(payload) else None
+    of_all = "global memory of a server" if weights is None else "mean weights of a server"
     return {
-        "what": "upload of a site" if manifest.kind == "upload" else "global memory of a server",
+        "what": "upload of a site" if manifest.kind == "upload" else of_all,
         "site": manifest.site or None,
         "round": manifest.round,
         "rows": len(vectors) if vectors is not None and known else None,
         "values_per_row": int(vectors.shape[1]) if vectors is not None and known else None,
         "dtype": str(vectors.dtype) if vectors is not None else None,
+        "weights": weights,
         "n_images": manifest.n_images,
         "n_patches": manifest.n_patches,
         "features": manifest.features,
@@ -142,8 +162,10 @@ def _signature(signed: SignedMessage, trust: Path | None) -> dict[str, Any]:
 
 def _sentences(contents: dict[str, Any], signature: dict[str, Any] | None) -> list[str]:
     whose = f"what site {contents['site']!r} sends up" if contents["site"] else "of all its sites"
-    says = [
-        f"This is the {contents['what']}: {whose}, round {contents['round']}.",
+    says = [f"This is the {contents['what']}: {whose}, round {contents['round']}."]
+    if contents["weights"] is not None:
+        return [*says, *_on_weights(contents), _on_signature(signature)]
+    says += [
         f"It holds {contents['rows']} rows of {contents['values_per_row']} numbers "
         f"({contents['dtype']}), and for each row a weight and a spread.",
         f"The rows stand for {contents['n_patches']} patches of {contents['n_images']} normal "
@@ -164,6 +186,23 @@ def _sentences(contents: dict[str, Any], signature: dict[str, Any] | None) -> li
             "another program; what else is inside is not known."
         )
     return [*says, _on_signature(signature)]
+
+
+def _on_weights(contents: dict[str, Any]) -> list[str]:
+    says = [
+        f"It holds {contents['weights']:,} weights of a student, a network trained on "
+        f"{contents['n_images']} normal images (as the sender counts) to imitate the backbone.",
+        "No image and no file name is inside; but weights are made from the images, and can hold "
+        "more of them than anybody meant to send: how much, is not known.",
+        f"They go with features of configuration {contents['features']}; only files of one "
+        "configuration can be merged.",
+    ]
+    if not contents["nothing_else"]:
+        says.append(
+            "CAUTION: the file holds more than weights and the manifest shown, or was written by "
+            "another program; what else is inside is not known."
+        )
+    return says
 
 
 def _on_signature(signature: dict[str, Any] | None) -> str:

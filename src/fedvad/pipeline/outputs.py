@@ -5,28 +5,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fedvad.data.files import write_atomically
-from fedvad.evaluation.sites import SiteResult, gains, summarise, told_threshold
+from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.results import Costs, DataRead, OwnNormals, Privacy, Results
+from fedvad.evaluation.sites import SiteResult, figures_of, gains, summarise
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.fitted import Fitted
 from fedvad.pipeline.plan import privacy
 from fedvad.pipeline.report import keep_record, report
-from fedvad.pipeline.run_folder import RESULTS_FILE, write_json, write_ledger
+from fedvad.pipeline.run_folder import (
+    RESULTS_FILE,
+    read_config,
+    read_ledger,
+    read_results,
+    write_config,
+    write_json,
+    write_ledger,
+)
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
-from fedvad.report.tables import (
-    own_normals_table,
-    results_table,
-    sites_table,
-    to_markdown,
-    verdict,
-    write_csv,
-)
+from fedvad.report.results_tables import own_normals_table, results_table, sites_table
+from fedvad.report.tables import to_markdown, without_empty, write_csv
+from fedvad.report.verdict import verdict
 
-__all__ = ["panels", "write_outputs"]
+__all__ = ["keep_evaluation", "keeps_evaluation", "panels", "results_of", "write_outputs"]
 
 log = logging.getLogger(__name__)
 
@@ -44,60 +48,122 @@ def write_outputs(
     results: Sequence[SiteResult],
     comparisons: Mapping[str, Sequence[SiteResult]],
     ledger: Ledger,
-    data: Mapping[str, Any],
-) -> dict[str, Any]:
+    data: DataRead,
+) -> Results:
     """Write ledger, results, tables, contact sheet and the HTML report; returns the results.
 
     data: what was read of the data folder, see `DataReading.to_json`.
     """
-    run, own_normals = fitted.run, fitted.own_normals
-
-    def summary_of(site_results: Sequence[SiteResult]) -> dict[str, Any]:
-        return summarise(site_results, target_fpr=config.target_fpr)
-
-    summary = summary_of(results)
-    summary["compare"] = {name: summary_of(other) for name, other in comparisons.items()}
-    summary["gain"] = {
-        name: gains(results, other, seed=config.seed) for name, other in comparisons.items()
-    }
-    for name in run.sites:  # a site without test images has a threshold all the same
-        limit = run.threshold(name)
-        if name not in summary["threshold"]["sites"] and limit is not None:
-            summary["threshold"]["sites"][name] = told_threshold(limit)
-    summary["own_normals"] = dict(own_normals)
-    summary["method"] = run.method
-    summary["backbone"] = run.features.backbone
-    summary["seed"] = config.seed
-    summary["training_images"] = dict(fitted.n_images)
-    summary["unreadable"] = [*fitted.unreadable, *(reason for r in results for reason in r.bad)]
-    summary["data"] = dict(data)
-    summary["ledger"] = ledger.summary()
-    summary["privacy"] = privacy(config)
-    summary["verdict"] = verdict(summary)
-    write_json(out / RESULTS_FILE, summary)
+    run = fitted.run
+    found = results_of(config, fitted, results, comparisons, ledger, data)
+    write_json(out / RESULTS_FILE, found.to_dict())
     write_ledger(out, ledger, vouches_for=[RESULTS_FILE])
-    tables = {
-        "method": results_table(summary, name=run.method),
-        "site": sites_table(summary, name=run.method),
-    }
-    if own_normals:
-        tables["own normals"] = own_normals_table(summary)
-    for name, rows in tables.items():
-        write_csv(rows, out / "tables" / f"{name.replace(' ', '-')}.csv")
-    text = "\n".join(
-        [f"# {run.method} on {len(run.sites)} sites", "", summary["verdict"], ""]
-        + [f"## {_HEADINGS[name]}\n\n{to_markdown(rows)}\n" for name, rows in tables.items()]
-    )
-    write_atomically(out / "tables" / "results.md", text.encode())
+    _write_tables(out, found, run.method)
     if any(len(r.test) for r in results):
         contact_sheet(
             panels(results),
             out / "heatmaps.png",
-            title=_title(summary),
+            title=_title(found),
             image_size=run.features.image_size,
         )
     _write_report(out, results, comparisons)
-    return summary
+    return found
+
+
+def results_of(
+    config: TrainConfig,
+    fitted: Fitted,
+    results: Sequence[SiteResult],
+    comparisons: Mapping[str, Sequence[SiteResult]],
+    ledger: Ledger,
+    data: DataRead,
+) -> Results:
+    """The results of a training, verdict included."""
+    run = fitted.run
+    ours = summarise(results, target_fpr=config.target_fpr)
+    limits = {name: run.threshold(name) for name in run.sites}
+    untested = {  # a site without test images has a threshold all the same
+        name: figures_of(limit)
+        for name, limit in limits.items()
+        if limit is not None and name not in ours.threshold.sites
+    }
+    thresholds = ours.threshold.model_copy(update={"sites": {**ours.threshold.sites, **untested}})
+    told = privacy(config)
+    found = Results.of(
+        ours.model_copy(update={"threshold": thresholds}),
+        compare={
+            name: summarise(other, target_fpr=config.target_fpr)
+            for name, other in comparisons.items()
+        },
+        gain={name: gains(results, other, seed=config.seed) for name, other in comparisons.items()},
+        own_normals={site: OwnNormals(**told) for site, told in fitted.own_normals.items()},
+        method=run.method,
+        backbone=run.features.backbone,
+        seed=config.seed,
+        training_images=dict(fitted.n_images),
+        unreadable=[*fitted.unreadable, *(reason for r in results for reason in r.bad)],
+        data=data,
+        ledger=Costs.model_validate(ledger.summary()),
+        privacy=None if told is None else Privacy(**told),
+    )
+    return found.model_copy(update={"verdict": verdict(found)})
+
+
+def keeps_evaluation(run: Path, out: Path | None) -> Path | None:
+    """Where an evaluation is kept for `report`, None for nowhere.
+
+    In `out`; without one in the run folder itself, if it holds no results of a training: that of a
+    site after a rollout. Raises `ConfigError` when `out` is the folder of a training.
+    """
+    target = run if out is None else out
+    if (target / "state").exists() or not _replaceable(target):
+        if out is not None:
+            raise ConfigError(f"{out} holds a training and its results: choose another --out")
+        return None
+    return target
+
+
+def _replaceable(folder: Path) -> bool:
+    if not (folder / RESULTS_FILE).exists():
+        return True
+    try:
+        return read_results(folder).of_evaluate
+    except ArtefactError as error:  # whose they are, nobody can say
+        log.warning("%s", error)
+        return False
+
+
+def keep_evaluation(run: Path, target: Path, found: Results, results: Sequence[SiteResult]) -> None:
+    """Store in `target` what `report` needs; raises `StorageError` when the disk refuses.
+
+    Another folder than that of the run gets copies of its configuration and ledger.
+    """
+    ledger = read_ledger(run)
+    write_json(target / RESULTS_FILE, found.to_dict())
+    write_ledger(target, ledger, vouches_for=[RESULTS_FILE])
+    if target != run:
+        write_config(target, read_config(run))
+    keep_record(target, results, {}, panels(results))
+    report(target)
+
+
+def _write_tables(out: Path, found: Results, method: str) -> None:
+    tables = {
+        "method": results_table(found, name=method),
+        "site": sites_table(found, name=method),
+    }
+    if found.own_normals:
+        tables["own normals"] = own_normals_table(found)
+    for name, rows in tables.items():
+        write_csv(rows, out / "tables" / f"{name.replace(' ', '-')}.csv")
+    text = "\n".join(
+        [f"# {method} on {len(found.training_images)} sites", "", found.verdict or "", ""]
+        + [
+            f"## {_HEADINGS[name]}\n\n{to_markdown(without_empty(rows))}\n"
+            for name, rows in tables.items()
+        ]
+    )
+    write_atomically(out / "tables" / "results.md", text.encode())
 
 
 def _write_report(
@@ -116,12 +182,11 @@ def _write_report(
         )  # fmt: skip
 
 
-def _title(summary: Mapping[str, Any]) -> str:
-    mean = summary["image_auroc"]["mean"]
-    alone = summary["compare"].get("local", {}).get("image_auroc", {}).get("mean")
-    title = f"{summary['method']}, {len(summary['training_images'])} sites"
-    if mean is not None:
-        title += f": image AUROC {mean:.3f}"
+def _title(found: Results) -> str:
+    title = f"{found.method}, {len(found.training_images)} sites"
+    if found.image_auroc.mean is not None:
+        title += f": image AUROC {found.image_auroc.mean:.3f}"
+    alone = found.compare["local"].image_auroc.mean if "local" in found.compare else None
     if alone is not None:
         title += f" (each site alone {alone:.3f})"
     return title

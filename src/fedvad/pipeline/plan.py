@@ -20,14 +20,15 @@ from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.privacy import NEIGHBOURS, epsilon
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.method import method_class
 
 __all__ = [
     "check_join",
     "memory_exchange",
     "memory_sites",
-    "need_memory",
     "plan",
     "privacy",
+    "robust",
     "sampling_ahead",
     "site_seed",
     "split_held_out",
@@ -50,19 +51,10 @@ def check_join(config: TrainConfig, sites: Sequence[str]) -> None:
     unknown = sorted(set(config.join) - set(sites))
     if unknown:
         raise ConfigError(f"--join names unknown sites {unknown}; there are {sorted(sites)}")
-    rounds = config.rounds + (config.student.amplify_rounds if config.has_student else 0)
+    rounds = method_class(config.method).rounds(config)
     for name, round_ in config.join.items():
         if round_ > rounds:
             log.warning("%s joins in round %d of %d: it never takes part", name, round_, rounds)
-
-
-def need_memory(config: TrainConfig, where: str) -> None:
-    """Raise `ConfigError` for a method without a memory, where only memories travel."""
-    if config.has_student:
-        raise ConfigError(
-            f"{where}: {config.method} has a student, and only memories travel this way; choose "
-            "another method, or train in one place with `fedvad train`"
-        )
 
 
 def plan(config: TrainConfig, extractor: FeatureExtractor) -> tuple[MemoryExchange, Schedule]:
@@ -99,8 +91,13 @@ def memory_exchange(config: TrainConfig, features: str, dim: int, patches: int) 
         precision=config.precision,
         seed=config.seed,
         limits=upload_limits(config, dim, patches),
-        defence=RobustConfig(config.malicious) if config.defence == "robust" else None,
+        defence=robust(config),
     )
+
+
+def robust(config: TrainConfig) -> RobustConfig | None:
+    """How much the server distrusts sites; None for not at all."""
+    return RobustConfig(config.malicious) if config.defence == "robust" else None
 
 
 def upload_limits(config: TrainConfig, dim: int, patches: int) -> Limits:

@@ -19,7 +19,7 @@ from fedvad.pipeline.config import Reference, check_reference
 from fedvad.pipeline.decision import choose_threshold, why_no_threshold
 from fedvad.pipeline.predict_files import NEED_THRESHOLD, SavedFiles, check_kinds
 from fedvad.pipeline.progress import Progress, Stage, silent
-from fedvad.pipeline.runs import open_run
+from fedvad.pipeline.runs import known_site, open_run
 
 __all__ = ["predict"]
 
@@ -66,10 +66,7 @@ def predict(
         run_folder, weights=weights, engine=engine, device=device, cache=cache,
         max_pixels=max_pixels,
     )  # fmt: skip
-    if site is not None and site not in run.sites:
-        raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
-    if site is None and len(run.sites) == 1:
-        site = next(iter(run.sites))
+    site = known_site(run, site)
     detector = run.detector(site, extractor, reference)
     limit = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
     reason = why_no_threshold(run, site) if limit is None else None

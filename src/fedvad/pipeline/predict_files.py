@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import IO, Any
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from fedvad._version import __version__
 from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.files import write_atomically
+from fedvad.data.frames import split_frame
 from fedvad.data.images import read_bytes, read_rgb
 from fedvad.data.inputs import Listed, Listing
 from fedvad.data.output_folder import OutputFolder
 from fedvad.data.outputs import holding_folders, real
+from fedvad.data.pictures import Picture
 from fedvad.errors import ConfigError, ImageError, StorageError
 from fedvad.evaluation.regions import regions
 from fedvad.evaluation.thresholds import Threshold
@@ -203,8 +206,14 @@ class _Regions:
 
 
 def _owner(path: Path) -> str:
-    """Who owns an image's outputs: its place and its content, of which each makes it another."""
+    """Who owns an image's outputs: its place and its content, of which each makes it another.
+
+    A picture in memory has pixels in place of a file.
+    """
     try:
+        if isinstance(path, Picture):
+            pixels = path.rgb()
+            return f"{path} {pixels.shape} {hashlib.sha256(pixels.tobytes()).hexdigest()}"
         content = hashlib.sha256(read_bytes(path)).hexdigest()
     except ImageError:
         content = ""
@@ -214,12 +223,11 @@ def _owner(path: Path) -> str:
 def _fingerprint(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            status = path.stat()
-            told = f"{real(path)} {status.st_size} {status.st_mtime_ns}\n"
-        except OSError:
-            told = f"{real(path)}\n"
-        digest.update(told.encode(errors="surrogateescape"))
+        told = _owner(path) if isinstance(path, Picture) else str(real(path))
+        with suppress(OSError):
+            status = split_frame(path)[0].stat()
+            told += f" {status.st_size} {status.st_mtime_ns}"
+        digest.update(f"{told}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""`report`: one HTML file about a run, made from what the run folder keeps, without the data."""
+"""`report`: one file about a run, HTML or PDF, made from its folder without the data."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 from fedvad.data.files import write_atomically
 from fedvad.data.sealed import read_sealed
 from fedvad.detectors.artefact import feature_identity, read_arrays
 from fedvad.errors import ArtefactError, ConfigError, StorageError
+from fedvad.evaluation.results import Results
 from fedvad.evaluation.sites import SiteResult
 from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.guards import guard_output_file
+from fedvad.pipeline.method import method_class
 from fedvad.pipeline.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
@@ -24,7 +26,7 @@ from fedvad.pipeline.run_folder import (
     read_ledger,
     read_results,
 )
-from fedvad.pipeline.student_config import STUDENT_METHODS, STUDENT_OPTIONS
+from fedvad.report.audit_sheet import TITLE, audit_sheet
 from fedvad.report.html.gallery import GALLERY_FOLDER, write_gallery
 from fedvad.report.html.page import Contents, render
 from fedvad.report.html.record import (
@@ -37,9 +39,9 @@ from fedvad.report.html.record import (
 )
 from fedvad.report.panels import Panel
 
-__all__ = ["REPORT_FILE", "keep_record", "report"]
+__all__ = ["AUDIT_FILE", "REPORT_FILE", "Written", "keep_record", "report"]
 
-REPORT_FILE = "report.html"
+REPORT_FILE, AUDIT_FILE = "report.html", "audit.pdf"
 _HASHED = (DETECTOR_FILE, CONFIG_FILE, RESULTS_FILE, LEDGER_FILE, SCORES_FILE)
 _LARGEST_PICTURE = 300_000  # bytes; ours are about 6 kB
 
@@ -48,19 +50,52 @@ log = logging.getLogger(__name__)
 _Read = TypeVar("_Read", Scores, Gallery)
 
 
-def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict[str, Any]:
-    """Write the page of a run folder to `out` (default: report.html in it).
+class Written(TypedDict):
+    """What `report` wrote: where, how large, and how many pictures are in it or are not."""
 
-    Returns path, bytes, pictures (shown) and pictures_left_out. What the run does not keep (one
-    trained by an earlier version has no scores and pictures) is left out, and the page says so.
-    Raises `ArtefactError` when there is no finished run, `ConfigError` for a folder as `out`,
-    `StorageError` when the disk refuses.
+    path: str
+    bytes: int
+    pictures: int
+    pictures_left_out: int
+
+
+def report(
+    run: Path, *, out: Path | None = None, pictures: bool = True, pdf: bool = False
+) -> Written:
+    """Write the page of a run folder to `out` (default: report.html in it, or audit.pdf).
+
+    pdf: one page to print, for a review board, in place of the HTML page. What the run does not
+    keep (one trained by an earlier version has no scores and pictures) is left out, and the page
+    says so. Raises `ArtefactError` when there is no finished run, `ConfigError` for a folder as
+    `out`, `StorageError` when the disk refuses.
     """
-    target = run / REPORT_FILE if out is None else out
+    target = run / (AUDIT_FILE if pdf else REPORT_FILE) if out is None else out
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the page a file name, like report.html")
+    contents = _contents(run, pictures)
+    guard_output_file(target, "--out", run=run, own=b"%PDF" if pdf else b"fedvad")
+    shown = left_out = 0
+    if pdf:
+        if target.is_file() and TITLE.encode() not in target.read_bytes():
+            raise ConfigError(
+                f"--out {target} exists and is not such a file of fedvad's: choose another file, "
+                "or remove it"
+            )
+        data = audit_sheet(contents)
+    else:
+        page = render(contents)
+        data, shown, left_out = page.html, page.shown, page.left_out
+    write_atomically(target, data)
+    return {
+        "path": str(target),
+        "bytes": len(data),
+        "pictures": shown,
+        "pictures_left_out": left_out,
+    }
+
+
+def _contents(run: Path, pictures: bool) -> Contents:
     results = _results(run)
-    guard_output_file(target, "--out", run=run, own=b"fedvad")
     missing: list[str] = []
     config = _config(run, missing)
     ledger = read_ledger(run)
@@ -75,32 +110,22 @@ def report(run: Path, *, out: Path | None = None, pictures: bool = True) -> dict
             "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
         )
     identity, dim = _identity(run / DETECTOR_FILE)
-    weights = results.get("method") in STUDENT_METHODS
-    if weights:  # options of memories mean nothing here
-        config = {key: value for key, value in config.items() if key in STUDENT_OPTIONS}
-    page = render(
-        Contents(
-            name=printable(run.resolve().name),
-            results=results,
-            ledger=ledger,
-            config=config,
-            scores=scores,
-            gallery=gallery,
-            picture=lambda name: _picture(run / GALLERY_FOLDER / name),
-            hashes=_hashes(run),
-            identity=identity,
-            dim=dim,
-            missing=missing,
-            weights=weights,
-        )
+    method = method_class(str(results.method))
+    config = {key: value for key, value in config.items() if key in method.options}
+    return Contents(
+        name=printable(run.resolve().name),
+        results=results,
+        ledger=ledger,
+        config=config,
+        scores=scores,
+        gallery=gallery,
+        picture=lambda name: _picture(run / GALLERY_FOLDER / name),
+        hashes=_hashes(run),
+        identity=identity,
+        dim=dim,
+        missing=missing,
+        weights=method.sends == "weights",
     )
-    write_atomically(target, page.html)
-    return {
-        "path": str(target),
-        "bytes": len(page.html),
-        "pictures": page.shown,
-        "pictures_left_out": page.left_out,
-    }
 
 
 def keep_record(
@@ -134,21 +159,22 @@ def keep_record(
     write_gallery(panels, run)
 
 
-def _results(run: Path) -> dict[str, Any]:
+def _results(run: Path) -> Results:
     if not run.is_dir():
         raise ArtefactError(f"run folder {run} does not exist")
     path = run / RESULTS_FILE
     if not path.is_file():
-        unfinished = (run / "state").is_dir()
+        unfinished, run_is_there = (run / "state").is_dir(), (run / DETECTOR_FILE).is_file()
         raise ArtefactError(
             f"{run} holds no {RESULTS_FILE}"
             + ("; its training was interrupted: finish it with --resume" if unfinished else
+               f": measure it first, `fedvad evaluate {run} DATA`" if run_is_there else
                ": give the folder that `fedvad train --out` wrote")
         )  # fmt: skip
     return read_results(run)
 
 
-def _config(run: Path, missing: list[str]) -> dict[str, Any]:
+def _config(run: Path, missing: list[str]) -> dict[str, object]:
     """The options of a run; damaged ones are told on the page, which is made without them."""
     try:
         return read_sealed(run / CONFIG_FILE, editable=True)

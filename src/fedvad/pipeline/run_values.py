@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -12,10 +12,12 @@ from fedvad.errors import ArtefactError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.pipeline.config import METHODS, Reference
 
-__all__ = ["RunValues", "SiteValues", "StudentRunValues", "StudentValues", "threshold_from"]
+__all__ = ["RunValues", "SiteValues", "threshold_from"]
 
 
-class _Site(BaseModel):
+class SiteValues(BaseModel):
+    """What is a site's own, but for its arrays."""
+
     model_config = STRICT
 
     name: Annotated[str, Field(min_length=1, max_length=255)]
@@ -23,19 +25,9 @@ class _Site(BaseModel):
     thresholds: dict[Reference, dict[str, Any]]
 
 
-class SiteValues(_Site):
-    """What is a site's own, but for its arrays. generator: hash of its parameters."""
+class RunValues(BaseModel):
+    """Of any run."""
 
-    generator: str
-
-
-class StudentValues(_Site):
-    """As `SiteValues`. own: see `StudentModel`."""
-
-    own: dict[str, Any]
-
-
-class _Run(BaseModel):
     model_config = STRICT
 
     schema_: int = Field(alias="schema")
@@ -44,38 +36,16 @@ class _Run(BaseModel):
     data: str
     features: dict[str, Any]
 
-    def _check(self, names: list[str]) -> None:
+    sites: Sequence[SiteValues]
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
         if self.method not in METHODS:
             raise ValueError(f"method {self.method[:50]!r} is unknown")
+        names = [site.name for site in self.sites]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"site {twice[0]!r} occurs twice")
-
-
-class RunValues(_Run):
-    """Of a run of memories."""
-
-    kind: Literal["run"]
-    reference: Reference
-    scoring: dict[str, Any]
-    sites: list[SiteValues]
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        self._check([site.name for site in self.sites])
-        return self
-
-
-class StudentRunValues(_Run):
-    """Of a run of students. student: what `from_state` needs besides the arrays."""
-
-    kind: Literal["student run"]
-    student: dict[str, Any]
-    sites: list[StudentValues] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        self._check([site.name for site in self.sites])
         return self
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,25 @@ from fedvad.features.config import Engine
 from fedvad.features.engine import check_engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import TrainConfig, as_path
-from fedvad.pipeline.fitted import Run
-from fedvad.pipeline.run_folder import TrainedRun, read_config, read_run
-from fedvad.pipeline.student_run import KIND, StudentRun
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run import Run
+from fedvad.pipeline.run_folder import read_config
 
-__all__ = ["load_run", "open_memory_run", "open_run"]
+__all__ = ["known_site", "open_memory_run", "open_run"]
 
 log = logging.getLogger(__name__)
 
 
-def load_run(folder: Path) -> TrainedRun | StudentRun:
-    """Read a run of memories or of students; raises `ArtefactError`."""
-    arrays, values, path = read_run(folder)
-    if values.get("kind") == KIND:
-        return StudentRun.from_arrays(arrays, values, path)
-    return TrainedRun.from_arrays(arrays, values, path)
+def known_site(run: Run, site: object) -> str | None:
+    """The site of a run that is meant; None means the only one, or none of several.
+
+    Raises `ConfigError` for one that the run does not know.
+    """
+    if site is None:
+        return next(iter(run.sites)) if len(run.sites) == 1 else None
+    if not isinstance(site, str) or site not in run.sites:
+        raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
+    return site
 
 
 def open_run(
@@ -46,7 +51,7 @@ def open_run(
     `MismatchError` when the backbone's values differ, or `ConfigError` for a given engine or device
     that is not there.
     """
-    run = load_run(folder)
+    run = Run.load(folder)
     config = _placed(read_config(folder), weights, engine, device)
     if max_pixels is not None:
         config = config.model_copy(update={"max_pixels": max_pixels})
@@ -91,6 +96,8 @@ def _placed(
 def _extractor(
     run: Run, folder: Path, config: TrainConfig, cache: DescriptorCache | None
 ) -> FeatureExtractor:
-    extractor = FeatureExtractor(config.features(), cache)
+    # a later version may tap a backbone elsewhere by default: the run knows its own layers
+    wanted = replace(config.features(), layers=run.features.layers)
+    extractor = FeatureExtractor(wanted, cache)
     run.features.check_same(extractor.config, f"run {folder.name}")
     return extractor

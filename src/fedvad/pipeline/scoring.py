@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector
 from fedvad.evaluation.sites import SiteResult, evaluate_site
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.fitted import Run
 from fedvad.pipeline.progress import Progress, Stage, silent
+from fedvad.pipeline.run import Run
 
 __all__ = ["ANY_SHARE", "score_sites", "score_with"]
 
@@ -27,7 +28,7 @@ def score_sites(
     extractor: FeatureExtractor,
     *,
     reference: Reference | None = None,
-    max_bad: float = 0.05,
+    max_bad: float = MAX_BAD,
     progress: Progress = silent,
 ) -> list[SiteResult]:
     """Results of a run on each site that has test images."""

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
+from fedvad.detectors.registry import list_detectors
 from fedvad.distill.loss import Combine
 from fedvad.distill.scope import Fusion, WSAConfig
-from fedvad.errors import ConfigError
 from fedvad.features.names import is_backbone_file
 from fedvad.federation.exchange.terms import Algorithm, WeightConfig
+from fedvad.pipeline.option import option
 
 __all__ = [
     "STUDENT_METHODS",
-    "STUDENT_OPTIONS",
     "Averaging",
     "StudentOptions",
-    "check_student_options",
     "student_layers",
 ]
 
 STUDENT_METHODS: dict[str, dict[str, Any]] = {
-    name: {"rounds": 5} for name in ("stfpm", "paste", "dcam", "rd", "aand", "dmdd")
+    name: {"rounds": 5} for name in list_detectors(family="student")
 }
-# what else of `TrainConfig` means something where there is no memory
-STUDENT_OPTIONS = {
-    "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split", "good",
-    "defect", "max_bad", "max_pixels",
-    "rounds", "participation", "join", "smooth", "top", "target_fpr", "holdout", "shared_threshold",
-    "threshold_rule",
-    "compare", "seed", "jobs", "student",
-}  # fmt: skip
+_student = partial(option, group="Students", families=("student",))
 # levels of the papers, where a memory takes fewer
 _LAYERS = {"resnet": (1, 2, 3), "mcunet": (6, 10, 14)}
 
@@ -45,19 +37,25 @@ def student_layers(backbone: str) -> tuple[int, ...] | None:
 
 
 class Averaging(BaseModel):
-    """How sites' weights become one; see `federation.exchange.terms`.
-
-    wsa: strength of weight-scope alignment, 0 for none. steps: per site and round.
-    """
+    """How the weights of sites become one set; see `federation.exchange.terms`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    algorithm: Algorithm = "fedavg"
-    prox: float = Field(default=0.01, ge=0)
-    moon: float = Field(default=1.0, ge=0)
-    wsa: float = Field(default=0.0, ge=0)
-    fusion: Fusion = "average"
-    steps: int | None = Field(default=None, ge=1)
+    algorithm: Algorithm = _student(
+        WeightConfig.algorithm,
+        "How the sites' weights become one set. scaffold goes with methods that train with SGD.",
+    )
+    prox: float = _student(
+        WeightConfig.prox, "Weight of fedprox's pull towards the shared weights.", ge=0
+    )
+    moon: float = _student(WeightConfig.moon, "Weight of moon's contrastive loss.", ge=0)
+    wsa: float = _student(0.0, "Strength of weight-scope alignment. 0 is none.", ge=0)
+    fusion: Fusion = _student(
+        "average",
+        "How weight-scope alignment combines the sites' scopes (mean and deviation of the weights "
+        "of a layer).",
+    )
+    steps: int | None = _student(None, "Training steps of a site in each round.", ge=1)
 
     def terms(self) -> WeightConfig:
         """As the exchange takes them."""
@@ -68,46 +66,59 @@ class Averaging(BaseModel):
 class StudentOptions(Averaging):
     """The table `[student]`: the averaging, and what a student is and how it trains.
 
-    bootstrap: last layer that `paste` shares; None takes the one before the first tap. combine:
-    how maps of the layers become one. batch, learning_rate: of the sites' optimiser; warmup: steps
-    of each round over which the rate rises. mixed_precision: see `distill.training.TrainConfig`.
-    None takes the method's. amplify_rounds: those in
-    which the sites of `aand` advance their common teacher, before those of the student. options:
-    what else the method's detector takes, such as `width` of `rd`; those of `amplify` (of
-    `aand`) and of `dual` (of `dmdd`) are tables.
+    None takes the method's own value. mixed_precision: see `distill.training.TrainConfig`.
     """
 
-    steps: int | None = Field(default=50, ge=1)
-    bootstrap: int | None = None
-    combine: Combine | None = None
-    batch: int | None = Field(default=None, ge=1)
-    learning_rate: float | None = Field(default=None, gt=0)
-    warmup: int = Field(default=5, ge=0)
-    mixed_precision: bool = False
-    amplify_rounds: int = Field(default=2, ge=1)
-    cache_bytes: int = Field(default=256 << 20, ge=1)
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-def check_student_options(method: str, values: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for options that the method has no use for."""
-    if method not in STUDENT_METHODS:
-        # a whole configuration, as a site keeps it, has the table with its defaults
-        given, default = values.get("student") or {}, StudentOptions()
-        if given != default and default.model_dump() | dict(given) != default.model_dump():
-            raise ConfigError(
-                f"the table [student] is for --method {', '.join(sorted(STUDENT_METHODS))}; "
-                f"{method} has a memory and no student"
-            )
-        return
-    table = values.get("student")
-    for option, owner in (("bootstrap", "paste"), ("amplify_rounds", "aand")):
-        default = getattr(StudentOptions(), option)
-        if isinstance(table, Mapping) and method != owner and table.get(option, default) != default:
-            raise ConfigError(f"student.{option} is of {owner}: {method} has no use for it")
-    foreign = sorted(set(values) - STUDENT_OPTIONS)
-    if foreign:
-        raise ConfigError(
-            f"{method} has a student and no memory: {', '.join(foreign)} would change nothing; "
-            "take it away, or choose another --method"
-        )
+    steps: int | None = _student(50, "Training steps of a site in each round.", ge=1)
+    bootstrap: int | None = _student(
+        None,
+        "Last layer that the student shares with the backbone.",
+        default_text="the one before the first of layers",
+        only="paste",
+        example=5,
+    )
+    combine: Combine | None = _student(
+        None,
+        "How the anomaly maps of the layers become one.",
+        default_text="the method's own",
+        example="sum",
+    )
+    batch: int | None = _student(
+        None,
+        "Images in a training step; pairs of images for dmdd.",
+        default_text="8; 16 for rd and aand; 4 for dmdd",
+        ge=1,
+        example=8,
+    )
+    learning_rate: float | None = _student(
+        None,
+        "Learning rate of a site's optimiser.",
+        default_text="0.4; 0.005 for rd, aand and dmdd",
+        gt=0,
+        example=0.4,
+    )
+    warmup: int = _student(
+        5, "Training steps of each round over which the learning rate rises.", unit="steps", ge=0
+    )
+    mixed_precision: bool = _student(
+        False,
+        "Compute convolutions in bfloat16: faster on a processor with AMX, not for mobile nets.",
+    )
+    amplify_rounds: int = _student(
+        2,
+        "Rounds in which the sites advance their common teacher, before the rounds of the student.",
+        ge=1,
+        only="aand",
+    )
+    cache_bytes: int = _student(
+        256 << 20,
+        "Memory for what is computed only once. More goes to a temporary file.",
+        unit="bytes",
+        ge=1,
+    )
+    options: dict[str, Any] = _student(
+        dict,
+        "Further options of the method's detector. On the command line KEY=VALUE, which may be "
+        "repeated, as width=0.5 for rd or dual.pairs=100 for dmdd; in a file a table.",
+        example={"width": 0.5},
+    )

@@ -1,18 +1,15 @@
-"""A run of students on disk: weights that all sites share, and what each has of its own."""
+"""A run of students: weights that all sites share, and what each has of its own."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from fedvad.data.checked import check_finite, parse_values
-from fedvad.detectors.artefact import feature_identity, write_arrays
 from fedvad.detectors.base import Detector
 from fedvad.detectors.registry import detector_class
 from fedvad.detectors.student import StudentDetector
@@ -22,36 +19,52 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import DETECTOR_FILE, middle
-from fedvad.pipeline.run_values import StudentRunValues, threshold_from
+from fedvad.pipeline.run import Arrays, Run, SiteModel
+from fedvad.pipeline.run_values import RunValues, SiteValues
 
-__all__ = ["KIND", "StudentModel", "StudentRun"]
+__all__ = ["StudentModel", "StudentRun"]
 
-KIND = "student run"
-Arrays = dict[str, npt.NDArray[Any]]
-_OWN = re.compile(r"site\d+/")
+
+class _SiteValues(SiteValues):
+    own: dict[str, Any]
+
+
+class _RunValues(RunValues):
+    kind: Literal["student run"]
+    student: dict[str, Any]
+    sites: list[_SiteValues] = Field(min_length=1)
 
 
 @dataclass(frozen=True, eq=False)
-class StudentModel:
-    """What is a site's own: batch statistics of its images, scale and thresholds of its scores.
+class StudentModel(SiteModel):
+    """Batch statistics of a site's images, and what its scores are divided by.
 
-    own: by name, see `StudentDetector.own_values`. n_images: normal images it trained on.
+    own: by name, see `StudentDetector.own_values`.
     """
 
     buffers: Arrays
     own: dict[str, Any]
-    thresholds: dict[str, Threshold] = field(default_factory=dict)
-    n_images: int = 0
+
+    def arrays(self) -> Arrays:
+        """See `SiteModel.arrays`."""
+        return self.buffers
+
+    def values(self) -> dict[str, Any]:
+        """See `SiteModel.values`."""
+        return {"own": self.own}
 
 
 @dataclass(frozen=True, eq=False)
-class StudentRun:
-    """The result of training students at sites and averaging them; see `TrainedRun` for memories.
+class StudentRun(Run):
+    """One student, and each site's statistics; see `Run`.
 
     shared: the averaged parameters, under the names of `StudentDetector.state`. values: what
     `from_state` needs besides.
     """
+
+    kind: ClassVar[str] = "student run"
+    described: ClassVar[type[RunValues]] = _RunValues
+    holds: ClassVar[str] = "a student and no memory"
 
     shared: Arrays
     values: dict[str, Any]
@@ -59,6 +72,7 @@ class StudentRun:
     features: FeatureConfig
     method: str
     data: str = ""
+    reference: Reference = field(default="global", init=False)
 
     @classmethod
     def of(
@@ -78,25 +92,24 @@ class StudentRun:
             buffers = under("buffers/", arrays)
             shared = {n: a for n, a in arrays.items() if not n.startswith("buffers/")}
             own = {key: values[key] for key in detector.own_values}
-            sites[name] = StudentModel(buffers, own, {}, images[name])
+            sites[name] = StudentModel(buffers, own, n_images=images[name])
         features = next(iter(detectors.values())).extractor.config
         return cls(shared, values, sites, features, method, data)
 
-    @property
-    def reference(self) -> Reference:
-        """What scores at a site: the student that all have."""
+    def chosen_reference(self, site: str | None, wanted: Reference | None) -> Reference:
+        """See `Run.chosen_reference`; there is no memory to choose."""
+        if wanted not in (None, "global"):
+            raise ConfigError(
+                f"reference {wanted!r} chooses a memory, and this run has a student: omit it"
+            )
         return "global"
 
     def detector(
         self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
     ) -> Detector:
-        """The detector of a site; of one that never trained (or None) with all sites' statistics.
-
-        Raises `MismatchError` when the extractor gives other features, `ConfigError` for a
-        reference, as there is no memory to choose.
-        """
+        """See `Run.detector`; for a site that never trained, with the statistics of all."""
         self.features.check_same(extractor.config, "this run")
-        _no_reference(reference)
+        self.chosen_reference(site, reference)
         model = self.sites.get(site) if site is not None else None
         buffers = self._mixed() if model is None else model.buffers
         arrays = self.shared | {f"buffers/{n}": a for n, a in buffers.items()}
@@ -108,61 +121,33 @@ class StudentRun:
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"this run's student is incomplete or damaged: {error}") from error
 
-    def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
-        """A site's threshold; for an unknown site the median of the known ones."""
-        _no_reference(reference)
-        if site in self.sites:
-            return self.sites[site].thresholds.get("global")
-        known = [t for m in self.sites.values() for t in m.thresholds.values()]
-        return middle(known)
+    def _shared_arrays(self) -> Arrays:
+        return dict(self.shared)
 
-    def save(self, folder: Path) -> None:
-        """Write `detector.safetensors` into `folder`; raises `StorageError`."""
-        arrays = dict(self.shared)
-        sites = []
-        for i, (name, model) in enumerate(sorted(self.sites.items())):
-            arrays |= {f"site{i}/{n}": a for n, a in model.buffers.items()}
-            thresholds = {k: asdict(t) for k, t in model.thresholds.items()}
-            told = {"name": name, "n_images": model.n_images, "own": model.own}
-            sites.append(told | {"thresholds": thresholds})
-        values = {
-            "kind": KIND,
-            "method": self.method,
-            "data": self.data,
-            "features": self.features.identity(),
-            "student": self.values,
-            "sites": sites,
-        }
-        write_arrays(folder / DETECTOR_FILE, arrays, values)
+    def _shared_values(self) -> dict[str, Any]:
+        return {"features": self.features.identity(), "student": self.values}
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays, values: dict[str, Any], path: Path) -> StudentRun:
-        """What `save` wrote, as `read_arrays` gives it; raises `ArtefactError`."""
-        told = parse_values(StudentRunValues, values, str(path))
-        check_finite(arrays, values, str(path))
+    def _assembled(
+        cls,
+        shared: Arrays,
+        told: Any,
+        own: Sequence[Arrays],
+        thresholds: Sequence[dict[str, Threshold]],
+        features: FeatureConfig,
+    ) -> Self:
         sites = {}
-        try:
-            for i, site in enumerate(told.sites):
-                thresholds = {str(k): threshold_from(t) for k, t in site.thresholds.items()}
-                buffers = under(f"site{i}/", arrays)
-                sites[site.name] = StudentModel(buffers, site.own, thresholds, site.n_images)
-            first = next(iter(sites.values())).buffers
-            for name, model in sites.items():
-                if _shapes(model.buffers) != _shapes(first):
-                    raise ArtefactError(f"site {name!r} has other batch statistics than the first")
-            owners = {n.split("/")[0] for n in arrays if _OWN.match(n)}
-            if extra := owners - {f"site{i}" for i in range(len(sites))}:
-                raise ArtefactError(f"the arrays of {min(extra)!r} belong to no site")
-        except ArtefactError as error:
-            raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
-        return cls(
-            shared={n: a for n, a in arrays.items() if not _OWN.match(n)},
-            values=told.student,
-            sites=sites,
-            features=feature_identity(values, path),
-            method=told.method,
-            data=told.data,
-        )
+        for site, buffers, limits in zip(told.sites, own, thresholds, strict=True):
+            if _shapes(buffers) != _shapes(own[0]):
+                raise ArtefactError(f"site {site.name!r} has other batch statistics than the first")
+            sites[site.name] = StudentModel(
+                buffers, site.own, thresholds=limits, n_images=site.n_images
+            )
+        return cls(shared, told.student, sites, features, told.method, told.data)
+
+    @classmethod
+    def _must_be_finite(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values
 
     def _mixed(self) -> Arrays:
         """Batch statistics of all sites' images together: mean and variance of the mixture."""
@@ -190,10 +175,3 @@ class StudentRun:
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in arrays.items()}
-
-
-def _no_reference(reference: Reference | None) -> None:
-    if reference not in (None, "global"):
-        raise ConfigError(
-            f"reference {reference!r} chooses a memory, and this run has a student: leave it away"
-        )

@@ -19,8 +19,8 @@ from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.pipeline.config import Reference, ThresholdRule, TrainConfig
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.progress import Progress, Stage
-from fedvad.pipeline.run_folder import TrainedRun
 
 __all__ = ["Calibration", "Counts", "calibrate", "find_thresholds", "share_threshold"]
 
@@ -35,11 +35,12 @@ class Calibration:
 
     own_normals: by site, about joining: the median of their scores with the site's own memory and
     with the reference, and the share of them that came nearer. counts: by reference, (1000,) of
-    all scores, summed over sites; see `evaluation.histograms`.
+    all scores, summed over sites; see `evaluation.histograms`. images: their number.
     """
 
     own_normals: dict[str, Any] = field(default_factory=dict)
     counts: Counts = field(default_factory=dict)
+    images: int = 0
 
 
 def calibrate(
@@ -53,7 +54,7 @@ def calibrate(
     # the global ones also serve sites and images that never trained
     references: dict[Reference, None] = dict.fromkeys((run.reference, "local", "global"))
     stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
-    found = Calibration()
+    found = Calibration(images=sum(map(len, held_out.values())))
     scores: dict[Reference, dict[str, Scores]] = {reference: {} for reference in references}
     for name, model in run.sites.items():
         for reference in references:

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from fedvad.data.sealed import read_sealed
 from fedvad.errors import ConfigError, StorageError
@@ -49,7 +49,7 @@ def track(run: Path, tracker: Tracker) -> str:
     ]
     write = {"tensorboard": _tensorboard, "mlflow": _mlflow}[tracker]
     try:
-        return write(run, config, rounds, dict(_numbers(results, "")))
+        return write(run, config, rounds, dict(_numbers(results.to_dict(), "")))
     # trackers raise what their transports and databases raise
     except Exception as error:
         raise StorageError(
@@ -57,7 +57,7 @@ def track(run: Path, tracker: Tracker) -> str:
         ) from error
 
 
-def _numbers(values: Any, name: str) -> Iterator[tuple[str, float]]:
+def _numbers(values: object, name: str) -> Iterator[tuple[str, float]]:
     """Every finite number under its path, such as "image_auroc/mean"."""
     if isinstance(values, Mapping):
         for key, value in values.items():
@@ -70,7 +70,7 @@ _Rounds = list[tuple[int, dict[str, float]]]
 
 
 def _tensorboard(
-    run: Path, config: dict[str, Any], rounds: _Rounds, results: dict[str, float]
+    run: Path, config: Mapping[str, object], rounds: _Rounds, results: dict[str, float]
 ) -> str:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -86,7 +86,9 @@ def _tensorboard(
     return str(folder)
 
 
-def _mlflow(run: Path, config: dict[str, Any], rounds: _Rounds, results: dict[str, float]) -> str:
+def _mlflow(
+    run: Path, config: Mapping[str, object], rounds: _Rounds, results: dict[str, float]
+) -> str:
     import mlflow
 
     where = os.environ.get("MLFLOW_TRACKING_URI")

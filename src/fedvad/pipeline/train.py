@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from fedvad.data.contents import described
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.runners.state import clear_state, has_state
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import FREE_ON_RESUME, TrainConfig
 from fedvad.pipeline.data import data_of, digest_of, fingerprint, load_data
-from fedvad.pipeline.fitted import Job
+from fedvad.pipeline.fitted import Fitted
 from fedvad.pipeline.guards import guard_output_folder
-from fedvad.pipeline.memories import fit_memories
+from fedvad.pipeline.method import compare, make_method
 from fedvad.pipeline.outputs import write_outputs
 from fedvad.pipeline.plan import check_join
 from fedvad.pipeline.progress import Progress, silent
@@ -30,16 +30,13 @@ from fedvad.pipeline.run_folder import (
     read_config,
     read_ledger,
     read_results,
+    write_config,
 )
 from fedvad.pipeline.scoring import ANY_SHARE, score_sites
-from fedvad.pipeline.students import fit_students
 
 __all__ = ["train"]
 
 log = logging.getLogger(__name__)
-
-# what may differ between an interrupted run and its --resume
-_FREE_ON_RESUME = {"jobs", "compare", "weights", "engine", "device", "max_bad", "max_pixels"}
 
 
 def train(
@@ -50,10 +47,10 @@ def train(
     cache: DescriptorCache | None = None,
     resume: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Results:
     """Train a federated detector on the sites of `data`, write the run folder, return results.
 
-    The returned dictionary is what `--json` prints and `results.json` holds. State is kept after
+    The returned results are what `--json` prints and `results.json` holds. State is kept after
     every round, so that an interrupted run goes on with `resume`; of a finished one, `resume`
     returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`
     (also when another process works on `out`), `DataError`, `FederationError` (see
@@ -72,10 +69,13 @@ def _train(
     cache: DescriptorCache | None,
     resume: bool,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Results:
     _prepare(out, config, resume)
     names = config.label_names()
-    reading, sites = load_data(data, config.split, config.seed, names, image_size=config.image_size)
+    reading, sites = load_data(
+        data, config.split, config.seed, names, image_size=config.image_size,
+        max_pixels=config.max_pixels,
+    )  # fmt: skip
     guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
     ledger = Ledger(
@@ -86,25 +86,31 @@ def _train(
         log.info("%s is complete already: nothing was run", out)
         return done
     extractor = FeatureExtractor(config.features(), cache)
-    fit = fit_students if config.has_student else fit_memories
-    with ExitStack() as stack:
-        job = Job(
-            sites, config, extractor, out, resume, fingerprint(data, names), ledger, stack, progress
+    with closing(make_method(config, extractor)) as method:
+        with ledger.phase("features"):
+            method.read(sites, progress)
+        ledger.images_computed, before = method.images_read, extractor.computed
+        write_config(out, config)
+        run = method.train(
+            ledger,
+            data=fingerprint(data, names),
+            state_dir=out / "state",
+            resume=resume,
+            progress=progress,
         )
-        fitted = fit(job)
-        fitted.run.save(out)
-        before = extractor.computed
+        with ledger.phase("calibrate"):
+            own_normals = method.calibrate(run, progress)
+        run.save(out)
         with ledger.phase("score"):
-            results = score_sites(
-                fitted.run, sites, extractor, max_bad=ANY_SHARE, progress=progress
-            )
-            comparisons = fitted.compare(results)
+            results = score_sites(run, sites, extractor, max_bad=ANY_SHARE, progress=progress)
+            comparisons = compare(method, sites, results, progress)
+        fitted = Fitted(run, method.n_images, method.unreadable, own_normals)
     ledger.images_computed += extractor.computed - before
     reading = reading.noted(
         f"{site.name}: no threshold, so no decisions: training has {described(site.train.paths)}, "
         "and three that differ are the least"
         for site in sites
-        if fitted.run.threshold(site.name) is None and config.calibration_mode != "none"
+        if run.threshold(site.name) is None and config.calibration_mode != "none"
     )
     if unread := fitted.unreadable:
         reading = reading.noted(
@@ -117,7 +123,7 @@ def _train(
     return summary
 
 
-def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict[str, Any] | None:
+def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Results | None:
     """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
     if not (out / RESULTS_FILE).is_file() or has_state(out / "state"):
         return None
@@ -131,13 +137,13 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> dict
         )
     results = read_results(out)
     # as the results say: a run that was killed while it made more has them in its configuration
-    return None if set(config.compare) - set(results["compare"]) else results
+    return None if set(config.compare) - set(results.compare) else results
 
 
 def _options(config: TrainConfig) -> str:
     """Digest of all that an interrupted run and its --resume must share."""
     # without defaults: an option that a later version adds must not end a run begun before
-    told = config.model_dump_json(exclude=_FREE_ON_RESUME, exclude_defaults=True)
+    told = config.model_dump_json(exclude=set(FREE_ON_RESUME), exclude_defaults=True)
     return sha256_of(told.encode())
 
 
@@ -145,7 +151,7 @@ def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
     if resume:
         if (out / "config.json").is_file():
             before, now = read_config(out).model_dump(), config.model_dump()
-            changed = [k for k in now if k not in _FREE_ON_RESUME and before[k] != now[k]]
+            changed = [k for k in now if k not in FREE_ON_RESUME and before[k] != now[k]]
             if changed:
                 raise ConfigError(
                     f"--resume needs the configuration that {out} was started with; different: "

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.files import write_atomically
 from fedvad.data.images import read_rgb, resize_rgb
-from fedvad.data.masks import read_masks
 from fedvad.errors import ConfigError, ImageError
+from fedvad.evaluation.judgement import BORDER
+from fedvad.report.choice import CLEAR, FAINT, NEAR, NORMAL, choose_groups
 from fedvad.report.lettering import INK, Fonts, chip, fit, write
-from fedvad.report.overlay import draw_outline, heatmap_overlay, map_range, marked_png
-from fedvad.report.panels import BORDER, CLEAR, FAINT, NEAR, NORMAL, Panel, choose_panels
+from fedvad.report.overlay import draw_outline, heatmap_overlay, marked_png
+from fedvad.report.panels import Panel, display_ranges, drawn_mask, score_in_words
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -57,12 +58,11 @@ def contact_sheet(
 ) -> Path:
     """Draw the telling images of all sites as one PNG file, 1920 pixels wide; returns `out`.
 
-    Each chosen image (`choose_panels`) is shown as the photograph with the outline of its ground
+    Each chosen image (`choose_groups`) is shown as the photograph with the outline of its ground
     truth, where there is one, beside the photograph under its heat map. Photographs have the detail
     that the detector saw (`image_size` pixels square) in their own proportions. The colours of a
-    site are ranged by the normal images among `panels` (`map_range`), so pass all test images, not
-    a selection. A site without normal images takes the range of all normal ones; if there
-    are none, of all its maps. Files that cannot be read become grey placeholders; a mask that
+    site are ranged by the normal images among `panels` (`display_ranges`), so pass all test images,
+    not a selection. Files that cannot be read become grey placeholders; a mask that
     cannot be read is left out. Sheets over 3 MB are reduced to 256 colours.
     Raises ConfigError for per_group < 1 or image_size < 1, DataError for a score or map that is
     not finite, StorageError when the disk refuses.
@@ -71,8 +71,8 @@ def contact_sheet(
 
     if image_size < 1:
         raise ConfigError(f"image size must be at least 1, not {image_size}")
-    groups = choose_panels(panels, per_group=per_group)
-    ranges = _ranges(panels)
+    groups = choose_groups(panels, per_group=per_group)
+    ranges = display_ranges(panels)
     columns = min(4, max(3, *(len(group) for group in groups.values())))
     panel_width = (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) // columns
     tile = (panel_width - _SEAM) // 2
@@ -99,17 +99,6 @@ def contact_sheet(
     out = Path(out)
     write_atomically(out, _encoded(sheet))
     return out
-
-
-def _ranges(panels: Sequence[Panel]) -> dict[str, tuple[float, float]]:
-    """The display range of each site's maps."""
-    normal = [panel.map for panel in panels if not panel.label]
-    ranges = {}
-    for site in {panel.site for panel in panels}:
-        own = [panel for panel in panels if panel.site == site]
-        maps = [panel.map for panel in own if not panel.label] or normal
-        ranges[site] = map_range(maps or [panel.map for panel in own])
-    return ranges
 
 
 def _header(fonts: Fonts, panels: Sequence[Panel], title: str) -> Image.Image:
@@ -193,8 +182,8 @@ def _pair(
         draw.text((width / 2, height / 2), text, INK, fonts.get(text, 18), anchor="mm")
 
     word, colour = _UNJUDGED
-    if panel.verdict is not None:
-        word, colour = panel.verdict, _VERDICTS[panel.verdict][0]
+    if panel.outcome != "not judged":
+        word, colour = panel.outcome, _VERDICTS[panel.outcome][0]
     chip_width = fonts.get(word, 15, bold=True).getlength(word) + 16
     y = height + 26
     chip(draw, (width - chip_width, y), word, colour, fonts)
@@ -206,11 +195,11 @@ def _pair(
         18,
         bold=True,
     )
-    score = _score(panel)
+    score = score_in_words(panel.score, panel.threshold) + ", borderline" * panel.borderline
     room = width - fonts.get(score, 17).getlength(score)
     write(draw, (room, y + 26), score, fonts, 17)
     write(draw, (0, y + 26), fit(panel.defect, room - 12, fonts, 17), fonts, 17)
-    name = fit(panel.path.name, width, fonts, 14)
+    name = fit(panel.file, width, fonts, 14)
     write(draw, (0, y + 49), name, fonts, 14, colour=_QUIET)
     return part
 
@@ -231,23 +220,9 @@ def _pictures(
     photograph = np.asarray(seen.resize((width, height), Image.Resampling.BICUBIC))
     low, high = limits
     heated = heatmap_overlay(photograph, panel.map, low=low, high=high)
-    mask = _mask(panel, width, height)
+    mask = drawn_mask(panel, width, height)
     outlined = photograph if mask is None else draw_outline(photograph, mask)
     return Image.fromarray(outlined), Image.fromarray(heated)
-
-
-def _mask(panel: Panel, width: int, height: int) -> NDArray[np.bool_] | None:
-    from PIL import Image
-
-    if not panel.masks:
-        return None
-    try:
-        mask = read_masks(panel.masks, None)
-    except ImageError:
-        return None
-    # Averaged, and any trace counts: by nearest neighbour a thin crack would fall apart.
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(grey.resize((width, height), Image.Resampling.BOX)) > 0
 
 
 def _blob(height: int, width: int) -> NDArray[np.bool_]:
@@ -255,14 +230,6 @@ def _blob(height: int, width: int) -> NDArray[np.bool_]:
     y, x = np.mgrid[:height, :width]
     inside: NDArray[np.bool_] = ((x - width / 2) / 8) ** 2 + ((y - height / 2) / 4) ** 2 < 1
     return inside
-
-
-def _score(panel: Panel) -> str:
-    if panel.ratio is None:
-        return f"score {panel.score:.3g}"
-    # Near 1, two decimals would round a missed 0.998 to the threshold itself.
-    digits = 3 if abs(panel.ratio - 1) < 0.005 else 2 if abs(panel.ratio) < 10 else 0
-    return f"{panel.ratio:.{digits}f} × threshold"
 
 
 def _count(n: int, noun: str) -> str:

@@ -1,10 +1,9 @@
-"""The scored images of a report, and the choice of those that tell most about the detector."""
+"""The scored images of a report, and what every picture of them needs."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvad.errors import ConfigError, DataError
+from fedvad.data.masks import read_masks
+from fedvad.errors import ImageError
+from fedvad.evaluation.judgement import Outcome, is_borderline, outcome
+from fedvad.report.overlay import map_range
 
-__all__ = ["BORDER", "CLEAR", "FAINT", "GROUPS", "NEAR", "NORMAL", "Panel", "choose_panels"]
-
-# The four groups of the sheet, in order, by name.
-CLEAR, FAINT, NEAR, NORMAL = GROUPS = (
-    "clearest defects",
-    "missed or faintest defects",
-    "borderline",
-    "false alarms or highest-scoring normals",
-)
-BORDER = 0.2  # borderline: within this share of the threshold
+__all__ = ["Panel", "display_ranges", "drawn_mask", "score_in_words"]
 
 
 @dataclass(frozen=True)
@@ -56,104 +49,59 @@ class Panel:
         return self.score / self.threshold
 
     @property
-    def verdict(self) -> str | None:
-        """ "caught", "missed", "false alarm" or "passed"; None without a threshold."""
-        if self.threshold is None:
-            return None
-        if self.score > self.threshold:
-            return "caught" if self.label else "false alarm"
-        return "missed" if self.label else "passed"
+    def outcome(self) -> Outcome:
+        """What its threshold says of it; see `evaluation.judgement`."""
+        return outcome(self.label, self.score, self.threshold)
+
+    @property
+    def borderline(self) -> bool:
+        """Whether its score lies close to the threshold; see `evaluation.judgement`."""
+        return is_borderline(self.score, self.threshold)
+
+    @property
+    def file(self) -> str:
+        """Its name with its folder's: in every folder there may be a 000.png."""
+        return f"{self.path.parent.name}/{self.path.name}".lstrip("/")
 
 
-def choose_panels(panels: Iterable[Panel], *, per_group: int = 4) -> dict[str, list[Panel]]:
-    """Choose at most `per_group` telling images for each of `GROUPS`; no image appears twice.
+def display_ranges(panels: Sequence[Panel]) -> dict[str, tuple[float, float]]:
+    """The display range of each site's maps, by its normal images (`map_range`).
 
-    * clearest defects: anomalous images with the highest score / threshold, never a missed one;
-    * missed or faintest defects: those with the lowest, missed ones first;
-    * false alarms or highest-scoring normals: normal images with the highest, alarms first;
-    * borderline: of the images left, of either class, those closest to their threshold and no
-      further than 20 % from it.
-
-    The first two take turns, so few defects are shared out between them. Within a group sites take
-    turns; where only some sites have missed defects (or alarms) these come first, but no site
-    takes more than half a group while another has an image to show. Images without threshold
-    follow those with one, by bare score. The order of `panels` does not matter.
-    Raises ConfigError for per_group < 1, DataError for a score that is not finite.
+    A site without normal images takes the range of all normal ones; if there are none, of all its
+    maps. So pass all test images, not a selection.
     """
-    if per_group < 1:
-        raise ConfigError(f"per_group is {per_group}; show at least 1 image per group")
-    pool = sorted(panels, key=lambda panel: (panel.site, str(panel.path)))
-    for panel in pool:
-        if not math.isfinite(panel.score):
-            raise DataError(f"the score of {panel.path} is {panel.score}; mend the detector")
-    anomalous = [panel for panel in pool if panel.label]
-    normal = [panel for panel in pool if not panel.label]
-    clear, faint, alarms, near = (_Group(per_group) for _ in GROUPS)
-
-    taking = True
-    while taking:
-        caught = [panel for panel in anomalous if panel.verdict != "missed"]
-        taking = clear.take(caught, anomalous, _highest)
-        taking = faint.take(anomalous, anomalous, _lowest) or taking
-    while alarms.take(normal, normal, _highest):
-        pass
-    rest = [panel for panel in anomalous + normal if _distance(panel) <= BORDER]
-    while near.take(rest, rest, lambda panel: (0, False, _distance(panel))):
-        pass
-    return {
-        CLEAR: sorted(clear.chosen, key=_highest),
-        FAINT: sorted(faint.chosen, key=_lowest),
-        NEAR: sorted(near.chosen, key=_distance),
-        NORMAL: sorted(alarms.chosen, key=_highest),
-    }
+    normal = [panel.map for panel in panels if not panel.label]
+    ranges = {}
+    for site in {panel.site for panel in panels}:
+        own = [panel for panel in panels if panel.site == site]
+        maps = [panel.map for panel in own if not panel.label] or normal
+        ranges[site] = map_range(maps or [panel.map for panel in own])
+    return ranges
 
 
-class _Group:
-    """Fills one group of the sheet, fair to the sites."""
+def drawn_mask(panel: Panel, width: int, height: int) -> NDArray[np.bool_] | None:
+    """Its ground truth (height, width) for a small picture; None without a readable one."""
+    from PIL import Image
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.chosen: list[Panel] = []
-        self._taken: Counter[str] = Counter()
-
-    def take(
-        self,
-        candidates: list[Panel],
-        pool: list[Panel],
-        order: Callable[[Panel], tuple[Any, ...]],
-    ) -> bool:
-        """Move the best candidate from the pool into the group; False when full or none is left.
-
-        `order` gives (tier, ...), smallest first. Sorting is stable, so ties keep the pool's order.
-        """
-        if len(self.chosen) >= self.size or not candidates:
-            return False
-
-        def rank(panel: Panel) -> tuple[Any, ...]:
-            tier, *rest = order(panel)
-            taken = self._taken[panel.site]
-            return (2 * taken >= self.size, tier, taken, *rest)
-
-        best = min(candidates, key=rank)
-        # By identity: panels hold arrays, whose == is not a truth value.
-        for items in (pool, candidates) if candidates is not pool else (pool,):
-            del items[next(i for i, panel in enumerate(items) if panel is best)]
-        self.chosen.append(best)
-        self._taken[best.site] += 1
-        return True
+    if not panel.masks:
+        return None
+    try:
+        grey = Image.fromarray(read_masks(panel.masks, None).astype(np.uint8) * 255)
+    except ImageError:
+        return None
+    # averaged, and any trace counts: by nearest neighbour a thin crack would fall apart
+    return np.asarray(grey.resize((width, height), Image.Resampling.BOX)) > 0
 
 
-def _strength(panel: Panel) -> float:
-    return panel.score if panel.ratio is None else panel.ratio
+def score_in_words(score: float, threshold: float | None) -> str:
+    """A score in thresholds, or as it is without a positive one.
 
-
-def _highest(panel: Panel) -> tuple[int, bool, float]:
-    return (int(panel.verdict != "false alarm"), panel.ratio is None, -_strength(panel))
-
-
-def _lowest(panel: Panel) -> tuple[int, bool, float]:
-    return (int(panel.verdict != "missed"), panel.ratio is None, _strength(panel))
-
-
-def _distance(panel: Panel) -> float:
-    return math.inf if panel.ratio is None else abs(panel.ratio - 1)
+    >>> score_in_words(0.9981, 1.0), score_in_words(3.0, 2.0), score_in_words(0.1234, None)
+    ('0.998 × threshold', '1.50 × threshold', 'score 0.123')
+    """
+    if threshold is None or not 0 < threshold < math.inf:
+        return f"score {score:.3g}"
+    ratio = score / threshold
+    # near 1, two decimals would round a missed 0.998 to the threshold itself
+    digits = 3 if abs(ratio - 1) < 0.005 else 2 if abs(ratio) < 10 else 0
+    return f"{ratio:.{digits}f} × threshold"

@@ -16,18 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.arrays import ImageLike, is_image, to_rgb
-from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.bounds import MAX_PIXELS, check_limit
 from fedvad.data.images import resize_rgb
-from fedvad.detectors.feddymem import MemoryDetector
+from fedvad.detectors.base import Detector
 from fedvad.errors import ArtefactError, ConfigError, ImageError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
-from fedvad.features.extractor import FeatureExtractor
-from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 from fedvad.pipeline.config import Reference, as_path, check_reference
 from fedvad.pipeline.decision import check_threshold_options, choose_threshold
-from fedvad.pipeline.runs import open_memory_run
+from fedvad.pipeline.runs import known_site, open_run
 
 __all__ = ["ImageLike", "Prediction", "Predictor"]
 
@@ -59,14 +57,14 @@ class Prediction:
 class Predictor:
     """Scores live images: nothing is written, no descriptor cache is read or filled.
 
-    Methods may be called from several threads: files are decoded side by side, the backbone and
-    the memory work on one call at a time, since each of them uses all cores already. Results are
-    those of `fedvad predict`. Use it as a context manager, or call `close`.
+    Methods may be called from several threads: files are decoded side by side, the detector works
+    on one call at a time, since it uses all cores already. Results are those of `fedvad predict`.
+    Use it as a context manager, or call `close`.
     """
 
     def __init__(
         self,
-        detector: MemoryDetector,
+        detector: Detector,
         threshold: Threshold | None,
         *,
         site: str | None = None,
@@ -75,18 +73,18 @@ class Predictor:
     ) -> None:
         """Prefer `load`.
 
-        Raises `ConfigError` for a detector without a memory, `ArtefactError` for a threshold that
-        is not finite.
+        Raises `ConfigError` for a detector before `fit`, `ArtefactError` for a threshold that is
+        not finite.
         """
-        if detector.bank_ is None or detector.generator_ is None:
-            raise ConfigError(f"{detector.name} has no memory yet: fit it, or load a trained run")
+        detector.ready()
+        check_limit(max_pixels, "max_pixels")
+        if max_expansion is not None:
+            check_limit(max_expansion, "max_expansion")
         self.site = site
         self.threshold = threshold
         self.max_pixels = max_pixels
         self.max_expansion = max_expansion
-        self._extractor: FeatureExtractor = detector.extractor
-        self._scorer = detector.scorer
-        self._generator = detector.generator_
+        self._detector = detector
         self._lock = threading.Lock()
         self._closed, self._calls = False, 0
         if threshold is not None and not math.isfinite(threshold.value):
@@ -112,42 +110,40 @@ class Predictor:
         weights: Path | str | None = None,
         engine: Engine | None = None,
         device: str | None = None,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
         max_expansion: int | None = None,
     ) -> Self:
         """The predictor of a run folder.
 
-        Without `site` the global memory and the median threshold of the sites decide; a run of
+        Without `site` what all sites share and the median threshold of the sites decide; a run of
         one site means that one. `threshold` or `target_fpr` replaces the run's threshold, as
         `pipeline.decision.choose_threshold` says. `weights`, `engine` and `device` replace what
         was stored at training, for a run that was moved to another machine; a stored device that
         this one lacks becomes the CPU, with a warning. An image of more than `max_pixels` pixels
-        counts as unreadable, before any is decoded, and so does one of more than a megapixel that
-        has over `max_expansion` pixels for each byte of its file. Raises `ConfigError` for a site
+        (None: the limit of the training) counts as unreadable, before any is decoded, and so does
+        one of more than a megapixel that has over `max_expansion` pixels for each byte of its
+        file. Raises `ConfigError` for a site
         that the run does not know or an option that cannot be met, `ArtefactError`, `WeightsError`,
         or `MismatchError` when the backbone's values differ.
         """
         check_reference(reference)
         check_threshold_options(threshold, target_fpr)
-        trained, _, extractor = open_memory_run(
+        trained, config, extractor = open_run(
             as_path(run, "run"), weights=weights, engine=engine, device=device
         )
-        if site is not None and site not in trained.sites:
-            raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(trained.sites)}")
-        if site is None and len(trained.sites) == 1:
-            site = next(iter(trained.sites))
+        site = known_site(trained, site)
         return cls(
             trained.detector(site, extractor, reference),
             choose_threshold(trained, site, reference, threshold=threshold, target_fpr=target_fpr),
             site=site,
-            max_pixels=max_pixels,
+            max_pixels=config.max_pixels if max_pixels is None else max_pixels,
             max_expansion=max_expansion,
         )
 
     @property
     def image_size(self) -> int:
         """Side in pixels to which every image is squashed before it is looked at."""
-        return self._extractor.config.image_size
+        return self._detector.extractor.config.image_size
 
     def warm_up(self) -> None:
         """Build the engine and run it once, so that the first image is not the slow one."""
@@ -156,7 +152,8 @@ class Predictor:
 
     def share_engine(self, other: Predictor) -> None:
         """Use the backbone of another predictor of the same run, instead of a second copy."""
-        self._extractor, self._lock = other._extractor, other._lock
+        self._detector.share_engine(other._detector)
+        self._lock = other._lock
 
     def predict(
         self, images: Iterable[ImageLike], *, names: Sequence[str] | None = None
@@ -218,12 +215,12 @@ class Predictor:
         good = [item.pixels for item in read if not isinstance(item, str)]
         results = []
         with self._lock:
-            made = iter(self._extractor.describe(np.stack(good)) if good else ())
+            made = iter(self._detector.score_pixels(np.stack(good)) if good else ())
             for item in read:
                 if isinstance(item, str):
                     results.append(Prediction(None, limit, None, None, None, item))
                     continue
-                score, map_ = self._scorer.score(self._generator(to_float(next(made))))
+                score, map_ = next(made)
                 if not (math.isfinite(score) and np.isfinite(map_).all()):
                     results.append(Prediction(None, limit, None, None, None, _NOT_FINITE))
                     continue

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fedvad.evaluation.metrics import image_auroc
+from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.report.html.page import Contents
 from fedvad.report.html.record import Gallery, Picture, Scores, SiteScores
@@ -70,7 +71,7 @@ def ledger(sites: tuple[str, ...] = SITES, rounds: int = 2) -> Ledger:
 
 
 def results(scores: Scores) -> dict[str, Any]:
-    """Results that fit the scores, with the comparison `local`."""
+    """JSON form of results that fit the scores, with the comparison `local`."""
     ours, alone, gains, rates = {}, {}, {}, {}
     for name, site in scores.sites.items():
         labels = np.array(site.labels)
@@ -87,6 +88,12 @@ def results(scores: Scores) -> dict[str, Any]:
             "method": "conformal",
             "fpr": float((values[labels == 0] > limit).mean()) if (labels == 0).any() else None,
             "recall": float((values[labels == 1] > limit).mean()) if labels.any() else None,
+            "counts": {
+                "good": int((labels == 0).sum()),
+                "stopped": int((values[labels == 0] > limit).sum()),
+                "defects": int((labels == 1).sum()),
+                "caught": int((values[labels == 1] > limit).sum()),
+            },
         }
     fpr = [r["fpr"] for r in rates.values() if r["fpr"] is not None]
     recall = [r["recall"] for r in rates.values() if r["recall"] is not None]
@@ -143,7 +150,7 @@ def contents(sites: tuple[str, ...] = SITES, **changes: Any) -> Contents:
     scores = Scores(sites={name: site_scores(i) for i, name in enumerate(sites)})
     values: dict[str, Any] = {
         "name": "run",
-        "results": results(scores),
+        "results": Results.parse(results(scores), "results"),
         "ledger": ledger(sites),
         "config": {
             "precision": "float16",

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from fedvad.errors import ArtefactError, ConfigError, StorageError
-from fedvad.report.html.gallery import choose, write_gallery
+from fedvad.report.choice import choose
+from fedvad.report.html.gallery import write_gallery
 from fedvad.report.html.record import GALLERY_FILE, Gallery, Scores, printable
 from fedvad.report.panels import Panel
 
@@ -46,7 +47,7 @@ def test_mistakes_leave_a_quarter_to_what_is_right() -> None:
     wrong = [panel("a", 1, 0.01 * i) for i in range(50)]
     right = [panel("a", 1, 1.5 + i) for i in range(50)]
     chosen = choose(wrong + right, limit=20)
-    assert [p.verdict for p in chosen] == ["missed"] * 15 + ["caught"] * 5
+    assert [p.outcome for p in chosen] == ["missed"] * 15 + ["caught"] * 5
     assert len(choose(wrong + right[:2], limit=20)) == 20
     assert len(choose(wrong, limit=20)) == 20
 
@@ -84,6 +85,7 @@ def test_pictures_are_small_and_read_back(tmp_path: Path) -> None:
     made = write_gallery(panels, tmp_path / "run")
     assert made == Gallery.read(tmp_path / "run")
     assert made.tested == len(made.pictures) == 4
+    assert made.pictures[0].file.startswith("data/")  # names recur in other folders
     for picture in made.pictures:
         assert (picture.width, picture.height) == (224, 112)
         assert picture.outlined == bool(picture.label)

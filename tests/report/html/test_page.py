@@ -6,15 +6,20 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+from markupsafe import escape
 
 from fedvad.errors import DataError
+from fedvad.evaluation.results import Promised, Results
+from fedvad.evaluation.thresholds import promise
 from fedvad.federation.ledger import Ledger
 from fedvad.report.html.page import Contents, render
 from fedvad.report.html.record import Gallery, Scores
-from fedvad.report.tables import sites_table
+from fedvad.report.results_tables import sites_table
+from fedvad.report.tables import without_empty
+from fedvad.report.verdict import advice, fitness, gain
 from tests.report.html.support import Reader, contents, ledger, results, site_scores, webp
 
 EVIL = (
@@ -29,9 +34,9 @@ EVIL = (
 def test_the_numbers_are_those_of_the_results() -> None:
     made = contents()
     page = Reader(render(made).html)
-    for row in sites_table(made.results, name="federated"):
+    for row in without_empty(sites_table(made.results, name="federated")):
         assert page.row(row[0]) == row
-    mean = made.results["image_auroc"]["mean"]
+    mean = made.results.image_auroc.mean
     assert f"{mean:.3f}" in page.text
     assert page.row("all sites") == ["all sites", "4", "1,200", "200 kB", "400 kB"]
     assert page.row("2") == ["2", "2", "600", "1,200", "0.5", "0.2", "100 kB", "400 kB", "0"]
@@ -78,7 +83,7 @@ def _named(name: str) -> Contents:
     )  # fmt: skip
     assert made.gallery is not None
     pictures = [p.model_copy(update={"defect": name, "file": name}) for p in made.gallery.pictures]
-    told = dict(made.results) | {"method": name, "backbone": name}
+    told = made.results.model_copy(update={"method": name, "backbone": name})
     return replace(made, results=told, gallery=Gallery(tested=36, pictures=pictures))
 
 
@@ -114,13 +119,55 @@ def test_filters_offer_what_the_cards_are() -> None:
     tested = Counter(c["data-outcome"] for c in cards)
     for name, n in tested.items():
         assert re.search(rf"{name} {n} of {n}\b", page.text)
-    assert [s["name"] for s in page.all("select")] == ["site", "defect", "outcome"]
+    assert [s["name"] for s in page.all("select")] == ["site", "defect", "outcome", "border"]
+
+
+def test_a_score_near_its_threshold_is_marked_on_either_side() -> None:
+    made = contents()
+    assert made.gallery is not None
+    scores = (0.89, 0.91, 1.09, 1.11)
+    pictures = [
+        picture.model_copy(update={"score": score})
+        for picture, score in zip(made.gallery.pictures, scores, strict=False)
+    ]
+    page = Reader(render(replace(made, gallery=Gallery(tested=4, pictures=pictures))).html)
+    cards = page.all("li", **{"class": "card"})
+    assert [c["data-border"] for c in cards] == ["clear", "borderline", "borderline", "clear"]
+    assert page.text.count("borderline") == 2 + 1  # two chips and the choice of the filter
+    assert len(page.all("span", **{"class": "chip border"})) == 2
+
+
+def test_people_count_first_and_advice_follows() -> None:
+    made = contents()
+    assert '<section class="advice"' not in render(made).html.decode()
+    limits = {
+        site: limit.model_copy(update={"promise": Promised(**asdict(promise(24)))})
+        for site, limit in made.results.threshold.sites.items()
+    }
+    threshold = made.results.threshold.model_copy(update={"sites": limits})
+    found = made.results.model_copy(update={"threshold": threshold})
+    page = render(replace(made, results=found)).html.decode()
+    parts = [str(escape(text)) for text in (fitness(found), gain(found), *advice(found))]
+    parts[2:2] = ["<dt>good images stopped", "<dt>mean image AUROC"]
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+    assert len(places) == 5
+
+
+def test_coverage_of_a_memory_that_keeps_every_row_is_not_shown() -> None:
+    costs = ledger()
+    assert "coverage" in Reader(render(contents(ledger=costs)).html).text
+    for entry in costs.rounds:
+        entry.coverage = 0.0
+    page = Reader(render(contents(ledger=costs)).html)
+    assert "coverage" not in page.text
+    assert page.row("2") == ["2", "2", "600", "1,200", "0.2", "100 kB", "400 kB", "0"]
 
 
 def test_pictures_can_be_used_without_a_mouse_or_eyes() -> None:
     page = Reader(render(contents()).html)
     cards = page.all("li", **{"class": "card"})
-    assert len(page.all("button", type="button")) == len(cards)
+    assert len(page.all("button", **{"aria-pressed": "false"})) == len(cards)
     images = page.all("img")
     assert len(images) == 2 * len(cards)
     assert all(image["alt"] and image["width"] for image in images)
@@ -184,31 +231,36 @@ class TestMissingPieces:
         bare = {k: v for k, v in made.results.items() if k not in ("compare", "gain")}
         scores = Scores(sites={n: s.model_copy(update={"compared": {}})
                                for n, s in made.scores.sites.items()})  # type: ignore[union-attr]  # fmt: skip
-        page = Reader(render(replace(made, results=bare, scores=scores)).html)
+        page = Reader(render(replace(made, results=Results.parse(bare, "it"), scores=scores)).html)
         assert "whether federation helped is unknown" in page.text
         assert "gain over" not in page.text
         assert "each site alone" not in page.text
 
     def test_one_class_only(self) -> None:
         scores = Scores(sites={"alder": site_scores(1, defects=0)})
-        page, _ = self.page(sites=("alder",), scores=scores, results=results(scores), gallery=None)
+        page, _ = self.page(
+            sites=("alder",),
+            scores=scores,
+            results=Results.parse(results(scores), "it"),
+            gallery=None,
+        )
         assert "no site has both normal and anomalous test images" in page.text
         assert "all of one class" in page.text
-        assert page.row("alder")[-1] == "–"
+        assert page.row("alder")[-2:] == ["0 of 10", "1"]
         assert "None" not in page.text
         assert "nan" not in page.text
 
     def test_no_test_images_at_all(self) -> None:
         empty = {"image_auroc": {"mean": None, "worst": None, "pooled": None, "sites": {}},
                  "compare": {}, "gain": {}, "training_images": {"alder": 4}}  # fmt: skip
-        page, _ = self.page(results=empty, scores=Scores(), gallery=Gallery())
+        page, _ = self.page(results=Results.parse(empty, "it"), scores=Scores(), gallery=Gallery())
         assert "There were no test images" in page.text
         assert "No site has test images." in page.text
         assert "0 of 0 test images" in page.text
 
     def test_one_site(self) -> None:
         page, _ = self.page(sites=("alder",))
-        assert "at the only site" in page.text
+        assert "At its own threshold alder stops" in page.text
         assert "gained most" not in page.text
 
     def test_nothing_but_results(self) -> None:
@@ -236,7 +288,7 @@ class TestMissingPieces:
             "threshold": {"target_fpr": 0.01, "sites": {"alder": {"threshold": None}}}
         }
         page = Reader(render(replace(
-            made, scores=Scores(sites=sites), results=told,
+            made, scores=Scores(sites=sites), results=Results.parse(told, "it"),
             gallery=Gallery(tested=36, pictures=pictures),
         )).html)  # fmt: skip
         cards = page.all("li", **{"class": "card"})

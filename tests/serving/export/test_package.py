@@ -23,7 +23,8 @@ from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ArtefactError, ConfigError, DataError, StorageError
 from fedvad.half import to_float
-from fedvad.pipeline.run_folder import TrainedRun, read_config, write_config
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run_folder import read_config, write_config
 from fedvad.pipeline.runs import open_memory_run as open_run
 from fedvad.serving.export.package import EXAMPLE_FILE
 from tests.helpers import SIZE, TRAIN
@@ -116,6 +117,8 @@ def test_the_manifest_vouches_for_the_files(
     assert manifest["input"]["shape"] == ["batch", SIZE, SIZE, 3]
     assert manifest["site"] == SITE
     assert manifest["threshold"]["value"] == trained[1]["threshold"]["sites"][SITE]["threshold"]
+    assert manifest["threshold"]["promise"]["images"] == 6
+    assert "6 normal images promise at most 39.3 %" in manifest["threshold"]["promised"]
     assert manifest["features"]["key"] == open_run(trained[0])[2].config.key()
     detector = (trained[0] / "detector.safetensors").read_bytes()
     assert manifest["run"]["sha256"] == hashlib.sha256(detector).hexdigest()

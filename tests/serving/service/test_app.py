@@ -96,7 +96,15 @@ def test_health_and_info(make_client: MakeClient, predictor: Predictor) -> None:
         "n": threshold.n,
         "method": threshold.method,
         "scores": list(threshold.scores),
+        "promise": {
+            "rate": pytest.approx(1 - 0.05 ** (1 / 6)),
+            "confidence": 0.95,
+            "above": 0,
+            "images": 6,
+        },
+        "promised": threshold.promised,
     }
+    assert "6 normal images promise at most 39.3 %" in info["calibration"]["promised"]
     assert len(threshold.scores) == threshold.n
     assert info["limits"]["max_files"] == 3
     assert info["limits"]["max_pixels"] == 4_000_000
@@ -110,6 +118,7 @@ def test_kept_calibration_scores_are_told(make_client: MakeClient, predictor: Pr
     )
     found = make_client(stub).get("/v1/info").json()["calibration"]
     assert found["scores"] == [0.4, 0.9, 1.0]
+    assert found["promise"]["images"] == 3
     assert found["target_fpr"] == 0.25
 
 

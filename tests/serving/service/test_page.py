@@ -82,6 +82,8 @@ def test_kept_calibration_scores_give_a_rate_for_every_threshold(
     )
     shown = page(serve(stub))
     expect(shown.locator("#rate")).to_contain_text("at most 25 %")
+    # the upper Clopper-Pearson limit of 1 in 4, as `promise` computes it
+    expect(shown.locator("#rate")).to_contain_text("4 normal images promise at most 75.1 %")
     slider = shown.locator("#threshold")
     for value, told in (("0.95", "about 50 %"), ("0.1", "about 100 %"), ("1.9", "about 0 %")):
         slider.fill(value)

@@ -20,6 +20,7 @@ _TEST_SHARE = 5  # of a set without a split of its own, every fifth normal image
 _OTHER_SENSORS = frozenset({"xyz", "depth", "pointcloud", "points", "pcd", "ply", "ir", "infrared"})
 _PARTS_OF_A_SET = frozenset({"train", "test"})
 _SHOWN = 3
+NO_PIXELS = "DICOM without pixels (a report, a structure)"
 UNPAIRED = "mask that belongs to no image"
 
 
@@ -174,6 +175,10 @@ def left_over(top: Folder, read: Iterable[Path], why: Mapping[Path, str]) -> tup
             if path in known:
                 continue
             own = file_reason(path)
+            if path in folder.outputs:
+                own = "picture that fedvad wrote", True
+            elif path in folder.no_pixels:
+                own = NO_PIXELS, True
             reason = why.get(path) or (own[0] if own else barred or _default(folder, top))
             if barred is not None and (own is None or barred in ("system folder", "hidden")):
                 reason = barred

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.inputs import list_images
 from fedvad.data.synthesis.perlin import perlin
@@ -28,15 +29,17 @@ _OPERATIONS = 3
 class TextureFolder(Sequence[Pixels]):
     """The images of a folder, at any depth, as textures uint8 (size, size, 3); read when used.
 
-    The last 256 stay decoded. Raises `DataError` for a missing folder or one without images,
-    `ConfigError` for size < 1; `ImageError` naming the file when one that is used is unreadable.
+    The last 256 stay decoded. max_pixels: of a picture at most. Raises `DataError` for a
+    missing folder or one without images, `ConfigError` for size < 1; `ImageError` naming the file
+    when one that is used is unreadable.
     """
 
-    def __init__(self, folder: Path, *, size: int = 256) -> None:
+    def __init__(self, folder: Path, *, size: int = 256, max_pixels: int = MAX_PIXELS) -> None:
         if size < 1:
             raise ConfigError(f"texture size must be at least 1, not {size}")
         self.paths = tuple(list_images([Path(folder)]).paths)
         self.size = size
+        self._max_pixels = max_pixels
         self._read = lru_cache(maxsize=_KEPT)(self._decode)
 
     def __len__(self) -> int:
@@ -52,7 +55,7 @@ class TextureFolder(Sequence[Pixels]):
         return self._read(self.paths[index])
 
     def _decode(self, path: Path) -> Pixels:
-        texture = resize_rgb(read_rgb(path), self.size)
+        texture = resize_rgb(read_rgb(path, max_pixels=self._max_pixels), self.size)
         texture.setflags(write=False)
         return texture
 

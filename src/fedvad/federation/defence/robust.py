@@ -4,7 +4,7 @@ A site can teach a federation that a defect is normal by sending the defect's fe
 server can see is that nobody else's normals lie near them. So each site's rows name, among the
 rows of all other sites, those nearest to them; a site with many rows that too few sites name is
 left out as a whole. Single rows are not: honest rows that nobody names are the rare modes that a
-memory needs most (leaving 1.5 % of rows out cost 0.012 of AUROC, docs/robustness.md).
+memory needs most (leaving 1.5 % of rows out cost 0.012 of AUROC, docs/lab/robustness.md).
 
 Source: ours; being named by others is the in-degree of ODIN (Hautamäki et al. 2004), counted by
 site so that no site can name its own rows and no few sites can outvote the rest.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
@@ -41,7 +41,7 @@ State = TypeVar("State", bound=Member, contravariant=True)
 
 
 class Exchange(Protocol[State]):
-    """Pure protocol logic: runners move its payloads and know nothing of their content.
+    """Pure protocol logic: a server moves its payloads and knows nothing of their content.
 
     features: key of the feature configuration that all sites share.
     """
@@ -49,8 +49,15 @@ class Exchange(Protocol[State]):
     features: str
 
     @property
+    def kind(self) -> tuple[str, ...]:
+        """What all uploads of a federation share, in words: the features key, then what a row or
+        the weights are. Servers that have no images count votes on it.
+        """
+        ...
+
+    @property
     def max_bytes(self) -> int:
-        """Length of the longest upload that a server should parse."""
+        """Length of the longest upload that a server should parse, in bytes."""
         ...
 
     @property
@@ -66,12 +73,11 @@ class Exchange(Protocol[State]):
         """Take an upload into the server's state; raises `PayloadError` to refuse it."""
         ...
 
-    def merge(self, round_: int) -> Payload:
-        """The message for all sites, from everything accepted so far."""
-        ...
+    def merge(self, round_: int, without: Collection[str] = ()) -> Payload:
+        """The message for all sites, from everything accepted so far but for sites in `without`.
 
-    def rows(self, payload: Payload) -> int:
-        """Memory rows in a message; 0 where it holds none."""
+        Raises `FederationError` when nothing was accepted.
+        """
         ...
 
     def drift(self, before: Payload, after: Payload) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _DRIFT_ROWS = 500
 
 
 def kind_of(upload: Payload) -> tuple[str, int, int]:
-    """What all uploads of a federation share: features key, values per row, patches per image."""
+    """Features key, values per row and patches per image of an upload; raises `PayloadError`."""
     manifest = upload.manifest
     patches = max(1, -(-manifest.n_patches // max(1, manifest.n_images)))
     return manifest.features, bank_from(upload).dim, patches
@@ -122,18 +122,21 @@ class MemoryExchange:
         bank_from(stored)  # weights too far apart for float32 must not stop a later merge
         self._sites[manifest.site] = stored
 
-    def merge(self, round_: int) -> Payload:
-        """See `Exchange.merge`; a site that is missing this round keeps its last memory."""
-        if not self._sites:
+    def merge(self, round_: int, without: Collection[str] = ()) -> Payload:
+        """See `Exchange.merge`; a site that is missing this round keeps its last memory, unless it
+        is in `without`.
+        """
+        sites = {name: sent for name, sent in self._sites.items() if name not in without}
+        if not sites:
             raise FederationError("no site has answered: nothing to merge")
-        banks = {name: bank_from(payload) for name, payload in self._sites.items()}
+        banks = {name: bank_from(payload) for name, payload in sites.items()}
         if self.defence is not None:
             self.verdict = defend(banks, self.defence, seed=self.seed)
             banks = self.verdict.banks
         merged = merge_banks(
             banks, mode=self.merge_mode, size=self.size, seed=self.seed * 1009 + round_
         )
-        manifests = [payload.manifest for payload in self._sites.values()]
+        manifests = [payload.manifest for payload in sites.values()]
         manifest = Manifest(
             kind="global",
             round=round_,
@@ -145,6 +148,13 @@ class MemoryExchange:
         return Payload(manifest, bank_arrays(merged, handed_back(self.precision)))
 
     @property
+    def kind(self) -> tuple[str, ...]:
+        """See `Exchange.kind`."""
+        patches = self.limits.patches_per_image
+        more = () if patches is None else (f"{patches} patches per image",)
+        return self.features, f"rows of {self.dim} values", *more
+
+    @property
     def max_bytes(self) -> int:
         """See `Exchange.max_bytes`."""
         return self.limits.max_bytes
@@ -153,10 +163,6 @@ class MemoryExchange:
     def distrusted(self) -> dict[str, str]:
         """See `Exchange.distrusted`."""
         return {} if self.verdict is None else dict(self.verdict.reasons)
-
-    def rows(self, payload: Payload) -> int:
-        """See `Exchange.rows`."""
-        return len(payload.arrays["vectors"])
 
     def drift(self, before: Payload, after: Payload) -> float:
         """Mean distance of (a sample of) the new memory's rows to the old memory."""

@@ -9,27 +9,44 @@ et al. 2020 (SCAFFOLD, option II), Li et al. 2021 (MOON), Xu et al. 2024 (WSA, s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.distill.parameters import load_parameters, parameters_of, under
+from fedvad.distill.parameters import (
+    buffers_of,
+    load_buffers,
+    load_parameters,
+    parameters_of,
+    under,
+)
 from fedvad.distill.scope import Scope, fuse_scopes, scope_of
 from fedvad.distill.training import TrainLog
 from fedvad.errors import ConfigError, FederationError, PayloadError
+from fedvad.federation.defence.robust import RobustConfig
+from fedvad.federation.defence.weights import bound_weights
 from fedvad.federation.exchange.terms import ClientTerms, WeightConfig
 from fedvad.federation.payload import Manifest, Payload
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Trainable", "WeightExchange", "WeightSite", "weights_hash"]
+__all__ = [
+    "Trainable",
+    "WeightExchange",
+    "WeightSite",
+    "has_weights",
+    "weights_for",
+    "weights_hash",
+]
 
 Arrays = dict[str, npt.NDArray[Any]]
-_WEIGHT, _CONTROL, _SCOPE = "weight/", "control/", "scope/"
+_WEIGHT, _CONTROL, _SCOPE, _BUFFER = "weight/", "control/", "scope/", "buffer/"
+# of a message besides its arrays: manifest, names and shapes
+_HEADER_BYTES = (1 << 16) + 8
 
 
 class Trainable(Protocol):
@@ -76,18 +93,25 @@ class WeightSite:
     losses: list[float] = field(default_factory=list)
 
     def snapshot(self) -> Arrays:
-        """See `Member.snapshot`."""
-        return dict(self.kept)
+        """See `Member.snapshot`; batch statistics among it, which MOON's frozen models use."""
+        return self.kept | _named(_BUFFER, buffers_of(self.trainer.student))
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """See `Member.restore`."""
-        self.kept = dict(arrays)
+        self.kept = {n: array for n, array in arrays.items() if not n.startswith(_BUFFER)}
+        if buffers := under(_BUFFER, arrays):  # an earlier fedvad kept none
+            load_buffers(self.trainer.student, buffers)
 
 
 class WeightExchange:
     """Weights up, their mean over the round's sites by number of images down.
 
     initial: the common start, by parameter name; every site must have it (its hash is checked).
+    sites: their number, by which SCAFFOLD's control grows. start: hash of the common start, for a
+    server that knows only its shapes; then the values of `initial` are not used. defence: how much
+    the mean distrusts the sites (None: not at all), see `defence.weights`.
+
+    Raises `ConfigError` without any weights, and for a defence with SCAFFOLD.
     """
 
     def __init__(
@@ -97,13 +121,22 @@ class WeightExchange:
         initial: Mapping[str, npt.NDArray[np.float32]],
         config: WeightConfig,
         sites: int,
+        start: str | None = None,
+        defence: RobustConfig | None = None,
     ) -> None:
         if not initial:
             raise ConfigError("weight averaging needs a trainable part; this method has none")
+        if defence is not None and config.algorithm == "scaffold":
+            raise ConfigError(
+                "defence 'robust' bounds weights, and not the control variates of scaffold: choose "
+                "fedavg, fedprox or moon"
+            )
         self.features = features
         self.config = config
         self.sites = sites
-        self._start = weights_hash(initial)
+        self.defence = defence
+        self._reasons: dict[str, str] = {}
+        self._start = weights_hash(initial) if start is None else start
         self._weights: Arrays = {name: np.array(a) for name, a in initial.items()}
         self._control: Arrays = {name: np.zeros_like(a) for name, a in initial.items()}
         self._target = scope_of(self._weights, config.wsa) if config.wsa else {}
@@ -154,9 +187,7 @@ class WeightExchange:
         before = self._sites.get(manifest.site)
         if before is not None and manifest.round <= before.manifest.round:
             raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
-        wanted = _named(_WEIGHT, self._weights)
-        if self.config.algorithm == "scaffold":
-            wanted |= _named(_CONTROL, self._control)
+        wanted = self._expected()
         if set(payload.arrays) != set(wanted):
             raise PayloadError(f"site {manifest.site} sent the weights of another model")
         for name, array in payload.arrays.items():
@@ -166,18 +197,23 @@ class WeightExchange:
                 raise PayloadError(f"site {manifest.site}: {name} holds values that are no numbers")
         self._sites[manifest.site] = payload
 
-    def merge(self, round_: int) -> Payload:
+    def merge(self, round_: int, without: Collection[str] = ()) -> Payload:
         """See `Exchange.merge`: of the sites that answered this round; without any, no change."""
         answered = [
             self._sites[name]
             for name in sorted(self._sites)
-            if self._sites[name].manifest.round == round_
+            if self._sites[name].manifest.round == round_ and name not in without
         ]
         if not self._sites:
             raise FederationError("no site has answered: nothing to merge")
+        self._reasons = {}
         if answered:
             shares = np.array([p.manifest.n_images for p in answered], dtype=np.float64)
             sent = [under(_WEIGHT, p.arrays) for p in answered]
+            if self.defence is not None:
+                names = [p.manifest.site for p in answered]
+                bound = bound_weights(names, sent, shares, self.defence)
+                sent, shares, self._reasons = bound.weights, bound.shares, bound.reasons
             self._weights = {name: _mean([w[name] for w in sent], shares) for name in self._weights}
             if self.config.algorithm == "scaffold":
                 for name, control in self._control.items():
@@ -203,18 +239,22 @@ class WeightExchange:
         return Payload(manifest, self._message())
 
     @property
+    def kind(self) -> tuple[str, ...]:
+        """See `Exchange.kind`."""
+        names = "".join(f"{name} {array.shape};" for name, array in sorted(self._weights.items()))
+        shapes = hashlib.sha256(names.encode()).hexdigest()[:8]
+        values = sum(array.size for array in self._weights.values())
+        return self.features, f"{values} weights of shapes {shapes}", f"start {self._start}"
+
+    @property
     def max_bytes(self) -> int:
-        """See `Exchange.max_bytes`: the message that starts a round has all that an upload has."""
-        return 1 << 30
+        """See `Exchange.max_bytes`: of the arrays that an upload must hold, and a header."""
+        return sum(array.nbytes for array in self._expected().values()) + _HEADER_BYTES
 
     @property
     def distrusted(self) -> Mapping[str, str]:
-        """See `Exchange.distrusted`: no robust merging of weights is offered."""
-        return {}
-
-    def rows(self, payload: Payload) -> int:
-        """See `Exchange.rows`: weights are no rows."""
-        return 0
+        """See `Exchange.distrusted`."""
+        return dict(self._reasons)
 
     def drift(self, before: Payload, after: Payload) -> float:
         """Length of the change of the weights, relative to their length."""
@@ -242,12 +282,43 @@ class WeightExchange:
         self._control = under(_CONTROL, arrays) or self._control
         self._target = _scope_from(under(_SCOPE, arrays), self._weights)
 
-    def _message(self) -> Arrays:
+    def _expected(self) -> Arrays:
+        """Arrays as an upload must hold them, by name and shape."""
         arrays = _named(_WEIGHT, self._weights)
         if self.config.algorithm == "scaffold":
             arrays |= _named(_CONTROL, self._control)
+        return arrays
+
+    def _message(self) -> Arrays:
+        arrays = self._expected()
         pairs = {name: np.array([mean, sd]) for name, (mean, sd, _) in self._target.items()}
         return arrays | _named(_SCOPE, pairs)
+
+
+def has_weights(payload: Payload) -> bool:
+    """Whether a message holds weights, and no memory."""
+    return any(name.startswith(_WEIGHT) for name in payload.arrays)
+
+
+def weights_for(upload: Payload, *, defence: RobustConfig | None = None) -> WeightExchange:
+    """The exchange that averages uploads of the kind of this one, for a server without images.
+
+    The mean is that of `fedavg`, which is also that of `fedprox` and `moon`: they differ at sites.
+    Raises `PayloadError` for an upload without weights in float32.
+    """
+    weights = under(_WEIGHT, upload.arrays)
+    if not weights or any(array.dtype != np.float32 for array in weights.values()):
+        raise PayloadError(
+            f"the message must hold weights in float32; it holds {sorted(upload.arrays)[:6]}"
+        )
+    return WeightExchange(
+        features=upload.manifest.features,
+        initial={name: np.zeros_like(array) for name, array in weights.items()},
+        config=WeightConfig(),
+        sites=1,
+        start=upload.manifest.generator,
+        defence=defence,
+    )
 
 
 def weights_hash(weights: Mapping[str, npt.NDArray[np.float32]]) -> str:

@@ -1,4 +1,4 @@
-"""The in-process runner: rounds over sites in this process, every byte serialised for real."""
+"""The mailbox within one process: rounds over its sites, every message serialised for real."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import (
-    ArtefactError,
-    ConfigError,
-    FederationError,
-    FedvadError,
-    PayloadError,
-)
+from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
 from fedvad.federation.exchange.base import Exchange, Member
-from fedvad.federation.ledger import Ledger, RoundEntry
+from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.federation.runners.state import RunState, load_state, save_state
+from fedvad.federation.server import Server
 
 __all__ = ["Schedule", "run_rounds"]
 
@@ -85,44 +80,41 @@ def run_rounds(
     """Run all rounds and return the last global memory.
 
     After each round everything needed to go on is written to `state_dir`; with `resume` the run
-    continues behind the last complete round; with `after`, a round and its global memory, it goes
-    on behind that, with the same exchange and any of its sites. Results do not depend on `jobs` or
+    continues after the last complete round; with `after`, a round and its global memory, it goes
+    on after that, with the same exchange and any of its sites. Results do not depend on `jobs` or
     on the order of sites. A refused upload is logged, entered in the ledger, and the round goes on
     without it.
 
     Raises `ConfigError` when no round follows `after`, `FederationError` when no site contributed
     to a round and nothing was merged before.
     """
-    first, incoming = (schedule.first, None) if after is None else (after[0] + 1, after[1])
+    first = schedule.first if after is None else after[0] + 1
     if first > schedule.last:
         raise ConfigError(f"nothing follows round {first - 1} in {schedule.rounds} rounds")
-    if resume and state_dir is not None:
-        state = load_state(state_dir)
-        if state is not None:
-            _check_resumable(state, exchange, sites, ledger)
-            incoming, first = state.merged, state.round + 1
-            exchange.restore(state.server)
-            ledger.continue_from(state.ledger)
-            for name, site in sites.items():
-                if name in state.sites:
-                    _restore(site, state.sites[name], name, state_dir)
-            log.info("resuming behind round %d", state.round)
+    # a round without any answer goes on with what the server has
+    server = Server(exchange, ledger=ledger, quorum=0)
+    server.merged = None if after is None else after[1]
+    state = load_state(state_dir) if resume and state_dir is not None else None
+    if state is not None and state_dir is not None:
+        _check_resumable(state, exchange, sites, ledger)
+        server.restore(state)
+        first = state.round + 1
+        for name, site in sites.items():
+            if name in state.sites:
+                _restore(site, state.sites[name], name, state_dir)
+        log.info("resuming after round %d", state.round)
     for round_ in range(first, schedule.last + 1):
         names = schedule.participants(round_, list(sites))
-        incoming = _one_round(
-            exchange, {n: sites[n] for n in names}, incoming, round_, ledger, jobs, on_step
-        )
+        merged = _one_round(server, {n: sites[n] for n in names}, round_, jobs, on_step)
         if on_round is not None:
-            on_round(round_, incoming)
+            on_round(round_, merged)
         if state_dir is not None:
             kept = {name: site.snapshot() for name, site in sites.items()}
-            save_state(state_dir, RunState(round_, incoming, exchange.server_state(), kept, ledger))
-    if incoming is None:
+            save_state(state_dir, server.state(kept))
+    if server.merged is None:
         raise FederationError("no round was run")
-    final = len(incoming.to_bytes())
-    last = ledger.rounds[-1].bytes_down
-    last.update({name: last.get(name, 0) + final for name in sites})
-    return incoming
+    server.handed_out(dict.fromkeys(sites, 1))
+    return server.merged
 
 
 def _restore(site: Member, arrays: Mapping[str, npt.NDArray[Any]], name: str, folder: Path) -> None:
@@ -150,7 +142,7 @@ def _check_resumable(
     if state.merged.manifest.features != exchange.features:
         raise ConfigError(
             "the interrupted run used other features (backbone weights?): give the same ones, or "
-            "start anew in another folder"
+            "begin again in another folder"
         )
     changed = sorted(set(sites) ^ set(state.sites)) or sorted(
         name for name, sent in state.server.items()
@@ -161,22 +153,21 @@ def _check_resumable(
     if changed:
         raise ConfigError(
             f"the training images changed since the interrupted run (sites {changed}): restore "
-            "them, or start anew in another folder"
+            "them, or begin again in another folder"
         )
 
 
 def _one_round(
-    exchange: Exchange[State],
+    server: Server,
     sites: Mapping[str, State],
-    incoming: Payload | None,
     round_: int,
-    ledger: Ledger,
     jobs: int,
     on_step: Callable[[int, str], None] | None,
 ) -> Payload:
-    down = incoming.to_bytes() if incoming is not None else b""
-
+    down = server.open(round_)
     received = Payload.from_bytes(down) if down else None
+    exchange = server.exchange
+    assert exchange is not None
 
     def step(name: str) -> bytes:
         sent = exchange.site_step(sites[name], received, round_).to_bytes()
@@ -184,38 +175,15 @@ def _one_round(
             on_step(round_, name)
         return sent
 
-    with ledger.phase("local"), _workers(max(1, jobs)) as pool:
+    with server.ledger.phase("local"), _workers(max(1, jobs)) as pool:
         messages = dict(zip(sites, pool.map(step, sites), strict=True))
-    entry = RoundEntry(
-        round=round_,
-        sites=list(sites),
-        bytes_up={name: len(message) for name, message in messages.items()},
-        bytes_down={name: len(down) for name in sites},
-        rows_up={},
-        memory_rows=0,
-        coverage=0.0,
+    for name, message in messages.items():
+        server.receive(name, [message])
+    return server.close(
+        list(sites),
+        bytes_down=dict.fromkeys(sites, len(down)),
+        spreads={name: site.spread for name, site in sites.items() if site.spread is not None},
     )
-    with ledger.phase("merge"):
-        for name, message in messages.items():
-            try:
-                payload = Payload.from_bytes(message, max_bytes=exchange.max_bytes)
-                claims = payload.manifest.site, payload.manifest.round
-                if claims != (name, round_):
-                    raise PayloadError(f"{name} sent what claims to be of (site, round) {claims}")
-                exchange.accept(payload)
-                entry.rows_up[name] = exchange.rows(payload)
-            except PayloadError as error:
-                entry.rejected[name] = str(error)
-        merged = exchange.merge(round_)
-    entry.memory_rows = exchange.rows(merged)
-    entry.coverage = merged.manifest.coverage or 0.0
-    entry.drift = None if incoming is None else exchange.drift(incoming, merged)
-    entry.distrusted = dict(exchange.distrusted)
-    entry.generator_spread = {
-        name: site.spread for name, site in sites.items() if site.spread is not None
-    }
-    ledger.close_round(entry)
-    return merged
 
 
 @contextmanager

@@ -19,22 +19,22 @@ from torchvision.transforms.v2 import Resize
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import choose_images, held_out_scores
+from fedvad.detectors.memory_site import FedDyMemConfig, round_seed
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
 from fedvad.errors import WeightsError
 from fedvad.evaluation.sites import site_threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.features.names import BUNDLED, brings_weights, default_backbone
+from fedvad.features.names import BUNDLED, IMAGE_SIZE, brings_weights, default_backbone
 from fedvad.half import HalfArray, to_half
 from fedvad.integrations.anomalib.net import MemoryNet
 from fedvad.integrations.anomalib.post_processor import NormalOnlyPostProcessor
 from fedvad.memory.coreset import CandidateSampler
+from fedvad.pipeline.config import CALIBRATION_IMAGES
 
 __all__ = ["MemoryModule", "check_weights", "make_extractor", "make_pre_processor"]
 
 log = logging.getLogger(__name__)
-_CALIBRATION_IMAGES = 128
-_CANDIDATE_BYTES = 1 << 30
 
 
 class _Collected:
@@ -47,10 +47,10 @@ class _Collected:
             patches_per_image=height * width,
             dim=network.dim,
             fraction=fraction,
-            max_bytes=_CANDIDATE_BYTES,
-            seed=seed,
+            max_bytes=FedDyMemConfig.candidate_bytes,
+            seed=round_seed(seed, 1),
         )
-        self._wanted = set(choose_images(n_images, _CALIBRATION_IMAGES, seed))
+        self._wanted = set(choose_images(n_images, CALIBRATION_IMAGES, seed))
         self._seen = 0
         self.images: list[HalfArray] = []
 
@@ -91,7 +91,9 @@ class MemoryModule(AnomalibModule):  # type: ignore[misc]
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
         """Resize only: the descriptor network normalises as its backbone wants it."""
-        return PreProcessor(transform=Resize(image_size or (256, 256), antialias=True))
+        return PreProcessor(
+            transform=Resize(image_size or (IMAGE_SIZE, IMAGE_SIZE), antialias=True)
+        )
 
     def configure_post_processor(self) -> NormalOnlyPostProcessor:
         """Thresholds from normal images."""

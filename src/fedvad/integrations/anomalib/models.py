@@ -13,10 +13,13 @@ from anomalib.visualization import Visualizer
 from torch import nn
 
 from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory_site import ROUNDS, FedDyMemConfig, round_seed
 from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import IMAGE_SIZE
 from fedvad.integrations.anomalib.base import (
     MemoryModule,
     check_weights,
@@ -26,8 +29,9 @@ from fedvad.integrations.anomalib.base import (
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.neighbours import SearchMode
 from fedvad.memory.reduce import reduce_patches
-from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import TrainedRun, read_config
+from fedvad.pipeline.config import TARGET_FPR, Reference
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.run_folder import read_config
 from fedvad.pipeline.runs import open_memory_run
 
 __all__ = ["FedDyMem", "PatchCore"]
@@ -61,18 +65,18 @@ class PatchCore(MemoryModule):
         self,
         backbone: str | None = None,
         weights: str | Path | None = None,
-        image_size: int = 256,
+        image_size: int = IMAGE_SIZE,
         layers: Sequence[int] | None = None,
-        pool: int = 3,
-        rows: int = 2000,
-        candidates: float = 0.25,
-        projection: int | None = 64,
-        map: MapMode = "nn1",
-        density: float = 0.5,
-        smooth: int = 3,
-        top: float = 0.03,
-        search: SearchMode = "fast",
-        target_fpr: float = 0.01,
+        pool: int = FeatureConfig.pool,
+        rows: int = FedDyMemConfig.rows,
+        candidates: float = FedDyMemConfig.candidates,
+        projection: int | None = FedDyMemConfig.projection,
+        map: MapMode = ScoringConfig.map,
+        density: float = ScoringConfig.density,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
+        search: SearchMode = ScoringConfig.search,
+        target_fpr: float = TARGET_FPR,
         seed: int = 0,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -93,7 +97,11 @@ class PatchCore(MemoryModule):
 
     def _remember(self, patches: npt.NDArray[np.float32]) -> None:
         bank = reduce_patches(
-            patches, self.rows, mode="coreset", seed=self.seed, projection=self.projection
+            patches,
+            self.rows,
+            mode="coreset",
+            seed=round_seed(self.seed, 1),
+            projection=self.projection,
         )
         self.model.set_memory(bank)
 
@@ -127,18 +135,18 @@ class FedDyMem(MemoryModule):
         grow: bool = False,
         backbone: str | None = None,
         weights: str | Path | None = None,
-        image_size: int = 256,
+        image_size: int = IMAGE_SIZE,
         layers: Sequence[int] | None = None,
-        pool: int = 3,
-        rows: int = 2500,
-        candidates: float = 0.5,
-        projection: int | None = 64,
-        map: MapMode = "nn1",
-        density: float = 0.5,
-        smooth: int = 3,
-        top: float = 0.03,
-        search: SearchMode = "fast",
-        target_fpr: float = 0.01,
+        pool: int = FeatureConfig.pool,
+        rows: int = ROUNDS * FedDyMemConfig.rows,
+        candidates: float = ROUNDS * FedDyMemConfig.candidates,
+        projection: int | None = FedDyMemConfig.projection,
+        map: MapMode = ScoringConfig.map,
+        density: float = ScoringConfig.density,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
+        search: SearchMode = ScoringConfig.search,
+        target_fpr: float = TARGET_FPR,
         seed: int = 0,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -194,7 +202,7 @@ class FedDyMem(MemoryModule):
             generator(patches),
             self.rows,
             mode="coreset",
-            seed=self.seed,
+            seed=round_seed(self.seed, 1),
             initial=None if self.imported is None else self.imported.vectors,
             projection=self.projection,
         )

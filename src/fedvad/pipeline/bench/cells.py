@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -12,22 +13,14 @@ import numpy as np
 from fedvad.data.folders import Site
 from fedvad.data.frames import split_frame
 from fedvad.detectors.base import Detector, NormalFeatures
-from fedvad.detectors.feddymem import FedDyMem, MemoryDetector
-from fedvad.detectors.generator import Generator
-from fedvad.detectors.memory_site import MemorySite
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.evaluation.sites import SiteResult, summarise
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger, peak_rss_mb, reset_peak_rss
-from fedvad.federation.payload import Payload, bank_from
-from fedvad.federation.runners.inprocess import run_rounds
-from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.pipeline.bench.suite import BenchMethod
-from fedvad.pipeline.bench.weights import WeightOptions, average_weights
-from fedvad.pipeline.compare import local_banks, pooled_banks
+from fedvad.pipeline.bench.weights import average_weights
 from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.memories import wire_exact
-from fedvad.pipeline.plan import memory_sites, plan
+from fedvad.pipeline.method import Baseline, Method, make_method
 from fedvad.pipeline.progress import Progress
 from fedvad.pipeline.scoring import score_with
 
@@ -48,16 +41,20 @@ class Prepared:
 class _Trained:
     """A detector for each site, and what it cost; bytes are whole runs, by site.
 
-    rows: of the largest memory. earlier: global memory behind each round but the last.
+    earlier: a detector for all sites after each round but the last.
     """
 
     detectors: Mapping[str, Detector]
-    rows: int
     bytes_up: dict[str, int]
     bytes_down: dict[str, int]
     rounds: int
     seconds: dict[str, float]
-    earlier: dict[int, MemoryBank]
+    earlier: dict[int, Detector] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Of the largest memory."""
+        return max(detector.memory_rows for detector in self.detectors.values())
 
 
 def run_cell(
@@ -70,11 +67,10 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train and score; the JSON form of everything that tables and statistics need."""
     separate = reset_peak_rss()
-    if method.weights is not None:
-        trained = _weights(method.weights, config, prepared)
-    else:
-        makers = {"federated": _federated, "local": _local, "pooled": _pooled}
-        trained = makers[method.kind](config, prepared)
+    kind = method.kind
+    if kind == "weights" and (own := method.weights) is not None and own.is_method:
+        kind, config = "local" if own.alone else "federated", own.of_student(config)
+    trained = _MAKERS[kind](method, config, prepared)
     start = perf_counter()
     results = score_with(
         lambda site: (trained.detectors[site], None),
@@ -86,7 +82,7 @@ def run_cell(
     )
     scoring = perf_counter() - start
     peak = peak_rss_mb()
-    curve = _curve(config, prepared, trained, results) if convergence else None
+    curve = _curve(prepared, trained, results) if convergence else None
     summary = summarise(
         # pixels of all sites ranked together take longer than everything else, for a figure
         # that no table here shows
@@ -120,53 +116,62 @@ def run_cell(
     }
 
 
-def _federated(config: TrainConfig, prepared: Prepared) -> _Trained:
-    exchange, schedule = plan(config, prepared.extractor)
-    members = memory_sites(config, prepared.features, prepared.extractor.grid[2])
-    ledger = Ledger()
-    earlier: dict[int, MemoryBank] = {}
-
-    def keep(round_: int, merged: Payload) -> None:
-        if round_ < config.rounds and not config.train_generator:
-            earlier[round_] = bank_from(merged)
-
-    merged = bank_from(
-        run_rounds(exchange, members, schedule, ledger=ledger, jobs=config.jobs, on_round=keep)
-    )
-    banks = {
-        name: (_reference(config, merged, site), site.generator) for name, site in members.items()
-    }
+def _federated(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
+    ledger, earlier = Ledger(), {}
+    with _taken(config, prepared) as trains:
+        run = trains.train(ledger, on_round=lambda round_, found: earlier.update({round_: found}))
+        detectors = {name: run.detector(name, prepared.extractor) for name in run.sites}
+    rounds = len(ledger.rounds)
+    earlier.pop(rounds, None)
     up, down = _traffic(ledger, prepared)
-    return _Trained(
-        **_memories(config, prepared, banks),
-        bytes_up=up,
-        bytes_down=down,
-        rounds=config.rounds,
-        seconds=dict(ledger.seconds),
-        earlier=earlier,
-    )
+    return _Trained(detectors, up, down, rounds, dict(ledger.seconds), earlier)
 
 
-def _reference(config: TrainConfig, merged: MemoryBank, site: MemorySite) -> MemoryBank:
-    """What a site's images are held against, as `TrainedRun.detector` has it."""
-    if config.reference == "global" or len(site.bank) == 0:
-        return merged
-    own = wire_exact(site.bank, config)
-    return own if config.reference == "local" else concatenate([merged, own])
+def _local(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
+    detectors, seconds, _ = _baseline("local", config, prepared)
+    nothing = dict.fromkeys(prepared.features, 0)
+    return _Trained(detectors, nothing, nothing, 0, {"local": seconds})
 
 
-def _weights(options: WeightOptions, config: TrainConfig, prepared: Prepared) -> _Trained:
-    done = average_weights(options, config, prepared.features, prepared.extractor)
+def _pooled(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
+    detectors, seconds, handed_back = _baseline("pooled", config, prepared)
+    images = {
+        name: sum(f.stat().st_size for f in {split_frame(p)[0] for p in features.paths})
+        for name, features in prepared.features.items()
+    }
+    down = dict.fromkeys(images, handed_back)
+    return _Trained(detectors, images, down, 1, {"merge": seconds})
+
+
+def _baseline(
+    name: Baseline, config: TrainConfig, prepared: Prepared
+) -> tuple[dict[str, Detector], float, int]:
+    """Detectors by site, seconds, and the bytes that a site would get of them."""
+    with _taken(config, prepared) as trains:
+        start = perf_counter()
+        made = trains.baseline(name)
+        seconds = perf_counter() - start
+        assert made is not None  # only 'identity' may be the method itself
+        detectors = {site: found.detector for site, found in made.items()}
+        return detectors, seconds, trains.handed_back(next(iter(detectors.values())))
+
+
+def _weights(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
+    assert method.weights is not None
+    done = average_weights(method.weights, config, prepared.features, prepared.extractor)
     up, down = _traffic(done.ledger, prepared)
-    return _Trained(
-        done.detectors,
-        done.rows,
-        bytes_up=up,
-        bytes_down=down,
-        rounds=len(done.ledger.rounds),
-        seconds=dict(done.ledger.seconds),
-        earlier={},
-    )
+    seconds = dict(done.ledger.seconds)
+    return _Trained(done.detectors, up, down, len(done.ledger.rounds), seconds)
+
+
+_MAKERS = {"federated": _federated, "local": _local, "pooled": _pooled, "weights": _weights}
+
+
+@contextmanager
+def _taken(config: TrainConfig, prepared: Prepared) -> Iterator[Method]:
+    with closing(make_method(config, prepared.extractor)) as method:
+        method.take(prepared.features)
+        yield method
 
 
 def _traffic(ledger: Ledger, prepared: Prepared) -> tuple[dict[str, int], dict[str, int]]:
@@ -179,66 +184,17 @@ def _traffic(ledger: Ledger, prepared: Prepared) -> tuple[dict[str, int], dict[s
     return up, down
 
 
-def _memories(
-    config: TrainConfig, prepared: Prepared, banks: Mapping[str, tuple[MemoryBank, Generator]]
-) -> dict[str, Any]:
-    return {
-        "detectors": {name: _detector(config, prepared, memory) for name, memory in banks.items()},
-        "rows": max(len(bank) for bank, _ in banks.values()),
-    }
-
-
-def _local(config: TrainConfig, prepared: Prepared) -> _Trained:
-    start = perf_counter()
-    banks = local_banks(config, prepared.features, prepared.extractor.grid[2])
-    seconds = perf_counter() - start
-    nothing = dict.fromkeys(prepared.features, 0)
-    memories = _memories(config, prepared, banks)
-    return _Trained(**memories, bytes_up=nothing, bytes_down=nothing, rounds=0,
-                    seconds={"local": seconds}, earlier={})  # fmt: skip
-
-
-def _pooled(config: TrainConfig, prepared: Prepared) -> _Trained:
-    dim = prepared.extractor.grid[2]
-    sent = config.rows(dim) * config.rounds * len(prepared.features)
-    rows = min(sent, config.memory_rows or sent)
-    start = perf_counter()
-    banks = pooled_banks(config, rows, prepared.features, prepared.extractor)
-    seconds = perf_counter() - start
-    images = {
-        name: sum(f.stat().st_size for f in {split_frame(p)[0] for p in features.paths})
-        for name, features in prepared.features.items()
-    }
-    memory = next(iter(banks.values()))[0].vectors.nbytes // 2
-    return _Trained(
-        **_memories(config, prepared, banks),
-        bytes_up=images,
-        bytes_down=dict.fromkeys(images, memory),
-        rounds=1,
-        seconds={"merge": seconds},
-        earlier={},
-    )
-
-
-def _detector(
-    config: TrainConfig, prepared: Prepared, memory: tuple[MemoryBank, Generator]
-) -> MemoryDetector:
-    detector = FedDyMem(extractor=prepared.extractor, scoring=config.scoring())
-    return detector.with_memory(*memory)
-
-
 def _curve(
-    config: TrainConfig, prepared: Prepared, trained: _Trained, last: Sequence[SiteResult]
+    prepared: Prepared, trained: _Trained, last: Sequence[SiteResult]
 ) -> list[dict[str, Any]]:
-    """Image AUROC behind each round whose memory was kept, mean and worst over sites."""
+    """Image AUROC after each round of which a detector was kept, mean and worst over sites."""
     curve = []
-    for round_, bank in sorted(trained.earlier.items()):
+    for round_, detector in sorted(trained.earlier.items()):
         values = []
         for site in prepared.sites:
             if not len(site.test):
                 continue
-            memory = bank, Generator.identity(bank.dim)
-            scores = _detector(config, prepared, memory).score(site.test.paths)
+            scores = detector.score(site.test.paths)
             kept = site.test.subset(scores.kept.tolist())
             values.append(image_auroc(scores.image, kept.labels))
         curve.append(_point(round_, values))

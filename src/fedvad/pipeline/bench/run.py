@@ -17,9 +17,8 @@ from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
 from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
-from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.distill.cost import descriptor_macs
-from fedvad.errors import ArtefactError, ConfigError, FedvadError
+from fedvad.errors import ConfigError, FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import is_backbone_file
@@ -31,6 +30,7 @@ from fedvad.pipeline.data import digest_of, fingerprint, load_set, load_sites, w
 from fedvad.pipeline.guards import guard_plain_folder
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import write_json
+from fedvad.pipeline.store import Cell, cell_path
 from fedvad.report.bench_plots import plot_bench
 from fedvad.report.bench_tables import bench_markdown, bench_rows
 from fedvad.report.tables import write_csv
@@ -121,7 +121,9 @@ class _Source:
     def read(self, config: TrainConfig) -> list[Site]:
         if self.sites:
             return [read_set(folder, name, self.names) for name, folder in self.sites.items()]
-        return load_sites(self.root, config.split, config.seed, self.names)
+        return load_sites(
+            self.root, config.split, config.seed, self.names, max_pixels=config.max_pixels
+        )
 
     @cached_property
     def images(self) -> str:
@@ -168,22 +170,13 @@ def _cell(
     shared: dict[str, Prepared],
 ) -> dict[str, Any]:
     identity = _identity(config, method, source, suite.convergence)
-    path = out / "cells" / f"{_file_name(key)}.json"
-    if path.is_file():
-        try:
-            stored = read_sealed(path)
-            if stored.get("identity") == identity:
-                found: dict[str, Any] = stored["result"]
-                return found
-        except (ArtefactError, KeyError) as error:
-            log.warning("running this cell again: %s", error)
+    cell = Cell(cell_path(out / "cells", *key), identity)
+    if (stored := cell.load()) is not None:
+        return stored.record
     prepared = _prepared(config, source, cache, shared)
     result = run_cell(method, config, prepared, convergence=suite.convergence, progress=silent)
     log.info("%s: image AUROC %s", key, result["image_auroc"]["mean"])
-    write_sealed(path, {"key": list(key), "identity": identity, "result": result})
-    # as a reader of the file would see it, so that a resumed bench gives the same summary
-    found = read_sealed(path)["result"]
-    return found
+    return cell.keep(result).record
 
 
 def _identity(
@@ -215,12 +208,6 @@ def _digest(file: Path, changed: int) -> str:
     """SHA-256 of a file, read once for as long as it stays as it is."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _file_name(key: _Key) -> str:
-    safe = "--".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key)
-    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:6]
-    return f"{safe}-{digest}"
 
 
 def _prepared(

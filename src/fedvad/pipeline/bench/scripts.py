@@ -45,7 +45,7 @@ class Script:
 
 
 _WEIGHTS = ("--weights", "{weights}")
-# which sites lie together: those of the tables in docs/robustness.md
+# which sites lie together: those of the tables in docs/lab/robustness.md
 _PAIRS = ("--pairs", "exposure1,exposure4;exposure2,exposure6;exposure3,exposure5")
 COLLECTIONS: dict[str, tuple[Script, ...]] = {
     "speed": (

@@ -12,7 +12,7 @@ from fedvad.features.names import brings_weights
 from fedvad.pipeline.bench.weights import WeightOptions
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped
-from fedvad.pipeline.student_config import STUDENT_METHODS
+from fedvad.pipeline.method import method_class
 
 __all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite", "shipped_suites"]
 
@@ -81,7 +81,12 @@ class Suite(Experiment):
 
         weights: for methods that do not say otherwise, and whose backbone needs any.
         """
-        options = {"calibration": "none"} | self.options | method.options
+        takes = method_class(str(method.options.get("method"))).options
+        shared = {"calibration": "none"} | self.options
+        # options of all methods mean nothing to some; unknown ones are refused below
+        known = set(TrainConfig.model_fields)
+        options = {k: v for k, v in shared.items() if k in takes or k not in known}
+        options |= method.options
         if told := {"split", "seed"} & set(options):
             raise ConfigError(
                 f"{' and '.join(sorted(told))}: a set has its split, and the suite its seeds, "
@@ -89,11 +94,6 @@ class Suite(Experiment):
             )
         if weights is not None and not brings_weights(options.get("backbone", "")):
             options = {"weights": weights} | options
-        if options.get("method") in STUDENT_METHODS:
-            raise ConfigError(
-                f'a student is a row of kind = "weights": weights = {{ part = '
-                f'"{options["method"]}" }}'
-            )
         return resolve_config(**options, split=split, seed=seed)
 
 

@@ -7,21 +7,20 @@ from dataclasses import dataclass, replace
 
 from pydantic import field_validator
 
-from fedvad.data.folders import ImageItem, ImageSet
 from fedvad.detectors.adaptor import AdaptorConfig, AdaptorDetector, AdaptorSite
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.feddymem import FedDyMem
 from fedvad.detectors.generator_site import GeneratorConfig, GeneratorSite
+from fedvad.detectors.registry import list_detectors
 from fedvad.distill.parameters import load_parameters, parameters_of, under
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.federation.runners.inprocess import Schedule
-from fedvad.pipeline.averaging import average_rounds
 from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.phases import run_phases, weight_phase
 from fedvad.pipeline.plan import site_seed
-from fedvad.pipeline.student_config import STUDENT_METHODS, Averaging, StudentOptions
-from fedvad.pipeline.students import averaged, prepare_sites
+from fedvad.pipeline.student_config import Averaging, StudentOptions
 
 __all__ = ["Averaged", "WeightOptions", "average_weights"]
 
@@ -30,9 +29,9 @@ class WeightOptions(Averaging):
     """What a `weights` row of a suite says, beside the averaging.
 
     part: `adaptor`, a distillation student of the descriptors; `generator`, FedDyMem's, each site
-    scoring with its own memory; a method of `STUDENT_METHODS`, a student of the backbone's layers,
-    each site with the batch statistics of its own images. bootstrap: last layer that `paste`
-    shares. alone: each site keeps its own weights, nothing is sent.
+    scoring with its own memory; a method of `train` that averages a student, such as `paste`.
+    bootstrap: last layer that `paste` shares. alone: each site keeps its own weights, and nothing
+    is sent.
     """
 
     part: str = "adaptor"
@@ -42,10 +41,15 @@ class WeightOptions(Averaging):
     @field_validator("part")
     @classmethod
     def _known(cls, part: str) -> str:
-        known = ("adaptor", "generator", *STUDENT_METHODS)
+        known = (*_PARTS, *list_detectors(family="student"))
         if part not in known:
             raise ValueError(f"there is no part {part!r}; choose one of {', '.join(known)}")
         return part
+
+    @property
+    def is_method(self) -> bool:
+        """Whether the part is a method of `train`, which runs as any other."""
+        return self.part not in _PARTS
 
     def of_student(self, config: TrainConfig) -> TrainConfig:
         """The configuration of a student's training with the part as its method."""
@@ -62,9 +66,9 @@ class Averaged:
 
     detectors: dict[str, Detector]
     ledger: Ledger
-    rows: int
 
 
+_PARTS = ("adaptor", "generator")
 _Site = AdaptorSite | GeneratorSite
 _STEPS = 20
 
@@ -76,44 +80,6 @@ def average_weights(
     extractor: FeatureExtractor,
 ) -> Averaged:
     """Train the trainable part at every site over `config.rounds` rounds, averaging or alone."""
-    average = _students if options.part in STUDENT_METHODS else _parts
-    done = average(options, config, features, extractor)
-    if options.alone:  # nothing left a site
-        done.ledger.rounds.clear()
-    return done
-
-
-def _students(
-    options: WeightOptions,
-    config: TrainConfig,
-    features: Mapping[str, NormalFeatures],
-    extractor: FeatureExtractor,
-) -> Averaged:
-    config = _of_members(options, options.of_student(config))
-    images = {
-        name: ImageSet(tuple(ImageItem(path, 0, "good", None) for path in own.paths))
-        for name, own in features.items()
-    }
-    ledger = Ledger()
-    sites = prepare_sites(images, config, extractor)
-    try:
-        groups = [[name] for name in sites] if options.alone else [list(sites)]
-        detectors: dict[str, Detector] = {}
-        for group in groups:
-            members = {name: sites[name] for name in group}
-            detectors |= averaged(members, config, extractor, ledger=ledger)
-        return Averaged(detectors, ledger, 0)
-    finally:
-        for site in sites.values():
-            site.close()
-
-
-def _parts(
-    options: WeightOptions,
-    config: TrainConfig,
-    features: Mapping[str, NormalFeatures],
-    extractor: FeatureExtractor,
-) -> Averaged:
     config = _of_members(options, config)
     trainers = {
         name: _trainer(options, config, feature, site_seed(config.seed, i))
@@ -124,22 +90,24 @@ def _parts(
     groups = [[name] for name in trainers] if options.alone else [list(trainers)]
     trained: dict[str, Payload] = {}
     for group in groups:
-        last = average_rounds(
+        phase = weight_phase(
+            "",
             {name: trainers[name] for name in group},
             initial,
             options.terms(),
             Schedule(config.rounds, config.participation, config.join, config.seed),
             extractor,
+            lambda last, group=group: trained.update(dict.fromkeys(group, last)),  # type: ignore[misc]
             images={name: len(features[name]) for name in group},
             seeds={name: trainers[name].seed for name in group},
-            ledger=ledger,
         )
-        trained |= dict.fromkeys(group, last)
+        run_phases([phase], [phase.name], ledger=ledger)
     detectors = {
         name: _detector(trainers[name], trained[name], config, extractor) for name in trainers
     }
-    banks = [t.bank for t in trainers.values() if isinstance(t, GeneratorSite)]
-    return Averaged(detectors, ledger, max((len(bank) for bank in banks), default=0))
+    if options.alone:  # nothing left a site
+        ledger.rounds.clear()
+    return Averaged(detectors, ledger)
 
 
 def _of_members(options: WeightOptions, config: TrainConfig) -> TrainConfig:

@@ -17,8 +17,6 @@ from fedvad.continual.base import Learner, Task
 from fedvad.continual.memory import ReplayMemory
 from fedvad.continual.students import StudentLearner
 from fedvad.data.folders import Site
-from fedvad.data.sealed import read_sealed, write_sealed
-from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.base import Scores
 from fedvad.detectors.registry import create
 from fedvad.detectors.student import StudentDetector
@@ -33,6 +31,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights
 from fedvad.pipeline.continual.stream import Method
 from fedvad.pipeline.data import digest_of
+from fedvad.pipeline.store import Cell
 
 __all__ = ["FIGURES", "Where", "make_learner", "run_cell"]
 
@@ -45,9 +44,14 @@ FIGURES = ("image_auroc", "image_f1", "pixel_auroc", "pixel_f1", "pixel_ap", "au
 class Where:
     """Where a cell keeps its work, and what it needs from outside."""
 
-    folder: Path
+    path: Path
     weights: Mapping[str, Path]
     cache: DescriptorCache | None
+
+    @property
+    def detector_path(self) -> Path:
+        """The file of the finished detector, beside the cell."""
+        return self.path.with_suffix(".detector.safetensors")
 
     def weights_of(self, backbone: str) -> Path | None:
         """A backbone's own weights file, or the one for any that needs one."""
@@ -64,10 +68,11 @@ def run_cell(
     rows[t][j]: figures of task j after task t. costs[t]: bytes kept after task t.
     """
     learner = make_learner(method, seed, where)
-    identity = _identity(method, sites, seed, learner)
-    record = _resume(where.folder, identity, learner)
-    if not record["rows"] and where.folder.is_dir():
+    cell = Cell(where.path, _identity(method, sites, seed, learner))
+    record = _resume(cell, learner)
+    if record is None:
         learner = make_learner(method, seed, where)  # a damaged checkpoint may have left traces
+        record = {"rows": [], "pooled": [], "costs": [], "logs": []}
     groups = [[site] for site in sites]
     if method.strategy == "joint" and not method.is_bank:
         groups = [list(sites)]
@@ -87,8 +92,9 @@ def run_cell(
             told | {"seconds": learned - start, "evaluation_seconds": perf_counter() - learned}
         )
         if t == len(groups) - 1 and method.strategy != "single":  # one detector for all tasks
-            learner.detector(group[-1].name).save(where.folder / "detector.safetensors")
-        _keep(where.folder, identity, learner, record)
+            learner.detector(group[-1].name).save(where.detector_path)
+        arrays, values = learner.state()
+        cell.keep(record | {"learner": values}, arrays)
         on_task()
     return record
 
@@ -117,8 +123,8 @@ def make_learner(method: Method, seed: int, where: Where) -> Learner:
             layers=features.layers,
             train=TrainConfig(patience=None, **settings),
             held_out=method.train.held_out,
-            seed=seed,
-            **method.options,
+            # as the streams were measured: the highest cell of the map as it is
+            **{"smooth": 1, "top": 0.0, "seed": seed, **method.options},
         )
     except TypeError as error:
         raise ConfigError(f"method {method.name!r}: {error}") from error
@@ -193,32 +199,14 @@ def _identity(method: Method, sites: Sequence[Site], seed: int, learner: Learner
     }
 
 
-def _keep(folder: Path, identity: dict[str, Any], learner: Learner, record: dict[str, Any]) -> None:
-    """The checkpoint first: a record is only read together with the checkpoint of its task."""
-    arrays, values = learner.state()
-    done = len(record["rows"])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_arrays(folder / f"state-{done:03d}.safetensors", arrays, {"learner": values})
-    write_sealed(folder / "cell.json", {"identity": identity, "record": record})
-    (folder / f"state-{done - 1:03d}.safetensors").unlink(missing_ok=True)
-
-
-def _resume(folder: Path, identity: dict[str, Any], learner: Learner) -> dict[str, Any]:
-    empty: dict[str, Any] = {"rows": [], "pooled": [], "costs": [], "logs": []}
-    path = folder / "cell.json"
-    if not path.is_file():
-        return empty
+def _resume(cell: Cell, learner: Learner) -> dict[str, Any] | None:
+    """The record up to the last task, with the learner restored to it; None to start over."""
+    stored = cell.load()
+    if stored is None:
+        return None
     try:
-        stored = read_sealed(path)
-        if stored["identity"] != identity:
-            log.warning(
-                "%s is of other options, weights, images or another version: starting anew", folder
-            )
-            return empty
-        record: dict[str, Any] = stored["record"]
-        arrays, values = read_arrays(folder / f"state-{len(record['rows']):03d}.safetensors")
-        learner.restore(arrays, values["learner"])
-        return record
+        learner.restore(stored.arrays, stored.record["learner"])
+        return {key: stored.record[key] for key in ("rows", "pooled", "costs", "logs")}
     except (ValueError, KeyError, TypeError, ArtefactError) as error:
-        log.warning("%s is damaged, starting anew: %s", folder, error)
-        return empty
+        log.warning("%s is damaged, starting from the beginning: %s", cell.path, error)
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from fedvad.pipeline.data import load_set
 from fedvad.pipeline.guards import guard_plain_folder
 from fedvad.pipeline.progress import Progress, Stage, silent
 from fedvad.pipeline.run_folder import finite, write_json
+from fedvad.pipeline.store import cell_path
 from fedvad.report.continual_plots import plot_continual
 from fedvad.report.continual_tables import continual_markdown, continual_rows
 from fedvad.report.html.continual import render_continual
@@ -74,7 +74,7 @@ def _continual(
     cells = [(method, seed) for seed in stream.seeds for method in stream.methods]
     stage = Stage(progress, "tasks", sum(_tasks(method, stream) for method, _ in cells))
     for method, seed in cells:
-        where = Where(out / "cells" / _file_name(method.name, seed), weights or {}, cache)
+        where = Where(cell_path(out / "cells", method.name, seed), weights or {}, cache)
         order = [sites[task.name] for task in stream.ordered(seed)]
         try:
             records.setdefault(method.name, {})[seed] = run_cell(method, order, seed, where, stage)
@@ -195,11 +195,6 @@ def _sites(stream: Stream, data: Path | None, out: Path) -> dict[str, Site]:
 
 def _tasks(method: Method, stream: Stream) -> int:
     return 1 if method.strategy == "joint" and not method.is_bank else len(stream.tasks)
-
-
-def _file_name(method: str, seed: int) -> str:
-    safe = "".join(c if c.isalnum() else "-" for c in method)
-    return f"{safe}-{seed}-{hashlib.sha256(method.encode()).hexdigest()[:6]}"
 
 
 def _write(out: Path, summary: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from fedvad.continual.codecs import CodecConfig
 from fedvad.continual.memory import Remainder
 from fedvad.continual.students import Strategy
 from fedvad.features.config import Engine
-from fedvad.features.names import BUNDLED
+from fedvad.features.names import BUNDLED, IMAGE_SIZE
 from fedvad.pipeline.experiment import Experiment, Strict, read_experiment, shipped, with_defaults
 
 __all__ = ["Method", "Stream", "TaskSpec", "load_stream", "shipped_streams"]
@@ -30,7 +30,7 @@ class Features(Strict):
 
     backbone: str = BUNDLED
     layers: tuple[int, ...] | None = None
-    image_size: int = 256
+    image_size: int = IMAGE_SIZE
     engine: Engine = "openvino"
     device: str = "cpu"
 

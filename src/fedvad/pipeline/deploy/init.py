@@ -50,10 +50,12 @@ def init(
         values = {"name": name, "server": _address(server[0], port)}
         _keep(folder / "site.toml", to_toml(values).encode())
         _keep(folder / "fedvad-site.service", _filled("site.service", folder, port, name))
+        _keep(folder / "site.env", _filled("site.env", folder, port, name))
         _keep(folder / "compose.yaml", _filled("site.compose.yaml", folder, port, name))
     everybody = _server_toml(home, sites, port)
     _keep(home / "federation.toml", (_TEMPLATES / "federation.toml").read_bytes())
     _keep(home / "fedvad-server.service", _filled("server.service", home, port))
+    _keep(home / "server.env", _filled("server.env", home, port))
     _keep(home / "compose.yaml", _filled("server.compose.yaml", home, port))
     return {"root": str(root), "server": str(home), "sites": everybody, "made": made}
 

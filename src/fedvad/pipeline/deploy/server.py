@@ -6,7 +6,6 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
@@ -15,17 +14,21 @@ from fedvad._version import __version__
 from fedvad.data.files import locked, write_atomically
 from fedvad.detectors.scoring import distance_scale
 from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
+from fedvad.evaluation.histograms import to_pairs
 from fedvad.features.config import FeatureConfig
-from fedvad.federation.defence.validation import Limits
+from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.ledger import RoundEntry
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.runners.flower.rounds import Links, RemoteRounds
 from fedvad.federation.runners.inprocess import Schedule
 from fedvad.pipeline.config import TrainConfig, resolve_config
 from fedvad.pipeline.deploy.settings import ServerSettings
-from fedvad.pipeline.deploy.sharing import KEY, share, shared_values, summed
-from fedvad.pipeline.plan import check_join, memory_exchange, need_memory
-from fedvad.pipeline.run_folder import TrainedRun, write_config, write_json, write_ledger
+from fedvad.pipeline.deploy.sharing import KEY, hand_back, shared_values, summed, together
+from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.pipeline.plan import check_join
+from fedvad.pipeline.remote import Remote, remote
+from fedvad.pipeline.run_folder import write_config, write_json, write_ledger
+from fedvad.pipeline.site_scores import SCORES
 
 __all__ = ["begin", "federate", "read_status", "site_keys"]
 
@@ -101,6 +104,7 @@ def _federate(
 ) -> Path:
     record = _record(folder)
     config = TrainConfig.model_validate(record["config"])
+    family = _family(config, settings)
 
     def waiting(round_: int, names: Sequence[str]) -> None:
         status.write(state="running", round=round_, rounds=config.rounds, waiting=list(names))
@@ -115,12 +119,12 @@ def _federate(
         settings.sites,
         Schedule(config.rounds, config.participation, config.join, config.seed),
         settings.patience(),
-        partial(memory_exchange, config),
+        family.exchange_for,
         federation=record["federation"],
         config=config.model_dump_json(exclude={"weights", "device", "jobs", "compare"}),
         state_dir=folder / "state",
         features=settings.features,
-        max_bytes=Limits(upload_bytes=config.upload_bytes).max_bytes,
+        max_bytes=family.max_bytes,
         clock=clock,
         on_wait=waiting,
         on_round=done,
@@ -133,9 +137,15 @@ def _federate(
         finished[site] = replies[site].told
     if config.shared_threshold:
         counts = summed(rounds, finished)
-        without = share(rounds, finished, counts, final.manifest.round)
+        total = {name: to_pairs(own) for name, own in counts.items()}
+        parts = {site: {KEY: total} for site in finished} if total else {}
+        without = hand_back(rounds, finished, parts, final.manifest.round)
         values = shared_values(counts, config.target_fpr)
         record["shared_threshold"] = values | {"without": sorted(without)}
+    elif config.threshold_rule == "federated":
+        parts = together(rounds, finished, config.target_fpr)
+        without = hand_back(rounds, finished, parts, final.manifest.round)
+        record["thresholds_together"] = {"sites": sorted(parts), "without": sorted(without)}
     write_json(folder / _RECORD, record)
     result = folder / _RESULT
     _write_result(result, config, final, record, rounds, missing, replies)
@@ -152,18 +162,7 @@ def _write_result(
     missing: set[str],
     replies: dict[str, Any],
 ) -> None:
-    """The run folder of the server: the global memory, without any site's own part."""
-    features = _features(record, final)
-    memory = bank_from(final)
-    run = TrainedRun(
-        memory=memory,
-        sites={},
-        scoring=config.scoring(),
-        reference="global",
-        features=features,
-        method=config.method,
-        scale=distance_scale(memory, config.scoring()),
-    )
+    """The run folder of the server: what all sites share, without any site's own part."""
     results = {
         "federation": record["federation"],
         "method": config.method,
@@ -174,10 +173,11 @@ def _write_result(
         "n_patches": final.manifest.n_patches,
         "told": record.get("told", {}),
         "finished": {
-            site: {key: value for key, value in told.items() if key not in ("shared", KEY)}
+            site: {key: value for key, value in told.items() if key not in ("shared", KEY, SCORES)}
             for site, told in record.get("finished", {}).items()
         },
         "shared_threshold": record.get("shared_threshold"),
+        "thresholds_together": record.get("thresholds_together"),
         "missing": {
             site: replies[site].refusal if site in replies else "no answer in time"
             for site in sorted(missing)
@@ -188,6 +188,18 @@ def _write_result(
     write_ledger(out, rounds.ledger)
     write_json(out / "results.json", results)
     write_atomically(out / "global.safetensors", final.to_bytes())
+    if has_weights(final):  # what scores needs statistics of images, which only sites have
+        return
+    memory = bank_from(final)
+    run = TrainedRun(
+        memory=memory,
+        sites={},
+        scoring=config.scoring(),
+        reference="global",
+        features=_features(record, final),
+        method=config.method,
+        scale=distance_scale(memory, config.scoring()),
+    )
     run.save(out)
 
 
@@ -227,10 +239,19 @@ def site_keys(settings: ServerSettings) -> dict[bytes, str]:
 
 def _train_config(settings: ServerSettings) -> TrainConfig:
     config = resolve_config(settings.folder / _CONFIG)
-    need_memory(config, "a federation over Flower")
+    _family(config, settings)
     if config.split is not None:
         raise ConfigError("`split` divides one set in one place; here each site has its own images")
     return config
+
+
+def _family(config: TrainConfig, settings: ServerSettings) -> Remote:
+    return remote(
+        config,
+        allow_weights=settings.allow_weights,
+        consent="allow_weights = true in server.toml, and in each site's site.toml",
+        max_weight_bytes=settings.max_weight_bytes,
+    )
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
 from fedvad.federation.runners.flower.rounds import Patience
+from fedvad.pipeline.remote import MAX_WEIGHT_BYTES
 
 __all__ = [
     "RUNNING",
@@ -39,6 +40,8 @@ class ServerSettings(BaseModel):
 
     sites: names of all sites. host, port: where to listen. deadline, retry: seconds, see
     `Patience`. features: key of the feature configuration, if not that of most sites.
+    allow_weights: whether sites may be asked for weights of a student; max_weight_bytes: of one
+    message of those.
     """
 
     model_config = _MODEL
@@ -52,6 +55,8 @@ class ServerSettings(BaseModel):
     retry: float = Field(default=300.0, gt=0)
     missing: Literal["keep", "drop"] = "keep"
     features: str | None = None
+    allow_weights: bool = False
+    max_weight_bytes: int = Field(default=MAX_WEIGHT_BYTES, ge=4096)
     insecure: bool = False
 
     @property
@@ -74,7 +79,10 @@ class SiteSettings(BaseModel):
 
     server: its `host:port`. data: folder of this site's images. state: what must outlive
     everything. max_upload_bytes: more than this per round the site does not send, whatever the
-    server's configuration says. weights, engine, device: this site's way to the features.
+    server's configuration says; weights of a student it sends only with allow_weights, and then
+    max_weight_bytes at most. share_scores: whether the scores of own normal images go to the
+    server, for thresholds found with those of other sites. weights, engine, device: this site's
+    way to the features.
     """
 
     model_config = _MODEL
@@ -89,6 +97,9 @@ class SiteSettings(BaseModel):
     engine: Engine | None = None
     device: str | None = None
     max_upload_bytes: int = Field(default=1_000_000, ge=4096)
+    allow_weights: bool = False
+    max_weight_bytes: int = Field(default=MAX_WEIGHT_BYTES, ge=4096)
+    share_scores: bool = True
     port: int = Field(default=9094, ge=1, le=65535)
     insecure: bool = False
 

@@ -1,7 +1,7 @@
-"""One threshold for all sites of a deployment: counts go up, their sum comes back.
+"""Thresholds of a deployment's sites that need one another: what goes up, and what comes back.
 
-The server sees each site's counts of scores, and hands back only the sum, from which every site
-finds the same threshold. Source: ours.
+One for all sites: the server sees each site's counts of scores, and hands back only the sum, from
+which every site finds the same threshold. One for each: see `site_scores`. Source: ours.
 """
 
 from __future__ import annotations
@@ -9,19 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedvad.data.files import write_atomically
 from fedvad.errors import ArtefactError, DataError, PayloadError
 from fedvad.evaluation.histograms import from_pairs, threshold_of_counts, to_pairs
 from fedvad.federation.runners.flower.rounds import RemoteRounds
 from fedvad.pipeline.config import Reference
-from fedvad.pipeline.run_folder import TrainedRun
+from fedvad.pipeline.run import Run
+from fedvad.pipeline.site_scores import SCORES, THRESHOLDS, federated, parsed
 from fedvad.pipeline.thresholds import Counts, share_threshold
 
-__all__ = ["KEY", "read_counts", "share", "shared_values", "summed", "take", "write_counts"]
+__all__ = [
+    "KEY",
+    "hand_back",
+    "read_counts",
+    "shared_values",
+    "summed",
+    "take",
+    "together",
+    "write_counts",
+]
 
 log = logging.getLogger(__name__)
 KEY = "score_counts"
@@ -31,6 +41,7 @@ _REFERENCES: tuple[Reference, ...] = (
     "global",
 )  # a site's own memory keeps its own threshold
 _MOST = 1 << 40
+_Told = TypeVar("_Told")
 
 
 def write_counts(folder: Path, counts: Counts) -> None:
@@ -50,27 +61,42 @@ def read_counts(folder: Path) -> dict[str, Any]:
 def take(folder: Path, told: Mapping[str, Any], target_fpr: float) -> None:
     """Give a site's run the threshold of all sites; raises `PayloadError` for damaged counts."""
     counts = _parsed(told, _MOST)
-    run = TrainedRun.load(folder)
+    run = Run.load(folder)
     share_threshold(run.sites, counts, target_fpr)
     run.save(folder)
 
 
-def share(
-    rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]], counts: Counts, round_: int
+def hand_back(
+    rounds: RemoteRounds,
+    finished: Mapping[str, dict[str, Any]],
+    told: Mapping[str, dict[str, Any]],
+    round_: int,
 ) -> set[str]:
-    """Tell the summed counts to those finished sites that have not heard this sum yet.
+    """Send finished sites what `told` has for each, but for those that took exactly this before.
 
     Marks in `finished` who took it; returns who is still to get it.
     """
-    total = {name: to_pairs(own) for name, own in counts.items()}
-    if not total:
-        return set()
-    digest = hashlib.sha256(json.dumps(total).encode()).hexdigest()
-    waiting = [site for site, told in finished.items() if told.get("shared") != digest]
-    took, missing = rounds.tell({KEY: total}, round_, waiting)
+    digests = {
+        site: hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+        for site, own in told.items()
+    }
+    waiting = {
+        site: own for site, own in told.items() if finished[site].get("shared") != digests[site]
+    }
+    took, missing = rounds.tell(waiting, round_)
     for site in took:
-        finished[site]["shared"] = digest
+        finished[site]["shared"] = digests[site]
     return missing
+
+
+def together(
+    rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]], target_fpr: float
+) -> dict[str, dict[str, Any]]:
+    """Each finished site's thresholds, found with the scores of all; none for a single site."""
+    scores = {site: own for site, own in _heard(rounds, finished, SCORES, parsed) if own}
+    if len(scores) < 2:
+        return {}
+    return {site: {THRESHOLDS: own} for site, own in federated(scores, target_fpr).items()}
 
 
 def shared_values(summed_counts: Counts, target_fpr: float) -> dict[str, Any]:
@@ -84,23 +110,34 @@ def shared_values(summed_counts: Counts, target_fpr: float) -> dict[str, Any]:
 
 
 def summed(rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]]) -> Counts:
-    """What finished sites counted, by reference. A site whose counts are damaged, or more than it
-    has images, is left out, with a warning.
-    """
-    known = {site: rounds.images_of(site) for site in finished}
-    largest = max((n for n in known.values() if n is not None), default=0)
+    """What finished sites counted, by reference, summed."""
     total: Counts = {}
-    for site, told in sorted(finished.items()):
-        images = known[site]
-        try:
-            # one that made no round told no number of images: it has no more than the largest
-            counts = _parsed(told, largest if images is None else images)
-        except PayloadError as error:
-            log.warning("%s has no part in the shared threshold: %s", site, error)
-            continue
+    for _, counts in _heard(rounds, finished, KEY, _parsed):
         for name, own in counts.items():
             total[name] = total.get(name, 0) + own
     return total
+
+
+def _heard(
+    rounds: RemoteRounds,
+    finished: Mapping[str, dict[str, Any]],
+    key: str,
+    parse: Callable[[Mapping[str, Any], int], _Told],
+) -> Iterator[tuple[str, _Told]]:
+    """What finished sites said under `key`, parsed. A site whose part is damaged, or rests on more
+    scores than it has images, is left out, with a warning.
+    """
+    known = {site: rounds.images_of(site) for site in finished}
+    largest = max((n for n in known.values() if n is not None), default=0)
+    for site, told in sorted(finished.items()):
+        if key not in told and key == SCORES:
+            continue  # a site may keep them
+        images = known[site]
+        try:
+            # one that made no round told no number of images: it has no more than the largest
+            yield site, parse(told, largest if images is None else images)
+        except PayloadError as error:
+            log.warning("%s has no part in the shared threshold: %s", site, error)
 
 
 def _parsed(told: Mapping[str, Any], most: int) -> Counts:

@@ -16,14 +16,12 @@ from pydantic import ValidationError
 
 from fedvad._version import __version__
 from fedvad.data.files import locked
-from fedvad.detectors.generator import Generator
 from fedvad.errors import ConfigError, DataError, FedvadError, PayloadError
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights, is_backbone_file
-from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.payload import Payload
 from fedvad.federation.runners.flower.messages import Instruction, Reply
-from fedvad.memory.bank import MemoryBank
 from fedvad.pipeline.bank import one_round, one_site
 from fedvad.pipeline.bank_import import make_run
 from fedvad.pipeline.bank_state import (
@@ -33,18 +31,19 @@ from fedvad.pipeline.bank_state import (
     save_sent,
     save_site,
 )
-from fedvad.pipeline.config import TrainConfig
+from fedvad.pipeline.config import OWN_OF_SITE, TrainConfig
 from fedvad.pipeline.deploy.settings import SiteSettings, check_run_name
 from fedvad.pipeline.deploy.sharing import KEY, read_counts, take, write_counts
+from fedvad.pipeline.method import method_class
 from fedvad.pipeline.progress import silent
+from fedvad.pipeline.remote import Remote, remote
 from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
+from fedvad.pipeline.site_scores import SCORES, THRESHOLDS, adopt, scores_of
 
 __all__ = ["answer", "run_folder", "state_folder"]
 
 log = logging.getLogger(__name__)
 _TOLD = "told.json"
-# ways to the same numbers, which are the site's own affair
-_OWN = {"jobs", "compare", "weights", "engine", "device"}
 
 
 def answer(site: SiteSettings, instruction: Instruction) -> Reply:
@@ -102,8 +101,8 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
     start = perf_counter()
     folder = state_folder(site, instruction.federation)
     before = load_site(folder)
-    config = _config(site, instruction)
-    index = _index(site, instruction)
+    family = _family(site, instruction)
+    config, index = family.config, _index(site, instruction)
     round_ = instruction.round
     known = _known(instruction)
     if known is not None and known.manifest.round >= round_:
@@ -114,7 +113,7 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
         if known is not None:
             note_round(folder, before, known, len(instruction.payload))
     if before is None or before.round < round_:
-        state, told = _make_round(site, config, index, before, known, round_)
+        state, told = _make_round(site, family, index, before, known, round_)
         # all of the answer before the state that counts it as made: a kill repeats the round
         save_sent(folder, round_, state.upload.to_bytes())
         write_json(folder / _TOLD, told)
@@ -127,11 +126,14 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
     elif (folder / _TOLD).is_file():
         told = json.loads((folder / _TOLD).read_text()) | {"repeated": True}
     told["seconds"] = round(perf_counter() - start, 3)
-    return Reply(site.name, round_, _unheld(folder, instruction.held, round_), told)
+    # weights replace what was sent before, rows of a memory may add to it
+    sends = method_class(config.method).sends
+    held = max(instruction.held, round_ - 1) if sends == "weights" else instruction.held
+    return Reply(site.name, round_, _unheld(folder, held, round_), told)
 
 
 def _unheld(folder: Path, held: int, round_: int) -> tuple[bytes, ...]:
-    """Uploads behind the last one that the server has; earlier ones may have been lost."""
+    """Uploads after the last one that the server has; earlier ones may have been lost."""
     found = {
         int(path.stem.removeprefix("round-")): path for path in (folder / "sent").glob("round-*")
     }
@@ -140,16 +142,16 @@ def _unheld(folder: Path, held: int, round_: int) -> tuple[bytes, ...]:
 
 def _make_round(
     site: SiteSettings,
-    config: TrainConfig,
+    family: Remote,
     index: int,
     before: SiteState | None,
     known: Payload | None,
     round_: int,
 ) -> tuple[SiteState, dict[str, Any]]:
     data = _data(site)
-    images = one_site(data, config, site.name, before)
-    extractor = FeatureExtractor(config.features(), _cache(site))
-    state = one_round(images, data, index, config, before, known, round_, extractor, silent)
+    images = one_site(data, family.config, site.name, before)
+    extractor = FeatureExtractor(family.config.features(), _cache(site))
+    state = one_round(family, images, data, index, before, known, round_, extractor, silent)
     told = {
         "fedvad": __version__,
         "repeated": False,
@@ -163,10 +165,12 @@ def _make_round(
 def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
     folder = state_folder(site, instruction.federation)
     out = run_folder(site, instruction.federation)
-    config = _config(site, instruction)
+    family = _family(site, instruction)
+    config = family.config
     merged = _known(instruction)
     if merged is None:
         raise PayloadError("the final memory is missing")
+    family.check(merged)
     state = load_site(folder)
     if state is not None:
         _same_federation(state, site, config, _index(site, instruction))
@@ -180,11 +184,11 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         # made aside, so that a kill leaves no half run folder
         fresh = out.with_name(f".{out.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
-        made, counts = make_run(
-            state, merged, folder, fresh, _data(site), site.weights, _cache(site), silent
+        made, calibration = make_run(
+            family, state, merged, folder, fresh, _data(site), _cache(site), silent
         )
         if config.shared_threshold:
-            write_counts(fresh, counts)
+            write_counts(fresh, calibration.counts)
         (fresh / mark.name).write_text(digest)
         shutil.rmtree(out, ignore_errors=True)
         fresh.rename(out)
@@ -192,6 +196,8 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         told["own_normals"] = made["own_normals"].get(site.name, {})
     if config.shared_threshold:
         told[KEY] = read_counts(out)
+    elif config.threshold_rule == "federated" and site.share_scores:
+        told[SCORES] = scores_of(out, site.name)
     log.info("run folder: %s", out)
     return Reply(site.name, instruction.round, (), told)
 
@@ -200,23 +206,33 @@ def _threshold(site: SiteSettings, instruction: Instruction) -> Reply:
     out = run_folder(site, instruction.federation)
     if not (out / DETECTOR_FILE).is_file():
         raise ConfigError("a threshold of all sites came before the final memory")
-    take(out, instruction.told, _config(site, instruction).target_fpr)
-    log.info("%s has the threshold of all sites", out)
+    if THRESHOLDS in instruction.told:
+        adopt(out, site.name, instruction.told)
+    else:
+        take(out, instruction.told, _config(site, instruction).target_fpr)
+    log.info("%s has the threshold found with all sites", out)
     return Reply(site.name, instruction.round)
 
 
 def _newcomer(site: SiteSettings, config: TrainConfig, index: int, merged: Payload) -> SiteState:
-    """A site that took part in no round scores with the global memory."""
-    dim = bank_from(merged).dim
+    """A site that took part in no round scores with what the others made."""
     return SiteState(
         site=site.name,
         index=index,
         config=config,
         data=_data(site),
-        bank=MemoryBank.empty(dim),
-        generator=Generator.identity(dim),
+        kept={},
         upload=merged,
         n_images=0,
+    )
+
+
+def _family(site: SiteSettings, instruction: Instruction) -> Remote:
+    return remote(
+        _config(site, instruction),
+        allow_weights=site.allow_weights,
+        consent="allow_weights = true in site.toml",
+        max_weight_bytes=site.max_weight_bytes,
     )
 
 
@@ -238,7 +254,8 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
             f"the federation's backbone is {config.backbone[:80]}, and a site downloads nothing: "
             "put its file on this machine and name it as weights in site.toml"
         )
-    if config.upload_bytes > site.max_upload_bytes:
+    rows = method_class(config.method).sends == "memory rows"
+    if rows and config.upload_bytes > site.max_upload_bytes:
         raise ConfigError(
             f"the server asks for uploads of up to {config.upload_bytes} bytes per round, this "
             f"site sends at most {site.max_upload_bytes} (max_upload_bytes in site.toml)"
@@ -254,7 +271,7 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
 
 def _same_federation(state: SiteState, site: SiteSettings, config: TrainConfig, index: int) -> None:
     before, now = state.config.model_dump(), config.model_dump()
-    changed = [k for k in now if k not in _OWN and before[k] != now[k]]
+    changed = [k for k in now if k not in OWN_OF_SITE and before[k] != now[k]]
     if state.site != site.name or state.index != index:
         changed.append("sites")
     if changed:

@@ -65,7 +65,8 @@ class TrainingImages:
         for _ in range(_TRIES):
             path = self._files[int(rng.integers(len(self._files)))]
             try:
-                return resize_rgb(_crop(read_rgb(path), rng, self._options.crop), self._size)
+                whole = read_rgb(path, max_pixels=self._options.max_pixels)
+                return resize_rgb(_crop(whole, rng, self._options.crop), self._size)
             except ImageError as error:
                 if path not in self._bad:
                     self._bad.add(path)

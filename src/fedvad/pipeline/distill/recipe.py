@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from fedvad.data.bounds import MAX_PIXELS
 from fedvad.distill.masked_options import Distance, Grid, MaskedConfig, SemStats
 from fedvad.distill.masks import MaskMode
 from fedvad.distill.stages import StageConfig
@@ -47,13 +48,15 @@ class ImageOptions(Strict):
     procedural: share of drawn images beside those of --data; without --data all are drawn. limit:
     so many images, which repeat, their teachers' maps kept; None: every image is a new one
     (another drawing, another crop). crop: smallest share of a file's area that is cut out.
-    licences: of the folders given, by folder name; they go into the model card. good, defect:
-    names of folders with normal images and with defects in these, beyond `good`.
+    max_pixels: a file of more is skipped. licences: of the folders given, by folder name; they go
+    into the model card. good, defect: names of folders with normal images and with defects in
+    these, beyond `good`.
     """
 
     procedural: float = Field(default=0.5, ge=0, le=1)
     limit: int | None = Field(default=None, ge=1)
     crop: float = Field(default=0.3, gt=0, le=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     licences: dict[str, str] = Field(default_factory=dict)
     good: tuple[str, ...] = ()
     defect: tuple[str, ...] = ()

@@ -41,6 +41,7 @@ from fedvad.pipeline.distill.recipe import Recipe, StageOptions
 from fedvad.pipeline.guards import guard_output_file, guard_plain_folder
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import write_json
+from fedvad.pipeline.store import Cell
 from fedvad.report.distill_plots import plot_losses
 from fedvad.report.model_card import model_card
 from fedvad.report.tables import write_csv
@@ -102,12 +103,13 @@ def _distill(
     # all of them now, so that a missing file is told before hours of work
     teachers = [_backbone(stage, weights or {}, recipe.image_size) for stage in recipe.stages]
     identity = _identity(recipe, images, teachers)
+    checkpoint = Cell(out / CHECKPOINT_FILE, identity)
     if resume and not (out / CHECKPOINT_FILE).exists() and (out / BACKBONE_FILE).exists():
         return _finished(out, identity)
     journal, done = Journal(), 0
     arrays: dict[str, npt.NDArray[Any]] = {}
     if resume:
-        journal, done, arrays = read_checkpoint(out, identity)
+        journal, done, arrays = read_checkpoint(checkpoint)
     elif choice.start == "teacher":
         _take_over(student, teachers[0], images, recipe)
     running: MaskedStage | None = None
@@ -119,11 +121,11 @@ def _distill(
             if arrays:
                 running.restore(arrays, done)
                 arrays = {}
-            _train(running, journal, identity, recipe, out, progress)
+            _train(running, journal, checkpoint, recipe, progress)
         first += options.steps * options.batch
     assert running is not None  # a recipe has a stage, and the last one always runs
     summary = _export(recipe, architecture, running, journal, identity, out)
-    (out / CHECKPOINT_FILE).unlink(missing_ok=True)
+    checkpoint.remove()
     return summary
 
 
@@ -193,9 +195,8 @@ def _stage(
 def _train(
     stage: MaskedStage,
     journal: Journal,
-    identity: dict[str, Any],
+    checkpoint: Cell,
     recipe: Recipe,
-    out: Path,
     progress: Progress,
 ) -> None:
     name = f"stage {journal.stage + 1}: {recipe.stages[journal.stage].teacher}"
@@ -205,10 +206,10 @@ def _train(
         journal.add(log)
         progress(name, log.step, stage.config.steps)
         if log.step % recipe.checkpoint == 0 and log.step < stage.config.steps:
-            write_checkpoint(out, stage, journal, identity)
+            write_checkpoint(checkpoint, stage, journal)
 
     stage.run(on_step)
-    write_checkpoint(out, stage, journal, identity)
+    write_checkpoint(checkpoint, stage, journal)
     numbers = np.arange(FRESH, FRESH + _FRESH_IMAGES)
     del journal.fidelity[journal.stage :]
     journal.fidelity.append(stage.fidelity(stage.images, numbers))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fedvad.federation.ledger import Ledger
 from fedvad.report.bench_tables import size
 
-__all__ = ["config_table", "phases_table", "rounds_table", "site_bytes_table", "traffic_table"]
+__all__ = [
+    "config_table",
+    "is_covered",
+    "phases_table",
+    "rounds_table",
+    "site_bytes_table",
+    "traffic_table",
+]
 
 Rows = list[list[str]]
 
@@ -27,8 +33,9 @@ _PHASES = {
 def rounds_table(ledger: Ledger) -> Rows:
     """One row per round, the header first."""
     spread = any(entry.generator_spread for entry in ledger.rounds)
-    head = ["round", "sites", "rows up", "rows in memory", "coverage", "drift", "bytes up",
-            "bytes down", "refused"]  # fmt: skip
+    some = not is_covered(ledger)
+    head = ["round", "sites", "rows up", "rows in memory", *["coverage"] * some, "drift",
+            "bytes up", "bytes down", "refused"]  # fmt: skip
     rows = [head + ["generator spread"] * spread]
     for entry in ledger.rounds:
         row = [
@@ -36,7 +43,7 @@ def rounds_table(ledger: Ledger) -> Rows:
             str(len(entry.sites)),
             f"{sum(entry.rows_up.values()):,}",
             f"{entry.memory_rows:,}",
-            _figure(entry.coverage),
+            *[_figure(entry.coverage)] * some,
             _figure(entry.drift),
             size(sum(entry.bytes_up.values())),
             size(sum(entry.bytes_down.values())),
@@ -46,6 +53,11 @@ def rounds_table(ledger: Ledger) -> Rows:
             row.append(", ".join(f"{s} {v:.3g}" for s, v in entry.generator_spread.items()))
         rows.append(row)
     return rows
+
+
+def is_covered(ledger: Ledger) -> bool:
+    """Whether every uploaded row is in the memory as it was sent, so that coverage says nothing."""
+    return all(entry.coverage == 0 for entry in ledger.rounds)
 
 
 def site_bytes_table(ledger: Ledger) -> Rows:
@@ -97,12 +109,12 @@ def phases_table(ledger: Ledger) -> list[tuple[str, str, float]]:
     ]
 
 
-def config_table(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def config_table(config: Mapping[str, object]) -> list[tuple[str, str]]:
     """(option, value) of the whole configuration; of files only the name."""
     return [(key, _plain(value)) for key, value in config.items()]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     if value is None:
         return _UNKNOWN
     if isinstance(value, bool):

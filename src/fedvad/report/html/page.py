@@ -10,33 +10,35 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from fedvad._version import __version__
 from fedvad.data.reading import data_table
 from fedvad.errors import DataError
+from fedvad.evaluation.judgement import BORDER
+from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger
 from fedvad.memory.merge import COVERAGE_WARNING
 from fedvad.report.bench_tables import size
+from fedvad.report.choice import RULE
 from fedvad.report.html import charts, costs, words
-from fedvad.report.html.gallery import RULE
-from fedvad.report.html.record import Gallery, Picture, Scores, outcome
-from fedvad.report.tables import own_normals_table, results_table, sites_table
+from fedvad.report.html.cards import Card, choices, make_card, outcomes
+from fedvad.report.html.record import Gallery, Scores
+from fedvad.report.results_tables import own_normals_table, results_table, sites_table
+from fedvad.report.tables import without_empty
+from fedvad.report.verdict import ALONE, advice, fitness, gain, total
 
 __all__ = ["AIM_BYTES", "MAX_BYTES", "Contents", "Page", "render"]
 
 AIM_BYTES = 4_000_000  # pictures are added up to here
 MAX_BYTES = 10_000_000  # no page is larger
 _MOST_CHARTS = 48  # sites with drawings, about 6 kB each
-_CARD = 1400  # bytes of a picture's words and tags; each name comes five times, escaped
 _NAME = "federated"
 
 
@@ -50,9 +52,9 @@ class Contents:
     """
 
     name: str
-    results: Mapping[str, Any]
+    results: Results
     ledger: Ledger
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     scores: Scores | None = None
     gallery: Gallery | None = None
     picture: Callable[[str], bytes | None] = lambda name: None
@@ -86,53 +88,55 @@ def render(contents: Contents, *, aim: int = AIM_BYTES, limit: int = MAX_BYTES) 
             f"over {limit / 1e6:.0f} MB: read results.json and tables/ instead"
         )
     room = min(aim, limit) - bare
-    shown: list[dict[str, Any]] = []
+    shown: list[Card] = []
     for picture in contents.gallery.pictures if contents.gallery else []:
-        card = _card(picture, contents.picture)
+        card = make_card(picture, contents.picture)
         if card is None:
             continue
-        names = len(f"{picture.site}{picture.defect}{picture.file}".encode())
-        cost = len(card["photo"]) + len(card["heat"]) + _CARD + 32 * names
-        if cost > room:
+        if card.cost > room:
             break  # not skipped: what is shown is always the beginning of the stated order
-        room -= cost
+        room -= card.cost
         shown.append(card)
     html = _filled(values, shown, contents)
     while shown and len(html) > min(aim, limit):  # names that grew more than reckoned
         del shown[-max(1, len(shown) // 10) :]
         html = _filled(values, shown, contents)
-    total = len(contents.gallery.pictures) if contents.gallery else 0
-    return Page(html, len(shown), total - len(shown))
+    drawn = len(contents.gallery.pictures) if contents.gallery else 0
+    return Page(html, len(shown), drawn - len(shown))
 
 
-def _values(contents: Contents) -> dict[str, Any]:
+def _values(contents: Contents) -> dict[str, object]:
     """What the template shows besides the pictures."""
     results, ledger = contents.results, contents.ledger
     drawn, undrawn = _drawings(contents.scores)
-    summary = words.at(results, "ledger") or {}
+    lines = [line for line in (fitness(results), gain(results)) if line]
+    data = results.data
     return {
         "run": contents.name,
         "version": __version__,
-        "verdict": words.headline(results),
+        "verdict": lines[0],
+        "more": lines[1:],
+        "advice": advice(results),
         "tiles": _tiles(results, ledger, "weights" if contents.weights else "rows"),
         "warnings": words.warnings(results, ledger, contents.scores, weights=contents.weights),
         "missing": list(contents.missing),
-        "data": _data(results),
-        "methods": results_table(results, name=_NAME),
-        "sites": sites_table(results, name=_NAME),
+        "data": [] if data is None or data.complete else data_table(data.to_dict()),
+        "methods": without_empty(results_table(results, name=_NAME)),
+        "sites": without_empty(sites_table(results, name=_NAME)),
         "own_normals": own_normals_table(results),
-        "target": words.number(results, "threshold", "target_fpr"),
-        "compared": list(words.at(results, "compare") or {}),
+        "target": results.threshold.target_fpr,
+        "compared": list(results.compare),
         "drawn": drawn,
         "undrawn": undrawn,
         "rounds": costs.rounds_table(ledger),
         "rounds_drawn": _round_drawings(ledger),
+        "covered": costs.is_covered(ledger),
         "coverage_warning": COVERAGE_WARNING,
         "site_bytes": costs.site_bytes_table(ledger),
         "traffic": costs.traffic_table(ledger) if len(ledger.rounds) > 1 else None,
         "phases": costs.phases_table(ledger),
         "seconds": sum(ledger.seconds.values()),
-        "peak": ledger.peak_rss_mb or words.number(summary, "peak_rss_mb"),
+        "peak": ledger.peak_rss_mb or results.ledger.peak_rss_mb,
         "computed": ledger.images_computed,
         "weights": contents.weights,
         "rows_are": words.what_weights_are()
@@ -143,25 +147,16 @@ def _values(contents: Contents) -> dict[str, Any]:
         "identity": contents.identity,
         "hashes": contents.hashes,
         "rule": RULE,
-        "backbone": words.at(results, "backbone"),
-        "method": words.at(results, "method"),
+        "border": f"{BORDER:.0%}".replace("%", " %"),
+        "backbone": results.backbone,
+        "method": results.method,
     }
 
 
-def _data(results: Mapping[str, Any]) -> list[list[str]]:
-    """What was read of the data, where anything was omitted or guessed; else nothing."""
-    data = words.at(results, "data")
-    if not isinstance(data, Mapping) or data.get("complete", True):
-        return []
-    return data_table(data)
-
-
-def _filled(
-    values: Mapping[str, Any], cards: Sequence[dict[str, Any]], contents: Contents
-) -> bytes:
+def _filled(values: Mapping[str, object], cards: Sequence[Card], contents: Contents) -> bytes:
     template, style, script = _parts()
     gallery = contents.gallery
-    total = len(gallery.pictures) if gallery else 0
+    drawn = len(gallery.pictures) if gallery else 0
     html: str = template.render(
         **values,
         style=Markup(style),
@@ -169,20 +164,16 @@ def _filled(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         gallery=gallery,
         cards=cards,
-        left_out=total - len(cards),
+        left_out=drawn - len(cards),
         unreadable=gallery.unreadable if gallery else 0,
-        choices={
-            "site": _counted(cards, "site"),
-            "defect": _counted(cards, "defect"),
-            "outcome": _counted(cards, "outcome"),
-        },
-        outcomes=_outcomes(contents.scores, cards),
+        choices=choices(cards),
+        outcomes=outcomes(contents.scores, cards),
     )
     return html.encode("utf-8", "replace")
 
 
 @cache
-def _parts() -> tuple[Any, str, str]:
+def _parts() -> tuple[Template, str, str]:
     """Template, style sheet and script, as shipped beside this file."""
     folder = files("fedvad.report.html")
     # the extension decides nothing: names are escaped in every template
@@ -196,26 +187,31 @@ def _parts() -> tuple[Any, str, str]:
     return environment.from_string(read["report.html.j2"]), read["report.css"], read["report.js"]
 
 
-def _tiles(results: Mapping[str, Any], ledger: Ledger, sent_is: str) -> list[tuple[str, str, str]]:
-    """The figures at the top: (name, value, remark)."""
+def _tiles(results: Results, ledger: Ledger, sent_is: str) -> list[tuple[str, str, str]]:
+    """The figures at the top: (name, value, remark); what people count comes first."""
     tiles = []
-    mean = words.number(results, "image_auroc", "mean")
-    alone = words.number(results, "compare", "local", "image_auroc", "mean")
-    if mean is not None:
-        remark = "" if alone is None else f"alone {alone:.3f}"
-        tiles.append(("mean image AUROC", f"{mean:.3f}", remark))
-    worst = words.number(results, "image_auroc", "worst")
-    if worst is not None:
-        alone = words.number(results, "compare", "local", "image_auroc", "worst")
-        tiles.append(("lowest site", f"{worst:.3f}", "" if alone is None else f"alone {alone:.3f}"))
-    target = words.number(results, "threshold", "target_fpr")
-    fpr = words.number(results, "threshold", "mean_fpr")
-    if fpr is not None:
-        remark = "" if target is None else f"wanted {target:.1%}"
-        tiles.append(("false alarms, mean", f"{fpr:.1%}", remark))
-    recall = words.number(results, "threshold", "mean_recall")
-    if recall is not None:
-        tiles.append(("defects caught, mean", f"{recall:.1%}", "at these thresholds"))
+    target = results.threshold.target_fpr
+    wanted = "" if target is None else f"wanted {target:.1%}"
+    counts = total(results)
+    rates = results.threshold
+    if counts.good:
+        share = f"{counts.stopped / counts.good:.1%}" + (f", {wanted}" if wanted else "")
+        tiles.append(("good images stopped", f"{counts.stopped} of {counts.good}", share))
+    elif rates.mean_fpr is not None:
+        tiles.append(("false alarms, mean", f"{rates.mean_fpr:.1%}", wanted))
+    if counts.defects:
+        share = f"{counts.caught / counts.defects:.1%}, at these thresholds"
+        tiles.append(("defects caught", f"{counts.caught} of {counts.defects}", share))
+    elif rates.mean_recall is not None:
+        tiles.append(("defects caught, mean", f"{rates.mean_recall:.1%}", "at these thresholds"))
+    ours, local = results.image_auroc, results.compare.get(ALONE)
+    alone = None if local is None else local.image_auroc
+    if ours.mean is not None:
+        remark = "" if alone is None or alone.mean is None else f"alone {alone.mean:.3f}"
+        tiles.append(("mean image AUROC", f"{ours.mean:.3f}", remark))
+    if ours.worst is not None and len(ours.sites) > 1:
+        remark = "" if alone is None or alone.worst is None else f"alone {alone.worst:.3f}"
+        tiles.append(("lowest site", f"{ours.worst:.3f}", remark))
     if ledger.rounds:
         sent = ledger.bytes_up_per_site_round
         rounds = len(ledger.rounds)
@@ -225,7 +221,20 @@ def _tiles(results: Mapping[str, Any], ledger: Ledger, sent_is: str) -> list[tup
     return tiles
 
 
-def _drawings(scores: Scores | None) -> tuple[list[dict[str, Any]], int]:
+@dataclass(frozen=True)
+class _Drawing:
+    """Curves of one site: ROC and histogram, None where it has no such thing."""
+
+    site: str
+    local: bool
+    normals: int
+    defects: int
+    threshold: str | None
+    roc: Markup | None
+    histogram: Markup | None
+
+
+def _drawings(scores: Scores | None) -> tuple[list[_Drawing], int]:
     """ROC and histogram of each of the first sites, and how many sites go without."""
     drawn = []
     tested = {n: s for n, s in (scores.sites if scores else {}).items() if s.files}
@@ -234,17 +243,17 @@ def _drawings(scores: Scores | None) -> tuple[list[dict[str, Any]], int]:
         if "local" in site.compared:
             methods["local"] = site.compared["local"]
         drawn.append(
-            {
-                "site": name,
-                "local": "local" in methods,
-                "normals": site.labels.count(0),
-                "defects": site.labels.count(1),
-                "threshold": None if site.threshold is None else f"{site.threshold:.4g}",
-                "roc": charts.roc(name, site.labels, methods, at=site.threshold),
-                "histogram": charts.histogram(
+            _Drawing(
+                site=name,
+                local="local" in methods,
+                normals=site.labels.count(0),
+                defects=site.labels.count(1),
+                threshold=None if site.threshold is None else f"{site.threshold:.4g}",
+                roc=charts.roc(name, site.labels, methods, at=site.threshold),
+                histogram=charts.histogram(
                     name, site.labels, site.scores, threshold=site.threshold
                 ),
-            }
+            )
         )
     return drawn, len(tested) - len(drawn)
 
@@ -255,66 +264,13 @@ def _round_drawings(ledger: Ledger) -> list[Markup]:
     entries = ledger.rounds
     drawn = [
         charts.steps("rows in the global memory", [float(e.memory_rows) for e in entries]),
-        charts.steps("coverage", [_finite(e.coverage) for e in entries], limit=COVERAGE_WARNING),
     ]
+    if not costs.is_covered(ledger):
+        covered = [_finite(e.coverage) for e in entries]
+        drawn.append(charts.steps("coverage", covered, limit=COVERAGE_WARNING))
     if any(e.drift is not None for e in entries):
         drawn.append(charts.steps("drift of the memory", [_finite(e.drift) for e in entries]))
     return drawn
-
-
-def _card(picture: Picture, read: Callable[[str], bytes | None]) -> dict[str, Any] | None:
-    photo, heat = read(picture.photo), read(picture.heat)
-    if photo is None or heat is None:
-        return None
-    verdict = outcome(picture.label, picture.score, picture.threshold)
-    kind = f"defect {picture.defect}" if picture.label else "normal image"
-    where = f"{kind} of {picture.site}, {picture.file}"
-    truth = ", ground truth outlined" if picture.outlined else ""
-    return {
-        "site": picture.site,
-        "defect": picture.defect,
-        "file": picture.file,
-        "outcome": verdict,
-        "score": _score(picture),
-        "photo": _uri(photo),
-        "heat": _uri(heat),
-        "width": picture.width,
-        "height": picture.height,
-        "alt": f"Photograph: {where}; {verdict}",
-        "alt_heat": f"Heat map{truth}: {where}",
-    }
-
-
-def _score(picture: Picture) -> str:
-    if picture.threshold is None or picture.threshold <= 0:
-        return f"score {picture.score:.3g}"
-    ratio = picture.score / picture.threshold
-    # near 1, two decimals would round a missed 0.998 to the threshold itself
-    return f"{ratio:.{3 if abs(ratio - 1) < 0.005 else 2}f} × threshold"
-
-
-def _uri(data: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
-
-
-def _counted(cards: Sequence[Mapping[str, Any]], key: str) -> list[tuple[str, int]]:
-    return sorted(Counter(card[key] for card in cards).items())
-
-
-def _outcomes(
-    scores: Scores | None, cards: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, int, int]]:
-    """(outcome, images shown, images tested), mistakes first; empty without scores."""
-    if scores is None:
-        return []
-    tested = Counter(
-        outcome(label, score, site.threshold)
-        for site in scores.sites.values()
-        for label, score in zip(site.labels, site.scores, strict=True)
-    )
-    shown = Counter(card["outcome"] for card in cards)
-    order = ("missed", "false alarm", "caught", "passed", "not judged")
-    return [(name, shown[name], tested[name]) for name in order if tested[name]]
 
 
 def _finite(value: float | None) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -19,7 +18,6 @@ __all__ = [
     "Picture",
     "Scores",
     "SiteScores",
-    "outcome",
     "printable",
 ]
 
@@ -108,15 +106,6 @@ class Gallery(_Stored):
     def read(cls, folder: Path) -> Self | None:
         """The gallery of a run, None where it keeps none; raises `ArtefactError` when damaged."""
         return _read(cls, folder / GALLERY_FILE)
-
-
-def outcome(label: int, score: float, threshold: float | None) -> str:
-    """ "caught", "missed", "false alarm" or "passed"; "not judged" without a threshold."""
-    if threshold is None or not math.isfinite(threshold):
-        return "not judged"
-    if score > threshold:
-        return "caught" if label else "false alarm"
-    return "missed" if label else "passed"
 
 
 def printable(text: str) -> str:

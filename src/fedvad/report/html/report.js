@@ -7,9 +7,15 @@
   var count = document.getElementById("count");
   var beside = document.getElementById("beside");
   var grid = document.getElementById("cards");
+  var more = document.getElementById("more");
+  var small = window.matchMedia("(max-width: 30rem)");
+  var STEP = 30;
+  var room = STEP;
   bar.hidden = false;
 
   function filter() {
+    // a phone shows thirty at first, and thirty more at a tap
+    var limit = small.matches ? room : cards.length;
     var shown = 0;
     cards.forEach(function (card) {
       var fits = selects.every(function (select) {
@@ -18,11 +24,18 @@
       });
       card.hidden = !fits;
       if (fits) shown += 1;
+      card.classList.toggle("later", fits && shown > limit);
     });
     count.textContent = shown + " of " + cards.length + " pictures";
+    more.hidden = shown <= limit;
+    more.textContent = "Show " + Math.min(STEP, shown - limit) + " more pictures";
   }
 
-  selects.forEach(function (select) { select.addEventListener("change", filter); });
+  selects.forEach(function (select) {
+    select.addEventListener("change", function () { room = STEP; filter(); });
+  });
+  more.addEventListener("click", function () { room += STEP; filter(); });
+  small.addEventListener("change", filter);
   beside.addEventListener("change", function () { grid.classList.toggle("beside", beside.checked); });
   cards.forEach(function (card) {
     var button = card.querySelector("button");

@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.inputs import read_images
-from fedvad.detectors.feddymem import MemoryDetector
+from fedvad.detectors.base import Detector
 from fedvad.errors import DataError, ImageError
 from fedvad.features.extractor import check_bad_share
-from fedvad.half import to_float
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import load_sites
 from fedvad.pipeline.progress import Progress, Stage
@@ -58,17 +57,14 @@ def opened(
 
 
 def compare(
-    model: Model, detector: MemoryDetector, threshold: float | None, batches: Iterable[_Images]
+    model: Model, detector: Detector, threshold: float | None, batches: Iterable[_Images]
 ) -> Difference:
     """How far the model's outputs are from the detector's, on batches of (b, S, S, 3) images."""
-    assert detector.generator_ is not None
-    scorer = detector.scorer
     worst = {"score": 0.0, "map": 0.0}
     decisions = count = 0
     for images in batches:
         scores, maps, *anomalous = model(images)
-        for i, descriptors in enumerate(detector.extractor.describe(images)):
-            score, map_ = scorer.score(detector.generator_(to_float(descriptors)))
+        for i, (score, map_) in enumerate(detector.score_pixels(images)):
             for name, made, wanted in (("score", scores[i], score), ("map", maps[i], map_)):
                 gap = np.abs(np.asarray(made, np.float64) - wanted).max() / np.abs(wanted).max()
                 worst[name] = float(np.fmax(worst[name], gap)) if np.isfinite(gap) else np.inf
@@ -99,7 +95,9 @@ def images_of(
     batch, bad = [], []
     for path in paths:
         try:
-            batch.append(resize_rgb(read_rgb(path), config.image_size))
+            batch.append(
+                resize_rgb(read_rgb(path, max_pixels=config.max_pixels), config.image_size)
+            )
         except ImageError as error:
             bad.append(str(error))
         stage()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
+
 import numpy as np
 import torch
 from torch.nn import functional
 
+from fedvad.detectors.base import Detector
+from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.generator import Generator
 from fedvad.detectors.scoring import (
     _CFA_NEIGHBOURS,
@@ -13,19 +17,48 @@ from fedvad.detectors.scoring import (
     ScoringConfig,
     distance_scale,
 )
-from fedvad.features.modules import DescriptorNet
+from fedvad.distill.graphs import smoothed
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.serving.export.search import CellSearch, compact, make_search
 
-__all__ = ["ExportNet", "MemoryHead"]
+__all__ = ["ExportNet", "Head", "MemoryHead", "export_net"]
 
 
-class MemoryHead(torch.nn.Module):
+class Head(torch.nn.Module):
+    """The last part of a graph: the image score of a map, and a decision.
+
+    grid: (h, w) of the map. count: of its highest cells, whose mean is the score. threshold: the
+    highest normal score; None leaves the decision out.
+    """
+
+    def __init__(self, grid: tuple[int, int], count: int, threshold: float | None) -> None:
+        super().__init__()
+        self.grid, self.count = grid, count
+        self.decides = threshold is not None
+        if threshold is not None:
+            self.register_buffer("threshold", torch.tensor(_below(threshold)))
+
+    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(b, h, w) maps to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
+        return self.decided(self.score(maps), maps)
+
+    def score(self, maps: torch.Tensor) -> torch.Tensor:
+        """(b,) mean of the highest cells of (b, h, w) maps."""
+        return maps.flatten(1).topk(self.count, dim=1).values.mean(1)
+
+    def decided(self, score: torch.Tensor, maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs of the graph."""
+        if not self.decides:
+            return score, maps
+        # not `score > threshold`: what cannot be scored (NaN) must not pass as normal
+        return score, maps, ~(score <= self.get_buffer("threshold"))
+
+
+class MemoryHead(Head):
     """What `MemoryScorer` does, for a batch: generator, search, map, smoothing, score, decision.
 
-    threshold: the highest normal score; None leaves the decision out. scale: as of
-    `MemoryScorer`.
+    threshold: see `Head`. scale: as of `MemoryScorer`.
     """
 
     def __init__(
@@ -38,10 +71,8 @@ class MemoryHead(torch.nn.Module):
         threshold: float | None = None,
         scale: FloatArray | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(grid, config.count(grid[0] * grid[1]), threshold)
         self.config = config
-        self.grid = grid
-        self.count = config.count(grid[0] * grid[1])
         self.searched_again = config.searched_again(grid[0] * grid[1])
         neighbours = _CFA_NEIGHBOURS if config.map == "cfa" else 1
         self.search = make_search(bank.vectors, neighbours, config.search)
@@ -59,9 +90,6 @@ class MemoryHead(torch.nn.Module):
             _, around = NeighbourIndex(bank.vectors).query(bank.vectors, _PATCHCORE_NEIGHBOURS)
             self.register_buffer("around", torch.from_numpy(around))
             self.register_buffer("vectors", compact(torch.from_numpy(bank.vectors.copy())))
-        self.decides = threshold is not None
-        if threshold is not None:
-            self.register_buffer("threshold", torch.tensor(_below(threshold)))
 
     def forward(self, descriptors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(b, h, w, d) descriptors to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
@@ -81,14 +109,11 @@ class MemoryHead(torch.nn.Module):
         else:
             distances, indices = self.search(patches)
         map_ = self._map(distances, indices)
-        score = map_.flatten(1).topk(self.count, dim=1).values.mean(1)
+        score = self.score(map_)
         if self.isolates:
             cells = distances[:, 0].reshape(-1, self.grid[0] * self.grid[1])
             score = score * self._isolation(patches, cells, indices[:, 0])
-        if not self.decides:
-            return score, map_
-        # not `score > threshold`: what cannot be scored (NaN) must not pass as normal
-        return score, map_, ~(score <= self.get_buffer("threshold"))
+        return self.decided(score, map_)
 
     def _map(self, distances: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         values = distances[:, 0]
@@ -96,15 +121,7 @@ class MemoryHead(torch.nn.Module):
             values = values / torch.exp(distances[:, :1] - distances).sum(1)
         if self.scales:
             values = values / self.get_buffer("scale")[indices[:, 0]]
-        return self._smooth(values.reshape(-1, *self.grid))
-
-    def _smooth(self, map_: torch.Tensor) -> torch.Tensor:
-        cells = self.config.smooth
-        if cells == 1:
-            return map_
-        return functional.avg_pool2d(
-            map_[:, None], cells, stride=1, padding=cells // 2, count_include_pad=False
-        )[:, 0]
+        return smoothed(values.reshape(-1, *self.grid), self.config.smooth)
 
     def _isolation(
         self, patches: torch.Tensor, cells: torch.Tensor, nearest: torch.Tensor
@@ -122,18 +139,48 @@ class MemoryHead(torch.nn.Module):
 
 
 class ExportNet(torch.nn.Module):
-    """A descriptor network and a memory head; exporters see them as `network` and `head`."""
+    """A network and a head; exporters see them as `network` and `head`.
 
-    def __init__(self, network: DescriptorNet, head: MemoryHead) -> None:
+    quantises: whether the network may be in int8.
+    """
+
+    def __init__(self, network: torch.nn.Module, head: Head, *, quantises: bool = True) -> None:
         super().__init__()
         self.network = network
         self.head = head
+        self.quantises = quantises
         self.outputs = ("score", "map", "anomalous") if head.decides else ("score", "map")
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(b, S, S, 3) uint8 RGB to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
         out: tuple[torch.Tensor, ...] = self.head(self.network(images))
         return out
+
+
+@singledispatch
+def export_net(detector: Detector, threshold: float | None) -> ExportNet:
+    """The graph of a fitted detector; raises `ConfigError` for one that has none.
+
+    threshold: see `Head`.
+    """
+    network = detector.map_net()
+    side = detector.extractor.config.image_size
+    with torch.inference_mode():
+        height, width = network(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1:]
+    head = Head((height, width), detector.top_count(height * width), threshold)
+    # a map of distances is a difference of two nets: what int8 makes of it was never measured
+    return ExportNet(network, head, quantises=False)
+
+
+@export_net.register
+def _(detector: MemoryDetector, threshold: float | None) -> ExportNet:
+    scorer, network = detector.scorer, detector.extractor.network
+    assert detector.generator_ is not None
+    head = MemoryHead(
+        scorer.bank, detector.generator_, detector.scoring, grid=network.grid,
+        threshold=threshold, scale=scorer.scale,
+    )  # fmt: skip
+    return ExportNet(network, head)
 
 
 def _rounded(values: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from fedvad.pipeline.decision import check_threshold_options, choose_threshold
 from fedvad.pipeline.guards import guard_output_file, guard_plain_folder
 from fedvad.pipeline.progress import Progress, silent
 from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
-from fedvad.pipeline.runs import open_memory_run
+from fedvad.pipeline.runs import known_site, open_run
 from fedvad.serving.export.check import (
     Difference,
     Model,
@@ -30,7 +30,7 @@ from fedvad.serving.export.check import (
     images_of,
     opened,
 )
-from fedvad.serving.export.graph import ExportNet, MemoryHead
+from fedvad.serving.export.graph import ExportNet, export_net
 from fedvad.serving.export.quantise import calibration_images
 
 __all__ = ["EXAMPLE_FILE", "TOLERANCE", "export"]
@@ -95,28 +95,23 @@ def export(
     check_reference(reference)
     check_threshold_options(threshold, target_fpr)
     folder = run_folder / "export" if out is None else out
-    run, config, extractor = open_memory_run(
+    run, config, extractor = open_run(
         run_folder, weights=weights, engine=engine, device=device or "cpu"
     )
-    _guard(folder, run_folder, data, extractor.config.weights)
+    _guard(folder, run_folder, [data, verify], extractor.config.weights)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
         raise ConfigError("the filter bank does not survive int8: export it without")
-    if site is not None and site not in run.sites:
-        raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
-    if site is None and len(run.sites) == 1:
-        site = next(iter(run.sites))
+    site = known_site(run, site)
     detector = run.detector(site, extractor, reference)
     decides = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
-    bank, generator = detector.bank_, detector.generator_
-    assert bank is not None
-    assert generator is not None
-    size, network = config.image_size, extractor.network
-    limit = None if decides is None else decides.value
-    head = MemoryHead(
-        bank, generator, run.scoring, grid=network.grid, threshold=limit,
-        scale=detector.scorer.scale,
-    )  # fmt: skip
-    model = backend.build(ExportNet(network, head), size, opset)
+    size, limit = config.image_size, None if decides is None else decides.value
+    net = export_net(detector, limit)
+    if int8 and not net.quantises:
+        raise ConfigError(
+            f"int8 of {run.method}, whose scores are differences of two nets, has not been "
+            "measured: export it without"
+        )
+    model = backend.build(net, size, opset)
     calibrated_on = 0
     tried = drawn_images(size)
     if int8 and data is not None:
@@ -144,7 +139,7 @@ def export(
         "model": model_file,
         "files": {file: _described(content) for file, content in contents.items()},
         "input": _input(size),
-        "outputs": _outputs(network.grid, head.decides),
+        "outputs": _outputs(net.head.grid, net.head.decides),
         "site": site,
         "reference": reference or (run.reference if site in run.sites else "global"),
         "threshold": None if decides is None else _without_scores(decides),
@@ -152,8 +147,7 @@ def export(
         "difference_from_run": {"score": difference.score, "map": difference.map},
         "verified": None if verified is None else {"tolerance": tolerance} | asdict(verified),
         "features": {"key": extractor.config.key()} | extractor.config.identity(),
-        "scoring": asdict(run.scoring),
-        "memory": {"rows": len(bank), "dim": bank.dim, "generator": generator.hash()},
+        **detector.facts(),
         "run": {"method": run.method} | _described((run_folder / DETECTOR_FILE).read_bytes()),
     }
     for file, content in contents.items():
@@ -163,9 +157,11 @@ def export(
     return {"folder": str(folder)} | manifest
 
 
-def _guard(folder: Path, run_folder: Path, data: Path | None, weights: Path | None) -> None:
+def _guard(
+    folder: Path, run_folder: Path, data: Iterable[Path | None], weights: Path | None
+) -> None:
     """Raise `ConfigError` for a folder in which the export would replace what is not its own."""
-    guard_plain_folder(folder, "--out", [] if data is None else [data])
+    guard_plain_folder(folder, "--out", [path for path in data if path is not None])
     for name in (*_FILES, EXAMPLE_FILE):
         guard_output_file(folder / name, "--out", run=run_folder, others=[weights])
     if any((folder / f"{name}.json").exists() for name in _FILES):  # an earlier export
@@ -222,8 +218,11 @@ def _outputs(grid: tuple[int, int], decides: bool) -> dict[str, str]:
 
 
 def _without_scores(threshold: Threshold) -> dict[str, Any]:
-    """What was found, without the calibration scores that it was found from."""
-    return {name: value for name, value in asdict(threshold).items() if name != "scores"}
+    """What was found and what it promises, without the calibration scores that it rests on."""
+    found = {name: value for name, value in asdict(threshold).items() if name != "scores"}
+    promise = threshold.promise
+    told = None if promise is None else asdict(promise)
+    return found | {"promise": told, "promised": threshold.promised}
 
 
 def _described(content: bytes) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fedvad.features.extractor import check_bad_share
 from fedvad.pipeline.config import TrainConfig
 from fedvad.pipeline.data import fingerprint, load_sites
 from fedvad.pipeline.progress import Progress, Stage
-from fedvad.pipeline.run_folder import TrainedRun
+from fedvad.pipeline.run import Run
 
 __all__ = ["calibration_images", "quantised"]
 
@@ -28,7 +28,7 @@ _IMAGES = 100
 
 
 def calibration_images(
-    data: Path, run: TrainedRun, config: TrainConfig, site: str | None, progress: Progress
+    data: Path, run: Run, config: TrainConfig, site: str | None, progress: Progress
 ) -> list[npt.NDArray[np.uint8]]:
     """At most 100 normal training images of a site (None: of all), each uint8 (1, S, S, 3).
 
@@ -37,7 +37,9 @@ def calibration_images(
     """
     names = config.label_names()
     split = config.split if fingerprint(data, names) == run.data else None
-    sites = [s for s in load_sites(data, split, config.seed, names) if site in (None, s.name)]
+    # with the limit of the training, so that a split gives the same parts
+    sites = load_sites(data, split, config.seed, names, max_pixels=config.max_pixels)
+    sites = [s for s in sites if site in (None, s.name)]
     if not sites:
         raise DataError(f"{data} has no site {site!r}, whose normal images int8 needs")
     paths = [item.path for s in sites for item in s.train if item.label == 0]

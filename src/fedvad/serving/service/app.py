@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from math import isfinite
@@ -29,6 +30,7 @@ from fedvad.serving.service.models import (
     Info,
     Limits,
     Predictions,
+    Promised,
     SampleInfo,
 )
 from fedvad.serving.service.problems import (
@@ -256,4 +258,6 @@ def _calibration(predictor: Predictor) -> Calibration | None:
         n=threshold.n,
         method=threshold.method,
         scores=sorted(threshold.scores) or None,  # of an earlier version's run there are none
+        promise=None if threshold.promise is None else Promised(**asdict(threshold.promise)),
+        promised=threshold.promised,
     )

@@ -15,6 +15,7 @@ __all__ = [
     "Limits",
     "Predictions",
     "Problem",
+    "Promised",
     "SampleInfo",
 ]
 
@@ -66,12 +67,22 @@ class Health(BaseModel):
     version: str
 
 
+class Promised(BaseModel):
+    """At most the share `rate` of normal images alarms, with this confidence (both 0 to 1)."""
+
+    rate: float
+    confidence: float
+    above: int = Field(description="Held-out normal images that exceed the threshold, of `images`.")
+    images: int
+
+
 class Calibration(BaseModel):
     """The run's threshold and what is known of its false alarms.
 
     target_fpr: share of normal images that exceed it at most, on average; null for a threshold
     that was given to the service. n: held-out normal scores behind it. scores: these, ascending,
-    where the run keeps them.
+    where the run keeps them. promise: what these let one promise of normal images like them, and
+    promised: the same as a sentence.
     """
 
     threshold: float
@@ -79,6 +90,8 @@ class Calibration(BaseModel):
     n: int
     method: str
     scores: list[float] | None
+    promise: Promised | None
+    promised: str | None
 
 
 class Limits(BaseModel):

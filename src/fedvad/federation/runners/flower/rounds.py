@@ -1,26 +1,26 @@
-"""The server's loop over rounds with sites that may be slow, gone, late or wrong.
+"""The mailbox over Flower: rounds with sites that may be slow, gone, late or wrong.
 
-Knows nothing of Flower: `Links` is all it needs, and tests give it links without a network.
+Imports nothing of Flower: `Links` is all it needs, and tests give it links without a network.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from fedvad.errors import ArtefactError, ConfigError, FederationError, PayloadError
-from fedvad.federation.exchange.memory import MemoryExchange, kind_of
+from fedvad.errors import ArtefactError, ConfigError, FederationError
 from fedvad.federation.ledger import Ledger, RoundEntry
-from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.payload import Payload
 from fedvad.federation.runners.flower.messages import Instruction, Reply
 from fedvad.federation.runners.inprocess import Schedule
-from fedvad.federation.runners.state import RunState, load_state, save_state
+from fedvad.federation.runners.state import load_state, save_state
+from fedvad.federation.server import Missing, Server
+from fedvad.federation.vote import ExchangeFor
 
 __all__ = ["Links", "Patience", "RemoteRounds", "gather"]
 
@@ -64,7 +64,7 @@ class Patience:
     deadline: float = 3600.0
     quorum: int = 1
     retry: float = 300.0
-    missing: Literal["keep", "drop"] = "keep"
+    missing: Missing = "keep"
 
 
 def gather(
@@ -118,9 +118,9 @@ def gather(
 class RemoteRounds:
     """Rounds of one federation; state on disk after each, so that a killed server goes on.
 
-    sites: all names of the federation. federation, config: see `Instruction`. exchange_for: makes
-    the exchange from features key, row length and patches per image, which most of the first
-    uploads settle, as the server has no backbone.
+    sites: all names of the federation. exchange_for, features, max_bytes: see `Server`, which has
+    no images here. federation, config: see `Instruction`. told: by site, what it said with its
+    last accepted answer.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class RemoteRounds:
         sites: Sequence[str],
         schedule: Schedule,
         patience: Patience,
-        exchange_for: Callable[[str, int, int], MemoryExchange],
+        exchange_for: ExchangeFor,
         *,
         federation: str,
         config: str,
@@ -146,72 +146,71 @@ class RemoteRounds:
         self.sites = sorted(sites)
         self.schedule = schedule
         self.patience = patience
-        self.exchange_for = exchange_for
+        self.server = Server(
+            exchange_for=exchange_for,
+            features=features,
+            quorum=patience.quorum,
+            missing=patience.missing,
+            max_bytes=max_bytes,
+        )
         self.template = Instruction(
             "round", federation=federation, sites=tuple(self.sites), config=config
         )
         self.state_dir = state_dir
-        self.features = features
-        self.max_bytes = max_bytes
         self.clock = clock
         self.on_wait = on_wait
         self.on_round = on_round
-        self.ledger = Ledger()
-        self.exchange: MemoryExchange | None = None
         self.told: dict[str, dict[str, object]] = {}
 
+    @property
+    def ledger(self) -> Ledger:
+        """Costs of all rounds."""
+        return self.server.ledger
+
     def run(self) -> Payload:
-        """All rounds from where the state stands; returns the final global memory.
+        """All rounds from where the state stands; returns the final message of the server.
 
         Raises `FederationError` when a round does not reach its quorum in time; the rounds
         before it are kept, and running again goes on from there.
         """
         state = load_state(self.state_dir)
-        incoming: Payload | None = None
-        first = 1
         if state is not None:
-            self.exchange = self.exchange_for(*self._settle([[p] for p in state.server.values()]))
-            self.exchange.restore(state.server)
-            self.ledger.continue_from(state.ledger)
-            incoming, first = state.merged, state.round + 1
-            log.info("going on behind round %d", state.round)
-        for round_ in range(first, self.schedule.rounds + 1):
-            incoming = self._round(round_, incoming)
-        if incoming is None:
+            self.server.restore(state)
+            log.info("going on after round %d", state.round)
+        for round_ in range(self.server.round + 1, self.schedule.rounds + 1):
+            self._round(round_)
+        if self.server.merged is None:
             raise ArtefactError(f"{self.state_dir} holds no round to go on from")
-        return incoming
+        return self.server.merged
 
     def hand_out(self, final: Payload, sites: Iterable[str]) -> tuple[dict[str, Reply], set[str]]:
-        """Give sites the final memory; their answers, and who did not get it in time."""
-        data = final.to_bytes()
+        """Give sites the final message; their answers, and who did not get it in time."""
         order = replace(
-            self.template, kind="finish", round=final.manifest.round, payload=data
-        )  # fmt: skip
+            self.template, kind="finish", round=final.manifest.round, payload=final.to_bytes()
+        )
         replies, missing, asked = self._gather(sorted(sites), lambda site: order, order.round)
-        refused = {site for site, reply in replies.items() if reply.refusal}
-        if self.ledger.rounds:
-            entry = self.ledger.rounds[-1]
-            for site, times in asked.items():
-                entry.bytes_down[site] = entry.bytes_down.get(site, 0) + times * len(data)
-            for site in sorted(refused):
-                log.warning("%s did not take the final memory: %s", site, replies[site].refusal)
-        return replies, set(missing) | refused
+        self.server.handed_out(asked)
+        return replies, set(missing) | self._refused(replies, "the final memory")
 
-    def tell(
-        self, told: dict[str, Any], round_: int, sites: Iterable[str]
-    ) -> tuple[set[str], set[str]]:
-        """Tell sites the counts of all; who took them, and who did not, in time or at all."""
-        order = replace(self.template, kind="threshold", round=round_, told=told)
-        replies, missing, _ = self._gather(sorted(sites), lambda site: order, round_)
-        refused = {site for site, reply in replies.items() if reply.refusal}
-        for site in sorted(refused):
-            log.warning("%s did not take the threshold: %s", site, replies[site].refusal)
+    def tell(self, told: Mapping[str, dict[str, Any]], round_: int) -> tuple[set[str], set[str]]:
+        """Send each site its part of `told`; who took it, and who did not, in time or at all."""
+        order = replace(self.template, kind="threshold", round=round_)
+        replies, missing, _ = self._gather(
+            sorted(told), lambda site: replace(order, told=told[site]), round_
+        )
+        refused = self._refused(replies, "the threshold")
         return set(replies) - refused, set(missing) | refused
 
     def images_of(self, site: str) -> int | None:
         """How many normal images a site said that it has; None before its first upload."""
-        held = {} if self.exchange is None else self.exchange.server_state()
+        held = self.server.held()
         return held[site].manifest.n_images if site in held else None
+
+    def _refused(self, replies: Mapping[str, Reply], what: str) -> set[str]:
+        refused = {site for site, reply in replies.items() if reply.refusal}
+        for site in sorted(refused):
+            log.warning("%s did not take %s: %s", site, what, replies[site].refusal)
+        return refused
 
     def _gather(
         self, sites: Sequence[str], instruction_for: Callable[[str], Instruction], round_: int
@@ -221,118 +220,40 @@ class RemoteRounds:
             self.links, sites, instruction_for, self.patience, clock=self.clock, on_wait=tell
         )
 
-    def _round(self, round_: int, incoming: Payload | None) -> Payload:
-        down = b"" if incoming is None else incoming.to_bytes()
+    def _round(self, round_: int) -> None:
+        server = self.server
+        down, held = server.open(round_), server.held()
         names = self.schedule.participants(round_, self.sites)
-        held = {} if self.exchange is None else self.exchange.server_state()
 
         def order(site: str) -> Instruction:
             last = held[site].manifest.round if site in held else 0
             return replace(self.template, round=round_, held=last, payload=down)
 
         log.info("round %d of %d: %s", round_, self.schedule.rounds, ", ".join(names))
-        with self.ledger.phase("local"):
+        with server.ledger.phase("local"):
             replies, missing, asked = self._gather(names, order, round_)
-        entry = RoundEntry(
-            round=round_, sites=names, bytes_up={}, rows_up={}, memory_rows=0, coverage=0.0,
-            bytes_down={name: times * len(down) for name, times in asked.items() if times},
-            rejected=dict(missing),
-        )  # fmt: skip
-        with self.ledger.phase("merge"):
-            uploads = self._parse(replies, entry)
-            accepted = self._accept(uploads, entry)
-            quorum = min(self.patience.quorum, len(names))  # where not all sites take part
-            if len(accepted) < quorum or self.exchange is None:
-                raise FederationError(
-                    f"round {round_} has uploads of {len(accepted)} sites, the quorum is "
-                    f"{quorum}. Without: "
-                    + "; ".join(f"{n}: {r}" for n, r in sorted(entry.rejected.items()))
-                    + ". What was computed is kept: mend the cause and launch again"
-                )
-            merged = self._merge(round_, set(names) - set(accepted))
-        entry.memory_rows = self.exchange.rows(merged)
-        entry.coverage = merged.manifest.coverage or 0.0
-        entry.drift = None if incoming is None else self.exchange.drift(incoming, merged)
-        entry.distrusted = dict(self.exchange.distrusted)
-        self.ledger.close_round(entry)
-        for name in accepted:
-            self.told[name] = replies[name].told
+        for name, reason in missing.items():
+            server.refuse(name, reason)
+        receipts = []
+        for name, reply in sorted(replies.items()):
+            if reply.site != name:
+                server.refuse(name, f"the node of {name} claims to be {reply.site[:50]!r}")
+            elif reply.refusal:
+                server.refuse(name, f"refused by the site: {reply.refusal[:2000]}")
+            else:
+                receipts.append(server.receive(name, reply.payloads))
+        try:
+            server.close(
+                names, bytes_down={name: n * len(down) for name, n in asked.items() if n}
+            )  # fmt: skip
+        except FederationError as error:
+            raise FederationError(
+                f"{error}. What was computed is kept: mend the cause and launch again"
+            ) from error
+        for receipt in receipts:
+            if receipt.accepted:
+                self.told[receipt.site] = replies[receipt.site].told
         # before the state: a round that counts is not asked for what was told in it again
         if self.on_round is not None:
-            self.on_round(entry)
-        save_state(
-            self.state_dir,
-            RunState(round_, merged, self.exchange.server_state(), {}, self.ledger),
-        )
-        return merged
-
-    def _parse(self, replies: Mapping[str, Reply], entry: RoundEntry) -> dict[str, list[Payload]]:
-        """Uploads that are what they claim to be, by site; the others are entered as rejected."""
-        uploads: dict[str, list[Payload]] = {}
-        for name, reply in sorted(replies.items()):
-            try:
-                if reply.site != name:
-                    raise PayloadError(f"the node of {name} claims to be {reply.site[:50]!r}")
-                if reply.refusal:
-                    raise PayloadError(f"refused by the site: {reply.refusal[:2000]}")
-                entry.bytes_up[name] = sum(map(len, reply.payloads))
-                if not reply.payloads:
-                    raise PayloadError("the answer holds no upload")
-                payloads = [Payload.from_bytes(p, max_bytes=self.max_bytes) for p in reply.payloads]
-                for payload in payloads:
-                    manifest = payload.manifest
-                    if manifest.site != name or not 1 <= manifest.round <= entry.round:
-                        raise PayloadError(
-                            f"{name} sent what claims to be of (site, round) "
-                            f"{(manifest.site[:50], manifest.round)}"
-                        )
-                    bank_from(payload)
-                uploads[name] = payloads
-            except PayloadError as error:
-                entry.rejected[name] = str(error)
-        return uploads
-
-    def _accept(self, uploads: Mapping[str, list[Payload]], entry: RoundEntry) -> list[str]:
-        if self.exchange is None and uploads:
-            self.exchange = self.exchange_for(*self._settle(list(uploads.values())))
-        accepted = []
-        for name, payloads in uploads.items():
-            assert self.exchange is not None
-            before = dict(self.exchange.server_state())
-            try:
-                for payload in payloads:
-                    self.exchange.accept(payload)
-            except PayloadError as error:
-                self.exchange.restore(before)  # all of an answer or nothing of it
-                entry.rejected[name] = str(error)
-                continue
-            entry.rows_up[name] = sum(map(self.exchange.rows, payloads))
-            accepted.append(name)
-        return accepted
-
-    def _settle(self, uploads: Sequence[Sequence[Payload]]) -> tuple[str, int, int]:
-        """What the federation is: that of most sites among those with the features demanded."""
-        firsts = [payloads[0] for payloads in uploads]
-        votes = Counter(
-            kind for kind in map(kind_of, firsts) if self.features in (None, kind[0])
-        ).most_common(2)
-        if not votes:
-            raise FederationError(f"no upload has the features {self.features} of the server")
-        if len(votes) > 1 and votes[0][1] == votes[1][1]:
-            shown = ", ".join(f"{k} ({d} values, {p} patches)" for (k, d, p), _ in votes)
-            raise FederationError(
-                f"the sites have different features, as many of them {shown}: backbone, weights, "
-                "image size or layers differ; name the one meant as `features` in server.toml"
-            )
-        return votes[0][0]
-
-    def _merge(self, round_: int, missing: set[str]) -> Payload:
-        assert self.exchange is not None
-        if self.patience.missing == "keep":
-            return self.exchange.merge(round_)
-        everything = dict(self.exchange.server_state())
-        self.exchange.restore({n: p for n, p in everything.items() if n not in missing})
-        try:
-            return self.exchange.merge(round_)
-        finally:
-            self.exchange.restore(everything)
+            self.on_round(server.ledger.rounds[-1])
+        save_state(self.state_dir, server.state())

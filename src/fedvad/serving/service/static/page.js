@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const KEPT = 60; // results of a session
 const THUMB = 96; // pixels
 const TRIES = 8; // when the service is busy
+const SURE = 0.95; // confidence of what held-out images promise
 const CLOSE = 0.9; // a score of at least this share of the threshold is borderline
 
 let info = null;
@@ -20,7 +21,7 @@ const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
 const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 const digits = (value) => Number(value.toPrecision(4)).toString();
 const exact = (value) => Number(value.toPrecision(6)).toString();
-const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
+const percent = (share, places = 2) => `${Number((100 * share).toPrecision(places))} %`;
 
 // ---- talking to the service
 
@@ -189,14 +190,33 @@ function rate(value) {
   if (value === own && target !== null) {
     const rough = method === "conformal" ? "" : ", extrapolated";
     const whose = info.site ? "" : " It is the median of the sites' thresholds; at some sites it may stop more.";
-    return `The run's threshold: expected to stop at most ${percent(target)} of normal images (from ${n} held-out ones${rough}).${whose}`;
+    const sure = scores ? ` ${promised(own, scores)}` : "";
+    return `The run's threshold: expected to stop at most ${percent(target)} of normal images (from ${n} held-out ones${rough}).${sure}${whose}`;
   }
   if (scores) {
     const above = scores.filter((score) => score > value).length;
-    return `Expected false alarms: about ${percent(above / scores.length)} of normal images (${above} of ${n} held-out ones).`;
+    return `Expected false alarms: about ${percent(above / scores.length)} of normal images (${above} of ${n} held-out ones). ${promised(value, scores)}`;
   }
   if (value > own) return `Expected false alarms: at most ${percent(target)}, as it is above the run's threshold.`;
   return `Expected false alarms: unknown, more than at the run's threshold (at most ${percent(target)} there).`;
+}
+
+// What fedvad's own verdict says: the upper Clopper-Pearson limit of the rate, by bisection.
+function promised(value, scores) {
+  const n = scores.length;
+  const above = scores.filter((score) => score > value).length;
+  let low = above / n, high = 1;
+  for (let step = 0; step < 50 && above < n; step++) {
+    const rate = (low + high) / 2;
+    // log of n choose k times rate^k (1 - rate)^(n - k), summed over k = 0 to above
+    let term = n * Math.log1p(-rate), sum = Math.exp(term);
+    for (let k = 1; k <= above; k++) {
+      term += Math.log((n - k + 1) / k) + Math.log(rate) - Math.log1p(-rate);
+      sum += Math.exp(term);
+    }
+    if (sum > 1 - SURE) low = rate; else high = rate;
+  }
+  return `${n} normal images promise at most ${percent(high, 3)} with ${percent(SURE)} confidence.`;
 }
 
 // ---- the session

@@ -1,0 +1,40 @@
+"""Arguments of the Python API as the verbs take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from fedvad.errors import ConfigError
+from fedvad.features.cache import DescriptorCache, default_cache_root
+from fedvad.pipeline.config import as_path
+
+__all__ = ["AnyPath", "by_backbone", "cache_at", "listed", "maybe"]
+
+AnyPath = str | PathLike[str]
+
+
+def maybe(value: AnyPath | None, name: str) -> Path | None:
+    """A path, or None where none is given."""
+    return None if value is None else as_path(value, name)
+
+
+def listed(values: Any, name: str) -> list[Any]:
+    """A list of what can be gone through; raises `ConfigError`."""
+    if isinstance(values, bytes) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name} is a {type(values).__name__}; give a list")
+    return list(values)
+
+
+def by_backbone(weights: Mapping[str, AnyPath] | None) -> dict[str, Path]:
+    """Files by the name of a backbone; raises `ConfigError`."""
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ConfigError('weights is a mapping here: {"NAME of the backbone": FILE}')
+    return {name: as_path(file, f"weights of {name}") for name, file in (weights or {}).items()}
+
+
+def cache_at(root: AnyPath | None) -> DescriptorCache:
+    """The descriptor cache at `root`, or at its default place."""
+    return DescriptorCache(default_cache_root() if root is None else as_path(root, "cache"))

@@ -1,0 +1,118 @@
+"""The Python API's verbs of research: benches, streams of tasks, small backbones, drawn defects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from inspect import signature
+from typing import Any
+
+from fedvad.api_arguments import AnyPath, by_backbone, cache_at, maybe
+from fedvad.errors import ConfigError
+from fedvad.pipeline.bench.run import bench as _bench
+from fedvad.pipeline.bench.suite import load_suite
+from fedvad.pipeline.config import as_path
+from fedvad.pipeline.continual.run import continual as _continual
+from fedvad.pipeline.continual.stream import load_stream
+from fedvad.pipeline.gallery import gallery as _gallery
+from fedvad.pipeline.progress import Progress, silent
+
+__all__ = ["backbones", "bench", "distill_backbone", "gallery", "run_stream"]
+
+
+def bench(
+    suite: str,
+    out: AnyPath,
+    *,
+    data: AnyPath | None = None,
+    weights: AnyPath | None = None,
+    cache: AnyPath | None = None,
+    seeds: Iterable[int] | None = None,
+    methods: Iterable[str] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Compare the methods of a suite (shipped name or TOML file); tables and plots in `out`."""
+    chosen = load_suite(suite).only(
+        seeds=None if seeds is None else list(seeds),
+        methods=None if methods is None else list(methods),
+    )
+    return _bench(
+        chosen,
+        as_path(out, "out"),
+        data=maybe(data, "data"),
+        weights=maybe(weights, "weights"),
+        cache=cache_at(cache),
+        progress=progress,
+    )
+
+
+def run_stream(
+    stream: str,
+    out: AnyPath,
+    *,
+    data: AnyPath | None = None,
+    weights: Mapping[str, AnyPath] | None = None,
+    cache: AnyPath | None = None,
+    seeds: Iterable[int] | None = None,
+    methods: Iterable[str] | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """`fedvad continual`: learn the tasks of a stream (shipped name or TOML file) one by one.
+
+    weights: a file by backbone name.
+    """
+    chosen = load_stream(stream).only(
+        seeds=None if seeds is None else list(seeds),
+        methods=None if methods is None else list(methods),
+    )
+    return _continual(
+        chosen,
+        as_path(out, "out"),
+        data=maybe(data, "data"),
+        weights=by_backbone(weights),
+        cache=cache_at(cache),
+        progress=progress,
+    )
+
+
+def distill_backbone(
+    recipe: str,
+    out: AnyPath,
+    *,
+    data: Iterable[AnyPath] = (),
+    weights: Mapping[str, AnyPath] | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """`fedvad distill`: teach a small backbone by a recipe (shipped name or TOML file).
+
+    weights: a file by the teacher's name.
+    """
+    from fedvad.pipeline.distill.recipe import load_recipe  # loads torch, with the next one
+    from fedvad.pipeline.distill.run import distill
+
+    return distill(
+        load_recipe(recipe),
+        as_path(out, "out"),
+        data=[as_path(folder, "folder") for folder in data],
+        weights=by_backbone(weights),
+        resume=resume,
+        progress=progress,
+    )
+
+
+def gallery(data: AnyPath, out: AnyPath, **options: Any) -> dict[str, Any]:
+    """Draw synthetic defects on normal images of `data` into the PNG file `out`; options are those
+    of `fedvad gallery`.
+    """
+    known = [name for name in signature(_gallery).parameters if name not in ("data", "out")]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown option {name!r} of gallery; known: {', '.join(known)}")
+    return _gallery(as_path(data, "data"), as_path(out, "out"), **options)
+
+
+def backbones(pattern: str | None = None) -> list[dict[str, Any]]:
+    """Families of backbones that are known to work, or the models whose name holds `pattern`."""
+    from fedvad.features.listing import families, models  # models loads torch
+
+    return families() if pattern is None else models(pattern)

@@ -1,0 +1,68 @@
+"""`fedvad bank scores`, `thresholds` and `apply`: thresholds that sites by file find together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import JsonOption, print_json
+
+__all__ = ["apply", "scores", "thresholds"]
+
+KeyOption = Annotated[Path, typer.Option(help="Own private key (.key).")]
+RunArgument = Annotated[Path, typer.Argument(help="Run folder of this site.")]
+
+
+def scores(
+    run: RunArgument,
+    key: KeyOption,
+    out: Annotated[Path, typer.Option(help="Signed file to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write the scores of this site's normal images, for thresholds found with other sites."""
+    from fedvad.pipeline.bank_thresholds import export_scores
+
+    made = export_scores(run, key, out)
+    if as_json:
+        print_json(made)
+        return
+    shown = ", ".join(f"{count} ({name})" for name, count in made["scores"].items())
+    typer.echo(f"scores of site {made['site']}: {shown or 'none'}   {made['path']}")
+
+
+def thresholds(
+    files: Annotated[list[Path], typer.Argument(help="Signed scores of the sites.")],
+    trust: Annotated[Path, typer.Option(help="Folder of the sites' public keys, SITE.pub.")],
+    key: KeyOption,
+    out: Annotated[Path, typer.Option(help="Signed thresholds to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """At the server: find each site's threshold from the scores of all."""
+    from fedvad.pipeline.bank_thresholds import merge_scores
+
+    made = merge_scores(files, trust, key, out)
+    for path, reason in made["refused"].items():
+        typer.echo(f"refused {path}: {reason}", err=True)
+    if as_json:
+        print_json(made)
+        return
+    typer.echo(f"thresholds of {', '.join(made['sites'])}   {made['path']}")
+
+
+def apply(
+    file: Annotated[Path, typer.Argument(help="Signed thresholds of the server.")],
+    run: RunArgument,
+    trust: Annotated[Path, typer.Option(help="The server's public key.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Give a run folder the thresholds found with the scores of all sites."""
+    from fedvad.pipeline.bank_thresholds import apply_thresholds
+
+    made = apply_thresholds(file, run, trust)
+    if as_json:
+        print_json(made)
+        return
+    limit = "none" if made["threshold"] is None else f"{made['threshold']:.4g}"
+    typer.echo(f"threshold of {made['site']}: {limit}   Run folder: {run}")

@@ -1,0 +1,20 @@
+"""`fedvad config`."""
+
+from __future__ import annotations
+
+import typer
+
+from fedvad.cli.options import given_options
+from fedvad.cli.train import ConfigOption
+
+__all__ = ["config"]
+
+
+def config(context: typer.Context, config: ConfigOption = None) -> None:
+    """Print a configuration file with every option of train, its default and its meaning.
+
+    Options given here, by flags or --config, are set in it; the others stand there as comments.
+    """
+    from fedvad.pipeline.template import template
+
+    typer.echo(template(config, **given_options(context)), nl=False)

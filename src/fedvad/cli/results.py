@@ -1,0 +1,31 @@
+"""The results of a run on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedvad.evaluation.results import Results
+
+__all__ = ["show_results"]
+
+
+def show_results(results: Results, out: Path | None) -> None:
+    """Tables and verdict on the terminal, and where the files are."""
+    from rich.console import Console
+
+    from fedvad.report.results_tables import rich_tables
+
+    console = Console()
+    for table in rich_tables(results):
+        console.print(table)
+    if results.verdict is not None:
+        console.print(results.verdict, style="bold", highlight=False, markup=False)
+    shown = [] if results.backbone is None else [f"Backbone: {results.backbone}"]
+    if out is not None:
+        page = out / "report.html"
+        shown += [f"Report: {page}"] if page.exists() else []
+        shown.append(f"Run folder: {out}")
+    if shown:
+        console.print("   ".join(shown), soft_wrap=True, highlight=False, markup=False)

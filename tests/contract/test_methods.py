@@ -1,0 +1,226 @@
+"""What every method of training promises: one list, read from the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedvad
+from fedvad.data.folders import read_sites
+from fedvad.detectors.registry import detector_class, list_detectors
+from fedvad.errors import ConfigError, PayloadError
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.pipeline.bench.cells import Prepared, run_cell
+from fedvad.pipeline.bench.suite import BenchMethod, Suite
+from fedvad.pipeline.config import METHODS, TrainConfig, resolve_config
+from fedvad.pipeline.data import warm_up
+from fedvad.pipeline.method import Method, make_method, method_class
+from fedvad.pipeline.progress import silent
+from fedvad.pipeline.student_config import StudentOptions
+from fedvad.serving.predictor import Predictor
+from tests.distill import support
+from tests.helpers import OPTIONS
+
+ALL = sorted(METHODS)
+STUDENTS = list_detectors(family="student")
+TRAINABLE = [*STUDENTS, *list_detectors(family="memory")]
+Finished = tuple[Path, dict[str, Any], dict[str, Any]]
+# a few steps; a site must not amplify or draw for long
+MORE: dict[str, dict[str, Any]] = {
+    "aand": {"amplify_rounds": 1, "options": {"amplify": {"items": 4, "pairs": 8}}},
+    "dmdd": {"options": {"dual": {"pairs": 8, "head_channels": 8}}},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return support.write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def given(tiny: Path) -> Callable[[str], dict[str, Any]]:
+    """Options of a short training by a method."""
+
+    def options(name: str) -> dict[str, Any]:
+        if name not in STUDENTS:
+            return OPTIONS | {"method": name, "upload_rows": 300, "memory_rows": 300}
+        student = {"steps": 2, "warmup": 0} | MORE.get(name, {})
+        more = {"method": name, "rounds": 1, "holdout": 0.5, "student": student}
+        return support.options(tiny) | more
+
+    return options
+
+
+@pytest.fixture(scope="module")
+def finished(
+    given: Callable[[str], dict[str, Any]],
+    plants: Path,
+    shared_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Finished]:
+    """Run folder, results and options of a training by a method; read only."""
+
+    @cache
+    def train(name: str) -> Finished:
+        out, options = tmp_path_factory.mktemp(name) / "run", given(name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+            patch.setattr("fedvad.pipeline.outputs._write_report", lambda *a, **k: None)
+            return out, fedvad.train(plants, out, cache=shared_cache, **options), options
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def prepared(plants: Path, shared_cache: Path) -> Callable[[TrainConfig], Prepared]:
+    """What bench cells of one feature configuration share."""
+    made: dict[str, Prepared] = {}
+
+    def prepare(config: TrainConfig) -> Prepared:
+        extractor = FeatureExtractor(config.features(), DescriptorCache(shared_cache))
+        if (key := extractor.config.key()) not in made:
+            sites = read_sites(plants)
+            features = warm_up(sites, extractor, 0.05, silent)
+            made[key] = Prepared(sites, features, extractor, 1.0)
+        return made[key]
+
+    return prepare
+
+
+def test_every_trainable_detector_is_a_method() -> None:
+    assert set(TRAINABLE) <= set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+class TestEveryMethod:
+    def test_its_run_is_predicted_and_served_alike(
+        self, name: str, finished: Callable[[str], Finished], plants: Path
+    ) -> None:
+        out, results, _ = finished(name)
+        run = fedvad.load(out)
+        assert run.method == name
+        assert set(run.sites) == {"alder", "birch", "cedar"}
+        files = sorted((plants / "birch/test").rglob("*.png"))[:3]
+        rows = list(fedvad.predict(out, files, site="birch"))
+        with Predictor.load(out, site="birch") as predictor:
+            served = predictor.predict(files)
+        assert [found.score for found in served] == [row["score"] for row in rows]
+        assert [found.anomalous for found in served] == [row["anomalous"] for row in rows]
+        limit = results["threshold"]["sites"]["birch"]["threshold"]
+        assert all(row["threshold"] == limit for row in rows)
+
+    def test_evaluated_it_has_the_results_of_its_training(
+        self, name: str, finished: Callable[[str], Finished], plants: Path, shared_cache: Path
+    ) -> None:
+        out, results, _ = finished(name)
+        again = fedvad.evaluate(out, plants, cache=shared_cache)
+        for key in ("image_auroc", "pixel_auroc", "threshold"):
+            assert again[key] == results[key]
+
+    def test_it_is_inspected_by_its_name(
+        self, name: str, finished: Callable[[str], Finished]
+    ) -> None:
+        told = fedvad.inspect(finished(name)[0])
+        assert told["method"] == name
+        assert [site["name"] for site in told["sites"]] == ["alder", "birch", "cedar"]
+
+    def test_it_is_exported(
+        self, name: str, finished: Callable[[str], Finished], plants: Path, tmp_path: Path
+    ) -> None:
+        told = fedvad.export(
+            finished(name)[0], format="openvino", site="alder", out=tmp_path, verify=plants
+        )
+        assert told["difference_from_run"]["score"] < 1e-3
+        assert told["verified"]["images"] == 7
+        assert told["verified"]["score"] < 1e-3
+        assert told["run"]["method"] == name
+
+    def test_it_has_a_cell_in_a_bench(
+        self,
+        name: str,
+        finished: Callable[[str], Finished],
+        prepared: Callable[[TrainConfig], Prepared],
+    ) -> None:
+        _, results, options = finished(name)
+        options = {key: value for key, value in options.items() if key != "cache"}
+        method = BenchMethod(name=name, options=options)
+        # options of all methods that mean nothing to a student are left to the others
+        suite = Suite.model_validate(
+            {"name": "s", "options": {"density": 0.5}, "sets": [{"name": "a"}], "methods": [method]}
+        )
+        config = suite.config(method, None, 0)
+        cell = run_cell(method, config, prepared(config), convergence=True, progress=silent)
+        kept_apart = (
+            name not in STUDENTS and resolve_config(**options).calibration_mode == "holdout"
+        )
+        if not kept_apart:  # or the training had fewer images to learn from
+            for site, auroc in results["image_auroc"]["sites"].items():
+                assert cell["image_auroc"]["sites"][site] == auroc
+        assert cell["costs"]["rounds"] == method_class(name).rounds(config)
+        assert min(cell["costs"]["bytes_up"].values()) > 0
+        assert (cell["costs"]["memory_rows"] > 0) == (name not in STUDENTS)
+
+    @pytest.mark.parametrize("baseline", ["local", "pooled"])
+    def test_it_is_compared_with_others(
+        self,
+        name: str,
+        baseline: Any,
+        given: Callable[[str], dict[str, Any]],
+        prepared: Callable[[TrainConfig], Prepared],
+        plants: Path,
+    ) -> None:
+        config = resolve_config(**given(name))
+        ready = prepared(config)
+        files = sorted((plants / "birch/test").rglob("*.png"))[:1]
+        with closing(make_method(config, ready.extractor)) as method:
+            method.take(ready.features)
+            made = method.baseline(baseline)
+            assert made is not None
+            assert set(made) == {"alder", "birch", "cedar"}
+            scores = {site: found.detector.score(files).image[0] for site, found in made.items()}
+            assert (len(set(scores.values())) == 1) == (baseline == "pooled")
+            assert np.isfinite(list(scores.values())).all()
+            assert method.handed_back(made["alder"].detector) > 0
+
+    def test_where_only_rows_travel(
+        self, name: str, given: Callable[[str], dict[str, Any]], plants: Path, tmp_path: Path
+    ) -> None:
+        from fedvad.pipeline.audit import audit
+
+        config = resolve_config(**given(name))
+        wanted = f"bank audit: {name} has a student" if name in STUDENTS else "no such file"
+        with pytest.raises((ConfigError, PayloadError), match=wanted):
+            audit(tmp_path / "nothing", plants / "alder", config)
+
+    def test_its_options_are_those_of_a_configuration(self, name: str) -> None:
+        family: type[Method] = method_class(name)
+        assert family.options <= set(TrainConfig.model_fields)
+        assert {"method", "backbone", "rounds", "seed"} <= family.options
+        assert family.sends == ("weights" if name in STUDENTS else "memory rows")
+
+
+def test_without_a_generator_the_identity_is_the_method_itself(
+    given: Callable[[str], dict[str, Any]], prepared: Callable[[TrainConfig], Prepared]
+) -> None:
+    for name in ("feddymem", "feddymem-trained"):
+        config = resolve_config(**given(name))
+        ready = prepared(config)
+        with closing(make_method(config, ready.extractor)) as method:
+            method.take(ready.features)
+            assert (method.baseline("identity") is None) == (name == "feddymem")
+    config = resolve_config(**given("stfpm"))
+    student = make_method(config, prepared(config).extractor)
+    with pytest.raises(ConfigError, match="no generator"):
+        student.baseline("identity")
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_options_of_one_student_alone_are_in_the_table_of_all(name: str) -> None:
+    assert set(detector_class(name).own_options) <= set(StudentOptions.model_fields)
