@@ -73,7 +73,7 @@ class CellSearch(torch.nn.Module):
             best = (rows @ self.get_buffer(f"cell{i}")).topk(kept, dim=1, largest=False)
             values.append(best.values)
             places.append(best.indices + start)
-        value, place = torch.stack(values, 1), torch.stack(places, 1)
+        value, place = torch.cat(values, 1), torch.cat(places, 1)
         probes = min(max(USUAL.probes, THOROUGH.probes), len(self._starts))
         near = (rows @ self.get_buffer("centres")).topk(probes, dim=1, largest=False).indices
         return [self._nearest(patches, near, value, place, effort) for effort in (USUAL, THOROUGH)]
@@ -87,9 +87,11 @@ class CellSearch(torch.nn.Module):
         effort: Effort,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         kept = self._k * effort.kept
-        cells = near[:, : effort.probes, None].expand(-1, -1, kept)
-        rough = value[:, :, :kept].gather(1, cells).flatten(1)
-        shortlist = place[:, :, :kept].gather(1, cells).flatten(1)
+        # the best of each cell lie side by side: OpenVINO gathers along one axis only
+        width = value.shape[1] // len(self._starts)
+        columns = torch.arange(kept, device=near.device)
+        columns = (near[:, : effort.probes, None] * width + columns).flatten(1)
+        rough, shortlist = value.gather(1, columns), place.gather(1, columns)
         measured = self._k * effort.measured
         if min(effort.probes, near.shape[1]) * kept > measured:
             best = rough.topk(measured, dim=1, largest=False)
