@@ -6,21 +6,24 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import fedvad
 from fedvad.data.folders import read_sites
+from fedvad.detectors.feddymem import MemoryDetector
 from fedvad.detectors.registry import detector_class, list_detectors
 from fedvad.errors import ConfigError, PayloadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.ledger import Ledger
 from fedvad.pipeline.bench.cells import Prepared, run_cell
 from fedvad.pipeline.bench.suite import BenchMethod, Suite
 from fedvad.pipeline.config import METHODS, TrainConfig, resolve_config
 from fedvad.pipeline.data import warm_up
+from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.method import Method, make_method, method_class
 from fedvad.pipeline.progress import silent
 from fedvad.pipeline.student_config import StudentOptions
@@ -188,6 +191,8 @@ class TestEveryMethod:
             assert (len(set(scores.values())) == 1) == (baseline == "pooled")
             assert np.isfinite(list(scores.values())).all()
             assert method.handed_back(made["alder"].detector) > 0
+            if (name, baseline) == ("feddymem", "local"):  # it grows in every round
+                assert made["alder"].detector.memory_rows == config.rounds * config.upload_rows
 
     def test_where_only_rows_travel(
         self, name: str, given: Callable[[str], dict[str, Any]], plants: Path, tmp_path: Path
@@ -206,17 +211,23 @@ class TestEveryMethod:
         assert family.sends == ("weights" if name in STUDENTS else "memory rows")
 
 
-def test_without_a_generator_the_identity_is_the_method_itself(
+def test_the_identity_is_the_same_federation_without_trained_generators(
     given: Callable[[str], dict[str, Any]], prepared: Callable[[TrainConfig], Prepared]
 ) -> None:
-    for name in ("feddymem", "feddymem-trained"):
-        config = resolve_config(**given(name))
-        ready = prepared(config)
-        with closing(make_method(config, ready.extractor)) as method:
-            method.take(ready.features)
-            assert (method.baseline("identity") is None) == (name == "feddymem")
-    config = resolve_config(**given("stfpm"))
-    student = make_method(config, prepared(config).extractor)
+    config = resolve_config(**given("feddymem-trained"))
+    ready = prepared(config)
+    method = make_method(config, ready.extractor)
+    method.take(ready.features)
+    made = method.baseline("identity")
+    assert made is not None
+    plain = make_method(config.model_copy(update={"train_generator": False}), ready.extractor)
+    plain.take(ready.features)
+    assert plain.baseline("identity") is None  # that is the method itself
+    memory = cast(TrainedRun, plain.train(Ledger())).memory
+    bank = cast(MemoryDetector, made["alder"].detector).bank_
+    assert bank is not None
+    np.testing.assert_array_equal(bank.vectors, memory.vectors)
+    student = make_method(resolve_config(**given("stfpm")), ready.extractor)
     with pytest.raises(ConfigError, match="no generator"):
         student.baseline("identity")
 

@@ -203,7 +203,7 @@ def test_the_pooled_memory_is_as_large_as_the_global_one(
     features: dict[str, NormalFeatures],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = resolve_config(upload_rows=20, memory_rows=50, **OPTIONS)
+    config = resolve_config(upload_rows=20, join={"cedar": 2}, **OPTIONS)
     method = make_method(config, features["alder"].extractor)
     method.take(features)
     memory = method.train(Ledger()).memory  # type: ignore[attr-defined]
@@ -215,7 +215,8 @@ def test_the_pooled_memory_is_as_large_as_the_global_one(
 
     monkeypatch.setattr(PatchCore, "fit_features", fit)
     method.baseline("pooled")
-    assert made == [(50, 3)]
+    assert len(memory) == 5 * 20  # not the 6 x 20 that all may send
+    assert made == [(100, 3)]
 
 
 @pytest.fixture(scope="module")
