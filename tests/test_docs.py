@@ -230,7 +230,22 @@ def test_the_configuration_of_a_student_can_be_read() -> None:
     assert resolve_config(**tomllib.loads(table)).student.bootstrap == 5
 
 
+def _anchors(page: str) -> set[str]:
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    kept = [re.sub(r"[^\w\s-]", "", title).strip().lower() for title in titles]
+    return {re.sub(r"[\s-]+", "-", title) for title in kept}
+
+
 def test_links_between_documents_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for page in [ROOT / "README.md", ROOT / "SECURITY.md", *DOCS.rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"^(<<<<<<<|>>>>>>>) ", text, re.MULTILINE), f"{page.name}: a merge"
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text):
+            if target.startswith("http"):
+                continue
+            other = page.parent / target if target else page
+            assert other.exists(), f"{page.name} links to {target}"
+            if anchor:
+                known = _anchors(other.read_text(encoding="utf-8"))
+                assert anchor in known, f"{page.name} links to {target}#{anchor}"

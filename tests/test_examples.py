@@ -28,7 +28,7 @@ INNER = {
         "check_labelled", "check_scores", "flag_counts", "gather", "pixel_pairs",
     )),
     *(f"evaluation.sites.{name}" for name in (
-        "evaluate_site", "gains", "map_mask_pairs", "site_threshold", "summarise",
+        "evaluate_site", "figures_of", "gains", "map_mask_pairs", "site_threshold", "summarise",
     )),
     "evaluation.thresholds.check_target", "evaluation.thresholds.lifted", "memory.density.holds",
 }  # fmt: skip

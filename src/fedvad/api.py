@@ -11,6 +11,7 @@ from fedvad.api_research import backbones, bench, distill_backbone, gallery, run
 from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
 from fedvad.data.bounds import MAX_PIXELS, check_limit
+from fedvad.data.labels import Names
 from fedvad.evaluation.results import Results
 from fedvad.features.config import Engine
 from fedvad.pipeline.config import Reference, as_path, resolve_config
@@ -94,8 +95,8 @@ def evaluate(
     cache: AnyPath | None = None,
     heatmaps: AnyPath | None = None,
     out: AnyPath | None = None,
-    good: Iterable[str] = (),
-    defect: Iterable[str] = (),
+    good: Names = (),
+    defect: Names = (),
     progress: Progress = silent,
 ) -> Results:
     """Results of run folder `run` on the test images of `data`; out: folder for them and a page."""
@@ -111,8 +112,8 @@ def evaluate(
         cache=cache_at(cache),
         heatmaps=maybe(heatmaps, "heatmaps"),
         out=maybe(out, "out"),
-        good=tuple(good),
-        defect=tuple(defect),
+        good=good,
+        defect=defect,
         progress=progress,
     )
 
@@ -241,13 +242,11 @@ def export(
     )
 
 
-def inspect(
-    path: AnyPath, *, good: Iterable[str] = (), defect: Iterable[str] = ()
-) -> dict[str, Any]:
+def inspect(path: AnyPath, *, good: Names = (), defect: Names = ()) -> dict[str, Any]:
     """What is in a run folder, a detector file or a memory message, or what a data folder is read
     as; good, defect: names of folders with normal images and with defects, beyond `good`.
     """
-    return _inspect(as_path(path, "path"), good=tuple(good), defect=tuple(defect))
+    return _inspect(as_path(path, "path"), good=good, defect=defect)
 
 
 def write_report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from inspect import signature
+from os import PathLike
 from typing import Any
 
 from fedvad.api_arguments import AnyPath, by_backbone, cache_at, maybe
@@ -78,7 +79,7 @@ def distill_backbone(
     recipe: str,
     out: AnyPath,
     *,
-    data: Iterable[AnyPath] = (),
+    data: AnyPath | Iterable[AnyPath] = (),
     weights: Mapping[str, AnyPath] | None = None,
     resume: bool = False,
     progress: Progress = silent,
@@ -93,7 +94,10 @@ def distill_backbone(
     return distill(
         load_recipe(recipe),
         as_path(out, "out"),
-        data=[as_path(folder, "folder") for folder in data],
+        data=[
+            as_path(folder, "folder")
+            for folder in ([data] if isinstance(data, str | PathLike) else data)
+        ],
         weights=by_backbone(weights),
         resume=resume,
         progress=progress,

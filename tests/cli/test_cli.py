@@ -48,11 +48,11 @@ import sys, time
 from fedvad.cli.main import main
 from fedvad.federation.exchange.memory import MemoryExchange
 merge = MemoryExchange.merge
-def hanging(self, round_):
+def hanging(self, round_, *more):
     if round_ == {round}:
         print("hanging", file=sys.stderr, flush=True)
         time.sleep(600)
-    return merge(self, round_)
+    return merge(self, round_, *more)
 MemoryExchange.merge = hanging
 main()
 """

@@ -109,7 +109,7 @@ def test_refusals(plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capt
         (("--seed", "-1"), "seed", 2),
         (("--textures", tmp_path / "no"), "no such file or folder", 3),
         (("--textures", tmp_path / "empty"), "no image found", 3),
-        (("--out", tmp_path / "empty"), "cannot write", 3),
+        (("--out", tmp_path / "empty"), "is a folder: add the name of a file", 2),
     ]:
         quick = ("--image-size", 32, "--rows", 1, "--kinds", "stain", "--json")
         assert run_main(monkeypatch, "gallery", plants, "--out", out, *quick, *flags) == code

@@ -34,7 +34,7 @@ from tests.helpers import OPTIONS, SIZE
 ALL = list_detectors()
 # students need a backbone with layers of its own, and shall not train for long here
 STUDENTS: dict[str, dict[str, Any]] = {
-    **{name: {"train": support.QUICK} for name in ("stfpm", "paste", "dcam")},
+    **{name: {"train": support.QUICK} for name in list_detectors(family="student")},
     "rd": {"train": support.QUICK_ADAM},
     "aand": {
         "train": support.QUICK_ADAM,

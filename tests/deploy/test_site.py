@@ -17,8 +17,9 @@ from fedvad.errors import ConfigError, FederationError
 from fedvad.federation.runners.flower import rounds as rounds_module
 from fedvad.federation.runners.flower.messages import Instruction, Reply
 from fedvad.pipeline.deploy import site as site_module
+from fedvad.pipeline.deploy import status as status_module
 from fedvad.pipeline.deploy.init import init
-from fedvad.pipeline.deploy.server import begin, federate, read_status
+from fedvad.pipeline.deploy.server import begin, federate, read_status, site_keys
 from fedvad.pipeline.deploy.settings import (
     ServerSettings,
     SiteSettings,
@@ -27,10 +28,11 @@ from fedvad.pipeline.deploy.settings import (
     to_toml,
 )
 from fedvad.pipeline.deploy.site import answer, run_folder, state_folder
+from fedvad.pipeline.deploy.status import overview
 from fedvad.pipeline.memory_run import TrainedRun
 from fedvad.pipeline.run_folder import read_ledger
 from tests.deploy.support import FakeLinks
-from tests.helpers import OPTIONS, alone
+from tests.helpers import OPTIONS, alone, run_main
 
 SITES = ("alder", "birch", "cedar")
 Run = tuple[Path, dict[str, Any]]
@@ -316,6 +318,43 @@ class TestASite:
         assert sorted(p.name for p in (folder / "sent").iterdir()) == [
             "round-0001.fedvad", "round-0002.fedvad",
         ]  # fmt: skip
+
+
+class TestStatus:
+    def test_before_during_and_after_a_run(
+        self,
+        deployment: Deployment,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def shown() -> str:
+            assert run_main(monkeypatch, "status", deployment.root) == 0
+            return capsys.readouterr().out
+
+        assert shown() == "server: stopped\n"
+        monkeypatch.setattr(status_module, "healthy", lambda settings: True)
+        keys = {name: key for key, name in site_keys(deployment.server()).items()}
+        monkeypatch.setattr(status_module, "online_keys", lambda path: {keys["birch"]})
+        seen: list[str] = []
+        present = deployment.links.answers["alder"]
+
+        def looking(instruction: Instruction) -> Reply:
+            seen.append(shown())
+            return present(instruction)
+
+        deployment.links.answers["alder"] = looking
+        deployment.links.answers["cedar"] = lambda i: replace(Reply("cedar", i.round), refusal="no")
+        deployment.federate()
+        assert seen[1].splitlines() == [
+            "server: running",
+            "connected: birch   not connected: alder, cedar",
+            "run run: round 1 of 2: waiting for alder, birch, cedar",
+            "  round 1 without cedar: refused by the site: no",
+        ]
+        assert "run run: done, without cedar\n" in shown()
+        told = overview(deployment.server())["runs"]["run"]
+        assert (told["round"], told["rounds"]) == (2, 2)
+        assert told["refused"][2] == {"cedar": "refused by the site: no"}
 
 
 class TestThresholdsTogether:

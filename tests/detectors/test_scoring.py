@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fedvad.detectors.scoring import MemoryScorer, ScoringConfig, image_score, smooth, upsample
+from fedvad.detectors.scoring import (
+    MemoryScorer,
+    ScoringConfig,
+    image_score,
+    mean_of_highest,
+    smooth,
+    upsample,
+)
 from fedvad.errors import ConfigError, MemoryBankError
 from fedvad.memory.bank import MemoryBank
 
@@ -206,3 +215,30 @@ def test_larger_maps_do_not_dilute_a_defect(cells, count):
     patches[0, :32] = 5
     config = ScoringConfig(smooth=1, density=0)
     assert MemoryScorer(line(0), config).score(patches)[0] == 5
+
+
+def test_the_fast_search_looks_again_at_the_cells_that_make_the_score():
+    rng = np.random.default_rng(0)
+    # clusters in a space of decaying variances, as a backbone's
+    axes = np.linalg.qr(rng.normal(size=(128, 128)))[0] / np.arange(1, 129)[:, None]
+    centres = 3 * rng.normal(size=(300, 128))
+
+    def drawn(count: int) -> np.ndarray:
+        rows = centres[rng.integers(300, size=count)] + rng.normal(size=(count, 128))
+        return (rows @ axes).astype(np.float32)
+
+    bank, patches = MemoryBank.of_patches(drawn(4000)), drawn(1024).reshape(32, 32, 128)
+    config = ScoringConfig(density=0, search="fast")
+    fast, exact = MemoryScorer(bank, config), MemoryScorer(bank, replace(config, search="exact"))
+    wanted, wanted_map = exact.score(patches)
+    score, map_ = fast.score(patches)
+    assert (map_ >= wanted_map * (1 - 1e-5)).all()
+    quick, _ = fast._index.query(patches.reshape(-1, 128))
+    once = mean_of_highest(smooth(quick.reshape(32, 32), 3), 31)
+    assert wanted * (1 - 1e-5) <= score < wanted + 0.4 * (once - wanted)
+
+
+def test_how_many_cells_are_looked_at_again():
+    config = ScoringConfig()
+    assert [config.searched_again(n) for n in (1, 64, 1024, 4096)] == [1, 8, 128, 512]
+    assert ScoringConfig(top=0.9, top_cells=4096).searched_again(100) == 100

@@ -244,6 +244,13 @@ class TestResume:
         assert [e.round for e in again.ledger.rounds] == [1, 2]
         assert made.state({"a": {"x": np.ones(2)}}).sites["a"]["x"].tolist() == [1, 1]
 
+    def test_a_state_of_other_features_is_not_gone_on_from(self) -> None:
+        made = server()
+        made.receive("a", [sent("a", features="x")])
+        made.close()
+        with pytest.raises(FederationError, match="cannot go on from round 1: its features are x"):
+            server(features="y").restore(made.state())
+
     def test_weights_go_on_from_the_mean_and_not_from_what_sites_sent(self) -> None:
         made = server()
         for site, value in (("a", 1.0), ("b", 3.0)):

@@ -81,9 +81,11 @@ def test_the_exchange_names_whom_it_bounded_and_forgets_it_in_the_next_round() -
     merged = server.merge(1)
     assert list(server.distrusted) == ["b"]
     assert max(float(np.abs(array).max()) for array in merged.arrays.values()) < 10
+    server.merge(2)  # in which nobody answered
+    assert server.distrusted == {}
     for site in members.values():
-        server.accept(server.site_step(site, merged, 2))
-    server.merge(2)
+        server.accept(server.site_step(site, merged, 3))
+    server.merge(3)
     assert server.distrusted == {}
 
 

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from fedvad.errors import ConfigError, MemoryBankError
+from fedvad.memory.cells import LARGEST_K, CellIndex, Effort
 from fedvad.memory.neighbours import NeighbourIndex
 
 
@@ -40,14 +44,18 @@ def test_exact_search_is_brute_force(k):
 @pytest.mark.parametrize("m", [2000, 7500])
 def test_fast_search_finds_nearly_all_and_measures_truly(m, k):
     vectors, patches = memory_and_patches(m)
-    distances, indices = NeighbourIndex(vectors, mode="fast").query(patches, k)
+    index = NeighbourIndex(vectors, mode="fast")
     expected, rows = brute_force(vectors, patches, k)
+    usual, _ = index.query(patches, k)
+    assert (usual >= expected * (1 - 1e-5)).all()
+    assert (usual[:, 0] / expected[:, 0]).mean() < 1.06
+    distances, indices = index.query(patches, k, thorough=True)
     true = np.linalg.norm(vectors[indices] - patches[:, None], axis=2)
     np.testing.assert_allclose(distances, true, rtol=1e-5)
     assert (np.diff(distances, axis=1) >= 0).all()
     assert all(len(set(row)) == k for row in indices.tolist())
-    assert (indices[:, 0] == rows[:, 0]).mean() >= 0.99
-    assert (distances[:, 0] / expected[:, 0]).mean() < 1.001
+    assert (indices[:, 0] == rows[:, 0]).mean() >= 0.98
+    assert (distances[:, 0] / expected[:, 0]).mean() < 1.002
     assert (distances / expected).mean() < 1.01
 
 
@@ -70,16 +78,15 @@ def test_k_is_cut_to_the_memory_and_beyond_six_is_exact(mode):
     np.testing.assert_array_equal(indices, brute_force(vectors, patches, 7)[1])
 
 
-@pytest.mark.parametrize(("m", "dim"), [(999, 384), (2000, 192)])
-def test_fast_is_exact_where_it_would_not_pay(m, dim):
-    vectors, patches = memory_and_patches(m, 100, dim)
+def test_fast_is_exact_where_it_would_not_pay():
+    vectors, patches = memory_and_patches(999, 100)
     _, indices = NeighbourIndex(vectors, mode="fast").query(patches)
     np.testing.assert_array_equal(indices, brute_force(vectors, patches, 1)[1])
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 6])
 @pytest.mark.parametrize("m", [1000, 1001, 1023])
-def test_no_column_of_the_padding_is_ever_found(m, k):
+def test_rows_are_of_the_memory_and_differ(m, k):
     vectors, patches = memory_and_patches(m, 200)
     index = NeighbourIndex(vectors, mode="fast")
     for points in (patches, np.zeros_like(patches), np.full_like(patches, 1e6)):
@@ -98,7 +105,7 @@ def test_left_out_vectors_are_never_found(mode, k):
     vectors, _ = memory_and_patches(2001, 1)
     index = NeighbourIndex(vectors, mode=mode)
     rows = np.arange(0, 2001, 2)
-    distances, indices = index.without(rows).query(vectors[:200], k)
+    distances, indices = index.without(rows).query(vectors[:200], k, thorough=True)
     assert (indices % 2 == 1).all()
     np.testing.assert_array_equal(indices[1::2, 0], np.arange(1, 200, 2))
     kept = vectors[1::2]
@@ -125,6 +132,55 @@ def test_blocks_do_not_change_the_answer(mode):
         part, rows = index.query(patches[start : start + 450].astype(np.float16))
         np.testing.assert_allclose(part, distances[start : start + 450], rtol=1e-5)
         assert (rows == indices[start : start + 450]).mean() > 0.999
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    m=st.integers(2 * LARGEST_K, 400),
+    k=st.integers(1, LARGEST_K),
+    distinct=st.integers(1, 400),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_with_all_cells_it_is_the_exact_search(m, k, distinct, seed, data):
+    rng = np.random.default_rng(seed)
+    # often with copies, so that cells end empty
+    vectors = rng.normal(size=(distinct, 8))[rng.integers(distinct, size=m)].astype(np.float32)
+    patches = rng.normal(size=(20, 8)).astype(np.float32)
+    cells = CellIndex(torch.from_numpy(vectors))
+    assert sorted(cells.order.tolist()) == list(range(m))
+    assert sum(cells.sizes) == m
+    assert len(cells.sizes) == 1 or min(cells.sizes) >= 2 * LARGEST_K
+    hidden = np.zeros(m, bool)
+    hidden[data.draw(st.lists(st.integers(0, m - 1), max_size=m - k))] = True
+    found = cells.shortlist(
+        torch.from_numpy(patches),
+        k,
+        Effort(probes=len(cells.sizes), kept=1, measured=1),
+        cells.hiding(torch.from_numpy(hidden)),
+    ).numpy()
+    assert all(len(set(row)) == k for row in found.tolist())
+    distances = np.sort(np.linalg.norm(vectors[found] - patches[:, None], axis=2), axis=1)
+    expected, _ = brute_force(vectors[~hidden], patches, k)
+    np.testing.assert_allclose(distances, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cells_and_answers_do_not_depend_on_threads_and_batches():
+    vectors, patches = memory_and_patches(3000)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            index = NeighbourIndex(vectors, mode="fast")
+            whole = index.query(patches)
+            parts = [index.query(patches[i : i + 100]) for i in range(0, len(patches), 100)]
+            found.append((index.cells.order.numpy(), *whole))
+            for one, of_parts in zip(whole, zip(*parts, strict=True), strict=True):
+                np.testing.assert_array_equal(one, np.concatenate(of_parts))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_wrong_requests_are_refused():

@@ -96,7 +96,7 @@ def test_lists_of_options_follow_from_the_declarations() -> None:
         "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split",
         "good", "defect", "max_bad", "max_pixels", "rounds", "participation", "join", "smooth",
         "top", "target_fpr", "holdout", "shared_threshold", "threshold_rule", "compare", "seed",
-        "jobs", "student",
+        "jobs", "student", "defence", "malicious",
     } == STUDENT_OPTIONS  # fmt: skip
 
 

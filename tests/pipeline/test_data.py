@@ -150,7 +150,7 @@ def test_images_over_the_pixel_limit_are_not_advised_to_be_tolerated(tmp_path: P
     for index in range(3):
         path = tmp_path / f"train/good/{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("1", (10_100, 10_000)).save(path)
+        Image.new("1", (10_100, 10_000 + index)).save(path)
     with pytest.raises(DataError, match=r"3 of 3 images are too large .*--max-pixels") as caught:
         fedvad.train(tmp_path, tmp_path / "run", cache=tmp_path / "c", **OPTIONS)
     assert "max-bad" not in str(caught.value)
@@ -184,3 +184,19 @@ def test_a_split_by_style_looks_at_images_under_the_limit_that_was_given(tmp_pat
     assert parts(255) != parts(256)  # nothing can be seen: dealt in turn
     with pytest.raises(DataError, match="--max-pixels"):
         fedvad.gallery(tmp_path, tmp_path / "out/sheet.png", max_pixels=255, image_size=16)
+
+
+def test_copies_of_images_neither_move_a_threshold_nor_lift_its_promise(
+    trained: tuple[Path, dict[str, Any]], plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(plants, tmp_path / "plants")
+    for site in ("alder", "birch"):
+        for path in sorted((data / site / "train/good").glob("*.png")):
+            shutil.copy(path, path.with_name(f"{path.stem}-again.png"))
+    results = fedvad.train(data, tmp_path / "run", cache=shared_cache, **OPTIONS)
+    found, known = (r["threshold"]["sites"] for r in (results, trained[1]))
+    for site in known:
+        assert found[site]["threshold"] == known[site]["threshold"]
+        assert found[site]["promise"] == known[site]["promise"]
+    notes = "\n".join(results["data"]["notes"])
+    assert "alder: 6 images repeat the content of others; training has 6 distinct images" in notes

@@ -90,7 +90,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     own = {"alder": {"median_alone": 0.5, "median_federated": 0.25, "share_nearer": 0.75}}
     fitted = Fitted(
         cast(Any, MadeRun()), {"alder": 6, "birch": 5}, ["birch/3.png: is empty"],
-        lambda _: {}, own,
+        own,
     )  # fmt: skip
     data = DataRead.model_validate(reading.to_json())
     config = TrainConfig(target_fpr=0.1, seed=3, compare=("local", "pooled"))

@@ -86,6 +86,7 @@ def test_advice_names_the_site_with_the_fewest_images() -> None:
     assert "a and b have 24 each, which promise at most 11.7 %" in advice(same)[0]
     assert "b has 24, which" in advice(limits(a=limit(300), b=limit(24)))[0]
     assert advice(limits(a=limit(299))) == []
+    assert advice(limits(a=limit(24) | {"method": "given"})) == []  # by hand: no rate was wanted
     enough_on_average = limits(a=limit(120), b=limit(150))
     assert advice(enough_on_average)[0].startswith(
         "299 normal images per site are needed to promise 1 % false alarms with 95 % confidence: "

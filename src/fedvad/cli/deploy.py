@@ -10,7 +10,7 @@ import typer
 
 from fedvad.cli.common import JsonOption, WeightsOption, print_json, showing
 
-__all__ = ["deploy_app", "launch", "server", "site"]
+__all__ = ["deploy_app", "launch", "server", "site", "status"]
 
 deploy_app = typer.Typer(
     help="Certificates, keys and settings of a federation of real machines.",
@@ -134,6 +134,30 @@ def site(
             insecure=insecure or None,
         )
     )
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(help="Folder of `deploy init`, or its `server`.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show where a deployment stands: connected sites, the last round of each run, refusals."""
+    from fedvad.pipeline.deploy.settings import read_running
+    from fedvad.pipeline.deploy.status import overview
+
+    told = overview(read_running(folder))
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(f"server: {told['server']}")
+    if told["connected"] is not None:
+        missing = sorted(set(told["sites"]) - set(told["connected"]))
+        away = f"   not connected: {', '.join(missing)}" if missing else ""
+        typer.echo(f"connected: {', '.join(told['connected']) or 'none'}{away}")
+    for name, run in told["runs"].items():
+        typer.echo(f"run {name}: {run['says'] or run['state']}")
+        for round_, refused in run["refused"].items():
+            for site, reason in refused.items():
+                typer.echo(f"  round {round_} without {site}: {reason}")
 
 
 def launch(

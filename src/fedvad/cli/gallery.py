@@ -44,13 +44,12 @@ def gallery(
     from fedvad.data.synthesis import KINDS
     from fedvad.pipeline.gallery import gallery as run_gallery
 
-    chosen = KINDS if kinds is None else tuple(part.strip() for part in kinds.split(","))
     where = int(foreground) if foreground.isdecimal() else foreground
     with showing() as progress:
         drawn = run_gallery(
             data,
             out,
-            kinds=chosen,
+            kinds=kinds or KINDS,
             seed=seed,
             rows=rows,
             foreground=cast(Any, where),

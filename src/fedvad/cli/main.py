@@ -24,7 +24,7 @@ from fedvad.cli.common import QUIET
 from fedvad.cli.config import config
 from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
-from fedvad.cli.deploy import deploy_app, launch, server, site
+from fedvad.cli.deploy import deploy_app, launch, server, site, status
 from fedvad.cli.distill import distill
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
@@ -69,7 +69,7 @@ _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     _START: (demo, train, config, inspect),
     _USE: (evaluate, predict, calibrate, report, serve, export),
-    _FEDERATION: (server, site, launch),
+    _FEDERATION: (server, site, launch, status),
     _RESEARCH: (bench, continual, distill, gallery, backbones),
 }
 _MORE = "More options: --help-all. All of them as a file to edit: fedvad config."

@@ -37,10 +37,10 @@ _DRAWN_OVER = ("GIF", "PNG", "WEBP", "AVIF")
 _CHEAP_PIXELS = 1_000_000
 
 
-def check_limit(value: object, name: str) -> None:
-    """Raise `ConfigError` for a limit that is no whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+def check_limit(value: object, name: str, *, least: int = 1) -> None:
+    """Raise `ConfigError` for what is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}")
 
 
 def check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:

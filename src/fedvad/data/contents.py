@@ -11,10 +11,10 @@ from pathlib import Path
 
 from fedvad.data.headers import read_header
 from fedvad.data.reading import DataReading
-from fedvad.data.sets import Site
+from fedvad.data.sets import ImageItem, Site
 from fedvad.data.views import Size, View, is_plain
 
-__all__ = ["check_contents", "copies", "described", "distinct"]
+__all__ = ["check_contents", "copies", "described", "distinct", "normals", "once"]
 
 _BLOCK = 4096
 _MOST_BYTES = 1 << 30  # of files that agree in size and in three blocks, to be read whole
@@ -39,6 +39,21 @@ def distinct(paths: Iterable[Path]) -> int:
     """How many different contents files have."""
     known = list(paths)
     return len(known) - sum(len(group) - 1 for group in copies(known))
+
+
+def once(paths: Sequence[Path]) -> list[Path]:
+    """The paths in order, each content once.
+
+    A copy teaches nothing. Among held-out images it would count as one more witness of a
+    threshold, and beside a copy that was trained on as an image that always scores low.
+    """
+    again = {path for group in copies(paths) for path in group[1:]}
+    return [path for path in paths if path not in again]
+
+
+def normals(images: Iterable[ImageItem]) -> list[Path]:
+    """Paths of the normal images, in order, each content `once`."""
+    return once([item.path for item in images if item.label == 0])
 
 
 def described(paths: Sequence[Path]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fedvad.errors import ConfigError
 
-__all__ = ["LabelNames", "contradicts", "looks_good", "says_defect"]
+__all__ = ["LabelNames", "Names", "contradicts", "looks_good", "says_defect"]
 
 
 def _set(words: str) -> frozenset[str]:
@@ -33,6 +34,9 @@ _FILLER = _set(
 _JOINED = sorted(_NOT - {"un", "free"}, key=lambda word: (-len(word), word))
 
 
+Names = str | Iterable[str] | None
+
+
 @dataclass(frozen=True)
 class LabelNames:
     """Names of folders that hold normal images (good) or defects, as the user gives them.
@@ -49,6 +53,11 @@ class LabelNames:
         both = {n.casefold() for n in self.good} & {n.casefold() for n in self.defect}
         if both:
             raise ConfigError(f"--good and --defect both name {sorted(both)}: give each name once")
+
+    @classmethod
+    def of(cls, good: Names, defect: Names, before: LabelNames | None = None) -> LabelNames:
+        """As a caller gives them: a name, several, or None; raises `ConfigError` otherwise."""
+        return cls(_names(good, "good"), _names(defect, "defect"), before)
 
     def rule(self, name: str) -> tuple[bool, str] | None:
         """Whether the folder is one of normal images, and by which rule; None: it looks like one.
@@ -73,6 +82,14 @@ class LabelNames:
         taken = {name.casefold() for name in self.defect}
         more = tuple(name for name in names if name.casefold() not in taken)
         return replace(self, good=(*self.good, *more))
+
+
+def _names(given: Names, option: str) -> tuple[str, ...]:
+    several = () if given is None else (given,) if isinstance(given, str) else given
+    found = tuple(several) if isinstance(several, Iterable) else (several,)
+    if not all(isinstance(name, str) for name in found):
+        raise ConfigError(f"{option} is {given!r}; give the name of a folder, or a list of names")
+    return found
 
 
 def looks_good(name: str) -> bool:

@@ -88,6 +88,14 @@ class ScoringConfig:
         """Number of the highest cells, of a map of so many, whose mean is the image score."""
         return min(max(1, round(self.top * cells)), self.top_cells)
 
+    def searched_again(self, cells: int) -> int:
+        """Number of the highest cells, of a map of this many, that `fast` searches thoroughly.
+
+        Twice those of the image score, and at least an eighth: the others cannot reach it, because
+        a thorough search only lowers a distance.
+        """
+        return min(cells, max(2 * self.count(cells), cells // 8))
+
 
 class MemoryScorer:
     """Scores descriptors against one memory bank. Raises `MemoryBankError` for an empty one.
@@ -119,21 +127,37 @@ class MemoryScorer:
             return math.nan, np.zeros(inside.shape, np.float32)
         k = _CFA_NEIGHBOURS if self.config.map == "cfa" else 1
         distances, indices = index.query(patches, k)
+        map_ = self._map(distances, indices, inside)
+        if index.cells is not None:
+            high = _highest(map_[inside], self.config.searched_again(len(patches)))
+            distances[high], indices[high] = index.query(patches[high], k, thorough=True)
+            map_ = self._map(distances, indices, inside)
+        score = mean_of_highest(map_[inside], self.config.count(len(patches)))
+        if self.config.map == "patchcore":
+            worst = int(distances[:, 0].argmax())
+            score *= self._isolation(
+                index, patches[worst], float(distances[worst, 0]), int(indices[worst, 0])
+            )
+        return score, map_
+
+    def _map(
+        self,
+        distances: FloatArray,
+        indices: npt.NDArray[np.int64],
+        inside: npt.NDArray[np.bool_],
+    ) -> FloatArray:
+        """Smoothed (h, w) map of (n, k) ascending distances and the vectors they are to.
+
+        inside: (h, w), the n cells that are scored; the map has 0 elsewhere.
+        """
         values = distances[:, 0]
-        factor = 1.0
         if self.config.map == "cfa":
             values = values * _softmin_share(distances)
-        elif self.config.map == "patchcore":
-            worst = int(values.argmax())
-            factor = self._isolation(
-                index, patches[worst], float(values[worst]), int(indices[worst, 0])
-            )
         if self.scale is not None:
             values = values / self.scale[indices[:, 0]]
         raw = np.zeros(inside.shape, np.float32)
         raw[inside] = values
-        map_ = smooth(raw, self.config.smooth, inside)
-        return factor * mean_of_highest(map_[inside], self.config.count(len(patches))), map_
+        return smooth(raw, self.config.smooth, inside)
 
     def _isolation(
         self, index: NeighbourIndex, patch: FloatArray, distance: float, nearest: int
@@ -184,6 +208,13 @@ def mean_of_highest(map_: FloatArray, count: int) -> float:
     """Mean of the `count` >= 1 highest cells of an (h, w) map."""
     flat = map_.reshape(-1)
     return float(np.partition(flat, flat.size - count)[-count:].mean())
+
+
+def _highest(map_: FloatArray, count: int) -> npt.NDArray[np.bool_]:
+    """Mask (h * w,) of the `count` >= 1 highest cells, and of those that equal the last of them."""
+    flat = map_.reshape(-1)
+    highest: npt.NDArray[np.bool_] = flat >= np.partition(flat, flat.size - count)[-count]
+    return highest
 
 
 def upsample(maps: FloatArray, size: tuple[int, int]) -> FloatArray:

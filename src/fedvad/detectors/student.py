@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.bounds import MAX_BAD
+from fedvad.data.contents import normals
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, Scores, check_score
 from fedvad.detectors.scoring import ScoringConfig, image_score, smooth
@@ -138,7 +139,7 @@ class StudentDetector(Detector):
         once or round by round: a net given, in place, or a new one. Raises `DataError` when there
         is no image, or too many are bad.
         """
-        paths = [item.path for item in images if item.label == 0]
+        paths = normals(images)
         return self._site(
             net or self.network(),
             self._normalise(),

@@ -56,6 +56,8 @@ def count(scores: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.i
 def to_pairs(counts: npt.NDArray[np.integer]) -> list[list[int]]:
     """Counts (1000,) as [bin, count] of the bins that are not empty, for JSON.
 
+    Examples
+    --------
     >>> from fedvad.evaluation.histograms import count, to_pairs
     >>> to_pairs(count([0.5, 0.5, 7.0]))
     [[449, 2], [640, 1]]
@@ -66,6 +68,8 @@ def to_pairs(counts: npt.NDArray[np.integer]) -> list[list[int]]:
 def from_pairs(pairs: object, most: int) -> npt.NDArray[np.int64]:
     """Read what `to_pairs` wrote, of at most `most` scores; raises `DataError` for anything else.
 
+    Examples
+    --------
     >>> from fedvad.evaluation.histograms import from_pairs
     >>> int(from_pairs([[449, 2], [640, 1]], most=3).sum())
     3

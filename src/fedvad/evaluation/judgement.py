@@ -16,6 +16,11 @@ def outcome(label: int, score: float, threshold: float | None) -> Outcome:
 
     "caught" or "false alarm" where score > threshold, else "missed" or "passed"; "not judged"
     without a finite threshold.
+
+    Examples
+    --------
+    >>> outcome(1, 1.2, 1.0), outcome(0, 1.2, 1.0), outcome(0, 0.8, None)
+    ('caught', 'false alarm', 'not judged')
     """
     if threshold is None or not math.isfinite(threshold):
         return "not judged"
@@ -30,6 +35,8 @@ def is_borderline(score: float, threshold: float | None) -> bool:
     Such an image is on neither side for certain: show it as "borderline", never as plainly normal.
     Without a positive, finite threshold nothing is borderline. Source: ours (`docs/thresholds.md`).
 
+    Examples
+    --------
     >>> is_borderline(0.93, 1.0), is_borderline(1.05, 1.0), is_borderline(0.5, 1.0)
     (True, True, False)
     """

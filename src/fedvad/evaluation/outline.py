@@ -125,6 +125,8 @@ def split_mask(mask: Bools, width: int) -> tuple[Bools, Bools]:
 
     Together they are the mask.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> from fedvad.evaluation.outline import split_mask
     >>> centre, ring = split_mask(np.pad(np.ones((3, 3), bool), 1), 1)

@@ -222,6 +222,8 @@ class Privacy(_Part):
 class MethodResults(_Part, Mapping[str, Any]):
     """What one method achieves at the sites of a data set; also a mapping of its JSON form.
 
+    Examples
+    --------
     >>> from fedvad.evaluation.results import MethodResults, Metric
     >>> found = MethodResults(image_auroc=Metric(mean=0.9, sites={"alder": 0.9}))
     >>> found.image_auroc.mean, found["image_auroc"]["mean"], list(found)

@@ -164,6 +164,8 @@ def check_target(target_fpr: float) -> None:
 def conformal_rank(n: int, target_fpr: float) -> int:
     """The rank, from 1, of the threshold: ceil((n + 1)(1 - target_fpr)); n + 1 if n are too few.
 
+    Examples
+    --------
     >>> from fedvad.evaluation.thresholds import conformal_rank
     >>> conformal_rank(99, 0.01), conformal_rank(98, 0.01)
     (99, 99)
@@ -242,6 +244,8 @@ def promise_in_words(found: Promise, target_fpr: float | None = None) -> str:
 
     It ends with what the wanted rate would take, where one is given that is not promised.
 
+    Examples
+    --------
     >>> from fedvad.evaluation.thresholds import promise, promise_in_words
     >>> promise_in_words(promise(299), 0.01)
     '299 normal images promise at most 0.997 % false alarms with 95 % confidence.'

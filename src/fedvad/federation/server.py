@@ -97,8 +97,8 @@ class Server:
         return min(self._max_bytes, known)
 
     def open(self, round_: int) -> bytes:
-        """Begin a round, anew if it was begun before; returns the message for its sites, which is
-        empty while nothing was merged.
+        """Begin a round, or begin it again, without what it had received; returns the message for
+        its sites, which is empty while nothing was merged.
         """
         self.round = round_
         self._receipts, self._refused = [], {}
@@ -203,10 +203,20 @@ class Server:
         return RunState(self.round, self.merged, state, sites or {}, self.ledger)
 
     def restore(self, state: RunState) -> None:
-        """Go on after the round of a `state`."""
+        """Go on after the round of a `state`.
+
+        Raises `FederationError` for one that is not of a federation that this server may run.
+        """
         if self.exchange is None:
             self._settle(list(state.server.values()))
-        assert self.exchange is not None
+        if self.exchange is None:
+            assert self.exchange_for is not None
+            upload = next(iter(state.server.values()))
+            try:
+                why = f"its features are {self.exchange_for(upload).features}"
+            except PayloadError as error:
+                why = str(error)
+            raise FederationError(f"the federation cannot go on from round {state.round}: {why}")
         self.exchange.restore(state.server)
         self.ledger.continue_from(state.ledger)
         self.round, self.merged = state.round, state.merged
@@ -290,5 +300,5 @@ class Server:
         why = "; ".join(f"{who}: {reason}" for who, reason in sorted(self._refused.items()))
         return (
             f"round {self.round} was not merged: it has uploads of {have}, the quorum is "
-            f"{max(1, quorum)}. Without: {why or 'nobody answered'}"
+            f"{max(1, quorum)}" + (f". Without: {why}" if why else "")
         )

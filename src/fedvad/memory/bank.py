@@ -92,6 +92,8 @@ class MemoryBank:
     def of_patches(cls, patches: FloatArray) -> MemoryBank:
         """Each of the (m, d) patches as a vector of weight 1 and spread 0.
 
+        Examples
+        --------
         >>> MemoryBank.of_patches(np.ones((3, 2), np.float32)).total_weight
         3.0
         """
@@ -104,6 +106,8 @@ class MemoryBank:
     def rescaled(self, total_weight: float) -> MemoryBank:
         """The same vectors with weights that sum to `total_weight` > 0; an empty bank stays empty.
 
+        Examples
+        --------
         >>> MemoryBank.of_patches(np.ones((3, 2), np.float32)).rescaled(30).weights.tolist()
         [10.0, 10.0, 10.0]
         """

@@ -1,4 +1,4 @@
-"""Nearest memory vectors of patches: exact search, and a faster one that re-ranks a shortlist."""
+"""Nearest memory vectors of patches: exact search, and a faster one through cells."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import numpy.typing as npt
 
 from fedvad.errors import ConfigError, MemoryBankError
 from fedvad.memory.bank import FloatArray
+from fedvad.memory.cells import LARGEST_K, THOROUGH, USUAL, CellIndex
 from fedvad.memory.distances import TILE, row_argmin, squared_norms
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FAST_UP_TO", "SHORTLIST", "NeighbourIndex", "SearchMode"]
+__all__ = ["FAST_FROM", "FAST_UP_TO", "NeighbourIndex", "SearchMode"]
 
 SearchMode = Literal["exact", "fast"]
-SHORTLIST = 4  # vectors measured for one neighbour; twice as many as wanted for more
-FAST_UP_TO = 6  # neighbours
-_FAST_FROM = 1000  # vectors; below, re-ranking costs more than it saves
-_AXES_FROM = 2000  # vectors whose principal components stand for those of the memory
+FAST_FROM = 1000  # vectors; below, exact search takes no longer
+FAST_UP_TO = LARGEST_K  # neighbours
 
 
 class NeighbourIndex:
@@ -32,15 +31,12 @@ class NeighbourIndex:
     vectors : (m, d) float32 array
         Memory vectors, m >= 1.
     mode : {"exact", "fast"}, default="exact"
-        `exact` compares every patch with every vector. `fast` compares them in the leading
-        principal components of the memory (what a vector keeps outside these enters as its energy)
-        and measures the best few of the k best vectors of each of several random groups: the
-        distances returned are true distances to real vectors, only rarely not to the nearest one.
-        For small memories, few dimensions or more than 6 neighbours `fast` is exact.
-    principal : int, default=96
-        Number of principal components of `fast`.
+        `exact` compares every patch with every vector. `fast` compares it with those of the
+        nearest cells only (see `CellIndex`): the distances returned are true distances to real
+        vectors, now and then not to the nearest one. Below 1000 vectors and for more than 6
+        neighbours `fast` is exact.
     seed : int, default=0
-        Of the groups and the components.
+        Of the cells.
 
     Raises
     ------
@@ -61,9 +57,7 @@ class NeighbourIndex:
     [[3.0]]
     """
 
-    def __init__(
-        self, vectors: FloatArray, *, mode: SearchMode = "exact", principal: int = 96, seed: int = 0
-    ) -> None:
+    def __init__(self, vectors: FloatArray, *, mode: SearchMode = "exact", seed: int = 0) -> None:
         import torch
 
         if mode not in get_args(SearchMode):
@@ -71,33 +65,22 @@ class NeighbourIndex:
         if len(vectors) == 0:
             raise MemoryBankError("cannot search an empty memory")
         self.mode = mode
-        self._excluded: torch.Tensor | None = None
-        self._hidden: torch.Tensor | None = None
         self._vectors = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
         self._norms = squared_norms(self._vectors)
-        m, dim = self._vectors.shape
-        self._fast = mode == "fast" and m >= _FAST_FROM and dim > 2 * principal
-        if self._fast:
-            generator = torch.Generator().manual_seed(seed)
-            self._order = torch.randperm(m, generator=generator)
-            mean = self._vectors.mean(0)
-            centred = self._vectors[self._order] - mean
-            axes = _principal_axes(centred[:_AXES_FROM], principal, generator)
-            # |z - v|^2 - |z|^2 = |v|^2 - 2 z v is one product of [z, 1] with this matrix
-            rough = torch.cat([-2 * centred @ axes, squared_norms(centred)[:, None]], 1)
-            width = min(TILE[1], -(-m // SHORTLIST))
-            self._groups = [group.T.contiguous() for group in torch.split(rough, width)]
-            # and [z, 1] is an affine map of a patch
-            self._axes = torch.nn.functional.pad(axes, (0, 1))
-            self._offset = -(mean @ self._axes)
-            self._offset[-1] = 1
+        self._excluded: torch.Tensor | None = None
+        self._hidden: dict[int, torch.Tensor] | None = None
+        self.cells: CellIndex | None = None
+        """What `fast` searches in; None where the search is exact for any number of neighbours."""
+        if mode == "fast" and len(vectors) >= FAST_FROM:
+            self.cells = CellIndex(self._vectors, seed=seed)
 
     def query(
-        self, patches: npt.NDArray[np.floating], k: int = 1
+        self, patches: npt.NDArray[np.floating], k: int = 1, *, thorough: bool = False
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
         """Ascending distances (n, k) and indices (n, k) of the k vectors nearest to (n, d) patches.
 
-        k is cut to the number of vectors; memory is bounded whatever n is.
+        k is cut to the number of vectors; memory is bounded whatever n is. `thorough` has `fast`
+        look into more cells, for patches whose distance matters.
         """
         import torch
 
@@ -105,20 +88,24 @@ class NeighbourIndex:
         points = torch.from_numpy(np.ascontiguousarray(patches, dtype=np.float32))
         distances = torch.empty(len(points), k)
         indices = torch.empty(len(points), k, dtype=torch.long)
-        fast = self._fast and k <= FAST_UP_TO
-        width = self._groups[0].shape[1] if fast else TILE[1]
-        step = TILE[0] * TILE[1] // width
+        cells = self.cells if k <= FAST_UP_TO else None
+        effort = THOROUGH if thorough else USUAL
+        step = TILE[0] * TILE[1] // (TILE[1] if cells is None else 128)
         for start in range(0, len(points), step):
             block = points[start : start + step]
-            found = self._shortlist(block, k) if fast else self._closest(block, k)
-            # measured from differences: no cancellation, so a stored vector is at 0
-            difference = self._vectors[found] - block[:, None]
-            measured = torch.linalg.vector_norm(difference, dim=2)
-            if self._excluded is not None:
-                measured.masked_fill_(self._excluded[found], float("inf"))
-            measured, order = measured.sort(dim=1)
-            distances[start : start + step] = measured[:, :k]
-            indices[start : start + step] = found.gather(1, order[:, :k])
+            if cells is None:
+                found = self._closest(block, k)
+            else:
+                found = cells.shortlist(block, k, effort, self._hidden)
+            measured, found = self._measured(block, found, k)
+            if cells is not None and self._excluded is not None:
+                # too few vectors are left in the cells looked into
+                short = measured.isinf().any(1)
+                if bool(short.any()):
+                    rest = block[short]
+                    measured[short], found[short] = self._measured(rest, self._closest(rest, k), k)
+            distances[start : start + step] = measured
+            indices[start : start + step] = found
         return distances.numpy(), indices.numpy()
 
     def without(self, rows: npt.NDArray[np.int64]) -> NeighbourIndex:
@@ -130,9 +117,26 @@ class NeighbourIndex:
         excluded[torch.from_numpy(rows)] = True
         view._excluded = excluded
         view._norms = self._norms.masked_fill(excluded, float("inf"))
-        if self._fast:
-            view._hidden = excluded[self._order]
+        if self.cells is not None and len(excluded) - int(excluded.sum()) >= FAST_FROM:
+            view._hidden = self.cells.hiding(excluded)
+        else:
+            view.cells = None
         return view
+
+    def _measured(
+        self, points: torch.Tensor, found: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ascending distances (n, k) of (n, d) points to the nearest k of the found vectors, and
+        which these are; inf to excluded ones.
+        """
+        import torch
+
+        # from differences: no cancellation, so a stored vector is at 0
+        measured = torch.linalg.vector_norm(self._vectors[found] - points[:, None], dim=2)
+        if self._excluded is not None:
+            measured.masked_fill_(self._excluded[found], float("inf"))
+        measured, order = measured.sort(dim=1)
+        return measured[:, :k], found.gather(1, order[:, :k])
 
     def _closest(self, points: torch.Tensor, k: int) -> torch.Tensor:
         """Indices (n, k) of the nearest vectors."""
@@ -142,40 +146,3 @@ class NeighbourIndex:
         if k == 1:
             return row_argmin(squared)[:, None]
         return squared.topk(k, dim=1, largest=False).indices
-
-    def _shortlist(self, points: torch.Tensor, k: int) -> torch.Tensor:
-        """Indices (n, >= 2 k) of vectors that are probably among the k nearest."""
-        import torch
-
-        rows = torch.addmm(self._offset, points, self._axes)
-        first, columns, values = 0, [], []
-        buffer = torch.empty(len(points) * self._groups[0].shape[1])
-        for group in self._groups:
-            width = group.shape[1]
-            rough = buffer[: len(points) * width].view(len(points), width)
-            torch.mm(rows, group, out=rough)
-            if self._hidden is not None:
-                rough.index_fill_(1, self._hidden[first : first + width].nonzero()[:, 0], 1e30)
-            left = min(k, width)
-            while True:
-                best = row_argmin(rough)[:, None]
-                columns.append(best + first)
-                values.append(rough.gather(1, best))
-                left -= 1
-                if not left:
-                    break
-                rough.scatter_(1, best, float("inf"))
-            first += width
-        count = SHORTLIST if k == 1 else 2 * k
-        shortest = torch.cat(values, 1).topk(count, dim=1, largest=False).indices
-        return self._order[torch.cat(columns, 1).gather(1, shortest)]
-
-
-def _principal_axes(centred: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Orthonormal (d, count) axes of most of the variance, by subspace iteration."""
-    import torch
-
-    axes = torch.randn(centred.shape[1], count, generator=generator)
-    for _ in range(3):
-        axes = torch.linalg.qr(centred.T @ (centred @ axes)).Q
-    return axes

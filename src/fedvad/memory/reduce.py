@@ -111,6 +111,8 @@ def cells(patches: FloatArray, centres: FloatArray, *, pull: float = 0.0) -> Mem
 
     `pull`, in [0, 1], moves each centre that share of the way to the mean of its cell.
 
+    Examples
+    --------
     >>> import numpy as np
     >>> from fedvad.memory.reduce import cells
     >>> patches = np.array([[0.0], [2.0], [9.0]], np.float32)

@@ -67,44 +67,27 @@ def export_upload(
     (see `fedvad.errors`).
     """
     with only_one(state_dir):
-        return _export_upload(
-            data, state_dir, key, out, site, index, config_file, options, cache, progress,
-            allow_weights,
+        signing = read_private_key(key)
+        before = load_site(state_dir)
+        config = next_config(before, config_file, dict(options or {}))
+        family = remote(config, allow_weights=allow_weights, consent="--allow-weights")
+        index = _same_index(before, index)
+        member_site = one_site(data, config, site, before)
+        guard_output_file(
+            out, "--out", data=data, sites=[member_site],
+            others=[key, config.weights, config_file, *state_dir.glob("**/*")],
         )  # fmt: skip
-
-
-def _export_upload(
-    data: Path,
-    state_dir: Path,
-    key: Path,
-    out: Path,
-    site: str | None,
-    index: int | None,
-    config_file: Path | None,
-    options: Mapping[str, Any] | None,
-    cache: DescriptorCache | None,
-    progress: Progress,
-    allow_weights: bool,
-) -> dict[str, Any]:
-    signing = read_private_key(key)
-    before = load_site(state_dir)
-    config = next_config(before, config_file, dict(options or {}))
-    family = remote(config, allow_weights=allow_weights, consent="--allow-weights")
-    index = _same_index(before, index)
-    member_site = one_site(data, config, site, before)
-    guard_output_file(
-        out, "--out", data=data, sites=[member_site],
-        others=[key, config.weights, config_file, *state_dir.glob("**/*")],
-    )  # fmt: skip
-    known = load_global(state_dir)
-    round_ = 1 if known is None else known.manifest.round + 1
-    if before is not None and before.round >= round_:
-        log.info("round %d was made before: written again as it was", before.round)
-        return _write_upload(before, signing, state_dir, out)
-    extractor = FeatureExtractor(config.features(), cache)
-    state = one_round(family, member_site, data, index, before, known, round_, extractor, progress)
-    save_site(state_dir, state)
-    return _write_upload(state, signing, state_dir, out)
+        known = load_global(state_dir)
+        round_ = 1 if known is None else known.manifest.round + 1
+        if before is not None and before.round >= round_:
+            log.info("round %d was made before: written again as it was", before.round)
+            return _write_upload(before, signing, state_dir, out)
+        extractor = FeatureExtractor(config.features(), cache)
+        state = one_round(
+            family, member_site, data, index, before, known, round_, extractor, progress
+        )
+        save_site(state_dir, state)
+        return _write_upload(state, signing, state_dir, out)
 
 
 def _same_index(before: SiteState | None, index: int | None) -> int:

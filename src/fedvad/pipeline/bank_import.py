@@ -67,71 +67,59 @@ def import_global(
         stack.enter_context(only_one(state_dir))
         if out is not None and not out.is_file():
             stack.enter_context(only_one(out))
-        return _import_global(
-            file, state_dir, trust, out, data, weights, cache, max_bytes, progress
-        )
-
-
-def _import_global(
-    file: Path,
-    state_dir: Path,
-    trust: Path,
-    out: Path | None,
-    data: Path | None,
-    weights: Path | None,
-    cache: DescriptorCache | None,
-    max_bytes: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    if trust.is_dir():
-        raise ConfigError(f"{trust} is a folder: --trust takes the server's one public key here")
-    trusted = read_trusted_keys(trust)
-    state, known = load_site(state_dir), load_global(state_dir)
-    if out is not None:
-        _check_out(out, state)
-        guard_plain_folder(out, "--out", [state.data if data is None else data] if state else [])
-    try:
-        signed = read_bounded(file, max_bytes)
-        merged = _checked_global(signed, trusted, max_bytes)
-        family = None if state is None else _family(state.config)
-        if family is not None:
-            family.check(merged)
-        elif not has_weights(merged):
-            bank_from(merged)
-        _check_fits(merged, known, state)
-    except PayloadError as error:
-        raise PayloadError(f"{file}: {error}") from error
-    own_rows = None
-    if state is not None and family is not None:
-        own_rows = _own_rows(family, state, merged)
-        note_round(state_dir, state, merged, len(signed))
-    save_global(state_dir, signed)
-    told: dict[str, Any] = {
-        "path": str(file),
-        "round": merged.manifest.round,
-        "rows": merged.rows,
-        "n_images": merged.manifest.n_images,
-        "n_patches": merged.manifest.n_patches,
-        "features": merged.manifest.features,
-        "own_rows": own_rows,
-        "run": None if out is None else str(out),
-    }
-    if out is not None:
-        assert state is not None  # `_check_out` saw to it
-        config = state.config
-        if weights is not None:
-            config = config.model_copy(update={"weights": weights})
-        made, _ = make_run(
-            _family(config), state, merged, state_dir, out, data, cache, progress
-        )  # fmt: skip
-        told |= made
-        if state.config.shared_threshold:
-            log.warning(
-                "one threshold for all sites needs the sites' counts, which files do not carry: "
-                "%s has its own",
-                state.site,
+        if trust.is_dir():
+            raise ConfigError(
+                f"{trust} is a folder: --trust takes the server's one public key here"
             )
-    return told
+        trusted = read_trusted_keys(trust)
+        state, known = load_site(state_dir), load_global(state_dir)
+        if out is not None:
+            _check_out(out, state)
+            guard_plain_folder(
+                out, "--out", [state.data if data is None else data] if state else []
+            )
+        try:
+            signed = read_bounded(file, max_bytes)
+            merged = _checked_global(signed, trusted, max_bytes)
+            family = None if state is None else _family(state.config)
+            if family is not None:
+                family.check(merged)
+            elif not has_weights(merged):
+                bank_from(merged)
+            _check_fits(merged, known, state)
+        except PayloadError as error:
+            raise PayloadError(f"{file}: {error}") from error
+        own_rows = None
+        if state is not None and family is not None:
+            own_rows = _own_rows(family, state, merged)
+            note_round(state_dir, state, merged, len(signed))
+        save_global(state_dir, signed)
+        told: dict[str, Any] = {
+            "path": str(file),
+            "round": merged.manifest.round,
+            "rows": merged.rows,
+            "n_images": merged.manifest.n_images,
+            "n_patches": merged.manifest.n_patches,
+            "features": merged.manifest.features,
+            "own_rows": own_rows,
+            "run": None if out is None else str(out),
+        }
+        if out is not None:
+            assert state is not None  # `_check_out` saw to it
+            config = state.config
+            if weights is not None:
+                config = config.model_copy(update={"weights": weights})
+            made, _ = make_run(
+                _family(config), state, merged, state_dir, out, data, cache, progress
+            )  # fmt: skip
+            told |= made
+            if state.config.shared_threshold:
+                log.warning(
+                    "one threshold for all sites needs their counts, which files do not carry: "
+                    "%s has its own",
+                    state.site,
+                )
+        return told
 
 
 def _checked_global(data: bytes, trusted: dict[bytes, str], max_bytes: int) -> Payload:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -130,80 +130,64 @@ def merge_uploads(
     state.
     """
     with only_one(state_dir):
-        return _merge_uploads(
-            files, trust, key, state_dir, out, quorum, features, config_file, options, max_bytes,
-            allow_weights,
+        signing = read_private_key(key)
+        keys = [] if trust is None else [trust, *trust.glob("*.pub")]
+        guard_output_file(
+            out, "--out", others=[key, config_file, *keys, *files, *state_dir.glob("**/*")],
         )  # fmt: skip
+        state = load_state(state_dir)
+        if not files:
+            if state is None:
+                raise ConfigError("no file to merge, and no round was merged in this --state yet")
+            return _write_global(state, signing, out, [])
+        if trust is None:
+            raise ConfigError("--trust is missing: the folder of the sites' public keys")
+        trusted = read_trusted_keys(trust)
+        given = {name: value for name, value in (options or {}).items() if value is not None}
+        # a later round may omit all of it
+        config = resolve_config(config_file, **given) if given or config_file is not None else None
+        begun = None if state is None else _read_federation(state_dir)
+        if begun is not None:
+            _check_same(begun, features, config)
+        federation_of, largest = _federation(begun, config)
+        server = Server(
+            exchange_for=partial(_exchange, federation_of, allow_weights), features=features,
+            quorum=max(1, quorum), max_bytes=min(max_bytes, largest),
+        )  # fmt: skip
+        if state is not None:
+            server.restore(state)
+        server.open(server.round + 1)
+        receipts = receive_files(server, files, trusted)
+        server.close()
+        accepted = [receipt for receipt in receipts if receipt.accepted]
+        if begun is None:  # the mark of the round comes after it, so a kill here is harmless
+            record = federation_of(accepted[0].payloads[0])
+            write_sealed(state_dir / _FEDERATION, record.model_dump(mode="json"))
+        save_state(state_dir, server.state())
+        return _write_global(server.state(), signing, out, accepted)
 
 
-def _merge_uploads(
-    files: Sequence[Path],
-    trust: Path | None,
-    key: Path,
-    state_dir: Path,
-    out: Path,
-    quorum: int,
-    features: str | None,
-    config_file: Path | None,
-    options: Mapping[str, Any] | None,
-    max_bytes: int,
-    allow_weights: bool,
-) -> dict[str, Any]:
-    signing = read_private_key(key)
-    keys = [] if trust is None else [trust, *trust.glob("*.pub")]
-    guard_output_file(
-        out, "--out", others=[key, config_file, *keys, *files, *state_dir.glob("**/*")],
-    )  # fmt: skip
-    state = load_state(state_dir)
-    if not files:
-        if state is None:
-            raise ConfigError("no file to merge, and no round was merged in this --state yet")
-        return _write_global(state, signing, out, [])
-    if trust is None:
-        raise ConfigError("--trust is missing: the folder of the sites' public keys")
-    trusted = read_trusted_keys(trust)
-    given = {name: value for name, value in (options or {}).items() if value is not None}
-    # a later round may omit all of it
-    config = resolve_config(config_file, **given) if given or config_file is not None else None
-    begun = None if state is None else _read_federation(state_dir)
+def _federation(
+    begun: _Federation | None, config: TrainConfig | None
+) -> tuple[Callable[[Payload], _Federation], int]:
+    """What an upload belongs to, as remembered or as it says; and the longest message to read."""
     if begun is not None:
-        _check_same(begun, features, config)
-        federation_of = partial(_begun, begun)
-        largest = begun.limits().max_bytes
-    else:
-        wanted = config or resolve_config()
-        limited = not wanted.model_fields_set.isdisjoint({"upload_bytes", "upload_rows"})
-        limited = limited and config is not None
-        federation_of = partial(_Federation.of, config=wanted, limited=limited)
-        largest = Limits(upload_bytes=wanted.upload_bytes if limited else None).max_bytes
-
-    def exchange_for(upload: Payload) -> Exchange[Any]:
-        if has_weights(upload) and not allow_weights:
-            raise PayloadError(
-                "it holds the weights of a student, and no memory: merge with --allow-weights if "
-                "that is what the sites agreed on"
-            )
-        return federation_of(upload).exchange_for(upload)
-
-    server = Server(
-        exchange_for=exchange_for, features=features, quorum=max(1, quorum),
-        max_bytes=min(max_bytes, largest),
-    )  # fmt: skip
-    if state is not None:
-        server.restore(state)
-    server.open(server.round + 1)
-    receipts = receive_files(server, files, trusted)
-    server.close()
-    accepted = [receipt for receipt in receipts if receipt.accepted]
-    if begun is None:  # the mark of the round comes after it, so a kill here is harmless
-        record = federation_of(accepted[0].payloads[0])
-        write_sealed(state_dir / _FEDERATION, record.model_dump(mode="json"))
-    save_state(state_dir, server.state())
-    return _write_global(server.state(), signing, out, accepted)
+        return lambda upload: begun, begun.limits().max_bytes
+    wanted = config or resolve_config()
+    limited = config is not None and bool({"upload_bytes", "upload_rows"} & config.model_fields_set)
+    largest = Limits(upload_bytes=wanted.upload_bytes if limited else None).max_bytes
+    return partial(_Federation.of, config=wanted, limited=limited), largest
 
 
-def _begun(record: _Federation, upload: Payload) -> _Federation:
-    return record
+def _exchange(
+    federation_of: Callable[[Payload], _Federation], allow_weights: bool, upload: Payload
+) -> Exchange[Any]:
+    if has_weights(upload) and not allow_weights:
+        raise PayloadError(
+            "it holds the weights of a student, and no memory: merge with --allow-weights if that "
+            "is what the sites agreed on"
+        )
+    return federation_of(upload).exchange_for(upload)
 
 
 def _check_same(begun: _Federation, features: str | None, config: TrainConfig | None) -> None:

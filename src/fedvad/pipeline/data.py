@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.bounds import MAX_PIXELS
-from fedvad.data.contents import check_contents
+from fedvad.data.contents import check_contents, normals
 from fedvad.data.folders import ImageItem, Site, read_data, read_one, read_sites
 from fedvad.data.frames import split_frame
 from fedvad.data.images import read_rgb
@@ -169,7 +169,7 @@ def warm_up(
     features = {
         site.name: NormalFeatures(
             extractor,
-            [item.path for item in site.train if item.label == 0],
+            normals(site.train),
             max_bad=max_bad,
             where=site.name,
         )

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from fedvad.data.contents import normals
 from fedvad.data.folders import Site
-from fedvad.data.labels import LabelNames
+from fedvad.data.labels import LabelNames, Names
 from fedvad.data.outputs import OWN_PNG
 from fedvad.data.reading import DataReading
 from fedvad.detectors.base import Detector
@@ -53,8 +54,8 @@ def evaluate(
     cache: DescriptorCache | None = None,
     heatmaps: Path | None = None,
     out: Path | None = None,
-    good: Sequence[str] = (),
-    defect: Sequence[str] = (),
+    good: Names = (),
+    defect: Names = (),
     progress: Progress = silent,
 ) -> Results:
     """Score the test images of `data` and return the results, in the shape that `train` returns.
@@ -80,7 +81,7 @@ def evaluate(
     )  # fmt: skip
     if max_bad is not None:
         config = config.model_copy(update={"max_bad": check_share(max_bad, "max_bad")})
-    names = LabelNames(tuple(good), tuple(defect), before=config.label_names())
+    names = LabelNames.of(good, defect, before=config.label_names())
     reading, sites = _sites(data, run, config, names)
     guard_output_file(
         heatmaps, "--heatmaps", run=run_folder, data=data, sites=sites,
@@ -196,10 +197,10 @@ def _known_threshold(site: Site, run: Run, images: Mapping[str, str]) -> Thresho
 def _new_threshold(
     site: Site, run: Run, config: TrainConfig, extractor: FeatureExtractor
 ) -> Threshold | None:
-    normals = [item.path for item in site.train if item.label == 0]
-    if not normals:
+    known = normals(site.train)
+    if not known:
         return None
-    chosen = choose_images(len(normals), config.calibration_images, config.seed)
+    chosen = choose_images(len(known), config.calibration_images, config.seed)
     return make_method(config, extractor).new_threshold(
-        run.detector(None, extractor), [normals[i] for i in chosen], site.name
+        run.detector(None, extractor), [known[i] for i in chosen], site.name
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from fedvad.data.bounds import check_limit
 from fedvad.errors import ConfigError
+from fedvad.pipeline.config import as_path
 
 __all__ = ["Experiment", "Named", "Strict", "read_experiment", "shipped", "with_defaults"]
 
@@ -57,8 +58,10 @@ class Experiment(Named):
         unknown = sorted(set(methods or ()) - set(names))
         if unknown:
             raise ConfigError(f"{self.kind} {self.name} has no methods {unknown}; it has {names}")
-        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
-            raise ConfigError(f"seeds must be distinct and not negative, got {seeds}")
+        for seed in seeds or ():
+            check_limit(seed, "seed", least=0)
+        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
+            raise ConfigError(f"seeds must be distinct, and at least one, got {seeds}")
         kept = [m for m in self.methods if methods is None or m.name in methods]
         return self.model_copy(update={"seeds": tuple(seeds or self.seeds), "methods": tuple(kept)})
 
@@ -76,7 +79,7 @@ def read_experiment(
 
     Raises `ConfigError` naming the file, the key and the mend.
     """
-    path, what = Path(name), kind.kind
+    path, what = as_path(name, kind.kind), kind.kind
     try:
         if path.suffix == ".toml":
             text = path.read_text(encoding="utf-8")

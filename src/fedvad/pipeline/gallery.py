@@ -11,13 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.bounds import MAX_PIXELS, check_limit
 from fedvad.data.folders import Site
 from fedvad.data.images import read_rgb, resize_rgb
-from fedvad.data.labels import LabelNames
+from fedvad.data.labels import LabelNames, Names
 from fedvad.data.outputs import OWN_PNG
 from fedvad.data.synthesis import KINDS, SynthesisConfig, TextureFolder, synthesise
-from fedvad.errors import ConfigError
 from fedvad.features.names import IMAGE_SIZE
 from fedvad.pipeline.data import load_sites
 from fedvad.pipeline.guards import guard_output_file
@@ -33,29 +32,33 @@ def gallery(
     data: Path,
     out: Path,
     *,
-    kinds: Sequence[str] = KINDS,
+    kinds: str | Sequence[str] = KINDS,
     seed: int = 0,
     rows: int = 2,
     foreground: Literal["none", "otsu"] | int = "none",
     textures: Path | None = None,
     image_size: int = IMAGE_SIZE,
     max_pixels: int = MAX_PIXELS,
-    good: Sequence[str] = (),
-    defect: Sequence[str] = (),
+    good: Names = (),
+    defect: Names = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Draw `rows` rows of each kind of defect on normal images of `data` into the PNG file `out`.
 
-    Sites take turns; every kind is shown on the same images, `image_size` pixels square. The same
-    arguments give the same picture. max_pixels: an image of more is unreadable. good, defect:
-    names of folders with normal images and with defects, beyond `good`. Returns path, bytes, the
-    median milliseconds of a defect by kind, and for every defect its kind asked for and drawn,
-    site, file, area (share of the image) and change (mean absolute, in grey levels). Raises
-    `ConfigError` for an unknown kind or foreground, negative seed or rows < 1, `DataError` for data
-    or textures that cannot be read, `StorageError` when the disk refuses.
+    kinds: a list, or text with commas. Sites take turns; every kind is shown on the same images,
+    `image_size` pixels square. The same arguments give the same picture. max_pixels: an image of
+    more is unreadable. good, defect: names of folders with normal images and with defects, beyond
+    `good`. Returns path, bytes, the median milliseconds of a defect by kind, and for every defect
+    its kind asked for and drawn, site, file, area (share of the image) and change (mean absolute,
+    in grey levels). Raises `ConfigError` for an unknown kind or foreground, or a number out of
+    range, `DataError` for data or textures that cannot be read, `StorageError` when the disk
+    refuses.
     """
-    if rows < 1 or seed < 0:
-        raise ConfigError(f"a gallery needs rows >= 1 and seed >= 0, not {rows} and {seed}")
+    for name, value in {"rows": rows, "image_size": image_size, "max_pixels": max_pixels}.items():
+        check_limit(value, name)
+    check_limit(seed, "seed", least=0)
+    if isinstance(kinds, str):
+        kinds = [kind.strip() for kind in kinds.split(",")]
     configs = {
         kind: SynthesisConfig(kinds={kind: 1.0}, foreground=foreground)
         for kind in dict.fromkeys(kinds)
@@ -63,7 +66,7 @@ def gallery(
     given = None
     if textures is not None:
         given = TextureFolder(textures, size=image_size, max_pixels=max_pixels)
-    sites = load_sites(data, None, seed, LabelNames(tuple(good), tuple(defect)),
+    sites = load_sites(data, None, seed, LabelNames.of(good, defect),
                        image_size=image_size)  # fmt: skip
     guard_output_file(
         out,

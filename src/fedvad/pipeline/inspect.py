@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from fedvad.data.contents import check_contents
 from fedvad.data.folders import read_data
-from fedvad.data.labels import LabelNames
+from fedvad.data.labels import LabelNames, Names
 from fedvad.data.layouts.base import left_over
 from fedvad.data.listing import scan
 from fedvad.data.view_choice import USUAL_SIZE, choose_size, sizes_of
@@ -39,8 +38,8 @@ def inspect(
     path: Path,
     *,
     trust: Path | None = None,
-    good: Sequence[str] = (),
-    defect: Sequence[str] = (),
+    good: Names = (),
+    defect: Names = (),
     image_size: Size = "auto",
 ) -> dict[str, Any]:
     """Describe a run folder, a detector file, a message file, signed or not, or a data folder.
@@ -56,7 +55,7 @@ def inspect(
         file = path / DETECTOR_FILE
         if not (file.exists() or (path / CONFIG_FILE).exists()):
             _check_images(path)
-            names = LabelNames(tuple(good), tuple(defect))
+            names = LabelNames.of(good, defect)
             reading = read_data(path, names, allow_empty_train=True)
             sizes = sizes_of(reading.sites)
             size = choose_size(image_size, sizes, tiled=False)

@@ -121,7 +121,7 @@ class TrainedRun(Run):
                 f"unknown reference {wanted!r}; choose from {', '.join(get_args(Reference))}"
             )
         if site in self.sites:
-            return wanted or self.reference
+            return wanted or (self.reference if len(self.sites[site].bank) else "global")
         return "global" if wanted in (None, "union") else wanted
 
     def _own_threshold(self, model: SiteModel, reference: Reference) -> Threshold | None:

@@ -51,7 +51,7 @@ class SiteOptions(BaseModel):
     method: str = _method(
         "feddymem",
         "How a detector is made. The memory methods (feddymem to patchcore) exchange patch "
-        "vectors; the student methods (stfpm to dmdd) exchange the weights of a small network. A "
+        "vectors; the student methods (all others) exchange the weights of a small network. A "
         "method changes some of the defaults of other options.",
         choices=tuple(METHODS),
         everyday=True,

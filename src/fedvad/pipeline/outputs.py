@@ -30,7 +30,7 @@ from fedvad.report.results_tables import own_normals_table, results_table, sites
 from fedvad.report.tables import to_markdown, without_empty, write_csv
 from fedvad.report.verdict import verdict
 
-__all__ = ["keep_evaluation", "keeps_evaluation", "panels", "results_of", "write_outputs"]
+__all__ = ["keep_evaluation", "keeps_evaluation", "panels", "write_outputs"]
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def write_outputs(
     data: what was read of the data folder, see `DataReading.to_json`.
     """
     run = fitted.run
-    found = results_of(config, fitted, results, comparisons, ledger, data)
+    found = _results_of(config, fitted, results, comparisons, ledger, data)
     write_json(out / RESULTS_FILE, found.to_dict())
     write_ledger(out, ledger, vouches_for=[RESULTS_FILE])
     _write_tables(out, found, run.method)
@@ -70,7 +70,7 @@ def write_outputs(
     return found
 
 
-def results_of(
+def _results_of(
     config: TrainConfig,
     fitted: Fitted,
     results: Sequence[SiteResult],

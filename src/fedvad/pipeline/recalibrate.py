@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.contents import described, distinct
+from fedvad.data.contents import described, once
 from fedvad.data.inputs import read_images
 from fedvad.data.locks import only_one
 from fedvad.detectors.base import Detector, NormalFeatures
@@ -56,11 +56,12 @@ def recalibrate(
     images, and what `open_run` raises.
     """
     check_threshold_options(None, target_fpr)
-    paths = read_images(normals)
-    if distinct(paths) < MIN_HELD_OUT:
+    given = read_images(normals)
+    paths = once(given)
+    if len(paths) < MIN_HELD_OUT:
         raise DataError(
             f"a threshold needs at least {MIN_HELD_OUT} different normal images, here is "
-            f"{described(paths)}"
+            f"{described(given)}"
         )
     with only_one(run_folder):
         run, config, extractor = open_run(

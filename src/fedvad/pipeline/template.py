@@ -10,6 +10,7 @@ from textwrap import wrap
 from typing import Any
 
 from fedvad.pipeline.config import given_values, resolve_config
+from fedvad.pipeline.method import family_of
 from fedvad.pipeline.option import Option, declared
 from fedvad.pipeline.train_config import TrainConfig
 
@@ -26,7 +27,7 @@ def template(file: Path | None = None, **flags: Any) -> str:
     config = resolve_config(file, **flags)
     given = _flat(given_values(file, **flags)) | {"method": config.method}
     values = _flat(config.model_dump(mode="json", exclude_none=True))
-    family = "student" if config.has_student else "memory"
+    family = family_of(config.method)
     options = [
         one
         for one in declared(TrainConfig)

@@ -61,8 +61,8 @@ class TrainOptions(TypedDict, total=False):
     """Options of `fedvad.train`; those left out have defaults.
 
     method: How a detector is made. The memory methods (feddymem to patchcore) exchange patch
-        vectors; the student methods (stfpm to dmdd) exchange the weights of a small network. A
-        method changes some of the defaults of other options. [one of feddymem, feddymem-trained,
+        vectors; the student methods (all others) exchange the weights of a small network. A method
+        changes some of the defaults of other options. [one of feddymem, feddymem-trained,
         feddymem-cluster, feddymem-position, patchcore, aand, dcam, dmdd, paste, rd, stfpm; default:
         feddymem]
     backbone: Pretrained network that describes the patches of an image: fedvad-tiny (in the

@@ -80,6 +80,7 @@ def advice(results: Results) -> list[str]:
         site: limit.promise
         for site, limit in results.threshold.sites.items()
         if limit.promise is not None
+        and limit.method != "given"  # given by hand: no rate was wanted
     }
     short = {site: told for site, told in promises.items() if target and told.rate > target}
     if target is not None and short:

@@ -17,7 +17,7 @@ from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.serving.export import search
 from fedvad.serving.export.graph import MemoryHead
-from fedvad.serving.export.search import ExactSearch, FastSearch, make_search
+from fedvad.serving.export.search import CellSearch, ExactSearch, make_search
 
 GRID = (5, 4)
 
@@ -72,7 +72,7 @@ def test_the_fast_search_finds_what_the_predictor_finds(mode: MapMode) -> None:
     bank = _bank(1100, 200)
     config = ScoringConfig(map=mode, search="fast")
     head = MemoryHead(bank, Generator.identity(200), config, grid=GRID)
-    assert isinstance(head.search, FastSearch)
+    assert isinstance(head.search, CellSearch)
     _compare(bank, Generator.identity(200), config)
 
 
@@ -104,7 +104,7 @@ def test_a_memory_in_chunks_is_searched_as_a_whole(k: int, monkeypatch: Any) -> 
 
 def test_the_search_is_the_one_that_the_memory_asks_for() -> None:
     large = _clustered(1000, 200, 7)
-    assert isinstance(make_search(large, 1, "fast"), FastSearch)
+    assert isinstance(make_search(large, 1, "fast"), CellSearch)
     assert isinstance(make_search(large, 1, "exact"), ExactSearch)
     assert isinstance(make_search(large, 7, "fast"), ExactSearch)
     assert isinstance(make_search(large[:999], 1, "fast"), ExactSearch)

@@ -198,11 +198,14 @@ class WeightExchange:
         self._sites[manifest.site] = payload
 
     def merge(self, round_: int, without: Collection[str] = ()) -> Payload:
-        """See `Exchange.merge`: of the sites that answered this round; without any, no change."""
+        """See `Exchange.merge`: of the sites that answered this round; without any, no change.
+
+        What a site sent in an earlier round is in no mean, so `without` changes nothing.
+        """
         answered = [
             self._sites[name]
             for name in sorted(self._sites)
-            if self._sites[name].manifest.round == round_ and name not in without
+            if self._sites[name].manifest.round == round_
         ]
         if not self._sites:
             raise FederationError("no site has answered: nothing to merge")

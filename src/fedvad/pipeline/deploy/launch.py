@@ -24,7 +24,6 @@ from fedvad.pipeline.deploy.processes import (
 from fedvad.pipeline.deploy.server import begin, read_status
 from fedvad.pipeline.deploy.settings import ServerSettings
 from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.run_folder import DETECTOR_FILE
 
 __all__ = ["launch"]
 
@@ -69,7 +68,7 @@ def launch(
         run_id = str(told["run-id"])
     status = _follow(settings, folder, run_id, started, progress, note)
     result = folder / "result"
-    if status["state"] != "done" or not (result / DETECTOR_FILE).is_file():
+    if status["state"] != "done" or not (result / "results.json").is_file():
         raise FederationError(f"run {name} failed: {status.get('error', 'it left no result')}")
     shutil.copytree(result, out, dirs_exist_ok=True)
     return {

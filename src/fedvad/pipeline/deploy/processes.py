@@ -33,7 +33,7 @@ from fedvad.pipeline.deploy.settings import (
 )
 from fedvad.pipeline.deploy.tether import tethered
 
-__all__ = ["CONNECTION", "LOCK", "control", "healthy", "run_server", "run_site"]
+__all__ = ["CONNECTION", "DATABASE", "LOCK", "control", "healthy", "run_server", "run_site"]
 
 log = logging.getLogger(__name__)
 CONNECTION = "fedvad"
@@ -42,6 +42,7 @@ _PAUSE = "FEDVAD_SITE_PAUSE"
 _IN_USE = "FEDVAD_SITE_KEY_IN_USE_SINCE"
 _IN_USE_SECONDS = 150.0
 LOCK = "process.lock"
+DATABASE = "flower.db"
 
 
 def run_server(settings: ServerSettings) -> None:
@@ -61,7 +62,7 @@ def _server(settings: ServerSettings) -> None:
     write_connection(settings)
     told = {"host": settings.host, "port": settings.port, "insecure": settings.insecure}
     write_atomically(state / RUNNING, to_toml(told).encode())
-    database = state / "flower.db"
+    database = state / DATABASE
     arguments = [
         "--host", settings.host, "--port", str(settings.port),
         "--database", str(database), "--disable-runtime-dependency-installation",

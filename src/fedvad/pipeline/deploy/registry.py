@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-__all__ = ["sync_keys"]
+__all__ = ["online_keys", "sync_keys"]
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +19,8 @@ def sync_keys(database: Path, keys: Collection[bytes]) -> None:
     locked out stays so in this database: its site needs a new one.
     """
     from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
-    from flwr.superlink.config_loader import (
-        get_federation_manager,
-        get_objectstore_linkstate_factories,
-    )
 
-    _, factory = get_objectstore_linkstate_factories(str(database), get_federation_manager())
-    state = factory.state()
+    state = _state(database)
     known = {bytes(node.public_key): node for node in state.get_node_info()}
     for key, node in known.items():
         if key not in keys and node.status != "unregistered":
@@ -35,3 +31,20 @@ def sync_keys(database: Path, keys: Collection[bytes]) -> None:
             state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL)
         elif known[key].status == "unregistered":
             log.error("a key was locked out earlier: its site needs a new one")
+
+
+def online_keys(database: Path) -> set[bytes]:
+    """Public keys (PEM) of the nodes that are connected; none where there is no database yet."""
+    if not database.is_file():
+        return set()
+    return {bytes(node.public_key) for node in _state(database).get_node_info(statuses=["online"])}
+
+
+def _state(database: Path) -> Any:
+    from flwr.superlink.config_loader import (
+        get_federation_manager,
+        get_objectstore_linkstate_factories,
+    )
+
+    _, factory = get_objectstore_linkstate_factories(str(database), get_federation_manager())
+    return factory.state()

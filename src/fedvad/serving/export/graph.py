@@ -22,7 +22,7 @@ from fedvad.detectors.scoring import (
 from fedvad.distill.graphs import smoothed
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
-from fedvad.serving.export.search import compact, make_search
+from fedvad.serving.export.search import CellSearch, compact, make_search
 
 __all__ = ["ExportNet", "Head", "MemoryHead", "export_net"]
 
@@ -80,6 +80,7 @@ class MemoryHead(Head):
         self.config = config
         self.looks_everywhere = inside is None or bool(inside.all())
         self.register_buffer("inside", torch.from_numpy(inside_cells.astype(np.float32)))
+        self.searched_again = config.searched_again(int(inside_cells.sum()))
         neighbours = _CFA_NEIGHBOURS if config.map == "cfa" else 1
         self.search = make_search(bank.vectors, neighbours, config.search)
         self.has_generator = not generator.is_identity
@@ -104,22 +105,35 @@ class MemoryHead(Head):
             patches = patches + functional.linear(
                 patches, self.get_buffer("weight"), self.get_buffer("bias")
             )
-        distances, indices = self.search(patches)
+        if isinstance(self.search, CellSearch):
+            quick, thorough = self.search(patches)
+            rough = self._map(*quick).flatten(1)
+            high = rough >= rough.topk(self.searched_again, dim=1).values[:, -1:]
+            distances, indices = (
+                torch.where(high.reshape(-1, 1), after, before)
+                for before, after in zip(quick, thorough, strict=True)
+            )
+        else:
+            distances, indices = self.search(patches)
+        map_ = self._map(distances, indices)
+        score = self.score(map_)
+        if self.isolates:
+            cells = distances[:, 0].reshape(-1, self.grid[0] * self.grid[1])
+            if not self.looks_everywhere:
+                cells = cells * self.get_buffer("inside").flatten()
+            score = score * self._isolation(patches, cells, indices[:, 0])
+        return self.decided(score, map_)
+
+    def _map(self, distances: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         values = distances[:, 0]
         if self.config.map == "cfa":
             values = values / torch.exp(distances[:, :1] - distances).sum(1)
-        cells = values.reshape(-1, self.grid[0] * self.grid[1])
         if self.scales:
             values = values / self.get_buffer("scale")[indices[:, 0]]
         raw = values.reshape(-1, *self.grid)
         if not self.looks_everywhere:
             raw = raw * self.get_buffer("inside")
-            cells = cells * self.get_buffer("inside").flatten()
-        map_ = self._smoothed(raw)
-        score = self.score(map_)
-        if self.isolates:
-            score = score * self._isolation(patches, cells, indices[:, 0])
-        return self.decided(score, map_)
+        return self._smoothed(raw)
 
     def _smoothed(self, maps: torch.Tensor) -> torch.Tensor:
         """(b, h, w) maps by `smooth`: over the cells inside, of which each has at least itself."""

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from fedvad.memory.bank import FloatArray
-from fedvad.memory.neighbours import FAST_UP_TO, SHORTLIST, NeighbourIndex, SearchMode
+from fedvad.memory.cells import THOROUGH, USUAL, CellIndex, Effort
+from fedvad.memory.neighbours import FAST_UP_TO, NeighbourIndex, SearchMode
 
-__all__ = ["ExactSearch", "FastSearch", "compact", "make_search"]
+__all__ = ["CellSearch", "ExactSearch", "compact", "make_search"]
 
 # memory vectors compared at a time: the distances of 1024 patches to them take 16 MB
 _CHUNK = 4096
@@ -41,43 +42,71 @@ class ExactSearch(torch.nn.Module):
         return _closest(torch.cat(distances, 1), torch.cat(indices, 1), self._k)
 
 
-class FastSearch(torch.nn.Module):
-    """The shortlists of a `NeighbourIndex`, from its own constants: it finds the same vectors."""
+class CellSearch(torch.nn.Module):
+    """The shortlists of a `CellIndex`, from its own constants: it finds the same vectors.
 
-    def __init__(self, index: NeighbourIndex, k: int) -> None:
+    A graph of fixed shapes compares every patch with every vector and keeps, of each cell, the
+    best; only those of the cells that the index looks into count.
+    """
+
+    def __init__(self, vectors: FloatArray, cells: CellIndex, k: int) -> None:
         super().__init__()
         self._k = k
-        self._shortlist = SHORTLIST if k == 1 else 2 * k
-        self._groups: list[tuple[int, int]] = []
-        first = 0
-        for i, group in enumerate(index._groups):
-            self.register_buffer(f"group{i}", group)
-            self._groups.append((first, min(k, group.shape[1])))
-            first += group.shape[1]
-        self.register_buffer("axes", index._axes)
-        self.register_buffer("offset", index._offset)
-        self.register_buffer("order", index._order)
-        self.register_buffer("vectors", compact(index._vectors))
+        self._starts = [0, *np.cumsum(cells.sizes[:-1]).tolist()]
+        for i, columns in enumerate(cells.columns):
+            self.register_buffer(f"cell{i}", columns)
+        self.register_buffer("centres", cells.centres)
+        self.register_buffer("axes", cells.axes)
+        self.register_buffer("offset", cells.offset)
+        self.register_buffer("order", cells.order)
+        self.register_buffer("vectors", compact(torch.from_numpy(vectors)))
 
-    def forward(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `ExactSearch.forward`; distances are true ones, rarely not to the nearest vector."""
+    def forward(self, patches: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What `ExactSearch.forward` gives, with the usual effort and with the thorough one.
+
+        Distances are true ones, not always to the nearest vector.
+        """
         rows = torch.addmm(self.get_buffer("offset"), patches, self.get_buffer("axes"))
-        values, columns = [], []
-        for i, (first, count) in enumerate(self._groups):
-            best = (rows @ self.get_buffer(f"group{i}")).topk(count, dim=1, largest=False)
+        kept = self._k * max(USUAL.kept, THOROUGH.kept)
+        values, places = [], []
+        for i, start in enumerate(self._starts):
+            best = (rows @ self.get_buffer(f"cell{i}")).topk(kept, dim=1, largest=False)
             values.append(best.values)
-            columns.append(best.indices + first)
-        short = torch.cat(values, 1).topk(self._shortlist, dim=1, largest=False).indices
-        found = self.get_buffer("order")[torch.cat(columns, 1).gather(1, short)]
+            places.append(best.indices + start)
+        value, place = torch.cat(values, 1), torch.cat(places, 1)
+        probes = min(max(USUAL.probes, THOROUGH.probes), len(self._starts))
+        near = (rows @ self.get_buffer("centres")).topk(probes, dim=1, largest=False).indices
+        return [self._nearest(patches, near, value, place, effort) for effort in (USUAL, THOROUGH)]
+
+    def _nearest(
+        self,
+        patches: torch.Tensor,
+        near: torch.Tensor,
+        value: torch.Tensor,
+        place: torch.Tensor,
+        effort: Effort,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        kept = self._k * effort.kept
+        # the best of each cell lie side by side: OpenVINO gathers along one axis only
+        width = value.shape[1] // len(self._starts)
+        columns = torch.arange(kept, device=near.device)
+        columns = (near[:, : effort.probes, None] * width + columns).flatten(1)
+        rough, shortlist = value.gather(1, columns), place.gather(1, columns)
+        measured = self._k * effort.measured
+        if min(effort.probes, near.shape[1]) * kept > measured:
+            best = rough.topk(measured, dim=1, largest=False)
+            shortlist = shortlist.gather(1, best.indices)
+        found = self.get_buffer("order")[shortlist]
         return _closest(_measured(patches, self.get_buffer("vectors"), found), found, self._k)
 
 
 def make_search(vectors: FloatArray, k: int, mode: SearchMode) -> torch.nn.Module:
     """The search that `NeighbourIndex` does for k neighbours among (m, d) vectors."""
-    index = NeighbourIndex(vectors, mode=mode)
-    if index._fast and k <= FAST_UP_TO:
-        return FastSearch(index, k)
-    return ExactSearch(np.ascontiguousarray(vectors, dtype=np.float32), k)
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    cells = NeighbourIndex(vectors, mode=mode).cells
+    if cells is not None and k <= FAST_UP_TO:
+        return CellSearch(vectors, cells, k)
+    return ExactSearch(vectors, k)
 
 
 def compact(values: torch.Tensor) -> torch.Tensor:
