@@ -97,7 +97,7 @@ def test_image_sizes_out_of_range(size: int) -> None:
 
 @pytest.mark.parametrize("size", ["64", "256x256", "fit:64", "auto", True])
 def test_image_sizes_are_in_their_plain_form(size: int | str) -> None:
-    with pytest.raises(ConfigError, match=r"image size"):
+    with pytest.raises(ConfigError, match=r"image.size"):
         FeatureConfig(image_size=size)
 
 

@@ -86,7 +86,7 @@ class View:
         match = _FORM.fullmatch(str(size).strip())
         if match is None:
             raise ConfigError(
-                f"image size {size!r} is none of the forms 256, 256x512 (height x width), "
+                f"image_size {size!r} is none of the forms 256, 256x512 (height x width), "
                 "fit:256x512, short:256 and auto"
             )
         height = int(match[2])
