@@ -200,7 +200,7 @@ class TestEveryDetector:
         wanted = detector.score(paths)
         limit = float(np.median(wanted.image))
         pixels = np.stack([resize_rgb(read_rgb(path), SIZE) for path in paths])
-        model = backend.build(export_net(detector, limit), SIZE)
+        model = backend.build(export_net(detector, limit), (SIZE, SIZE))
         file = next(f"model{suffix}" for suffix in backend.files(model) if suffix != ".bin")
         contents = {f"model{suffix}": data for suffix, data in backend.files(model).items()}
         with opened(backend.load, contents, file) as run:

@@ -81,7 +81,7 @@ def test_only_the_backbone_is_quantised(
     backend = {"onnx": onnx, "openvino": openvino}[format]
     with torch.inference_mode():
         wanted = net(torch.from_numpy(images))[0].numpy()
-    model = backend.quantise(backend.build(net, SIDE), [image[None] for image in images])
+    model = backend.quantise(backend.build(net, (SIDE, SIDE)), [image[None] for image in images])
     assert capfd.readouterr().out == ""
     names = _quantisers(model)
     assert len(names) >= 2
