@@ -91,8 +91,8 @@ class ScoringConfig:
     def searched_again(self, cells: int) -> int:
         """Number of the highest cells, of a map of this many, that `fast` searches thoroughly.
 
-        Twice those of the image score, and at least an eighth: the others cannot reach it, because
-        a thorough search only lowers a distance.
+        Twice those of the image score, and at least an eighth: the others hardly ever reach it,
+        because a thorough search only lowers a distance.
         """
         return min(cells, max(2 * self.count(cells), cells // 8))
 

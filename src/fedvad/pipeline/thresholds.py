@@ -56,15 +56,20 @@ def calibrate(
     stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
     found = Calibration(images=sum(map(len, held_out.values())))
     scores: dict[Reference, dict[str, Scores]] = {reference: {} for reference in references}
+    # one index for all sites, which differ by their generators only
+    shared = run.detector(None, extractor, "global").scorer
     for name, model in run.sites.items():
         for reference in references:
             if reference == "local" and len(model.bank) == 0:  # took part in no round
                 continue
-            detector = run.detector(name, extractor, reference)
+            if reference == "global":
+                scorer = shared
+            else:
+                scorer = run.detector(name, extractor, reference).scorer
             own = np.asarray(
                 held_out_scores(
                     held_out[name],
-                    detector.scorer,
+                    scorer,
                     model.generator,
                     leave_one_out=config.calibration_mode == "leave-one-out",
                     stored=config.stored_form(),
