@@ -133,8 +133,8 @@ def test_a_package_beyond_the_tolerance_fails_and_is_not_written(
 
 
 def test_nothing_to_verify_on(trained: Run, plants: Path, tmp_path: Path) -> None:
-    shutil.copytree(plants / SITE / "train", tmp_path / SITE / "train")
+    shutil.copytree(plants / SITE / "train", tmp_path / "data" / SITE / "train")
     with pytest.raises(DataError, match="no test images"):
-        fedvad.export(trained[0], out=tmp_path / "out", verify=tmp_path)
+        fedvad.export(trained[0], out=tmp_path / "out", verify=tmp_path / "data")
     with pytest.raises(DataError, match="nowhere"):
         fedvad.export(trained[0], out=tmp_path / "out", verify=tmp_path / "nowhere")
