@@ -19,7 +19,7 @@ from common import Clock, Row, alternate, clock_of, options, report, timed
 
 from fedvad.data.folders import ImageSet, read_set
 from fedvad.data.images import read_rgb, resize_rgb
-from fedvad.detectors.feddymem import PatchCore
+from fedvad.detectors.memory.feddymem import PatchCore
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.compat import import_timm
 from fedvad.features.config import FeatureConfig

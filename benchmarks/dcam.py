@@ -25,8 +25,8 @@ from common import backbone_options, extractor, machine, spread
 
 from fedvad.data.folders import ImageSet, Site, read_set
 from fedvad.detectors.registry import create
-from fedvad.distill.attention_options import AttentionConfig, ImitationConfig
-from fedvad.distill.training import TrainConfig
+from fedvad.detectors.student.dcam.options import AttentionConfig, ImitationConfig
+from fedvad.detectors.student.training import TrainConfig
 from fedvad.evaluation.sites import evaluate_site, summarise
 
 # The first of each kind is the shipped default.

@@ -39,18 +39,18 @@ from common import backbone_options, extractor, machine, spread
 from fedvad.data.folders import ImageSet, Site, read_set, read_sites
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.base import Detector
-from fedvad.detectors.dmdd import DMDD
-from fedvad.detectors.memory_site import FedDyMemConfig
+from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.detectors.registry import create
-from fedvad.detectors.reverse import adam
 from fedvad.detectors.scoring import ScoringConfig
-from fedvad.distill.amplify_options import AmplifyConfig
-from fedvad.distill.dual_options import DualConfig
-from fedvad.distill.training import TrainConfig
+from fedvad.detectors.student.aand.options import AmplifyConfig
+from fedvad.detectors.student.dmdd.detector import DMDD
+from fedvad.detectors.student.dmdd.options import DualConfig
+from fedvad.detectors.student.rd.detector import adam
+from fedvad.detectors.student.training import TrainConfig
 from fedvad.evaluation.outline import outline_recall
 from fedvad.evaluation.sites import evaluate_site, map_mask_pairs
-from fedvad.pipeline.outputs import panels
 from fedvad.report.contact_sheet import contact_sheet
+from fedvad.verbs.outputs import panels
 
 # The first of each method is its shipped default. Amplification and the loss of hard examples are
 # crossed, so that each can be told from the other.

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 import fedvad
-from fedvad.data.demo import write_demo
+from fedvad.drawing.demo import write_demo
 from fedvad.features import engine  # noqa: F401 - imported before the fork
-from fedvad.pipeline import outputs
-from fedvad.pipeline.run_folder import DETECTOR_FILE
+from fedvad.runs.run_folder import DETECTOR_FILE
+from fedvad.verbs import outputs
 
 
 def _start(data: Path, out: Path, cache: Path, options: dict[str, Any]) -> int:

@@ -22,22 +22,22 @@ from typing import Any
 
 import numpy as np
 
-from fedvad.data.demo import write_demo
 from fedvad.data.folders import Site
 from fedvad.detectors.base import NormalFeatures, score_stream
 from fedvad.detectors.scoring import MemoryScorer
+from fedvad.drawing.demo import write_demo
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import run_rounds
 from fedvad.federation.payload import bank_from
-from fedvad.federation.runners.inprocess import run_rounds
 from fedvad.half import to_float
 from fedvad.memory.bank import MemoryBank, concatenate
-from fedvad.pipeline.audit import audit_rows
-from fedvad.pipeline.config import TrainConfig, resolve_config
-from fedvad.pipeline.data import load_sites
-from fedvad.pipeline.plan import memory_sites, plan, privacy
+from fedvad.runs.config import TrainConfig, resolve_config
+from fedvad.runs.data import load_sites
+from fedvad.runs.plan import memory_sites, plan, privacy
+from fedvad.verbs.audit import audit_rows
 
 _POSITION: dict[str, Any] = {
     "method": "feddymem-position", "merge": "average", "rounds": 1, "upload_bytes": 2_000_000

@@ -20,8 +20,8 @@ from PIL import Image
 
 from fedvad.data.folders import ImageItem, ImageSet
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.pipeline.config import resolve_config
-from fedvad.pipeline.students import make_student
+from fedvad.runs.config import resolve_config
+from fedvad.runs.students import make_student
 
 
 def run(

@@ -22,24 +22,24 @@ import numpy as np
 
 from fedvad.data.folders import Site, read_set, read_sites
 from fedvad.detectors.base import Detector
-from fedvad.detectors.feddymem import FedDyMem
-from fedvad.detectors.memory_site import MemorySite
+from fedvad.detectors.memory.feddymem import FedDyMem
+from fedvad.detectors.memory.site import MemorySite
 from fedvad.detectors.registry import create
-from fedvad.detectors.student import StudentDetector
-from fedvad.distill.parameters import load_parameters, parameters_of, under
-from fedvad.distill.training import TrainConfig as Training
+from fedvad.detectors.student.detector import StudentDetector
+from fedvad.detectors.student.parameters import load_parameters, parameters_of, under
+from fedvad.detectors.student.training import TrainConfig as Training
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.payload import bank_from
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
-from fedvad.pipeline.config import TrainConfig, resolve_config
-from fedvad.pipeline.data import warm_up
-from fedvad.pipeline.plan import memory_sites, plan, site_seed
-from fedvad.pipeline.progress import silent
+from fedvad.runs.config import TrainConfig, resolve_config
+from fedvad.runs.data import warm_up
+from fedvad.runs.plan import memory_sites, plan, site_seed
+from fedvad.runs.progress import silent
 
 ROUNDS = 2
 

@@ -25,13 +25,13 @@ from common import alternate, spread
 
 from fedvad.data.folders import read_set
 from fedvad.detectors.registry import create
-from fedvad.detectors.stfpm import STFPM, PaSTe
-from fedvad.detectors.student import StudentDetector
-from fedvad.distill.branches import PaSTeNet
-from fedvad.distill.cost import peak_memory
-from fedvad.distill.graphs import MapNet, Normalise
-from fedvad.distill.loss import cosine_loss
-from fedvad.distill.training import TrainConfig
+from fedvad.detectors.student.branches import PaSTeNet
+from fedvad.detectors.student.cost import peak_memory
+from fedvad.detectors.student.detector import StudentDetector
+from fedvad.detectors.student.graphs import MapNet, Normalise
+from fedvad.detectors.student.loss import cosine_loss
+from fedvad.detectors.student.stfpm import STFPM, PaSTe
+from fedvad.detectors.student.training import TrainConfig
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.config import FeatureConfig
 from fedvad.features.engine import make_engine

@@ -35,10 +35,10 @@ from fedvad.federation.payload import Payload, bank_from
 from fedvad.half import to_float
 from fedvad.memory.coreset import k_center
 from fedvad.memory.distances import nearest
-from fedvad.pipeline.config import TrainConfig, resolve_config
-from fedvad.pipeline.data import load_sites, warm_up
-from fedvad.pipeline.plan import memory_sites, plan, sampling_ahead
-from fedvad.pipeline.progress import silent
+from fedvad.runs.config import TrainConfig, resolve_config
+from fedvad.runs.data import load_sites, warm_up
+from fedvad.runs.plan import memory_sites, plan, sampling_ahead
+from fedvad.runs.progress import silent
 
 Uploads = dict[str, list[Payload]]
 SHARES = (0.05, 0.25, 1.0)

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def latency(arguments: argparse.Namespace) -> None:
-    from fedvad.detectors.feddymem import PatchCore
+    from fedvad.detectors.memory.feddymem import PatchCore
     from fedvad.features.config import FeatureConfig
     from fedvad.features.extractor import FeatureExtractor
     from fedvad.memory.bank import MemoryBank

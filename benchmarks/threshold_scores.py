@@ -14,19 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from fedvad.data.demo import write_demo
 from fedvad.data.folders import read_sites
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import held_out_scores
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer
+from fedvad.drawing.demo import write_demo
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import run_rounds
 from fedvad.federation.payload import bank_from
-from fedvad.federation.runners.inprocess import run_rounds
 from fedvad.memory.bank import MemoryBank
-from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.plan import memory_sites, plan
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.plan import memory_sites, plan
 
 Scores = dict[str, dict[str, list[float]]]
 _FRESH, _ANOMALOUS, _LEAST_FRESH = 60, 24, 5

@@ -28,7 +28,7 @@ from fedvad.evaluation.histograms import count, threshold_of_counts
 from fedvad.evaluation.thresholds import conformal_rank, conformal_threshold
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.pipeline.config import resolve_config
+from fedvad.runs.config import resolve_config
 
 Rule = Callable[[Scores, float], dict[str, float]]
 TARGETS = (0.01, 0.05)

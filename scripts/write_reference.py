@@ -14,14 +14,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from fedvad.pipeline.config import FREE_ON_RESUME, METHODS, TrainConfig
-from fedvad.pipeline.option import Option, declared
-from fedvad.pipeline.student_config import STUDENT_METHODS, StudentOptions
-from fedvad.pipeline.template import as_toml
+from fedvad.runs.config import FREE_ON_RESUME, METHODS, TrainConfig
+from fedvad.runs.option import Option, declared
+from fedvad.runs.student_config import STUDENT_METHODS, StudentOptions
+from fedvad.runs.template import as_toml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/configuration.md"
-TYPES = ROOT / "src/fedvad/pipeline/typed_options.py"
+TYPES = ROOT / "src/fedvad/runs/typed_options.py"
 BEGIN = "<!-- written by scripts/write_reference.py: change the declarations instead -->\n"
 END = "<!-- end of what is written by scripts/write_reference.py -->\n"
 

@@ -30,11 +30,11 @@ _LONGEST = (
     "test_docs.py",
     "contract/test_exchanges.py",
     "contract/test_detectors.py",
-    "pipeline/test_students.py",
-    "pipeline/test_bench.py",
+    "runs/test_students.py",
+    "experiments/test_bench.py",
     "serving/export/test_package.py",
-    "pipeline/test_distill.py",
-    "pipeline/test_continual.py",
+    "experiments/test_distill.py",
+    "experiments/test_continual.py",
 )
 # of the commands that tests start, too
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pytest
 
 import fedvad
-from fedvad.data.demo import write_demo
 from fedvad.detectors.base import NormalFeatures
-from fedvad.detectors.generator import Generator
-from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.site import FedDyMemConfig, MemorySite
+from fedvad.drawing.demo import write_demo
 from fedvad.evaluation.thresholds import Threshold, conformal_threshold
 from fedvad.federation.payload import Manifest, Payload, bank_arrays
 from fedvad.memory.bank import MemoryBank

@@ -16,15 +16,15 @@ import fedvad
 from fedvad.api_arguments import cache_at
 from fedvad.cli.common import open_cache
 from fedvad.data.folders import read_set
-from fedvad.detectors.feddymem import FedDyMem, PatchCore
-from fedvad.detectors.memory_site import FedDyMemConfig
-from fedvad.detectors.metric_loss import MetricLossConfig
+from fedvad.detectors.memory.feddymem import FedDyMem, PatchCore
+from fedvad.detectors.memory.metric_loss import MetricLossConfig
+from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.detectors.registry import create, detector_class
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import IMAGE_SIZE
-from fedvad.pipeline.config import resolve_config
+from fedvad.runs.config import resolve_config
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.app import create_app
 from fedvad.serving.service.settings import ServiceSettings

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from fedvad.data.demo import write_demo
 from fedvad.data.synthesis import KINDS
-from fedvad.pipeline.bench.suite import load_suite, shipped_suites
-from fedvad.pipeline.config import resolve_config
-from fedvad.pipeline.continual.stream import load_stream
-from fedvad.pipeline.distill.recipe import StageOptions, load_recipe
+from fedvad.drawing.demo import write_demo
+from fedvad.experiments.bench.suite import load_suite, shipped_suites
+from fedvad.experiments.continual.stream import load_stream
+from fedvad.experiments.distill.recipe import StageOptions, load_recipe
+from fedvad.runs.config import resolve_config
 from tests.helpers import run_main
 
 ROOT = Path(__file__).resolve().parents[1]

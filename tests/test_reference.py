@@ -11,8 +11,8 @@ import pytest
 from mypy import api as mypy
 
 import fedvad
-from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.option import declared
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.option import declared
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,7 +67,7 @@ strict = true
 follow_imports = skip
 mypy_path = {ROOT / "src"}
 cache_dir = {tmp_path / "cache"}
-[mypy-fedvad,fedvad.api,fedvad.api_arguments,fedvad.pipeline.typed_options]
+[mypy-fedvad,fedvad.api,fedvad.api_arguments,fedvad.runs.typed_options]
 follow_imports = silent
 """,
         encoding="utf-8",

@@ -14,18 +14,18 @@ from fedvad.data.bounds import MAX_PIXELS, check_limit
 from fedvad.data.labels import Names
 from fedvad.evaluation.results import Results
 from fedvad.features.config import Engine
-from fedvad.pipeline.config import Reference, as_path, resolve_config
-from fedvad.pipeline.demo import demo as _demo
-from fedvad.pipeline.evaluate import evaluate as _evaluate
-from fedvad.pipeline.inspect import inspect as _inspect
-from fedvad.pipeline.predict import predict as _predict
-from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.recalibrate import recalibrate as _recalibrate
-from fedvad.pipeline.report import Written
-from fedvad.pipeline.report import report as _report
-from fedvad.pipeline.run import Run
-from fedvad.pipeline.train import train as _train
-from fedvad.pipeline.typed_options import TrainOptions
+from fedvad.runs.config import Reference, as_path, resolve_config
+from fedvad.runs.progress import Progress, silent
+from fedvad.runs.run import Run
+from fedvad.runs.typed_options import TrainOptions
+from fedvad.verbs.demo import demo as _demo
+from fedvad.verbs.evaluate import evaluate as _evaluate
+from fedvad.verbs.inspect import inspect as _inspect
+from fedvad.verbs.predict import predict as _predict
+from fedvad.verbs.recalibrate import recalibrate as _recalibrate
+from fedvad.verbs.report import Written
+from fedvad.verbs.report import report as _report
+from fedvad.verbs.train import train as _train
 
 __all__ = [
     "TrainOptions",
@@ -139,7 +139,7 @@ def predict(
     images: one, or several: paths of files and folders, bytes of files, RGB arrays, PIL images,
     torch tensors (see `data.arrays.to_rgb`); those without a path are called images[0], ...
     Everything is checked at the call; an image is scored when its result is asked for. See
-    `fedvad.pipeline.predict.predict`. Raises `DataError` for anything else.
+    `fedvad.verbs.predict.predict`. Raises `DataError` for anything else.
     """
     if save is not None and not isinstance(save, str):
         save = [str(kind) for kind in listed(save, "save")]
@@ -181,7 +181,7 @@ def calibrate(
 
     normals: a file or folder of images, or several. site: whose images these are; may be left out
     where the run has one site only. target_fpr: wanted false-alarm rate in (0, 0.5], by default
-    that of the training. See `fedvad.pipeline.recalibrate.recalibrate`.
+    that of the training. See `fedvad.verbs.recalibrate.recalibrate`.
     """
     several = [normals] if isinstance(normals, str | PathLike) else listed(normals, "normals")
     return _recalibrate(

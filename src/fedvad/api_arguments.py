@@ -9,7 +9,7 @@ from typing import Any
 
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache, default_cache_root
-from fedvad.pipeline.config import as_path
+from fedvad.runs.config import as_path
 
 __all__ = ["AnyPath", "by_backbone", "cache_at", "listed", "maybe"]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from fedvad.api_arguments import AnyPath, by_backbone, cache_at, maybe
 from fedvad.errors import ConfigError
-from fedvad.pipeline.bench.run import bench as _bench
-from fedvad.pipeline.bench.suite import load_suite
-from fedvad.pipeline.config import as_path
-from fedvad.pipeline.continual.run import continual as _continual
-from fedvad.pipeline.continual.stream import load_stream
-from fedvad.pipeline.gallery import gallery as _gallery
-from fedvad.pipeline.progress import Progress, silent
+from fedvad.experiments.bench.run import bench as _bench
+from fedvad.experiments.bench.suite import load_suite
+from fedvad.experiments.continual.run import continual as _continual
+from fedvad.experiments.continual.stream import load_stream
+from fedvad.runs.config import as_path
+from fedvad.runs.progress import Progress, silent
+from fedvad.verbs.gallery import gallery as _gallery
 
 __all__ = ["backbones", "bench", "distill_backbone", "gallery", "run_stream"]
 
@@ -88,8 +88,8 @@ def distill_backbone(
 
     weights: a file by the teacher's name.
     """
-    from fedvad.pipeline.distill.recipe import load_recipe  # loads torch, with the next one
-    from fedvad.pipeline.distill.run import distill
+    from fedvad.experiments.distill.recipe import load_recipe  # loads torch, with the next one
+    from fedvad.experiments.distill.run import distill
 
     return distill(
         load_recipe(recipe),

@@ -17,7 +17,7 @@ from PIL import Image
 
 import fedvad
 from tests.helpers import FLAGS, OPTIONS, SIZE, run_main, upload
-from tests.pipeline.test_train import SITES, check_shape
+from tests.verbs.test_train import SITES, check_shape
 
 Run = tuple[Path, dict[str, Any]]
 Capture = pytest.CaptureFixture[str]
@@ -32,7 +32,7 @@ def _environment(monkeypatch: Patch, shared_cache: Path) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: Patch) -> None:
-    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
 
 
 def _one_document(text: str) -> Any:
@@ -395,7 +395,7 @@ class TestExitCodes:
         def interrupt(*arguments: object, **options: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fedvad.pipeline.phases.run_rounds", interrupt)
+        monkeypatch.setattr("fedvad.runs.phases.run_rounds", interrupt)
         assert run_main(monkeypatch, "train", plants, "--out", tmp_path / "r", *FLAGS) == 130
         assert "--resume" in capsys.readouterr().err
 
@@ -428,7 +428,7 @@ def test_interrupt_and_kill_lose_at_most_the_round_in_flight(
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
 
-    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     options: dict[str, Any] = {"cache": shared_cache, "rounds": rounds, "upload_bytes": 4096}
     results = fedvad.train(plants, out, resume=True, **options, **OPTIONS)
     assert results["ledger"]["rounds"] == rounds

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from fedvad.data.files import locked
-from fedvad.pipeline.deploy import guard, processes
-from fedvad.pipeline.deploy.guard import APP
-from fedvad.pipeline.deploy.settings import read_server
+from fedvad.deploy import guard, processes
+from fedvad.deploy.guard import APP
+from fedvad.deploy.settings import read_server
 from tests.helpers import run_main
 
 
@@ -94,7 +94,7 @@ class TestWithFlower:
         """Command lines that Flower was given instead of starting anything."""
         import sys
 
-        from fedvad.pipeline.deploy import guard
+        from fedvad.deploy import guard
 
         seen: list[list[str]] = []
 
@@ -284,7 +284,7 @@ class TestWithFlower:
     def test_launch_waits_for_a_server_that_is_starting(
         self, deployed: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        module = import_module("fedvad.pipeline.deploy.launch")
+        module = import_module("fedvad.deploy.launch")
         settings = read_server(deployed)
         answers = iter([False, False, False, True])
         clock = iter(range(0, 10_000, 50))
@@ -302,7 +302,7 @@ class TestWithFlower:
     def test_launch_without_a_server(
         self, deployed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(import_module("fedvad.pipeline.deploy.launch"), "_START_SECONDS", 0.0)
+        monkeypatch.setattr(import_module("fedvad.deploy.launch"), "_START_SECONDS", 0.0)
         assert run_main(monkeypatch, "launch", deployed, "--out", deployed / "run") == 4
         assert "start it with `fedvad server`" in capsys.readouterr().err
         (deployed / "run").mkdir()

@@ -123,7 +123,7 @@ def test_refusals(plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capt
 
 def test_it_needs_no_torch(plants: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from fedvad.pipeline.gallery import gallery;"
+        "import sys; from pathlib import Path; from fedvad.verbs.gallery import gallery;"
         "gallery(Path(sys.argv[1]), Path(sys.argv[2]), kinds=('stain',), rows=1, image_size=32);"
         "sys.exit('torch' in sys.modules)"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedvad.cli.lines import StageLines
-from fedvad.pipeline.progress import Stage
+from fedvad.runs.progress import Stage
 from tests.helpers import run_main
 
 Capture = pytest.CaptureFixture[str]
@@ -65,7 +65,7 @@ def _scoring(monkeypatch: Patch) -> None:
                "error": None, "reason": "no threshold"}  # fmt: skip
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("fedvad.pipeline.predict.predict", predict)
+    monkeypatch.setattr("fedvad.verbs.predict.predict", predict)
 
 
 @pytest.mark.usefixtures("_scoring")

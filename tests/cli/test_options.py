@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from fedvad.cli.main import app
 from fedvad.errors import ConfigError
-from fedvad.pipeline.config import METHODS, TrainConfig, resolve_config
-from fedvad.pipeline.option import Option, declared
-from fedvad.pipeline.template import template
+from fedvad.runs.config import METHODS, TrainConfig, resolve_config
+from fedvad.runs.option import Option, declared
+from fedvad.runs.template import template
 
 COMMAND = typer.main.get_command(app)
 OPTIONS = {option.name: option for option in declared(TrainConfig)}

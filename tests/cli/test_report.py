@@ -14,8 +14,8 @@ from fedvad.errors import ArtefactError, ConfigError, StorageError
 from fedvad.report.results_tables import sites_table
 from fedvad.report.tables import without_empty
 from tests.helpers import OPTIONS, run_main
-from tests.pipeline.test_train import SITES
 from tests.report.html.support import Reader
+from tests.verbs.test_train import SITES
 
 Run = tuple[Path, dict[str, Any]]
 Capture = pytest.CaptureFixture[str]
@@ -180,7 +180,7 @@ def hostile(plants: Path, tmp_path: Path) -> Path:
 def test_markup_in_the_names_of_a_real_run(
     hostile: Path, tmp_path: Path, shared_cache: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     fedvad.train(hostile, tmp_path / "out", cache=shared_cache, **OPTIONS)
     page = Reader((tmp_path / "out" / "report.html").read_bytes())
     assert len(page.all("script")) == 1
@@ -209,8 +209,8 @@ def test_a_failing_report_does_not_lose_the_training(
     def fail(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(f"fedvad.pipeline.outputs.{place}", fail)
-    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+    monkeypatch.setattr(f"fedvad.verbs.outputs.{place}", fail)
+    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     results = fedvad.train(plants, tmp_path / "run", cache=shared_cache, **OPTIONS)
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     assert not (tmp_path / "run" / "state").exists()

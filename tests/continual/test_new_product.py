@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvad.data.demo import write_demo
 from fedvad.data.folders import Site, read_set
-from fedvad.detectors.feddymem import FedDyMem
-from fedvad.detectors.memory_site import MemorySite
+from fedvad.detectors.memory.feddymem import FedDyMem
+from fedvad.detectors.memory.site import MemorySite
+from fedvad.drawing.demo import write_demo
 from fedvad.errors import ConfigError
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.payload import Payload, bank_from
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
-from fedvad.pipeline.config import TrainConfig, resolve_config
-from fedvad.pipeline.data import warm_up
-from fedvad.pipeline.plan import memory_sites, plan, site_seed
-from fedvad.pipeline.progress import silent
+from fedvad.runs.config import TrainConfig, resolve_config
+from fedvad.runs.data import warm_up
+from fedvad.runs.plan import memory_sites, plan, site_seed
+from fedvad.runs.progress import silent
 from tests.helpers import OPTIONS
 
 

@@ -15,15 +15,15 @@ from fedvad.continual.codecs import CodecConfig
 from fedvad.continual.memory import ReplayMemory
 from fedvad.continual.students import StudentLearner
 from fedvad.data.folders import ImageItem, ImageSet, read_set
-from fedvad.detectors.stfpm import STFPM, PaSTe
-from fedvad.detectors.student import StudentDetector
-from fedvad.distill.loss import cosine_loss
-from fedvad.distill.parameters import parameters_of
+from fedvad.detectors.student.detector import StudentDetector
+from fedvad.detectors.student.loss import cosine_loss
+from fedvad.detectors.student.parameters import parameters_of
+from fedvad.detectors.student.stfpm import STFPM, PaSTe
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from tests.conftest import MakeImages
-from tests.distill import support
+from tests.detectors.student import support
 
 SHORT = replace(support.QUICK, epochs=12, warmup=2)
 
@@ -59,7 +59,7 @@ def weights_of(found: StudentLearner) -> np.ndarray:
 
 def loss_on(found: StudentLearner, task: Task) -> float:
     data = found._detector.prepare(task.images, found._net).beside(len(task.images))
-    from fedvad.distill.pixels import read_pixels
+    from fedvad.detectors.student.pixels import read_pixels
 
     data.extend(p.pixels for p in read_pixels(task.images.paths, 64) if p.pixels is not None)
     batch = data.batch(range(len(data)))

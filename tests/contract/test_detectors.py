@@ -17,7 +17,7 @@ from fedvad.data.folders import ImageItem, ImageSet, read_set
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.base import Detector
-from fedvad.detectors.feddymem import FedDyMem, PatchCore
+from fedvad.detectors.memory.feddymem import FedDyMem, PatchCore
 from fedvad.detectors.registry import create, detector_class, list_detectors
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError, StorageError
 from fedvad.evaluation.thresholds import Threshold
@@ -28,7 +28,7 @@ from fedvad.serving.export.check import compare as compare_export
 from fedvad.serving.export.check import opened
 from fedvad.serving.export.graph import export_net
 from fedvad.serving.predictor import Predictor
-from tests.distill import support
+from tests.detectors.student import support
 from tests.helpers import OPTIONS, SIZE
 
 ALL = list_detectors()

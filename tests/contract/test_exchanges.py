@@ -8,7 +8,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from fedvad.detectors.memory_site import FedDyMemConfig
+from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.errors import FederationError, PayloadError
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.payload import Payload, bank_arrays, bank_from

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvad.detectors.memory_site import FedDyMemConfig
+from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.errors import FederationError
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
 from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.ledger import Ledger, RoundEntry
+from fedvad.federation.mailboxes.files import receive_files
+from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
+from fedvad.federation.mailboxes.flower.rounds import Patience, RemoteRounds
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
+from fedvad.federation.mailboxes.state import load_state, save_state
 from fedvad.federation.payload import Payload
-from fedvad.federation.runners.files import receive_files
-from fedvad.federation.runners.flower.messages import Instruction, Reply
-from fedvad.federation.runners.flower.rounds import Patience, RemoteRounds
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
-from fedvad.federation.runners.state import load_state, save_state
 from fedvad.federation.server import Server
 from tests.deploy.support import FakeLinks
 from tests.federation.test_golden import signing_key

@@ -13,22 +13,22 @@ import pytest
 
 import fedvad
 from fedvad.data.folders import read_sites
-from fedvad.detectors.feddymem import MemoryDetector
+from fedvad.detectors.memory.feddymem import MemoryDetector
 from fedvad.detectors.registry import detector_class, list_detectors
 from fedvad.errors import ConfigError, PayloadError
+from fedvad.experiments.bench.cells import Prepared, run_cell
+from fedvad.experiments.bench.suite import BenchMethod, Suite
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
-from fedvad.pipeline.bench.cells import Prepared, run_cell
-from fedvad.pipeline.bench.suite import BenchMethod, Suite
-from fedvad.pipeline.config import METHODS, TrainConfig, resolve_config
-from fedvad.pipeline.data import warm_up
-from fedvad.pipeline.memory_run import TrainedRun
-from fedvad.pipeline.method import Method, make_method, method_class
-from fedvad.pipeline.progress import silent
-from fedvad.pipeline.student_config import StudentOptions
+from fedvad.runs.config import METHODS, TrainConfig, resolve_config
+from fedvad.runs.data import warm_up
+from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.method import Method, make_method, method_class
+from fedvad.runs.progress import silent
+from fedvad.runs.student_config import StudentOptions
 from fedvad.serving.predictor import Predictor
-from tests.distill import support
+from tests.detectors.student import support
 from tests.helpers import OPTIONS
 
 ALL = sorted(METHODS)
@@ -74,8 +74,8 @@ def finished(
     def train(name: str) -> Finished:
         out, options = tmp_path_factory.mktemp(name) / "run", given(name)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
-            patch.setattr("fedvad.pipeline.outputs._write_report", lambda *a, **k: None)
+            patch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
+            patch.setattr("fedvad.verbs.outputs._write_report", lambda *a, **k: None)
             return out, fedvad.train(plants, out, cache=shared_cache, **options), options
 
     return train
@@ -197,7 +197,7 @@ class TestEveryMethod:
     def test_where_only_rows_travel(
         self, name: str, given: Callable[[str], dict[str, Any]], plants: Path, tmp_path: Path
     ) -> None:
-        from fedvad.pipeline.audit import audit
+        from fedvad.verbs.audit import audit
 
         config = resolve_config(**given(name))
         wanted = f"bank audit: {name} has a student" if name in STUDENTS else "no such file"

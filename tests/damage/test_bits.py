@@ -16,11 +16,11 @@ import fedvad
 from fedvad.errors import ArtefactError, PayloadError
 from fedvad.features.cache import DescriptorCache, content_key
 from fedvad.federation.ledger import Ledger, RoundEntry
-from fedvad.federation.runners.state import RunState, load_state, save_state
+from fedvad.federation.mailboxes.state import RunState, load_state, save_state
 from fedvad.federation.signed import SignedMessage, generate_keys, read_private_key
 from fedvad.memory.bank import MemoryBank
-from fedvad.pipeline.memory_run import TrainedRun
-from fedvad.pipeline.run_folder import (
+from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.run_folder import (
     read_config,
     read_ledger,
     read_results,
@@ -215,7 +215,7 @@ def test_a_run_is_whole_at_every_moment_of_its_training(
     plants: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader between any two writes sees no run, or a whole one; never half of a file."""
-    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     out, replace, seen = tmp_path / "run", Path.replace, []
 
     def look(self: Path, target: Path) -> Path:

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 import fedvad
-from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
+from fedvad.detectors.memory.site import FedDyMemConfig, MemorySite
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.ledger import Ledger
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
-from fedvad.federation.runners.state import load_state
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
+from fedvad.federation.mailboxes.state import load_state
 from tests.helpers import FLAGS, OPTIONS, fake_site
 
 NAMES = ("east", "west")
@@ -111,7 +111,7 @@ def test_a_training_killed_at_every_write(
 ) -> None:
     """All of `train` but its pictures: no step leaves what a resume takes for something else."""
     for name in ("contact_sheet", "_write_report"):
-        monkeypatch.setattr(f"fedvad.pipeline.outputs.{name}", lambda *a, **k: None)
+        monkeypatch.setattr(f"fedvad.verbs.outputs.{name}", lambda *a, **k: None)
     for site in ("alder", "birch"):
         shutil.copytree(plants / site, tmp_path / "plants" / site)
     few = {"method": "feddymem-trained", "upload_rows": 20, "memory_rows": 20, "rounds": 1}
@@ -138,7 +138,7 @@ def test_more_comparisons_are_made_even_after_a_kill(
 ) -> None:
     """The configuration knew of them already, the results did not."""
     for name in ("contact_sheet", "_write_report"):
-        monkeypatch.setattr(f"fedvad.pipeline.outputs.{name}", lambda *a, **k: None)
+        monkeypatch.setattr(f"fedvad.verbs.outputs.{name}", lambda *a, **k: None)
     out, options = tmp_path / "run", {**OPTIONS, "cache": shared_cache}
     fedvad.train(plants, out, **options)
     with killed_at(1, monkeypatch, after=True) as steps, pytest.raises(Killed):

@@ -86,9 +86,9 @@ def test_every_command_that_writes_a_folder_is_refused(
 
 @pytest.mark.parametrize("verb", ["bench", "continual", "distill"])
 def test_experiments_lock_their_folder_first(verb: str, held: Any) -> None:
-    from fedvad.pipeline.bench.run import bench
-    from fedvad.pipeline.continual.run import continual
-    from fedvad.pipeline.distill.run import distill
+    from fedvad.experiments.bench.run import bench
+    from fedvad.experiments.continual.run import continual
+    from fedvad.experiments.distill.run import distill
 
     run: Any = {"bench": bench, "continual": continual, "distill": distill}[verb]
     with pytest.raises(ConfigError, match="in use"):
@@ -99,7 +99,7 @@ def test_two_trainings_at_once_leave_the_run_of_one(
     plants: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both look before either writes, which today's check then act would let pass."""
-    monkeypatch.setattr("fedvad.pipeline.outputs.contact_sheet", lambda *a, **k: None)
+    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     out = tmp_path / "run"
     inside, leave = threading.Event(), threading.Event()
     ended: list[dict[str, Any]] = []

@@ -14,15 +14,15 @@ import pytest
 
 import fedvad
 from fedvad.detectors.artefact import read_arrays, write_arrays
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.generator import Generator
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank
-from fedvad.pipeline.memory_run import TrainedRun
-from fedvad.pipeline.run import Run
-from fedvad.pipeline.run_folder import read_config, read_ledger, read_results
+from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.run import Run
+from fedvad.runs.run_folder import read_config, read_ledger, read_results
 from fedvad.serving.predictor import Predictor
 from tests.helpers import OPTIONS, run_main
 
@@ -287,7 +287,7 @@ class TestFilesOfEarlierVersions:
         assert b"digest" in (tmp_path / "detector.safetensors").read_bytes()[:64]
 
     def test_the_state_of_an_interrupted_run(self, tmp_path: Path) -> None:
-        from fedvad.federation.runners.state import load_state
+        from fedvad.federation.mailboxes.state import load_state
 
         folder = tmp_path / "state"
         shutil.copytree(GOLDEN / "state-without-digests", folder)

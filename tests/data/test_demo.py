@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from fedvad.data.camera import Camera, photograph
-from fedvad.data.cloth import CLOTHS
-from fedvad.data.demo import write_demo
-from fedvad.data.flaws import DEFECTS
+from fedvad.drawing.camera import Camera, photograph
+from fedvad.drawing.cloth import CLOTHS
+from fedvad.drawing.demo import write_demo
+from fedvad.drawing.flaws import DEFECTS
 
 CAMERA = Camera(
     azimuth=-2.2,
@@ -99,7 +99,7 @@ def test_each_plant_trains_on_a_part_and_all_plants_on_everything(
         seen.setdefault((seed[1], seed[2]), set()).add(cloth)
         return np.zeros((size, size, 3), np.uint8), np.ones((size, size), bool)
 
-    monkeypatch.setattr("fedvad.data.demo.photograph", note)
+    monkeypatch.setattr("fedvad.drawing.demo.photograph", note)
     write_demo(tmp_path, plants=4, size=32)
     train = [seen[plant, 0] for plant in range(4)]
     assert all(len(part) == len(CLOTHS) - 1 for part in train)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fedvad.data.fields import FIELDS, labels, noise
-from fedvad.data.procedural import KINDS, draw_image
+from fedvad.drawing.fields import FIELDS, labels, noise
+from fedvad.drawing.procedural import KINDS, draw_image
 from fedvad.errors import ConfigError
 
 

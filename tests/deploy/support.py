@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fedvad.federation.runners.flower.messages import Instruction, Reply
+from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
 
 Answer = Callable[[Instruction], Reply | str | None]
 

@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("cryptography")
 
+from fedvad.deploy.connect import check_server, proxy_note, split_address
+from fedvad.deploy.keys import make_authority, make_server_certificate
 from fedvad.errors import ConfigError
-from fedvad.pipeline.deploy.connect import check_server, proxy_note, split_address
-from fedvad.pipeline.deploy.keys import make_authority, make_server_certificate
 
 
 @pytest.fixture(scope="module")

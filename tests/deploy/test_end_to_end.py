@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import fedvad
-from fedvad.pipeline.deploy.init import init
-from fedvad.pipeline.deploy.server import read_status
-from fedvad.pipeline.deploy.settings import read_server, to_toml
-from fedvad.pipeline.memory_run import TrainedRun
+from fedvad.deploy.init import init
+from fedvad.deploy.server import read_status
+from fedvad.deploy.settings import read_server, to_toml
+from fedvad.runs.memory_run import TrainedRun
 from tests.helpers import OPTIONS, SHARED, alone
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ RESNET18 = "resnet18.torchvision-v1-layer123.safetensors"
 # as `fedvad`, but the dead are noticed sooner
 _COMMAND = """
 from flwr.supernode import fleet_http_connection
-from fedvad.pipeline.deploy import launch, processes
+from fedvad.deploy import launch, processes
 fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = 10
 launch._STALE, processes._RETRY_SECONDS = 30.0, 5
 from fedvad.cli.main import main

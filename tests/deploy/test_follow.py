@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedvad.pipeline.deploy.follow import describe, follow_runs
+from fedvad.deploy.follow import describe, follow_runs
 
 RUNNING: dict[str, Any] = {"state": "running", "round": 1, "rounds": 2, "waiting": ["alder"]}
 

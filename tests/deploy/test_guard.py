@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fedvad.pipeline.deploy import guard
-from fedvad.pipeline.deploy.guard import APP, COMPONENTS, LocalOnly, why_refused
+from fedvad.deploy import guard
+from fedvad.deploy.guard import APP, COMPONENTS, LocalOnly, why_refused
 
 PROJECT = (APP / "pyproject.toml").read_text()
 
@@ -144,7 +144,7 @@ class TestInFlower:
         from flwr.superlink.main import create_app
         from starlette.testclient import TestClient
 
-        from fedvad.pipeline.deploy.guard import guard_server
+        from fedvad.deploy.guard import guard_server
 
         def code(client: str, path: str) -> int:
             with TestClient(create_app(), client=(client, 1)) as http:
@@ -188,7 +188,7 @@ class TestInFlower:
 
     @pytest.mark.parametrize("foreign", [False, True])
     def test_site_runs_no_code_that_comes_along(self, foreign: bool) -> None:
-        from fedvad.pipeline.deploy.guard import guard_site
+        from fedvad.deploy.guard import guard_site
 
         stored = pull(foreign, guard_site)
         assert stored == ("refused" if foreign else "accepted")

@@ -18,17 +18,17 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvad.errors import ConfigError
-from fedvad.pipeline.deploy.init import init
-from fedvad.pipeline.deploy.keys import public_pem
-from fedvad.pipeline.deploy.server import site_keys
-from fedvad.pipeline.deploy.settings import (
+from fedvad.deploy.init import init
+from fedvad.deploy.keys import public_pem
+from fedvad.deploy.server import site_keys
+from fedvad.deploy.settings import (
     check_run_name,
     read_running,
     read_server,
     read_site,
     to_toml,
 )
+from fedvad.errors import ConfigError
 
 SITES = ["alder", "birch"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedvad.data.demo import write_demo
+from fedvad.drawing.demo import write_demo
 from tests.deploy.test_end_to_end import free_port
 
 PAGE = Path(__file__).parents[2] / "docs/deploy.md"

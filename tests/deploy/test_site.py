@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 
 import fedvad
-from fedvad.errors import ConfigError, FederationError
-from fedvad.federation.runners.flower import rounds as rounds_module
-from fedvad.federation.runners.flower.messages import Instruction, Reply
-from fedvad.pipeline.deploy import site as site_module
-from fedvad.pipeline.deploy import status as status_module
-from fedvad.pipeline.deploy.init import init
-from fedvad.pipeline.deploy.server import begin, federate, read_status, site_keys
-from fedvad.pipeline.deploy.settings import (
+from fedvad.deploy import site as site_module
+from fedvad.deploy import status as status_module
+from fedvad.deploy.init import init
+from fedvad.deploy.server import begin, federate, read_status, site_keys
+from fedvad.deploy.settings import (
     ServerSettings,
     SiteSettings,
     read_server,
     read_site,
     to_toml,
 )
-from fedvad.pipeline.deploy.site import answer, run_folder, state_folder
-from fedvad.pipeline.deploy.status import overview
-from fedvad.pipeline.memory_run import TrainedRun
-from fedvad.pipeline.run_folder import read_ledger
+from fedvad.deploy.site import answer, run_folder, state_folder
+from fedvad.deploy.status import overview
+from fedvad.errors import ConfigError, FederationError
+from fedvad.federation.mailboxes.flower import rounds as rounds_module
+from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
+from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.run_folder import read_ledger
 from tests.deploy.support import FakeLinks
 from tests.helpers import OPTIONS, alone, run_main
 

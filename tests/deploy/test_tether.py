@@ -24,7 +24,7 @@ time.sleep(60)
 """
 PARENT = """
 import os, signal, subprocess, sys, time
-from fedvad.pipeline.deploy.tether import tethered
+from fedvad.deploy.tether import tethered
 with tethered():
     child = subprocess.Popen([sys.executable, "-c", CHILD, sys.argv[1]], start_new_session=True)
     while not os.path.exists(sys.argv[1]) or not open(sys.argv[1]).read():

@@ -9,7 +9,7 @@ import pytest
 from fedvad.data.folders import ImageSet, read_set
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from tests.distill import support
+from tests.detectors.student import support
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,17 @@ import torch
 
 from fedvad.data.folders import ImageSet, read_set
 from fedvad.data.synthesis import SynthesisConfig
-from fedvad.detectors.aand import AAND
-from fedvad.detectors.aand_site import AANDSite
-from fedvad.detectors.reverse import RD
-from fedvad.distill.amplify_options import AmplifyConfig
-from fedvad.distill.parameters import load_parameters, parameters_of, under
+from fedvad.detectors.student.aand.detector import AAND
+from fedvad.detectors.student.aand.options import AmplifyConfig
+from fedvad.detectors.student.aand.site import AANDSite
+from fedvad.detectors.student.parameters import load_parameters, parameters_of, under
+from fedvad.detectors.student.rd.detector import RD
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
-from tests.distill import support
+from tests.detectors.student import support
 
 SHORT = replace(support.QUICK_ADAM, steps=6)
 

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from fedvad.data.folders import ImageSet, read_set
-from fedvad.detectors.dcam import DCAM, AttendedSite
-from fedvad.detectors.stfpm import STFPM
-from fedvad.distill.attention import AttendedNet, AttendedStudent
-from fedvad.distill.attention_options import AttentionConfig, ImitationConfig
-from fedvad.distill.loss import level_maps
-from fedvad.distill.parameters import buffers_of, load_parameters, parameters_of
+from fedvad.detectors.student.dcam.attention import AttendedNet, AttendedStudent
+from fedvad.detectors.student.dcam.detector import DCAM, AttendedSite
+from fedvad.detectors.student.dcam.options import AttentionConfig, ImitationConfig
+from fedvad.detectors.student.loss import level_maps
+from fedvad.detectors.student.parameters import buffers_of, load_parameters, parameters_of
+from fedvad.detectors.student.stfpm import STFPM
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import evaluate_site, summarise
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
-from tests.distill import support
+from tests.detectors.student import support
 
 SHORT = replace(support.QUICK, epochs=3)
 KEPT = AttentionConfig("both", residual=True, on="both", keep_at_test=True)

@@ -14,10 +14,10 @@ from PIL import Image
 
 from fedvad.data.folders import ImageItem, ImageSet, read_set
 from fedvad.data.synthesis import SynthesisConfig
-from fedvad.detectors.dmdd import DMDD
-from fedvad.detectors.dmdd_site import DMDDSite
-from fedvad.distill.dual_options import DualConfig
-from fedvad.distill.parameters import load_parameters, parameters_of, under
+from fedvad.detectors.student.dmdd.detector import DMDD
+from fedvad.detectors.student.dmdd.options import DualConfig
+from fedvad.detectors.student.dmdd.site import DMDDSite
+from fedvad.detectors.student.parameters import load_parameters, parameters_of, under
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.metrics import pixel_auroc
 from fedvad.evaluation.outline import outline_recall
@@ -25,7 +25,7 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
-from tests.distill import support
+from tests.detectors.student import support
 
 SHORT = replace(support.QUICK_ADAM, steps=4, batch=4)
 DUAL = replace(support.DUAL, head_start_step=1)

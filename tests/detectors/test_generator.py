@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.generator import Generator
 from fedvad.errors import MismatchError
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedvad.detectors.generator import Generator
-from fedvad.detectors.metric_loss import MetricLossConfig, metric_loss, train_generator
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.metric_loss import MetricLossConfig, metric_loss, train_generator
 from fedvad.errors import ConfigError
 from fedvad.memory.coreset import k_center
 

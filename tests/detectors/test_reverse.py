@@ -13,14 +13,14 @@ import torch
 
 from fedvad.data.folders import ImageSet
 from fedvad.data.images import read_rgb, resize_rgb
-from fedvad.detectors.reverse import RD, adam
-from fedvad.distill.loss import level_maps
-from fedvad.distill.parameters import buffers_of, parameters_of
-from fedvad.distill.reverse_loss import reverse_loss
+from fedvad.detectors.student.loss import level_maps
+from fedvad.detectors.student.parameters import buffers_of, parameters_of
+from fedvad.detectors.student.rd.detector import RD, adam
+from fedvad.detectors.student.rd.loss import reverse_loss
 from fedvad.errors import ConfigError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from tests.distill import support
+from tests.detectors.student import support
 from tests.helpers import OPTIONS
 
 SHORT = replace(support.QUICK_ADAM, steps=6)

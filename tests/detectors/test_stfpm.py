@@ -13,17 +13,17 @@ import torch
 
 from fedvad.data.folders import ImageSet, read_set
 from fedvad.detectors.base import Detector
-from fedvad.detectors.stfpm import STFPM, PaSTe
-from fedvad.detectors.student import StudentDetector
-from fedvad.distill.cost import memory
-from fedvad.distill.loss import level_maps
-from fedvad.distill.parameters import buffers_of, load_buffers, parameters_of
-from fedvad.distill.targets import Batch
+from fedvad.detectors.student.cost import memory
+from fedvad.detectors.student.detector import StudentDetector
+from fedvad.detectors.student.loss import level_maps
+from fedvad.detectors.student.parameters import buffers_of, load_buffers, parameters_of
+from fedvad.detectors.student.stfpm import STFPM, PaSTe
+from fedvad.detectors.student.targets import Batch
 from fedvad.errors import ConfigError, DataError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from tests.conftest import MakeImages
-from tests.distill import support
+from tests.detectors.student import support
 
 SHORT = replace(support.QUICK, epochs=3)
 

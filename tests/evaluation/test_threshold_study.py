@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.pipeline.config import resolve_config
+from fedvad.runs.config import resolve_config
 from tests.helpers import OPTIONS
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"

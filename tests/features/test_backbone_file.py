@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fedvad.distill.branches import reinitialise
+from fedvad.detectors.student.branches import reinitialise
 from fedvad.errors import ConfigError, MismatchError, WeightsError
 from fedvad.features.architecture import Architecture
 from fedvad.features.backbone_file import BackboneFile, read_backbone, write_backbone

@@ -21,8 +21,8 @@ from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.payload import Payload, bank_arrays, bank_from
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.distances import nearest
-from fedvad.pipeline.config import resolve_config
-from fedvad.pipeline.plan import plan
+from fedvad.runs.config import resolve_config
+from fedvad.runs.plan import plan
 from tests.attacks import (
     overclaimed,
     random_noise,

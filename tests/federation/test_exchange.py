@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedvad.detectors.memory_site import FedDyMemConfig
+from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.memory.bank import MemoryBank

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
+from fedvad.detectors.memory.site import FedDyMemConfig, MemorySite
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
 from fedvad.federation.ledger import Ledger
-from fedvad.federation.payload import Payload
-from fedvad.federation.runners.flower.messages import (
+from fedvad.federation.mailboxes.flower.messages import (
     PROTOCOL,
     Instruction,
     Reply,
     from_records,
     to_records,
 )
-from fedvad.federation.runners.flower.rounds import Patience, RemoteRounds
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
+from fedvad.federation.mailboxes.flower.rounds import Patience, RemoteRounds
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
+from fedvad.federation.payload import Payload
 from tests.deploy.support import FakeLinks
 from tests.helpers import fake_site, make_bank, upload
 
@@ -337,7 +337,7 @@ class TestLinks:
 
     def test_a_broken_answer_takes_no_other_along(self) -> None:
         pytest.importorskip("flwr", reason="Flower is not installed: pip install 'fedvad[flower]'")
-        from fedvad.federation.runners.flower.links import FlowerLinks
+        from fedvad.federation.mailboxes.flower.links import FlowerLinks
 
         class Grid:
             def get_nodes(self) -> list[Any]:

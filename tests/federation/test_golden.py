@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvad.detectors.generator import Generator
-from fedvad.detectors.memory_site import FedDyMemConfig
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.ledger import Ledger, RoundEntry
+from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
+from fedvad.federation.mailboxes.flower.rounds import Patience, RemoteRounds
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
+from fedvad.federation.mailboxes.state import load_state
 from fedvad.federation.payload import Payload
-from fedvad.federation.runners.flower.messages import Instruction, Reply
-from fedvad.federation.runners.flower.rounds import Patience, RemoteRounds
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
-from fedvad.federation.runners.state import load_state
 from fedvad.federation.signed import SigningKey
-from fedvad.pipeline.bank_server import merge_uploads
-from fedvad.pipeline.bank_state import SiteState, load_site, save_site
-from fedvad.pipeline.config import resolve_config
-from fedvad.pipeline.plan import memory_exchange
+from fedvad.runs.bank_state import SiteState, load_site, save_site
+from fedvad.runs.config import resolve_config
+from fedvad.runs.plan import memory_exchange
+from fedvad.verbs.bank_server import merge_uploads
 from tests.deploy.support import FakeLinks
 from tests.helpers import fake_site, make_bank, upload
 

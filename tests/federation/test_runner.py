@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
+from fedvad.detectors.memory.site import FedDyMemConfig, MemorySite
 from fedvad.errors import ConfigError, FederationError
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.payload import Payload, bank_arrays, bank_from
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
 from fedvad.memory.bank import MemoryBank
 from tests.helpers import fake_site
 

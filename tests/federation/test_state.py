@@ -9,7 +9,7 @@ import pytest
 
 from fedvad.errors import ArtefactError, StorageError
 from fedvad.federation.ledger import Ledger
-from fedvad.federation.runners.state import RunState, clear_state, load_state, save_state
+from fedvad.federation.mailboxes.state import RunState, clear_state, load_state, save_state
 from fedvad.memory.bank import MemoryBank
 from tests.helpers import make_bank, upload
 

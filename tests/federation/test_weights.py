@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedvad.distill.parameters import parameters_of
-from fedvad.distill.scope import WSAConfig, scope_of
-from fedvad.distill.training import TrainConfig, TrainLog, train_student
+from fedvad.detectors.student.parameters import parameters_of
+from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
 from fedvad.errors import ConfigError, FederationError, MismatchError, PayloadError
+from fedvad.federation.exchange.scope import WSAConfig, scope_of
 from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.payload import Payload
-from fedvad.federation.runners.inprocess import Schedule, run_rounds
 
 SGD = TrainConfig(
     steps=8, learning_rate=0.05, momentum=0.0, weight_decay=0.0, warmup=0, clip=None, patience=None

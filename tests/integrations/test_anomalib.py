@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import fedvad
-from fedvad.data.demo import write_demo
 from fedvad.data.folders import read_set
-from fedvad.detectors.feddymem import PatchCore as OurPatchCore
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.feddymem import PatchCore as OurPatchCore
+from fedvad.detectors.memory.generator import Generator
+from fedvad.drawing.demo import write_demo
 from fedvad.errors import ConfigError, WeightsError
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.config import FeatureConfig

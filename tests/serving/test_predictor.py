@@ -17,7 +17,7 @@ from PIL import Image
 import fedvad
 from fedvad.data.bounds import SERVICE_EXPANSION
 from fedvad.data.images import read_rgb
-from fedvad.detectors.feddymem import FedDyMem
+from fedvad.detectors.memory.feddymem import FedDyMem
 from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.serving.predictor import Prediction, Predictor
 from tests.helpers import SIZE
@@ -122,7 +122,7 @@ def test_without_a_site_the_median_threshold_decides(trained: Run, files: list[P
 
 
 def test_without_a_threshold_nothing_is_decided(trained: Run, files: list[Path]) -> None:
-    from fedvad.pipeline.runs import open_memory_run as open_run
+    from fedvad.runs.opening import open_memory_run as open_run
 
     run, _, extractor = open_run(trained[0])
     with Predictor(run.detector(None, extractor), None) as bare:

@@ -135,7 +135,7 @@ def export(
     Options are given at the first export, remembered, and may be omitted afterwards, all but
     --allow-weights; others than these go into --config.
     """
-    from fedvad.pipeline.bank import export_upload
+    from fedvad.verbs.bank import export_upload
 
     options = {
         "method": method, "backbone": backbone, "weights": weights, "image_size": image_size,
@@ -198,7 +198,7 @@ def merge(
 
     Exit code 4 when fewer files than the quorum pass; refused ones are named on standard error.
     """
-    from fedvad.pipeline.bank_server import merge_uploads
+    from fedvad.verbs.bank_server import merge_uploads
 
     told = merge_uploads(
         files or [], trust, key, state, out, quorum=quorum, features=features,
@@ -265,8 +265,8 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Measure what a message tells about the images behind it: membership, retrieval, inversion."""
-    from fedvad.pipeline.audit import audit as run_audit
-    from fedvad.pipeline.config import resolve_config
+    from fedvad.runs.config import resolve_config
+    from fedvad.verbs.audit import audit as run_audit
 
     resolved = resolve_config(
         config, backbone=backbone, weights=weights, image_size=image_size, seed=seed
@@ -304,7 +304,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take the global memory; with --out make a run folder, thresholds from own normals."""
-    from fedvad.pipeline.bank_import import import_global
+    from fedvad.verbs.bank_import import import_global
 
     with showing() as progress:
         told = import_global(

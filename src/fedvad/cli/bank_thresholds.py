@@ -22,7 +22,7 @@ def scores(
     as_json: JsonOption = False,
 ) -> None:
     """Write the scores of this site's normal images, for thresholds found with other sites."""
-    from fedvad.pipeline.bank_thresholds import export_scores
+    from fedvad.verbs.bank_thresholds import export_scores
 
     made = export_scores(run, key, out)
     if as_json:
@@ -40,7 +40,7 @@ def thresholds(
     as_json: JsonOption = False,
 ) -> None:
     """At the server: find each site's threshold from the scores of all."""
-    from fedvad.pipeline.bank_thresholds import merge_scores
+    from fedvad.verbs.bank_thresholds import merge_scores
 
     made = merge_scores(files, trust, key, out)
     for path, reason in made["refused"].items():
@@ -58,7 +58,7 @@ def apply(
     as_json: JsonOption = False,
 ) -> None:
     """Give a run folder the thresholds found with the scores of all sites."""
-    from fedvad.pipeline.bank_thresholds import apply_thresholds
+    from fedvad.verbs.bank_thresholds import apply_thresholds
 
     made = apply_thresholds(file, run, trust)
     if as_json:

@@ -47,7 +47,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Compare methods over sets and seeds under one protocol; finished cells are kept."""
-    from fedvad.pipeline.bench.scripts import COLLECTIONS
+    from fedvad.experiments.bench.scripts import COLLECTIONS
 
     if suite in COLLECTIONS:
         if seeds is not None or methods is not None or cache is not None:
@@ -57,8 +57,8 @@ def bench(
             )
         _run_scripts(suite, out, data, weights, as_json)
         return
-    from fedvad.pipeline.bench.run import bench as run_bench
-    from fedvad.pipeline.bench.suite import load_suite
+    from fedvad.experiments.bench.run import bench as run_bench
+    from fedvad.experiments.bench.suite import load_suite
 
     chosen = load_suite(suite).only(
         seeds=None if seeds is None else numbers(seeds, "--seeds"),
@@ -92,7 +92,7 @@ def bench(
 def _run_scripts(
     collection: str, out: Path, data: Path | None, weights: Path | None, as_json: bool
 ) -> None:
-    from fedvad.pipeline.bench.scripts import run_scripts
+    from fedvad.experiments.bench.scripts import run_scripts
 
     with showing() as progress:
         summary = run_scripts(collection, out, data=data, weights=weights, progress=progress)

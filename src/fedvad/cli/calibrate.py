@@ -53,7 +53,7 @@ def calibrate(
 
     The run keeps the new thresholds; its results and report stay those of the old ones.
     """
-    from fedvad.pipeline.recalibrate import recalibrate
+    from fedvad.verbs.recalibrate import recalibrate
 
     with showing() as progress:
         told = recalibrate(

@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from fedvad.features.cache import DescriptorCache
-    from fedvad.pipeline.progress import Progress
+    from fedvad.runs.progress import Progress
 
 __all__ = [
     "QUIET",
@@ -173,7 +173,7 @@ def by_backbone(values: list[str]) -> dict[str, Path]:
 
 def print_json(value: Any) -> None:
     """One JSON document; NaN and infinity become null."""
-    from fedvad.pipeline.run_folder import finite
+    from fedvad.runs.run_folder import finite
 
     sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
     sys.stdout.flush()
@@ -185,7 +185,7 @@ def showing() -> Iterator[Progress]:
 
     Nothing with `--quiet`.
     """
-    from fedvad.pipeline.progress import silent
+    from fedvad.runs.progress import silent
 
     context = click.get_current_context(silent=True)
     if context is not None and context.find_root().obj == QUIET:

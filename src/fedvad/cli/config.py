@@ -15,6 +15,6 @@ def config(context: typer.Context, config: ConfigOption = None) -> None:
 
     Options given here, by flags or --config, are set in it; the others stand there as comments.
     """
-    from fedvad.pipeline.template import template
+    from fedvad.runs.template import template
 
     typer.echo(template(config, **given_options(context)), nl=False)

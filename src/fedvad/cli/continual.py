@@ -48,8 +48,8 @@ def continual(
     as_json: JsonOption = False,
 ) -> None:
     """Learn a stream of tasks one after another and report what was kept and what forgotten."""
-    from fedvad.pipeline.continual.run import continual as run_stream
-    from fedvad.pipeline.continual.stream import load_stream
+    from fedvad.experiments.continual.run import continual as run_stream
+    from fedvad.experiments.continual.stream import load_stream
 
     chosen = load_stream(stream).only(
         seeds=None if seeds is None else numbers(seeds, "--seeds"),

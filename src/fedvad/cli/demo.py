@@ -19,7 +19,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Draw a few plants' images and run the whole job on them: offline, about a minute."""
-    from fedvad.pipeline.demo import demo as run_demo
+    from fedvad.verbs.demo import demo as run_demo
 
     with showing() as progress:
         results = run_demo(out, seed=seed, progress=progress)

@@ -46,7 +46,7 @@ def init(
 
     Again with more --site it adds those; nothing that exists is written over.
     """
-    from fedvad.pipeline.deploy.init import init as make
+    from fedvad.deploy.init import init as make
 
     names = [name.strip() for name in server.split(",") if name.strip()]
     told = make(folder, names, site or [], port=port)
@@ -62,7 +62,7 @@ def init(
 @deploy_app.command()
 def app() -> None:
     """Print the folder of the Flower App, for those who start it with `flwr run` themselves."""
-    from fedvad.pipeline.deploy.guard import APP
+    from fedvad.deploy.guard import APP
 
     typer.echo(str(APP))
 
@@ -76,8 +76,8 @@ def server(
     insecure: InsecureOption = False,
 ) -> None:
     """Be the server of a federation, until stopped. Only sites with a registered key get in."""
-    from fedvad.pipeline.deploy.processes import run_server
-    from fedvad.pipeline.deploy.settings import read_server
+    from fedvad.deploy.processes import run_server
+    from fedvad.deploy.settings import read_server
 
     changes = {"host": host, "port": port, "insecure": insecure or None}
     given = {name: value for name, value in changes.items() if value is not None}
@@ -117,8 +117,8 @@ def site(
     insecure: InsecureOption = False,
 ) -> None:
     """Be a site of a federation, until stopped: take part in every run that the server starts."""
-    from fedvad.pipeline.deploy.processes import run_site
-    from fedvad.pipeline.deploy.settings import read_site
+    from fedvad.deploy.processes import run_site
+    from fedvad.deploy.settings import read_site
 
     here = {"data": data, "state": state, "cache": cache, "weights": weights}
     changes = {name: path.resolve() for name, path in here.items() if path is not None}
@@ -141,8 +141,8 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show where a deployment stands: connected sites, the last round of each run, refusals."""
-    from fedvad.pipeline.deploy.settings import read_running
-    from fedvad.pipeline.deploy.status import overview
+    from fedvad.deploy.settings import read_running
+    from fedvad.deploy.status import overview
 
     told = overview(read_running(folder))
     if as_json:
@@ -173,8 +173,8 @@ def launch(
     The result holds the global memory, for places that never trained; each site has made a run
     folder of its own, with its own thresholds.
     """
-    from fedvad.pipeline.deploy.launch import launch as start
-    from fedvad.pipeline.deploy.settings import read_running
+    from fedvad.deploy.launch import launch as start
+    from fedvad.deploy.settings import read_running
 
     with showing() as progress:
         told = start(read_running(folder), name, out, progress=progress, note=_say)

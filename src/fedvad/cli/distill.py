@@ -36,8 +36,8 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """Teach a small backbone by large ones; the file it gives is a --backbone everywhere."""
-    from fedvad.pipeline.distill.recipe import load_recipe
-    from fedvad.pipeline.distill.run import distill as run_distill
+    from fedvad.experiments.distill.recipe import load_recipe
+    from fedvad.experiments.distill.run import distill as run_distill
 
     chosen = load_recipe(recipe)
     with showing() as progress:

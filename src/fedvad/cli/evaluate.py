@@ -59,7 +59,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a run on labelled images, also of sites that never trained."""
-    from fedvad.pipeline.evaluate import evaluate as run_evaluate
+    from fedvad.verbs.evaluate import evaluate as run_evaluate
 
     with showing() as progress:
         results = run_evaluate(

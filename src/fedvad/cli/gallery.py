@@ -42,7 +42,7 @@ def gallery(
 ) -> None:
     """Draw synthetic defects on your normal images, to see what a detector would learn from."""
     from fedvad.data.synthesis import KINDS
-    from fedvad.pipeline.gallery import gallery as run_gallery
+    from fedvad.verbs.gallery import gallery as run_gallery
 
     where = int(foreground) if foreground.isdecimal() else foreground
     with showing() as progress:

@@ -28,7 +28,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in an artefact (arrays, sizes, provenance), or what a data folder is read as."""
-    from fedvad.pipeline.inspect import inspect as run_inspect
+    from fedvad.verbs.inspect import inspect as run_inspect
 
     described = run_inspect(path, trust=trust, good=good or (), defect=defect or ())
     if as_json:

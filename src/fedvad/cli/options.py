@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 if TYPE_CHECKING:
-    from fedvad.pipeline.option import Option
+    from fedvad.runs.option import Option
 
 __all__ = ["OptionsCommand", "Verb", "given_options"]
 
@@ -87,8 +87,8 @@ def _plain(text: str) -> str:
 
 @cache
 def _declared() -> tuple[Option, ...]:
-    from fedvad.pipeline.option import declared
-    from fedvad.pipeline.options import DeclaredOptions
+    from fedvad.runs.option import declared
+    from fedvad.runs.options import DeclaredOptions
 
     return tuple(declared(DeclaredOptions))
 

@@ -53,7 +53,7 @@ def predict(
 ) -> None:
     """Score images: decision and heat-map overlay for each. Exit code 3 if any has no score."""
     from fedvad.errors import DataError
-    from fedvad.pipeline.predict import predict as run_predict
+    from fedvad.verbs.predict import predict as run_predict
 
     bad, reasons = 0, set[str]()
     with showing() as progress:

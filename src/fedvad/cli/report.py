@@ -33,7 +33,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML file about a run: verdict, sites, pictures, costs. The data is not needed."""
-    from fedvad.pipeline.report import report as run_report
+    from fedvad.verbs.report import report as run_report
 
     written = run_report(run, out=out, pictures=pictures, pdf=pdf)
     if as_json:

@@ -79,7 +79,7 @@ def serve(
     """Serve a run: an HTTP API and a page to drop images on. Ctrl-C ends it."""
     _check_extra()
     from fedvad.data.bounds import SERVICE_EXPANSION
-    from fedvad.pipeline.run import Run
+    from fedvad.runs.run import Run
     from fedvad.serving.predictor import Predictor
     from fedvad.serving.service.app import create_app
     from fedvad.serving.service.samples import load_samples

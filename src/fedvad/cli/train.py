@@ -54,10 +54,10 @@ def train(
 
     Memory methods exchange reduced patch vectors, student methods network weights.
     """
-    from fedvad.pipeline.config import resolve_config
-    from fedvad.pipeline.tracking import check_tracker
-    from fedvad.pipeline.tracking import track as run_track
-    from fedvad.pipeline.train import train as run_train
+    from fedvad.runs.config import resolve_config
+    from fedvad.verbs.tracking import check_tracker
+    from fedvad.verbs.tracking import track as run_track
+    from fedvad.verbs.train import train as run_train
 
     tracker = None if track is None else check_tracker(track)
     resolved = resolve_config(config, **given_options(context))

@@ -11,10 +11,10 @@ from fedvad.continual.base import Arrays, Cost, Task
 from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector, NormalFeatures
-from fedvad.detectors.feddymem import MemoryDetector, PatchCore
-from fedvad.detectors.memory_site import FedDyMemConfig, MemorySite
+from fedvad.detectors.memory.feddymem import MemoryDetector, PatchCore
+from fedvad.detectors.memory.site import FedDyMemConfig, MemorySite
 from fedvad.detectors.scoring import ScoringConfig
-from fedvad.distill.parameters import under
+from fedvad.detectors.student.parameters import under
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.codecs import Precision, decode, encode, overhead_bytes, row_bytes
@@ -113,7 +113,7 @@ class BankLearner:
 
     def cost(self) -> Cost:
         """See `Learner.cost`."""
-        from fedvad.distill.cost import descriptor_macs, memory
+        from fedvad.detectors.student.cost import descriptor_macs, memory
 
         network = self.extractor.network
         kept = memory(network)

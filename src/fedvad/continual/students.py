@@ -12,25 +12,25 @@ from fedvad.continual.base import Arrays, Cost, Task
 from fedvad.continual.memory import ReplayMemory
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector
-from fedvad.detectors.student import StudentDetector
-from fedvad.detectors.student_site import StudentSite
-from fedvad.distill.parameters import (
+from fedvad.detectors.student.detector import StudentDetector
+from fedvad.detectors.student.parameters import (
     buffers_of,
     load_buffers,
     load_parameters,
     parameters_of,
     under,
 )
-from fedvad.distill.pixels import read_pixels
-from fedvad.distill.targets import Batch, TrainingSet
-from fedvad.distill.training import make_optimiser
+from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.site import StudentSite
+from fedvad.detectors.student.targets import Batch, TrainingSet
+from fedvad.detectors.student.training import make_optimiser
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError
 from fedvad.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
     import torch
 
-    from fedvad.distill.branches import PaSTeNet
+    from fedvad.detectors.student.branches import PaSTeNet
 
 __all__ = ["Strategy", "StudentLearner"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.detectors.base import NormalFeatures
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray

@@ -29,15 +29,15 @@ class _Entry(NamedTuple):
 # family: by what `train` makes it. `memory` merges rows of patches, `student` averages weights;
 # `other` is not trained by `train`.
 _DETECTORS = {
-    "aand": _Entry("student", "aand", "AAND"),
-    "adaptor": _Entry("other", "adaptor", "AdaptorDetector"),
-    "dcam": _Entry("student", "dcam", "DCAM"),
-    "dmdd": _Entry("student", "dmdd", "DMDD"),
-    "feddymem": _Entry("memory", "feddymem", "FedDyMem"),
-    "paste": _Entry("student", "stfpm", "PaSTe"),
-    "patchcore": _Entry("memory", "feddymem", "PatchCore"),
-    "rd": _Entry("student", "reverse", "RD"),
-    "stfpm": _Entry("student", "stfpm", "STFPM"),
+    "aand": _Entry("student", "student.aand.detector", "AAND"),
+    "adaptor": _Entry("other", "memory.adaptor", "AdaptorDetector"),
+    "dcam": _Entry("student", "student.dcam.detector", "DCAM"),
+    "dmdd": _Entry("student", "student.dmdd.detector", "DMDD"),
+    "feddymem": _Entry("memory", "memory.feddymem", "FedDyMem"),
+    "paste": _Entry("student", "student.stfpm", "PaSTe"),
+    "patchcore": _Entry("memory", "memory.feddymem", "PatchCore"),
+    "rd": _Entry("student", "student.rd.detector", "RD"),
+    "stfpm": _Entry("student", "student.stfpm", "STFPM"),
 }
 
 

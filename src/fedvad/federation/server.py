@@ -16,8 +16,8 @@ import numpy.typing as npt
 from fedvad.errors import FederationError, PayloadError
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.ledger import Ledger, RoundEntry
+from fedvad.federation.mailboxes.state import RunState
 from fedvad.federation.payload import Payload
-from fedvad.federation.runners.state import RunState
 from fedvad.federation.vote import ExchangeFor, settle
 
 __all__ = ["Missing", "Receipt", "Server"]

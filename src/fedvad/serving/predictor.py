@@ -23,9 +23,9 @@ from fedvad.errors import ArtefactError, ConfigError, ImageError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
 from fedvad.memory.bank import FloatArray
-from fedvad.pipeline.config import Reference, as_path, check_reference
-from fedvad.pipeline.decision import check_threshold_options, choose_threshold
-from fedvad.pipeline.runs import known_site, open_run
+from fedvad.runs.config import Reference, as_path, check_reference
+from fedvad.runs.decision import check_threshold_options, choose_threshold
+from fedvad.runs.opening import known_site, open_run
 
 __all__ = ["ImageLike", "Prediction", "Predictor"]
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import MapMode, MemoryScorer, ScoringConfig
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank

@@ -19,13 +19,13 @@ from PIL import Image
 
 import fedvad
 from fedvad.data.images import read_rgb, resize_rgb
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ArtefactError, ConfigError, DataError, StorageError
 from fedvad.half import to_float
-from fedvad.pipeline.memory_run import TrainedRun
-from fedvad.pipeline.run_folder import read_config, write_config
-from fedvad.pipeline.runs import open_memory_run as open_run
+from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.opening import open_memory_run as open_run
+from fedvad.runs.run_folder import read_config, write_config
 from fedvad.serving.export.package import EXAMPLE_FILE
 from tests.helpers import SIZE, TRAIN
 

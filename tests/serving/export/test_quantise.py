@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.modules import DescriptorNet

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from fedvad.detectors.generator import Generator
-from fedvad.detectors.memory_site import MemorySite
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.site import MemorySite
 from fedvad.errors import FederationError, MemoryBankError, PayloadError
 from fedvad.federation.codecs import Precision, handed_back
 from fedvad.federation.defence.robust import RobustConfig, Verdict, defend

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.distill.parameters import load_parameters
-from fedvad.distill.scope import Scope, WSAConfig, scope_penalty
+from fedvad.detectors.student.parameters import load_parameters
 from fedvad.errors import ConfigError
+from fedvad.federation.exchange.scope import Scope, WSAConfig, scope_penalty
 
 if TYPE_CHECKING:
     import torch

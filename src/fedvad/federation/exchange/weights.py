@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.distill.parameters import (
+from fedvad.detectors.student.parameters import (
     buffers_of,
     load_buffers,
     load_parameters,
     parameters_of,
     under,
 )
-from fedvad.distill.scope import Scope, fuse_scopes, scope_of
-from fedvad.distill.training import TrainLog
+from fedvad.detectors.student.training import TrainLog
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.weights import bound_weights
+from fedvad.federation.exchange.scope import Scope, fuse_scopes, scope_of
 from fedvad.federation.exchange.terms import ClientTerms, WeightConfig
 from fedvad.federation.payload import Manifest, Payload
 

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import Resize
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import choose_images, held_out_scores
-from fedvad.detectors.memory_site import FedDyMemConfig, round_seed
+from fedvad.detectors.memory.site import FedDyMemConfig, round_seed
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
 from fedvad.errors import WeightsError
 from fedvad.evaluation.sites import site_threshold
@@ -30,7 +30,7 @@ from fedvad.half import HalfArray, to_half
 from fedvad.integrations.anomalib.net import MemoryNet
 from fedvad.integrations.anomalib.post_processor import NormalOnlyPostProcessor
 from fedvad.memory.coreset import CandidateSampler
-from fedvad.pipeline.config import CALIBRATION_IMAGES
+from fedvad.runs.config import CALIBRATION_IMAGES
 
 __all__ = ["MemoryModule", "check_weights", "make_extractor", "make_pre_processor"]
 

@@ -12,8 +12,8 @@ from anomalib.metrics import Evaluator
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from fedvad.detectors.generator import Generator
-from fedvad.detectors.memory_site import ROUNDS, FedDyMemConfig, round_seed
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.site import ROUNDS, FedDyMemConfig, round_seed
 from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.evaluation.thresholds import Threshold
@@ -29,10 +29,10 @@ from fedvad.integrations.anomalib.base import (
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.neighbours import SearchMode
 from fedvad.memory.reduce import reduce_patches
-from fedvad.pipeline.config import TARGET_FPR, Reference
-from fedvad.pipeline.memory_run import TrainedRun
-from fedvad.pipeline.run_folder import read_config
-from fedvad.pipeline.runs import open_memory_run
+from fedvad.runs.config import TARGET_FPR, Reference
+from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.opening import open_memory_run
+from fedvad.runs.run_folder import read_config
 
 __all__ = ["FedDyMem", "PatchCore"]
 

@@ -9,7 +9,7 @@ import torch
 from anomalib.data import InferenceBatch
 from torch.nn import functional
 
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.modules import DescriptorNet

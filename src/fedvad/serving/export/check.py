@@ -18,9 +18,9 @@ from fedvad.data.views import View
 from fedvad.detectors.base import Detector
 from fedvad.errors import DataError, ImageError
 from fedvad.features.extractor import check_bad_share
-from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import load_sites
-from fedvad.pipeline.progress import Progress, Stage
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.data import load_sites
+from fedvad.runs.progress import Progress, Stage
 
 __all__ = ["Difference", "Model", "compare", "drawn_images", "images_of", "opened", "whole_view"]
 

@@ -11,15 +11,15 @@ from torch.nn import functional
 
 from fedvad.data.views import Tiling
 from fedvad.detectors.base import Detector
-from fedvad.detectors.feddymem import MemoryDetector
-from fedvad.detectors.generator import Generator
+from fedvad.detectors.memory.feddymem import MemoryDetector
+from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import (
     _CFA_NEIGHBOURS,
     _PATCHCORE_NEIGHBOURS,
     ScoringConfig,
     distance_scale,
 )
-from fedvad.distill.graphs import smoothed
+from fedvad.detectors.student.graphs import smoothed
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.serving.export.search import CellSearch, compact, make_search

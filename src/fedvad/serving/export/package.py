@@ -17,12 +17,12 @@ from fedvad.data.views import View
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
-from fedvad.pipeline.config import Reference, check_reference
-from fedvad.pipeline.decision import check_threshold_options, choose_threshold
-from fedvad.pipeline.guards import guard_output_file, guard_plain_folder
-from fedvad.pipeline.progress import Progress, silent
-from fedvad.pipeline.run_folder import DETECTOR_FILE, write_json
-from fedvad.pipeline.runs import known_site, open_run
+from fedvad.runs.config import Reference, check_reference
+from fedvad.runs.decision import check_threshold_options, choose_threshold
+from fedvad.runs.guards import guard_output_file, guard_plain_folder
+from fedvad.runs.opening import known_site, open_run
+from fedvad.runs.progress import Progress, silent
+from fedvad.runs.run_folder import DETECTOR_FILE, write_json
 from fedvad.serving.export.check import (
     Difference,
     Model,

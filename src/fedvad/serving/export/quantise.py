@@ -17,10 +17,10 @@ from fedvad.data.images import read_rgb
 from fedvad.detectors.calibration import choose_images
 from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.features.extractor import check_bad_share
-from fedvad.pipeline.config import TrainConfig
-from fedvad.pipeline.data import fingerprint, load_sites
-from fedvad.pipeline.progress import Progress, Stage
-from fedvad.pipeline.run import Run
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.data import fingerprint, load_sites
+from fedvad.runs.progress import Progress, Stage
+from fedvad.runs.run import Run
 from fedvad.serving.export.check import whole_view
 
 __all__ = ["calibration_images", "quantised"]

@@ -1,0 +1,287 @@
+"""A federation as the server sees it: rounds, the result, and word of where it stands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic, time
+from typing import Any
+
+from fedvad._version import __version__
+from fedvad.data.files import locked, write_atomically
+from fedvad.deploy.settings import ServerSettings
+from fedvad.deploy.sharing import KEY, hand_back, shared_values, summed, together
+from fedvad.detectors.scoring import distance_scale
+from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
+from fedvad.evaluation.histograms import to_pairs
+from fedvad.features.config import FeatureConfig
+from fedvad.federation.exchange.weights import has_weights
+from fedvad.federation.ledger import RoundEntry
+from fedvad.federation.mailboxes.flower.rounds import Links, RemoteRounds
+from fedvad.federation.mailboxes.inprocess import Schedule
+from fedvad.federation.payload import Payload, bank_from
+from fedvad.runs.config import TrainConfig, resolve_config
+from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.plan import check_join
+from fedvad.runs.remote import Remote, remote
+from fedvad.runs.run_folder import write_config, write_json, write_ledger
+from fedvad.runs.site_scores import SCORES
+
+__all__ = ["begin", "federate", "read_status", "site_keys"]
+
+log = logging.getLogger(__name__)
+_CONFIG = "federation.toml"
+_RECORD, _STATUS, _RESULT = "federation.json", "status.json", "result"
+
+
+def begin(settings: ServerSettings, name: str) -> Path:
+    """Make the folder of a run, or take up the one there is; returns it.
+
+    Raises `ConfigError` when it was begun with other options or sites, which must not change on
+    the way.
+    """
+    folder = settings.run(name)
+    config = _train_config(settings)
+    check_join(config, settings.sites)
+    wanted = {
+        "config": config.model_dump(mode="json"),
+        "sites": sorted(settings.sites),
+    }
+    if not (folder / _RECORD).exists():
+        # the sites keep their state under this name: two servers must not share one
+        identity = f"{name[:48]}-{secrets.token_hex(4)}"
+        write_json(folder / _RECORD, {"federation": identity, "fedvad": __version__} | wanted)
+        return folder
+    before = _record(folder)
+    # through the model: a newer fedvad may have got options that the record does not have yet
+    stored = TrainConfig.model_validate(before["config"]).model_dump(mode="json")
+    changed = [
+        key for key in ("config", "sites") if (before | {"config": stored})[key] != wanted[key]
+    ]
+    if changed:
+        raise ConfigError(
+            f"run {name} was begun with another {' and '.join(changed)}: undo that in "
+            f"{settings.folder}, or launch under another --name"
+        )
+    return folder
+
+
+def federate(
+    settings: ServerSettings,
+    name: str,
+    links: Links,
+    *,
+    clock: Callable[[], float] = monotonic,
+) -> Path:
+    """Run or finish the federation `name`; returns the folder of its result.
+
+    Everything is kept after each round, so that calling it again goes on. Raises
+    `FederationError` when too few sites answered in time.
+    """
+    folder = begin(settings, name)
+    taken = FederationError(f"run {name} is already under way")
+    with locked(folder / "lock", otherwise=taken):
+        status = _Status(folder)
+        try:
+            return _federate(settings, folder, links, status, clock)
+        except FedvadError as error:
+            status.write(state="failed", error=str(error))
+            raise
+        except BaseException as error:
+            status.write(state="failed", error=repr(error))
+            raise
+
+
+def _federate(
+    settings: ServerSettings,
+    folder: Path,
+    links: Links,
+    status: _Status,
+    clock: Callable[[], float],
+) -> Path:
+    record = _record(folder)
+    config = TrainConfig.model_validate(record["config"])
+    family = _family(config, settings)
+
+    def waiting(round_: int, names: Sequence[str]) -> None:
+        status.write(state="running", round=round_, rounds=config.rounds, waiting=list(names))
+
+    def done(entry: RoundEntry) -> None:
+        for site, told in rounds.told.items():
+            record.setdefault("told", {}).setdefault(site, {}).update(told)
+        write_json(folder / _RECORD, record)
+
+    rounds = RemoteRounds(
+        links,
+        settings.sites,
+        Schedule(config.rounds, config.participation, config.join, config.seed),
+        settings.patience(),
+        family.exchange_for,
+        federation=record["federation"],
+        config=config.model_dump_json(exclude={"weights", "device", "jobs", "compare"}),
+        state_dir=folder / "state",
+        features=settings.features,
+        max_bytes=family.max_bytes,
+        clock=clock,
+        on_wait=waiting,
+        on_round=done,
+    )
+    final = rounds.run()
+    finished: dict[str, Any] = record.setdefault("finished", {})
+    waited_for = [site for site in rounds.sites if site not in finished]
+    replies, missing = rounds.hand_out(final, waited_for)
+    for site in sorted(set(replies) - missing):
+        finished[site] = replies[site].told
+    if config.shared_threshold:
+        counts = summed(rounds, finished)
+        total = {name: to_pairs(own) for name, own in counts.items()}
+        parts = {site: {KEY: total} for site in finished} if total else {}
+        without = hand_back(rounds, finished, parts, final.manifest.round)
+        values = shared_values(counts, config.target_fpr)
+        record["shared_threshold"] = values | {"without": sorted(without)}
+    elif config.threshold_rule == "federated":
+        parts = together(rounds, finished, config.target_fpr)
+        without = hand_back(rounds, finished, parts, final.manifest.round)
+        record["thresholds_together"] = {"sites": sorted(parts), "without": sorted(without)}
+    write_json(folder / _RECORD, record)
+    result = folder / _RESULT
+    _write_result(result, config, final, record, rounds, missing, replies)
+    status.write(state="done", round=config.rounds, rounds=config.rounds, missing=sorted(missing))
+    return result
+
+
+def _write_result(
+    out: Path,
+    config: TrainConfig,
+    final: Payload,
+    record: dict[str, Any],
+    rounds: RemoteRounds,
+    missing: set[str],
+    replies: dict[str, Any],
+) -> None:
+    """The run folder of the server: what all sites share, without any site's own part."""
+    results = {
+        "federation": record["federation"],
+        "method": config.method,
+        "backbone": config.backbone,
+        "sites": sorted(rounds.sites),
+        "rounds": config.rounds,
+        "n_images": final.manifest.n_images,
+        "n_patches": final.manifest.n_patches,
+        "told": record.get("told", {}),
+        "finished": {
+            site: {key: value for key, value in told.items() if key not in ("shared", KEY, SCORES)}
+            for site, told in record.get("finished", {}).items()
+        },
+        "shared_threshold": record.get("shared_threshold"),
+        "thresholds_together": record.get("thresholds_together"),
+        "missing": {
+            site: replies[site].refusal if site in replies else "no answer in time"
+            for site in sorted(missing)
+        },
+        "ledger": rounds.ledger.summary(),
+    }
+    write_config(out, config)
+    write_ledger(out, rounds.ledger)
+    write_json(out / "results.json", results)
+    write_atomically(out / "global.safetensors", final.to_bytes())
+    if has_weights(final):  # what scores needs statistics of images, which only sites have
+        return
+    memory = bank_from(final)
+    run = TrainedRun(
+        memory=memory,
+        sites={},
+        scoring=config.scoring(),
+        reference="global",
+        features=_features(record, final),
+        method=config.method,
+        scale=distance_scale(memory, config.scoring()),
+    )
+    run.save(out)
+
+
+def _features(record: dict[str, Any], final: Payload) -> FeatureConfig:
+    """What a site said its features are, if it fits the key that all of them have."""
+    for told in record.get("told", {}).values():
+        try:
+            said = dict(told["features"])
+            layers = said.pop("layers")
+            features = FeatureConfig(layers=None if layers is None else tuple(layers), **said)
+            if features.key() == final.manifest.features:
+                return features
+        except (KeyError, TypeError, ValueError, ConfigError):
+            continue
+    raise FederationError("no site described the features that the memory has")
+
+
+def site_keys(settings: ServerSettings) -> dict[bytes, str]:
+    """Public keys, in PEM, of the files `sites/NAME.pub`, to the names of their sites.
+
+    Removing a file locks its site out. Raises `ConfigError`.
+    """
+    from fedvad.deploy.keys import public_pem
+
+    keys: dict[bytes, str] = {}
+    for name in settings.sites:
+        path = settings.folder / "sites" / f"{name}.pub"
+        if not path.is_file():
+            log.warning("no key of site %s in %s: it cannot take part", name, path.parent)
+            continue
+        key = public_pem(path)
+        if key in keys:
+            raise ConfigError(f"sites {keys[key]} and {name} have the same key in {path.parent}")
+        keys[key] = name
+    return keys
+
+
+def _train_config(settings: ServerSettings) -> TrainConfig:
+    config = resolve_config(settings.folder / _CONFIG)
+    _family(config, settings)
+    if config.split is not None:
+        raise ConfigError("`split` divides one set in one place; here each site has its own images")
+    return config
+
+
+def _family(config: TrainConfig, settings: ServerSettings) -> Remote:
+    return remote(
+        config,
+        allow_weights=settings.allow_weights,
+        consent="allow_weights = true in server.toml, and in each site's site.toml",
+        max_weight_bytes=settings.max_weight_bytes,
+    )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / _RECORD).read_text())
+        TrainConfig.model_validate(record["config"])
+        record["federation"] + ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{folder / _RECORD} is damaged: {error}") from error
+    return dict(record)
+
+
+class _Status:
+    """One small file by which whoever launched the run follows it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _STATUS
+        self._last: dict[str, Any] = {}
+        self._at = 0.0
+        self.write(state="running", round=0, rounds=0, waiting=[])
+
+    def write(self, **values: Any) -> None:
+        if values != self._last or time() - self._at > 5:
+            self._last, self._at = values, time()
+            write_atomically(self._path, json.dumps(values | {"time": self._at}).encode())
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What a run said about itself last; empty before it said anything."""
+    try:
+        return dict(json.loads((folder / _STATUS).read_text()))
+    except (OSError, ValueError):
+        return {}

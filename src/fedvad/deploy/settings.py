@@ -1,0 +1,187 @@
+"""What a server and a site of a deployment are told, as small TOML files in their folders."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedvad.errors import ConfigError
+from fedvad.features.config import Engine
+from fedvad.federation.mailboxes.flower.rounds import Patience
+from fedvad.runs.remote import MAX_WEIGHT_BYTES
+
+__all__ = [
+    "RUNNING",
+    "SERVER_VARIABLE",
+    "SITE_VARIABLE",
+    "ServerSettings",
+    "SiteSettings",
+    "check_run_name",
+    "read_running",
+    "read_server",
+    "read_site",
+    "to_toml",
+]
+
+# how the folder reaches the processes that Flower starts
+SERVER_VARIABLE = "FEDVAD_SERVER"
+SITE_VARIABLE = "FEDVAD_SITE"
+# what a running server was told by flags, for those who talk to it
+RUNNING = "running.toml"
+_MODEL = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(BaseModel):
+    """`server.toml`; `folder` is where it lies.
+
+    sites: names of all sites. host, port: where to listen. deadline, retry: seconds, see
+    `Patience`. features: key of the feature configuration, if not that of most sites.
+    allow_weights: whether sites may be asked for weights of a student; max_weight_bytes: of one
+    message of those.
+    """
+
+    model_config = _MODEL
+
+    folder: Path
+    sites: tuple[str, ...] = Field(min_length=1)
+    host: str = "0.0.0.0"
+    port: int = Field(default=8000, ge=1, le=65535)
+    quorum: int | None = Field(default=None, ge=1)
+    deadline: float = Field(default=3600.0, gt=0)
+    retry: float = Field(default=300.0, gt=0)
+    missing: Literal["keep", "drop"] = "keep"
+    features: str | None = None
+    allow_weights: bool = False
+    max_weight_bytes: int = Field(default=MAX_WEIGHT_BYTES, ge=4096)
+    insecure: bool = False
+
+    @property
+    def state(self) -> Path:
+        """What must outlive the process: Flower's database and home, the runs."""
+        return self.folder / "state"
+
+    def run(self, name: str) -> Path:
+        """Folder of a run."""
+        return self.state / "runs" / check_run_name(name)
+
+    def patience(self) -> Patience:
+        """How long to wait; the default quorum is more than half of the sites."""
+        quorum = self.quorum or len(self.sites) // 2 + 1
+        return Patience(self.deadline, quorum, self.retry, self.missing)
+
+
+class SiteSettings(BaseModel):
+    """`site.toml`; `folder` is where it lies.
+
+    server: its `host:port`. data: folder of this site's images. state: what must outlive
+    everything. max_upload_bytes: more than this per round the site does not send, whatever the
+    server's configuration says; weights of a student it sends only with allow_weights, and then
+    max_weight_bytes at most. share_scores: whether the scores of own normal images go to the
+    server, for thresholds found with those of other sites. weights, engine, device: this site's
+    way to the features.
+    """
+
+    model_config = _MODEL
+
+    folder: Path
+    name: str
+    server: str
+    data: Path | None = None
+    state: Path | None = None
+    cache: Path | None = None
+    weights: Path | None = None
+    engine: Engine | None = None
+    device: str | None = None
+    max_upload_bytes: int = Field(default=1_000_000, ge=4096)
+    allow_weights: bool = False
+    max_weight_bytes: int = Field(default=MAX_WEIGHT_BYTES, ge=4096)
+    share_scores: bool = True
+    port: int = Field(default=9094, ge=1, le=65535)
+    insecure: bool = False
+
+
+Settings = TypeVar("Settings", ServerSettings, SiteSettings)
+
+
+def read_server(folder: Path) -> ServerSettings:
+    """`server.toml` of a folder, or of the folder `server` in it; raises `ConfigError`."""
+    if not (folder / "server.toml").is_file() and (folder / "server" / "server.toml").is_file():
+        folder = folder / "server"
+    return _read(ServerSettings, folder, "server.toml")
+
+
+def read_running(folder: Path) -> ServerSettings:
+    """The settings of the server that runs in a folder, flags of its command included."""
+    settings = read_server(folder)
+    path = settings.state / RUNNING
+    if not path.is_file():
+        return settings
+    return _read(ServerSettings, settings.folder, "server.toml", **_toml(path))
+
+
+def read_site(folder: Path, **changes: Any) -> SiteSettings:
+    """`site.toml` of a folder, with `changes` that are not None; raises `ConfigError`.
+
+    The paths of its file are relative to the folder.
+    """
+    site = _read(SiteSettings, folder, "site.toml", **changes)
+    paths = {
+        name: site.folder / value
+        for name in ("data", "state", "cache", "weights")
+        if (value := getattr(site, name)) is not None
+    }
+    return site.model_copy(update=paths)
+
+
+def _read(model: type[Settings], folder: Path, name: str, **changes: Any) -> Settings:
+    path = folder / name
+    values = _toml(path)
+    values |= {key: value for key, value in changes.items() if value is not None}
+    try:
+        return model(**(values | {"folder": folder.resolve()}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; `fedvad deploy init` makes it"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def check_run_name(name: str) -> str:
+    """A name that is a folder everywhere; raises `ConfigError`."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name):
+        raise ConfigError(f"a run's name has small letters, digits and hyphens only, not {name!r}")
+    return name
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """Flat TOML of strings, numbers, booleans, paths and lists of strings; None is left out."""
+    return "".join(
+        f"{key} = {_literal(value)}\n" for key, value in values.items() if value is not None
+    )
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_literal(item) for item in value) + "]"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    if not text.isprintable():
+        raise ConfigError(f"{text!r} cannot be written to a settings file")
+    return f'"{text}"'

@@ -1,0 +1,307 @@
+"""What a site answers: its rounds, and its own run folder from the final memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedvad._version import __version__
+from fedvad.data.files import locked
+from fedvad.deploy.settings import SiteSettings, check_run_name
+from fedvad.deploy.sharing import KEY, read_counts, take, write_counts
+from fedvad.errors import ConfigError, DataError, FedvadError, PayloadError
+from fedvad.features.cache import DescriptorCache, default_cache_root
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import brings_weights, is_backbone_file
+from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
+from fedvad.federation.payload import Payload
+from fedvad.runs.bank_state import (
+    SiteState,
+    load_site,
+    note_round,
+    save_sent,
+    save_site,
+)
+from fedvad.runs.config import OWN_OF_SITE, TrainConfig
+from fedvad.runs.method import method_class
+from fedvad.runs.progress import silent
+from fedvad.runs.remote import Remote, remote
+from fedvad.runs.run_folder import DETECTOR_FILE, write_json
+from fedvad.runs.site_scores import SCORES, THRESHOLDS, adopt, scores_of
+from fedvad.verbs.bank import one_round, one_site
+from fedvad.verbs.bank_import import make_run
+
+__all__ = ["answer", "run_folder", "state_folder"]
+
+log = logging.getLogger(__name__)
+_TOLD = "told.json"
+
+
+def answer(site: SiteSettings, instruction: Instruction) -> Reply:
+    """A site's answer to a server; every error of ours becomes a refusal with its reason.
+
+    The same question gets the same answer, so it may be asked again after any crash.
+    """
+    if instruction.kind == "hello":
+        return Reply(site.name)
+    try:
+        check_run_name(instruction.federation)
+        asked = {"finish": "final memory", "threshold": "shared threshold"}
+        what = asked.get(instruction.kind, f"round {instruction.round}")
+        log.info("%s of %s", what, instruction.federation)
+        # one answer at a time: a question asked twice finds the first answer when it comes in
+        with locked(_root(site) / "lock"):
+            if instruction.kind == "round":
+                return _round(site, instruction)
+            if instruction.kind == "threshold":
+                return _threshold(site, instruction)
+            return _finish(site, instruction)
+    except FedvadError as error:
+        log.warning("refused: %s", error)
+        return Reply(site.name, instruction.round, refusal=_told(site, error))
+
+
+def _told(site: SiteSettings, error: FedvadError) -> str:
+    """What the server may know of an error: no file of the site by name, images least of all."""
+    if isinstance(error, DataError):
+        cause = error.__cause__
+        reason = cause.strerror if isinstance(cause, OSError) else None
+        kind = type(error).__name__
+        return f"{kind} ({reason}): see the site's log" if reason else f"{kind}: see the site's log"
+    text = str(error)
+    for path in (site.data, site.weights, site.cache, site.state, site.folder):
+        text = text if path is None else text.replace(str(path), "...")
+    return text
+
+
+def state_folder(site: SiteSettings, federation: str) -> Path:
+    """Where a site keeps its part of a federation."""
+    return _root(site) / "federations" / check_run_name(federation)
+
+
+def run_folder(site: SiteSettings, federation: str) -> Path:
+    """The run folder that a finished federation leaves at the site."""
+    return _root(site) / "runs" / check_run_name(federation)
+
+
+def _root(site: SiteSettings) -> Path:
+    return site.state or site.folder / "state"
+
+
+def _round(site: SiteSettings, instruction: Instruction) -> Reply:
+    start = perf_counter()
+    folder = state_folder(site, instruction.federation)
+    before = load_site(folder)
+    family = _family(site, instruction)
+    config, index = family.config, _index(site, instruction)
+    round_ = instruction.round
+    known = _known(instruction)
+    if known is not None and known.manifest.round >= round_:
+        raise PayloadError(f"the memory of round {known.manifest.round} came with round {round_}")
+    told: dict[str, Any] = {"fedvad": __version__, "repeated": True}  # of older releases
+    if before is not None:
+        _same_federation(before, site, config, index)
+        if known is not None:
+            note_round(folder, before, known, len(instruction.payload))
+    if before is None or before.round < round_:
+        state, told = _make_round(site, family, index, before, known, round_)
+        # all of the answer before the state that counts it as made: a kill repeats the round
+        save_sent(folder, round_, state.upload.to_bytes())
+        write_json(folder / _TOLD, told)
+        save_site(folder, state)
+    elif before.round > round_:
+        raise ConfigError(
+            f"site {site.name} already made round {before.round} of this federation and is asked "
+            f"for round {round_}: the server lost its state. Restore it, or begin a new run"
+        )
+    elif (folder / _TOLD).is_file():
+        told = json.loads((folder / _TOLD).read_text()) | {"repeated": True}
+    told["seconds"] = round(perf_counter() - start, 3)
+    # weights replace what was sent before, rows of a memory may add to it
+    sends = method_class(config.method).sends
+    held = max(instruction.held, round_ - 1) if sends == "weights" else instruction.held
+    return Reply(site.name, round_, _unheld(folder, held, round_), told)
+
+
+def _unheld(folder: Path, held: int, round_: int) -> tuple[bytes, ...]:
+    """Uploads after the last one that the server has; earlier ones may have been lost."""
+    found = {
+        int(path.stem.removeprefix("round-")): path for path in (folder / "sent").glob("round-*")
+    }
+    return tuple(found[r].read_bytes() for r in sorted(found) if held < r <= round_)
+
+
+def _make_round(
+    site: SiteSettings,
+    family: Remote,
+    index: int,
+    before: SiteState | None,
+    known: Payload | None,
+    round_: int,
+) -> tuple[SiteState, dict[str, Any]]:
+    data = _data(site)
+    images = one_site(data, family.config, site.name, before)
+    extractor = FeatureExtractor(family.config.features(), _cache(site))
+    state = one_round(family, images, data, index, before, known, round_, extractor, silent)
+    told = {
+        "fedvad": __version__,
+        "repeated": False,
+        "images": state.n_images,
+        "images_computed": extractor.computed,
+        "features": extractor.config.identity(),
+    }
+    return state, told
+
+
+def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
+    folder = state_folder(site, instruction.federation)
+    out = run_folder(site, instruction.federation)
+    family = _family(site, instruction)
+    config = family.config
+    merged = _known(instruction)
+    if merged is None:
+        raise PayloadError("the final memory is missing")
+    family.check(merged)
+    state = load_site(folder)
+    if state is not None:
+        _same_federation(state, site, config, _index(site, instruction))
+        note_round(folder, state, merged, len(instruction.payload))
+    else:
+        state = _newcomer(site, config, _index(site, instruction), merged)
+    digest = hashlib.sha256(instruction.payload).hexdigest()
+    mark = out / "memory.sha256"
+    told: dict[str, Any] = {"fedvad": __version__, "run": out.name, "repeated": True}
+    if not ((out / DETECTOR_FILE).is_file() and mark.is_file() and mark.read_text() == digest):
+        # made aside, so that a kill leaves no half run folder
+        fresh = out.with_name(f".{out.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        made, calibration = make_run(
+            family, state, merged, folder, fresh, _data(site), _cache(site), silent
+        )
+        if config.shared_threshold:
+            write_counts(fresh, calibration.counts)
+        (fresh / mark.name).write_text(digest)
+        shutil.rmtree(out, ignore_errors=True)
+        fresh.rename(out)
+        told |= {"repeated": False, "calibration_images": made["calibration_images"]}
+        told["own_normals"] = made["own_normals"].get(site.name, {})
+    if config.shared_threshold:
+        told[KEY] = read_counts(out)
+    elif config.threshold_rule == "federated" and site.share_scores:
+        told[SCORES] = scores_of(out, site.name)
+    log.info("run folder: %s", out)
+    return Reply(site.name, instruction.round, (), told)
+
+
+def _threshold(site: SiteSettings, instruction: Instruction) -> Reply:
+    out = run_folder(site, instruction.federation)
+    if not (out / DETECTOR_FILE).is_file():
+        raise ConfigError("a threshold of all sites came before the final memory")
+    if THRESHOLDS in instruction.told:
+        adopt(out, site.name, instruction.told)
+    else:
+        take(out, instruction.told, _config(site, instruction).target_fpr)
+    log.info("%s has the threshold found with all sites", out)
+    return Reply(site.name, instruction.round)
+
+
+def _newcomer(site: SiteSettings, config: TrainConfig, index: int, merged: Payload) -> SiteState:
+    """A site that took part in no round scores with what the others made."""
+    return SiteState(
+        site=site.name,
+        index=index,
+        config=config,
+        data=_data(site),
+        kept={},
+        upload=merged,
+        n_images=0,
+    )
+
+
+def _family(site: SiteSettings, instruction: Instruction) -> Remote:
+    return remote(
+        _config(site, instruction),
+        allow_weights=site.allow_weights,
+        consent="allow_weights = true in site.toml",
+        max_weight_bytes=site.max_weight_bytes,
+    )
+
+
+def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
+    """The federation's configuration with this site's own ways; raises `ConfigError`."""
+    try:
+        config = TrainConfig.model_validate_json(instruction.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"the server's configuration (fedvad {instruction.version}) does not suit fedvad "
+            f"{__version__} of this site: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from error
+    file = is_backbone_file(config.backbone)
+    if not file and not re.fullmatch(r"[A-Za-z0-9_.-]+", config.backbone):
+        raise ConfigError(f"the server asks for a backbone named {config.backbone[:80]!r}")
+    if site.weights is None and (file or not brings_weights(config.backbone)):
+        raise ConfigError(
+            f"the federation's backbone is {config.backbone[:80]}, and a site downloads nothing: "
+            "put its file on this machine and name it as weights in site.toml"
+        )
+    rows = method_class(config.method).sends == "memory rows"
+    if rows and config.upload_bytes > site.max_upload_bytes:
+        raise ConfigError(
+            f"the server asks for uploads of up to {config.upload_bytes} bytes per round, this "
+            f"site sends at most {site.max_upload_bytes} (max_upload_bytes in site.toml)"
+        )
+    own: Mapping[str, Any] = {
+        "weights": site.weights,
+        "engine": site.engine or config.engine,
+        "device": site.device or "cpu",
+        "compare": (),
+    }
+    return config.model_copy(update=dict(own))
+
+
+def _same_federation(state: SiteState, site: SiteSettings, config: TrainConfig, index: int) -> None:
+    before, now = state.config.model_dump(), config.model_dump()
+    changed = [k for k in now if k not in OWN_OF_SITE and before[k] != now[k]]
+    if state.site != site.name or state.index != index:
+        changed.append("sites")
+    if changed:
+        raise ConfigError(
+            f"the server changed {', '.join(changed)} in the middle of this federation: begin a "
+            "new run under another name"
+        )
+
+
+def _index(site: SiteSettings, instruction: Instruction) -> int:
+    names = sorted(instruction.sites)
+    if site.name not in names:
+        raise ConfigError(f"site {site.name} is not among the sites of this federation")
+    return names.index(site.name)
+
+
+def _known(instruction: Instruction) -> Payload | None:
+    if not instruction.payload:
+        return None
+    payload = Payload.from_bytes(instruction.payload)
+    if payload.manifest.kind != "global":
+        raise PayloadError("the server sent an upload instead of a global memory")
+    return payload
+
+
+def _data(site: SiteSettings) -> Path:
+    if site.data is None:
+        raise ConfigError(f"{site.folder / 'site.toml'} names no data: give `fedvad site` --data")
+    return site.data
+
+
+def _cache(site: SiteSettings) -> DescriptorCache:
+    return DescriptorCache(site.cache or default_cache_root())

@@ -1,0 +1,236 @@
+"""FedDyMem and PatchCore as detectors: one memory, one generator, one way to score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.bounds import MAX_BAD
+from fedvad.data.folders import ImageSet
+from fedvad.detectors.base import Detector, NormalFeatures, Scores, score_stream
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.site import ROUNDS, FedDyMemConfig, MemorySite
+from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
+from fedvad.errors import ConfigError
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.half import to_float
+from fedvad.memory.bank import FloatArray, MemoryBank
+from fedvad.memory.coreset import CandidateSampler
+from fedvad.memory.reduce import reduce_patches
+
+__all__ = ["FedDyMem", "MemoryDetector", "PatchCore"]
+
+
+class MemoryDetector(Detector):
+    """Scores by distance to a memory bank, in the space of a generator.
+
+    bank_: the memory. generator_: the identity unless trained.
+    """
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        scoring: ScoringConfig | None = None,
+        seed: int = 0,
+        max_bad: float = MAX_BAD,
+    ) -> None:
+        super().__init__(extractor=extractor, seed=seed)
+        self.scoring = scoring or ScoringConfig()
+        self.max_bad = max_bad
+        # building the index of a large memory takes a while, so what scores is kept
+        self._scorer: MemoryScorer | None = None
+        self._scale: FloatArray | None = None
+        self.bank_: MemoryBank | None = None
+        self.generator_: Generator | None = None
+
+    def with_memory(
+        self,
+        bank: MemoryBank,
+        generator: Generator | None = None,
+        scale: FloatArray | None = None,
+    ) -> Self:
+        """Adopt a memory made elsewhere, as a new site does with the global one.
+
+        scale: what `distance_scale` gives for it, where it is known already.
+        """
+        self.bank_, self._scale, self._scorer = bank, scale, None
+        self.generator_ = generator or Generator.identity(bank.dim)
+        return self
+
+    def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
+        """See `Detector.score`."""
+        scorer = self.scorer
+        assert self.generator_ is not None  # there is one wherever there is a memory
+        return score_stream(self.extractor, scorer, self.generator_, images, on_image)
+
+    def ready(self) -> None:
+        """See `Detector.ready`."""
+        _ = self.scorer
+
+    def facts(self) -> dict[str, Any]:
+        """See `Detector.facts`."""
+        assert self.bank_ is not None
+        assert self.generator_ is not None
+        bank, generator = self.bank_, self.generator_.hash()
+        memory = {"rows": len(bank), "dim": bank.dim, "generator": generator}
+        return {"scoring": asdict(self.scoring), "memory": memory}
+
+    def score_pixels(
+        self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
+    ) -> Iterator[tuple[float, FloatArray]]:
+        """See `Detector.score_pixels`."""
+        scorer = self.scorer
+        assert self.generator_ is not None
+        for descriptors in self.extractor.describe(images):
+            yield scorer.score(self.generator_(to_float(descriptors)))
+
+    def top_count(self, cells: int) -> int:
+        """See `Detector.top_count`."""
+        return self.scoring.count(cells)
+
+    @property
+    def memory_rows(self) -> int:
+        """See `Detector.memory_rows`."""
+        return 0 if self.bank_ is None else len(self.bank_)
+
+    @property
+    def scorer(self) -> MemoryScorer:
+        """What scores against the memory; raises `ConfigError` before there is one."""
+        if self.bank_ is None:
+            raise ConfigError(f"{self.name} has no memory yet: call fit() or with_memory() first")
+        if self._scorer is None:
+            self._scorer = MemoryScorer(self.bank_, self.scoring, scale=self._scale)
+        return self._scorer
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """See `Detector.state`."""
+        if self.bank_ is None or self.generator_ is None:
+            raise ConfigError(f"{self.name} has learned nothing to save: call fit() first")
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "bank/vectors": self.bank_.vectors,
+            "bank/weights": self.bank_.weights,
+            "bank/spread": self.bank_.spread,
+        }
+        if not self.generator_.is_identity:
+            arrays["generator/weight"] = self.generator_.weight
+            arrays["generator/bias"] = self.generator_.bias
+        return arrays, {"scoring": asdict(self.scoring), "seed": self.seed}
+
+    @classmethod
+    def from_state(
+        cls,
+        arrays: dict[str, npt.NDArray[Any]],
+        values: dict[str, Any],
+        *,
+        extractor: FeatureExtractor,
+    ) -> Self:
+        """See `Detector.from_state`."""
+        detector = cls(
+            extractor=extractor,
+            scoring=ScoringConfig.from_values(values["scoring"]),
+            seed=values["seed"],
+        )
+        generator = None
+        if "generator/weight" in arrays:
+            generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
+        bank = MemoryBank(arrays["bank/vectors"], arrays["bank/weights"], arrays["bank/spread"])
+        return detector.with_memory(bank, generator)
+
+    def _features(self, images: ImageSet) -> NormalFeatures:
+        paths = [item.path for item in images if item.label == 0]
+        features = NormalFeatures(
+            self.extractor, paths, max_bad=self.max_bad, where=f"{self.name} training set"
+        )
+        features.warm_up()
+        return features
+
+
+class PatchCore(MemoryDetector):
+    """A k-center coreset of normal patches (Roth et al. 2022), of `rows` vectors."""
+
+    name: ClassVar[str] = "patchcore"
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        rows: int = FedDyMemConfig.rows,
+        candidates: float = FedDyMemConfig.candidates,
+        projection: int | None = FedDyMemConfig.projection,
+        scoring: ScoringConfig | None = None,
+        seed: int = 0,
+        max_bad: float = MAX_BAD,
+    ) -> None:
+        super().__init__(extractor=extractor, scoring=scoring, seed=seed, max_bad=max_bad)
+        self.rows = rows
+        self.candidates = candidates
+        self.projection = projection
+
+    def fit(self, images: ImageSet) -> Self:
+        """See `Detector.fit`; the memory is what a site of a federation sends in one round."""
+        config = FedDyMemConfig(
+            rows=self.rows, candidates=self.candidates, projection=self.projection
+        )
+        return self.with_memory(
+            MemorySite(self._features(images), config, seed=self.seed).update(1, None)
+        )
+
+    def fit_features(self, *sites: NormalFeatures) -> Self:
+        """Fit on descriptors already read, of several sites pooled."""
+        pooled, total = [], sum(map(len, sites))
+        for features in sites:
+            height, width, dim = features.extractor.grid
+            sampler = CandidateSampler(
+                n_images=len(features),
+                patches_per_image=height * width,
+                dim=dim,
+                fraction=self.candidates,
+                max_bytes=(1 << 30) * len(features) // max(1, total),
+                seed=self.seed,
+            )
+            for descriptors in features:
+                sampler.add(descriptors)
+            pooled.append(sampler.result())
+        bank = reduce_patches(
+            np.concatenate(pooled),
+            self.rows,
+            mode="coreset",
+            seed=self.seed,
+            projection=self.projection,
+        )
+        return self.with_memory(bank)
+
+
+class FedDyMem(MemoryDetector):
+    """A site's dynamic memory on its own; runners join several of them into a federation."""
+
+    name: ClassVar[str] = "feddymem"
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        config: FedDyMemConfig | None = None,
+        rounds: int = ROUNDS,
+        scoring: ScoringConfig | None = None,
+        seed: int = 0,
+        max_bad: float = MAX_BAD,
+    ) -> None:
+        self.config = config or FedDyMemConfig()
+        self.rounds = rounds
+        super().__init__(
+            extractor=extractor, scoring=scoring or self.config.scoring, seed=seed, max_bad=max_bad
+        )
+
+    def fit(self, images: ImageSet) -> Self:
+        """See `Detector.fit`."""
+        site = MemorySite(self._features(images), self.config, seed=self.seed, rounds=self.rounds)
+        for round_ in range(1, self.rounds + 1):
+            site.update(round_, site.bank if len(site.bank) else None)
+        return self.with_memory(site.bank, site.generator)

@@ -1,0 +1,124 @@
+"""The memory generator as a trainable part whose weights are averaged, the memories staying home.
+
+The mirror image of FedDyMem: there memories travel and generators stay. For comparison only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.metric_loss import MetricLossConfig, metric_loss
+from fedvad.detectors.memory.site import FedDyMemConfig, MemorySite
+from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
+from fedvad.memory.bank import MemoryBank
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["GeneratorConfig", "GeneratorSite"]
+
+
+def _training() -> TrainConfig:
+    return TrainConfig(
+        steps=100, batch=1024, learning_rate=1e-3, momentum=0.0, weight_decay=0.0, warmup=20
+    )
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """memory: how each site fills its own bank, in `rounds` passes. loss: see `metric_loss`."""
+
+    memory: FedDyMemConfig
+    rounds: int = 2
+    loss: MetricLossConfig = field(default_factory=MetricLossConfig)
+    train: TrainConfig = field(default_factory=_training)
+
+
+class GeneratorSite:
+    """One site's own memory and the generator that it trains against it."""
+
+    def __init__(self, features: NormalFeatures, config: GeneratorConfig, *, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        site = MemorySite(features, config.memory, seed=seed, rounds=config.rounds)
+        for round_ in range(1, config.rounds + 1):
+            site.update(round_, site.bank if len(site.bank) else None)
+        self._raw = site.bank
+        self.student: torch.nn.Module = _module(site.dim)
+
+    @property
+    def generator(self) -> Generator:
+        """The generator as it stands."""
+        weight, bias = (p.detach().numpy().copy() for p in self.student.parameters())
+        return Generator(weight, bias)
+
+    @property
+    def bank(self) -> MemoryBank:
+        """The site's memory in the generator's space; spreads stay those of the raw rows."""
+        moved = self.generator(self._raw.vectors)
+        return MemoryBank(moved, self._raw.weights, self._raw.spread)
+
+    def train(
+        self,
+        *,
+        seed: int,
+        penalty: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None,
+        correction: Mapping[str, torch.Tensor] | None = None,
+    ) -> TrainLog:
+        """Pull the site's rows to their neighbours; see `train_student`."""
+        import torch
+
+        anchors = torch.from_numpy(self.bank.vectors)
+        radius = torch.tensor(1e-5)
+
+        def loss(batch: torch.Tensor) -> torch.Tensor:
+            return metric_loss(self.student(batch), batch, anchors, radius, self.config.loss)
+
+        return train_student(
+            self.student,
+            loss,
+            self._batches,
+            self.config.train,
+            seed=seed,
+            penalty=penalty,
+            correction=correction,
+        )
+
+    def represent(self, student: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        """(n, d) embedded patches."""
+        embedded: torch.Tensor = student(batch)
+        return embedded
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step of a round, from 1, as `train_student` sets it."""
+        return self.config.train.rate(step)
+
+    def _batches(self, rng: np.random.Generator) -> Iterator[torch.Tensor]:
+        import torch
+
+        order = rng.permutation(len(self._raw))
+        size = self.config.train.batch
+        for start in range(0, len(order), size):
+            yield torch.from_numpy(self._raw.vectors[order[start : start + size]])
+
+
+def _module(dim: int) -> torch.nn.Module:
+    """x + x W^T + b with W, b of zeros: the identity, as every generator begins."""
+    import torch
+
+    class Residual(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(dim, dim))
+            self.bias = torch.nn.Parameter(torch.zeros(dim))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x @ self.weight.T + self.bias
+
+    return Residual()

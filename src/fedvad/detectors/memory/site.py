@@ -1,0 +1,300 @@
+"""One site's dynamic memory bank: how it is filled, shaped and renewed from round to round.
+
+Source: FedDyMem (arXiv 2502.21012, abstract) for the parts; their forms are ours, see
+docs/methods/feddymem.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.metric_loss import MetricLossConfig, TrainingLog, train_generator
+from fedvad.detectors.scoring import ScoringConfig
+from fedvad.errors import ConfigError
+from fedvad.half import to_float
+from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
+from fedvad.memory.coreset import CandidateSampler
+from fedvad.memory.private import PrivatePositionMeans
+from fedvad.memory.reduce import PositionMeans, ReduceMode, reduce_patches, renew
+
+__all__ = ["ROUNDS", "Anchors", "FedDyMemConfig", "MemorySite", "Reduce", "Update", "round_seed"]
+
+Anchors = Literal["global", "local", "union"]
+Reduce = Literal["coreset", "cluster", "position"]
+Update = Literal["grow", "ema"]
+ROUNDS = 2  # of exchange, by default
+
+
+@dataclass(frozen=True)
+class FedDyMemConfig:
+    """Options of a site's memory; `docs/methods/feddymem.md` says which were measured how.
+
+    rows: vectors a site may upload per round.
+    reduce: how patches become rows (`coreset`, `cluster`, `position`); pull: see `reduce_patches`.
+    update: `grow` adds, each round, the rows that the memory known so far covers worst; `ema`
+        keeps the rows of round one and moves them by exponential averaging.
+    ema: share of the old bank that an `ema` round keeps.
+    candidates: share of all patches sampled afresh each round; candidate_bytes: its bound.
+    projection: dimensions in which coresets are chosen (None: all).
+    train: whether the generator is trained (else it stays the identity).
+    anchors: what the metric loss pulls to from the second round on.
+    min_count: distinct images that every row must be an average of.
+    clip, noise: of `PrivatePositionMeans`; both only with reduce `position`.
+    """
+
+    rows: int = 1500
+    reduce: Reduce = "coreset"
+    pull: float = 0.0
+    update: Update = "grow"
+    ema: float = 0.5
+    candidates: float = 0.25
+    candidate_bytes: int = 64 << 20
+    projection: int | None = 64
+    train: bool = False
+    anchors: Anchors = "global"
+    min_count: int = 1
+    clip: float | None = None
+    noise: float = 0.0
+    loss: MetricLossConfig = field(default_factory=MetricLossConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+
+    def __post_init__(self) -> None:
+        if self.reduce not in get_args(Reduce):
+            raise ConfigError(f"unknown reduce {self.reduce!r}; choose from {get_args(Reduce)}")
+        if self.update not in get_args(Update):
+            raise ConfigError(f"unknown update {self.update!r}; choose from {get_args(Update)}")
+        if self.anchors not in get_args(Anchors):
+            raise ConfigError(f"unknown anchors {self.anchors!r}; choose from {get_args(Anchors)}")
+        if self.rows < 1 or not 0 <= self.ema < 1:
+            raise ConfigError("rows must be at least 1 and ema in [0, 1)")
+        if self.min_count < 1 or self.noise < 0:
+            raise ConfigError("min_count must be at least 1 and noise at least 0")
+        if self.min_count > 1 and self.reduce == "coreset" and self.pull < 1:
+            raise ConfigError(
+                "min_count is of averages: use reduce 'cluster' or 'position', or pull 1"
+            )
+        if self.noise and self.clip is None:
+            raise ConfigError("noise needs clip, the bound that it is calibrated to")
+        if self.clip is not None and (self.reduce != "position" or self.train):
+            raise ConfigError(
+                "clip and noise go with reduce 'position' and an untrained generator only: other "
+                "rows are grouped by looking at the data, which noise on them does not cover"
+            )
+        if self.update == "grow" and (self.train or self.reduce == "position"):
+            raise ConfigError(
+                "update 'grow' keeps earlier rows as they are, so it goes neither with a trained "
+                "generator (old rows would lie in another space) nor with reduce 'position' "
+                "(each round would send the same means); use update 'ema'"
+            )
+
+
+def round_seed(seed: int, round_: int) -> int:
+    """Seed of what a site draws in a round."""
+    return seed * 1009 + round_
+
+
+class MemorySite:
+    """The state of one site between rounds: bank, generator, and what its features look like.
+
+    bank: the rows this site has contributed so far. generator: this site's own. rounds: how many
+    are expected; their samples are drawn in as few passes as `candidate_bytes` allows.
+    """
+
+    def __init__(
+        self, features: NormalFeatures, config: FedDyMemConfig, *, seed: int, rounds: int = 1
+    ) -> None:
+        self.features = features
+        self.rounds = rounds
+        self.config = config
+        self.seed = seed
+        height, width, dim = features.extractor.grid
+        self.dim = dim
+        self.patches_per_image = height * width
+        self.generator = Generator.identity(dim)
+        self.bank = MemoryBank.empty(dim)
+        self.training: list[TrainingLog] = []
+        self._ahead: dict[int, CandidateSampler] = {}
+        self._images = np.zeros(0, np.int64)
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of all training images: what the site's memory stands for."""
+        return len(self.features) * self.patches_per_image
+
+    @property
+    def spread(self) -> float | None:
+        """Share of the raw features' spread that the trained generator kept, if one was trained."""
+        return self.training[-1].spread[-1] if self.training else None
+
+    def snapshot(self) -> dict[str, npt.NDArray[Any]]:
+        """Bank and generator as named arrays; the generator's are left out while it is none."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "vectors": self.bank.vectors,
+            "weights": self.bank.weights,
+            "spread": self.bank.spread,
+        }
+        if not self.generator.is_identity:
+            arrays["generator/weight"] = self.generator.weight
+            arrays["generator/bias"] = self.generator.bias
+        return arrays
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from a `snapshot`; raises KeyError or `MemoryBankError` for what is none."""
+        self.bank = MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"])
+        self.generator = Generator.identity(self.dim)
+        if "generator/weight" in arrays:
+            self.generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
+
+    def update(self, round_: int, known: MemoryBank | None) -> MemoryBank:
+        """One round: sample, train if wanted, renew the bank; returns the rows to send.
+
+        `known` is the memory handed back so far. What is returned, and whether it adds to
+        (`grow`) or replaces (`ema`) what was sent before, is the configuration's choice.
+        """
+        if self.config.reduce == "position":
+            if self.config.train:
+                self._train(self._sample(round_), known, round_)
+            return self._replace(self._position_means())
+        raw = self._sample(round_)
+        if self.config.train:
+            self._train(raw, known, round_)
+        patches = self.generator(raw)
+        if self.config.update == "grow":
+            return self._grow(patches, known, round_)
+        if len(self.bank) == 0:
+            return self._replace(self._reduce(patches, round_))
+        return self._replace(
+            renew(
+                self.bank,
+                patches,
+                keep=self.config.ema,
+                images=self._images,
+                min_count=self.config.min_count,
+            )
+        )
+
+    def sample_ahead(self, round_: int = 1) -> Callable[[npt.NDArray[np.float16]], None]:
+        """Begin the samples of this round and of following ones; give them each image in turn.
+
+        For a pass over the features that somebody else makes anyway, such as their first.
+        """
+        first = self._sampler(round_)
+        self._ahead = {round_: first}
+        together = self.config.candidate_bytes // max(1, first.nbytes)
+        for following in range(round_ + 1, min(self.rounds + 1, round_ + together)):
+            self._ahead[following] = self._sampler(following)
+        samplers = list(self._ahead.values())
+
+        def take(descriptors: npt.NDArray[np.float16]) -> None:
+            for sampler in samplers:
+                sampler.add(descriptors)
+
+        return take
+
+    def _sample(self, round_: int) -> FloatArray:
+        ahead = self._ahead.get(round_)
+        # an unreadable image shifts what a sampler made for more images takes of each
+        if ahead is None or not ahead.complete or ahead.n_images != len(self.features):
+            take = self.sample_ahead(round_)
+            for descriptors in self.features:
+                take(descriptors)
+        sampler = self._ahead.pop(round_)
+        self._images = sampler.images()
+        return sampler.result()
+
+    def _sampler(self, round_: int) -> CandidateSampler:
+        return CandidateSampler(
+            n_images=len(self.features),
+            patches_per_image=self.patches_per_image,
+            dim=self.dim,
+            fraction=self.config.candidates,
+            max_bytes=self.config.candidate_bytes,
+            seed=round_seed(self.seed, round_),
+        )
+
+    def _train(self, raw: FloatArray, known: MemoryBank | None, round_: int) -> None:
+        own = self.bank if len(self.bank) else self._reduce(self.generator(raw), round_)
+        if known is None or self.config.anchors == "local":
+            anchors = own
+        elif self.config.anchors == "global":
+            anchors = known
+        else:
+            anchors = concatenate([own, known])
+        self.generator, training = train_generator(
+            self.generator,
+            raw,
+            anchors.vectors,
+            self.config.loss,
+            seed=round_seed(self.seed, round_),
+        )
+        self.training.append(training)
+
+    def _reduce(
+        self,
+        patches: FloatArray,
+        round_: int,
+        known: MemoryBank | None = None,
+        rows: int | None = None,
+    ) -> MemoryBank:
+        mode: ReduceMode = "cluster" if self.config.reduce == "cluster" else "coreset"
+        growing = self.config.update == "grow"
+        return reduce_patches(
+            patches,
+            rows or self.config.rows,
+            mode=mode,
+            seed=round_seed(self.seed, round_),
+            pull=self.config.pull,
+            initial=known.vectors if known is not None else None,
+            near=self.bank.vectors if growing else None,
+            projection=self.config.projection,
+            images=self._images,
+            min_count=self.config.min_count,
+        )
+
+    def _grow(self, patches: FloatArray, known: MemoryBank | None, round_: int) -> MemoryBank:
+        new = self._reduce(patches, round_, known)
+        if len(new) == 0 and len(self.bank):  # a sign of life, which weighs one patch
+            return MemoryBank(self.bank.vectors[:1], np.ones(1), self.bank.spread[:1])
+        if len(new) == 0:  # of a newcomer, whose patches others have sent
+            new = self._reduce(patches, round_, rows=1)
+        new = self._scaled(new)
+        self.bank = self._scaled(concatenate([self.bank, new]))
+        return new
+
+    def _replace(self, bank: MemoryBank) -> MemoryBank:
+        self.bank = self._scaled(bank)
+        return self.bank
+
+    def _scaled(self, bank: MemoryBank) -> MemoryBank:
+        return bank.rescaled(float(self.n_patches))
+
+    def _position_means(self) -> MemoryBank:
+        if len(self.features) < self.config.min_count:
+            raise ConfigError(
+                f"{self.features.where} has {len(self.features)} images, fewer than min_count = "
+                f"{self.config.min_count}: lower it, or leave this site away"
+            )
+        means = PositionMeans()
+        if self.config.clip is not None:
+            # not the run's seed: whoever knows that could take the noise off again
+            means = PrivatePositionMeans(
+                clip=self.config.clip, noise=self.config.noise, rng=np.random.default_rng()
+            )
+        for descriptors in self.features:
+            means.add(self.generator(to_float(descriptors))[None])
+        fresh = means.result()
+        if len(self.bank) == 0:
+            return fresh
+        keep = self.config.ema
+        return MemoryBank(
+            keep * self.bank.vectors + (1 - keep) * fresh.vectors,
+            fresh.weights,
+            keep * self.bank.spread + (1 - keep) * fresh.spread,
+        )

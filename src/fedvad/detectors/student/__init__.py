@@ -1,0 +1,1 @@
+"""Detectors whose student imitates a frozen teacher."""

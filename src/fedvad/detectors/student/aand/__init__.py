@@ -1,0 +1,1 @@
+"""AAND: an amplified teacher and a student of it."""

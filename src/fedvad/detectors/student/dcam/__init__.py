@@ -1,0 +1,1 @@
+"""DCAM: imitation with attention."""

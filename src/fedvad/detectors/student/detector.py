@@ -1,0 +1,381 @@
+"""Students as detectors: where one fails to imitate its teacher, something is odd."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.bounds import MAX_BAD
+from fedvad.data.contents import normals
+from fedvad.data.folders import ImageSet
+from fedvad.detectors.base import Detector, Scores, check_score
+from fedvad.detectors.scoring import ScoringConfig, image_score, smooth
+from fedvad.detectors.student.loss import Combine
+from fedvad.detectors.student.parameters import (
+    buffers_of,
+    load_buffers,
+    load_parameters,
+    parameters_of,
+    under,
+)
+from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.site import StudentSite
+from fedvad.detectors.student.training import TrainConfig, TrainLog
+from fedvad.errors import ConfigError, MismatchError
+from fedvad.features.engine import make_engine
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.memory.bank import FloatArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvad.detectors.student.branches import PaSTeNet
+    from fedvad.detectors.student.cost import Memory
+    from fedvad.detectors.student.graphs import MapNet, Normalise
+
+__all__ = ["Mapper", "StudentDetector"]
+
+_Pixels = npt.NDArray[np.uint8]
+# from uint8 (S, S, 3) images to raw (h, w) maps, each with its number
+Mapper = Callable[[Iterable[tuple[int, _Pixels]]], Iterator[tuple[int, FloatArray]]]
+
+
+class StudentDetector(Detector):
+    """Scores by the distance between a frozen teacher and a student trained on normal images.
+
+    layers: taps to distil, by the backbone's count; None takes the extractor's. combine: see
+    `combine_maps`. train: options of the training. held_out: share of the normal images that
+    only decide when to stop and the scale of the scores. smooth, top: as in `ScoringConfig`, but
+    the paper's by default: no smoothing, the maximum. cache_bytes: bound of the memory for what
+    is computed once, see `TrainingSet`.
+
+    Map: m = M / s, M the combined map of the levels and s the median image score of M over the
+    held-out normal images (of the training images, if there is but one image). So an image score
+    of 1 is that of a typical unseen normal image, at every site and for every backbone. Ours.
+
+    parts: what sites train and average one after another. own_values: what of `state` is each
+    site's own where sites share a student. net_: the trained net. scale_: s. log_: how the
+    training went.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ("student",)
+    own_values: ClassVar[tuple[str, ...]] = ("scale",)
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        layers: tuple[int, ...] | None = None,
+        combine: Combine = "product",
+        train: TrainConfig | None = None,
+        held_out: float = 0.2,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
+        cache_bytes: int = 256 << 20,
+        seed: int = 0,
+        max_bad: float = MAX_BAD,
+    ) -> None:
+        super().__init__(extractor=extractor, seed=seed)
+        self.layers = layers
+        self.combine = combine
+        self.train = train or TrainConfig()
+        self.held_out = held_out
+        self.smooth = smooth
+        self.top = top
+        self.cache_bytes = cache_bytes
+        self.max_bad = max_bad
+        # compiling takes an engine seconds, so what scores is kept with its net
+        self._mapper: Mapper | None = None
+        self.net_: PaSTeNet | None = None
+        self.scale_: float | None = None
+        self.log_: TrainLog | None = None
+
+    def network(self) -> PaSTeNet:
+        """The net as it is before training: equal for equal seeds, at every site.
+
+        Raises `ConfigError` for options or a backbone that do not go with it.
+        """
+        from fedvad.detectors.student.branches import build_net
+
+        self._check()
+        network = self.extractor.network.network
+        layers = self.layers or self.extractor.config.layers or ()
+        net = build_net(network, layers, bootstrap=self._bootstrap(), seed=self.seed)
+        net.to(self.extractor.config.device)
+        return net
+
+    def starts(self) -> dict[str, torch.nn.Module]:
+        """The `parts`, in their order, as they are before training: equal for equal seeds, at every
+        site. `StudentSite.part` trains one.
+        """
+        return {"student": self.network().student}
+
+    @classmethod
+    def round_training(cls, steps: int | None) -> TrainConfig:
+        """How a site trains in one of several rounds; None for its passes over the images."""
+        return TrainConfig(steps=steps, warmup=5, patience=None)
+
+    @classmethod
+    def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
+        """Options of the constructor from a configuration's table, for a site that trains in rounds
+        by `train`; tables within it become what the constructor takes. Raises `TypeError` for
+        keys that do not belong there, `ConfigError` for values.
+        """
+        return dict(table)
+
+    def fresh(self) -> Self:
+        """An untrained detector of the same options, extractor and seed."""
+        options = self._options() | {"train": self.train}
+        return type(self)(extractor=self.extractor, seed=self.seed, **options)
+
+    def prepare(self, images: ImageSet, net: PaSTeNet | None = None) -> StudentSite:
+        """Read the normal images and compute all that is frozen; the site can then be trained,
+        once or round by round: a net given, in place, or a new one. Raises `DataError` when there
+        is no image, or too many are bad.
+        """
+        paths = normals(images)
+        return self._site(
+            net or self.network(),
+            self._normalise(),
+            paths,
+            config=self.extractor.config,
+            train=self.train,
+            held_out=self.held_out,
+            cache_bytes=self.cache_bytes,
+            seed=self.seed,
+            max_bad=self.max_bad,
+            where=f"{self.name} training set",
+        )
+
+    def fit(self, images: ImageSet) -> Self:
+        """See `Detector.fit`."""
+        site = self.prepare(images)
+        try:
+            log = site.train()
+        finally:
+            site.close()
+        return self.with_net(site.net, site.unseen, log)
+
+    def with_net(self, net: PaSTeNet, normals: Sequence[Path], log: TrainLog | None = None) -> Self:
+        """Adopt a copy of a net trained here or elsewhere; the scale comes from readable
+        `normals`, which it should not have been trained on.
+        """
+        mapper = self._compiled(net)
+        maps = (self._smooth(m) for _, m, _ in self._mapped(mapper, normals) if m is not None)
+        scores = [image_score(m, self.top) for m in maps]
+        self.net_, self.log_, self._mapper = copy.deepcopy(net), log, mapper
+        self.scale_ = max(float(np.median(scores)), 1e-12) if scores else 1.0
+        return self
+
+    def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
+        """See `Detector.score`; maps lie on the grid of the finest level."""
+        mapper = self._graph()
+        values, maps, kept, bad = [], [], [], []
+        for index, map_, error in self._mapped(mapper, images):
+            if map_ is None:
+                bad.append(error or "unknown error")
+            else:
+                score, scaled = self._scored(map_)
+                values.append(check_score(score, str(images[index])))
+                maps.append(scaled)
+                kept.append(index)
+            if on_image is not None:
+                on_image()
+        return Scores(
+            np.asarray(values, np.float64),
+            np.stack(maps)
+            if maps
+            else np.zeros((0, *self._map_net(self._trained()[0]).grid), np.float32),
+            np.asarray(kept, np.int64),
+            tuple(bad),
+        )
+
+    def ready(self) -> None:
+        """See `Detector.ready`; the graph is compiled with the first image."""
+        self._trained()
+
+    def facts(self) -> dict[str, Any]:
+        """See `Detector.facts`."""
+        return {"scoring": {"smooth": self.smooth, "top": self.top, "combine": self.combine}}
+
+    def score_pixels(
+        self, images: _Pixels | Sequence[_Pixels]
+    ) -> Iterator[tuple[float, FloatArray]]:
+        """See `Detector.score_pixels`."""
+        for _, map_ in self._graph()(enumerate(images)):
+            yield self._scored(map_)
+
+    def share_engine(self, other: Detector) -> None:
+        """Nothing: each student's graph has weights of its own."""
+
+    def map_net(self) -> torch.nn.Module:
+        """See `Detector.map_net`."""
+        from fedvad.detectors.student.graphs import ScaledMaps
+
+        net, scale = self._trained()
+        return ScaledMaps(self._map_net(net), scale, self.smooth)
+
+    def top_count(self, cells: int) -> int:
+        """See `Detector.top_count`."""
+        return max(1, round(self.top * cells))
+
+    def memory(self) -> Memory:
+        """Bytes of what must be kept to score; what teacher and student share counts once."""
+        from fedvad.detectors.student.cost import memory
+
+        return memory(self.net_ or self.network())
+
+    def macs(self) -> int:
+        """Multiply-accumulates per image at the extractor's image size."""
+        import torch
+
+        from fedvad.detectors.student.cost import macs
+
+        side = self.extractor.config.side
+        blank = torch.zeros(1, 3, side, side, device=self.extractor.config.device)
+        return macs(self.net_ or self.network(), blank)
+
+    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+        """See `Detector.state`. The teacher is not stored: the extractor brings it."""
+        net, scale = self._trained()
+        student = net.student
+        arrays = {f"student/{n}": a for n, a in parameters_of(student).items()}
+        arrays |= {f"buffers/{n}": a for n, a in buffers_of(student).items()}
+        options = self._options() | {"train": self.train}
+        values = {
+            "options": {n: asdict(o) if is_dataclass(o) else o for n, o in options.items()},  # type: ignore[arg-type]
+            "seed": self.seed,
+            "scale": scale,
+            "log": None if self.log_ is None else asdict(self.log_),
+        }
+        return arrays, values
+
+    @classmethod
+    def from_state(
+        cls,
+        arrays: dict[str, npt.NDArray[Any]],
+        values: dict[str, Any],
+        *,
+        extractor: FeatureExtractor,
+    ) -> Self:
+        """See `Detector.from_state`; raises `TypeError` for weights that are not this student's."""
+        options = cls._restored(values["options"])
+        detector = cls(extractor=extractor, seed=values["seed"], **options)
+        net = detector.network()
+        try:
+            load_parameters(net.student, under("student/", arrays))
+            load_buffers(net.student, under("buffers/", arrays))
+        except MismatchError as error:  # to a reader of files it is damage
+            raise TypeError(str(error)) from error
+        detector.net_, detector.scale_ = net, float(values["scale"])
+        detector.log_ = None if values["log"] is None else TrainLog(**values["log"])
+        return detector
+
+    def _bootstrap(self) -> int | None:
+        return -1
+
+    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> StudentSite:
+        return StudentSite(net, *given, **options)
+
+    def _options(self) -> dict[str, Any]:
+        names = ("layers", "combine", "held_out", "smooth", "top", "cache_bytes", "max_bad")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options as the constructor takes them from those of `state`, where groups are tables."""
+        layers = options["layers"]
+        return options | {
+            "train": TrainConfig(**options["train"]),
+            "layers": None if layers is None else tuple(layers),
+        }
+
+    def _check(self) -> None:
+        if self.combine not in ("product", "sum"):
+            raise ConfigError(f"combine must be product or sum, not {self.combine!r}")
+        if not 0 <= self.held_out < 1 or not 0 <= self.top <= 1:
+            raise ConfigError("held_out must lie in [0, 1) and top in [0, 1]")
+        if self.smooth < 1 or self.smooth % 2 == 0:
+            raise ConfigError(f"smoothing needs an odd number of cells, got {self.smooth}")
+
+    def _normalise(self) -> Normalise:
+        from fedvad.detectors.student.graphs import Normalise
+
+        network = self.extractor.network
+        normalise = Normalise(network.get_buffer("scale"), network.get_buffer("shift"))
+        return normalise.to(self.extractor.config.device)
+
+    def _map_net(self, net: PaSTeNet) -> MapNet:
+        from fedvad.detectors.student.graphs import MapNet
+
+        side = self.extractor.config.side
+        return MapNet(net, self._normalise(), side, self.combine)
+
+    def _trained(self) -> tuple[PaSTeNet, float]:
+        """Net and scale; raises `ConfigError` before there are any."""
+        if self.net_ is None or self.scale_ is None:
+            raise ConfigError(f"{self.name} has no student yet: call fit() or with_net() first")
+        return self.net_, self.scale_
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self._map_net(self._trained()[0]).grid
+
+    def _graph(self) -> Mapper:
+        self._mapper = self._mapper or self._compiled(self._trained()[0])
+        return self._mapper
+
+    def _scored(self, map_: FloatArray) -> tuple[float, FloatArray]:
+        """Image score and (h, w) map of a raw one."""
+        scaled = self._smooth(map_ / np.float32(self._trained()[1]))
+        return image_score(scaled, self.top), scaled
+
+    def _compiled(self, net: PaSTeNet) -> Mapper:
+        """Raw maps of a net, one image at a time: its score must not depend, in its last bits, on
+        the images that happen to be scored beside it.
+        """
+        config = self.extractor.config
+        engine = make_engine(
+            self._map_net(net),
+            image_size=config.side,
+            kind=config.engine,
+            device=config.device,
+        )
+
+        def run(images: Iterable[tuple[int, _Pixels]]) -> Iterator[tuple[int, FloatArray]]:
+            for index, maps in engine.run((i, pixels[None]) for i, pixels in images):
+                yield index, maps[0]
+
+        return run
+
+    def _mapped(
+        self, mapper: Mapper, paths: Sequence[Path]
+    ) -> Iterator[tuple[int, FloatArray | None, str | None]]:
+        """Raw maps of image files, in order, or why one cannot be read."""
+        config = self.extractor.config
+        bad: dict[int, str | None] = {}
+
+        def readable() -> Iterator[tuple[int, _Pixels]]:
+            for item in read_pixels(paths, config.side, max_pixels=config.max_pixels):
+                if item.pixels is None:
+                    bad[item.index] = item.error
+                else:
+                    yield item.index, item.pixels
+
+        expected = 0
+        for index, map_ in mapper(readable()):
+            for skipped in range(expected, index):
+                yield skipped, None, bad[skipped]
+            yield index, map_, None
+            expected = index + 1
+        for skipped in range(expected, len(paths)):
+            yield skipped, None, bad[skipped]
+
+    def _smooth(self, map_: FloatArray) -> FloatArray:
+        return smooth(np.ascontiguousarray(map_, dtype=np.float32), self.smooth)

@@ -1,0 +1,1 @@
+"""DMDD: decoupled branches and dual losses."""

@@ -1,0 +1,136 @@
+"""Reverse distillation as a detector: what the student cannot rebuild from a summary is odd."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+from fedvad.data.bounds import MAX_BAD
+from fedvad.detectors.scoring import ScoringConfig
+from fedvad.detectors.student.detector import StudentDetector
+from fedvad.detectors.student.loss import Combine
+from fedvad.detectors.student.rd.loss import ReverseLoss, reverse_loss
+from fedvad.detectors.student.site import StudentSite
+from fedvad.detectors.student.targets import Batch
+from fedvad.detectors.student.training import TrainConfig
+from fedvad.errors import ConfigError
+from fedvad.features.extractor import FeatureExtractor
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvad.detectors.student.branches import PaSTeNet
+    from fedvad.detectors.student.rd.net import ReverseNet
+
+__all__ = ["RD", "ReverseDetector", "ReverseSite", "adam"]
+
+
+def adam(steps: int) -> TrainConfig:
+    """The optimiser of the papers' public code, for so many steps; the last one is kept."""
+    return TrainConfig(
+        steps=steps, batch=16, learning_rate=0.005, optimiser="adam", momentum=0.5,
+        weight_decay=0.0, drop=0.2, patience=None,
+    )  # fmt: skip
+
+
+class ReverseSite(StudentSite):
+    """A site whose student is given the teacher's maps: no pixels are kept."""
+
+    def __init__(
+        self, net: PaSTeNet, *given: Any, kind: ReverseLoss, hard: int, **options: Any
+    ) -> None:
+        self.kind, self.hard = kind, hard
+        super().__init__(net, *given, **options)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The configured loss of one batch."""
+        return reverse_loss(
+            *self.net.compared(batch.teacher, batch.inputs), self.kind, hard=self.hard
+        )
+
+    def _chooses(self, config: TrainConfig) -> bool:
+        """Not without patience: the held-out normals serve the scale of the scores alone."""
+        return super()._chooses(config) and config.patience is not None
+
+
+class ReverseDetector(StudentDetector):
+    """A student that rebuilds the teacher's maps from their bottleneck; see `ReverseStudent`.
+
+    Any backbone with (b, c, h, w) maps will do. width: of the student, in shares of the taps'
+    channels. loss, hard: see `reverse_loss`. train: a fixed number of steps, the last of which is
+    kept; with a patience the held-out normals choose, as for STFPM. The rest is as for
+    `StudentDetector`; maps are added (`combine` is `sum`).
+    """
+
+    def __init__(
+        self,
+        *,
+        extractor: FeatureExtractor,
+        width: float = 1.0,
+        loss: ReverseLoss = "global",
+        hard: int = 10,
+        layers: tuple[int, ...] | None = None,
+        combine: Combine = "sum",
+        train: TrainConfig | None = None,
+        held_out: float = 0.2,
+        smooth: int = ScoringConfig.smooth,
+        top: float = ScoringConfig.top,
+        cache_bytes: int = 256 << 20,
+        seed: int = 0,
+        max_bad: float = MAX_BAD,
+    ) -> None:
+        super().__init__(
+            extractor=extractor,
+            layers=layers,
+            combine=combine,
+            train=train or adam(600),
+            held_out=held_out,
+            smooth=smooth,
+            top=top,
+            cache_bytes=cache_bytes,
+            seed=seed,
+            max_bad=max_bad,
+        )
+        self.width = width
+        self.loss = loss
+        self.hard = hard
+
+    @classmethod
+    def round_training(cls, steps: int | None) -> TrainConfig:
+        """See `StudentDetector.round_training`: a rate that never drops, as rounds follow."""
+        return replace(adam(1), steps=steps, warmup=5, drop=1.0)
+
+    def network(self) -> ReverseNet:
+        """See `StudentDetector.network`."""
+        from fedvad.detectors.student.rd.net import build_reverse
+
+        self._check()
+        given = self.extractor.config.layers or ()
+        net = build_reverse(
+            self.extractor.network.network,
+            given,
+            self.layers or given,
+            image_size=self.extractor.config.side,
+            width=self.width,
+            seed=self.seed,
+        )
+        return net.to(self.extractor.config.device)
+
+    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> ReverseSite:
+        return ReverseSite(net, *given, kind=self.loss, hard=self.hard, **options)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.loss not in get_args(ReverseLoss):
+            raise ConfigError(f"unknown loss {self.loss!r}; choose from {get_args(ReverseLoss)}")
+        if self.hard < 1:
+            raise ConfigError(f"hard counts positions, 1 at least, not {self.hard}")
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"width": self.width, "loss": self.loss, "hard": self.hard}
+
+
+class RD(ReverseDetector):
+    """Reverse distillation (Deng and Li, CVPR 2022), in the form of its public code, lighter."""
+
+    name: ClassVar[str] = "rd"

@@ -1,0 +1,71 @@
+"""Losses of reverse distillation: of whole maps, and of the positions that are hardest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from fedvad.detectors.student.loss import cosine_loss, level_maps
+from fedvad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ReverseLoss", "global_loss", "hard_loss", "reverse_loss"]
+
+ReverseLoss = Literal["global", "hard+global", "mean"]
+_EPS = 1e-4  # as in `loss`
+
+
+def reverse_loss(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], kind: ReverseLoss, *, hard: int = 10
+) -> Tensor:
+    """Sum over the levels of the chosen loss of maps (b, c, h, w); a scalar, 0 for equal maps.
+
+    `global`: `global_loss`; `hard+global`: `hard_loss` of the `hard` worst positions is added;
+    `mean`: `cosine_loss`, the mean over the positions.
+    """
+    if kind == "mean":
+        return cosine_loss(teacher, student)
+    whole = global_loss(teacher, student)
+    return whole if kind == "global" else whole + hard_loss(teacher, student, hard)
+
+
+def global_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    """Sum over the levels of the mean over images of 1 - cos of whole maps as one vector each.
+
+    A vector that is all but zero counts as in `level_maps`. Source: the public code of RD4AD (Deng
+    and Li 2022), whose text has a mean over positions instead.
+    """
+    from torch.nn.functional import normalize
+
+    _check(teacher)
+    total = None
+    for t, s in zip(teacher, student, strict=True):
+        t, s = t.float().flatten(1), s.float().flatten(1)
+        gap = normalize(t, eps=_EPS) - normalize(s, eps=_EPS)
+        level = 0.5 * gap.square().sum(1).mean()
+        total = level if total is None else total + level
+    assert total is not None
+    return total
+
+
+def hard_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], hard: int) -> Tensor:
+    """Sum over the levels of the mean over images of the `hard` largest distances in each.
+
+    Distances are 1 - cos over the channels of a position, see `level_maps`; a level with fewer
+    positions takes them all. Source: AAND (arXiv 2405.02068), hard knowledge distillation.
+    """
+    _check(teacher)
+    total = None
+    for distances in level_maps(teacher, student):
+        flat = distances.flatten(1)
+        level = flat.topk(min(hard, flat.shape[1]), dim=1).values.mean()
+        total = level if total is None else total + level
+    assert total is not None
+    return total
+
+
+def _check(levels: Sequence[Tensor]) -> None:
+    if not levels:
+        raise ConfigError("a loss needs at least one level")

@@ -1,0 +1,221 @@
+"""One site's students: its normal images prepared once, then trained as often as wanted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.detectors.student.layout import memory_format
+from fedvad.detectors.student.loss import cosine_loss
+from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.targets import Batch, TrainingSet
+from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
+from fedvad.errors import DataError
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import check_bad_share
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvad.detectors.student.branches import PaSTeNet
+    from fedvad.detectors.student.graphs import Normalise
+
+__all__ = ["StudentSite"]
+
+log = logging.getLogger(__name__)
+
+
+class StudentSite:
+    """A net and the frozen features of a site's readable normal images.
+
+    n_images: readable images. bad: why images were left out. paths: files of the images trained
+    on. unseen: files of the held-out normals, which only validate (all files, when there is a
+    single one). choose: whether they choose the pass whose weights are kept; else it is the last.
+    Raises `DataError` when no image, or less than the share 1 - max_bad, can be read.
+    """
+
+    def __init__(
+        self,
+        net: PaSTeNet,
+        normalise: Normalise,
+        paths: Sequence[Path],
+        *,
+        config: FeatureConfig,
+        train: TrainConfig,
+        held_out: float,
+        cache_bytes: int,
+        seed: int,
+        max_bad: float,
+        where: str,
+    ) -> None:
+
+        self.net = net
+        net.student.to(memory_format=memory_format(net.student))  # type: ignore[call-overload]
+        self.config = train
+        self.seed = seed
+        self.choose = True
+        self._set = TrainingSet(
+            net,
+            normalise,
+            image_size=config.side,
+            capacity=len(paths),
+            engine=config.engine,
+            device=config.device,
+            budget=cache_bytes,
+        )
+        bad: list[str] = []
+        kept: list[Path] = []
+
+        def readable() -> Iterator[npt.NDArray[np.uint8]]:
+            for item in read_pixels(paths, config.side, max_pixels=config.max_pixels):
+                if item.pixels is None:
+                    bad.append(item.error or "unknown error")
+                else:
+                    kept.append(paths[item.index])
+                    yield item.pixels
+
+        try:
+            self._set.extend(readable())
+            check_bad_share(bad, len(paths), max_bad, where)
+            if not kept:
+                raise DataError(f"{where}: no readable normal image to train on")
+        except BaseException:
+            self.close()
+            raise
+        self.bad, self.n_images = tuple(bad), len(kept)
+        order = np.random.default_rng(seed).permutation(len(kept))
+        count = min(len(kept) - 1, max(1, round(held_out * len(kept)))) if held_out else 0
+        if count <= 0:
+            log.warning("%s: nothing held out; training runs its full length", where)
+        self._own, self._held_out = np.sort(order[count:]), np.sort(order[:count])
+        self.paths = [kept[i] for i in self._own]
+        self.unseen = [kept[i] for i in self._held_out] if count > 0 else self.paths
+
+    def __len__(self) -> int:
+        """Number of images trained on."""
+        return len(self._own)
+
+    def train(
+        self,
+        *,
+        seed: int | None = None,
+        penalty: Callable[[torch.nn.Module, Batch], torch.Tensor] | None = None,
+        correction: Mapping[str, torch.Tensor] | None = None,
+        config: TrainConfig | None = None,
+        optimiser: torch.optim.Optimizer | None = None,
+        mix: Callable[[Batch, np.random.Generator], Batch] | None = None,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> TrainLog:
+        """Train the student of `net` from where it stands; see `train_student`.
+
+        mix: makes of each batch the one that is trained on, with images of elsewhere for instance.
+        """
+        settings = config or self.config
+
+        def batches(rng: np.random.Generator) -> Iterator[Batch]:
+            own = self._batches(settings.batch, rng)
+            return own if mix is None else (mix(batch, rng) for batch in own)
+
+        return train_student(
+            self.student,
+            self.loss,
+            batches,
+            settings,
+            seed=self.seed if seed is None else seed,
+            penalty=penalty,
+            correction=correction,
+            validate=self.validate if self._chooses(settings) else None,
+            optimiser=optimiser,
+            on_step=on_step,
+        )
+
+    def beside(self, capacity: int) -> TrainingSet:
+        """An empty training set for so many images of elsewhere; see `TrainingSet.beside`."""
+        return self._set.beside(capacity)
+
+    def shared(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
+        """The shared feature (c, h, w) of uint8 (S, S, 3) images, in order."""
+        return self._set.shared(images)
+
+    def part(self, name: str) -> Any:
+        """What trains a part of `StudentDetector.starts`, as the weight exchange wants it."""
+        return self
+
+    def end(self, name: str) -> None:
+        """A part has its final weights: here the student's statistics are measured."""
+        self.settle()
+
+    @property
+    def student(self) -> torch.nn.Module:
+        """The part that is trained."""
+        return self.net.student
+
+    def represent(self, student: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """(b, c) mean over the positions of the last level, of any student of the same shape."""
+        last: torch.Tensor = student(batch.inputs)[-1]
+        return last.mean((2, 3))
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the step-th step of a training, from 1."""
+        return self.config.rate(step)
+
+    def settle(self) -> None:
+        """Give the student the batch statistics of this site's images: for weights that were
+        averaged elsewhere, whose statistics nobody has measured.
+        """
+        import torch
+
+        norms = [
+            m for m in self.student.modules() if isinstance(m, torch.nn.modules.batchnorm._NormBase)
+        ]
+        momenta = [m.momentum for m in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+        self.student.train()
+        with torch.inference_mode():
+            for batch in self._batches(self.config.batch):
+                self._run(batch)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.student.eval()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """What training lowers for one batch: here the cosine loss of the maps that score."""
+        return self._score_loss(batch)
+
+    def validate(self) -> float:
+        """Mean cosine loss of the held-out normal images, in the mode in which the student is. It
+        is the mean of the maps that score, whatever loss a method trains with.
+        """
+        import torch
+
+        total = 0.0
+        with torch.inference_mode():
+            for batch in self._set.batches(self._held_out, self.config.batch):
+                total += float(self._score_loss(batch)) * len(batch)
+        return total / len(self._held_out)
+
+    def close(self) -> None:
+        """Give back what was kept for training."""
+        self._set.close()
+
+    def _chooses(self, config: TrainConfig) -> bool:
+        """Whether the held-out normals choose the pass whose weights a training keeps."""
+        return self.choose and len(self._held_out) > 0
+
+    def _batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """One pass over what the site trains on; in order without a generator."""
+        return self._set.batches(self._own, size, rng)
+
+    def _run(self, batch: Batch) -> None:
+        """One pass of a batch through the whole student."""
+        self.student(batch.inputs)
+
+    def _score_loss(self, batch: Batch) -> torch.Tensor:
+        return cosine_loss(*self.net.compared(batch.teacher, batch.inputs))

@@ -1,1 +1,0 @@
-"""Students that imitate a frozen teacher: training loop, losses, maps, costs."""

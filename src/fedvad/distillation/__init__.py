@@ -1,0 +1,1 @@
+"""Small backbones distilled from larger ones (DFMSD)."""

@@ -1,0 +1,139 @@
+"""A frozen teacher: its maps of pixels by an engine, kept where images come again."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.detectors.student.store import RowStore
+from fedvad.errors import ConfigError
+from fedvad.features.config import Engine
+from fedvad.features.engine import make_engine
+from fedvad.half import to_half
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedvad.features.backbones import Backbone
+
+__all__ = ["Images", "Pair", "Teacher"]
+
+_Pixels = npt.NDArray[np.uint8]
+# positions, pixels (b, S, S, 3) uint8, and the teacher's maps (b, c, h, w), one per tap
+Pair = tuple[_Pixels, "list[Tensor]"]
+_THREADS = 2
+
+
+class Images(Protocol):
+    """Images to train with, by number: the same number is always the same image.
+
+    count: how many there are; None where every number is another image.
+    """
+
+    count: int | None
+
+    def __call__(self, number: int) -> _Pixels:
+        """uint8 (S, S, 3); called from several threads."""
+        ...
+
+
+class Teacher:
+    """A tapped backbone that is asked for its maps and never changed.
+
+    shapes: (c, h, w) of its maps. Raises `ConfigError` when the backbone refuses images of this
+    size. Maps of images that repeat are kept in float16, within `budget` bytes of memory and in
+    temporary files beyond.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        image_size: int,
+        engine: Engine = "openvino",
+        device: str = "cpu",
+        budget: int = 256 << 20,
+    ) -> None:
+        import torch
+
+        from fedvad.detectors.student.graphs import RowNet, normalise_of
+
+        self.image_size = image_size
+        self._device, self._budget = device, budget
+        network = copy.deepcopy(backbone.network).eval().requires_grad_(False)
+        try:
+            graph = RowNet(network, normalise_of(backbone.mean, backbone.std), image_size)
+        except (AssertionError, RuntimeError, ValueError) as error:  # as timm's models refuse
+            raise ConfigError(
+                f"the teacher cannot take images of {image_size} pixels: {error}"
+            ) from error
+        self.shapes: list[tuple[int, int, int]] = graph.shapes
+        self._length = sum(math.prod(shape) for shape in self.shapes)
+        self._engine = make_engine(graph, image_size=image_size, kind=engine, device=device)
+        self._torch = torch
+
+    def stream(self, images: Images, batches: Iterable[npt.NDArray[np.int64]]) -> Iterator[Pair]:
+        """Pixels and maps of each batch of numbers, in order; reads and computes ahead."""
+        for pixels, rows in self._engine.run(_read_ahead(images, batches)):
+            yield pixels, self._split(rows)
+
+    def kept(self, images: Images, batches: Iterable[npt.NDArray[np.int64]]) -> Iterator[Pair]:
+        """As `stream`, for images that repeat: each passes the teacher once, before all batches.
+
+        Maps are rounded to float16. The passes are the same wherever the batches begin, so that a
+        training that goes on sees the same values.
+        """
+        count = images.count
+        assert count is not None  # the caller's choice
+        side = (self.image_size, self.image_size, 3)
+        kept = RowStore(count, side, np.uint8, budget=self._budget)
+        maps = RowStore(count, (self._length,), np.float16, budget=self._budget)
+        try:
+            step = self._engine.batch_size
+            numbers = np.arange(count)
+            groups = (numbers[i : i + step] for i in range(0, count, step))
+            for pixels, rows in self._engine.run(_read_ahead(images, groups)):
+                kept.append(pixels)
+                maps.append(to_half(np.ascontiguousarray(rows)))
+            for batch in batches:
+                rows = maps.take(batch).astype(np.float32)
+                yield kept.take(batch), self._split(rows)
+        finally:
+            kept.close()
+            maps.close()
+
+    def _split(self, rows: npt.NDArray[np.float32]) -> list[Tensor]:
+        whole = self._torch.from_numpy(rows).to(self._device)
+        parts = self._torch.split(whole, [math.prod(shape) for shape in self.shapes], 1)
+        return [part.reshape(-1, *s) for part, s in zip(parts, self.shapes, strict=True)]
+
+
+def _read_ahead(
+    images: Images, batches: Iterable[npt.NDArray[np.int64]]
+) -> Iterator[tuple[_Pixels, _Pixels]]:
+    """Each batch as (tag, images), both its pixels; the next one is being read meanwhile."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="fedvad-draw") as pool:
+        waiting: deque[list[Future[_Pixels]]] = deque()
+        try:
+            for batch in batches:
+                waiting.append([pool.submit(images, int(number)) for number in batch])
+                if len(waiting) > 1:
+                    yield _together(waiting.popleft())
+            while waiting:
+                yield _together(waiting.popleft())
+        finally:  # a caller who stops early does not wait for images nobody wants
+            for futures in waiting:
+                for future in futures:
+                    future.cancel()
+
+
+def _together(futures: list[Future[_Pixels]]) -> tuple[_Pixels, _Pixels]:
+    pixels = np.stack([future.result() for future in futures])
+    return pixels, pixels

@@ -1,0 +1,1 @@
+"""Drawn images: the cloth of the demo with its flaws, and procedural fields."""

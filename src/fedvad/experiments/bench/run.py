@@ -1,0 +1,234 @@
+"""`bench`: every cell of a suite once, resumable, then tables and plots of all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache as kept
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedvad._version import __version__
+from fedvad.data.files import write_atomically
+from fedvad.data.folders import Site, read_set
+from fedvad.data.labels import LabelNames
+from fedvad.data.locks import only_one
+from fedvad.detectors.student.cost import descriptor_macs
+from fedvad.drawing.demo import write_demo
+from fedvad.errors import ConfigError, FedvadError
+from fedvad.experiments.bench.cells import Prepared, run_cell
+from fedvad.experiments.bench.suite import BenchMethod, BenchSet, Suite
+from fedvad.experiments.bench.summary import summarise_bench
+from fedvad.experiments.store import Cell, cell_path
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import is_backbone_file
+from fedvad.report.bench_plots import plot_bench
+from fedvad.report.bench_tables import bench_markdown, bench_rows
+from fedvad.report.tables import write_csv
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.data import digest_of, fingerprint, load_set, load_sites, warm_up
+from fedvad.runs.guards import guard_plain_folder
+from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.run_folder import write_json
+
+__all__ = ["bench"]
+
+log = logging.getLogger(__name__)
+_SCHEMA = 1
+_Key = tuple[str, str, int]
+
+
+def bench(
+    suite: Suite,
+    out: Path,
+    *,
+    data: Path | None = None,
+    weights: Path | None = None,
+    cache: DescriptorCache | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run what is missing of a suite into `out`, write its tables and plots, return the summary.
+
+    A finished cell is kept in `out`/cells and used again as long as its options, seed and fedvad
+    version are the same, so that an interrupted bench goes on where it stopped. Sets that are not
+    there and cells that fail are named in the summary and in the tables; the others go on.
+
+    Raises `ConfigError` when no cell can be run, or another process works on `out`.
+    """
+    guard_plain_folder(out, "--out", [] if data is None else [data])
+    with only_one(out):
+        return _bench(suite, out, data, weights, cache, progress)
+
+
+def _bench(
+    suite: Suite,
+    out: Path,
+    data: Path | None,
+    weights: Path | None,
+    cache: DescriptorCache | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    cells: dict[_Key, dict[str, Any]] = {}
+    missing: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    backbones: set[str] = set()
+    stage = Stage(progress, "cells", len(suite.sets) * len(suite.seeds) * len(suite.methods))
+    for item in suite.sets:
+        reason = _missing(item, data)
+        if reason:
+            log.warning("skipping set %s: %s", item.name, reason)
+            missing[item.name] = reason
+            continue
+        source = _source(item, data, out, suite)
+        for seed in suite.seeds:
+            shared: dict[str, Prepared] = {}
+            for method in suite.methods:
+                key = (item.name, method.name, seed)
+                config = suite.config(method, item.split, seed, weights)
+                try:
+                    cells[key] = _cell(key, config, source, method, suite, out, cache, shared)
+                    backbones.add(config.backbone)
+                except FedvadError as error:
+                    log.warning("cell %s failed: %s", " / ".join(map(str, key)), error)
+                    failed[" / ".join(map(str, key))] = str(error)
+                stage()
+    if not cells:
+        reasons = "; ".join([f"{k}: {v}" for k, v in (missing | failed).items()][:3])
+        raise ConfigError(f"suite {suite.name}: nothing could be run ({reasons})")
+    summary = summarise_bench(suite, cells) | {
+        "version": __version__,
+        "backbones": sorted(backbones),
+        "skipped": missing,
+        "failed": failed,
+    }
+    _write(out, summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a set's images are: one folder, or one for each site."""
+
+    name: str
+    root: Path
+    sites: Mapping[str, Path]
+    names: LabelNames
+
+    def read(self, config: TrainConfig) -> list[Site]:
+        if self.sites:
+            return [read_set(folder, name, self.names) for name, folder in self.sites.items()]
+        return load_sites(
+            self.root, config.split, config.seed, self.names, max_pixels=config.max_pixels
+        )
+
+    @cached_property
+    def images(self) -> str:
+        """`digest_of` all images, looked at once; how they are split is in the configuration."""
+        if not self.sites:
+            return fingerprint(self.root, self.names)
+        sites = [load_set(folder, name, self.names) for name, folder in self.sites.items()]
+        return digest_of([item for site in sites for item in (*site.train, *site.test)])
+
+
+def _missing(item: BenchSet, data: Path | None) -> str:
+    if item.folders and data is None:
+        return "needs --data, the folder that holds the sets"
+    absent = [str(data / f) for f in item.folders if data and not (data / f).is_dir()]
+    return f"no folder {', '.join(absent)}" if absent else ""
+
+
+def _source(item: BenchSet, data: Path | None, out: Path, suite: Suite) -> _Source:
+    good, defect = (_several(suite.options.get(key, ())) for key in ("good", "defect"))
+    names = LabelNames(good, defect)
+    if item.sites and data is not None:
+        return _Source(item.name, data, {name: data / f for name, f in item.sites.items()}, names)
+    if item.path is not None and data is not None:
+        return _Source((data / item.path).name, data / item.path, {}, names)
+    drawn = out / "demo-data"
+    if not (drawn / ".done").is_file():
+        write_demo(drawn, size=128, seed=0)
+        (drawn / ".done").touch()
+    return _Source(drawn.name, drawn, {}, names)
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _cell(
+    key: _Key,
+    config: TrainConfig,
+    source: _Source,
+    method: BenchMethod,
+    suite: Suite,
+    out: Path,
+    cache: DescriptorCache | None,
+    shared: dict[str, Prepared],
+) -> dict[str, Any]:
+    identity = _identity(config, method, source, suite.convergence)
+    cell = Cell(cell_path(out / "cells", *key), identity)
+    if (stored := cell.load()) is not None:
+        return stored.record
+    prepared = _prepared(config, source, cache, shared)
+    result = run_cell(method, config, prepared, convergence=suite.convergence, progress=silent)
+    log.info("%s: image AUROC %s", key, result["image_auroc"]["mean"])
+    return cell.keep(result).record
+
+
+def _identity(
+    config: TrainConfig, method: BenchMethod, source: _Source, convergence: bool
+) -> dict[str, Any]:
+    values = config.model_dump(mode="json", exclude={"jobs", "weights", "engine", "device"})
+    files = [config.weights, Path(config.backbone) if is_backbone_file(config.backbone) else None]
+    return {
+        "schema": _SCHEMA,
+        "version": __version__,
+        "kind": method.kind,
+        "config": values,
+        "files": [_content(file) for file in files],
+        "data": source.name,
+        "images": source.images,
+        "convergence": convergence,
+        **({"parts": {n: f.name for n, f in source.sites.items()}} if source.sites else {}),
+        **({"trained": method.weights.model_dump()} if method.weights else {}),
+    }
+
+
+def _content(file: Path | None) -> str | None:
+    # what is missing is told when the cell is run
+    return _digest(file, file.stat().st_mtime_ns) if file is not None and file.is_file() else None
+
+
+@kept
+def _digest(file: Path, changed: int) -> str:
+    """SHA-256 of a file, read once for as long as it stays as it is."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _prepared(
+    config: TrainConfig, source: _Source, cache: DescriptorCache | None, shared: dict[str, Prepared]
+) -> Prepared:
+    name = config.features().key()
+    if name not in shared:
+        sites = source.read(config)
+        extractor = FeatureExtractor(config.features(), cache)
+        features = warm_up(sites, extractor, config.max_bad, silent)
+        if cache is not None:  # or the first method's scoring would pay for all others'
+            for site in sites:
+                for _ in extractor.stream(site.test.paths):
+                    pass
+        count = descriptor_macs(extractor.network, extractor.config.view.input)
+        shared[name] = Prepared(sites, features, extractor, float(count))
+    return shared[name]
+
+
+def _write(out: Path, summary: Mapping[str, Any]) -> None:
+    write_json(out / "bench.json", dict(summary))
+    write_csv(bench_rows(summary), out / "bench.csv")
+    write_atomically(out / "bench.md", bench_markdown(summary).encode())
+    plot_bench(summary, out / "bench.png")

@@ -1,0 +1,156 @@
+"""What `fedvad distill` does: a student, images and stages, from a TOML file."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from fedvad.data.bounds import MAX_PIXELS
+from fedvad.distillation.masks import MaskMode
+from fedvad.distillation.options import Distance, Grid, MaskedConfig, SemStats
+from fedvad.distillation.stages import StageConfig
+from fedvad.experiments.experiment import Named, Strict, read_experiment, shipped, with_defaults
+from fedvad.features.config import Engine
+
+__all__ = [
+    "ImageOptions",
+    "Recipe",
+    "StageOptions",
+    "StudentChoice",
+    "load_recipe",
+    "shipped_recipes",
+]
+
+_MASKED = tuple(MaskedConfig.__dataclass_fields__)
+
+
+class StudentChoice(Strict):
+    """The network that learns.
+
+    backbone: `tiny`, `mcunet_in3`, `mcunet_in4`, or any timm model. options: `stem`, `widths`,
+    `inner` and `depths` of tiny. start: `random`, or `teacher`: tiny takes over what fits into it
+    of the first teacher, a ResNet of basic blocks, see `inherit`. head: `teacher` puts a 1 x 1
+    convolution behind each tap by which distances between features are those between the aligned
+    features, and so the last teacher's; `none` leaves the taps as they are.
+    """
+
+    backbone: str = "tiny"
+    layers: tuple[int, ...] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    start: Literal["random", "teacher"] = "random"
+    head: Literal["teacher", "none"] = "teacher"
+
+
+class ImageOptions(Strict):
+    """Where images come from.
+
+    procedural: share of drawn images beside those of --data; without --data all are drawn. limit:
+    so many images, which repeat, their teachers' maps kept; None: every image is a new one
+    (another drawing, another crop). crop: smallest share of a file's area that is cut out.
+    max_pixels: a file of more is skipped. licences: of the folders given, by folder name; they go
+    into the model card. good, defect: names of folders with normal images and with defects in
+    these, beyond `good`.
+    """
+
+    procedural: float = Field(default=0.5, ge=0, le=1)
+    limit: int | None = Field(default=None, ge=1)
+    crop: float = Field(default=0.3, gt=0, le=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    licences: dict[str, str] = Field(default_factory=dict)
+    good: tuple[str, ...] = ()
+    defect: tuple[str, ...] = ()
+
+
+class StageOptions(Strict):
+    """One stage: a teacher and for how long; the rest is explained at `MaskedConfig`."""
+
+    teacher: str = Field(min_length=1)
+    layers: tuple[int, ...] | None = None
+    steps: int = Field(default=10_000, ge=1)
+    batch: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    warmup: int = Field(default=100, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    rho_s: float = Field(default=0.4, ge=0, lt=1)
+    rho_c: float = Field(default=0.15, ge=0, lt=1)
+    temperature: float = Field(default=0.5, gt=0)
+    mode: MaskMode = "attention"
+    generator: bool = True
+    hidden: int | None = Field(default=None, ge=1)
+    w_m: float = Field(default=1.0, ge=0)
+    w_a: float = Field(default=1.0, gt=0)
+    w_sem: float = Field(default=0.5, ge=0)
+    distance: Distance = "mse"
+    sem_stats: SemStats = "batch"
+    grid: Grid = "teacher"
+    pool: int = Field(default=1, ge=1)
+
+    def config(self) -> StageConfig:
+        """As the training takes it."""
+        return StageConfig(
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+            clip=self.clip,
+            masked=MaskedConfig(**{name: getattr(self, name) for name in _MASKED}),
+        )
+
+
+class Recipe(Named):
+    """Student, images and stages.
+
+    seed: of everything that is drawn. checkpoint: steps between checkpoints. engine, device: of
+    the teachers; on a GPU also of the student.
+    """
+
+    kind: ClassVar[str] = "recipe"
+    package: ClassVar[str] = "fedvad.experiments.distill"
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    image_size: int = Field(default=160, ge=32, le=1024)
+    engine: Engine = "openvino"
+    device: str = "cpu"
+    checkpoint: int = Field(default=500, ge=1)
+    student: StudentChoice = StudentChoice()
+    images: ImageOptions = ImageOptions()
+    stages: tuple[StageOptions, ...] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not value.isprintable() or len(value) > 80:
+            raise ValueError("a name has at most 80 printable characters")
+        return value
+
+    @model_validator(mode="after")
+    def _can_take_over(self) -> Self:
+        if self.student.start == "teacher" and self.student.backbone != "tiny":
+            raise ValueError('start = "teacher" is for the student tiny; others begin at random')
+        return self
+
+    @model_validator(mode="after")
+    def _scale_is_learned(self) -> Self:
+        if self.student.head == "teacher" and self.stages[-1].distance != "mse":
+            raise ValueError(
+                'head = "teacher" needs distance = "mse" in the last stage: cosines leave open how '
+                'large features are; or set head = "none"'
+            )
+        return self
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    return shipped(Recipe)
+
+
+def load_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or one from a TOML file.
+
+    In a file, `[defaults]` holds values for every stage, whose own keys go before. Raises
+    `ConfigError` naming the file, the key and the mend.
+    """
+    return read_experiment(Recipe, name, with_defaults("stages"))

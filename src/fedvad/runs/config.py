@@ -1,0 +1,178 @@
+"""The configuration of `train`: from presets, a TOML file and flags, in that order."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from pydantic import ValidationError
+
+from fedvad.data.region import parse_region
+from fedvad.data.view_choice import USUAL_SIZE
+from fedvad.data.views import Size, is_plain
+from fedvad.errors import ConfigError
+from fedvad.features.names import is_backbone_file
+from fedvad.runs.option import declared
+from fedvad.runs.options import (
+    CALIBRATION_IMAGES,
+    COMPARISONS,
+    FREE_ON_RESUME,
+    OWN_OF_SITE,
+    STUDENT_OPTIONS,
+    TARGET_FPR,
+    Reference,
+    ThresholdRule,
+)
+from fedvad.runs.options_sites import METHODS, Defence
+from fedvad.runs.student_config import STUDENT_METHODS, StudentOptions
+from fedvad.runs.train_config import TrainConfig
+
+__all__ = [
+    "CALIBRATION_IMAGES",
+    "COMPARISONS",
+    "FREE_ON_RESUME",
+    "METHODS",
+    "OWN_OF_SITE",
+    "STUDENT_OPTIONS",
+    "TARGET_FPR",
+    "Defence",
+    "Reference",
+    "ThresholdRule",
+    "TrainConfig",
+    "as_path",
+    "at_size",
+    "check_reference",
+    "check_share",
+    "given_values",
+    "resolve_config",
+]
+
+# what pydantic calls a value that a declaration does not allow
+_OUTSIDE = (
+    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error",
+)  # fmt: skip
+
+
+def check_reference(reference: str | None) -> Reference | None:
+    """A reference set's exact name, or None; raises `ConfigError` for anything else."""
+    if reference is None or reference in get_args(Reference):
+        return cast(Reference | None, reference)
+    raise ConfigError(f"unknown reference {reference!r}; choose global, local or union")
+
+
+def check_share(value: float, name: str) -> float:
+    """A share in [0, 1]; raises `ConfigError` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a share from 0 to 1, for example 0.05")
+    return float(value)
+
+
+def at_size(config: TrainConfig, size: Size) -> TrainConfig:
+    """The configuration with the size at which images are read."""
+    return config.model_copy(update={"image_size": size})
+
+
+def as_path(value: Any, name: str) -> Path:
+    """A path given as text or path object; raises `ConfigError` for anything else."""
+    if isinstance(value, str | PathLike) and isinstance(path := fspath(value), str):
+        return Path(path)
+    raise ConfigError(f"{name} is {value!r}; give a path, as text or pathlib.Path")
+
+
+def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
+    """Merge method preset, TOML file and flags (None means not given) into a checked config.
+
+    Of the table `student`, flags replace single keys of the file's. Raises `ConfigError` naming
+    the key and the mend.
+    """
+    values = given_values(file, **flags)
+    method = values.get("method", TrainConfig.model_fields["method"].default)
+    if not isinstance(method, str) or method not in METHODS:
+        raise ConfigError(f"unknown method {method!r}; choose from {sorted(METHODS)}")
+    _check_families(method, values)
+    try:
+        config = TrainConfig(**(METHODS[method] | _absolute(values)))
+        config.memory(1)
+        config.label_names()
+        at_size(config, config.image_size if is_plain(config.image_size) else USUAL_SIZE).features()
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+    return config
+
+
+def given_values(file: Path | None = None, **flags: Any) -> dict[str, Any]:
+    """What a TOML file and flags say (None means not given), by key; raises `ConfigError`."""
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read configuration {file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    given = {key: value for key, value in flags.items() if value is not None}
+    table = values.get("student")
+    if isinstance(table, dict) and isinstance(given.get("student"), dict):
+        given["student"] = table | given["student"]
+    return values | given
+
+
+def _absolute(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With the paths of files as they are found from any folder."""
+    placed = dict(values)
+    if isinstance(placed.get("weights"), str | Path):
+        placed["weights"] = Path(placed["weights"]).absolute()
+    if isinstance(placed.get("region"), str | Path):
+        placed["region"] = parse_region(str(placed["region"]))
+    backbone = placed.get("backbone")
+    if isinstance(backbone, str) and is_backbone_file(backbone):
+        placed["backbone"] = str(Path(backbone).absolute())
+    return placed
+
+
+def _check_families(method: str, values: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for options that the method has no use for."""
+    student = method in STUDENT_METHODS
+    table = values.get("student") or {}
+    # a whole configuration, as a site keeps it, has the table with its defaults
+    default = StudentOptions().model_dump()
+    changed = isinstance(table, Mapping) and default | dict(table) != default
+    if changed and not student:
+        raise ConfigError(
+            f"the table [student] is for --method {', '.join(sorted(STUDENT_METHODS))}; "
+            f"{method} has a memory and no student"
+        )
+    for option in declared(StudentOptions) if changed else ():
+        if option.only and option.only != method and table.get(option.name) not in (
+            None, option.default,
+        ):  # fmt: skip
+            raise ConfigError(
+                f"student.{option.name} is of {option.only}: {method} has no use for it"
+            )
+    foreign = sorted((set(values) & set(TrainConfig.model_fields)) - STUDENT_OPTIONS)
+    if student and foreign:
+        raise ConfigError(
+            f"{method} has a student and no memory: {', '.join(foreign)} would change nothing; "
+            "take it away, or choose another --method"
+        )
+
+
+def _explain(error: ValidationError) -> str:
+    known = {option.name: option for option in declared(TrainConfig)}
+    parts = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = get_close_matches(key, known, n=1)
+            mend = f"did you mean {near[0]!r}?" if near else "`fedvad config` lists all keys"
+            parts.append(f"unknown configuration key {key!r}; {mend}")
+        elif problem["type"] in _OUTSIDE and key in known:
+            parts.append(f"{key} is {problem['input']!r}; it must be {known[key].allowed}")
+        else:
+            got = f"{key}: {problem['msg']} (got {problem['input']!r})"
+            parts.append(got if key else str(problem["msg"]))
+    return "; ".join(parts)

@@ -1,0 +1,122 @@
+"""The threshold that decides: a run's own, one for another target, or one that the user gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Protocol
+
+import numpy as np
+
+from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.sites import MIN_HELD_OUT
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.runs.config import Reference
+from fedvad.runs.run import middle
+from fedvad.runs.thresholds import find_thresholds
+
+__all__ = ["check_threshold_options", "choose_threshold", "why_no_threshold"]
+
+
+class _Site(Protocol):
+    @property
+    def n_images(self) -> int: ...
+
+
+class _Run(Protocol):
+    @property
+    def sites(self) -> Mapping[str, _Site]: ...
+
+    def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
+        """See `Run.threshold`."""
+        ...
+
+
+def check_threshold_options(threshold: float | None, target_fpr: float | None) -> None:
+    """Raise `ConfigError` for both at once, no finite number, or a rate outside (0, 0.5]."""
+    if threshold is not None and target_fpr is not None:
+        raise ConfigError("give a threshold or a target false-alarm rate, not both")
+    given: dict[str, object] = {"threshold": threshold, "target_fpr": target_fpr}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real):  # of NumPy, too
+            raise ConfigError(f"{name} is {value!r}; it must be a number")
+        if not math.isfinite(float(value)):
+            raise ConfigError(f"{name} is {value}; it must be a finite number")
+    if target_fpr is not None and not 0 < target_fpr <= 0.5:
+        raise ConfigError(f"target_fpr is {target_fpr}; it must lie in (0, 0.5], for example 0.01")
+
+
+def choose_threshold(
+    run: _Run,
+    site: str | None,
+    reference: Reference | None = None,
+    *,
+    threshold: float | None = None,
+    target_fpr: float | None = None,
+) -> Threshold | None:
+    """What a site's scores are compared with; None where the run has no threshold.
+
+    threshold: a value in place of the run's. Its method is "given"; its target is the share of the
+    held-out normal scores above it, where the run keeps these, else NaN.
+    target_fpr: another wanted false-alarm rate; the threshold is found again, without training,
+    from the scores of held-out normal images that the run keeps with it (without a site: the
+    median of the sites' new ones).
+
+    Raises `ConfigError` for unfit options (see `check_threshold_options`) or a target for which
+    no scores are kept, `ArtefactError` for a run whose threshold is no finite number.
+    """
+    check_threshold_options(threshold, target_fpr)
+    found = run.threshold(site, reference)
+    if threshold is not None:
+        scores = () if found is None else found.scores
+        above = sum(score > threshold for score in scores) / len(scores) if scores else math.nan
+        return Threshold(
+            value=float(threshold), n=len(scores), method="given", target_fpr=above, scores=scores
+        )
+    if target_fpr is not None:
+        found = _retargeted(run, site, reference, target_fpr)
+    if found is not None and not math.isfinite(found.value):
+        raise ArtefactError(
+            f"the threshold of {site or 'this run'} is {found.value}, so that nothing can be "
+            "decided: the run is damaged; give --threshold, or train again"
+        )
+    return found
+
+
+def why_no_threshold(run: _Run, site: str | None) -> str:
+    """The reason, for people, why a run has no threshold."""
+    if site is None or site not in run.sites:
+        return "no threshold: no site of the run has one; give --threshold"
+    count = run.sites[site].n_images
+    return (
+        f"no threshold: training had {count} normal image{'s' * (count != 1)}, and at least "
+        f"{MIN_HELD_OUT} different ones are needed; give --threshold"
+    )
+
+
+def _retargeted(
+    run: _Run,
+    site: str | None,
+    reference: Reference | None,
+    target_fpr: float,
+) -> Threshold:
+    """By the rule of the training, which the method of the run's own thresholds tells."""
+    wanted = reference
+    if site not in run.sites and reference in (None, "union"):
+        wanted = "global"
+    found = {name: run.threshold(name, wanted) for name in run.sites}
+    kept = {name: t for name, t in found.items() if t is not None and t.scores}
+    federated = any(t.method.startswith("federated") for t in kept.values())
+    scores = {name: np.asarray(t.scores) for name, t in kept.items()}
+    new = find_thresholds(scores, target_fpr, "federated" if federated else "own")
+    known = site is not None and site in run.sites
+    chosen = new.get(str(site)) if known else middle(list(new.values()))
+    if chosen is None:
+        raise ConfigError(
+            "no scores of normal images are kept in this run, from which a threshold for "
+            f"target_fpr {target_fpr:g} could be found: give --threshold, or train again"
+        )
+    return chosen

@@ -1,0 +1,218 @@
+"""A run of memories: one that sites share, and each site's own bank and generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Self, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.scoring import ScoringConfig
+from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.weights import weights_hash
+from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
+from fedvad.memory.density import holds
+from fedvad.runs.config import Reference
+from fedvad.runs.run import Arrays, Run, SiteModel
+from fedvad.runs.run_values import RunValues, SiteValues
+
+__all__ = ["SiteMemory", "TrainedRun"]
+
+
+class _SiteValues(SiteValues):
+    generator: str  # hash of its parameters
+
+
+class _RunValues(RunValues):
+    kind: Literal["run"]
+    reference: Reference
+    scoring: dict[str, Any]
+    sites: list[_SiteValues]
+
+
+@dataclass(frozen=True, eq=False)
+class SiteMemory(SiteModel):
+    """A site's bank and generator."""
+
+    bank: MemoryBank
+    generator: Generator
+
+    def arrays(self) -> Arrays:
+        """See `SiteModel.arrays`; the generator's are left out while it is the identity."""
+        arrays = _bank_arrays(self.bank)
+        if not self.generator.is_identity:
+            arrays["generator/weight"] = self.generator.weight
+            arrays["generator/bias"] = self.generator.bias
+        return arrays
+
+    def values(self) -> dict[str, Any]:
+        """See `SiteModel.values`."""
+        return {"generator": self.generator.hash()}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun(Run):
+    """A global memory, and the banks and generators of the sites; see `Run`.
+
+    scoring: how distances to a memory become scores. scale: by what
+    distances to the rows of the memory are divided, see `distance_scale`; kept with the run, since
+    finding it takes seconds.
+    """
+
+    kind: ClassVar[str] = "run"
+    described: ClassVar[type[RunValues]] = _RunValues
+    holds: ClassVar[str] = "a memory"
+
+    memory: MemoryBank
+    sites: dict[str, SiteMemory]
+    scoring: ScoringConfig
+    reference: Reference
+    features: FeatureConfig
+    method: str
+    data: str = ""
+    scale: FloatArray | None = None
+
+    def detector(
+        self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
+    ) -> MemoryDetector:
+        """See `Run.detector`; a reference may need a memory that the site does not have."""
+        self.features.check_same(extractor.config, "this run")
+        if extractor.grid[2] != self.memory.dim:
+            raise ArtefactError(
+                f"this run is damaged: its memory has {self.memory.dim} values a row, the features "
+                f"have {extractor.grid[2]}; train again"
+            )
+        reference = self.chosen_reference(site, reference)
+        detector = FedDyMem(extractor=extractor, scoring=self.scoring)
+        model = self.sites.get(site) if site is not None else None
+        if model is None:
+            if reference == "local":
+                whose = "no site was named" if site is None else f"site {site!r} is not among them"
+                raise ConfigError(
+                    f"reference 'local' is the own memory of a site of this run: {whose}; "
+                    f"known sites: {sorted(self.sites)}"
+                )
+            return detector.with_memory(self.memory, scale=self.scale)
+        if reference == "global":
+            return detector.with_memory(self.memory, model.generator, self.scale)
+        local = reference == "local"
+        bank = model.bank if local else concatenate([self.memory, model.bank])
+        if len(bank) == 0:
+            raise ConfigError(
+                f"site {site!r} took part in no round, so it has no memory of its own; "
+                "use --reference global"
+            )
+        return detector.with_memory(bank, model.generator)
+
+    def chosen_reference(self, site: str | None, wanted: Reference | None) -> Reference:
+        """See `Run.chosen_reference`; a site without its own memory defaults to the global.
+
+        Another word is refused: to what follows it would mean the union.
+        """
+        if wanted is not None and wanted not in get_args(Reference):
+            raise ConfigError(
+                f"unknown reference {wanted!r}; choose from {', '.join(get_args(Reference))}"
+            )
+        if site in self.sites:
+            return wanted or (self.reference if len(self.sites[site].bank) else "global")
+        return "global" if wanted in (None, "union") else wanted
+
+    def _own_threshold(self, model: SiteModel, reference: Reference) -> Threshold | None:
+        # more vectors only lower the distance to the nearest: the threshold of the global memory
+        # holds for the union, too, as long as nothing else scores; the density of a memory
+        # changes with its rows
+        own = model.thresholds
+        lends = (
+            reference == "union"
+            and self.scoring.map == "nn1"
+            and (not self.scoring.density or holds(self.memory, cast(SiteMemory, model).bank))
+        )
+        return own.get(reference) or (own.get("global") if lends else None)
+
+    def shared_hash(self) -> str:
+        """See `Run.shared_hash`; of the rows alone, as the rest is computed from them."""
+        return weights_hash({"vectors": self.memory.vectors})
+
+    def _shared_arrays(self) -> Arrays:
+        arrays = {f"global/{name}": array for name, array in _bank_arrays(self.memory).items()}
+        return arrays if self.scale is None else arrays | {"global/scale": self.scale}
+
+    def _shared_values(self) -> dict[str, Any]:
+        return {
+            "reference": self.reference,
+            "scoring": asdict(self.scoring),
+            "features": self.features.identity(),
+        }
+
+    @classmethod
+    def _assembled(
+        cls,
+        shared: Arrays,
+        told: Any,
+        own: Sequence[Arrays],
+        thresholds: Sequence[dict[str, Threshold]],
+        features: FeatureConfig,
+    ) -> Self:
+        prefix = "global/"
+        left = {name.removeprefix(prefix): array for name, array in shared.items()}
+        if strange := {name for name in shared if not name.startswith(prefix)}:
+            raise MemoryBankError(f"array {min(strange)!r} belongs to no site")
+        memory = _bank("global", left)
+        scale = _scale(left.pop("scale", None), len(memory))
+        sites = {}
+        for site, arrays, limits in zip(told.sites, own, thresholds, strict=True):
+            bank = _bank(site.name, arrays)
+            generator = Generator.identity(bank.dim)
+            if "generator/weight" in arrays:
+                generator = Generator(arrays.pop("generator/weight"), arrays.pop("generator/bias"))
+                if generator.hash() != site.generator:
+                    raise MemoryBankError(f"the generator of {site.name!r} is another one")
+            if bank.dim != memory.dim:
+                raise MemoryBankError(
+                    f"site {site.name!r} has {bank.dim} values a row, the global memory "
+                    f"{memory.dim}"
+                )
+            left |= arrays
+            sites[site.name] = SiteMemory(
+                bank, generator, thresholds=limits, n_images=site.n_images
+            )
+        if left:
+            raise MemoryBankError(f"array {min(left)!r} belongs to no site")
+        return cls(
+            memory=memory,
+            sites=sites,
+            scoring=ScoringConfig.from_values(told.scoring),
+            reference=told.reference,
+            features=features,
+            method=told.method,
+            data=told.data,
+            scale=scale,
+        )
+
+
+def _scale(values: npt.NDArray[Any] | None, rows: int) -> FloatArray | None:
+    if values is None:
+        return None
+    if values.dtype != np.float32 or values.shape != (rows,) or (values <= 0).any():
+        raise MemoryBankError(f"the scale of distances does not fit a memory of {rows} rows")
+    return values
+
+
+def _bank_arrays(bank: MemoryBank) -> Arrays:
+    return {"vectors": bank.vectors, "weights": bank.weights, "spread": bank.spread}
+
+
+def _bank(whose: str, arrays: Arrays) -> MemoryBank:
+    """Taken out of `arrays`; raises `KeyError`, `MemoryBankError`."""
+    parts = [arrays.pop(name) for name in ("vectors", "weights", "spread")]
+    for part in parts:
+        if part.dtype.kind != "f":
+            raise MemoryBankError(f"memory {whose!r} holds {part.dtype}, not floating point")
+    return MemoryBank(*parts)

@@ -1,0 +1,197 @@
+"""What a method of training is: one interface, and a class for each family of methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+from fedvad.data.folders import Site
+from fedvad.detectors.base import Detector, NormalFeatures
+from fedvad.detectors.registry import list_detectors
+from fedvad.evaluation.sites import SiteResult, site_threshold
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.extractor import FeatureExtractor, check_bad_share
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.phases import Phase, run_phases
+from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.run import Run
+from fedvad.runs.scoring import ANY_SHARE, score_with
+
+__all__ = ["Baseline", "Method", "Trained", "compare", "family_of", "make_method", "method_class"]
+
+Baseline = Literal["local", "pooled", "identity"]
+
+_FAMILIES = {
+    "memory": ("method_memory", "MemoryMethod"),
+    "student": ("method_student", "StudentMethod"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A detector of a site, and how its threshold is found: from normal images it has not seen."""
+
+    detector: Detector
+    threshold: Callable[[], Threshold | None]
+
+
+class Method(ABC):
+    """A method with its options, and the sites that it trains.
+
+    First `read` or `take` gives it the normal images of the sites. Then `phases` says what travels
+    between them, round by round, and `run` what came of it; `train` does both in this process.
+    `calibrate` finds the thresholds of the run, and `baseline` trains what it is compared with.
+    `close` gives back what was kept for training.
+
+    sends: what leaves a site, in words. options: names of the options in `TrainConfig` that mean
+    something to it. n_images: by site, normal images that could be read. unreadable: why others
+    could not. images_read: how often an image passed the backbone meanwhile.
+    """
+
+    sends: ClassVar[Literal["memory rows", "weights"]]
+    options: ClassVar[frozenset[str]]
+
+    def __init__(self, config: TrainConfig, extractor: FeatureExtractor) -> None:
+        self.config = config
+        self.extractor = extractor
+        self.n_images: dict[str, int] = {}
+        self.unreadable: list[str] = []
+        self.images_read = 0
+
+    @classmethod
+    def rounds(cls, config: TrainConfig) -> int:
+        """All rounds that a configuration asks for."""
+        return config.rounds
+
+    @classmethod
+    @abstractmethod
+    def check_rows(cls, config: TrainConfig, where: str) -> None:
+        """Raise `ConfigError` where memory rows are needed and the method has none."""
+
+    @abstractmethod
+    def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
+        """Read the sites' normal images; raises `ConfigError`, `DataError`."""
+
+    @abstractmethod
+    def take(self, features: Mapping[str, NormalFeatures]) -> None:
+        """In place of `read`, by site: features whose first pass is over. All are trained on."""
+
+    @property
+    def phase_names(self) -> Sequence[str]:
+        """Names of `phases`, before any of them is made."""
+        return ("",)
+
+    @abstractmethod
+    def phases(self) -> Iterable[Phase]:
+        """What travels between the sites that were read, in the order in which it is trained."""
+
+    @abstractmethod
+    def run(self, data: str = "") -> Run:
+        """What came of the rounds so far, without thresholds; data: fingerprint of the images."""
+
+    def round_detector(self, merged: Payload) -> Detector | None:
+        """What scores at every site alike after a round, where the method has such a detector."""
+        return None
+
+    def train(
+        self,
+        ledger: Ledger,
+        *,
+        data: str = "",
+        state_dir: Path | None = None,
+        resume: bool = False,
+        on_round: Callable[[int, Detector], None] | None = None,
+        progress: Progress = silent,
+    ) -> Run:
+        """Run all rounds in this process; see `run` and `run_phases`.
+
+        on_round: is given the `round_detector` of each round that has one.
+        """
+
+        def told(round_: int, merged: Payload) -> None:
+            if on_round is not None and (found := self.round_detector(merged)) is not None:
+                on_round(round_, found)
+
+        run_phases(
+            self.phases(),
+            self.phase_names,
+            ledger=ledger,
+            state_dir=state_dir,
+            resume=resume,
+            stage=Stage(progress, "rounds", self.rounds(self.config) * len(self.n_images)),
+            on_round=told,
+        )
+        return self.run(data)
+
+    @abstractmethod
+    def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:
+        """Fill in the thresholds of the run's sites; returns by site what joining changed for its
+        own normal images, see `thresholds.Calibration.own_normals`.
+        """
+
+    @abstractmethod
+    def baseline(self, name: Baseline, progress: Progress = silent) -> Mapping[str, Trained] | None:
+        """By site what the method is compared with; None where that is the method itself.
+
+        local: each site trains without exchange. pooled: one detector of all sites' images.
+        identity: the same federation with an untrained generator. Raises `ConfigError` for what
+        makes no sense.
+        """
+
+    def new_threshold(
+        self, detector: Detector, normals: list[Path], where: str
+    ) -> Threshold | None:
+        """A threshold for a site that never trained, from normal images of its own."""
+        scores = detector.score(normals)
+        check_bad_share(scores.bad, len(normals), self.config.max_bad, where)
+        return site_threshold(scores.image.tolist(), self.config.target_fpr)
+
+    @abstractmethod
+    def handed_back(self, detector: Detector) -> int:
+        """Bytes that a site gets where the detector was trained elsewhere."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what was kept for training."""
+
+
+def family_of(name: str) -> Literal["memory", "student"]:
+    """The family of a method that `--method` takes."""
+    return "student" if name in list_detectors(family="student") else "memory"
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method that `--method` takes."""
+    module, cls = _FAMILIES[family_of(name)]
+    return cast(type[Method], getattr(import_module(f"{__package__}.{module}"), cls))
+
+
+def make_method(config: TrainConfig, extractor: FeatureExtractor) -> Method:
+    """The method of a configuration, which has no sites yet."""
+    return method_class(config.method)(config, extractor)
+
+
+def compare(
+    method: Method, sites: Sequence[Site], results: Sequence[SiteResult], progress: Progress
+) -> dict[str, list[SiteResult]]:
+    """Results of each baseline in the configuration, on the same images with the same scoring.
+
+    results: those of the method itself.
+    """
+    done: dict[str, list[SiteResult]] = {}
+    for name in method.config.compare:
+        made = method.baseline(cast(Baseline, name), progress)
+        if made is None:
+            done[name] = list(results)
+            continue
+        done[name] = score_with(
+            lambda site, made=made: (made[site].detector, made[site].threshold()),  # type: ignore[misc]
+            sites, method.extractor, f"scoring {name}", ANY_SHARE, progress,
+        )  # fmt: skip
+    return done

@@ -1,0 +1,214 @@
+"""Methods that merge memories of patches: FedDyMem and PatchCore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from fedvad.data.folders import Site
+from fedvad.detectors.base import Detector, NormalFeatures
+from fedvad.detectors.calibration import held_out_scores
+from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector, PatchCore
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.site import MemorySite
+from fedvad.detectors.scoring import distance_scale
+from fedvad.evaluation.sites import site_threshold
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.federation.codecs import compact, handed_back, rounding
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import run_rounds
+from fedvad.federation.payload import Payload, bank_from
+from fedvad.half import cast
+from fedvad.memory.bank import MemoryBank
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.data import Watcher, warm_up
+from fedvad.runs.memory_run import SiteMemory, TrainedRun
+from fedvad.runs.method import Baseline, Method, Trained
+from fedvad.runs.phases import Phase
+from fedvad.runs.plan import memory_sites, plan, sampling_ahead, split_held_out
+from fedvad.runs.progress import Progress, silent
+from fedvad.runs.run import Run
+from fedvad.runs.thresholds import calibrate, share_threshold
+
+__all__ = ["MemoryMethod", "wire_exact"]
+
+_Memories = Mapping[str, tuple[MemoryBank, Generator]]
+
+
+class MemoryMethod(Method):
+    """Sites send rows of their memories; the server merges them. See `Method`.
+
+    members: the sites. fitting, held_out: images that they learn from, and calibrate on.
+    """
+
+    sends: ClassVar[Literal["memory rows", "weights"]] = "memory rows"
+    options: ClassVar[frozenset[str]] = frozenset(TrainConfig.model_fields)
+
+    members: dict[str, MemorySite]
+    fitting: dict[str, NormalFeatures]
+    held_out: dict[str, NormalFeatures]
+    _memory: MemoryBank | None = None
+
+    @classmethod
+    def check_rows(cls, config: TrainConfig, where: str) -> None:
+        """See `Method.check_rows`; there are some."""
+
+    def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
+        """See `Method.read`; every image passes the backbone once."""
+        self._plan = plan(self.config, self.extractor)
+
+        def watch(unread: Mapping[str, NormalFeatures]) -> Mapping[str, Watcher]:
+            self.members = memory_sites(self.config, unread, self.extractor.grid[2])
+            return sampling_ahead(self.config, self.members)
+
+        features = warm_up(sites, self.extractor, self.config.max_bad, progress, watch)
+        self.n_images = {name: len(own) for name, own in features.items()}
+        self.unreadable = [reason for own in features.values() for reason in own.bad]
+        self.images_read = self.extractor.computed
+        self.fitting, self.held_out = split_held_out(features, self.config)
+        for name, member in self.members.items():  # which images fit is known only now
+            member.features = self.fitting[name]
+
+    def take(self, features: Mapping[str, NormalFeatures]) -> None:
+        """See `Method.take`."""
+        self._plan = plan(self.config, self.extractor)
+        self.n_images = {name: len(own) for name, own in features.items()}
+        self.fitting, self.held_out = dict(features), {}
+        self.members = self._fresh(self.config)
+
+    def phases(self) -> Iterable[Phase]:
+        """See `Method.phases`."""
+        exchange, schedule = self._plan
+        yield Phase("", exchange, self.members, schedule, self._end, self.config.jobs)
+
+    def round_detector(self, merged: Payload) -> Detector | None:
+        """See `Method.round_detector`; there is none where sites train generators of their own."""
+        return None if self.config.train_generator else self._detector(bank_from(merged))
+
+    def run(self, data: str = "") -> TrainedRun:
+        """See `Method.run`."""
+        memory = self._memory
+        assert memory is not None  # rounds were run
+        sites = {
+            name: SiteMemory(
+                wire_exact(site.bank, self.config), site.generator, n_images=len(site.features)
+            )
+            for name, site in self.members.items()
+        }
+        return TrainedRun(
+            memory=memory,
+            sites=sites,
+            scoring=self.config.scoring(),
+            reference=self.config.reference,
+            features=self.extractor.config,
+            method=self.config.method,
+            data=data,
+            scale=distance_scale(memory, self.config.scoring()),
+        )
+
+    def _end(self, merged: Payload) -> None:
+        self._memory = bank_from(merged)
+
+    def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:
+        """See `Method.calibrate`."""
+        assert isinstance(run, TrainedRun)
+        found = calibrate(run, self.held_out, self.extractor, self.config, progress)
+        if self.config.shared_threshold:
+            share_threshold(run.sites, found.counts, self.config.target_fpr)
+        return found.own_normals
+
+    def baseline(self, name: Baseline, progress: Progress = silent) -> Mapping[str, Trained] | None:
+        """See `Method.baseline`; the pooled one is a PatchCore as large as the global memory."""
+        if name == "identity" and not self.config.train_generator:
+            return None
+        makers = {"local": self._local, "pooled": self._pooled, "identity": self._identity}
+        detectors = {site: self._detector(*made) for site, made in makers[name]().items()}
+        return {
+            site: Trained(detector, partial(self._threshold, site, detector))
+            for site, detector in detectors.items()
+        }
+
+    def new_threshold(
+        self, detector: Detector, normals: list[Path], where: str
+    ) -> Threshold | None:
+        """See `Method.new_threshold`; from images that may have been trained on under another
+        name, whose own patches must not be their measure.
+        """
+        if not self.config.keeps_patches:
+            if self.config.split is not None:
+                return None  # they may have been trained on
+            return super().new_threshold(detector, normals, where)
+        assert isinstance(detector, MemoryDetector)
+        features = NormalFeatures(self.extractor, normals, max_bad=self.config.max_bad, where=where)
+        features.warm_up()
+        return self._held_out_threshold(
+            detector, features, leave_one_out=True, stored=self.config.stored_form()
+        )
+
+    def handed_back(self, detector: Detector) -> int:
+        """See `Method.handed_back`: vectors in float16."""
+        assert isinstance(detector, MemoryDetector)
+        assert detector.bank_ is not None
+        return detector.bank_.vectors.nbytes // 2
+
+    def close(self) -> None:
+        """See `Method.close`; nothing is."""
+
+    def _detector(self, bank: MemoryBank, generator: Generator | None = None) -> MemoryDetector:
+        detector = FedDyMem(extractor=self.extractor, scoring=self.config.scoring())
+        return detector.with_memory(bank, generator)
+
+    def _threshold(self, site: str, detector: MemoryDetector) -> Threshold | None:
+        alone = self.config.calibration_mode == "leave-one-out"
+        return self._held_out_threshold(detector, self.held_out[site], leave_one_out=alone)
+
+    def _held_out_threshold(
+        self, detector: MemoryDetector, features: NormalFeatures, **options: Any
+    ) -> Threshold | None:
+        assert detector.generator_ is not None
+        scores = held_out_scores(features, detector.scorer, detector.generator_, **options)
+        return site_threshold(list(scores), self.config.target_fpr)
+
+    def _fresh(self, config: TrainConfig) -> dict[str, MemorySite]:
+        return memory_sites(config, self.fitting, self.extractor.grid[2])
+
+    def _local(self) -> _Memories:
+        """Each site's memory after all rounds without exchange."""
+        members = self._fresh(self.config)
+        for site in members.values():
+            for round_ in range(1, self.config.rounds + 1):
+                site.update(round_, site.bank if len(site.bank) else None)
+        return {name: (site.bank, site.generator) for name, site in members.items()}
+
+    def _pooled(self) -> _Memories:
+        """One k-center memory over the images of all sites, the same for each."""
+        config = self.config
+        sent = config.rows(self.extractor.grid[2]) * config.rounds * len(self.fitting)
+        detector = PatchCore(
+            extractor=self.extractor,
+            rows=len(self._memory) if self._memory else min(sent, config.memory_rows or sent),
+            # as many looks at its patches as the sites get over all rounds
+            candidates=config.candidates,
+            projection=config.projection,
+            scoring=config.scoring(),
+            seed=config.seed,
+        ).fit_features(*(self.fitting[name] for name in sorted(self.fitting)))
+        assert detector.bank_ is not None
+        assert detector.generator_ is not None
+        return dict.fromkeys(self.fitting, (detector.bank_, detector.generator_))
+
+    def _identity(self) -> _Memories:
+        """The global memory of the same federation, whose generators are not trained."""
+        config = self.config.model_copy(update={"train_generator": False})
+        exchange, schedule = plan(config, self.extractor)
+        merged = bank_from(run_rounds(exchange, self._fresh(config), schedule, ledger=Ledger()))
+        return dict.fromkeys(self.fitting, (merged, Generator.identity(merged.dim)))
+
+
+def wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
+    """The bank as it reads after a round trip, so that saved and live detectors score alike."""
+    precision = handed_back(config.precision)
+    vectors = rounding(precision)(bank.vectors)
+    return MemoryBank(vectors, bank.weights, cast(bank.spread, compact(precision)))

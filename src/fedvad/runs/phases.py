@@ -1,0 +1,110 @@
+"""The rounds of a method: one phase, or several where parts are trained one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.defence.robust import RobustConfig
+from fedvad.federation.exchange.base import Exchange
+from fedvad.federation.exchange.terms import WeightConfig
+from fedvad.federation.exchange.weights import WeightExchange, WeightSite
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
+from fedvad.federation.mailboxes.state import load_state
+from fedvad.federation.payload import Payload
+from fedvad.runs.progress import Stage
+
+__all__ = ["Phase", "run_phases", "weight_phase"]
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """What travels, between whom, and when.
+
+    name: of the folder that keeps its state; "" for a method of one phase. end: takes what the
+    rounds gave, before the next phase begins. jobs: sites at a time.
+    """
+
+    name: str
+    exchange: Exchange[Any]
+    members: Mapping[str, Any]
+    schedule: Schedule
+    end: Callable[[Payload], None]
+    jobs: int = 1
+
+
+def run_phases(
+    phases: Iterable[Phase],
+    names: Iterable[str],
+    *,
+    ledger: Ledger,
+    state_dir: Path | None = None,
+    resume: bool = False,
+    stage: Stage | None = None,
+    on_round: Callable[[int, Payload], None] | None = None,
+) -> None:
+    """Run all rounds of all phases, in their order; a phase is made when the one before is over.
+
+    names: of the phases. Raises as `run_rounds` does.
+    """
+    folders = {name: None if state_dir is None else state_dir / name for name in names}
+    begun = [name for name, folder in folders.items() if folder is not None and folder.is_dir()]
+    for phase in phases:
+        folder = folders[phase.name]
+        over = load_state(folder) if resume and folder and phase.name in begun[:-1] else None
+        if over is not None:  # its costs are in the state of the phase that came next
+            phase.end(over.merged)
+            continue
+        phase.end(
+            run_rounds(
+                phase.exchange,
+                phase.members,
+                phase.schedule,
+                ledger=ledger,
+                state_dir=folder,
+                resume=resume and phase.name in begun,
+                jobs=phase.jobs,
+                on_step=None if stage is None else lambda round_, site: stage(),
+                on_round=on_round,
+            )
+        )
+
+
+def weight_phase(
+    name: str,
+    trainers: Mapping[str, Any],
+    initial: Mapping[str, Any],
+    terms: WeightConfig,
+    schedule: Schedule,
+    extractor: FeatureExtractor,
+    end: Callable[[Payload], None],
+    *,
+    images: Mapping[str, int],
+    seeds: Mapping[str, int],
+    defence: RobustConfig | None = None,
+) -> Phase:
+    """Rounds in which sites' weights are averaged; they end with those under `weight/`.
+
+    trainers: by site, see `Trainable`. initial: the common start, by parameter name. images, seeds:
+    by site. defence: see `WeightExchange`.
+    """
+    height, width, _ = extractor.grid
+    sites = {
+        site: WeightSite(
+            site,
+            trainer,
+            n_images=images[site],
+            n_patches=images[site] * height * width,
+            seed=seeds[site],
+        )
+        for site, trainer in trainers.items()
+    }
+    exchange = WeightExchange(
+        features=extractor.config.key(), initial=initial, config=terms, sites=len(sites),
+        defence=defence,
+    )  # fmt: skip
+    return Phase(name, exchange, sites, schedule, end)

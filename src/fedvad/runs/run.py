@@ -1,0 +1,199 @@
+"""A run: what its sites share, what each has of its own, and how the two of them score."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import numpy.typing as npt
+
+from fedvad.data.checked import check_finite, parse_values
+from fedvad.detectors.artefact import feature_identity, read_arrays, write_arrays
+from fedvad.detectors.base import Detector
+from fedvad.detectors.student.parameters import under
+from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.weights import weights_hash
+from fedvad.runs.config import Reference
+from fedvad.runs.run_folder import DETECTOR_FILE
+from fedvad.runs.run_values import RunValues, threshold_from
+
+__all__ = ["Arrays", "Run", "SiteModel", "middle"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+# What the file of a run says it is, to the class that reads and writes it. Files of every earlier
+# version must load: a new form gets a new kind and a line of its own.
+_KINDS = {"run": ("memory_run", "TrainedRun"), "student run": ("student_run", "StudentRun")}
+_OWN = re.compile(r"site\d+/")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SiteModel(ABC):
+    """What is a site's own.
+
+    thresholds: by reference set. n_images: normal images it trained on.
+    """
+
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
+    n_images: int = 0
+
+    @abstractmethod
+    def arrays(self) -> Arrays:
+        """The arrays of the site, by name."""
+
+    @abstractmethod
+    def values(self) -> dict[str, Any]:
+        """JSON values of the site, besides its name, thresholds and number of images."""
+
+
+class Run(ABC):
+    """The result of a federated training, the same for every method; `fedvad.load` reads one.
+
+    sites: what is each site's own, by name. features: of the images it was trained on. method:
+    as `--method` names it. data: fingerprint of the images, by which a split of them is
+    recognised. reference: what scores at a site unless said otherwise.
+
+    kind: what its file says it is. described: checks the values of its file. holds: in words.
+    """
+
+    kind: ClassVar[str]
+    described: ClassVar[type[RunValues]]
+    holds: ClassVar[str]
+
+    sites: Mapping[str, SiteModel]
+    features: FeatureConfig
+    method: str
+    data: str
+    reference: Reference
+
+    @abstractmethod
+    def detector(
+        self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
+    ) -> Detector:
+        """The detector of a site; of one that never trained (or None) what all sites share.
+
+        Raises `MismatchError` when the extractor gives other features, `ConfigError` for a
+        reference that cannot be met, `ArtefactError` for a run that is damaged.
+        """
+
+    @abstractmethod
+    def chosen_reference(self, site: str | None, wanted: Reference | None) -> Reference:
+        """What scores at a site when `wanted` was asked for; raises `ConfigError`."""
+
+    def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
+        """A site's threshold; for an unknown site the median of the known ones."""
+        reference = self.chosen_reference(site, reference)
+        model = None if site is None else self.sites.get(site)
+        if model is not None:
+            return self._own_threshold(model, reference)
+        known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
+        return middle(known)
+
+    def shared_hash(self) -> str:
+        """Digest of what all sites share: equal at every site of one federation."""
+        return weights_hash(self._shared_arrays())
+
+    def save(self, folder: Path) -> None:
+        """Write `detector.safetensors` into `folder`; raises `StorageError`."""
+        arrays = self._shared_arrays()
+        sites = []
+        for i, (name, model) in enumerate(sorted(self.sites.items())):
+            arrays |= {f"site{i}/{n}": a for n, a in model.arrays().items()}
+            thresholds = {k: asdict(t) for k, t in model.thresholds.items()}
+            told = {"name": name, "n_images": model.n_images} | model.values()
+            sites.append(told | {"thresholds": thresholds})
+        values = {"kind": self.kind, "method": self.method, "data": self.data}
+        write_arrays(
+            folder / DETECTOR_FILE, arrays, values | self._shared_values() | {"sites": sites}
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a run; raises `ArtefactError` when it is incomplete, damaged or of another kind."""
+        path = _file(folder)
+        arrays, values = read_arrays(path)
+        if values.get("kind") not in _KINDS:
+            raise ArtefactError(f"{path} holds a {values.get('kind')}, not a run")
+        module, name = _KINDS[values["kind"]]
+        kind = getattr(import_module(f"{__package__}.{module}"), name)
+        if not issubclass(kind, cls):
+            raise ArtefactError(
+                f"{folder} holds {kind.holds}, and {cls.holds} is needed here; `fedvad evaluate`, "
+                "`predict`, `serve`, `export` and `inspect` take it, and `fedvad.load`"
+            )
+        return cast(Self, kind.from_arrays(arrays, values, path))
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, values: dict[str, Any], path: Path) -> Self:
+        """What `save` wrote, as `read_arrays` gives it; raises `ArtefactError`."""
+        told = parse_values(cls.described, values, str(path))
+        check_finite(arrays, cls._must_be_finite(values), str(path))
+        shared = {name: array for name, array in arrays.items() if not _OWN.match(name)}
+        own = [under(f"site{i}/", arrays) for i in range(len(told.sites))]
+        try:
+            thresholds = [
+                {str(k): threshold_from(t) for k, t in site.thresholds.items()}
+                for site in told.sites
+            ]
+            if left := {n for n in arrays if _OWN.match(n)} - {
+                f"site{i}/{n}" for i, found in enumerate(own) for n in found
+            }:
+                raise ArtefactError(f"array {min(left)!r} belongs to no site")
+            return cls._assembled(shared, told, own, thresholds, feature_identity(values, path))
+        except (KeyError, ConfigError, ArtefactError, MemoryBankError) as error:
+            raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
+
+    @abstractmethod
+    def _shared_arrays(self) -> Arrays:
+        """Arrays of all sites together, by name."""
+
+    @abstractmethod
+    def _shared_values(self) -> dict[str, Any]:
+        """JSON values of all sites together, `features` among them, in the order of the file."""
+
+    @classmethod
+    @abstractmethod
+    def _assembled(
+        cls,
+        shared: Arrays,
+        told: Any,
+        own: Sequence[Arrays],
+        thresholds: Sequence[dict[str, Threshold]],
+        features: FeatureConfig,
+    ) -> Self:
+        """The run of a file's parts; raises what `from_arrays` makes an `ArtefactError`."""
+
+    @classmethod
+    def _must_be_finite(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of a file in which no number may be NaN or infinite."""
+        return {}
+
+    def _own_threshold(self, model: SiteModel, reference: Reference) -> Threshold | None:
+        return model.thresholds.get(reference)
+
+
+def middle(thresholds: Sequence[Threshold]) -> Threshold | None:
+    """The (upper) median by value, for sites without one of their own; None of none."""
+    return sorted(thresholds, key=lambda t: t.value)[len(thresholds) // 2] if thresholds else None
+
+
+def _file(folder: Path) -> Path:
+    """The file of a run; raises `ArtefactError` where there is none."""
+    if not folder.is_dir():
+        raise ArtefactError(f"run folder {folder} does not exist")
+    path = folder / DETECTOR_FILE
+    if not path.is_file():
+        unfinished = (folder / "state").is_dir()
+        raise ArtefactError(
+            f"{folder} holds no {DETECTOR_FILE}"
+            + ("; its training was interrupted: finish it with --resume" if unfinished else "")
+        )
+    return path

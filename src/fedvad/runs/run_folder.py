@@ -1,0 +1,96 @@
+"""What lies beside a run: its configuration, its ledger, its results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedvad.data.checked import parse_values
+from fedvad.data.files import write_atomically
+from fedvad.data.sealed import finite, parse_json, read_sealed, sha256_of, write_sealed
+from fedvad.errors import ArtefactError
+from fedvad.evaluation.results import Results
+from fedvad.federation.ledger import Ledger
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.run_region import found_region, stored_region
+
+__all__ = [
+    "CONFIG_FILE",
+    "DETECTOR_FILE",
+    "LEDGER_FILE",
+    "RESULTS_FILE",
+    "finite",
+    "read_config",
+    "read_ledger",
+    "read_results",
+    "write_config",
+    "write_json",
+    "write_ledger",
+]
+
+DETECTOR_FILE = "detector.safetensors"
+CONFIG_FILE = "config.json"
+LEDGER_FILE = "ledger.json"
+RESULTS_FILE = "results.json"
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Store the resolved configuration."""
+    values = config.model_dump(mode="json") | {"region": stored_region(folder, config.region)}
+    write_sealed(folder / CONFIG_FILE, values)
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The configuration of a run; raises `ArtefactError` when it is missing or damaged.
+
+    People change it by hand (another device, another place of the weights): that is a warning.
+    """
+    path = folder / CONFIG_FILE
+    config = parse_values(TrainConfig, read_sealed(path, editable=True), str(path))
+    return config.model_copy(update={"region": found_region(folder, config.region)})
+
+
+def write_ledger(folder: Path, ledger: Ledger, *, vouches_for: Sequence[str] = ()) -> None:
+    """Store the ledger, with the SHA-256 of other files of the folder as they are now."""
+    files = {name: sha256_of((folder / name).read_bytes()) for name in vouches_for}
+    write_sealed(folder / LEDGER_FILE, ledger.model_dump() | ({"files": files} if files else {}))
+
+
+def read_ledger(folder: Path) -> Ledger:
+    """The ledger of a run, an empty one where it has none; raises `ArtefactError` for a damaged."""
+    return _ledger(folder)[0]
+
+
+def read_results(folder: Path) -> Results:
+    """What `train` returned; raises `ArtefactError` when it is missing or damaged."""
+    path = folder / RESULTS_FILE
+    told = _ledger(folder)[1].get(RESULTS_FILE)
+    try:
+        data = path.read_bytes()
+        results = parse_json(data)
+        if not isinstance(results, dict):
+            raise ValueError("it holds no table of values")
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"cannot read {path}, it is missing or damaged: {error}") from error
+    if told not in (None, sha256_of(data)):
+        raise ArtefactError(
+            f"{path} was damaged or changed after it was written: restore it from a copy, or train "
+            "again"
+        )
+    return Results.parse(results, str(path))
+
+
+def _ledger(folder: Path) -> tuple[Ledger, dict[str, Any]]:
+    path = folder / LEDGER_FILE
+    if not path.exists():
+        return Ledger(), {}
+    values = read_sealed(path)
+    files = values.pop("files", {})
+    return parse_values(Ledger, values, str(path)), files if isinstance(files, dict) else {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that any parser reads: NaN and infinity become null."""
+    write_atomically(path, json.dumps(finite(value), indent=2, allow_nan=False).encode())

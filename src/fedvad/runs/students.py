@@ -1,0 +1,164 @@
+"""Students trained at sites and averaged: the weights' counterpart of a memory's rounds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from fedvad.data.folders import ImageSet
+from fedvad.detectors.registry import detector_class
+from fedvad.detectors.student.detector import StudentDetector
+from fedvad.detectors.student.parameters import load_parameters, parameters_of, under
+from fedvad.detectors.student.site import StudentSite
+from fedvad.errors import ConfigError
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import Schedule
+from fedvad.federation.payload import Payload
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.phases import Phase, run_phases, weight_phase
+from fedvad.runs.plan import robust, site_seed
+from fedvad.runs.progress import Progress, Stage, silent
+
+__all__ = [
+    "all_rounds",
+    "averaged",
+    "make_student",
+    "prepare_sites",
+    "student_class",
+    "student_detectors",
+    "student_phases",
+]
+
+log = logging.getLogger(__name__)
+
+
+def prepare_sites(
+    images: Mapping[str, ImageSet],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    progress: Progress = silent,
+) -> dict[str, StudentSite]:
+    """Sites by name with all that is frozen computed; whoever calls closes them.
+
+    All start from the same student; each draws its images in an order of its own. Raises
+    `ConfigError`, `DataError`.
+    """
+    stage = Stage(progress, "features", len(images))
+    prepared: dict[str, StudentSite] = {}
+    try:
+        for index, name in enumerate(sorted(images)):
+            prepared[name] = make_student(config, extractor).prepare(images[name])
+            prepared[name].seed = site_seed(config.seed, index)
+            prepared[name].choose = False  # a round ends where its last step ends, at every site
+            stage()
+    except BaseException:
+        for site in prepared.values():
+            site.close()
+        raise
+    return prepared
+
+
+def student_phases(
+    sites: Mapping[str, StudentSite], config: TrainConfig, extractor: FeatureExtractor
+) -> Iterator[Phase]:
+    """The rounds of each part of a student; all sites begin with the same."""
+    before = 0
+    for part, start in make_student(config, extractor).starts().items():
+        rounds = _rounds(part, config)
+
+        def end(merged: Payload, part: str = part) -> None:
+            for site in sites.values():
+                load_parameters(site.part(part).student, under("weight/", merged.arrays))
+                site.end(part)
+
+        yield weight_phase(
+            part,
+            {name: site.part(part) for name, site in sites.items()},
+            parameters_of(start),
+            config.student.terms(),
+            Schedule(rounds, config.participation, config.join, config.seed, first=before + 1),
+            extractor,
+            end,
+            images={name: site.n_images for name, site in sites.items()},
+            seeds={name: site.seed for name, site in sites.items()},
+            defence=robust(config),
+        )
+        before += rounds
+
+
+def averaged(
+    sites: Mapping[str, StudentSite],
+    config: TrainConfig,
+    extractor: FeatureExtractor,
+    *,
+    ledger: Ledger,
+    stage: Stage | None = None,
+) -> dict[str, StudentDetector]:
+    """Detectors by site after all rounds; a site alone is a federation of one."""
+    phases = student_phases(sites, config, extractor)
+    run_phases(phases, student_class(config).parts, ledger=ledger, stage=stage)
+    return student_detectors(sites, config, extractor)
+
+
+def student_detectors(
+    sites: Mapping[str, StudentSite], config: TrainConfig, extractor: FeatureExtractor
+) -> dict[str, StudentDetector]:
+    """Detectors by site of the students as they are now, each with its own batch statistics."""
+    return {
+        name: make_student(config, extractor).with_net(site.net, site.unseen)
+        for name, site in sites.items()
+    }
+
+
+def student_class(config: TrainConfig) -> type[StudentDetector]:
+    """What a configuration of a student trains."""
+    kind = detector_class(config.method)
+    assert issubclass(kind, StudentDetector)  # or its method were not one of students
+    return kind
+
+
+def all_rounds(config: TrainConfig) -> int:
+    """Rounds of all parts of a student, one after another."""
+    return sum(_rounds(part, config) for part in student_class(config).parts)
+
+
+def _rounds(part: str, config: TrainConfig) -> int:
+    return config.rounds if part == "student" else config.student.amplify_rounds
+
+
+def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDetector:
+    """The untrained detector that a configuration asks for; raises `ConfigError`."""
+    options = config.student
+    kind = student_class(config)
+    own = {"batch", "learning_rate", "warmup", "mixed_precision"}
+    given = options.model_dump(include=own, exclude_none=True)
+    training = replace(kind.round_training(options.steps), **given)
+    if options.algorithm == "scaffold":
+        if training.optimiser != "sgd":
+            raise ConfigError(
+                f"scaffold corrects plain SGD, and {config.method} trains with "
+                f"{training.optimiser}: choose fedavg, fedprox or moon"
+            )
+        # its control is the mean gradient, which momentum would count ten times
+        training = replace(training, momentum=0.0)
+    try:
+        table = {name: getattr(options, name) for name in kind.own_options} | options.options
+        more = kind.round_options(table, training)
+        if options.combine is not None:
+            more["combine"] = options.combine
+        return kind(
+            extractor=extractor,
+            layers=extractor.config.layers,
+            train=training,
+            held_out=config.holdout,
+            smooth=config.smooth,
+            top=config.top,
+            cache_bytes=options.cache_bytes,
+            seed=config.seed,
+            max_bad=config.max_bad,
+            **more,
+        )
+    except TypeError as error:
+        raise ConfigError(f"student.options do not fit {config.method}: {error}") from error

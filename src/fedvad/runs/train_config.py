@@ -1,0 +1,198 @@
+"""The checked configuration of a training run, and what its parts are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from fedvad.data.labels import LabelNames
+from fedvad.data.view_choice import USUAL_SIZE
+from fedvad.data.views import Size, is_plain, parse_size
+from fedvad.detectors.memory.metric_loss import MetricLossConfig
+from fedvad.detectors.memory.site import FedDyMemConfig
+from fedvad.detectors.scoring import ScoringConfig
+from fedvad.errors import ConfigError
+from fedvad.features.config import FeatureConfig
+from fedvad.features.names import default_backbone
+from fedvad.federation.codecs import compact, overhead_bytes, rounding, row_bytes
+from fedvad.memory.bank import FloatArray
+from fedvad.runs.options import COMPARISONS, DeclaredOptions
+from fedvad.runs.student_config import STUDENT_METHODS, student_layers
+
+__all__ = ["TrainConfig"]
+
+# scoring takes time and memory with every row: many sites' rows are thinned out to these
+_LARGEST_MEMORY = 32_768
+
+
+class TrainConfig(DeclaredOptions):
+    """Every option of a training run, checked together; `docs/configuration.md` explains each."""
+
+    @field_validator("compare", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("good", "defect", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_view(self) -> Self:
+        size = parse_size(self.image_size, self.tiles, self.overlap)
+        object.__setattr__(self, "image_size", size)
+        return self
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unknown = sorted(set(self.compare) - set(COMPARISONS))
+        if unknown:
+            raise ValueError(f"compare: unknown {unknown}; choose from {list(COMPARISONS)}")
+        if self.has_student and "identity" in self.compare:
+            raise ValueError("compare 'identity' leaves the generator away, and a student has none")
+        if self.calibration == "leave-one-out" and not self.keeps_patches:
+            raise ValueError(
+                "calibration 'leave-one-out' needs a memory of real patches (reduce coreset, pull "
+                "0, update grow, merge concat or kcenter, precision float16 or int8); use 'holdout'"
+            )
+        if self.merge == "average" and self.reduce != "position":
+            raise ValueError("merge 'average' needs reduce 'position': other rows have no partners")
+        if self.defence == "robust":
+            if self.merge == "average":
+                raise ValueError("defence 'robust' leaves rows out, merge 'average' needs all")
+            if self.shared_threshold:
+                raise ValueError(
+                    "shared_threshold believes every site's counts, one liar could silence all "
+                    "alarms: with defence 'robust' each site keeps its own threshold"
+                )
+            if "threshold_rule" not in self.model_fields_set:
+                object.__setattr__(self, "threshold_rule", "own")
+            elif self.threshold_rule == "federated":
+                raise ValueError(
+                    "threshold_rule 'federated' believes every site's scores, one liar could raise "
+                    "all thresholds: with defence 'robust' use 'own'"
+                )
+            if "reference" not in self.model_fields_set:
+                # a rare mode that only one site has is left out, but stays normal at home
+                object.__setattr__(self, "reference", "union")
+        if "backbone" not in self.model_fields_set:
+            object.__setattr__(self, "backbone", default_backbone(self.weights))
+        if self.merge != "average" and self.memory_rows is None:
+            rows = _LARGEST_MEMORY if self.merge == "concat" else 2000
+            object.__setattr__(self, "memory_rows", rows)
+        return self
+
+    @property
+    def has_student(self) -> bool:
+        """Whether the method trains a student, whose weights sites average, and has no memory."""
+        return self.method in STUDENT_METHODS
+
+    @property
+    def keeps_patches(self) -> bool:
+        """Whether the rows of the memory are real patches, not averages or moved vectors."""
+        return (
+            self.reduce == "coreset"
+            and self.pull == 0
+            and self.update == "grow"
+            and self.merge != "kmeans"
+            and self.precision in ("float16", "int8")
+        )
+
+    def stored_form(self) -> Callable[[FloatArray], FloatArray] | None:
+        """What a memory makes of (n, d) patches, where it does not hold them as they are."""
+        return None if self.precision == "float16" else rounding(self.precision)
+
+    @property
+    def calibration_mode(self) -> Literal["leave-one-out", "holdout", "none"]:
+        """`auto` resolved: leave-one-out needs rows that can be told apart by image."""
+        if self.calibration == "auto":
+            return "leave-one-out" if self.keeps_patches else "holdout"
+        return self.calibration
+
+    def features(self) -> FeatureConfig:
+        """The feature part."""
+        layers = self.layers
+        if layers is None and self.has_student:
+            layers = student_layers(self.backbone)
+        return FeatureConfig(
+            backbone=self.backbone,
+            weights=self.weights,
+            image_size=self._plain_size(),
+            tiles=self.tiles,
+            overlap=self.overlap,
+            region=self.region,
+            layers=layers,
+            pool=self.pool,
+            engine=self.engine,
+            device=self.device,
+            max_pixels=self.max_pixels,
+        )
+
+    def _plain_size(self) -> Size:
+        if is_plain(self.image_size):
+            return self.image_size
+        if self.image_size == "auto" and self.tiles is None:
+            return USUAL_SIZE
+        raise ConfigError(
+            f"image size {self.image_size!r}"
+            + f" in tiles of {self.tiles}" * bool(self.tiles)
+            + " follows from the images of all sites, which only `fedvad train` sees; here give "
+            "the size itself, such as fit:512x704, the same at every site"
+        )
+
+    def label_names(self) -> LabelNames:
+        """Names of folders with normal images and with defects; raises `ConfigError` for both."""
+        return LabelNames(self.good, self.defect)
+
+    def scoring(self) -> ScoringConfig:
+        """The scoring part."""
+        return ScoringConfig(
+            map=self.map,
+            density=self.density,
+            density_neighbours=self.density_neighbours,
+            smooth=self.smooth,
+            top=self.top,
+            top_cells=self.top_cells,
+            search=self.search,
+        )
+
+    def rows(self, dim: int) -> int:
+        """Rows a site may send per round: `upload_rows`, or fewer if `upload_bytes` says so."""
+        return max(1, min(self.upload_rows, self.affordable_rows(dim)))
+
+    def affordable_rows(self, dim: int) -> int:
+        """Rows of `dim` values that fit into `upload_bytes`."""
+        spread = 2 if compact(self.precision) == "float16" else 4
+        room = self.upload_bytes - 2048 - overhead_bytes(self.precision, dim)
+        return room // (row_bytes(self.precision, dim) + spread + 4)
+
+    def memory(self, dim: int) -> FedDyMemConfig:
+        """The memory part, for descriptors of length `dim`."""
+        return FedDyMemConfig(
+            rows=self.rows(dim),
+            reduce=self.reduce,
+            pull=self.pull,
+            update=self.update,
+            ema=self.ema,
+            # looked at over the whole run: more rounds must not mean more work
+            candidates=self.candidates / self.rounds,
+            candidate_bytes=self.candidate_bytes,
+            projection=self.projection,
+            train=self.train_generator,
+            anchors=self.anchors,
+            min_count=self.min_count,
+            clip=self.clip,
+            noise=self.noise,
+            loss=MetricLossConfig(
+                loss=self.loss,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                identity=self.identity_weight,
+            ),
+            scoring=self.scoring(),
+        )

@@ -1,0 +1,171 @@
+"""A site's round in a federation by files: from its images to one signed upload."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedvad.data.files import write_atomically
+from fedvad.data.folders import Site
+from fedvad.data.locks import only_one
+from fedvad.errors import ConfigError
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.payload import Payload
+from fedvad.federation.signed import (
+    SigningKey,
+    check_name,
+    key_fingerprint,
+    read_private_key,
+)
+from fedvad.runs.bank_state import (
+    SiteState,
+    load_global,
+    load_site,
+    next_config,
+    save_sent,
+    save_site,
+)
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.data import load_sites
+from fedvad.runs.guards import guard_output_file
+from fedvad.runs.progress import Progress, silent
+from fedvad.runs.remote import Remote, remote
+
+__all__ = ["export_upload", "one_round", "one_site"]
+
+log = logging.getLogger(__name__)
+
+
+def export_upload(
+    data: Path,
+    state_dir: Path,
+    key: Path,
+    out: Path,
+    *,
+    site: str | None = None,
+    index: int | None = None,
+    config_file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    cache: DescriptorCache | None = None,
+    progress: Progress = silent,
+    allow_weights: bool = False,
+) -> dict[str, Any]:
+    """A site's round: read its images, update its memory or its student, write what it sends as
+    one signed file.
+
+    The round is the one after the global message that the site took last, or the first. A round
+    that was made already is written again, unchanged. site: name, else that of the folder.
+    index: the site's position, from 0, among the sorted names of all sites of the federation; it
+    sets the site's seed as in `train` and must be given at the first export. options: values of
+    `TrainConfig`, see `next_config`. allow_weights: whether the file may hold weights, which a
+    method with a student sends. Returns what the file holds, in numbers. Raises
+    `ConfigError` (also when another process works on `state_dir`), `DataError`, `FederationError`
+    (see `fedvad.errors`).
+    """
+    with only_one(state_dir):
+        signing = read_private_key(key)
+        before = load_site(state_dir)
+        config = next_config(before, config_file, dict(options or {}))
+        family = remote(config, allow_weights=allow_weights, consent="--allow-weights")
+        index = _same_index(before, index)
+        member_site = one_site(data, config, site, before)
+        guard_output_file(
+            out, "--out", data=data, sites=[member_site],
+            others=[key, config.weights, config_file, *state_dir.glob("**/*")],
+        )  # fmt: skip
+        known = load_global(state_dir)
+        round_ = 1 if known is None else known.manifest.round + 1
+        if before is not None and before.round >= round_:
+            log.info("round %d was made before: written again as it was", before.round)
+            return _write_upload(before, signing, state_dir, out)
+        extractor = FeatureExtractor(config.features(), cache)
+        state = one_round(
+            family, member_site, data, index, before, known, round_, extractor, progress
+        )
+        save_site(state_dir, state)
+        return _write_upload(state, signing, state_dir, out)
+
+
+def _same_index(before: SiteState | None, index: int | None) -> int:
+    if before is None:
+        if index is None or index < 0:
+            raise ConfigError(
+                "the first export needs --site-index: the position of this site, from 0, in the "
+                "sorted list of all site names of the federation"
+            )
+        return index
+    if index not in (None, before.index):
+        raise ConfigError(f"site {before.site} has the index {before.index}, not {index}")
+    return before.index
+
+
+def one_site(data: Path, config: TrainConfig, name: str | None, before: SiteState | None) -> Site:
+    """The one set in `data`, by the name that is given, remembered, or else its folder's.
+
+    Raises `ConfigError` for several sets, and for another name than the one remembered.
+    """
+    if config.split is not None:
+        raise ConfigError("--split divides one set in one place; here each site has its own folder")
+    sites = load_sites(
+        data, None, config.seed, config.label_names(), image_size=config.features().view
+    )
+    if len(sites) != 1:
+        raise ConfigError(f"{data} holds {len(sites)} sites: give the folder of one")
+    name = check_name(name or (before.site if before is not None else sites[0].name))
+    if before is not None and name != before.site:
+        raise ConfigError(f"this state is of site {before.site}, not {name}: use another --state")
+    return replace(sites[0], name=name)
+
+
+def one_round(
+    family: Remote,
+    site: Site,
+    data: Path,
+    index: int,
+    before: SiteState | None,
+    known: Payload | None,
+    round_: int,
+    extractor: FeatureExtractor,
+    progress: Progress,
+) -> SiteState:
+    """A site's state after a round, with its upload; `before` is that after the last one."""
+    with family.member(site, index, extractor, round_, progress) as (exchange, member):
+        if before is not None:
+            member.restore(before.kept)
+        upload = exchange.site_step(member, known, round_)
+        return SiteState(
+            site=site.name,
+            index=index,
+            config=family.config,
+            data=data.resolve(),
+            kept=member.snapshot(),
+            upload=upload,
+            n_images=upload.manifest.n_images,
+        )
+
+
+def _write_upload(state: SiteState, key: SigningKey, folder: Path, out: Path) -> dict[str, Any]:
+    signed = key.sign(state.upload.to_bytes())
+    kept = save_sent(folder, state.round, signed)
+    write_atomically(out, signed)
+    manifest, arrays = state.upload.manifest, state.upload.arrays
+    first = arrays.get("vectors", next(iter(arrays.values())))
+    return {
+        "path": str(out),
+        "bytes": len(signed),
+        "site": state.site,
+        "round": state.round,
+        "rows": state.upload.rows,
+        "values_per_row": int(first.shape[1]) if "vectors" in arrays else None,
+        "weights": 0 if "vectors" in arrays else sum(array.size for array in arrays.values()),
+        "dtype": str(first.dtype),
+        "n_images": manifest.n_images,
+        "n_patches": manifest.n_patches,
+        "features": manifest.features,
+        "fingerprint": key_fingerprint(key.public),
+        "copy": str(kept),
+    }

@@ -1,0 +1,52 @@
+"""`demo`: the whole main job on drawn images, offline, in about a minute."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fedvad.drawing.demo import write_demo
+from fedvad.errors import ConfigError, StorageError
+from fedvad.evaluation.results import Results
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.names import BUNDLED
+from fedvad.runs.config import resolve_config
+from fedvad.runs.progress import Progress, silent
+from fedvad.verbs.train import train
+
+__all__ = ["DEMO_CONFIG", "demo"]
+
+IMAGE_SIZE = 128
+# only a folder with this file is ever replaced
+_MARK = ".fedvad-demo"
+DEMO_CONFIG: dict[str, Any] = {
+    "backbone": BUNDLED,
+    "image_size": IMAGE_SIZE,
+    "upload_rows": 600,
+    "compare": ("local", "pooled"),
+}
+
+
+def demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> Results:
+    """Draw `out`/data, train into `out` like any run, and return the results.
+
+    Raises `ConfigError` when `out` exists and is no earlier demo.
+    """
+    config = resolve_config(**DEMO_CONFIG, seed=seed)
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if not (out / _MARK).is_file():
+                raise ConfigError(f"{out} exists and is not an earlier demo: choose another --out")
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _MARK).touch()
+        progress("drawing", 0, 1)
+        write_demo(out / "data", size=IMAGE_SIZE, seed=seed)
+        progress("drawing", 1, 1)
+    except OSError as error:
+        raise StorageError(f"cannot write the demo to {out}: {error.strerror or error}") from error
+    with TemporaryDirectory(prefix="fedvad-demo-") as folder:
+        cache = DescriptorCache(Path(folder))
+        return train(out / "data", out, config, cache=cache, progress=progress)

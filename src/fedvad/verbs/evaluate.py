@@ -1,0 +1,206 @@
+"""`evaluate`: a trained run on any sites, also ones that took no part in its training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from fedvad.data.contents import normals
+from fedvad.data.folders import Site
+from fedvad.data.labels import LabelNames, Names
+from fedvad.data.outputs import OWN_PNG
+from fedvad.data.reading import DataReading
+from fedvad.detectors.base import Detector
+from fedvad.detectors.calibration import choose_images
+from fedvad.errors import DataError, FedvadError
+from fedvad.evaluation.drift import drift
+from fedvad.evaluation.results import Costs, DriftFigures, Results
+from fedvad.evaluation.sites import SiteResult, summarise
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import Engine
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.ledger import Ledger
+from fedvad.report.contact_sheet import contact_sheet
+from fedvad.report.verdict import verdict
+from fedvad.runs.config import Reference, TrainConfig, check_reference, check_share
+from fedvad.runs.data import data_of, digest_of, fingerprint, load_data
+from fedvad.runs.guards import guard_output_file, guard_output_folder
+from fedvad.runs.method import make_method
+from fedvad.runs.opening import open_run
+from fedvad.runs.progress import Progress, silent
+from fedvad.runs.run import Run
+from fedvad.runs.run_folder import read_ledger
+from fedvad.runs.scoring import score_with
+from fedvad.verbs.outputs import keep_evaluation, keeps_evaluation, panels
+
+__all__ = ["evaluate"]
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    run_folder: Path,
+    data: Path,
+    *,
+    reference: Reference | None = None,
+    weights: Path | str | None = None,
+    max_pixels: int | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    max_bad: float | None = None,
+    cache: DescriptorCache | None = None,
+    heatmaps: Path | None = None,
+    out: Path | None = None,
+    good: Names = (),
+    defect: Names = (),
+    progress: Progress = silent,
+) -> Results:
+    """Score the test images of `data` and return the results, in the shape that `train` returns.
+
+    The ledger tells the rounds and bytes of the training, and the seconds of this evaluation.
+
+    A site of the run uses its own generator and threshold. A site that never trained uses the
+    global memory; when its folder has normal training images its threshold comes from those (from
+    the site of the run that trained on the very same ones, if one did), else it borrows the median
+    of the run's thresholds. The split of the training is repeated when `data` holds the same
+    images. good, defect: names of folders with normal images and with defects, beyond those of
+    the training. `weights`, `engine`, `device`, `max_pixels` (the limit on the size of images) and
+    `max_bad` (the share of unreadable images that is tolerated per site) are those of the training
+    unless given. What `report` needs is kept in `out`, with the page; without `out` in the run
+    folder itself, unless that holds the results of a training. Raises `ConfigError` for an option
+    that cannot be met, or when `heatmaps` or `out` is read or would lie among the images;
+    `ArtefactError`, `DataError`, `MismatchError`.
+    """
+    check_reference(reference)
+    run, config, extractor = open_run(
+        run_folder, weights=weights, engine=engine, device=device, cache=cache,
+        max_pixels=max_pixels,
+    )  # fmt: skip
+    if max_bad is not None:
+        config = config.model_copy(update={"max_bad": check_share(max_bad, "max_bad")})
+    names = LabelNames.of(good, defect, before=config.label_names())
+    reading, sites = _sites(data, run, config, names)
+    guard_output_file(
+        heatmaps, "--heatmaps", run=run_folder, data=data, sites=sites,
+        others=[extractor.config.weights], own=OWN_PNG,
+    )  # fmt: skip
+    if out is not None:
+        guard_output_folder(out, "--out", data=data, sites=sites)
+    keeping = keeps_evaluation(run_folder, out)
+    new = [site for site in sites if site.name not in run.sites]
+    if new:
+        log.info("never trained on: %s", ", ".join(site.name for site in new))
+    before = read_ledger(run_folder)
+    ledger = Ledger(rounds=before.rounds, images=before.images)
+    with ledger.phase("calibrate"):
+        thresholds = {
+            site.name: _known_threshold(site, run, ledger.images)
+            or _new_threshold(site, run, config, extractor)
+            for site in new
+        }
+
+    def for_site(name: str) -> tuple[Detector, Threshold | None]:
+        wanted = None if name in thresholds else reference
+        return (
+            run.detector(name, extractor, wanted),
+            thresholds.get(name) or run.threshold(name, wanted),
+        )
+
+    with ledger.phase("score"):
+        results = score_with(for_site, sites, extractor, "scoring", config.max_bad, progress)
+    ledger.images_computed = extractor.computed
+    if not results:
+        raise DataError(f"{data} has no test images: expected test/good and test/<defect> folders")
+    ours = summarise(results, target_fpr=config.target_fpr)
+    found = Results.of(
+        ours,
+        compare={},
+        method=run.method,
+        backbone=run.features.backbone,
+        unreadable=[reason for r in results for reason in r.bad],
+        data=data_of(reading, results),
+        ledger=Costs.model_validate(ledger.summary()),
+        reference=reference or run.reference,
+        sites_never_trained_on=[site.name for site in new],
+        drift=_drifts(results),
+    )
+    found = found.model_copy(update={"verdict": verdict(found)})
+    if heatmaps is not None:
+        contact_sheet(
+            panels(results),
+            heatmaps,
+            title=f"{run_folder.name} on {data.name}",
+            image_size=run.features.view,
+        )
+    if keeping is not None:
+        try:
+            keep_evaluation(run_folder, keeping, found, results)
+        except FedvadError as error:  # the figures are worth more than a page about them
+            if out is not None:
+                raise
+            log.warning("the results are not kept for `fedvad report`: %s", error)
+    return found
+
+
+def _drifts(results: Sequence[SiteResult]) -> dict[str, DriftFigures]:
+    """By site how the normal test images score beside the calibration; warns where they drifted."""
+    found = {}
+    for result in results:
+        if result.threshold is None:
+            continue
+        told = drift(result.threshold.scores, result.scores[result.test.labels == 0])
+        if told is None:
+            continue
+        found[result.name] = DriftFigures(**asdict(told))
+        if told.drifted:
+            log.warning(
+                "%s: its normal images score %.2f times as high as when its threshold was found "
+                "(p = %.1g): something changed, its threshold no longer holds; train again",
+                result.name, told.ratio, told.p,
+            )  # fmt: skip
+    return found
+
+
+def _sites(
+    data: Path, run: Run, config: TrainConfig, names: LabelNames
+) -> tuple[DataReading, list[Site]]:
+    size = run.features.view
+    if config.split is not None:
+        if fingerprint(data, names) == run.data:
+            return load_data(
+                data, config.split, config.seed, names, image_size=size,
+                max_pixels=config.max_pixels,
+            )  # fmt: skip
+        log.warning(
+            "%s does not hold the images that were split into sites for training: its sites count "
+            "as new ones", data,
+        )  # fmt: skip
+    return load_data(data, None, config.seed, names, image_size=size, allow_empty_train=True)
+
+
+def _known_threshold(site: Site, run: Run, images: Mapping[str, str]) -> Threshold | None:
+    """Of the site of the run, under another name, whose training images these are."""
+    digest = digest_of(site.train)
+    for name in sorted(run.sites):
+        if len(site.train) and images.get(name) == digest:
+            log.warning(
+                "%s holds the images that %s of this run trained on: its threshold serves",
+                site.name, name,
+            )  # fmt: skip
+            return run.threshold(name, "global")
+    return None
+
+
+def _new_threshold(
+    site: Site, run: Run, config: TrainConfig, extractor: FeatureExtractor
+) -> Threshold | None:
+    known = normals(site.train)
+    if not known:
+        return None
+    chosen = choose_images(len(known), config.calibration_images, config.seed)
+    return make_method(config, extractor).new_threshold(
+        run.detector(None, extractor), [known[i] for i in chosen], site.name
+    )

@@ -1,0 +1,234 @@
+"""`inspect`: what is in a run, a detector or a memory message, for an auditor's eyes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedvad.data.contents import check_contents
+from fedvad.data.folders import read_data
+from fedvad.data.labels import LabelNames, Names
+from fedvad.data.layouts.base import left_over
+from fedvad.data.listing import scan
+from fedvad.data.view_choice import USUAL_SIZE, choose_size, sizes_of
+from fedvad.data.views import Size
+from fedvad.detectors.artefact import read_arrays
+from fedvad.errors import ArtefactError, DataError, PayloadError
+from fedvad.federation.exchange.weights import has_weights
+from fedvad.federation.payload import Payload
+from fedvad.federation.signed import (
+    SignedMessage,
+    is_signed,
+    key_fingerprint,
+    read_bounded,
+    read_trusted_keys,
+)
+from fedvad.runs.data import data_with_masks
+from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
+
+__all__ = ["inspect"]
+
+_SHOWN = 5
+_ARRAYS = {"vectors", "weights", "spread"}
+
+
+def inspect(
+    path: Path,
+    *,
+    trust: Path | None = None,
+    good: Names = (),
+    defect: Names = (),
+    image_size: Size = "auto",
+) -> dict[str, Any]:
+    """Describe a run folder, a detector file, a message file, signed or not, or a data folder.
+
+    Keys: path, bytes, kind, what the file says about itself, and for every array its shape, type,
+    bytes and range. Of a folder of images the keys are path, kind and `data`: what of it is read,
+    as which label, and what is not, with image_size in view. good, defect: names of folders with
+    normal images and with defects, beyond `good`. Of messages also `contents` (numbers),
+    `signature` and `says` (sentences for an auditor). trust: public keys to name the signer by.
+    Raises `ArtefactError` for anything else, `DataError` for a folder of neither images nor a run.
+    """
+    if path.is_dir():
+        file = path / DETECTOR_FILE
+        if not (file.exists() or (path / CONFIG_FILE).exists()):
+            _check_images(path)
+            names = LabelNames.of(good, defect)
+            reading = read_data(path, names, allow_empty_train=True)
+            sizes = sizes_of(reading.sites)
+            size = choose_size(image_size, sizes, tiled=False)
+            if sizes is not None and size != image_size and size != USUAL_SIZE:
+                reading = reading.noted([f"{sizes.words()}: training reads them at {size}"])
+            return {
+                "path": str(path),
+                "kind": "folder of images",
+                "data": data_with_masks(check_contents(reading, size), size),
+            }
+        described = inspect(file)
+        described["path"] = str(path)
+        described["files"] = {
+            str(p.relative_to(path)): p.stat().st_size
+            for p in sorted(path.rglob("*"))
+            if p.is_file()
+        }
+        return described
+    if not path.is_file():
+        raise ArtefactError(f"{path} does not exist")
+    try:
+        arrays, values = read_arrays(path)
+    except ArtefactError as not_an_artefact:
+        try:
+            arrays, values = _message(read_bounded(path), trust)
+        except _NoMessageError:
+            raise not_an_artefact from None
+        except PayloadError as error:
+            raise ArtefactError(f"{path}: {error}") from error
+    return {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        **values,
+        "arrays": {name: _describe(array) for name, array in sorted(arrays.items())},
+    }
+
+
+def _check_images(folder: Path) -> None:
+    """Raise `DataError`, with what lies there, for a folder that holds neither images nor a run."""
+    top = scan(folder)
+    if top.holds_images():
+        return
+    skipped = left_over(top, (), {})
+    found = ", ".join(f"{s.files} files ({s.reason})" for s in skipped[:_SHOWN])
+    raise DataError(f"{folder} holds neither images nor a run; found: {found or 'nothing'}")
+
+
+class _NoMessageError(PayloadError):
+    """Not even the beginning of a message."""
+
+
+def _message(
+    data: bytes, trust: Path | None
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    signed = SignedMessage.parse(data) if is_signed(data) else None
+    body = data if signed is None else signed.message
+    try:
+        payload = Payload.from_bytes(body)
+    except PayloadError as error:
+        if signed is None:
+            raise _NoMessageError(str(error)) from error
+        why = "" if signed.verifies() else "; its signature does not verify either"
+        raise PayloadError(f"{error}{why}") from error
+    # what would be written from the parts alone: nothing can hide beside them
+    weights = has_weights(payload)
+    known = all(name.startswith("weight/") for name in payload.arrays)
+    nothing_else = payload.to_bytes() == body and (
+        known if weights else set(payload.arrays) == _ARRAYS
+    )
+    contents = _contents(payload) | {"nothing_else": nothing_else}
+    values: dict[str, Any] = {
+        "kind": "message" if signed is None else "signed message",
+        "manifest": payload.manifest.model_dump(),
+        "contents": contents,
+        "signature": None if signed is None else _signature(signed, trust),
+    }
+    values["says"] = _sentences(contents, values["signature"])
+    return payload.arrays, values
+
+
+def _contents(payload: Payload) -> dict[str, Any]:
+    manifest, vectors = payload.manifest, payload.arrays.get("vectors")
+    known = vectors is not None and vectors.ndim == 2
+    weights = sum(a.size for a in payload.arrays.values()) if has_weights(payload) else None
+    of_all = "global memory of a server" if weights is None else "mean weights of a server"
+    return {
+        "what": "upload of a site" if manifest.kind == "upload" else of_all,
+        "site": manifest.site or None,
+        "round": manifest.round,
+        "rows": len(vectors) if vectors is not None and known else None,
+        "values_per_row": int(vectors.shape[1]) if vectors is not None and known else None,
+        "dtype": str(vectors.dtype) if vectors is not None else None,
+        "weights": weights,
+        "n_images": manifest.n_images,
+        "n_patches": manifest.n_patches,
+        "features": manifest.features,
+    }
+
+
+def _signature(signed: SignedMessage, trust: Path | None) -> dict[str, Any]:
+    trusted = {} if trust is None else read_trusted_keys(trust)
+    return {
+        "fingerprint": key_fingerprint(signed.key),
+        "verifies": signed.verifies(),
+        "signer": trusted.get(signed.key),
+        "checked_against": None if trust is None else str(trust),
+    }
+
+
+def _sentences(contents: dict[str, Any], signature: dict[str, Any] | None) -> list[str]:
+    whose = f"what site {contents['site']!r} sends up" if contents["site"] else "of all its sites"
+    says = [f"This is the {contents['what']}: {whose}, round {contents['round']}."]
+    if contents["weights"] is not None:
+        return [*says, *_on_weights(contents), _on_signature(signature)]
+    says += [
+        f"It holds {contents['rows']} rows of {contents['values_per_row']} numbers "
+        f"({contents['dtype']}), and for each row a weight and a spread.",
+        f"The rows stand for {contents['n_patches']} patches of {contents['n_images']} normal "
+        "images (as the sender counts).",
+        "A row is what the backbone makes of one real image patch, or an average of several such; "
+        "the file does not say which, the configuration of the sender does.",
+        f"Its features are of configuration {contents['features']}; only files of one "
+        "configuration can be merged.",
+    ]
+    if contents["nothing_else"]:
+        says.append(
+            "No image, no file name and no model weight is inside: the file consists of these "
+            "rows, weights, spreads and the manifest shown, and of nothing else, to the last byte."
+        )
+    else:
+        says.append(
+            "CAUTION: the file holds more than the rows and the manifest shown, or was written by "
+            "another program; what else is inside is not known."
+        )
+    return [*says, _on_signature(signature)]
+
+
+def _on_weights(contents: dict[str, Any]) -> list[str]:
+    says = [
+        f"It holds {contents['weights']:,} weights of a student, a network trained on "
+        f"{contents['n_images']} normal images (as the sender counts) to imitate the backbone.",
+        "No image and no file name is inside; but weights are made from the images, and can hold "
+        "more of them than anybody meant to send: how much, is not known.",
+        f"They go with features of configuration {contents['features']}; only files of one "
+        "configuration can be merged.",
+    ]
+    if not contents["nothing_else"]:
+        says.append(
+            "CAUTION: the file holds more than weights and the manifest shown, or was written by "
+            "another program; what else is inside is not known."
+        )
+    return says
+
+
+def _on_signature(signature: dict[str, Any] | None) -> str:
+    if signature is None:
+        return "It is not signed: who made it, and whether it was changed, cannot be told."
+    key = f"the key with fingerprint {signature['fingerprint']}"
+    if not signature["verifies"]:
+        return f"CAUTION: its signature by {key} does NOT verify: changed, damaged or forged."
+    if signature["signer"] is not None:
+        return f"Its signature verifies: {signature['signer']!r} made it ({key})."
+    if signature["checked_against"] is not None:
+        return f"CAUTION: it was signed by {key}, which is NOT among the trusted keys."
+    return f"Its signature verifies with {key}; compare it with the one that the sender tells you."
+
+
+def _describe(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    low, high = (float(array.min()), float(array.max())) if array.size else (None, None)
+    return {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "bytes": array.nbytes,
+        "min": low,
+        "max": high,
+    }

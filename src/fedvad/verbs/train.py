@@ -1,0 +1,224 @@
+"""`train`: from a folder of sites to a run folder, with everything measured on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from fedvad.data.contents import described
+from fedvad.data.locks import only_one
+from fedvad.data.reading import DataReading
+from fedvad.data.region import Region
+from fedvad.data.sealed import sha256_of
+from fedvad.data.view_choice import USUAL_SIZE, Sizes, choose_size, sizes_of
+from fedvad.data.views import is_plain
+from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.results import Results
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.state import clear_state, has_state
+from fedvad.runs.config import FREE_ON_RESUME, TrainConfig, at_size
+from fedvad.runs.data import data_of, digest_of, fingerprint, load_data
+from fedvad.runs.fitted import Fitted
+from fedvad.runs.guards import guard_output_folder
+from fedvad.runs.method import compare, make_method
+from fedvad.runs.plan import check_join
+from fedvad.runs.progress import Progress, silent
+from fedvad.runs.run_folder import (
+    DETECTOR_FILE,
+    RESULTS_FILE,
+    read_config,
+    read_ledger,
+    read_results,
+    write_config,
+)
+from fedvad.runs.run_region import keep_region
+from fedvad.runs.scoring import ANY_SHARE, score_sites
+from fedvad.verbs.outputs import write_outputs
+
+__all__ = ["train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    cache: DescriptorCache | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Results:
+    """Train a federated detector on the sites of `data`, write the run folder, return results.
+
+    The returned results are what `--json` prints and `results.json` holds. State is kept after
+    every round, so that an interrupted run goes on with `resume`; of a finished one, `resume`
+    returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`
+    (also when another process works on `out`), `DataError`, `FederationError` (see
+    `fedvad.errors`).
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: choose another --out")
+    with only_one(out):  # before looking at what is there: nobody else writes it from now on
+        return _train(data, out, config, cache, resume, progress)
+
+
+def _train(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    cache: DescriptorCache | None,
+    resume: bool,
+    progress: Progress,
+) -> Results:
+    config = _as_before(out, config) if resume else config
+    if config.has_student:
+        config = _squared(config)
+    _prepare(out, config, resume)
+    names = config.label_names()
+    reading, sites = load_data(
+        data, config.split, config.seed, names, image_size=config.image_size,
+        max_pixels=config.max_pixels,
+    )  # fmt: skip
+    config, sizes = _settled(config, reading)
+    config = keep_region(out, config)
+    guard_output_folder(out, "--out", data=data, sites=sites)
+    check_join(config, [site.name for site in sites])
+    ledger = Ledger(
+        images={site.name: digest_of(site.train) for site in sites}, options=_options(config)
+    )
+    if resume and (done := _finished(out, config, ledger.images)) is not None:
+        clear_state(out / "state")  # a kill may have left a part of it
+        log.info("%s is complete already: nothing was run", out)
+        return done
+    extractor = FeatureExtractor(config.features(), cache)
+    if sizes:
+        reading = reading.noted([_size_note(sizes, extractor)])
+    with closing(make_method(config, extractor)) as method:
+        with ledger.phase("features"):
+            method.read(sites, progress)
+        ledger.images_computed, before = method.images_read, extractor.computed
+        write_config(out, config)
+        run = method.train(
+            ledger,
+            data=fingerprint(data, names),
+            state_dir=out / "state",
+            resume=resume,
+            progress=progress,
+        )
+        with ledger.phase("calibrate"):
+            own_normals = method.calibrate(run, progress)
+        run.save(out)
+        with ledger.phase("score"):
+            results = score_sites(run, sites, extractor, max_bad=ANY_SHARE, progress=progress)
+            comparisons = compare(method, sites, results, progress)
+        fitted = Fitted(run, method.n_images, method.unreadable, own_normals)
+    ledger.images_computed += extractor.computed - before
+    reading = reading.noted(
+        f"{site.name}: no threshold, so no decisions: training has {described(site.train.paths)}, "
+        "and three that differ are the least"
+        for site in sites
+        if run.threshold(site.name) is None and config.calibration_mode != "none"
+    )
+    if unread := fitted.unreadable:
+        reading = reading.noted(
+            [f"{len(unread)} training image{'s' * (len(unread) != 1)} cannot be read: {unread[0]}"]
+        )
+    summary = write_outputs(
+        out, config, fitted, results, comparisons, ledger, data_of(reading, results)
+    )
+    clear_state(out / "state")
+    return summary
+
+
+def _as_before(out: Path, config: TrainConfig) -> TrainConfig:
+    """With the size that the run to go on with found for its images, and its copy of the mask."""
+    if not (out / "config.json").is_file():
+        return config
+    before = read_config(out)
+    if not is_plain(config.image_size):
+        config = at_size(config, before.image_size)
+    if config.region and before.region and Region.of(config.region) == Region.of(before.region):
+        config = config.model_copy(update={"region": before.region})
+    return config
+
+
+def _squared(config: TrainConfig) -> TrainConfig:
+    """With the square in which students see images; raises `ConfigError` for another view."""
+    if config.image_size == "auto":
+        return at_size(config, USUAL_SIZE)
+    return at_size(config, config.features().side)
+
+
+def _settled(config: TrainConfig, reading: DataReading) -> tuple[TrainConfig, Sizes | None]:
+    """With the size at which images are read, and theirs where it followed from them."""
+    if is_plain(config.image_size):
+        return config, None
+    sizes = sizes_of(reading.sites)
+    size = choose_size(config.image_size, sizes, tiled=config.tiles is not None)
+    return at_size(config, size), None if size == USUAL_SIZE else sizes
+
+
+def _size_note(sizes: Sizes, extractor: FeatureExtractor) -> str:
+    """At which size images are read, and what that costs; also logged."""
+    config, view = extractor.config, extractor.config.view
+    tiles = "" if config.tiles is None else f" in tiles of {config.tiles}"
+    whole = view.height >= sizes.height and view.width >= sizes.width
+    note = (
+        f"{sizes.words()}: read at {config.image_size}{tiles}, about {extractor.seconds():.2g} s "
+        f"per image (--image-size chooses{'' if whole else ', --tiles 512 reads every pixel'})"
+    )
+    log.warning("%s", note)
+    return note
+
+
+def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Results | None:
+    """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
+    if not (out / RESULTS_FILE).is_file() or has_state(out / "state"):
+        return None
+    changed = sorted(
+        name for name, digest in read_ledger(out).images.items() if images.get(name) != digest
+    )
+    if changed:
+        raise ConfigError(
+            f"{out} is a finished run of other training images (sites {changed}): choose another "
+            "--out for these"
+        )
+    results = read_results(out)
+    # as the results say: a run that was killed while it made more has them in its configuration
+    return None if set(config.compare) - set(results.compare) else results
+
+
+def _options(config: TrainConfig) -> str:
+    """Digest of all that an interrupted run and its --resume must share."""
+    # without defaults: an option that a later version adds must not end a run begun before
+    if config.image_size == USUAL_SIZE:  # the default before it followed from the images
+        config = at_size(config, "auto")
+    told = config.model_dump_json(exclude=set(FREE_ON_RESUME), exclude_defaults=True)
+    return sha256_of(told.encode())
+
+
+def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
+    if resume:
+        if (out / "config.json").is_file():
+            before, now = read_config(out).model_dump(), config.model_dump()
+            changed = [k for k in now if k not in FREE_ON_RESUME and before[k] != now[k]]
+            if changed:
+                raise ConfigError(
+                    f"--resume needs the configuration that {out} was started with; different: "
+                    + ", ".join(f"{k} ({before[k]!r}, now {now[k]!r})" for k in changed)
+                )
+        return
+    if (out / "config.json").exists():
+        try:
+            read_config(out)
+        except ArtefactError as error:
+            raise ConfigError(f"{out} holds something else: choose another --out") from error
+    if (out / DETECTOR_FILE).exists() or (out / "state").exists():
+        raise ConfigError(
+            f"{out} already holds a run: choose another --out, remove it, or go on with --resume"
+        )
