@@ -39,7 +39,7 @@ from fedvad.federation.payload import bank_from
 from fedvad.runs.config import TrainConfig, resolve_config
 from fedvad.runs.data import warm_up
 from fedvad.runs.plan import memory_sites, plan, site_seed
-from fedvad.runs.progress import silent
+from fedvad.runs.progress import no_progress
 
 ROUNDS = 2
 
@@ -88,7 +88,7 @@ def memories(
     sites: Sequence[Site], new: Site, config: TrainConfig, extractor: FeatureExtractor
 ) -> tuple[Outcome, Outcome]:
     exchange, schedule = plan(config, extractor)
-    features = warm_up(sites, extractor, config.max_bad, silent)
+    features = warm_up(sites, extractor, config.max_bad, no_progress)
     members = memory_sites(config, features, extractor.grid[2])
     ledger = Ledger()
     merged = run_rounds(exchange, members, schedule, ledger=ledger)
@@ -102,7 +102,7 @@ def memories(
     before = outcome()
     first = with_new(sites[0], new)
     grown = MemorySite(
-        warm_up([first], extractor, config.max_bad, silent)[first.name],
+        warm_up([first], extractor, config.max_bad, no_progress)[first.name],
         config.memory(extractor.grid[2]),
         seed=site_seed(config.seed, 0),
     )
@@ -143,7 +143,7 @@ def students(
         made: dict[str, Detector] = {}
         for name, trainer in trainers.items():
             load_parameters(trainer.student, under("weight/", merged.arrays))
-            trainer.settle()
+            trainer.recalibrate_batch_norm()
             made[name] = fresh().with_net(trainer.net, trainer.unseen)
         other = list(made.values())[-1]  # a site that has never seen the new product
         sent = ledger.rounds[-1].bytes_up[sites[0].name]

@@ -38,7 +38,7 @@ from fedvad.memory.distances import nearest
 from fedvad.runs.config import TrainConfig, resolve_config
 from fedvad.runs.data import load_sites, warm_up
 from fedvad.runs.plan import memory_sites, plan, sampling_ahead
-from fedvad.runs.progress import silent
+from fedvad.runs.progress import no_progress
 
 Uploads = dict[str, list[Payload]]
 SHARES = (0.05, 0.25, 1.0)
@@ -93,7 +93,7 @@ def form_uploads(sites: list[Site], config: TrainConfig, extractor: FeatureExtra
         members.update(memory_sites(config, unread, extractor.grid[2]))
         return sampling_ahead(config, members)
 
-    features = warm_up(sites, extractor, config.max_bad, silent, watch)
+    features = warm_up(sites, extractor, config.max_bad, no_progress, watch)
     uploads: Uploads = {name: [] for name in sorted(members)}
     incoming = None
     for round_ in range(1, schedule.rounds + 1):

@@ -15,7 +15,7 @@ from fedvad.data.labels import Names
 from fedvad.evaluation.results import Results
 from fedvad.features.config import Engine
 from fedvad.runs.config import Reference, as_path, resolve_config
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run import Run
 from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.demo import demo as _demo
@@ -53,7 +53,7 @@ def train(
     config: AnyPath | None = None,
     cache: AnyPath | None = None,
     resume: bool = False,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     **options: Unpack[TrainOptions],
 ) -> Results:
     """Train one detector per site of `data`, write the run folder `out`, return the results.
@@ -97,7 +97,7 @@ def evaluate(
     out: AnyPath | None = None,
     good: Names = (),
     defect: Names = (),
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Results:
     """Results of run folder `run` on the test images of `data`; out: folder for them and a page."""
     return _evaluate(
@@ -132,7 +132,7 @@ def predict(
     max_pixels: int | None = None,
     engine: Engine | None = None,
     device: str | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Iterator[dict[str, Any]]:
     """One result per image; nothing is cached, since each is usually seen once.
 
@@ -175,7 +175,7 @@ def calibrate(
     engine: Engine | None = None,
     device: str | None = None,
     cache: AnyPath | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Find a site's thresholds again from normal images, and keep them in run folder `run`.
 
@@ -214,7 +214,7 @@ def export(
     device: str | None = None,
     opset: int | None = None,
     verify: AnyPath | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Write one site's detector of run folder `run` as an "onnx" or "openvino" model file.
 
@@ -264,6 +264,8 @@ def load(run: AnyPath) -> Run:
     return Run.load(as_path(run, "run"))
 
 
-def demo(out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = silent) -> Results:
+def demo(
+    out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = no_progress
+) -> Results:
     """Draw the demo plants, train on them, and return the results."""
     return _demo(as_path(out, "out"), seed=seed, progress=progress)

@@ -14,7 +14,7 @@ from fedvad.experiments.bench.suite import load_suite
 from fedvad.experiments.continual.run import continual as _continual
 from fedvad.experiments.continual.stream import load_stream
 from fedvad.runs.config import as_path
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.verbs.gallery import gallery as _gallery
 
 __all__ = ["backbones", "bench", "distill_backbone", "gallery", "run_stream"]
@@ -29,7 +29,7 @@ def bench(
     cache: AnyPath | None = None,
     seeds: Iterable[int] | None = None,
     methods: Iterable[str] | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Compare the methods of a suite (shipped name or TOML file); tables and plots in `out`."""
     chosen = load_suite(suite).only(
@@ -55,7 +55,7 @@ def run_stream(
     cache: AnyPath | None = None,
     seeds: Iterable[int] | None = None,
     methods: Iterable[str] | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """`fedvad continual`: learn the tasks of a stream (shipped name or TOML file) one by one.
 
@@ -82,7 +82,7 @@ def distill_backbone(
     data: AnyPath | Iterable[AnyPath] = (),
     weights: Mapping[str, AnyPath] | None = None,
     resume: bool = False,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """`fedvad distill`: teach a small backbone by a recipe (shipped name or TOML file).
 

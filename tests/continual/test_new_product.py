@@ -22,7 +22,7 @@ from fedvad.federation.payload import Payload, bank_from
 from fedvad.runs.config import TrainConfig, resolve_config
 from fedvad.runs.data import warm_up
 from fedvad.runs.plan import memory_sites, plan, site_seed
-from fedvad.runs.progress import silent
+from fedvad.runs.progress import no_progress
 from tests.helpers import OPTIONS
 
 
@@ -64,13 +64,13 @@ def test_one_round_of_one_site_teaches_the_others(
     config: TrainConfig, extractor: FeatureExtractor, old: list[Site], new: Site
 ) -> None:
     exchange, schedule = plan(config, extractor)
-    features = warm_up(old, extractor, config.max_bad, silent)
+    features = warm_up(old, extractor, config.max_bad, no_progress)
     members = memory_sites(config, features, extractor.grid[2])
     ledger = Ledger()
     before = run_rounds(exchange, members, schedule, ledger=ledger)
     both = Site("alder", old[0].train + new.train, old[0].test)
     grown = MemorySite(
-        warm_up([both], extractor, config.max_bad, silent)["alder"],
+        warm_up([both], extractor, config.max_bad, no_progress)["alder"],
         config.memory(extractor.grid[2]),
         seed=site_seed(config.seed, 0),
     )
@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_needs_a_round_to_make(
     config: TrainConfig, extractor: FeatureExtractor, old: list[Site]
 ) -> None:
     exchange, schedule = plan(config, extractor)
-    features = warm_up(old, extractor, config.max_bad, silent)
+    features = warm_up(old, extractor, config.max_bad, no_progress)
     members = memory_sites(config, features, extractor.grid[2])
     merged = run_rounds(exchange, members, schedule, ledger=Ledger())
     with pytest.raises(ConfigError, match="nothing follows round 1"):

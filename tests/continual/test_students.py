@@ -58,7 +58,7 @@ def weights_of(found: StudentLearner) -> np.ndarray:
 
 
 def loss_on(found: StudentLearner, task: Task) -> float:
-    data = found._detector.prepare(task.images, found._net).beside(len(task.images))
+    data = found._detector.prepare(task.images, found._net).empty_like(len(task.images))
     from fedvad.detectors.student.pixels import read_pixels
 
     data.extend(p.pixels for p in read_pixels(task.images.paths, 64) if p.pixels is not None)

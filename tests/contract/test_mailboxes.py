@@ -19,7 +19,7 @@ from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.mailboxes.files import receive_files
 from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
-from fedvad.federation.mailboxes.flower.rounds import Patience, RemoteRounds
+from fedvad.federation.mailboxes.flower.rounds import RemoteRounds, WaitPolicy
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.mailboxes.state import load_state, save_state
 from fedvad.federation.payload import Payload
@@ -167,7 +167,7 @@ def over_flower(case: Case, rounds: int, *, resume: bool = False) -> Made:
 
     links = FakeLinks({name: answering(name) for name in NAMES})
     made = RemoteRounds(
-        links, NAMES, Schedule(rounds), Patience(5, case.quorum), case.family.exchange_for,
+        links, NAMES, Schedule(rounds), WaitPolicy(5, case.quorum), case.family.exchange_for,
         federation="f-1", config="{}", state_dir=case.folder, clock=links.clock,
     )  # fmt: skip
     made.run()

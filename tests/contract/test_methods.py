@@ -25,7 +25,7 @@ from fedvad.runs.config import METHODS, TrainConfig, resolve_config
 from fedvad.runs.data import warm_up
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method import Method, make_method, method_class
-from fedvad.runs.progress import silent
+from fedvad.runs.progress import no_progress
 from fedvad.runs.student_config import StudentOptions
 from fedvad.serving.predictor import Predictor
 from tests.detectors.student import support
@@ -90,7 +90,7 @@ def prepared(plants: Path, shared_cache: Path) -> Callable[[TrainConfig], Prepar
         extractor = FeatureExtractor(config.features(), DescriptorCache(shared_cache))
         if (key := extractor.config.key()) not in made:
             sites = read_sites(plants)
-            features = warm_up(sites, extractor, 0.05, silent)
+            features = warm_up(sites, extractor, 0.05, no_progress)
             made[key] = Prepared(sites, features, extractor, 1.0)
         return made[key]
 
@@ -159,7 +159,7 @@ class TestEveryMethod:
             {"name": "s", "options": {"density": 0.5}, "sets": [{"name": "a"}], "methods": [method]}
         )
         config = suite.config(method, None, 0)
-        cell = run_cell(method, config, prepared(config), convergence=True, progress=silent)
+        cell = run_cell(method, config, prepared(config), convergence=True, progress=no_progress)
         kept_apart = (
             name not in STUDENTS and resolve_config(**options).calibration_mode == "holdout"
         )
@@ -190,7 +190,7 @@ class TestEveryMethod:
             scores = {site: found.detector.score(files).image[0] for site, found in made.items()}
             assert (len(set(scores.values())) == 1) == (baseline == "pooled")
             assert np.isfinite(list(scores.values())).all()
-            assert method.handed_back(made["alder"].detector) > 0
+            assert method.downlink_precision(made["alder"].detector) > 0
             if (name, baseline) == ("feddymem", "local"):  # it grows in every round
                 assert made["alder"].detector.memory_rows == config.rounds * config.upload_rows
 

@@ -200,7 +200,7 @@ def test_impossible_options_are_told_before_any_image_is_read(
 def test_replay_is_refused(extractor: FeatureExtractor, images: ImageSet) -> None:
     site = make(extractor).prepare(images)
     with pytest.raises(ConfigError, match="replay"):
-        site.beside(3)
+        site.empty_like(3)
     site.close()
 
 
@@ -244,7 +244,7 @@ def test_sites_average_their_students_and_if_wanted_their_blocks(
     assert same == shared
     site = sites["birch"]
     load_parameters(site.student, students)
-    site.settle()
+    site.recalibrate_batch_norm()
     scores = detector.with_net(site.net, site.unseen).score(site.unseen)
     assert np.median(scores.image) == pytest.approx(1, rel=1e-5)
     for each in sites.values():

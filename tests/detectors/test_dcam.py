@@ -214,7 +214,7 @@ def test_sites_average_student_and_attention(
     assert any((merged[n] != start[n]).any() for n in merged if n.startswith("attention."))
     site = sites["birch"]
     load_parameters(site.student, merged)
-    site.settle()
+    site.recalibrate_batch_norm()
     scores = detector.with_net(site.net, site.unseen).score(site.unseen)
     assert np.isfinite(scores.image).all()
     assert np.median(scores.image) == pytest.approx(1, rel=1e-5)

@@ -266,7 +266,7 @@ def test_what_cannot_be_is_refused(extractor: FeatureExtractor, images: ImageSet
             ask()
     site = detector.prepare(images)
     with pytest.raises(ConfigError, match="replay"):
-        site.beside(3)
+        site.empty_like(3)
     site.close()
 
 
@@ -292,7 +292,7 @@ def test_sites_average_their_students(
     site = sites["birch"]
     load_parameters(site.student, weights)
     before = {n: b.clone() for n, b in site.student.named_buffers()}
-    site.settle()
+    site.recalibrate_batch_norm()
     parts = {n.split(".")[0] for n, b in site.student.named_buffers() if (b != before[n]).any()}
     assert parts == {"base", "decouplers", "head"}  # all statistics are this site's
     scores = detector.with_net(site.net, site.unseen).score(site.unseen)

@@ -195,11 +195,11 @@ def test_foreign_weights_get_the_statistics_of_the_sites_own_images(
     foreign = {name: np.zeros_like(b) for name, b in buffers_of(site.student).items()}
     load_buffers(site.student, {n: b + n.endswith("var") for n, b in foreign.items()})
     assert site.validate() > 2 * loss
-    site.settle()
+    site.recalibrate_batch_norm()
     assert not site.student.training
     assert site.validate() < 1.5 * loss
     first = buffers_of(site.student)
-    site.settle()  # nothing of before is left in them
+    site.recalibrate_batch_norm()  # nothing of before is left in them
     for name, buffer in buffers_of(site.student).items():
         np.testing.assert_array_equal(first[name], buffer)
     for name, parameter in parameters_of(site.student).items():

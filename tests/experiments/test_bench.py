@@ -27,7 +27,7 @@ from fedvad.report.bench_tables import size
 from fedvad.runs.config import resolve_config
 from fedvad.runs.data import load_sites, warm_up
 from fedvad.runs.method import make_method
-from fedvad.runs.progress import silent
+from fedvad.runs.progress import no_progress
 from tests.detectors.student import support
 from tests.helpers import OPTIONS, make_bank, run_main
 
@@ -103,7 +103,7 @@ def test_pooling_keeps_as_many_rows_as_all_sites_may_send(
     config = resolve_config(upload_rows=50, rounds=2, memory_rows=memory_rows, **OPTIONS)
     extractor = FeatureExtractor(config.features(), cache)
     sites = load_sites(plants, None, 0)
-    features = warm_up(sites, extractor, 0.05, silent)
+    features = warm_up(sites, extractor, 0.05, no_progress)
     method = make_method(config, extractor)
     method.take(features)
     method.baseline("pooled")

@@ -14,8 +14,8 @@ from fedvad.errors import PayloadError
 from fedvad.federation.codecs import (
     Precision,
     decode,
+    downlink_precision,
     encode,
-    handed_back,
     overhead_bytes,
     rounding,
     row_bytes,
@@ -94,7 +94,7 @@ def test_the_same_rows_give_the_same_bytes() -> None:
 def test_what_is_handed_back_adds_no_error() -> None:
     for precision in ALL:
         decoded = rounding(precision)(features())
-        again = rounding(handed_back(precision))(decoded)
+        again = rounding(downlink_precision(precision))(decoded)
         assert np.abs(again - decoded).max() <= np.abs(decoded).max() * 2**-11
 
 

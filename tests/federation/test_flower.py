@@ -22,7 +22,7 @@ from fedvad.federation.mailboxes.flower.messages import (
     from_records,
     to_records,
 )
-from fedvad.federation.mailboxes.flower.rounds import Patience, RemoteRounds
+from fedvad.federation.mailboxes.flower.rounds import RemoteRounds, WaitPolicy
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.payload import Payload
 from tests.deploy.support import FakeLinks
@@ -65,7 +65,7 @@ class Remote:
 
 def rounds(links: FakeLinks, folder: Path, **changes: Any) -> RemoteRounds:
     arguments: dict[str, Any] = {
-        "sites": NAMES, "schedule": Schedule(2), "patience": Patience(60, 1, 20),
+        "sites": NAMES, "schedule": Schedule(2), "patience": WaitPolicy(60, 1, 20),
         "exchange_for": exchange_for, "federation": "f-1", "config": "{}", "state_dir": folder,
         "clock": links.clock,
     }  # fmt: skip
@@ -132,7 +132,7 @@ class TestRounds:
             return answer if instruction.round == 2 else None
 
         links = FakeLinks({"a": Remote("a"), "b": Remote("b"), "c": slow})
-        made = rounds(links, tmp_path, patience=Patience(10, 2, 100))
+        made = rounds(links, tmp_path, patience=WaitPolicy(10, 2, 100))
         made.run()
         first, second = made.ledger.rounds
         assert "deadline of 10 s" in first.rejected["c"]
@@ -144,7 +144,7 @@ class TestRounds:
         remotes: dict[str, Any] = {name: Remote(name) for name in NAMES}
         links = FakeLinks(remotes | {"b": lambda i: None}, away={"c": 1e9})
         with pytest.raises(FederationError, match=r"1 site, the quorum is 2.*b: no answer.*c: not"):
-            rounds(links, tmp_path, patience=Patience(10, 2, 100)).run()
+            rounds(links, tmp_path, patience=WaitPolicy(10, 2, 100)).run()
         assert rounds(FakeLinks(remotes), tmp_path).run().to_bytes() == in_process()
 
     def test_last_memory_of_a_missing_site_is_kept_or_dropped(self, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ class TestRounds:
                 }
             )
             made = rounds(
-                links, tmp_path / missing, patience=Patience(5, 1, 100, missing),
+                links, tmp_path / missing, patience=WaitPolicy(5, 1, 100, missing),
                 schedule=Schedule(3),
             )  # fmt: skip
             made.run()
@@ -220,7 +220,7 @@ class TestRounds:
         assert made.run().manifest.features == "x"
         two = FakeLinks({"a": Remote("a", "x"), "b": Remote("b", "y")})
         with pytest.raises(FederationError, match="different features, as many"):
-            rounds(two, tmp_path / "tie", patience=Patience(3, 1, 9)).run()
+            rounds(two, tmp_path / "tie", patience=WaitPolicy(3, 1, 9)).run()
 
     def test_final_memory_reaches_those_who_are_there(self, tmp_path: Path) -> None:
         links = FakeLinks({name: Remote(name) for name in NAMES})
@@ -252,7 +252,7 @@ class TestRounds:
         def made(share: float, folder: str, missing: Any = "keep") -> RemoteRounds:
             links = FakeLinks({name: Remote(name) for name in "abcd"})
             found = rounds(
-                links, tmp_path / folder, sites=list("abcd"), patience=Patience(9, 3, 5, missing),
+                links, tmp_path / folder, sites=list("abcd"), patience=WaitPolicy(9, 3, 5, missing),
                 schedule=Schedule(3, share),
             )  # fmt: skip
             found.run()
@@ -268,7 +268,7 @@ class TestRounds:
 
     def test_impossible_quorum(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="quorum of 4 of 3"):
-            rounds(FakeLinks({}), tmp_path, patience=Patience(1, 4))
+            rounds(FakeLinks({}), tmp_path, patience=WaitPolicy(1, 4))
 
 
 class TestMessages:

@@ -22,7 +22,7 @@ from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
-from fedvad.federation.mailboxes.flower.rounds import Patience, RemoteRounds
+from fedvad.federation.mailboxes.flower.rounds import RemoteRounds, WaitPolicy
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.mailboxes.state import load_state
 from fedvad.federation.payload import Payload
@@ -142,7 +142,7 @@ def over_flower(folder: Path) -> Made:
     made: list[bytes] = []
     links = FakeLinks({name: answering(name) for name in NAMES})
     rounds = RemoteRounds(
-        links, NAMES, Schedule(len(ROUNDS)), Patience(60), lambda *kind: exchange(),
+        links, NAMES, Schedule(len(ROUNDS)), WaitPolicy(60), lambda *kind: exchange(),
         federation="f-1", config="{}", state_dir=folder / "state", clock=links.clock,
     )  # fmt: skip
     rounds.run()

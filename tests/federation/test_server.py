@@ -12,7 +12,7 @@ from fedvad.federation.exchange.memory import MemoryExchange, kind_of
 from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.payload import Manifest, Payload
 from fedvad.federation.server import Server
-from fedvad.federation.vote import settle
+from fedvad.federation.vote import choose_exchange
 from tests.helpers import make_bank, upload
 
 
@@ -312,14 +312,14 @@ class TestVote:
     )
     def test_weights_of_another_start_or_shape_are_another_federation(self, other: Payload) -> None:
         two = [weights(name, 2.0) for name in "bc"]
-        settled = settle([other, *two], exchange_for, None)
+        settled = choose_exchange([other, *two], exchange_for, None)
         assert settled is not None
         assert settled.kind == exchange_for(two[0]).kind
         assert exchange_for(other).kind != settled.kind
 
     def test_what_is_no_upload_has_no_vote(self) -> None:
         odd = Payload(upload("a").manifest, {"nothing": np.zeros(1, np.float32)})
-        assert settle([odd], exchange_for, None) is None
+        assert choose_exchange([odd], exchange_for, None) is None
         made = server()
         made.receive("a", [odd.to_bytes()])
         with pytest.raises(FederationError, match="must hold vectors"):

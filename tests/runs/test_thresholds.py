@@ -17,7 +17,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank
 from fedvad.runs.config import resolve_config
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
-from fedvad.runs.progress import silent
+from fedvad.runs.progress import no_progress
 from fedvad.runs.thresholds import calibrate
 from tests.helpers import OPTIONS, FakeFeatures
 
@@ -38,7 +38,7 @@ def test_normals_that_came_nearer_are_counted() -> None:
     config = resolve_config(calibration="holdout", **OPTIONS)
     extractor = cast(FeatureExtractor, SimpleNamespace(config=run.features, grid=(2, 2, 1)))
     held_out = {"a": cast(NormalFeatures, features)}
-    found = calibrate(run, held_out, extractor, config, silent)
+    found = calibrate(run, held_out, extractor, config, no_progress)
     assert found.own_normals == {
         "a": {
             "median_alone": pytest.approx(4),
@@ -68,7 +68,7 @@ def test_a_site_of_narrow_data_learns_from_the_others_unless_it_keeps_its_own() 
         )
         config = resolve_config(calibration="holdout", threshold_rule=rule, **OPTIONS)
         extractor = cast(FeatureExtractor, SimpleNamespace(config=run.features, grid=(2, 2, 1)))
-        calibrate(run, held_out, extractor, config, silent)
+        calibrate(run, held_out, extractor, config, no_progress)
         values[rule] = run.sites["even"].thresholds
     assert values["own"]["global"].method == "log-normal-tail"
     assert values["federated"]["global"].method == "federated-tail"

@@ -26,7 +26,7 @@ from fedvad.runs.config import resolve_config
 from fedvad.runs.data import load_sites, warm_up
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.plan import memory_sites, plan, split_held_out
-from fedvad.runs.progress import silent
+from fedvad.runs.progress import no_progress
 from fedvad.runs.run_folder import read_config, read_ledger, write_config
 from fedvad.verbs.bank import export_upload
 from fedvad.verbs.bank_import import import_global
@@ -54,7 +54,7 @@ def in_process(
     config = resolve_config(None, **options)  # as the sites have it: they count no rounds ahead
     extractor = FeatureExtractor(config.features(), DescriptorCache(cache))
     exchange, _ = plan(config, extractor)
-    features = warm_up(load_sites(plants, None, config.seed), extractor, 0.05, silent)
+    features = warm_up(load_sites(plants, None, config.seed), extractor, 0.05, no_progress)
     members = memory_sites(config, split_held_out(features, config)[0], extractor.grid[2])
     schedule = Skipping(rounds=len(present))
     object.__setattr__(schedule, "present", present)

@@ -36,7 +36,7 @@ from fedvad.runs.data import load_sites, warm_up
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method import make_method
 from fedvad.runs.plan import split_held_out
-from fedvad.runs.progress import silent
+from fedvad.runs.progress import no_progress
 from fedvad.runs.run_folder import read_config
 from fedvad.runs.student_config import STUDENT_METHODS
 from tests.helpers import OPTIONS, TRAIN, without_masks
@@ -55,7 +55,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def features(plants: Path, shared_cache: Path) -> dict[str, NormalFeatures]:
     config = FeatureConfig(**OPTIONS)
     extractor = FeatureExtractor(config, DescriptorCache(shared_cache))
-    return warm_up(load_sites(plants, None, 0), extractor, 0.05, silent)
+    return warm_up(load_sites(plants, None, 0), extractor, 0.05, no_progress)
 
 
 def _same(value: Any, kind: type) -> None:

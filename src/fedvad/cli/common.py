@@ -185,11 +185,11 @@ def showing() -> Iterator[Progress]:
 
     Nothing with `--quiet`.
     """
-    from fedvad.runs.progress import silent
+    from fedvad.runs.progress import no_progress
 
     context = click.get_current_context(silent=True)
     if context is not None and context.find_root().obj == QUIET:
-        yield silent
+        yield no_progress
         return
     if not sys.stderr.isatty():
         from fedvad.cli.lines import StageLines

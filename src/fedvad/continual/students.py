@@ -174,7 +174,7 @@ class StudentLearner:
     def _replayed(self, site: StudentSite) -> TrainingSet | None:
         if self.memory is None or not len(self.memory):
             return None
-        found = site.beside(len(self.memory))
+        found = site.empty_like(len(self.memory))
         try:
             if self.memory.codec.config.of_images:
                 found.extend(self.memory.decoded())

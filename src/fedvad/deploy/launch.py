@@ -23,7 +23,7 @@ from fedvad.deploy.processes import (
 from fedvad.deploy.server import begin, read_status
 from fedvad.deploy.settings import ServerSettings
 from fedvad.errors import ConfigError, FederationError
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 
 __all__ = ["launch"]
 
@@ -39,7 +39,7 @@ def launch(
     name: str,
     out: Path,
     *,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     note: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Run the federation `name` to its end and put the server's run folder at `out`.

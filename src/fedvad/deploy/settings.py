@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
-from fedvad.federation.mailboxes.flower.rounds import Patience
+from fedvad.federation.mailboxes.flower.rounds import WaitPolicy
 from fedvad.runs.remote import MAX_WEIGHT_BYTES
 
 __all__ = [
@@ -39,7 +39,7 @@ class ServerSettings(BaseModel):
     """`server.toml`; `folder` is where it lies.
 
     sites: names of all sites. host, port: where to listen. deadline, retry: seconds, see
-    `Patience`. features: key of the feature configuration, if not that of most sites.
+    `WaitPolicy`. features: key of the feature configuration, if not that of most sites.
     allow_weights: whether sites may be asked for weights of a student; max_weight_bytes: of one
     message of those.
     """
@@ -68,10 +68,10 @@ class ServerSettings(BaseModel):
         """Folder of a run."""
         return self.state / "runs" / check_run_name(name)
 
-    def patience(self) -> Patience:
+    def patience(self) -> WaitPolicy:
         """How long to wait; the default quorum is more than half of the sites."""
         quorum = self.quorum or len(self.sites) // 2 + 1
-        return Patience(self.deadline, quorum, self.retry, self.missing)
+        return WaitPolicy(self.deadline, quorum, self.retry, self.missing)
 
 
 class SiteSettings(BaseModel):

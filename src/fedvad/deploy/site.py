@@ -33,7 +33,7 @@ from fedvad.runs.bank_state import (
 )
 from fedvad.runs.config import OWN_OF_SITE, TrainConfig
 from fedvad.runs.method import method_class
-from fedvad.runs.progress import silent
+from fedvad.runs.progress import no_progress
 from fedvad.runs.remote import Remote, remote
 from fedvad.runs.run_folder import DETECTOR_FILE, write_json
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, adopt, scores_of
@@ -151,7 +151,7 @@ def _make_round(
     data = _data(site)
     images = one_site(data, family.config, site.name, before)
     extractor = FeatureExtractor(family.config.features(), _cache(site))
-    state = one_round(family, images, data, index, before, known, round_, extractor, silent)
+    state = one_round(family, images, data, index, before, known, round_, extractor, no_progress)
     told = {
         "fedvad": __version__,
         "repeated": False,
@@ -185,7 +185,7 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         fresh = out.with_name(f".{out.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         made, calibration = make_run(
-            family, state, merged, folder, fresh, _data(site), _cache(site), silent
+            family, state, merged, folder, fresh, _data(site), _cache(site), no_progress
         )
         if config.shared_threshold:
             write_counts(fresh, calibration.counts)

@@ -26,11 +26,11 @@ from fedvad.half import as_float32, cast
 
 __all__ = [
     "Precision",
-    "compact",
     "decode",
+    "downlink_precision",
     "encode",
-    "handed_back",
     "overhead_bytes",
+    "plain_dtype",
     "rounding",
     "row_bytes",
 ]
@@ -63,12 +63,12 @@ def overhead_bytes(precision: Precision, dim: int) -> int:
     return 2 * _CODES * _GROUP * _groups(dim) if precision == "pq" else 0
 
 
-def compact(precision: Precision) -> Literal["float16", "float32"]:
+def plain_dtype(precision: Precision) -> Literal["float16", "float32"]:
     """The plain precision of what a codec decodes to, and of the spread beside it."""
     return "float32" if precision == "float32" else "float16"
 
 
-def handed_back(precision: Precision) -> Precision:
+def downlink_precision(precision: Precision) -> Precision:
     """The codec of the merged memory: coding decoded rows once more must add no error."""
     return "float16" if precision in ("pca", "pq") else precision
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedvad.errors import MemoryBankError, PayloadError
-from fedvad.federation.codecs import Precision, compact, decode, encode
+from fedvad.federation.codecs import Precision, decode, encode, plain_dtype
 from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
 
@@ -102,7 +102,7 @@ def bank_arrays(bank: MemoryBank, precision: Precision) -> dict[str, npt.NDArray
     """A bank as arrays for a payload: vectors by their codec, weights in float32, spread."""
     return encode(bank.vectors, precision) | {
         "weights": bank.weights.astype(np.float32),
-        "spread": cast(bank.spread, compact(precision)),
+        "spread": cast(bank.spread, plain_dtype(precision)),
     }
 
 

@@ -18,7 +18,7 @@ from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.mailboxes.state import RunState
 from fedvad.federation.payload import Payload
-from fedvad.federation.vote import ExchangeFor, settle
+from fedvad.federation.vote import ExchangeFor, choose_exchange
 
 __all__ = ["Missing", "Receipt", "Server"]
 
@@ -273,7 +273,7 @@ class Server:
 
     def _settle(self, uploads: Sequence[Payload]) -> None:
         assert self.exchange_for is not None
-        self.exchange = settle(uploads, self.exchange_for, self.features)
+        self.exchange = choose_exchange(uploads, self.exchange_for, self.features)
 
     def _undo(self, before: dict[str, Payload] | None) -> None:
         if before is None:

@@ -10,13 +10,13 @@ from fedvad.errors import FederationError, PayloadError
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.payload import Payload
 
-__all__ = ["ExchangeFor", "settle"]
+__all__ = ["ExchangeFor", "choose_exchange"]
 
 # the exchange that an upload asks for; raises `PayloadError` for an upload that holds none
 ExchangeFor = Callable[[Payload], Exchange[Any]]
 
 
-def settle(
+def choose_exchange(
     uploads: Sequence[Payload], exchange_for: ExchangeFor, features: str | None
 ) -> Exchange[Any] | None:
     """The exchange that most uploads ask for, each counting once.

@@ -19,7 +19,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.phases import Phase, run_phases
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Run
 from fedvad.runs.scoring import ANY_SHARE, score_with
 
@@ -75,7 +75,7 @@ class Method(ABC):
         """Raise `ConfigError` where memory rows are needed and the method has none."""
 
     @abstractmethod
-    def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
+    def read(self, sites: Sequence[Site], progress: Progress = no_progress) -> None:
         """Read the sites' normal images; raises `ConfigError`, `DataError`."""
 
     @abstractmethod
@@ -107,7 +107,7 @@ class Method(ABC):
         state_dir: Path | None = None,
         resume: bool = False,
         on_round: Callable[[int, Detector], None] | None = None,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
     ) -> Run:
         """Run all rounds in this process; see `run` and `run_phases`.
 
@@ -130,13 +130,15 @@ class Method(ABC):
         return self.run(data)
 
     @abstractmethod
-    def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:
+    def calibrate(self, run: Run, progress: Progress = no_progress) -> dict[str, Any]:
         """Fill in the thresholds of the run's sites; returns by site what joining changed for its
         own normal images, see `thresholds.Calibration.own_normals`.
         """
 
     @abstractmethod
-    def baseline(self, name: Baseline, progress: Progress = silent) -> Mapping[str, Trained] | None:
+    def baseline(
+        self, name: Baseline, progress: Progress = no_progress
+    ) -> Mapping[str, Trained] | None:
         """By site what the method is compared with; None where that is the method itself.
 
         local: each site trains without exchange. pooled: one detector of all sites' images.
@@ -153,7 +155,7 @@ class Method(ABC):
         return site_threshold(scores.image.tolist(), self.config.target_fpr)
 
     @abstractmethod
-    def handed_back(self, detector: Detector) -> int:
+    def downlink_precision(self, detector: Detector) -> int:
         """Bytes that a site gets where the detector was trained elsewhere."""
 
     @abstractmethod

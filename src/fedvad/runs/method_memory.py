@@ -16,7 +16,7 @@ from fedvad.detectors.memory.site import MemorySite
 from fedvad.detectors.scoring import distance_scale
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
-from fedvad.federation.codecs import compact, handed_back, rounding
+from fedvad.federation.codecs import downlink_precision, plain_dtype, rounding
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import run_rounds
 from fedvad.federation.payload import Payload, bank_from
@@ -28,7 +28,7 @@ from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.method import Baseline, Method, Trained
 from fedvad.runs.phases import Phase
 from fedvad.runs.plan import memory_sites, plan, sampling_ahead, split_held_out
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run import Run
 from fedvad.runs.thresholds import calibrate, share_threshold
 
@@ -55,7 +55,7 @@ class MemoryMethod(Method):
     def check_rows(cls, config: TrainConfig, where: str) -> None:
         """See `Method.check_rows`; there are some."""
 
-    def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
+    def read(self, sites: Sequence[Site], progress: Progress = no_progress) -> None:
         """See `Method.read`; every image passes the backbone once."""
         self._plan = plan(self.config, self.extractor)
 
@@ -111,7 +111,7 @@ class MemoryMethod(Method):
     def _end(self, merged: Payload) -> None:
         self._memory = bank_from(merged)
 
-    def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:
+    def calibrate(self, run: Run, progress: Progress = no_progress) -> dict[str, Any]:
         """See `Method.calibrate`."""
         assert isinstance(run, TrainedRun)
         found = calibrate(run, self.held_out, self.extractor, self.config, progress)
@@ -119,7 +119,9 @@ class MemoryMethod(Method):
             share_threshold(run.sites, found.counts, self.config.target_fpr)
         return found.own_normals
 
-    def baseline(self, name: Baseline, progress: Progress = silent) -> Mapping[str, Trained] | None:
+    def baseline(
+        self, name: Baseline, progress: Progress = no_progress
+    ) -> Mapping[str, Trained] | None:
         """See `Method.baseline`; the pooled one is a PatchCore as large as the global memory."""
         if name == "identity" and not self.config.train_generator:
             return None
@@ -147,7 +149,7 @@ class MemoryMethod(Method):
             detector, features, leave_one_out=True, stored=self.config.stored_form()
         )
 
-    def handed_back(self, detector: Detector) -> int:
+    def downlink_precision(self, detector: Detector) -> int:
         """See `Method.handed_back`: vectors in float16."""
         assert isinstance(detector, MemoryDetector)
         assert detector.bank_ is not None
@@ -209,6 +211,6 @@ class MemoryMethod(Method):
 
 def wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
     """The bank as it reads after a round trip, so that saved and live detectors score alike."""
-    precision = handed_back(config.precision)
+    precision = downlink_precision(config.precision)
     vectors = rounding(precision)(bank.vectors)
-    return MemoryBank(vectors, bank.weights, cast(bank.spread, compact(precision)))
+    return MemoryBank(vectors, bank.weights, cast(bank.spread, plain_dtype(precision)))

@@ -22,7 +22,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.runs.config import STUDENT_OPTIONS, TrainConfig
 from fedvad.runs.method import Baseline, Method, Trained
 from fedvad.runs.phases import Phase
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Run
 from fedvad.runs.student_run import StudentRun
 from fedvad.runs.students import (
@@ -66,7 +66,7 @@ class StudentMethod(Method):
             "another method, or train in one place with `fedvad train`"
         )
 
-    def read(self, sites: Sequence[Site], progress: Progress = silent) -> None:
+    def read(self, sites: Sequence[Site], progress: Progress = no_progress) -> None:
         """See `Method.read`."""
         self._images = {site.name: site.train for site in sites}
         self.members = prepare_sites(self._images, self.config, self.extractor, progress)
@@ -97,7 +97,7 @@ class StudentMethod(Method):
         self._live = student_detectors(self.members, self.config, self.extractor)
         return StudentRun.of(self._live, self.n_images, method=self.config.method, data=data)
 
-    def calibrate(self, run: Run, progress: Progress = silent) -> dict[str, Any]:
+    def calibrate(self, run: Run, progress: Progress = no_progress) -> dict[str, Any]:
         """See `Method.calibrate`; no site has a student of its own to compare with."""
         config = self.config
         scores = {
@@ -115,7 +115,9 @@ class StudentMethod(Method):
             share_threshold(run.sites, {"global": summed}, config.target_fpr)
         return {}
 
-    def baseline(self, name: Baseline, progress: Progress = silent) -> Mapping[str, Trained] | None:
+    def baseline(
+        self, name: Baseline, progress: Progress = no_progress
+    ) -> Mapping[str, Trained] | None:
         """See `Method.baseline`; the pooled student takes as many steps as all sites together."""
         config = self.config.model_copy(
             update={"participation": 1.0, "join": {}, "defence": "none"}
@@ -128,7 +130,7 @@ class StudentMethod(Method):
             return dict.fromkeys(self.members, self._pooled(config, stage))
         raise ConfigError(f"{config.method} has a student and no generator to compare it without")
 
-    def handed_back(self, detector: Detector) -> int:
+    def downlink_precision(self, detector: Detector) -> int:
         """See `Method.handed_back`: the student's parameters in float32."""
         return sum(array.nbytes for array in under("student/", detector.state()[0]).values())
 

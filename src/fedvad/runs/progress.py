@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["Progress", "Stage", "silent"]
+__all__ = ["Progress", "Stage", "no_progress"]
 
 # called with (stage, done, total)
 Progress = Callable[[str, int, int], None]
 
 
-def silent(stage: str, done: int, total: int) -> None:
+def no_progress(stage: str, done: int, total: int) -> None:
     """The progress of nobody."""
 
 

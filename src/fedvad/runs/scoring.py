@@ -11,7 +11,7 @@ from fedvad.evaluation.sites import SiteResult, evaluate_site
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.runs.config import Reference
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Run
 
 __all__ = ["ANY_SHARE", "score_sites", "score_with"]
@@ -29,7 +29,7 @@ def score_sites(
     *,
     reference: Reference | None = None,
     max_bad: float = MAX_BAD,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> list[SiteResult]:
     """Results of a run on each site that has test images."""
 

@@ -19,7 +19,7 @@ from fedvad.federation.payload import Payload
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.phases import Phase, run_phases, weight_phase
 from fedvad.runs.plan import robust, site_seed
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 
 __all__ = [
     "all_rounds",
@@ -38,7 +38,7 @@ def prepare_sites(
     images: Mapping[str, ImageSet],
     config: TrainConfig,
     extractor: FeatureExtractor,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, StudentSite]:
     """Sites by name with all that is frozen computed; whoever calls closes them.
 

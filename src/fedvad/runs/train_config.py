@@ -16,7 +16,7 @@ from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.names import default_backbone
-from fedvad.federation.codecs import compact, overhead_bytes, rounding, row_bytes
+from fedvad.federation.codecs import overhead_bytes, plain_dtype, rounding, row_bytes
 from fedvad.memory.bank import FloatArray
 from fedvad.runs.options import COMPARISONS, DeclaredOptions
 from fedvad.runs.student_config import STUDENT_METHODS, student_layers
@@ -167,7 +167,7 @@ class TrainConfig(DeclaredOptions):
 
     def affordable_rows(self, dim: int) -> int:
         """Rows of `dim` values that fit into `upload_bytes`."""
-        spread = 2 if compact(self.precision) == "float16" else 4
+        spread = 2 if plain_dtype(self.precision) == "float16" else 4
         room = self.upload_bytes - 2048 - overhead_bytes(self.precision, dim)
         return room // (row_bytes(self.precision, dim) + spread + 4)
 

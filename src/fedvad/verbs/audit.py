@@ -29,7 +29,7 @@ from fedvad.report.overlay import save_png
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.method import method_class
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.verbs.bank import one_site
 
 __all__ = ["audit", "audit_rows", "judge"]
@@ -50,7 +50,7 @@ def audit(
     images: int = 500,
     cache: DescriptorCache | None = None,
     out: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Measure, on the site's own images, what the message in `file` gives away.
 
@@ -108,7 +108,7 @@ def audit_rows(
     *,
     others: FloatArray | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], Inversion]:
     """All measurements on (m, d) rows: images that had a part in them, and others."""
     stage = Stage(progress, "audit", len(members) + len(outsiders) + 1)

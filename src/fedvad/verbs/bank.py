@@ -32,7 +32,7 @@ from fedvad.runs.bank_state import (
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import load_sites
 from fedvad.runs.guards import guard_output_file
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.remote import Remote, remote
 
 __all__ = ["export_upload", "one_round", "one_site"]
@@ -51,7 +51,7 @@ def export_upload(
     config_file: Path | None = None,
     options: Mapping[str, Any] | None = None,
     cache: DescriptorCache | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     allow_weights: bool = False,
 ) -> dict[str, Any]:
     """A site's round: read its images, update its memory or its student, write what it sends as

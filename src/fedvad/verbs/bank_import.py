@@ -30,7 +30,7 @@ from fedvad.runs.bank_state import (
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import fingerprint
 from fedvad.runs.guards import guard_plain_folder
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.remote import Remote, remote
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE, write_config, write_ledger
 from fedvad.runs.thresholds import Calibration
@@ -51,7 +51,7 @@ def import_global(
     weights: Path | None = None,
     cache: DescriptorCache | None = None,
     max_bytes: int = MAX_BYTES,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Take the global memory that a server signed; with `out` make a run folder of it.
 

@@ -13,7 +13,7 @@ from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.names import BUNDLED
 from fedvad.runs.config import resolve_config
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.verbs.train import train
 
 __all__ = ["DEMO_CONFIG", "demo"]
@@ -29,7 +29,7 @@ DEMO_CONFIG: dict[str, Any] = {
 }
 
 
-def demo(out: Path, *, seed: int = 0, progress: Progress = silent) -> Results:
+def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> Results:
     """Draw `out`/data, train into `out` like any run, and return the results.
 
     Raises `ConfigError` when `out` exists and is no earlier demo.

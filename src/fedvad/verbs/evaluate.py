@@ -30,7 +30,7 @@ from fedvad.runs.data import data_of, digest_of, fingerprint, load_data
 from fedvad.runs.guards import guard_output_file, guard_output_folder
 from fedvad.runs.method import make_method
 from fedvad.runs.opening import open_run
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run import Run
 from fedvad.runs.run_folder import read_ledger
 from fedvad.runs.scoring import score_with
@@ -56,7 +56,7 @@ def evaluate(
     out: Path | None = None,
     good: Names = (),
     defect: Names = (),
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Results:
     """Score the test images of `data` and return the results, in the shape that `train` returns.
 

@@ -21,7 +21,7 @@ from fedvad.features.names import IMAGE_SIZE
 from fedvad.report.defect_sheet import PER_ROW, Example, defect_sheet
 from fedvad.runs.data import load_sites
 from fedvad.runs.guards import guard_output_file
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 
 __all__ = ["gallery"]
 
@@ -41,7 +41,7 @@ def gallery(
     max_pixels: int = MAX_PIXELS,
     good: Names = (),
     defect: Names = (),
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Draw `rows` rows of each kind of defect on normal images of `data` into the PNG file `out`.
 

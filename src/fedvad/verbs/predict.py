@@ -18,7 +18,7 @@ from fedvad.memory.bank import FloatArray
 from fedvad.runs.config import Reference, check_reference
 from fedvad.runs.decision import choose_threshold, why_no_threshold
 from fedvad.runs.opening import known_site, open_run
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.verbs.predict_files import NEED_THRESHOLD, SavedFiles, check_kinds
 
 __all__ = ["predict"]
@@ -43,7 +43,7 @@ def predict(
     engine: Engine | None = None,
     device: str | None = None,
     cache: DescriptorCache | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Iterator[dict[str, Any]]:
     """One result per image file below `paths` (see `list_images`), in order.
 

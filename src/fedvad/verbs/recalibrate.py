@@ -24,7 +24,7 @@ from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.decision import check_threshold_options
 from fedvad.runs.opening import open_run
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.thresholds import find_thresholds
 
 __all__ = ["recalibrate"]
@@ -41,7 +41,7 @@ def recalibrate(
     device: str | None = None,
     max_pixels: int | None = None,
     cache: DescriptorCache | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Find a site's thresholds from the images below `normals`, and keep them in the run.
 

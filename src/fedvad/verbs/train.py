@@ -26,7 +26,7 @@ from fedvad.runs.fitted import Fitted
 from fedvad.runs.guards import guard_output_folder
 from fedvad.runs.method import compare, make_method
 from fedvad.runs.plan import check_join
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_folder import (
     DETECTOR_FILE,
     RESULTS_FILE,
@@ -51,7 +51,7 @@ def train(
     *,
     cache: DescriptorCache | None = None,
     resume: bool = False,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Results:
     """Train a federated detector on the sites of `data`, write the run folder, return results.
 

@@ -63,7 +63,7 @@ class DefectPool:
                 masks.append(marked(item.pixels, defect.mask))
                 yield defect.image
 
-        self._defects = normals.beside(count)
+        self._defects = normals.empty_like(count)
         try:
             self._defects.extend(drawn())
         except BaseException:

@@ -134,9 +134,9 @@ class StudentSite:
             on_step=on_step,
         )
 
-    def beside(self, capacity: int) -> TrainingSet:
+    def empty_like(self, capacity: int) -> TrainingSet:
         """An empty training set for so many images of elsewhere; see `TrainingSet.beside`."""
-        return self._set.beside(capacity)
+        return self._set.empty_like(capacity)
 
     def shared(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:
         """The shared feature (c, h, w) of uint8 (S, S, 3) images, in order."""
@@ -148,7 +148,7 @@ class StudentSite:
 
     def end(self, name: str) -> None:
         """A part has its final weights: here the student's statistics are measured."""
-        self.settle()
+        self.recalibrate_batch_norm()
 
     @property
     def student(self) -> torch.nn.Module:
@@ -164,7 +164,7 @@ class StudentSite:
         """Learning rate of the step-th step of a training, from 1."""
         return self.config.rate(step)
 
-    def settle(self) -> None:
+    def recalibrate_batch_norm(self) -> None:
         """Give the student the batch statistics of this site's images: for weights that were
         averaged elsewhere, whose statistics nobody has measured.
         """

@@ -88,7 +88,7 @@ class TrainingSet:
             side = (self._image_size, self._image_size, 3)
             self._pixels = RowStore(capacity, side, np.uint8, budget=self._budget)
 
-    def beside(self, capacity: int) -> TrainingSet:
+    def empty_like(self, capacity: int) -> TrainingSet:
         """An empty set for so many other images, with the same frozen parts and engine."""
         other = copy.copy(self)
         other._open(capacity)

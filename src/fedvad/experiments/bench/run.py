@@ -32,7 +32,7 @@ from fedvad.report.tables import write_csv
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import digest_of, fingerprint, load_set, load_sites, warm_up
 from fedvad.runs.guards import guard_plain_folder
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run_folder import write_json
 
 __all__ = ["bench"]
@@ -49,7 +49,7 @@ def bench(
     data: Path | None = None,
     weights: Path | None = None,
     cache: DescriptorCache | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Run what is missing of a suite into `out`, write its tables and plots, return the summary.
 
@@ -174,7 +174,7 @@ def _cell(
     if (stored := cell.load()) is not None:
         return stored.record
     prepared = _prepared(config, source, cache, shared)
-    result = run_cell(method, config, prepared, convergence=suite.convergence, progress=silent)
+    result = run_cell(method, config, prepared, convergence=suite.convergence, progress=no_progress)
     log.info("%s: image AUROC %s", key, result["image_auroc"]["mean"])
     return cell.keep(result).record
 
@@ -217,7 +217,7 @@ def _prepared(
     if name not in shared:
         sites = source.read(config)
         extractor = FeatureExtractor(config.features(), cache)
-        features = warm_up(sites, extractor, config.max_bad, silent)
+        features = warm_up(sites, extractor, config.max_bad, no_progress)
         if cache is not None:  # or the first method's scoring would pay for all others'
             for site in sites:
                 for _ in extractor.stream(site.test.paths):

@@ -16,7 +16,7 @@ from typing import Any
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.errors import ConfigError
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run_folder import write_json
 
 __all__ = ["COLLECTIONS", "Script", "run_scripts"]
@@ -76,7 +76,7 @@ def run_scripts(
     *,
     data: Path | None = None,
     weights: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Run a collection; each table goes to `out`/NAME.md as soon as it is there.
 

@@ -33,7 +33,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights
 from fedvad.runs.data import digest_of
 
-__all__ = ["FIGURES", "Where", "make_learner", "run_cell"]
+__all__ = ["FIGURES", "CellContext", "make_learner", "run_cell"]
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ FIGURES = ("image_auroc", "image_f1", "pixel_auroc", "pixel_f1", "pixel_ap", "au
 
 
 @dataclass(frozen=True)
-class Where:
+class CellContext:
     """Where a cell keeps its work, and what it needs from outside."""
 
     path: Path
@@ -60,7 +60,11 @@ class Where:
 
 
 def run_cell(
-    method: Method, sites: Sequence[Site], seed: int, where: Where, on_task: Callable[[], None]
+    method: Method,
+    sites: Sequence[Site],
+    seed: int,
+    where: CellContext,
+    on_task: Callable[[], None],
 ) -> dict[str, Any]:
     """Learn the tasks in order; `on_task` is called after each. What was learned is checkpointed
     behind every task, and a cell begun earlier with the same options goes on from there.
@@ -99,7 +103,7 @@ def run_cell(
     return record
 
 
-def make_learner(method: Method, seed: int, where: Where) -> Learner:
+def make_learner(method: Method, seed: int, where: CellContext) -> Learner:
     """The untrained learner of a method; raises `ConfigError` for options that do not fit it."""
     features = method.features
     config = FeatureConfig(

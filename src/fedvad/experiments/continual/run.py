@@ -18,7 +18,7 @@ from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
 from fedvad.drawing.demo import write_demo
 from fedvad.errors import ConfigError, FedvadError
-from fedvad.experiments.continual.cells import FIGURES, Where, run_cell
+from fedvad.experiments.continual.cells import FIGURES, CellContext, run_cell
 from fedvad.experiments.continual.stream import Method, Stream
 from fedvad.experiments.store import cell_path
 from fedvad.features.cache import DescriptorCache
@@ -28,7 +28,7 @@ from fedvad.report.html.continual import render_continual
 from fedvad.report.tables import write_csv
 from fedvad.runs.data import load_set
 from fedvad.runs.guards import guard_plain_folder
-from fedvad.runs.progress import Progress, Stage, silent
+from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run_folder import finite, write_json
 
 __all__ = ["continual"]
@@ -44,7 +44,7 @@ def continual(
     data: Path | None = None,
     weights: Mapping[str, Path] | None = None,
     cache: DescriptorCache | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Run what is missing of a stream into `out`, write its report, return the summary.
 
@@ -74,7 +74,7 @@ def _continual(
     cells = [(method, seed) for seed in stream.seeds for method in stream.methods]
     stage = Stage(progress, "tasks", sum(_tasks(method, stream) for method, _ in cells))
     for method, seed in cells:
-        where = Where(cell_path(out / "cells", method.name, seed), weights or {}, cache)
+        where = CellContext(cell_path(out / "cells", method.name, seed), weights or {}, cache)
         order = [sites[task.name] for task in stream.ordered(seed)]
         try:
             records.setdefault(method.name, {})[seed] = run_cell(method, order, seed, where, stage)

@@ -43,7 +43,7 @@ from fedvad.report.distill_plots import plot_losses
 from fedvad.report.model_card import model_card
 from fedvad.report.tables import write_csv
 from fedvad.runs.guards import guard_output_file, guard_plain_folder
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_folder import write_json
 
 __all__ = ["BACKBONE_FILE", "distill"]
@@ -66,7 +66,7 @@ def distill(
     data: Sequence[Path] = (),
     weights: Mapping[str, Path] | None = None,
     resume: bool = False,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Train the recipe's student into `out`/backbone.safetensors; returns what is in distill.json.
 

@@ -9,7 +9,7 @@ import numpy as np
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import MemorySite
 from fedvad.errors import FederationError, MemoryBankError, PayloadError
-from fedvad.federation.codecs import Precision, handed_back
+from fedvad.federation.codecs import Precision, downlink_precision
 from fedvad.federation.defence.robust import RobustConfig, Verdict, defend
 from fedvad.federation.defence.validation import Limits, check_upload
 from fedvad.federation.payload import Manifest, Payload, bank_arrays, bank_from
@@ -145,7 +145,7 @@ class MemoryExchange:
             n_patches=sum(m.n_patches for m in manifests),
             coverage=_coverage(banks, merged, self.merge_mode),
         )
-        return Payload(manifest, bank_arrays(merged, handed_back(self.precision)))
+        return Payload(manifest, bank_arrays(merged, downlink_precision(self.precision)))
 
     @property
     def kind(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from fedvad.runs.config import Reference, check_reference
 from fedvad.runs.decision import check_threshold_options, choose_threshold
 from fedvad.runs.guards import guard_output_file, guard_plain_folder
 from fedvad.runs.opening import known_site, open_run
-from fedvad.runs.progress import Progress, silent
+from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_folder import DETECTOR_FILE, write_json
 from fedvad.serving.export.check import (
     Difference,
@@ -73,7 +73,7 @@ def export(
     device: str | None = None,
     opset: int | None = None,
     verify: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Write one site's detector as a model file into `out` (default: `export` in the run folder).
 

@@ -169,12 +169,12 @@ class AANDSite(ReverseSite):
         self.amplify()
         return super().train(**options)
 
-    def settle(self) -> None:
+    def recalibrate_batch_norm(self) -> None:
         """See `StudentSite.settle`."""
         self.amplify()
-        super().settle()
+        super().recalibrate_batch_norm()
 
-    def beside(self, capacity: int) -> TrainingSet:
+    def empty_like(self, capacity: int) -> TrainingSet:
         """Refused: the maps of another set would not be amplified as this site's are."""
         raise ConfigError("an amplified teacher has no replay of other images: use rd or paste")
 

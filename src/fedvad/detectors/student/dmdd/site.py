@@ -118,7 +118,7 @@ class DMDDSite(StudentSite):
         last = [features[-1].mean((2, 3)) for features in student(batch.inputs)]
         return torch.cat(last, 1)
 
-    def beside(self, capacity: int) -> TrainingSet:
+    def empty_like(self, capacity: int) -> TrainingSet:
         """Refused: images of elsewhere would come without their defects."""
         raise ConfigError("dual modelling has no replay of other images: use rd or paste")
 

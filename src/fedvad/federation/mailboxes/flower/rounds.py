@@ -22,7 +22,7 @@ from fedvad.federation.payload import Payload
 from fedvad.federation.server import Missing, Server
 from fedvad.federation.vote import ExchangeFor
 
-__all__ = ["Links", "Patience", "RemoteRounds", "gather"]
+__all__ = ["Links", "RemoteRounds", "WaitPolicy", "gather"]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Links(Protocol):
 
 
 @dataclass(frozen=True)
-class Patience:
+class WaitPolicy:
     """How long a server waits, and with how few answers it goes on.
 
     deadline: seconds of a round, from its begin to the last answer. quorum: answers that a round
@@ -71,7 +71,7 @@ def gather(
     links: Links,
     sites: Sequence[str],
     instruction_for: Callable[[str], Instruction],
-    patience: Patience,
+    patience: WaitPolicy,
     *,
     clock: Callable[[], float] = monotonic,
     on_wait: Callable[[Sequence[str]], None] | None = None,
@@ -128,7 +128,7 @@ class RemoteRounds:
         links: Links,
         sites: Sequence[str],
         schedule: Schedule,
-        patience: Patience,
+        patience: WaitPolicy,
         exchange_for: ExchangeFor,
         *,
         federation: str,
