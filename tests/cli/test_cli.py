@@ -301,7 +301,7 @@ class TestExitCodes:
             (("--split", "even:2"), "even:2"),
             (("--config", "none.toml"), "none.toml"),
             (("--cache-size", "lots"), "lots"),
-            (("--image-size", "3"), "image_size is 3; it must be from 32 to 2048 pixels"),
+            (("--image-size", "3"), "image size must lie in 32..2048 pixels, got 3"),
             (("--weights", "none.safetensors"), "--weights"),
             (("--unknown",), "unknown"),
         ],

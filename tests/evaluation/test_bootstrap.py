@@ -143,5 +143,5 @@ def test_gains_pair_the_images_that_both_could_read() -> None:
     theirs = result([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])
     found = gains([ours], [theirs], seed=0)
     assert found is not None
-    assert (found["mean"]["low"], found["mean"]["high"]) == (0, 0)
+    assert (found.mean.low, found.mean.high) == (0, 0)
     assert gains([ours], [result([0, 1, 2], [0, 1, 2])], seed=0) is None

@@ -231,8 +231,8 @@ class TestKills:
             real(path, data)
 
         for name in (
-            "pipeline.bank", "pipeline.bank_state", "pipeline.bank_server",
-            "detectors.artefact", "federation.runners.state", "data.sealed",
+            "verbs.bank", "runs.bank_state", "verbs.bank_server",
+            "detectors.artefact", "federation.mailboxes.state", "data.sealed",
         ):  # fmt: skip
             monkeypatch.setattr(f"fedvad.{name}.write_atomically", write)
 

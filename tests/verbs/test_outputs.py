@@ -12,6 +12,7 @@ from PIL import Image
 
 from fedvad.data.reading import DataReading, Label, SiteReading, Skipped
 from fedvad.data.sets import ImageItem, ImageSet, Site
+from fedvad.data.views import View
 from fedvad.detectors.base import Scores
 from fedvad.evaluation.results import DataRead
 from fedvad.evaluation.sites import SiteResult, evaluate_site
@@ -55,7 +56,7 @@ class MadeRun:
 
     method, data, reference = "feddymem", "", "global"
     sites = dict.fromkeys(("alder", "birch", "cedar"))
-    features = SimpleNamespace(backbone="filterbank", image_size=SIDE)
+    features = SimpleNamespace(backbone="filterbank", image_size=SIDE, view=View.of(SIDE))
 
     def threshold(self, name: str) -> Threshold:
         return conformal_threshold(np.arange(1.0, 31.0) / 30, 0.1)
