@@ -20,7 +20,7 @@ from fedvad.deploy.init import init
 from fedvad.deploy.server import read_status
 from fedvad.deploy.settings import read_server, to_toml
 from fedvad.runs.memory_run import TrainedRun
-from tests.helpers import OPTIONS, SHARED, alone
+from tests.helpers import OPTIONS, SHARED
 
 pytestmark = pytest.mark.slow
 SITES = ("alder", "birch", "cedar")
@@ -149,7 +149,7 @@ def check_same(machines: Machines, data: Path, **options: Any) -> None:
         for part in ("vectors", "weights", "spread"):
             assert np.array_equal(getattr(made.memory, part), getattr(expected.memory, part))
         for site, model in made.sites.items():
-            assert model.thresholds == alone(expected.sites[site].thresholds)
+            assert model.thresholds == expected.sites[site].thresholds
 
 
 def test_killed_server_and_site_and_an_intruder(

@@ -13,6 +13,7 @@ import torch
 
 from fedvad.data.folders import ImageSet
 from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.detectors.student.graphs import normaliser
 from fedvad.detectors.student.loss import level_maps
 from fedvad.detectors.student.parameters import buffers_of, parameters_of
 from fedvad.detectors.student.rd.detector import RD, adam
@@ -36,7 +37,7 @@ def test_maps_and_scores_are_those_of_the_formula(fitted: RD, images: ImageSet) 
     assert fitted.net_ is not None
     pixels = torch.from_numpy(resize_rgb(read_rgb(images[0].path), 64))[None]
     with torch.inference_mode():
-        fine, coarse = level_maps(*fitted.net_(fitted._normalise()(pixels)))
+        fine, coarse = level_maps(*fitted.net_(normaliser(fitted.extractor)(pixels)))
         coarse = torch.nn.functional.interpolate(coarse[None], (16, 16), mode="bilinear")[0]
     scores = fitted.score(images.paths[:1])
     np.testing.assert_allclose(scores.maps[0], (fine + coarse)[0] / fitted.scale_, rtol=1e-4)

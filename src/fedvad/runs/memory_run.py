@@ -12,11 +12,11 @@ import numpy.typing as npt
 from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig
+from fedvad.detectors.student.parameters import weights_hash
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.exchange.weights import weights_hash
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
 from fedvad.runs.config import Reference

@@ -15,12 +15,11 @@ import numpy.typing as npt
 from fedvad.data.checked import check_finite, parse_values
 from fedvad.detectors.artefact import feature_identity, read_arrays, write_arrays
 from fedvad.detectors.base import Detector
-from fedvad.detectors.student.parameters import under
+from fedvad.detectors.student.parameters import under, weights_hash
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.exchange.weights import weights_hash
 from fedvad.runs.config import Reference
 from fedvad.runs.run_folder import DETECTOR_FILE
 from fedvad.runs.run_values import RunValues, threshold_from

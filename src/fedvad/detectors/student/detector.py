@@ -24,7 +24,7 @@ from fedvad.detectors.student.parameters import (
     parameters_of,
     under,
 )
-from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.pixels import Mapper, mapped
 from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.training import TrainConfig, TrainLog
 from fedvad.errors import ConfigError, MismatchError
@@ -37,13 +37,11 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.student.branches import PaSTeNet
     from fedvad.detectors.student.cost import Memory
-    from fedvad.detectors.student.graphs import MapNet, Normalise
+    from fedvad.detectors.student.graphs import MapNet
 
-__all__ = ["Mapper", "StudentDetector"]
+__all__ = ["StudentDetector"]
 
 _Pixels = npt.NDArray[np.uint8]
-# from uint8 (S, S, 3) images to raw (h, w) maps, each with its number
-Mapper = Callable[[Iterable[tuple[int, _Pixels]]], Iterator[tuple[int, FloatArray]]]
 
 
 class StudentDetector(Detector):
@@ -139,10 +137,12 @@ class StudentDetector(Detector):
         once or round by round: a net given, in place, or a new one. Raises `DataError` when there
         is no image, or too many are bad.
         """
+        from fedvad.detectors.student.graphs import normaliser
+
         paths = normals(images)
         return self._site(
             net or self.network(),
-            self._normalise(),
+            normaliser(self.extractor),
             paths,
             config=self.extractor.config,
             train=self.train,
@@ -167,7 +167,11 @@ class StudentDetector(Detector):
         `normals`, which it should not have been trained on.
         """
         mapper = self._compiled(net)
-        maps = (self._smooth(m) for _, m, _ in self._mapped(mapper, normals) if m is not None)
+        maps = (
+            self._smooth(m)
+            for _, m, _ in mapped(mapper, normals, self.extractor.config)
+            if m is not None
+        )
         scores = [image_score(m, self.top) for m in maps]
         self.net_, self.log_, self._mapper = copy.deepcopy(net), log, mapper
         self.scale_ = max(float(np.median(scores)), 1e-12) if scores else 1.0
@@ -177,7 +181,7 @@ class StudentDetector(Detector):
         """See `Detector.score`; maps lie on the grid of the finest level."""
         mapper = self._graph()
         values, maps, kept, bad = [], [], [], []
-        for index, map_, error in self._mapped(mapper, images):
+        for index, map_, error in mapped(mapper, images, self.extractor.config):
             if map_ is None:
                 bad.append(error or "unknown error")
             else:
@@ -189,9 +193,7 @@ class StudentDetector(Detector):
                 on_image()
         return Scores(
             np.asarray(values, np.float64),
-            np.stack(maps)
-            if maps
-            else np.zeros((0, *self._map_net(self._trained()[0]).grid), np.float32),
+            np.stack(maps) if maps else np.zeros((0, *self._grid), np.float32),
             np.asarray(kept, np.int64),
             tuple(bad),
         )
@@ -304,18 +306,10 @@ class StudentDetector(Detector):
         if self.smooth < 1 or self.smooth % 2 == 0:
             raise ConfigError(f"smoothing needs an odd number of cells, got {self.smooth}")
 
-    def _normalise(self) -> Normalise:
-        from fedvad.detectors.student.graphs import Normalise
-
-        network = self.extractor.network
-        normalise = Normalise(network.get_buffer("scale"), network.get_buffer("shift"))
-        return normalise.to(self.extractor.config.device)
-
     def _map_net(self, net: PaSTeNet) -> MapNet:
-        from fedvad.detectors.student.graphs import MapNet
+        from fedvad.detectors.student.graphs import MapNet, normaliser
 
-        side = self.extractor.config.side
-        return MapNet(net, self._normalise(), side, self.combine)
+        return MapNet(net, normaliser(self.extractor), self.extractor.config.side, self.combine)
 
     def _trained(self) -> tuple[PaSTeNet, float]:
         """Net and scale; raises `ConfigError` before there are any."""
@@ -342,10 +336,7 @@ class StudentDetector(Detector):
         """
         config = self.extractor.config
         engine = make_engine(
-            self._map_net(net),
-            image_size=config.side,
-            kind=config.engine,
-            device=config.device,
+            self._map_net(net), image_size=config.side, kind=config.engine, device=config.device
         )
 
         def run(images: Iterable[tuple[int, _Pixels]]) -> Iterator[tuple[int, FloatArray]]:
@@ -353,29 +344,6 @@ class StudentDetector(Detector):
                 yield index, maps[0]
 
         return run
-
-    def _mapped(
-        self, mapper: Mapper, paths: Sequence[Path]
-    ) -> Iterator[tuple[int, FloatArray | None, str | None]]:
-        """Raw maps of image files, in order, or why one cannot be read."""
-        config = self.extractor.config
-        bad: dict[int, str | None] = {}
-
-        def readable() -> Iterator[tuple[int, _Pixels]]:
-            for item in read_pixels(paths, config.side, max_pixels=config.max_pixels):
-                if item.pixels is None:
-                    bad[item.index] = item.error
-                else:
-                    yield item.index, item.pixels
-
-        expected = 0
-        for index, map_ in mapper(readable()):
-            for skipped in range(expected, index):
-                yield skipped, None, bad[skipped]
-            yield index, map_, None
-            expected = index + 1
-        for skipped in range(expected, len(paths)):
-            yield skipped, None, bad[skipped]
 
     def _smooth(self, map_: FloatArray) -> FloatArray:
         return smooth(np.ascontiguousarray(map_, dtype=np.float32), self.smooth)

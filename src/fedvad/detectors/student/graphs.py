@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedvad.detectors.student.branches import PaSTeNet
 from fedvad.detectors.student.loss import Combine, combine_maps, level_maps
 from fedvad.errors import ConfigError
+from fedvad.features.extractor import FeatureExtractor
 
 __all__ = [
     "MapNet",
@@ -20,6 +21,7 @@ __all__ = [
     "ScaledMaps",
     "TargetNet",
     "normalise_of",
+    "normaliser",
     "smoothed",
 ]
 
@@ -36,6 +38,13 @@ class Normalise(nn.Module):
         """The network's input."""
         x = images.permute(0, 3, 1, 2).float()
         return x * self.get_buffer("scale") + self.get_buffer("shift")
+
+
+def normaliser(extractor: FeatureExtractor) -> Normalise:
+    """What an extractor does to pixels before its network, on its device."""
+    network = extractor.network
+    normalise = Normalise(network.get_buffer("scale"), network.get_buffer("shift"))
+    return normalise.to(extractor.config.device)
 
 
 def normalise_of(mean: Sequence[float], std: Sequence[float]) -> Normalise:

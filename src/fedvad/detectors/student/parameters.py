@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,14 @@ from fedvad.errors import MismatchError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["buffers_of", "load_buffers", "load_parameters", "parameters_of", "under"]
+__all__ = [
+    "buffers_of",
+    "load_buffers",
+    "load_parameters",
+    "parameters_of",
+    "under",
+    "weights_hash",
+]
 
 _Array = npt.NDArray[Any]
 
@@ -88,3 +96,11 @@ def _load(own: Mapping[str, torch.Tensor], arrays: Mapping[str, _Array], what: s
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(torch.from_numpy(np.array(arrays[name], dtype=np.float32)))
+
+
+def weights_hash(weights: Mapping[str, npt.NDArray[np.float32]]) -> str:
+    """16 hex digits over names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + b"\0" + np.ascontiguousarray(weights[name]).tobytes())
+    return digest.hexdigest()[:16]

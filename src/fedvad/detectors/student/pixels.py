@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,13 @@ import numpy.typing as npt
 
 from fedvad.data.images import MAX_PIXELS, read_rgb, resize_rgb
 from fedvad.errors import ImageError
+from fedvad.features.config import FeatureConfig
+from fedvad.memory.bank import FloatArray
 
-__all__ = ["Pixels", "read_pixels"]
+__all__ = ["Mapper", "Pixels", "mapped", "read_pixels"]
+
+# from uint8 (S, S, 3) images to raw (h, w) maps, each with its number
+Mapper = Callable[[Iterable[tuple[int, npt.NDArray[np.uint8]]]], Iterator[tuple[int, FloatArray]]]
 
 _AHEAD = 32
 
@@ -53,3 +58,26 @@ def read_pixels(
         finally:  # a caller who stops early does not wait for images nobody wants
             for future in waiting:
                 future.cancel()
+
+
+def mapped(
+    mapper: Mapper, paths: Sequence[Path], config: FeatureConfig
+) -> Iterator[tuple[int, FloatArray | None, str | None]]:
+    """Raw maps of image files, in order, or why one cannot be read."""
+    bad: dict[int, str | None] = {}
+
+    def readable() -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        for item in read_pixels(paths, config.side, max_pixels=config.max_pixels):
+            if item.pixels is None:
+                bad[item.index] = item.error
+            else:
+                yield item.index, item.pixels
+
+    expected = 0
+    for index, map_ in mapper(readable()):
+        for skipped in range(expected, index):
+            yield skipped, None, bad[skipped]
+        yield index, map_, None
+        expected = index + 1
+    for skipped in range(expected, len(paths)):
+        yield skipped, None, bad[skipped]

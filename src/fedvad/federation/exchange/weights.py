@@ -22,6 +22,7 @@ from fedvad.detectors.student.parameters import (
     load_parameters,
     parameters_of,
     under,
+    weights_hash,
 )
 from fedvad.detectors.student.training import TrainLog
 from fedvad.errors import ConfigError, FederationError, PayloadError
@@ -40,7 +41,6 @@ __all__ = [
     "WeightSite",
     "has_weights",
     "weights_for",
-    "weights_hash",
 ]
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -322,14 +322,6 @@ def weights_for(upload: Payload, *, defence: RobustConfig | None = None) -> Weig
         start=upload.manifest.generator,
         defence=defence,
     )
-
-
-def weights_hash(weights: Mapping[str, npt.NDArray[np.float32]]) -> str:
-    """16 hex digits over names and values."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + b"\0" + np.ascontiguousarray(weights[name]).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _mean(arrays: list[npt.NDArray[np.float32]], shares: npt.NDArray[np.float64]) -> Any:

@@ -15,7 +15,7 @@ from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.scoring import ScoringConfig, image_score
-from fedvad.detectors.student.detector import Mapper, StudentDetector
+from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.dmdd.options import DualConfig
 from fedvad.detectors.student.dmdd.site import DMDDSite
 from fedvad.detectors.student.drawing import (
@@ -26,6 +26,7 @@ from fedvad.detectors.student.drawing import (
     restored_drawing,
 )
 from fedvad.detectors.student.loss import Combine
+from fedvad.detectors.student.pixels import Mapper, mapped
 from fedvad.detectors.student.rd.detector import adam
 from fedvad.detectors.student.training import TrainConfig, TrainLog
 from fedvad.errors import ConfigError
@@ -163,7 +164,11 @@ class DMDD(StudentDetector):
         """
         stacks = super()._compiled(net)
         some = normals[:_SCALED_BY]  # all their maps are in memory at once
-        found = [stack for _, stack, _ in self._mapped(stacks, some) if stack is not None]
+        found = [
+            stack
+            for _, stack, _ in mapped(stacks, some, self.extractor.config)
+            if stack is not None
+        ]
 
         def scale(source: ScoreSource) -> float:
             scores = [image_score(self._fused(stack, source), self.top) for stack in found]
@@ -191,7 +196,7 @@ class DMDD(StudentDetector):
         """All maps of image files, apart: for looking at what each branch sees."""
         net, _ = self._trained()
         stacks, kept, bad = [], [], []
-        for index, stack, error in self._mapped(super()._compiled(net), images):
+        for index, stack, error in mapped(super()._compiled(net), images, self.extractor.config):
             if stack is None:
                 bad.append(error or "unknown error")
             else:
@@ -268,9 +273,10 @@ class DMDD(StudentDetector):
 
     def _map_net(self, net: PaSTeNet) -> DualMapNet:
         from fedvad.detectors.student.dmdd.decouple import DualMapNet
+        from fedvad.detectors.student.graphs import normaliser
 
         side = self.extractor.config.side
-        return DualMapNet(net, self._normalise(), side, self.combine)
+        return DualMapNet(net, normaliser(self.extractor), side, self.combine)
 
     def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> DMDDSite:
         dual: Any = net  # as `network` makes it
