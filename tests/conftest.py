@@ -37,16 +37,33 @@ _LONGEST = (
     "experiments/test_distill.py",
     "experiments/test_continual.py",
 )
+# Left out of the quick suite, like single tests marked `slow`: processes, pages of the docs,
+# every detector, backbone and experiment in turn.
+_SLOW = (
+    "contract", "deploy/test_end_to_end.py", "deploy/test_page.py", "deploy/test_site.py",
+    "damage/test_kills.py", "experiments", "features/test_state_file.py", "integrations",
+    "runs/test_families.py", "runs/test_remote_students.py", "runs/test_students.py",
+    "runs/test_views.py", "serving/export/test_package.py", "serving/service/test_page.py",
+    "serving/service/test_schema.py", "test_docs.py", "test_docs_site.py",
+    "verbs/test_tracking.py",
+)  # fmt: skip
 # of the commands that tests start, too
 os.environ["OMP_NUM_THREADS"] = "1"
 MakeImages = Callable[..., list[Path]]
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the longest tests begin, so that no worker is left with them at the end.
 
-    Tests marked `real` are skipped, with the reason, where there is nothing real.
+    Files in `_SLOW` are marked. Tests marked `real` are skipped, with the reason, where there is
+    nothing real.
     """
+    tests = Path(__file__).parent
+    slow = {tests / name for name in _SLOW}
+    for item in items:
+        if slow & {item.path, *item.path.parents}:
+            item.add_marker("slow")
     rank = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
     if (SHARED / "weights").is_dir() and (SHARED / "data").is_dir():
