@@ -13,6 +13,9 @@ from fedvad.cli.common import DefectOption, GoodOption, JsonOption, print_json
 __all__ = ["inspect"]
 
 
+_FEW, _SHOWN = 4, 12
+
+
 def inspect(
     path: Annotated[
         Path, typer.Argument(help="Run folder, detector file, memory message, or folder of images.")
@@ -51,7 +54,7 @@ def inspect(
     for key, value in described.items():
         if isinstance(value, dict | list):
             console.print(f"[bold]{key}[/bold]")
-            console.print_json(json.dumps(value))
+            console.print_json(json.dumps(_brief(value)))
         else:
             console.print(f"[bold]{key}[/bold] {escape(str(value))}", highlight=False)
     table = Table("array", "shape", "type", "bytes", "min", "max")
@@ -60,3 +63,17 @@ def inspect(
         shape = " × ".join(map(str, a["shape"]))
         table.add_row(escape(name), shape, a["dtype"], f"{a['bytes']:,}", *limits)
     console.print(table)
+
+
+def _brief(value: Any) -> Any:
+    """A value for people: long lists of numbers as their range, others as their first entries."""
+    rest = len(value) - _SHOWN if isinstance(value, dict | list) else 0
+    if isinstance(value, dict):
+        kept = {key: _brief(value[key]) for key in list(value)[:_SHOWN]}
+        return kept | {f"... {rest} more": "--json shows all"} if rest > 0 else kept
+    if not isinstance(value, list):
+        return value
+    if len(value) > _FEW and all(isinstance(entry, int | float) for entry in value):
+        return f"{len(value)} numbers from {min(value):.4g} to {max(value):.4g}"
+    first = [_brief(entry) for entry in value[:_SHOWN]]
+    return [*first, f"... {rest} more: --json shows all"] if rest > 0 else first
