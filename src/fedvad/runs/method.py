@@ -155,7 +155,7 @@ class Method(ABC):
         return site_threshold(scores.image.tolist(), self.config.target_fpr)
 
     @abstractmethod
-    def downlink_precision(self, detector: Detector) -> int:
+    def downlink_bytes(self, detector: Detector) -> int:
         """Bytes that a site gets where the detector was trained elsewhere."""
 
     @abstractmethod

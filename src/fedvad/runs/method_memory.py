@@ -149,8 +149,8 @@ class MemoryMethod(Method):
             detector, features, leave_one_out=True, stored=self.config.stored_form()
         )
 
-    def downlink_precision(self, detector: Detector) -> int:
-        """See `Method.handed_back`: vectors in float16."""
+    def downlink_bytes(self, detector: Detector) -> int:
+        """See `Method.downlink_bytes`: vectors in float16."""
         assert isinstance(detector, MemoryDetector)
         assert detector.bank_ is not None
         return detector.bank_.vectors.nbytes // 2

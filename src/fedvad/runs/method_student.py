@@ -130,8 +130,8 @@ class StudentMethod(Method):
             return dict.fromkeys(self.members, self._pooled(config, stage))
         raise ConfigError(f"{config.method} has a student and no generator to compare it without")
 
-    def downlink_precision(self, detector: Detector) -> int:
-        """See `Method.handed_back`: the student's parameters in float32."""
+    def downlink_bytes(self, detector: Detector) -> int:
+        """See `Method.downlink_bytes`: the student's parameters in float32."""
         return sum(array.nbytes for array in under("student/", detector.state()[0]).values())
 
     def close(self) -> None:

@@ -119,8 +119,8 @@ def test_who_never_ends_its_headers_loses_the_connection(
 ) -> None:
     monkeypatch.setattr(server, "_HEADER_SECONDS", 0.3)
     address = serve()
-    with connect(address) as no_progress, connect(address) as slow:
+    with connect(address) as silent, connect(address) as slow:
         slow.sendall(START[:40])
-        assert no_progress.recv(4096) == slow.recv(4096) == b""
+        assert silent.recv(4096) == slow.recv(4096) == b""
         again = httpx.get(f"{address}v1/health", timeout=30)
     assert again.status_code == 200

@@ -134,12 +134,12 @@ def _local(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Tra
 
 
 def _pooled(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
-    detectors, seconds, downlink_precision = _baseline("pooled", config, prepared)
+    detectors, seconds, downlink_bytes = _baseline("pooled", config, prepared)
     images = {
         name: sum(f.stat().st_size for f in {split_frame(p)[0] for p in features.paths})
         for name, features in prepared.features.items()
     }
-    down = dict.fromkeys(images, downlink_precision)
+    down = dict.fromkeys(images, downlink_bytes)
     return _Trained(detectors, images, down, 1, {"merge": seconds})
 
 
@@ -153,7 +153,7 @@ def _baseline(
         seconds = perf_counter() - start
         assert made is not None  # only 'identity' may be the method itself
         detectors = {site: found.detector for site, found in made.items()}
-        return detectors, seconds, trains.downlink_precision(next(iter(detectors.values())))
+        return detectors, seconds, trains.downlink_bytes(next(iter(detectors.values())))
 
 
 def _weights(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
