@@ -9,6 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.registry import list_detectors
@@ -146,13 +149,24 @@ class Method(ABC):
         makes no sense.
         """
 
+    def unseen_scores(
+        self,
+        detector: Detector,
+        normals: Sequence[Path],
+        where: str,
+        on_image: Callable[[], None] | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Scores (n,) of a site's normal images as those of images that trained nothing."""
+        scores = detector.score(normals, on_image)
+        check_bad_share(scores.bad, len(normals), self.config.max_bad, where)
+        return scores.image
+
     def new_threshold(
-        self, detector: Detector, normals: list[Path], where: str
+        self, detector: Detector, normals: Sequence[Path], where: str
     ) -> Threshold | None:
         """A threshold for a site that never trained, from normal images of its own."""
-        scores = detector.score(normals)
-        check_bad_share(scores.bad, len(normals), self.config.max_bad, where)
-        return site_threshold(scores.image.tolist(), self.config.target_fpr)
+        scores = self.unseen_scores(detector, normals, where)
+        return site_threshold(scores.tolist(), self.config.target_fpr)
 
     @abstractmethod
     def downlink_bytes(self, detector: Detector) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector, NormalFeatures
@@ -132,22 +135,42 @@ class MemoryMethod(Method):
             for site, detector in detectors.items()
         }
 
-    def new_threshold(
-        self, detector: Detector, normals: list[Path], where: str
-    ) -> Threshold | None:
-        """See `Method.new_threshold`; from images that may have been trained on under another
-        name, whose own patches must not be their measure.
+    def unseen_scores(
+        self,
+        detector: Detector,
+        normals: Sequence[Path],
+        where: str,
+        on_image: Callable[[], None] | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """See `Method.unseen_scores`; the images may have been trained on, under another name
+        too, and then their own patches must not be their measure.
         """
         if not self.config.keeps_patches:
-            if self.config.split is not None:
-                return None  # they may have been trained on
-            return super().new_threshold(detector, normals, where)
+            return super().unseen_scores(detector, normals, where, on_image)
         assert isinstance(detector, MemoryDetector)
+        assert detector.generator_ is not None
         features = NormalFeatures(self.extractor, normals, max_bad=self.config.max_bad, where=where)
         features.warm_up()
-        return self._held_out_threshold(
-            detector, features, leave_one_out=True, stored=self.config.stored_form()
+        return np.asarray(
+            held_out_scores(
+                features,
+                detector.scorer,
+                detector.generator_,
+                leave_one_out=True,
+                stored=self.config.stored_form(),
+                on_image=on_image,
+            )
         )
+
+    def new_threshold(
+        self, detector: Detector, normals: Sequence[Path], where: str
+    ) -> Threshold | None:
+        """See `Method.new_threshold`; there is none where the images may have been trained on and
+        their own rows cannot be told from others.
+        """
+        if not self.config.keeps_patches and self.config.split is not None:
+            return None
+        return super().new_threshold(detector, normals, where)
 
     def downlink_bytes(self, detector: Detector) -> int:
         """See `Method.downlink_bytes`: vectors in float16."""
@@ -163,14 +186,11 @@ class MemoryMethod(Method):
         return detector.with_memory(bank, generator)
 
     def _threshold(self, site: str, detector: MemoryDetector) -> Threshold | None:
-        alone = self.config.calibration_mode == "leave-one-out"
-        return self._held_out_threshold(detector, self.held_out[site], leave_one_out=alone)
-
-    def _held_out_threshold(
-        self, detector: MemoryDetector, features: NormalFeatures, **options: Any
-    ) -> Threshold | None:
         assert detector.generator_ is not None
-        scores = held_out_scores(features, detector.scorer, detector.generator_, **options)
+        alone = self.config.calibration_mode == "leave-one-out"
+        scores = held_out_scores(
+            self.held_out[site], detector.scorer, detector.generator_, leave_one_out=alone
+        )
         return site_threshold(list(scores), self.config.target_fpr)
 
     def _fresh(self, config: TrainConfig) -> dict[str, MemorySite]:

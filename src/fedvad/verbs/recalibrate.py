@@ -7,22 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fedvad.data.contents import described, once
 from fedvad.data.inputs import read_images
 from fedvad.data.locks import only_one
-from fedvad.detectors.base import Detector, NormalFeatures
-from fedvad.detectors.calibration import held_out_scores
-from fedvad.detectors.memory.feddymem import MemoryDetector
 from fedvad.errors import ConfigError, DataError
 from fedvad.evaluation.sites import MIN_HELD_OUT
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
-from fedvad.features.extractor import FeatureExtractor, check_bad_share
-from fedvad.runs.config import Reference, TrainConfig
+from fedvad.runs.config import Reference
 from fedvad.runs.decision import check_threshold_options
+from fedvad.runs.method import make_method
 from fedvad.runs.opening import open_run
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.thresholds import find_thresholds
@@ -80,11 +76,12 @@ def recalibrate(
         references: dict[Reference, None] = dict.fromkeys((run.reference, "global"))
         if "local" in before:
             references["local"] = None
+        method = make_method(config, extractor)
         stage = Stage(progress, "thresholds", len(references) * len(paths))
         found: dict[str, Threshold] = {}
         for reference in references:
             detector = run.detector(name, extractor, reference)
-            own = _scores(detector, paths, extractor, config, name, stage)
+            own = method.unseen_scores(detector, paths, name, stage)
             kept = {
                 other: np.asarray(model.thresholds[reference].scores)
                 for other, model in run.sites.items()
@@ -120,30 +117,3 @@ def _site(known: Sequence[str], site: str | None) -> str:
         return known[0]
     said = "name the site whose images these are" if site is None else f"there is no site {site!r}"
     raise ConfigError(f"{said}: --site, one of {', '.join(known)}")
-
-
-def _scores(
-    detector: Detector,
-    paths: Sequence[Path],
-    extractor: FeatureExtractor,
-    config: TrainConfig,
-    site: str,
-    stage: Stage,
-) -> npt.NDArray[np.float64]:
-    if not (isinstance(detector, MemoryDetector) and config.keeps_patches):
-        scores = detector.score(paths, stage)
-        check_bad_share(scores.bad, len(paths), config.max_bad, site)
-        return scores.image
-    # perhaps images of the training, whose own patches must not be their measure
-    features = NormalFeatures(extractor, paths, max_bad=config.max_bad, where=site)
-    features.warm_up()
-    assert detector.generator_ is not None
-    own = held_out_scores(
-        features,
-        detector.scorer,
-        detector.generator_,
-        leave_one_out=True,
-        stored=config.stored_form(),
-        on_image=stage,
-    )
-    return np.asarray(own)
