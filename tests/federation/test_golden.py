@@ -215,7 +215,7 @@ def test_a_site_goes_on_from_an_older_state() -> None:
 
 
 def _write(work: Path) -> None:
-    """Write the golden files anew, in a folder to work in."""
+    """Write the golden files again, in a folder to work in."""
     import os
 
     GOLDEN.mkdir(parents=True, exist_ok=True)

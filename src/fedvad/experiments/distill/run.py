@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,8 +101,8 @@ def _distill(
     reinitialise(student, recipe.seed)
     # all of them now, so that a missing file is told before hours of work
     teachers = [_backbone(stage, weights or {}, recipe.image_size) for stage in recipe.stages]
-    identity = _identity(recipe, images, teachers)
-    checkpoint = Cell(out / CHECKPOINT_FILE, identity)
+    checkpoint = Cell(out / CHECKPOINT_FILE, _identity(recipe, images, teachers))
+    identity = checkpoint.identity
     if resume and not (out / CHECKPOINT_FILE).exists() and (out / BACKBONE_FILE).exists():
         return _finished(out, identity)
     journal, done = Journal(), 0
@@ -157,15 +156,13 @@ def _take_over(
 def _identity(
     recipe: Recipe, images: TrainingImages, teachers: Sequence[Backbone]
 ) -> dict[str, Any]:
-    """What a training that goes on must agree in, as JSON values."""
-    described = {
+    """What a training that goes on must agree in."""
+    return {
         "version": __version__,
         **recipe.model_dump(mode="json", exclude={"checkpoint"}),
         "data": images.described(),
         "teachers": [{"hash": t.weights_hash, "layers": list(t.layers)} for t in teachers],
     }
-    values: dict[str, Any] = json.loads(json.dumps(described))
-    return values
 
 
 def _stage(
