@@ -34,10 +34,14 @@ def _blocks(language: str, *, marked: bool, page: str = README) -> list[str]:
     return re.findall(prefix + rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-def _run(commands: list[list[str]], folder: Path) -> str:
-    # the commands of the environment that runs the tests
+def _environment() -> dict[str, str]:
+    """This process's, where `python` and `fedvad` are those that run the tests."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "FEDVAD_CACHE": str(folder / "cache")}
+    return os.environ | {"PATH": path}
+
+
+def _run(commands: list[list[str]], folder: Path) -> str:
+    env = _environment() | {"FEDVAD_CACHE": str(folder / "cache")}
     output = ""
     for command in commands:
         done = subprocess.run(
@@ -65,7 +69,9 @@ def _play(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
             code = run_main(monkeypatch, *shlex.split(line, comments=True)[1:])
             assert code == 0, f"{line}\n{capsys.readouterr().err}"
         elif line and not line.startswith("#"):
-            subprocess.run(["bash", "-euo", "pipefail", "-c", line], check=True)
+            subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", line], env=_environment(), check=True
+            )
 
 
 # pages whose blocks have a test of their own below, since they draw something first
