@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,6 +95,9 @@ class FeatureExtractor:
         self.computed = 0
         # content by file state: a second pass over the same images need not read them again
         self._keys: dict[_FileState | None, str] = {}
+        # the last file of several images, with its bytes and content: its pages come one by one
+        self._paged: tuple[_FileState, bytes, str] | None = None
+        self._paging = Lock()
 
     @cached_property
     def network(self) -> DescriptorNet:
@@ -181,6 +185,7 @@ class FeatureExtractor:
             finally:  # a caller who stops early does not wait for images nobody wants
                 for future in ahead:
                     future.cancel()
+                self._paged = None
 
     def describe(
         self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
@@ -245,9 +250,9 @@ class FeatureExtractor:
             key = self._keys.get(seen, "")
             hit = self._cached(key)
             if hit is None:
-                data = read_bytes(path)
                 frame = split_frame(path)[1]
-                key = f"{content_key(data)}-{self._rules}-{frame or 0}"
+                data, content = self._content(path, frame, seen)
+                key = f"{content}-{self._rules}-{frame or 0}"
                 hit = self._cached(key)
                 if seen is not None:
                     self._keys[seen] = key
@@ -258,6 +263,18 @@ class FeatureExtractor:
         except ImageError as error:
             return _Loaded(error=str(error))
         return _Loaded(key, pixels=pixels)
+
+    def _content(self, path: Path, frame: int | None, seen: _FileState | None) -> tuple[bytes, str]:
+        """Bytes of an image's file, and the key of their content; read once for all pages."""
+        if frame is None or seen is None:
+            data = read_bytes(path)
+            return data, content_key(data)
+        state = str(split_frame(path)[0]), *seen[1:]
+        with self._paging:
+            if self._paged is None or self._paged[0] != state:
+                data = read_bytes(path)
+                self._paged = state, data, content_key(data)
+            return self._paged[1:]
 
     def _cached(self, key: str) -> HalfArray | None:
         if self.cache is None or not key:
