@@ -41,16 +41,18 @@ class Scores:
     bad: tuple[str, ...] = ()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Detector(ABC):
-    """Common contract: the constructor stores, `fit` learns into attributes that end in `_`."""
+    """Common contract: the constructor stores its options, which are the fields of the class;
+    `fit` learns into attributes that end in `_`.
+    """
 
     name: ClassVar[str]
     # of the table `[student]`, those that mean something to this detector alone
     own_options: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, *, extractor: FeatureExtractor, seed: int = 0) -> None:
-        self.extractor = extractor
-        self.seed = seed
+    extractor: FeatureExtractor
+    seed: int = 0
 
     @property
     def memory_rows(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,9 @@ class StudentSite:
     Raises `DataError` when no image, or less than the share 1 - max_bad, can be read.
     """
 
+    # of a detector, named as there, that it takes besides
+    options: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         net: PaSTeNet,
@@ -53,7 +56,6 @@ class StudentSite:
         max_bad: float,
         where: str,
     ) -> None:
-
         self.net = net
         net.student.to(memory_format=memory_format(net.student))  # type: ignore[call-overload]
         self.config = train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from fedvad.detectors.student.rd.detector import ReverseSite
 from fedvad.detectors.student.targets import TrainingSet
 from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
 from fedvad.errors import ConfigError
-from fedvad.features.config import FeatureConfig
 
 if TYPE_CHECKING:
     import torch
@@ -108,13 +107,15 @@ class AANDSite(ReverseSite):
     amplified: how stage I went here; None if it has not been trained here alone.
     """
 
+    options: ClassVar[tuple[str, ...]] = (
+        *ReverseSite.options, "amplify", "stage1", "synthesis", "textures",
+    )  # fmt: skip
     net: AdvancedNet
 
     def __init__(
         self,
         net: AdvancedNet,
         *given: Any,
-        config: FeatureConfig,
         amplify: AmplifyConfig,
         stage1: TrainConfig,
         synthesis: SynthesisConfig,
@@ -125,20 +126,11 @@ class AANDSite(ReverseSite):
         self._advanced = False
 
         def pool() -> PairPool:
-            return PairPool(
-                self._set,
-                self._own,
-                self.paths,
-                amplify,
-                synthesis=synthesis,
-                textures=textures,
-                image_size=config.side,
-                grids=self._set.grids,
-                seed=self.seed,
-            )
+            given = self._set, self._own, self.paths, amplify
+            return PairPool(*given, synthesis=synthesis, textures=textures, seed=self.seed)
 
         self.amplifier = Amplifier(net, amplify, stage1, pool)
-        super().__init__(net, *given, config=config, **options)
+        super().__init__(net, *given, **options)
 
     def amplify(self) -> None:
         """Stage I here alone, unless it is over; see `advance`."""
