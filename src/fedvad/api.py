@@ -7,7 +7,14 @@ from os import PathLike
 from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, cache_at, listed, maybe
-from fedvad.api_research import backbones, bench, distill_backbone, gallery, run_stream
+from fedvad.api_research import (
+    backbones,
+    bench,
+    distill_backbone,
+    gallery,
+    run_stream,
+    score_scenes,
+)
 from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
 from fedvad.data.bounds import check_limit
@@ -42,6 +49,7 @@ __all__ = [
     "load",
     "predict",
     "run_stream",
+    "score_scenes",
     "train",
     "write_report",
 ]
