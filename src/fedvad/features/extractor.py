@@ -42,6 +42,7 @@ _CHUNK_BYTES = 128_000_000
 # Part of every entry's name, with the number of the image in its file: a change of the rules by
 # which files become pixels must not find descriptors of before.
 _RULES = 2
+_DIGITS = 16  # of an image's digest that memories keep
 _FileState = tuple[str, int, int]
 _Tile = tuple[int, int, npt.NDArray[np.uint8]]
 
@@ -50,12 +51,14 @@ _Tile = tuple[int, int, npt.NDArray[np.uint8]]
 class Extracted:
     """One image's outcome: float16 (h, w, d) descriptors, or the reason why there are none.
 
-    Cells outside the region of interest are NaN.
+    Cells outside the region of interest are NaN. digest: of the image file, with the number of
+    the image where the file holds several; "" for pictures in memory.
     """
 
     index: int
     descriptors: HalfArray | None
     error: str | None = None
+    digest: str = ""
 
 
 @dataclass(eq=False)
@@ -179,7 +182,7 @@ class FeatureExtractor:
                         found = item.hit if item.hit is not None else made.pop(offset, None)
                         if found is not None:
                             found = self._looked_at(found)
-                        yield Extracted(start + offset, found, item.error)
+                        yield Extracted(start + offset, found, item.error, _digest(item.key))
                         if on_image is not None:
                             on_image()
             finally:  # a caller who stops early does not wait for images nobody wants
@@ -296,6 +299,13 @@ class FeatureExtractor:
         for write in writes:
             write.result()
         return made
+
+
+def _digest(key: str) -> str:
+    """What is left of a cache key without the rules, which are not of the image."""
+    content, _, rest = key.partition("-")
+    frame = rest.rpartition("-")[2]
+    return content[:_DIGITS] + (f"#{frame}" if frame not in ("", "0") else "")
 
 
 def _batched(tiles: Iterable[_Tile], size: int) -> Iterator[list[_Tile]]:
