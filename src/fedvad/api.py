@@ -12,6 +12,7 @@ from fedvad.api_research import (
     bench,
     distill_backbone,
     gallery,
+    group,
     run_stream,
     score_scenes,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "evaluate",
     "export",
     "gallery",
+    "group",
     "inspect",
     "load",
     "predict",
