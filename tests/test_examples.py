@@ -12,10 +12,11 @@ import pytest
 
 import fedvad.evaluation
 import fedvad.memory
+import fedvad.spectral
 
 MODULES = [
     importlib.import_module(found.name)
-    for package in (fedvad.memory, fedvad.evaluation)
+    for package in (fedvad.memory, fedvad.evaluation, fedvad.spectral)
     for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
 ]
 # inner loops on tensors; checks and readers that serve the other files of their room; site results
@@ -31,6 +32,7 @@ INNER = {
         "evaluate_site", "figures_of", "gains", "map_mask_pairs", "site_threshold", "summarise",
     )),
     "evaluation.thresholds.check_target", "evaluation.thresholds.lifted", "memory.density.holds",
+    "spectral.envi.read_envi", "spectral.reading.read_truth",
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         load,
         predict,
         run_stream,
+        score_scenes,
         train,
         write_report,
     )
@@ -48,6 +49,7 @@ __all__ = [
     "load",
     "predict",
     "run_stream",
+    "score_scenes",
     "train",
     "write_report",
 ]

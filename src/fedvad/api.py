@@ -7,16 +7,24 @@ from os import PathLike
 from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, cache_at, listed, maybe
-from fedvad.api_research import backbones, bench, distill_backbone, gallery, run_stream
+from fedvad.api_research import (
+    backbones,
+    bench,
+    distill_backbone,
+    gallery,
+    run_stream,
+    score_scenes,
+)
 from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
-from fedvad.data.bounds import MAX_PIXELS, check_limit
+from fedvad.data.bounds import check_limit
 from fedvad.data.labels import Names
 from fedvad.evaluation.results import Results
 from fedvad.features.config import Engine
 from fedvad.runs.config import Reference, as_path, resolve_config
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run import Run
+from fedvad.runs.run_folder import read_config
 from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.demo import demo as _demo
 from fedvad.verbs.evaluate import evaluate as _evaluate
@@ -41,6 +49,7 @@ __all__ = [
     "load",
     "predict",
     "run_stream",
+    "score_scenes",
     "train",
     "write_report",
 ]
@@ -143,12 +152,13 @@ def predict(
     """
     if save is not None and not isinstance(save, str):
         save = [str(kind) for kind in listed(save, "save")]
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    folder = as_path(run, "run")
+    limit = read_config(folder).max_pixels if max_pixels is None else max_pixels
     check_limit(limit, "max_pixels")
     one = is_image(images) or not isinstance(images, Iterable)
     several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
     return _predict(
-        as_path(run, "run"),
+        folder,
         [image_path(image, f"images[{i}]", max_pixels=limit) for i, image in enumerate(several)],
         site=site,
         reference=reference,

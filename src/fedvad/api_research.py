@@ -7,7 +7,7 @@ from inspect import signature
 from os import PathLike
 from typing import Any
 
-from fedvad.api_arguments import AnyPath, by_backbone, cache_at, maybe
+from fedvad.api_arguments import AnyPath, by_backbone, cache_at, listed, maybe
 from fedvad.errors import ConfigError
 from fedvad.experiments.bench.run import bench as _bench
 from fedvad.experiments.bench.suite import load_suite
@@ -15,9 +15,13 @@ from fedvad.experiments.continual.run import continual as _continual
 from fedvad.experiments.continual.stream import load_stream
 from fedvad.runs.config import as_path
 from fedvad.runs.progress import Progress, no_progress
+from fedvad.spectral.moments import Moments
+from fedvad.spectral.scene import Scene
 from fedvad.verbs.gallery import gallery as _gallery
+from fedvad.verbs.spectral import ScoredScene
+from fedvad.verbs.spectral import score_scenes as _score_scenes
 
-__all__ = ["backbones", "bench", "distill_backbone", "gallery", "run_stream"]
+__all__ = ["backbones", "bench", "distill_backbone", "gallery", "run_stream", "score_scenes"]
 
 
 def bench(
@@ -113,6 +117,40 @@ def gallery(data: AnyPath, out: AnyPath, **options: Any) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(f"unknown option {name!r} of gallery; known: {', '.join(known)}")
     return _gallery(as_path(data, "data"), as_path(out, "out"), **options)
+
+
+def score_scenes(
+    scenes: AnyPath | Scene | Iterable[AnyPath | Scene],
+    *,
+    method: str = "rx",
+    masks: AnyPath | Iterable[AnyPath] = (),
+    moments: Iterable[AnyPath | Moments] = (),
+    save_moments: AnyPath | None = None,
+    out: AnyPath | None = None,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> list[ScoredScene]:
+    """`fedvad spectral`: a map of odd pixels of each hyperspectral scene, and its figures.
+
+    scenes: a file or several, or `fedvad.spectral.scene.Scene` objects. masks: ground truths, one
+    per scene. moments: of all sites. options: of the detector, such as `windows=(17, 15)`. See
+    `fedvad.verbs.spectral.score_scenes`.
+    """
+    several = [scenes] if isinstance(scenes, str | PathLike | Scene) else listed(scenes, "scenes")
+    truths = [masks] if isinstance(masks, str | PathLike) else listed(masks, "masks")
+    return _score_scenes(
+        [one if isinstance(one, Scene) else as_path(one, "scenes") for one in several],
+        method=method,
+        masks=[as_path(path, "masks") for path in truths],
+        moments=[
+            one if isinstance(one, Moments) else as_path(one, "moments")
+            for one in listed(moments, "moments")
+        ],
+        save_moments=maybe(save_moments, "save_moments"),
+        out=maybe(out, "out"),
+        progress=progress,
+        **options,
+    )
 
 
 def backbones(pattern: str | None = None) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from fedvad.detectors.memory.feddymem import MemoryDetector
 from fedvad.errors import ConfigError, DataError
 from fedvad.runs import opening as runs
 from fedvad.runs.memory_run import TrainedRun
-from fedvad.runs.run_folder import read_config
+from fedvad.runs.run_folder import read_config, write_config
 from fedvad.serving.predictor import Predictor
 from tests.helpers import SIZE
 
@@ -368,3 +368,13 @@ def test_no_decision_from_a_score_that_is_not_finite(
     assert rows[0]["score"] is rows[0]["anomalous"] is None
     assert "no finite number" in rows[0]["error"]
     assert rows[1]["error"] is None
+
+
+def test_images_in_memory_are_bound_by_the_limit_of_the_run(trained: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    write_config(folder, read_config(folder).model_copy(update={"max_pixels": 99}))
+    pixels = np.full((10, 10, 3), 90, np.uint8)
+    (refused,) = fedvad.predict(folder, pixels)
+    assert "over the limit of 99" in refused["error"]
+    (scored,) = fedvad.predict(folder, pixels, max_pixels=100)
+    assert scored["error"] is None

@@ -51,6 +51,17 @@ def inspect(
     says: list[str] = described.pop("says", [])
     for sentence in says:
         console.print(f"• {escape(sentence)}", highlight=False, soft_wrap=True)
+    shares = described.pop("provenance", {})
+    if shares is None:
+        console.print("Provenance unknown: an earlier fedvad wrote it.", highlight=False)
+    elif shares:
+        whose = Table("site", "rows", "of the rows", "of the patches", "rounds")
+        for site, share in shares.items():
+            whose.add_row(
+                escape(site), f"{share['rows']:g}", f"{share['share_of_rows']:.1%}",
+                f"{share['share_of_patches']:.1%}", ", ".join(map(str, share["rounds"])),
+            )  # fmt: skip
+        console.print(whose)
     for key, value in described.items():
         if isinstance(value, dict | list):
             console.print(f"[bold]{key}[/bold]")

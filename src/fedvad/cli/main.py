@@ -34,6 +34,7 @@ from fedvad.cli.options import OptionsCommand, Verb
 from fedvad.cli.predict import predict
 from fedvad.cli.report import report
 from fedvad.cli.serve import serve
+from fedvad.cli.spectral import spectral
 from fedvad.cli.train import train
 from fedvad.errors import FedvadError
 
@@ -70,7 +71,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     _START: (demo, train, config, inspect),
     _USE: (evaluate, predict, calibrate, report, serve, export),
     _FEDERATION: (server, site, launch, status),
-    _RESEARCH: (bench, continual, distill, gallery, backbones),
+    _RESEARCH: (bench, continual, distill, gallery, backbones, spectral),
 }
 _MORE = "More options: --help-all. All of them as a file to edit: fedvad config."
 for panel, verbs in _PANELS.items():

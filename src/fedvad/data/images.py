@@ -36,6 +36,7 @@ __all__ = [
     "MAX_PIXELS",
     "check_rgb",
     "decode_rgb",
+    "read_bands",
     "read_bytes",
     "read_mask",
     "read_rgb",
@@ -170,6 +171,32 @@ def read_mask(path: Path, size: int | None, *, max_pixels: int = 10 * MAX_PIXELS
         return mask
     rows, columns = ((2 * np.arange(size) + 1) * side // (2 * size) for side in mask.shape)
     return np.ascontiguousarray(mask[np.ix_(rows, columns)])
+
+
+def read_bands(path: Path, *, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
+    """The values of all images of a file as stored, each (H, W): grey is one, colour three of them.
+
+    For files whose pages are bands of one scene; nothing is scaled to 8 bits, and no orientation
+    applied. Raises `ImageError` as `read_rgb`.
+    """
+    data, name = read_bytes(path), str(path)
+    form = format_of(data[:HEAD], name)
+    if form in _MEDICAL:
+        raise ImageError(f"{name}: is {form}, whose slices are not bands of one scene")
+    places = frames_in(BytesIO(data), form, name)
+    bands: list[np.ndarray] = []
+    with _decoded(data, name, max_pixels, 1 if len(places) > 1 else None) as (image, _):
+        for place in places:
+            image.seek(place)
+            check_work(data, image, place, name, max_pixels, None)
+            image.load()
+            if _is_deep(image):
+                bands.append(_deep(image)[0])
+            elif image.mode in ("1", "L"):
+                bands.append(np.array(image.convert("L")))
+            else:
+                bands += np.moveaxis(np.array(image.convert("RGB")), 2, 0)
+    return bands
 
 
 @contextmanager

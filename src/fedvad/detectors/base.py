@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -135,7 +135,8 @@ class NormalFeatures:
     """A site's readable normal images as a stream of descriptors that can be run repeatedly.
 
     Nothing is held in memory: every pass reads the extractor's cache. The first pass finds the
-    unreadable images. Raises `DataError` when none is left, or too many are bad.
+    unreadable images, and the `digests` of the others. Raises `DataError` when none is left, or
+    too many are bad.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class NormalFeatures:
         self.max_bad = max_bad
         self.where = where
         self.bad: tuple[str, ...] = ()
+        self.digests = [""] * len(self.paths)
 
     def warm_up(
         self,
@@ -156,18 +158,19 @@ class NormalFeatures:
 
         `on_descriptors` gets the (h, w, d) descriptors of each readable one, in order.
         """
-        kept, bad = [], []
+        kept, bad, digests = [], [], []
         for item in self.extractor.stream(self.paths, on_image):
             if item.descriptors is None:
                 bad.append(item.error or "unknown error")
             else:
                 kept.append(self.paths[item.index])
+                digests.append(item.digest)
                 if on_descriptors is not None:
                     on_descriptors(item.descriptors)
         check_bad_share(bad, len(self.paths), self.max_bad, self.where)
         if not kept:
             raise DataError(f"{self.where}: no readable normal image to train on")
-        self.paths, self.bad = kept, tuple(bad)
+        self.paths, self.bad, self.digests = kept, tuple(bad), digests
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -178,7 +181,7 @@ class NormalFeatures:
                 raise DataError(f"{self.where}: an image vanished meanwhile: {item.error}")
             yield item.descriptors
 
-    def subset(self, indices: Iterable[int]) -> NormalFeatures:
+    def subset(self, indices: Sequence[int]) -> NormalFeatures:
         """The images at `indices`, with nothing read again."""
         chosen = NormalFeatures(
             self.extractor,
@@ -186,6 +189,7 @@ class NormalFeatures:
             max_bad=self.max_bad,
             where=self.where,
         )
+        chosen.digests = [self.digests[i] for i in indices]
         return chosen
 
 

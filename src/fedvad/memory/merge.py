@@ -126,7 +126,13 @@ def _average(banks: Sequence[MemoryBank]) -> MemoryBank:
     between = ((vectors - mean) ** 2).sum(2, keepdims=True)
     inside = np.stack([bank.spread for bank in banks]).astype(np.float64)[:, :, None] ** 2
     variance = (share * (inside + between)).sum(0)[:, 0]
-    return MemoryBank(mean.astype(np.float32), weights.sum(0), np.sqrt(variance).astype(np.float32))
+    origin, place = concatenate(banks).origin, np.tile(np.arange(counts[0]), len(banks))
+    return MemoryBank(
+        mean.astype(np.float32),
+        weights.sum(0),
+        np.sqrt(variance).astype(np.float32),
+        None if origin is None else origin.cells(place, weights.reshape(-1)),
+    )
 
 
 def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
@@ -137,8 +143,8 @@ def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
     weights = np.bincount(cell, bank.weights).astype(np.float64)
     scatter = bank.weights * (bank.spread.astype(np.float64) ** 2 + squared)
     variance = np.bincount(cell, scatter) / weights
-    chosen = coreset.indices[kept]
-    return MemoryBank(bank.vectors[chosen], weights, np.sqrt(variance).astype(np.float32))
+    found = bank.take(coreset.indices[kept])
+    return MemoryBank(found.vectors, weights, np.sqrt(variance).astype(np.float32), found.origin)
 
 
 def _assigned(

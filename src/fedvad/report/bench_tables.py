@@ -10,7 +10,7 @@ from fedvad.report.tables import to_markdown
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["bench_markdown", "bench_rich", "bench_rows", "size"]
+__all__ = ["bench_markdown", "bench_rich", "bench_rows", "confounding", "size"]
 
 _UNKNOWN = "–"
 _HEAD = [
@@ -79,6 +79,10 @@ def bench_markdown(summary: Mapping[str, Any]) -> str:
         gains = _gain_table(methods)
         if len(gains) > 1:
             parts += ["", to_markdown(gains)]
+        if set_ in summary["trivial"]:
+            parts += ["", to_markdown(_trivial_table(summary["trivial"][set_]))]
+        if warning := confounding(summary, set_):
+            parts += ["", f"**{warning}**"]
     if len(summary["sets"]) > 1 and summary["ranks"]:
         ranks = sorted(summary["ranks"].items(), key=lambda item: item[1])
         rows = [["method", "mean rank over sets"], *([n, f"{r:.2f}"] for n, r in ranks)]
@@ -130,6 +134,27 @@ def _gain_table(methods: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def _trivial_table(found: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["trivial statistic as score", "image AUROC mean", "lowest site", "highest site"]]
+    for name, figures in found["statistics"].items():
+        values = list(figures["sites"].values()) or [None]
+        rows.append([name, _figure(figures["mean"]), _figure(min(values)), _figure(max(values))])
+    return rows
+
+
+def confounding(summary: Mapping[str, Any], set_: str) -> str:
+    """A sentence of warning where trivial statistics order the test images of a set; else ''."""
+    found = summary["trivial"].get(set_, {})
+    names = found.get("confounded", [])
+    if not names:
+        return ""
+    shown = ", ".join(f"{name} {_figure(found['statistics'][name]['mean'])}" for name in names)
+    return (
+        f"{set_} is confounded: image AUROC of {shown} alone. A detector's figure may measure "
+        "this rather than the defects."
+    )
+
+
 def bench_rich(summary: Mapping[str, Any]) -> list[Table]:
     """What fits a terminal, one table per set."""
     from rich.table import Table
@@ -148,6 +173,8 @@ def bench_rich(summary: Mapping[str, Any]) -> list[Table]:
                 size(row["costs"]["bytes_up"]),
                 "yes" if row["pareto"] else "",
             )
+        table.caption = confounding(summary, set_) or None
+        table.caption_justify = "left"
         tables.append(table)
     return tables
 

@@ -19,6 +19,7 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
+from fedvad.memory.origin import ORIGIN_ARRAYS, origin_arrays, origin_from
 from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.run import Arrays, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
@@ -161,6 +162,11 @@ class TrainedRun(Run):
         """See `Run.shared_hash`; of the rows alone, as the rest is computed from them."""
         return weights_hash({"vectors": self.memory.vectors})
 
+    @property
+    def schema(self) -> int:
+        """See `Run.schema`: 2 where rows say which site sent them."""
+        return 1 if self.memory.origin is None else 2
+
     def _shared_arrays(self) -> Arrays:
         arrays = {f"global/{name}": array for name, array in _bank_arrays(self.memory).items()}
         return arrays if self.scale is None else arrays | {"global/scale": self.scale}
@@ -227,13 +233,17 @@ def _scale(values: npt.NDArray[Any] | None, rows: int) -> FloatArray | None:
 
 
 def _bank_arrays(bank: MemoryBank) -> Arrays:
-    return {"vectors": bank.vectors, "weights": bank.weights, "spread": bank.spread}
+    arrays: Arrays = {"vectors": bank.vectors, "weights": bank.weights, "spread": bank.spread}
+    return arrays | origin_arrays(bank.origin)
 
 
 def _bank(whose: str, arrays: Arrays) -> MemoryBank:
     """Taken out of `arrays`; raises `KeyError`, `MemoryBankError`."""
-    parts = [arrays.pop(name) for name in ("vectors", "weights", "spread")]
-    for part in parts:
+    vectors, weights, spread = (arrays.pop(name) for name in ("vectors", "weights", "spread"))
+    for part in (vectors, weights, spread):
         if part.dtype.kind != "f":
             raise MemoryBankError(f"memory {whose!r} holds {part.dtype}, not floating point")
-    return MemoryBank(*parts)
+    origin = origin_from(arrays, len(vectors))
+    for name in ORIGIN_ARRAYS:
+        arrays.pop(name, None)
+    return MemoryBank(vectors, weights, spread, origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -255,4 +256,4 @@ def wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
     """The bank as it reads after a round trip, so that saved and live detectors score alike."""
     precision = downlink_precision(config.precision)
     vectors = rounding(precision)(bank.vectors)
-    return MemoryBank(vectors, bank.weights, cast(bank.spread, plain_dtype(precision)))
+    return replace(bank, vectors=vectors, spread=cast(bank.spread, plain_dtype(precision)))

@@ -109,10 +109,16 @@ class Run(ABC):
             thresholds = {k: asdict(t) for k, t in model.thresholds.items()}
             told = {"name": name, "n_images": model.n_images} | model.values()
             sites.append(told | {"thresholds": thresholds})
-        values = {"kind": self.kind, "method": self.method, "data": self.data}
+        values = {"schema": self.schema, "kind": self.kind, "method": self.method}
+        values["data"] = self.data
         write_arrays(
             folder / DETECTOR_FILE, arrays, values | self._shared_values() | {"sites": sites}
         )
+
+    @property
+    def schema(self) -> int:
+        """Version of its file, which an earlier fedvad may not read."""
+        return 1
 
     @classmethod
     def load(cls, folder: Path) -> Self:

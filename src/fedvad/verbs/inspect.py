@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedvad.data.contents import check_contents
 from fedvad.data.folders import read_data
@@ -15,6 +17,7 @@ from fedvad.data.listing import scan
 from fedvad.data.view_choice import USUAL_SIZE, choose_size, sizes_of
 from fedvad.data.views import Size
 from fedvad.detectors.artefact import read_arrays
+from fedvad.detectors.student.parameters import under
 from fedvad.errors import ArtefactError, DataError, PayloadError
 from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload
@@ -25,6 +28,7 @@ from fedvad.federation.signed import (
     read_bounded,
     read_trusted_keys,
 )
+from fedvad.memory.origin import ORIGIN_ARRAYS, origin_from
 from fedvad.runs.data import data_with_masks
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
 
@@ -89,7 +93,34 @@ def inspect(
         "path": str(path),
         "bytes": path.stat().st_size,
         **values,
+        **_shares(arrays),
         "arrays": {name: _describe(array) for name, array in sorted(arrays.items())},
+    }
+
+
+def _shares(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """What each site gave to a memory: rows, and its share of the patches that they stand for.
+
+    None, under the same key, where the file does not say whose its rows are.
+    """
+    found = under("global/", arrays) or arrays
+    if "vectors" not in found or "weights" not in found:
+        return {}
+    weights = found["weights"].astype(np.float64)
+    origin = origin_from(found, len(weights))
+    if origin is None:
+        return {"provenance": None}
+    rows, patches = origin.by_site(np.ones(len(weights))), origin.by_site(weights)
+    return {
+        "provenance": {
+            site or "unknown": {
+                "rows": round(rows[site], 1),
+                "share_of_rows": rows[site] / len(weights),
+                "share_of_patches": patches[site] / weights.sum(),
+                "rounds": sorted({s.round for s in origin.sources if s.site == site}),
+            }
+            for site in sorted(rows)
+        }
     }
 
 
@@ -123,7 +154,7 @@ def _message(
     weights = has_weights(payload)
     known = all(name.startswith("weight/") for name in payload.arrays)
     nothing_else = payload.to_bytes() == body and (
-        known if weights else set(payload.arrays) == _ARRAYS
+        known if weights else set(payload.arrays) - set(ORIGIN_ARRAYS) == _ARRAYS
     )
     contents = _contents(payload) | {"nothing_else": nothing_else}
     values: dict[str, Any] = {

@@ -6,7 +6,7 @@ The mirror image of FedDyMem: there memories travel and generators stay. For com
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class GeneratorSite:
     def bank(self) -> MemoryBank:
         """The site's memory in the generator's space; spreads stay those of the raw rows."""
         moved = self.generator(self._raw.vectors)
-        return MemoryBank(moved, self._raw.weights, self._raw.spread)
+        return replace(self._raw, vectors=moved)
 
     def train(
         self,

@@ -1,0 +1,125 @@
+"""`fedvad spectral`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import JsonOption, numbers, print_json, showing
+
+__all__ = ["spectral"]
+
+
+def spectral(
+    scenes: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SCENE...",
+            help="Hyperspectral scenes: .mat, .npz, .npy, ENVI .hdr, .tif with a band on each "
+            "page, or a folder of images as bands.",
+            show_default=False,
+        ),
+    ],
+    method: Annotated[
+        str, typer.Option(help="Detector: rx, line-rx, lrx, crd, rpca or rpca-rx.")
+    ] = "rx",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a picture and a map of each scene, and a table.", show_default=False
+        ),
+    ] = None,
+    mask: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Ground truth in place of that in the file: an image, .mat, .npz or .npy. Once "
+            "per scene, in their order.",
+            show_default=False,
+        ),
+    ] = None,
+    moments: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Score by the merged moments in these files (one per site) in place of the "
+            "scene's own, with rx. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    save_moments: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write count, mean and scatter of the pixels of all scenes here, for other sites.",
+            show_default=False,
+        ),
+    ] = None,
+    windows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUTER,INNER",
+            help="Sides of the ring around a pixel, odd [default: lrx 17,9, crd 17,15]",
+            show_default=False,
+        ),
+    ] = None,
+    border: Annotated[
+        str | None,
+        typer.Option(
+            help="What lies beyond the edge, for lrx and crd: wrap, mirror or shift "
+            "[default: wrap]",
+            show_default=False,
+        ),
+    ] = None,
+    components: Annotated[
+        int | None,
+        typer.Option(help="Principal components kept by lrx [default: 10]", show_default=False),
+    ] = None,
+    ridge: Annotated[
+        float | None,
+        typer.Option(
+            help="Added to the diagonal of a covariance, in units of its mean; of crd the weight "
+            "of its cost [default: the detector's]",
+            show_default=False,
+        ),
+    ] = None,
+    norm: Annotated[
+        str | None,
+        typer.Option(
+            help="Scaling for crd and rpca: global_minmax, band_minmax, band_std or none "
+            "[default: global_minmax]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find odd pixels in hyperspectral scenes, and measure that where the truth is known."""
+    from fedvad.verbs.spectral import score_scenes, spectral_rows
+
+    sides = None if windows is None else numbers(windows, "--windows")
+    if sides is not None and len(sides) != 2:
+        raise typer.BadParameter(f"--windows takes two numbers like 17,15, not {windows!r}")
+    with showing() as progress:
+        found = score_scenes(
+            scenes,
+            method=method,
+            masks=mask or (),
+            moments=moments or (),
+            save_moments=save_moments,
+            out=out,
+            windows=None if sides is None else tuple(sides),
+            border=border,
+            components=components,
+            ridge=ridge,
+            norm=norm,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"method": method, "scenes": [one.to_dict() for one in found]})
+        return
+    from rich.console import Console
+
+    from fedvad.report.tables import rich_table, without_empty
+
+    Console().print(rich_table(f"Odd pixels by {method}", without_empty(spectral_rows(found))))
+    if out is not None:
+        typer.echo(f"pictures, maps and spectral.csv: {out}")

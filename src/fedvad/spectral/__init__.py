@@ -1,0 +1,1 @@
+"""Hyperspectral scenes: reading cubes of many bands, detectors of odd pixels, and their figures."""

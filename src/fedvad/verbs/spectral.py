@@ -1,0 +1,205 @@
+"""`spectral`: maps of odd pixels in hyperspectral scenes, their pictures and figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvad.data.files import write_atomically
+from fedvad.data.output_folder import OutputFolder
+from fedvad.data.outputs import holding_folders, real
+from fedvad.errors import ConfigError
+from fedvad.report.overlay import draw_outline, heatmap_overlay, save_png
+from fedvad.report.tables import UNKNOWN, Rows, write_csv
+from fedvad.runs.guards import guard_output_file
+from fedvad.runs.progress import Progress, Stage, no_progress
+from fedvad.spectral.areas import Areas, areas
+from fedvad.spectral.colour import false_colour
+from fedvad.spectral.methods import score_cube
+from fedvad.spectral.moments import Moments
+from fedvad.spectral.reading import read_scene
+from fedvad.spectral.scene import Mask, Scene
+
+__all__ = ["ScoredScene", "score_scenes", "spectral_rows"]
+
+_SIDE = 480  # pixels that a scene's longer side is enlarged to, in whole steps
+_TABLE = "spectral.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredScene:
+    """What a detector found in one scene.
+
+    Attributes
+    ----------
+    name : str
+    map : (h, w) float64 array
+        Higher is more anomalous.
+    bands : int
+    anomalous : int or None
+        Pixels of the ground truth; None where there is none.
+    areas : Areas or None
+        Figures; None without a ground truth of both classes.
+    seconds : float
+        Processor time of the detector.
+    picture, saved : Path or None
+        False colours beside the map (.png), and the map (.npy), where a folder was given.
+    """
+
+    name: str
+    map: NDArray[np.float64]
+    bands: int
+    anomalous: int | None
+    areas: Areas | None
+    seconds: float
+    picture: Path | None = None
+    saved: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all but the map itself."""
+        found = self.areas
+        figures = {} if found is None else asdict(found) | {"auc4": found.auc4, "auc5": found.auc5}
+        return {
+            "name": self.name,
+            "height": self.map.shape[0],
+            "width": self.map.shape[1],
+            "bands": self.bands,
+            "anomalous": self.anomalous,
+            **{key: figures.get(key) for key in ("auc1", "auc2", "auc3", "auc4", "auc5", "ap")},
+            "seconds": self.seconds,
+            "picture": None if self.picture is None else str(self.picture),
+            "map": None if self.saved is None else str(self.saved),
+        }
+
+
+def score_scenes(
+    scenes: Sequence[Path | Scene],
+    *,
+    method: str = "rx",
+    masks: Sequence[Path] = (),
+    moments: Sequence[Path | Moments] = (),
+    save_moments: Path | None = None,
+    out: Path | None = None,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> list[ScoredScene]:
+    """Score every pixel of hyperspectral scenes by how odd it is in its scene.
+
+    Parameters
+    ----------
+    scenes : sequence of Path or Scene
+        See `fedvad.spectral.reading.read_scene` for files.
+    method : str, default="rx"
+        One of `fedvad.spectral.methods.METHODS`.
+    masks : sequence of Path, default=()
+        Ground truths in place of those in the files, one per scene.
+    moments : sequence of Path or Moments, default=()
+        Of the background, of all sites; together they stand for the scene's own, for "rx".
+    save_moments : Path, default=None
+        File for the moments of all `scenes` together, to be sent to others.
+    out : Path, default=None
+        Folder for a picture and a map of each scene and a table.
+    options
+        Of the detector.
+
+    Raises
+    ------
+    ConfigError, DataError, StorageError
+        For options and scenes that do not fit; when the disk refuses.
+    """
+    if not scenes:
+        raise ConfigError("no scene is given: name at least one file")
+    if masks and len(masks) != len(scenes):
+        raise ConfigError(f"{len(masks)} masks for {len(scenes)} scenes: give one for each")
+    paths = [scene for scene in scenes if isinstance(scene, Path)]
+    guard_output_file(save_moments, "--save-moments", others=[*paths, *masks])
+    folder = None
+    if out is not None:
+        folder = OutputFolder(out, "--out", inputs=holding_folders([], [*paths, *masks]))
+    if moments:
+        parts = [Moments.load(part) if isinstance(part, Path) else part for part in moments]
+        options["moments"] = sum(parts[1:], parts[0])
+    stage = Stage(progress, "scoring", len(scenes))
+    found: list[ScoredScene] = []
+    total: Moments | None = None
+    for number, given in enumerate(scenes):
+        mask = masks[number] if masks else None
+        scene = read_scene(given, mask=mask) if isinstance(given, Path) else given
+        start = time.process_time()
+        scores = score_cube(scene.cube, method, **options)
+        seconds = time.process_time() - start
+        if save_moments is not None:
+            own = Moments.of(scene.cube)
+            total = own if total is None else total + own
+        place = None
+        if folder is not None:
+            owner = str(real(given)) if isinstance(given, Path) else scene.name
+            place = folder.claim(owner, PurePath(scene.name), (".png", ".npy"))
+        found.append(_scored(scene, scores, seconds, place))
+        stage()
+    if total is not None and save_moments is not None:
+        total.save(save_moments)
+    if out is not None:
+        write_csv(spectral_rows(found), out / _TABLE)
+    return found
+
+
+def spectral_rows(found: Sequence[ScoredScene]) -> Rows:
+    """A table: pixels of the truth of each scene, figures and seconds."""
+    header = ["scene", "truth", *(f"AUC{n}" for n in range(1, 6)), "AP", "seconds"]
+    rows = [header]
+    for one in found:
+        values = one.to_dict()
+        figures = [values[key] for key in ("auc1", "auc2", "auc3", "auc4", "auc5", "ap")]
+        rows.append(
+            [
+                one.name,
+                UNKNOWN if one.anomalous is None else str(one.anomalous),
+                *(UNKNOWN if figure is None else f"{figure:.4f}" for figure in figures),
+                f"{one.seconds:.1f}",
+            ]
+        )
+    return rows
+
+
+def _scored(
+    scene: Scene, scores: NDArray[np.float64], seconds: float, place: Path | None
+) -> ScoredScene:
+    picture = saved = None
+    if place is not None:
+        picture, saved = (place.with_name(place.name + end) for end in (".png", ".npy"))
+        save_png(picture, _picture(false_colour(scene), scores, scene.mask))
+        buffer = BytesIO()
+        np.save(buffer, scores.astype(np.float32))
+        write_atomically(saved, buffer.getvalue())
+    return ScoredScene(
+        name=scene.name,
+        map=scores,
+        bands=scene.cube.shape[2],
+        anomalous=None if scene.mask is None else int(scene.mask.sum()),
+        areas=None if scene.mask is None else areas(scores, scene.mask),
+        seconds=seconds,
+        picture=picture,
+        saved=saved,
+    )
+
+
+def _picture(
+    colours: NDArray[np.uint8], scores: NDArray[np.float64], mask: Mask | None
+) -> NDArray[np.uint8]:
+    """False colours with the outlines of the truth, beside them the map from its median upwards."""
+    step = max(1, _SIDE // max(scores.shape))
+    large = colours.repeat(step, 0).repeat(step, 1)
+    low, high = np.quantile(scores, [0.5, 0.995])
+    heat = heatmap_overlay(np.zeros_like(large), scores, low=low, high=high, strength=1.0)
+    if mask is not None:
+        large = draw_outline(large, mask.repeat(step, 0).repeat(step, 1))
+    gap = np.full((large.shape[0], 8, 3), 255, np.uint8)
+    return np.concatenate([large, gap, heat], axis=1)

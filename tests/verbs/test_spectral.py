@@ -1,0 +1,105 @@
+"""`fedvad spectral`: figures, pictures and moments from files, the same in Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fedvad
+from fedvad.errors import ConfigError
+from fedvad.spectral.moments import Moments
+from fedvad.spectral.rx import rx
+from fedvad.spectral.scene import Scene
+from fedvad.verbs.spectral import spectral_rows
+from tests.helpers import run_main
+from tests.spectral.drawn import drawn_scene
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two sites' scenes; the second has no truth."""
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes = drawn_scene(seed=0), drawn_scene(seed=1, height=24)
+    np.savez(folder / "a.npz", cube=scenes[0].cube, truth=scenes[0].mask)
+    np.save(folder / "b.npy", scenes[1].cube)
+    return [folder / "a.npz", folder / "b.npy"]
+
+
+def test_scenes_get_figures_maps_and_pictures(
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    code = run_main(
+        monkeypatch, "--quiet", "spectral", *files, "--method", "crd", "--windows", "9,7",
+        "--out", out, "--json",
+    )  # fmt: skip
+    assert code == 0
+    first, second = json.loads(capsys.readouterr().out)["scenes"]
+    (in_python, _) = fedvad.score_scenes(files, method="crd", windows=(9, 7))
+    assert in_python.areas is not None
+    assert first["auc1"] == in_python.areas.auc1 > 0.99
+    assert (first["anomalous"], second["anomalous"], second["auc1"]) == (4, None, None)
+    assert np.allclose(np.load(first["map"]), in_python.map, rtol=1e-6)
+    with Image.open(first["picture"]) as picture:
+        assert picture.size == (2 * 30 * 16 + 8, 28 * 16)
+    table = (out / "spectral.csv").read_text().splitlines()
+    assert table[1].startswith(f"a,4,{first['auc1']:.4f},")
+    assert table[2].startswith("b,–,–")
+
+
+def test_sites_that_share_moments_score_as_if_pooled(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file, target in zip(files, sums, strict=True):
+        assert run_main(monkeypatch, "--quiet", "spectral", file, "--save-moments", target) == 0
+    assert run_main(
+        monkeypatch, "--quiet", "spectral", files[0], "--moments", sums[0], "--moments", sums[1],
+        "--out", tmp_path / "out",
+    ) == 0  # fmt: skip
+    cubes = [np.load(files[0])["cube"], np.load(files[1])]
+    pooled = rx(np.concatenate(cubes))[: len(cubes[0])]
+    assert np.allclose(np.load(tmp_path / "out/a.npy"), pooled, rtol=1e-5)
+    both = tmp_path / "both.safetensors"
+    fedvad.score_scenes(files, save_moments=both)
+    assert Moments.load(both).count == 28 * 30 + 24 * 30
+
+
+def test_wrong_calls_are_refused_before_work(
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments, words in (
+        (["--windows", "9,7"], "windows is no option of rx: it goes with lrx, crd"),
+        (["--out", files[0].parent], "is the folder of the images"),
+        (["--mask", files[0]], "1 masks for 2 scenes"),
+        (["--save-moments", files[0]], "--save-moments"),
+    ):
+        assert run_main(monkeypatch, "--quiet", "spectral", *files, *arguments) in (2, 3)
+        assert words in capsys.readouterr().err
+    assert run_main(monkeypatch, "--quiet", "spectral", *files, "--windows", "9") == 2
+    with pytest.raises(ConfigError, match="at least one file"):
+        fedvad.score_scenes([])
+
+
+def test_scenes_in_memory_are_shown_in_the_colours_of_their_wavelengths(tmp_path: Path) -> None:
+    cube = np.zeros((10, 10, 4), np.float32)
+    cube[:5, :, 2] = 1  # red in the upper half
+    cube[0, 0, 3] = 9
+    waves = np.array([0.45, 0.55, 0.64, 0.9])
+    (found,) = fedvad.score_scenes(Scene("part", cube, None, waves), method="rx", out=tmp_path)
+    assert found.picture is not None
+    with Image.open(found.picture) as picture:
+        pixels = np.asarray(picture)
+    assert pixels[100, 200].tolist() == [255, 0, 0]
+    assert pixels[400, 200].tolist() == [0, 0, 0]
+    assert spectral_rows([found])[1][1] == "–"
