@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
 from fedvad.federation.mailboxes.flower.rounds import WaitPolicy
-from fedvad.runs.remote import MAX_WEIGHT_BYTES
+from fedvad.runs.method import MAX_WEIGHT_BYTES
 
 __all__ = [
     "RUNNING",
