@@ -32,6 +32,7 @@ from fedvad.cli.gallery import gallery
 from fedvad.cli.group import group
 from fedvad.cli.inspect import inspect
 from fedvad.cli.options import OptionsCommand, Verb
+from fedvad.cli.plan import plan
 from fedvad.cli.predict import predict
 from fedvad.cli.report import report
 from fedvad.cli.serve import serve
@@ -69,7 +70,7 @@ app = typer.Typer(
 
 _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    _START: (demo, train, config, inspect),
+    _START: (demo, plan, train, config, inspect),
     _USE: (evaluate, predict, calibrate, report, serve, export),
     _FEDERATION: (server, site, launch, status, group),
     _RESEARCH: (bench, continual, distill, gallery, backbones, spectral),
@@ -77,7 +78,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
 _MORE = "More options: --help-all. All of them as a file to edit: fedvad config."
 for panel, verbs in _PANELS.items():
     for verb in verbs:
-        if verb in (train, config, group):
+        if verb in (plan, train, config, group):
             app.command(cls=OptionsCommand, rich_help_panel=panel, epilog=_MORE)(verb)
         else:
             app.command(cls=Verb, rich_help_panel=panel)(verb)
