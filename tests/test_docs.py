@@ -69,9 +69,7 @@ def _play(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
             code = run_main(monkeypatch, *shlex.split(line, comments=True)[1:])
             assert code == 0, f"{line}\n{capsys.readouterr().err}"
         elif line and not line.startswith("#"):
-            subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", line], env=_environment(), check=True
-            )
+            subprocess.run(["bash", "-euo", "pipefail", "-c", line], env=_environment(), check=True)
 
 
 # pages whose blocks have a test of their own below, since they draw something first
@@ -115,6 +113,7 @@ MADE = {
     "howto/two-hospitals": "shared/report.html",
     "howto/a-liar": "guarded/report.html",
     "howto/plant": "trial/report.html",
+    "howto/new-normals": "grown",
     "howto/no-network": "birch/run/detector.safetensors",
     "glossary": "run",
 }

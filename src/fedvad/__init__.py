@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         predict,
         run_stream,
         train,
+        undo_update,
+        update,
         write_report,
     )
     from fedvad.errors import FedvadError
@@ -49,6 +51,8 @@ __all__ = [
     "predict",
     "run_stream",
     "train",
+    "undo_update",
+    "update",
     "write_report",
 ]
 

@@ -35,6 +35,7 @@ from fedvad.cli.predict import predict
 from fedvad.cli.report import report
 from fedvad.cli.serve import serve
 from fedvad.cli.train import train
+from fedvad.cli.update import update
 from fedvad.errors import FedvadError
 
 __all__ = ["app", "main"]
@@ -68,7 +69,7 @@ app = typer.Typer(
 _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     _START: (demo, train, config, inspect),
-    _USE: (evaluate, predict, calibrate, report, serve, export),
+    _USE: (evaluate, predict, calibrate, update, report, serve, export),
     _FEDERATION: (server, site, launch, status),
     _RESEARCH: (bench, continual, distill, gallery, backbones),
 }
