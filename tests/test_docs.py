@@ -114,6 +114,7 @@ MADE = {
     "howto/two-hospitals": "shared/report.html",
     "howto/a-liar": "guarded/report.html",
     "howto/plant": "trial/report.html",
+    "howto/new-normals": "grown",
     "howto/no-network": "birch/run/detector.safetensors",
     "glossary": "run",
 }

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         run_stream,
         score_scenes,
         train,
+        undo_update,
+        update,
         write_report,
     )
     from fedvad.errors import FedvadError
@@ -55,6 +57,8 @@ __all__ = [
     "run_stream",
     "score_scenes",
     "train",
+    "undo_update",
+    "update",
     "write_report",
 ]
 

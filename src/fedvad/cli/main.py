@@ -38,6 +38,7 @@ from fedvad.cli.report import report
 from fedvad.cli.serve import serve
 from fedvad.cli.spectral import spectral
 from fedvad.cli.train import train
+from fedvad.cli.update import update
 from fedvad.errors import FedvadError
 
 __all__ = ["app", "main"]
@@ -71,7 +72,7 @@ app = typer.Typer(
 _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     _START: (demo, plan, train, config, inspect),
-    _USE: (evaluate, predict, calibrate, report, serve, export),
+    _USE: (evaluate, predict, calibrate, update, report, serve, export),
     _FEDERATION: (server, site, launch, status, group),
     _RESEARCH: (bench, continual, distill, gallery, backbones, spectral),
 }

@@ -190,8 +190,8 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Resu
     )
     if changed:
         raise ConfigError(
-            f"{out} is a finished run of other training images (sites {changed}): choose another "
-            "--out for these"
+            f"{out} is a finished run of other training images (sites {changed}): let the new "
+            f"ones join it with fedvad update {out} DATA, or choose another --out"
         )
     results = read_results(out)
     # as the results say: a run that was killed while it made more has them in its configuration
