@@ -15,7 +15,7 @@ from fedvad.data.images import read_rgb
 from fedvad.errors import ImageError, StorageError
 from fedvad.report.choice import choose
 from fedvad.report.html.record import Gallery, Picture, printable
-from fedvad.report.overlay import draw_outline, heatmap_overlay
+from fedvad.report.overlay import draw_outline, heatmap_overlay, own_range
 from fedvad.report.panels import Panel, display_ranges, drawn_mask
 
 __all__ = ["GALLERY_FOLDER", "write_gallery"]
@@ -32,8 +32,8 @@ def write_gallery(panels: Sequence[Panel], folder: Path, *, limit: int = 200) ->
 
     Each becomes two WebP files of at most 224 pixels a side: the photograph, and the same under its
     heat map with the outline of the ground truth where there is one. Colours are ranged per site by
-    its normal images (`map_range`), so pass all test images. Raises StorageError, DataError for a
-    map that is not finite.
+    its normal images (`map_range`, `own_range`), so pass all test images. Raises StorageError,
+    DataError for a map that is not finite.
     """
     target = folder / GALLERY_FOLDER
     ranges = display_ranges(panels)
@@ -91,7 +91,8 @@ def _thumbnail(image: Pixels) -> Pixels:
 
 def _heat(panel: Panel, photo: Pixels, limits: tuple[float, float]) -> tuple[Pixels, bool]:
     """The photograph under its map, and whether the ground truth is drawn on it."""
-    heat = heatmap_overlay(photo, panel.map, low=limits[0], high=limits[1])
+    low, high = own_range(panel.map, *limits)
+    heat = heatmap_overlay(photo, panel.map, low=low, high=high)
     mask = drawn_mask(panel, photo.shape[1], photo.shape[0])
     if mask is None or not mask.any():
         return heat, False
