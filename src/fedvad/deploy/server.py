@@ -23,7 +23,7 @@ from fedvad.federation.ledger import RoundEntry
 from fedvad.federation.mailboxes.flower.rounds import Links, RemoteRounds
 from fedvad.federation.mailboxes.inprocess import Schedule
 from fedvad.federation.payload import Payload, bank_from
-from fedvad.runs.config import TrainConfig, resolve_config
+from fedvad.runs.config import OWN_OF_SITE, TrainConfig, resolve_config
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.plan import check_join
 from fedvad.runs.remote import Remote, remote
@@ -121,7 +121,7 @@ def _federate(
         settings.patience(),
         family.exchange_for,
         federation=record["federation"],
-        config=config.model_dump_json(exclude={"weights", "device", "jobs", "compare"}),
+        config=config.model_dump_json(exclude=set(OWN_OF_SITE) - {"engine"}),
         state_dir=folder / "state",
         features=settings.features,
         max_bytes=family.max_bytes,
