@@ -107,19 +107,24 @@ def plan(
     out: AnyPath | None = None,
     *,
     budget: float | None = None,
+    suspects: AnyPath | None = None,
+    cache: AnyPath | None = None,
     progress: Progress = no_progress,
     **options: Unpack[TrainOptions],
 ) -> Plan:
     """Plan a training from the normal images of each site; no test image is read.
 
     data: a folder of sites as `train` takes it, or a file of its `to_json`; or several. out: the
-    plan to write, for `train`. See `fedvad.verbs.plan.plan`.
+    plan to write, for `train`. suspects: picture to write of doubtful normal images. See
+    `fedvad.verbs.plan.plan`.
     """
     several = [data] if isinstance(data, str | PathLike) else listed(data, "data")
     return _plan(
         [as_path(place, "data") for place in several],
         maybe(out, "out"),
         budget=budget,
+        suspects=maybe(suspects, "suspects"),
+        cache=cache_at(cache),
         progress=progress,
         **options,
     )

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json, showing
+from fedvad.cli.common import (
+    CacheOption,
+    CacheSizeOption,
+    JsonOption,
+    open_cache,
+    print_json,
+    showing,
+)
 from fedvad.cli.options import given_options
 
 __all__ = ["plan"]
@@ -34,6 +41,16 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    suspects: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture to write of normal images that are unlike the others of their site; the "
+            "plan then lists them, for you to leave out.",
+            show_default=False,
+        ),
+    ] = None,
+    cache: CacheOption = None,
+    cache_size: CacheSizeOption = "20G",
     as_json: JsonOption = False,
 ) -> None:
     """Look at the normal images of each site and plan the training. No test image is read.
@@ -43,7 +60,10 @@ def plan(
     from fedvad.verbs.plan import plan as run_plan
 
     with showing() as progress:
-        made = run_plan(places, out, budget=budget, progress=progress, **given_options(context))
+        made = run_plan(
+            places, out, budget=budget, suspects=suspects, cache=open_cache(cache, cache_size),
+            progress=progress, **given_options(context),
+        )  # fmt: skip
     if as_json:
         print_json(made.to_json())
         return

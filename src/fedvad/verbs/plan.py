@@ -12,16 +12,15 @@ from fedvad.data.checked import strictly
 from fedvad.data.contents import normals
 from fedvad.data.files import write_atomically
 from fedvad.data.fingerprint import Fingerprint, fingerprint_of
-from fedvad.data.folders import read_data
-from fedvad.data.sets import ImageSet, Site
-from fedvad.data.split import parse_split, split_site
 from fedvad.errors import ArtefactError, ConfigError, DataError
+from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.choosing import Choice, choose_options, remarks
 from fedvad.runs.config import at_size, given_values, resolve_config
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.template import as_toml
 from fedvad.runs.train_config import TrainConfig
+from fedvad.verbs.doubts import find_doubtful, training_sites
 
 __all__ = ["Plan", "plan"]
 
@@ -31,13 +30,16 @@ class Plan:
     """What `plan` found.
 
     sites: fingerprints by site. choices: options for `train`, each with its reason; given: those
-    that somebody gave, which win. remarks: sentences on the data.
+    that somebody gave, which win. remarks: sentences on the data. doubtful: normal images that are
+    unlike the others of their site, the least likely first, each with its score in multiples of the
+    usual one; None where nobody asked.
     """
 
     sites: Mapping[str, Fingerprint]
     choices: tuple[Choice, ...]
     given: Mapping[str, Any]
     remarks: tuple[str, ...]
+    doubtful: Mapping[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints; as a file, `plan` reads its sites."""
@@ -46,6 +48,7 @@ class Plan:
             "options": {one.key: one.value for one in self.choices} | dict(self.given),
             "why": {one.key: one.why for one in self.choices if one.key not in self.given},
             "remarks": list(self.remarks),
+            **({} if self.doubtful is None else {"doubtful": dict(self.doubtful)}),
         }
 
     def to_toml(self) -> str:
@@ -59,6 +62,12 @@ class Plan:
         for choice in self.choices:
             if choice.key not in self.given:
                 yield f"\n# {choice.why}\n{choice.key} = {as_toml(choice.value)}"
+        if self.doubtful is not None and "leave_out" not in self.given:
+            yield "\n# Doubtful normal images; remove the # before each that shows no good part."
+            yield "leave_out = ["
+            for file, times in self.doubtful.items():
+                yield f"#   {as_toml(file)},  # {times:.2g} times the usual score"
+            yield "]"
         yield "\n# The normal images of each site:"
         for name, one in self.sites.items():
             plain = "" if one.foreground == 1 else f"; the object covers {one.foreground:.0%}"
@@ -76,6 +85,8 @@ def plan(
     out: Path | None = None,
     *,
     budget: float | None = None,
+    suspects: Path | None = None,
+    cache: DescriptorCache | None = None,
     progress: Progress = no_progress,
     **options: Any,
 ) -> Plan:
@@ -90,6 +101,11 @@ def plan(
     budget : float, default=None
         Seconds that an image may take in the backbone on this machine, above 0; more of an image
         is read where there is time. Without, images are read as `image_size = "auto"` does.
+    suspects : Path, default=None
+        A picture to write, a PNG file, of normal images that are unlike the others of their site;
+        the plan then lists them. All normal images pass the backbone. With one folder only.
+    cache : DescriptorCache, default=None
+        Where their descriptors are kept for the training.
     progress : Progress, default=no_progress
         Called with a stage, the images done and their number.
     options
@@ -102,7 +118,8 @@ def plan(
     Raises
     ------
     ConfigError
-        For no places, a site twice, a method without a memory, or a budget of 0.
+        For no places, a site twice, a method without a memory, a budget of 0, suspects of other
+        than one folder, or a file to write among the images.
     DataError
         For a folder without normal images, or none that can be read.
 
@@ -113,6 +130,8 @@ def plan(
         raise ConfigError(f"plan is for methods with a memory, and {config.method} has none")
     if budget is not None and not budget > 0:
         raise ConfigError(f"budget is {budget} s per image; it must be above 0")
+    if suspects is not None and (len(places) != 1 or places[0].is_file()):
+        raise ConfigError("--suspects looks at images: give it one folder of sites")
     sites: dict[str, Fingerprint] = {}
     for place in places:
         found = _stored(place) if place.is_file() else _read(place, config, progress)
@@ -127,21 +146,19 @@ def plan(
     choices = choose_options(sites, config, seconds=seconds, budget=budget)
     # as text, number and list: what a configuration file can hold
     kept = config.model_dump(mode="json", include=set(given_values(**options)))
-    made = Plan(sites, tuple(choices), kept, tuple(remarks(sites)))
+    doubtful = None
+    if suspects is not None:
+        chosen = {one.key: one.value for one in choices}
+        planned = resolve_config(**(chosen | options))
+        doubtful = find_doubtful(places[0], suspects, planned, cache, progress)
+    made = Plan(sites, tuple(choices), kept, tuple(remarks(sites)), doubtful)
     if out is not None:
         write_atomically(out, made.to_toml().encode())
     return made
 
 
 def _read(folder: Path, config: TrainConfig, progress: Progress) -> dict[str, Fingerprint]:
-    sites = read_data(folder, config.label_names()).sites
-    if config.split is not None:
-        if len(sites) != 1:
-            raise ConfigError(
-                f"--split divides one set into sites, but {folder} holds {len(sites)}"
-            )
-        bare = Site(sites[0].name, sites[0].train, ImageSet(()))  # no look at what is tested
-        sites = split_site(bare, parse_split(config.split), config.seed)
+    sites = training_sites(folder, config)
     stage = Stage(progress, "fingerprints", len(sites))
     found = {}
     for site in sites:
