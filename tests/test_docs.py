@@ -107,6 +107,7 @@ def test_the_five_minute_path_and_the_python_example_run_as_written(workshop: Pa
 
 MADE = {
     "plan": "planned/report.html",
+    "howto/hyperspectral": "odd/field.png",
     "export": "run/export/model.onnx",
     "howto/at-the-line": "run/export/model.xml",
     "howto/hairline-cracks": "closer/predict.csv",
