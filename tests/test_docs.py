@@ -116,6 +116,7 @@ MADE = {
     "howto/a-liar": "guarded/report.html",
     "howto/plant": "trial/report.html",
     "howto/new-normals": "grown",
+    "howto/a-site-leaves": "without-image",
     "howto/no-network": "birch/run/detector.safetensors",
     "glossary": "run",
 }

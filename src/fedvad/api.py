@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, cache_at, listed, maybe
+from fedvad.api_living import forget, undo_update, update
 from fedvad.api_research import (
     backbones,
     bench,
@@ -37,8 +38,6 @@ from fedvad.verbs.recalibrate import recalibrate as _recalibrate
 from fedvad.verbs.report import Written
 from fedvad.verbs.report import report as _report
 from fedvad.verbs.train import train as _train
-from fedvad.verbs.update import undo_update as _undo_update
-from fedvad.verbs.update import update as _update
 
 __all__ = [
     "TrainOptions",
@@ -49,6 +48,7 @@ __all__ = [
     "distill_backbone",
     "evaluate",
     "export",
+    "forget",
     "gallery",
     "group",
     "inspect",
@@ -318,42 +318,3 @@ def demo(
 ) -> Results:
     """Draw the demo plants, train on them, and return the results."""
     return _demo(as_path(out, "out"), seed=seed, progress=progress)
-
-
-def update(
-    run: AnyPath,
-    data: AnyPath,
-    *,
-    site: str | None = None,
-    dry_run: bool = False,
-    weights: AnyPath | None = None,
-    engine: Engine | None = None,
-    device: str | None = None,
-    cache: AnyPath | None = None,
-    progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """Let new normal images join run folder `run`, without reading the old ones.
-
-    data: folder of normal images of one site, or of sites as `train` reads them. site: whose
-    images these are, of the run or a new one; may be omitted where `data` has sites, or the run
-    has only one. dry_run: change nothing. Returns what changed: rows, thresholds and alarms on
-    the new images, before and now. `undo_update` takes it back.
-
-    Raises `ConfigError` (also while another process works on the run), `DataError`.
-    """
-    return _update(
-        as_path(run, "run"),
-        as_path(data, "data"),
-        site=site,
-        dry_run=dry_run,
-        weights=maybe(weights, "weights"),
-        engine=engine,
-        device=device,
-        cache=cache_at(cache),
-        progress=progress,
-    )
-
-
-def undo_update(run: AnyPath) -> dict[str, Any]:
-    """Put run folder `run` back as it was before the last `update`; raises `ConfigError`."""
-    return _undo_update(as_path(run, "run"))

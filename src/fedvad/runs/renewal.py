@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,8 @@ from fedvad.runs.thresholds import Counts, find_thresholds, share_threshold
 __all__ = [
     "NewScores",
     "bounded",
-    "check_renewable",
+    "check_growing",
+    "check_origin",
     "last_round",
     "merge_again",
     "renew_thresholds",
@@ -49,52 +50,77 @@ NewScores = Mapping[str, Mapping[Reference, npt.NDArray[np.float64]]]
 _BEFORE = "before-{}.safetensors"
 
 
-def check_renewable(run: TrainedRun, config: TrainConfig, folder: Path) -> None:
-    """Raise `ConfigError` for a run whose memories cannot be taken apart by site and round."""
-    if config.update != "grow":
-        raise ConfigError(
-            f"{folder} is of method {config.method}, whose rounds move every row of a memory "
-            "(update 'ema'), so none can be added or taken away: train again"
-        )
+def check_origin(run: TrainedRun, folder: Path) -> None:
+    """Raise `ConfigError` for a run whose rows do not say which site sent them in which round."""
     banks = [run.memory, *(site.bank for site in run.sites.values() if len(site.bank))]
-    if any(bank.origin is None for bank in banks):
+    if any(bank.origin is None or ("", 0, "") in bank.origin.sources for bank in banks):
         raise ConfigError(
             f"{folder} was trained by an earlier fedvad, whose rows do not know their sites: "
             "train again"
         )
 
 
+def check_growing(config: TrainConfig, folder: Path) -> None:
+    """Raise `ConfigError` for a method to whose memories no rows can be added."""
+    if config.update != "grow":
+        raise ConfigError(
+            f"{folder} is of method {config.method}, whose rounds move every row of a memory "
+            "(update 'ema'), so none can be added or taken away: train again"
+        )
+
+
 def last_round(run: TrainedRun) -> int:
-    """The last round in which any site sent rows."""
-    return max(_rounds_of(site.bank)[-1] for site in run.sites.values() if len(site.bank))
+    """The last round in which any site sent rows that the run still holds."""
+    banks = [run.memory, *(site.bank for site in run.sites.values() if len(site.bank))]
+    return max(_rounds_of(bank)[-1] for bank in banks)
 
 
 def _rounds_of(bank: MemoryBank) -> list[int]:
-    assert bank.origin is not None  # see `check_renewable`
+    assert bank.origin is not None  # see `check_origin`
     return sorted({source.round for source in bank.origin.sources})
 
 
-def merge_again(run: TrainedRun, config: TrainConfig) -> TrainedRun:
+def merge_again(run: TrainedRun, config: TrainConfig, without: Collection[str] = ()) -> TrainedRun:
     """The run with the memory that the server makes of its sites' memories.
 
     With the defence, the codec and the thinning of the training. Of a run as it was trained it is
     the same memory to the bit, but for rows that a site without news repeats to be heard of.
-    Raises `ConfigError` when no site has a memory.
+    without: sites that no longer count. Raises `ConfigError` when no other site has a memory, and
+    where rows are averages over sites that the run has no memories of.
     """
     own = {name: site for name, site in run.sites.items() if len(site.bank)}
-    if not own:
-        raise ConfigError("no site of the run has a memory of its own: nothing can be merged")
-    first = next(iter(own.values()))
-    patches = -(-_patches(first) // first.n_images)
+    patches = max(-(-_patches(site) // site.n_images) for site in own.values()) if own else 1
+    sites = _elsewhere(run, patches) | own
+    taking_part = sorted(set(sites) - set(without))
+    if not taking_part:
+        raise ConfigError("no site would be left with a memory: remove the run folder instead")
     exchange = memory_exchange(config, run.features.key(), run.memory.dim, patches)
-    for name, site in sorted(own.items()):
-        for round_ in _rounds_of(site.bank):
+    for name in taking_part:
+        for round_ in _rounds_of(sites[name].bank):
             try:
-                exchange.accept(_upload(run, config, name, site, round_))
+                exchange.accept(_upload(run, config, name, sites[name], round_))
             except PayloadError as error:  # as a round of the training would go on without it
                 log.warning("%s: its rows of round %d are refused: %s", name, round_, error)
     memory = bank_from(exchange.merge(last_round(run)))
     return replace(run, memory=memory, scale=distance_scale(memory, run.scoring))
+
+
+def _elsewhere(run: TrainedRun, patches: int) -> dict[str, SiteMemory]:
+    """What the global memory holds of sites whose own memories are not in this run."""
+    origin = run.memory.origin
+    assert origin is not None
+    names = {source.site for source in origin.sources} - set(run.sites)
+    if names and len(origin.source) > len(origin):
+        raise ConfigError(
+            f"rows of this memory are averages over sites, those of {sorted(names)} among them, "
+            "which only the server can take apart"
+        )
+    found = {}
+    for name in names:
+        bank = run.memory.take(origin.share_of(name) > 0)
+        images = max(1, -(-round(bank.total_weight) // patches))
+        found[name] = SiteMemory(bank, Generator.identity(bank.dim), n_images=images)
+    return found
 
 
 def _patches(site: SiteMemory) -> int:
@@ -113,7 +139,7 @@ def _upload(
         kind="upload",
         site=name,
         round=round_,
-        mode="append",
+        mode="append" if config.update == "grow" else "replace",
         features=run.features.key(),
         generator=Generator.identity(run.memory.dim).hash(),
         n_images=site.n_images,
@@ -162,23 +188,36 @@ def _rate(before: Threshold | None, config: TrainConfig) -> float:
     return config.target_fpr if before is None else before.target_fpr
 
 
-def replace_run(folder: Path, run: TrainedRun) -> Path:
+def replace_run(
+    folder: Path,
+    run: TrainedRun,
+    *,
+    keep: bool = True,
+    first: Callable[[bytes], None] | None = None,
+) -> Path:
     """Write a changed run in place of the one in a folder, which is kept to be taken back.
 
-    Returns the file with what was there. A kill leaves the old run or the new one. Raises
-    `StorageError`.
+    keep: False keeps nothing of what was there, of earlier changes neither. first: is given the
+    new file's bytes before they are written. Returns the file with what was there. A kill leaves
+    the old run or the new one. Raises `StorageError`.
     """
-    old = (folder / DETECTOR_FILE).read_bytes()
     with TemporaryDirectory(dir=folder, prefix=".next-") as work:
         run.save(Path(work))
         new = (Path(work) / DETECTOR_FILE).read_bytes()
     for stale in folder.glob(".next-*"):  # of a kill
         shutil.rmtree(stale, ignore_errors=True)
     kept = folder / _BEFORE.format(sha256_of(new)[:16])
-    write_atomically(kept, old)
+    if keep:
+        write_atomically(kept, (folder / DETECTOR_FILE).read_bytes())
+    others = set(folder.glob(_BEFORE.format("*"))) - {kept}
+    if not keep:  # first: a kill must leave no rows that were to go
+        for other in {*others, kept}:
+            other.unlink(missing_ok=True)
+    if first is not None:
+        first(new)
     write_atomically(folder / DETECTOR_FILE, new)
-    for other in set(folder.glob(_BEFORE.format("*"))) - {kept}:
-        other.unlink()
+    for other in others:
+        other.unlink(missing_ok=True)
     return kept
 
 

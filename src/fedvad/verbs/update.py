@@ -32,7 +32,8 @@ from fedvad.runs.plan import site_seed, split_held_out
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.renewal import (
     bounded,
-    check_renewable,
+    check_growing,
+    check_origin,
     last_round,
     merge_again,
     renew_thresholds,
@@ -74,7 +75,8 @@ def update(
         run, config, extractor = open_memory_run(
             run_folder, weights=weights, engine=engine, device=device, cache=cache
         )
-        check_renewable(run, config, run_folder)
+        check_growing(config, run_folder)
+        check_origin(run, run_folder)
         images, known = _new_images(run, config, data, site, extractor, progress)
         fitting, held_out = split_held_out(images, config)
         before = _alarms(run, config, held_out, extractor, progress)
