@@ -215,10 +215,12 @@ def predict(
 
 def calibrate(
     run: AnyPath,
-    normals: AnyPath | Iterable[AnyPath],
+    normals: AnyPath | Iterable[AnyPath] = (),
     *,
     site: str | None = None,
     target_fpr: float | None = None,
+    force: bool = False,
+    undo: bool = False,
     weights: AnyPath | None = None,
     max_pixels: int | None = None,
     engine: Engine | None = None,
@@ -238,6 +240,8 @@ def calibrate(
         [as_path(path, "normals") for path in several],
         site=site,
         target_fpr=target_fpr,
+        force=force,
+        undo=undo,
         weights=maybe(weights, "weights"),
         max_pixels=max_pixels,
         engine=engine,
