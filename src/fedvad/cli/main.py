@@ -40,7 +40,7 @@ from fedvad.cli.serve import serve
 from fedvad.cli.spectral import spectral
 from fedvad.cli.train import train
 from fedvad.cli.update import update
-from fedvad.errors import FedvadError
+from fedvad.errors import ConfigError, FedvadError
 
 __all__ = ["app", "main"]
 
@@ -131,6 +131,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     _end_on_sigterm()
     try:
+        if "" in sys.argv[1:]:  # as a path it would mean the folder one is in
+            raise ConfigError("an argument is empty: a variable of the command line is not set")
         app()
     except FedvadError as error:
         typer.echo(f"error: {error}", err=True)

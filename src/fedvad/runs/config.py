@@ -77,8 +77,8 @@ def at_size(config: TrainConfig, size: Size) -> TrainConfig:
 
 
 def as_path(value: Any, name: str) -> Path:
-    """A path given as text or path object; raises `ConfigError` for anything else."""
-    if isinstance(value, str | PathLike) and isinstance(path := fspath(value), str):
+    """A path given as text or path object; raises `ConfigError` for anything else, and ""."""
+    if isinstance(value, str | PathLike) and isinstance(path := fspath(value), str) and path:
         return Path(path)
     raise ConfigError(f"{name} is {value!r}; give a path, as text or pathlib.Path")
 

@@ -116,6 +116,7 @@ def _train(
         with ledger.phase("score"):
             results = score_sites(run, sites, extractor, max_bad=ANY_SHARE, progress=progress)
             comparisons = compare(method, sites, results, progress)
+        copies = method.copies
         fitted = Fitted(run, method.n_images, method.unreadable, own_normals)
     ledger.images_computed += extractor.computed - before
     reading = reading.noted(
@@ -123,6 +124,12 @@ def _train(
         "and three that differ are the least"
         for site in sites
         if run.threshold(site.name) is None and config.calibration_mode != "none"
+    )
+    reading = reading.noted(
+        f"{name}: {count} training image{'s are near copies' * (count != 1)}"
+        f"{' is a near copy' * (count == 1)} of others (saved again, moved by a pixel): learned "
+        "from, but not counted in what the threshold promises"
+        for name, count in copies.items()
     )
     if unread := fitted.unreadable:
         reading = reading.noted(
