@@ -86,7 +86,8 @@ for name, group, panel in (
     ("cache", cache_app, _RESEARCH),
 ):
     for command in group.registered_commands:
-        command.cls = Verb
+        if command.cls is None or not issubclass(command.cls, Verb):
+            command.cls = Verb
     app.add_typer(group, name=name, rich_help_panel=panel)
 
 
