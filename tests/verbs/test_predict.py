@@ -56,11 +56,34 @@ def _open(folder: Path) -> Any:
     return open_run(folder)
 
 
-def test_without_a_site_the_median_threshold_decides(trained: Run, plants: Path) -> None:
+def test_without_a_site_the_median_threshold_decides(
+    trained: Run, plants: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     row = next(fedvad.predict(trained[0], plants / "alder/test/good/000.png"))
     known = sorted(v["threshold"] for v in trained[1]["threshold"]["sites"].values())
     assert row["site"] is None
     assert row["threshold"] == known[1]
+    assert f"deciding by {known[1]:.4g}, the median of alder, birch, cedar" in caplog.text
+    assert "can promise" not in caplog.text
+
+
+def test_a_rate_that_the_good_images_cannot_promise_is_a_warning(
+    trained: Run, plants: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = plants / "alder/test/good/000.png"
+    fedvad.predict(trained[0], image, site="alder", target_fpr=0.002)
+    assert "alder has 6 good images, which can promise at most 39.3 % false alarms" in caplog.text
+    assert "not 0.2 %: that takes 1497 good images" in caplog.text
+    caplog.clear()
+    fedvad.predict(trained[0], image, site="alder", target_fpr=0.45)
+    assert caplog.text == ""
+
+
+def test_pictures_never_go_into_a_run_folder(trained: Run, plants: Path) -> None:
+    before = sorted(trained[0].rglob("*"))
+    with pytest.raises(ConfigError, match="is a run folder: choose a folder for the pictures"):
+        fedvad.predict(trained[0], plants / "alder/test/good", out=trained[0])
+    assert sorted(trained[0].rglob("*")) == before
 
 
 def test_files_that_cannot_be_read_are_among_the_results(

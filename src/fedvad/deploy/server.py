@@ -23,7 +23,7 @@ from fedvad.federation.ledger import RoundEntry
 from fedvad.federation.mailboxes.flower.rounds import Links, RemoteRounds
 from fedvad.federation.mailboxes.inprocess import Schedule
 from fedvad.federation.payload import Payload, bank_from
-from fedvad.runs.config import TrainConfig, resolve_config
+from fedvad.runs.config import OWN_OF_SITE, TrainConfig, resolve_config
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method import Method
 from fedvad.runs.plan import check_join
@@ -122,7 +122,7 @@ def _federate(
         settings.patience(),
         partial(kind.exchange_for, config),
         federation=record["federation"],
-        config=config.model_dump_json(exclude={"weights", "device", "jobs", "compare"}),
+        config=config.model_dump_json(exclude=set(OWN_OF_SITE) - {"engine"}),
         state_dir=folder / "state",
         features=settings.features,
         max_bytes=kind.max_upload(config, settings.max_weight_bytes),

@@ -263,6 +263,7 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
         "engine": site.engine or config.engine,
         "device": site.device or "cpu",
         "compare": (),
+        "leave_out": site.leave_out,
     }
     return config.model_copy(update=dict(own))
 

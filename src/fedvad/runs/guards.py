@@ -9,7 +9,7 @@ from fedvad.data.folders import Site
 from fedvad.data.outputs import guard_file, guard_folder, holding_folders, real
 from fedvad.errors import ConfigError
 
-__all__ = ["guard_output_file", "guard_output_folder", "guard_plain_folder"]
+__all__ = ["guard_output_file", "guard_output_folder", "guard_plain_folder", "guard_run_folder"]
 
 _RUN_NAMES = ("results.json", "ledger.json", "scores.json", "report.html", "heatmaps.png")
 _RUN_PARTS = frozenset({".json", ".safetensors", ".webp"})
@@ -61,6 +61,15 @@ def guard_plain_folder(out: Path, option: str, data: Iterable[Path]) -> None:
                 f"{option} {out} lies in the data folder {folder}, where its files could be read "
                 "as images: choose a place outside"
             )
+
+
+def guard_run_folder(out: Path | None, option: str) -> None:
+    """Raise `ConfigError` when `out` is a run folder; None passes."""
+    if out is not None and ((out / "detector.safetensors").exists() or (out / "state").is_dir()):
+        raise ConfigError(
+            f"{option} {out} is a run folder: choose a folder for the pictures alone, for example "
+            f"{out}-pictures"
+        )
 
 
 def _files(sites: Sequence[Site]) -> list[Path]:

@@ -30,6 +30,7 @@ from fedvad.federation.signed import (
 )
 from fedvad.memory.origin import ORIGIN_ARRAYS, origin_from
 from fedvad.runs.data import data_with_masks
+from fedvad.runs.receipt import ForgetReceipt, read_receipt
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
 
 __all__ = ["inspect"]
@@ -142,6 +143,10 @@ def _message(
     data: bytes, trust: Path | None
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     signed = SignedMessage.parse(data) if is_signed(data) else None
+    if signed is not None and (receipt := read_receipt(data)) is not None:
+        signature = _signature(signed, trust)
+        says = [*_on_receipt(receipt), _on_signature(signature)]
+        return {}, {**receipt.model_dump(), "signature": signature, "says": says}
     body = data if signed is None else signed.message
     try:
         payload = Payload.from_bytes(body)
@@ -239,6 +244,19 @@ def _on_weights(contents: dict[str, Any]) -> list[str]:
             "another program; what else is inside is not known."
         )
     return says
+
+
+def _on_receipt(receipt: ForgetReceipt) -> list[str]:
+    what = "all rows" if receipt.image is None else f"the rows of image {receipt.image}"
+    left = ", ".join(receipt.sites_left)
+    return [
+        f"This is a receipt: on {receipt.date} {what} of site {receipt.site!r} were taken out of "
+        f"every memory; the sites left are {left}.",
+        f"Thresholds are {receipt.thresholds}"
+        + (", and one more round filled in what had been relied on." * receipt.repaired or "."),
+        f"The file with the memory, {receipt.file}, has SHA-256 {receipt.after} since: sha256sum "
+        "shows whether a file is the one that is meant.",
+    ]
 
 
 def _on_signature(signature: dict[str, Any] | None) -> str:

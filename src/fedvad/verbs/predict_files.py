@@ -27,7 +27,7 @@ from fedvad.errors import ConfigError, ImageError, StorageError
 from fedvad.evaluation.regions import regions
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.memory.bank import FloatArray
-from fedvad.report.overlay import enlarged, heatmap_overlay, marked_png, middle, save_png
+from fedvad.report.overlay import enlarged, heatmap_overlay, marked_png, middle, own_range, save_png
 from fedvad.report.tables import neutral_cell
 
 __all__ = ["KINDS", "NEED_THRESHOLD", "SavedFiles", "check_kinds"]
@@ -234,10 +234,11 @@ def _fingerprint(paths: Sequence[Path]) -> str:
 def _save_overlay(
     photograph: NDArray[np.uint8], map_: FloatArray, limit: float | None, target: Path
 ) -> None:
-    # a cell as bad as a whole image at the threshold is shown in full colour
+    # a cell as bad as a whole image at the threshold is shown in full colour, up to `own_range`
     high = float(map_.max()) if limit is None else limit
     low = middle(map_)
-    overlay = heatmap_overlay(photograph, map_, low=low, high=max(high, low * 1.01 + 1e-6))
+    low, high = own_range(map_, low, max(high, low * 1.01 + 1e-6))
+    overlay = heatmap_overlay(photograph, map_, low=low, high=high)
     save_png(target, overlay)
 
 

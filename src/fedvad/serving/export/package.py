@@ -19,7 +19,7 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
 from fedvad.runs.config import Reference, check_reference
-from fedvad.runs.decision import check_threshold_options, choose_threshold
+from fedvad.runs.decision import check_threshold_options, choose_threshold, warn_of_threshold
 from fedvad.runs.guards import guard_output_file, guard_plain_folder
 from fedvad.runs.opening import known_site, open_run
 from fedvad.runs.progress import Progress, no_progress
@@ -106,6 +106,7 @@ def export(
         raise ConfigError("the filter bank does not survive int8: export it without")
     detector = run.detector(site, extractor, reference)
     decides = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
+    warn_of_threshold(run, site, decides, target_fpr)
     view, limit = extractor.config.view, None if decides is None else decides.value
     size = view.height, view.width
     net = export_net(detector, limit)
