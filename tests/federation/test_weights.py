@@ -319,7 +319,7 @@ def test_averaging_two_models_suffers_less_with_aligned_scopes() -> None:
     ("change", "reason"),
     [
         ({"kind": "global", "site": ""}, "expected the upload"),
-        ({"features": "other"}, "other features"),
+        ({"features": "other"}, "has features other"),
         ({"generator": "0" * 16}, "other weights"),
         ({"n_images": 0}, "no image"),
     ],

@@ -90,7 +90,8 @@ for name, grouped, panel in (
     ("cache", cache_app, _RESEARCH),
 ):
     for command in grouped.registered_commands:
-        command.cls = Verb
+        if command.cls is None or not issubclass(command.cls, Verb):
+            command.cls = Verb
     app.add_typer(grouped, name=name, rich_help_panel=panel)
 
 

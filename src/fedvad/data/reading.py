@@ -81,17 +81,9 @@ class DataReading:
             or any(part.notes or any(label.notable for label in part.labels) for part in self.parts)
         )
 
-    def noted(self, notes: Iterable[str], of: str | None = None) -> DataReading:
-        """Also with these notes, on the site `of` or on all the data."""
-        if of is None:
-            return DataReading(self.root, self.parts, self.skipped, (*self.notes, *notes))
-        parts = tuple(
-            SiteReading(p.site, p.layout, p.labels, p.skipped, (*p.notes, *notes))
-            if p.site.name == of
-            else p
-            for p in self.parts
-        )
-        return DataReading(self.root, parts, self.skipped, self.notes)
+    def noted(self, notes: Iterable[str]) -> DataReading:
+        """Also with these notes on all the data."""
+        return DataReading(self.root, self.parts, self.skipped, (*self.notes, *notes))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: by site what was read and what not, with counts; no absolute path."""

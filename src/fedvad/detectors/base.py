@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,23 @@ from fedvad.memory.bank import FloatArray
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Detector", "NormalFeatures", "Scorer", "Scores", "check_score", "score_stream"]
+__all__ = [
+    "Arrays",
+    "Detector",
+    "NormalFeatures",
+    "Pictures",
+    "Scorer",
+    "Scores",
+    "Values",
+    "check_score",
+    "collected",
+    "score_stream",
+]
+
+Arrays = dict[str, npt.NDArray[Any]]
+Values = dict[str, Any]
+# one uint8 (n, H, W, 3), or (H, W, 3) each
+Pictures = npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +90,7 @@ class Detector(ABC):
         """Make what scoring needs besides the backbone; raises `ConfigError` before `fit`."""
 
     @abstractmethod
-    def score_pixels(
-        self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
-    ) -> Iterator[tuple[float, FloatArray]]:
+    def score_pixels(self, images: Pictures) -> Iterator[tuple[float, FloatArray]]:
         """Score and (h, w) map of each of uint8 (H, W, 3) images; nothing is cached."""
 
     def share_engine(self, other: Detector) -> None:
@@ -99,18 +113,12 @@ class Detector(ABC):
         return 1
 
     @abstractmethod
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Values]:
         """Everything learned, as named arrays and JSON values."""
 
     @classmethod
     @abstractmethod
-    def from_state(
-        cls,
-        arrays: dict[str, npt.NDArray[Any]],
-        values: dict[str, Any],
-        *,
-        extractor: FeatureExtractor,
-    ) -> Self:
+    def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """The detector whose `state` this was; scores are reproduced exactly."""
 
     def save(self, path: Path) -> None:
@@ -251,26 +259,33 @@ def score_stream(
 
     Raises `ArtefactError` for a score that is not finite, see `check_score`.
     """
-    images: list[float] = []
-    maps: list[FloatArray] = []
-    kept: list[int] = []
-    bad: list[str] = []
-    for item in extractor.stream(paths, on_image):
-        if item.descriptors is None:
-            bad.append(item.error or "unknown error")
-            continue
-        score, map_ = scorer.score(embed(to_float(item.descriptors)))
-        images.append(check_score(score, str(paths[item.index])))
-        maps.append(map_)
-        kept.append(item.index)
-    stacked: FloatArray | list[FloatArray] = maps
-    if not maps:
-        stacked = np.zeros((0, *extractor.grid[:2]), np.float32)
-    elif len({map_.shape for map_ in maps}) == 1:
-        stacked = np.stack(maps)
-    return Scores(
-        np.asarray(images, dtype=np.float64),
-        stacked,
-        np.asarray(kept, dtype=np.int64),
-        tuple(bad),
+    outcomes = (
+        (item.index, item.error or "unknown error")
+        if item.descriptors is None
+        else (item.index, scorer.score(embed(to_float(item.descriptors))))
+        for item in extractor.stream(paths, on_image)
     )
+    return collected(outcomes, paths, extractor.grid[:2])
+
+
+def collected(
+    outcomes: Iterable[tuple[int, tuple[float, FloatArray] | str]],
+    paths: Sequence[Path],
+    grid: tuple[int, int],
+) -> Scores:
+    """Scores of the images of `paths`, in order: of each its score and map, or why it has none.
+
+    grid: (h, w) of the maps, for none at all. Raises `ArtefactError` as `check_score` does.
+    """
+    images, maps, kept, bad = [], [], [], []
+    for index, found in outcomes:
+        if isinstance(found, str):
+            bad.append(found)
+            continue
+        images.append(check_score(found[0], str(paths[index])))
+        maps.append(found[1])
+        kept.append(index)
+    stacked: FloatArray | list[FloatArray] = maps
+    if len({map_.shape for map_ in maps}) < 2:
+        stacked = np.stack(maps) if maps else np.zeros((0, *grid), np.float32)
+    return Scores(np.array(images, np.float64), stacked, np.array(kept, np.int64), tuple(bad))

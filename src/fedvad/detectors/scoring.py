@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.checked import strictly
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.density import density_scale, row_gaps
 from fedvad.memory.neighbours import NeighbourIndex, SearchMode
@@ -61,8 +61,7 @@ class ScoringConfig:
     search: SearchMode = "fast"
 
     def __post_init__(self) -> None:
-        if self.map not in get_args(MapMode):
-            raise ConfigError(f"unknown map mode {self.map!r}; choose from {get_args(MapMode)}")
+        check_choice("map mode", self.map, MapMode)
         if not 0 <= self.density <= 1:
             raise ConfigError(f"density must be an exponent in [0, 1], got {self.density}")
         if self.density_neighbours < 1:

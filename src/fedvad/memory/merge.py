@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import ConfigError, MemoryBankError
+from fedvad.errors import ConfigError, MemoryBankError, check_choice
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import Coreset, k_center
 from fedvad.memory.distances import nearest, squared_norms
@@ -74,8 +74,7 @@ def merge_banks(
     >>> merge_banks(sites, mode="kmeans", size=2, seed=0).weights.tolist()
     [2.0, 2.0]
     """
-    if mode not in get_args(MergeMode):
-        raise ConfigError(f"unknown merge mode {mode!r}; choose from {get_args(MergeMode)}")
+    check_choice("merge mode", mode, MergeMode)
     if not banks:
         raise MemoryBankError("no site memory to merge")
     if mode == "average":

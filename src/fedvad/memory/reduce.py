@@ -7,12 +7,12 @@ method"); how patches are grouped before averaging was not readable and is our c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.coreset import k_center
 from fedvad.memory.distances import nearest
@@ -82,8 +82,7 @@ def reduce_patches(
 
     Source: ours, after FedDyMem.
     """
-    if mode not in get_args(ReduceMode):
-        raise ConfigError(f"unknown reduce mode {mode!r}; choose from {get_args(ReduceMode)}")
+    check_choice("reduce mode", mode, ReduceMode)
     if not 0 <= pull <= 1:
         raise ConfigError(f"pull must lie in [0, 1], got {pull}")
     if mode == "cluster":

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedvad.report.tables import to_markdown
+from fedvad.report.tables import UNKNOWN, spread, to_markdown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["bench_markdown", "bench_rich", "bench_rows", "confounding", "size"]
 
-_UNKNOWN = "–"
 _HEAD = [
     "method",
     "seeds",
@@ -109,10 +108,10 @@ def _set_table(methods: Mapping[str, Any]) -> list[list[str]]:
         [
             name,
             str(row["seeds"]),
-            _spread(row["image_auroc"]),
+            spread(row["image_auroc"], ".4f"),
             _figure(row["image_auroc"]["worst"]),
-            _spread(row["pixel_auroc"]),
-            _spread(row["aupro"]),
+            spread(row["pixel_auroc"], ".4f"),
+            spread(row["aupro"], ".4f"),
             str(row["costs"]["memory_rows"]),
             size(row["costs"]["bytes_up"]),
             size(row["costs"]["bytes_down"]),
@@ -168,7 +167,7 @@ def bench_rich(summary: Mapping[str, Any]) -> list[Table]:
         for name, row in methods.items():
             table.add_row(
                 name,
-                _spread(row["image_auroc"]),
+                spread(row["image_auroc"], ".4f"),
                 _figure(row["image_auroc"]["worst"]),
                 size(row["costs"]["bytes_up"]),
                 "yes" if row["pareto"] else "",
@@ -192,20 +191,13 @@ def _training_seconds(row: Mapping[str, Any]) -> float:
     return sum(seconds.get(phase, 0.0) for phase in ("local", "merge"))
 
 
-def _spread(values: Mapping[str, Any]) -> str:
-    if values["mean"] is None:
-        return _UNKNOWN
-    sd = "" if values["sd"] is None else f" ± {values['sd']:.4f}"
-    return f"{values['mean']:.4f}{sd}"
-
-
 def _figure(value: float | None, form: str = ".4f") -> str:
-    return _UNKNOWN if value is None else format(value, form)
+    return UNKNOWN if value is None else format(value, form)
 
 
 def _gain(gain: Mapping[str, float] | None) -> str:
     if gain is None:
-        return _UNKNOWN
+        return UNKNOWN
     return f"{gain['gain']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
 
 

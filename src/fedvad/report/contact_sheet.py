@@ -21,7 +21,14 @@ from fedvad.errors import ImageError
 from fedvad.evaluation.judgement import BORDER
 from fedvad.report.choice import CLEAR, FAINT, NEAR, NORMAL, choose_groups
 from fedvad.report.lettering import INK, Fonts, chip, fit, write
-from fedvad.report.overlay import draw_outline, heatmap_overlay, marked_png, own_range
+from fedvad.report.overlay import (
+    draw_outline,
+    heatmap_overlay,
+    in_a_row,
+    marked_png,
+    own_range,
+    stacked,
+)
 from fedvad.report.panels import Panel, display_ranges, drawn_mask, score_in_words
 
 if TYPE_CHECKING:
@@ -68,8 +75,6 @@ def contact_sheet(
     Raises ConfigError for per_group < 1 or image_size < 1, DataError for a score or map that is
     not finite, StorageError when the disk refuses.
     """
-    from PIL import Image
-
     view = View.of(image_size)
     groups = choose_groups(panels, per_group=per_group)
     ranges = display_ranges(panels)
@@ -87,17 +92,9 @@ def contact_sheet(
                 _pair(panel, ranges[panel.site], tile, view, fonts)
                 for panel in group[start : start + columns]
             ]
-            strip = Image.new("RGB", (_WIDTH, max(part.height for part in drawn)), _PAGE)
-            for column, part in enumerate(drawn):
-                strip.paste(part, (_MARGIN + column * (panel_width + _GAP), 0))
-            strips.append(strip)
-    sheet = Image.new("RGB", (_WIDTH, sum(strip.height for strip in strips) + 24), _PAGE)
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
+            strips.append(in_a_row(drawn, _WIDTH, _MARGIN, panel_width + _GAP))
     out = Path(out)
-    write_atomically(out, _encoded(sheet))
+    write_atomically(out, _encoded(stacked(strips)))
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from fedvad.data.outputs import PNG_MARK
 from fedvad.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL import Image
 
 __all__ = [
@@ -24,12 +25,15 @@ __all__ = [
     "draw_outline",
     "enlarged",
     "heatmap_overlay",
+    "in_a_row",
     "map_range",
     "marked_png",
     "middle",
     "outline",
     "own_range",
+    "plot_png",
     "save_png",
+    "stacked",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -190,6 +194,39 @@ def marked_png(image: Image.Image, kind: str, **texts: str) -> bytes:
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=about)
     return buffer.getvalue()
+
+
+def plot_png(figure: Figure) -> bytes:
+    """The bytes of a plot as a PNG that says it is fedvad's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={PNG_MARK: "plot"})
+    return buffer.getvalue()
+
+
+def in_a_row(pictures: Sequence[Image.Image], width: int, left: int, step: int) -> Image.Image:
+    """A white strip of a sheet, `width` pixels wide: pictures from `left` on, each `step` on."""
+    from PIL import Image
+
+    strip = Image.new("RGB", (width, max(picture.height for picture in pictures)), "#FFFFFF")
+    for column, picture in enumerate(pictures):
+        strip.paste(picture, (left + column * step, 0))
+    return strip
+
+
+def stacked(strips: Sequence[Image.Image]) -> Image.Image:
+    """A sheet of strips of one width, one below the other, with a margin at its foot."""
+    from PIL import Image
+
+    height = sum(strip.height for strip in strips)
+    sheet = Image.new("RGB", (strips[0].width, height + 24), "#FFFFFF")
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet
 
 
 def enlarged(values: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:

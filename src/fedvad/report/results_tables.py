@@ -108,17 +108,17 @@ def own_normals_table(results: Results) -> list[list[str]]:
     ]
 
 
-def rich_tables(results: Results, *, name: str = "federated") -> list[Table]:
+def rich_tables(results: Results) -> list[Table]:
     """The tables for the terminal, without empty columns, readable from 80 columns on.
 
     Each site's own normal images only where no test image tells how good the detector is; what was
     read of the data only where it was not everything.
     """
     tables = []
-    methods = without_empty(results_table(results, name=name))
+    methods = without_empty(results_table(results))
     if len(methods[0]) > 1:
         tables.append(rich_table("Methods", methods))
-    tables.append(rich_table("Sites", without_empty(sites_table(results, name=name, brief=True))))
+    tables.append(rich_table("Sites", without_empty(sites_table(results, brief=True))))
     moved = own_normals_table(results)
     if len(moved) > 1 and results.image_auroc.mean is None:
         tables.append(rich_table("Own normal images", moved))

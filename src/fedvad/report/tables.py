@@ -22,6 +22,7 @@ __all__ = [
     "neutral_cell",
     "rich_data_table",
     "rich_table",
+    "spread",
     "to_markdown",
     "without_empty",
     "write_csv",
@@ -109,6 +110,14 @@ def rich_table(title: str, rows: Rows, *, numbers: int | None = None) -> Table:
     for row in body:
         table.add_row(*map(Text, row))  # Text: a site called "[red]" is a name, not markup
     return table
+
+
+def spread(values: Mapping[str, Any] | None, form: str = ".3f") -> str:
+    """Mean ± standard deviation, or a dash."""
+    if values is None or values["mean"] is None:
+        return UNKNOWN
+    sd = "" if values["sd"] is None else f" ± {values['sd']:{form}}"
+    return f"{values['mean']:{form}}{sd}"
 
 
 def _cell(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
@@ -21,7 +20,7 @@ from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
 from fedvad.memory.origin import ORIGIN_ARRAYS, origin_arrays, origin_from
 from fedvad.runs.config import Reference, TrainConfig
-from fedvad.runs.run import Arrays, Run, SiteModel
+from fedvad.runs.run import Arrays, Parts, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
 
 __all__ = ["SiteMemory", "TrainedRun"]
@@ -179,14 +178,8 @@ class TrainedRun(Run):
         }
 
     @classmethod
-    def _assembled(
-        cls,
-        shared: Arrays,
-        told: Any,
-        own: Sequence[Arrays],
-        thresholds: Sequence[dict[str, Threshold]],
-        features: FeatureConfig,
-    ) -> Self:
+    def _assembled(cls, parts: Parts) -> Self:
+        shared, told, own, thresholds, features = parts
         prefix = "global/"
         left = {name.removeprefix(prefix): array for name, array in shared.items()}
         if strange := {name for name in shared if not name.startswith(prefix)}:

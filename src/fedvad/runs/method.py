@@ -31,8 +31,10 @@ from fedvad.runs.thresholds import Calibration, share_threshold
 
 __all__ = [
     "MAX_WEIGHT_BYTES",
+    "Alone",
     "Baseline",
     "Method",
+    "Sites",
     "Trained",
     "compare",
     "family_of",
@@ -44,6 +46,8 @@ __all__ = [
 MAX_WEIGHT_BYTES = 200_000_000
 
 Baseline = Literal["local", "pooled", "identity"]
+Sites = Sequence[Site]
+Alone = tuple[int, int] | None
 
 _FAMILIES = {
     "memory": ("method_memory", "MemoryMethod"),
@@ -126,13 +130,7 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def read(
-        self,
-        sites: Sequence[Site],
-        progress: Progress = no_progress,
-        *,
-        alone: tuple[int, int] | None = None,
-    ) -> None:
+    def read(self, sites: Sites, progress: Progress = no_progress, alone: Alone = None) -> None:
         """Read the sites' normal images; raises `ConfigError`, `DataError`.
 
         alone: of one site on a machine of its own, its position among all and the round to come.

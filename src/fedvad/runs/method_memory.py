@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.calibration import RowLookup, held_out_scores
 from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector, PatchCore
@@ -31,7 +30,7 @@ from fedvad.memory.bank import MemoryBank
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import Watcher, warm_up
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
-from fedvad.runs.method import Baseline, Method, Trained
+from fedvad.runs.method import Alone, Baseline, Method, Sites, Trained
 from fedvad.runs.phases import Phase
 from fedvad.runs.plan import memory_exchange, memory_sites, plan, sampling_ahead, split_held_out
 from fedvad.runs.progress import Progress, no_progress
@@ -85,13 +84,7 @@ class MemoryMethod(Method):
         """See `Method.own_rows`."""
         return len(RowLookup(bank_from(merged).vectors).rows_of(bank_from(sent).vectors))
 
-    def read(
-        self,
-        sites: Sequence[Site],
-        progress: Progress = no_progress,
-        *,
-        alone: tuple[int, int] | None = None,
-    ) -> None:
+    def read(self, sites: Sites, progress: Progress = no_progress, alone: Alone = None) -> None:
         """See `Method.read`; every image passes the backbone once."""
         self._plan = plan(self.config, self.extractor)
 

@@ -26,7 +26,7 @@ from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import STUDENT_OPTIONS, TrainConfig
-from fedvad.runs.method import Baseline, Method, Trained
+from fedvad.runs.method import Alone, Baseline, Method, Sites, Trained
 from fedvad.runs.phases import Phase
 from fedvad.runs.plan import robust
 from fedvad.runs.progress import Progress, Stage, no_progress
@@ -123,13 +123,7 @@ class StudentMethod(Method):
         with super().member(site, index, round_, progress) as found:
             yield found
 
-    def read(
-        self,
-        sites: Sequence[Site],
-        progress: Progress = no_progress,
-        *,
-        alone: tuple[int, int] | None = None,
-    ) -> None:
+    def read(self, sites: Sites, progress: Progress = no_progress, alone: Alone = None) -> None:
         """See `Method.read`."""
         self._images = {site.name: site.train for site in sites}
         first = 0 if alone is None else alone[0]

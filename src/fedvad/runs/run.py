@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy.typing as npt
 
@@ -24,7 +24,7 @@ from fedvad.runs.config import Reference
 from fedvad.runs.run_folder import DETECTOR_FILE
 from fedvad.runs.run_values import RunValues, threshold_from
 
-__all__ = ["Arrays", "Run", "SiteModel", "middle"]
+__all__ = ["Arrays", "Parts", "Run", "SiteModel", "middle"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -51,6 +51,18 @@ class SiteModel(ABC):
     @abstractmethod
     def values(self) -> dict[str, Any]:
         """JSON values of the site, besides its name, thresholds and number of images."""
+
+
+class Parts(NamedTuple):
+    """What the file of a run holds: `told` as its class describes it; `own` and `thresholds` by
+    site, in the order of `told.sites`.
+    """
+
+    shared: Arrays
+    told: Any
+    own: list[Arrays]
+    thresholds: list[dict[str, Threshold]]
+    features: FeatureConfig
 
 
 class Run(ABC):
@@ -152,7 +164,8 @@ class Run(ABC):
                 f"site{i}/{n}" for i, found in enumerate(own) for n in found
             }:
                 raise ArtefactError(f"array {min(left)!r} belongs to no site")
-            return cls._assembled(shared, told, own, thresholds, feature_identity(values, path))
+            features = feature_identity(values, path)
+            return cls._assembled(Parts(shared, told, own, thresholds, features))
         except (KeyError, ConfigError, ArtefactError, MemoryBankError) as error:
             raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
 
@@ -166,14 +179,7 @@ class Run(ABC):
 
     @classmethod
     @abstractmethod
-    def _assembled(
-        cls,
-        shared: Arrays,
-        told: Any,
-        own: Sequence[Arrays],
-        thresholds: Sequence[dict[str, Threshold]],
-        features: FeatureConfig,
-    ) -> Self:
+    def _assembled(cls, parts: Parts) -> Self:
         """The run of a file's parts; raises what `from_arrays` makes an `ArtefactError`."""
 
     @classmethod

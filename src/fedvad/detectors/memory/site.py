@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.metric_loss import MetricLossConfig, TrainingLog, train_generator
 from fedvad.detectors.scoring import ScoringConfig
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import CandidateSampler
@@ -67,12 +67,9 @@ class FedDyMemConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
     def __post_init__(self) -> None:
-        if self.reduce not in get_args(Reduce):
-            raise ConfigError(f"unknown reduce {self.reduce!r}; choose from {get_args(Reduce)}")
-        if self.update not in get_args(Update):
-            raise ConfigError(f"unknown update {self.update!r}; choose from {get_args(Update)}")
-        if self.anchors not in get_args(Anchors):
-            raise ConfigError(f"unknown anchors {self.anchors!r}; choose from {get_args(Anchors)}")
+        check_choice("reduce", self.reduce, Reduce)
+        check_choice("update", self.update, Update)
+        check_choice("anchors", self.anchors, Anchors)
         if self.rows < 1 or not 0 <= self.ema < 1:
             raise ConfigError("rows must be at least 1 and ema in [0, 1)")
         if self.min_count < 1 or self.noise < 0:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fedvad.data.bounds import MAX_BAD
 from fedvad.data.contents import normals
 from fedvad.data.folders import ImageSet
-from fedvad.detectors.base import Detector, Scores, check_score
+from fedvad.detectors.base import Arrays, Detector, Pictures, Scores, Values, collected
 from fedvad.detectors.scoring import ScoringConfig, image_score, smooth
 from fedvad.detectors.student.loss import Combine
 from fedvad.detectors.student.parameters import (
@@ -173,23 +173,14 @@ class StudentDetector(Detector):
     def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
         """See `Detector.score`; maps lie on the grid of the finest level."""
         mapper = self._graph()
-        values, maps, kept, bad = [], [], [], []
-        for index, map_, error in mapped(mapper, images, self.extractor.config):
-            if map_ is None:
-                bad.append(error or "unknown error")
-            else:
-                score, scaled = self._scored(map_)
-                values.append(check_score(score, str(images[index])))
-                maps.append(scaled)
-                kept.append(index)
-            if on_image is not None:
-                on_image()
-        return Scores(
-            np.asarray(values, np.float64),
-            np.stack(maps) if maps else np.zeros((0, *self._grid), np.float32),
-            np.asarray(kept, np.int64),
-            tuple(bad),
-        )
+
+        def outcomes() -> Iterator[tuple[int, tuple[float, FloatArray] | str]]:
+            for index, map_, error in mapped(mapper, images, self.extractor.config):
+                yield index, error or "unknown error" if map_ is None else self._scored(map_)
+                if on_image is not None:
+                    on_image()
+
+        return collected(outcomes(), images, self._grid)
 
     def ready(self) -> None:
         """See `Detector.ready`; the graph is compiled with the first image."""
@@ -199,9 +190,7 @@ class StudentDetector(Detector):
         """See `Detector.facts`."""
         return {"scoring": {"smooth": self.smooth, "top": self.top, "combine": self.combine}}
 
-    def score_pixels(
-        self, images: _Pixels | Sequence[_Pixels]
-    ) -> Iterator[tuple[float, FloatArray]]:
+    def score_pixels(self, images: Pictures) -> Iterator[tuple[float, FloatArray]]:
         """See `Detector.score_pixels`."""
         for _, map_ in self._graph()(enumerate(images)):
             yield self._scored(map_)
@@ -236,7 +225,7 @@ class StudentDetector(Detector):
         blank = torch.zeros(1, 3, side, side, device=self.extractor.config.device)
         return macs(self.net_ or self.network(), blank)
 
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Values]:
         """See `Detector.state`. The teacher is not stored: the extractor brings it."""
         net, scale = self._trained()
         arrays = {
@@ -254,13 +243,7 @@ class StudentDetector(Detector):
         return arrays, values
 
     @classmethod
-    def from_state(
-        cls,
-        arrays: dict[str, npt.NDArray[Any]],
-        values: dict[str, Any],
-        *,
-        extractor: FeatureExtractor,
-    ) -> Self:
+    def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """See `Detector.from_state`; raises `TypeError` for weights that are not this student's."""
         options = cls._restored(values["options"])
         detector = cls(extractor=extractor, seed=values["seed"], **options)

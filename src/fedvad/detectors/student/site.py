@@ -14,7 +14,7 @@ from fedvad.detectors.student.layout import memory_format
 from fedvad.detectors.student.loss import cosine_loss
 from fedvad.detectors.student.pixels import read_pixels
 from fedvad.detectors.student.targets import Batch, TrainingSet
-from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
+from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog, train_student
 from fedvad.errors import DataError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import check_bad_share
@@ -32,7 +32,7 @@ __all__ = ["StudentSite"]
 log = logging.getLogger(__name__)
 
 
-class StudentSite:
+class StudentSite(Trainer):
     """A net and the frozen features of a site's readable normal images.
 
     n_images: readable images. bad: why images were left out. paths: files of the images trained
@@ -61,7 +61,7 @@ class StudentSite:
     ) -> None:
         self.net = net
         net.student.to(memory_format=memory_format(net.student))  # type: ignore[call-overload]
-        self.config = train
+        self.config = self.settings = train
         self.seed = seed
         self.choose = True
         self._set = TrainingSet(
@@ -175,10 +175,6 @@ class StudentSite:
         last: torch.Tensor = student(batch.inputs)[-1]
         return last.mean((2, 3))
 
-    def rate(self, step: int) -> float:
-        """Learning rate of the step-th step of a training, from 1."""
-        return self.config.rate(step)
-
     def recalibrate_batch_norm(self) -> None:
         """Give the student the batch statistics of this site's images: for weights that were
         averaged elsewhere, whose statistics nobody has measured.
@@ -199,6 +195,14 @@ class StudentSite:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self.student.eval()
+
+    def losses(self, seed: int) -> Callable[[Batch], torch.Tensor]:
+        """See `Trainer.losses`."""
+        return self.loss
+
+    def batches(self, rng: np.random.Generator) -> Iterator[Batch]:
+        """See `Trainer.batches`."""
+        return self._batches(self.config.batch, rng)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """What training lowers for one batch: here the cosine loss of the maps that score."""

@@ -66,58 +66,47 @@ def bench(
     """
     guard_plain_folder(out, "--out", [] if data is None else [data])
     with only_one(out):
-        return _bench(suite, out, data, weights, cache, progress)
-
-
-def _bench(
-    suite: Suite,
-    out: Path,
-    data: Path | None,
-    weights: Path | None,
-    cache: DescriptorCache | None,
-    progress: Progress,
-) -> dict[str, Any]:
-    cells: dict[_Key, dict[str, Any]] = {}
-    trivial: dict[str, Any] = {}
-    missing: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    backbones: set[str] = set()
-    stage = Stage(progress, "cells", len(suite.sets) * len(suite.seeds) * len(suite.methods))
-    for item in suite.sets:
-        reason = _missing(item, data)
-        if reason:
-            log.warning("skipping set %s: %s", item.name, reason)
-            missing[item.name] = reason
-            continue
-        source = _source(item, data, out, suite)
-        try:
-            trivial[item.name] = _trivial(item, source, suite, out, weights)
-        except FedvadError as error:
-            failed[f"{item.name} / trivial statistics"] = str(error)
-        for seed in suite.seeds:
-            shared: dict[str, Prepared] = {}
-            for method in suite.methods:
-                key = (item.name, method.name, seed)
-                config = suite.config(method, item.split, seed, weights)
-                try:
-                    cells[key] = _cell(key, config, source, method, suite, out, cache, shared)
-                    backbones.add(config.backbone)
-                except FedvadError as error:
-                    log.warning("cell %s failed: %s", " / ".join(map(str, key)), error)
-                    failed[" / ".join(map(str, key))] = str(error)
-                stage()
-    if not cells:
-        reasons = "; ".join([f"{k}: {v}" for k, v in (missing | failed).items()][:3])
-        raise ConfigError(f"suite {suite.name}: nothing could be run ({reasons})")
-    summary = summarise_bench(suite, cells) | {
-        "version": __version__,
-        "backbones": sorted(backbones),
-        "trivial": trivial,
-        "skipped": missing,
-        "failed": failed,
-    }
-    _write(out, summary)
-    return summary
+        cells: dict[_Key, dict[str, Any]] = {}
+        trivial: dict[str, Any] = {}
+        missing: dict[str, str] = {}
+        failed: dict[str, str] = {}
+        backbones: set[str] = set()
+        stage = Stage(progress, "cells", len(suite.sets) * len(suite.seeds) * len(suite.methods))
+        for item in suite.sets:
+            reason = _missing(item, data)
+            if reason:
+                log.warning("skipping set %s: %s", item.name, reason)
+                missing[item.name] = reason
+                continue
+            source = _source(item, data, out, suite)
+            try:
+                trivial[item.name] = _trivial(item, source, suite, out, weights)
+            except FedvadError as error:
+                failed[f"{item.name} / trivial statistics"] = str(error)
+            for seed in suite.seeds:
+                shared: dict[str, Prepared] = {}
+                for method in suite.methods:
+                    key = (item.name, method.name, seed)
+                    config = suite.config(method, item.split, seed, weights)
+                    try:
+                        cells[key] = _cell(key, config, source, method, suite, out, cache, shared)
+                        backbones.add(config.backbone)
+                    except FedvadError as error:
+                        log.warning("cell %s failed: %s", " / ".join(map(str, key)), error)
+                        failed[" / ".join(map(str, key))] = str(error)
+                    stage()
+        if not cells:
+            reasons = "; ".join([f"{k}: {v}" for k, v in (missing | failed).items()][:3])
+            raise ConfigError(f"suite {suite.name}: nothing could be run ({reasons})")
+        summary = summarise_bench(suite, cells) | {
+            "version": __version__,
+            "backbones": sorted(backbones),
+            "trivial": trivial,
+            "skipped": missing,
+            "failed": failed,
+        }
+        _write(out, summary)
+        return summary
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fedvad.errors import FederationError, MemoryBankError, PayloadError
 from fedvad.federation.codecs import Precision, downlink_precision
 from fedvad.federation.defence.robust import RobustConfig, Verdict, defend
 from fedvad.federation.defence.validation import Limits, check_upload
+from fedvad.federation.exchange.base import check_answer, merged_manifest
 from fedvad.federation.payload import WITH_ORIGIN, Manifest, Payload, bank_arrays, bank_from
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.distances import nearest
@@ -92,16 +93,9 @@ class MemoryExchange:
 
     def accept(self, payload: Payload) -> None:
         """See `Exchange.accept`: refuses other features, generators, lengths, stale rounds."""
-        manifest = payload.manifest
-        if manifest.kind != "upload" or not manifest.site:
-            raise PayloadError("expected the upload of a site")
-        if manifest.features != self.features:
-            raise PayloadError(
-                f"site {manifest.site} has features {manifest.features}, the federation "
-                f"{self.features}: backbone, weights, image size or layers differ"
-            )
-        if manifest.generator != Generator.identity(self.dim).hash():
-            raise PayloadError(f"site {manifest.site} started from another generator")
+        before = self._sites.get(payload.manifest.site)
+        start = Generator.identity(self.dim).hash()
+        manifest = check_answer(payload, before, self.features, start)
         bank = bank_from(payload)
         if bank.origin is not None:
             raise PayloadError(f"site {manifest.site} says whose its rows are: they are its own")
@@ -109,9 +103,6 @@ class MemoryExchange:
             raise PayloadError(f"site {manifest.site} sent {len(bank)} rows of {bank.dim} values")
         if np.abs(bank.vectors).max() > _LARGEST or bank.spread.max() > _LARGEST:
             raise PayloadError(f"site {manifest.site} sent values beyond the range of float16")
-        before = self._sites.get(manifest.site)
-        if before is not None and manifest.round <= before.manifest.round:
-            raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
         check_upload(payload, before, self.limits)
         source = Source(manifest.site, manifest.round)
         bank = replace(bank, origin=Origin.of([source], np.zeros(len(bank), np.int64)))
@@ -142,15 +133,8 @@ class MemoryExchange:
         merged = merge_banks(
             banks, mode=self.merge_mode, size=self.size, seed=self.seed * 1009 + round_
         )
-        manifests = [payload.manifest for payload in sites.values()]
-        manifest = Manifest(
-            kind="global",
-            round=round_,
-            features=self.features,
-            n_images=sum(m.n_images for m in manifests),
-            n_patches=sum(m.n_patches for m in manifests),
-            coverage=_coverage(banks, merged, self.merge_mode),
-        )
+        covered = _coverage(banks, merged, self.merge_mode)
+        manifest = merged_manifest(round_, sites.values(), coverage=covered)
         return _with_origin(manifest, merged, downlink_precision(self.precision))
 
     @property

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy.typing as npt
-
 from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
+from fedvad.detectors.base import Arrays, Values
 from fedvad.detectors.student.aand.options import AmplifyConfig
 from fedvad.detectors.student.aand.site import AANDSite
 from fedvad.detectors.student.drawing import DEFECTS, check_drawing
@@ -84,20 +83,14 @@ class AAND(ReverseDetector):
         self.amplified_ = site.amplified
         return self.with_net(site.net, site.unseen, log)
 
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Values]:
         """See `Detector.state`."""
         arrays, values = super().state()
         log = None if self.amplified_ is None else asdict(self.amplified_)
         return arrays, values | {"amplified": log}
 
     @classmethod
-    def from_state(
-        cls,
-        arrays: dict[str, npt.NDArray[Any]],
-        values: dict[str, Any],
-        *,
-        extractor: FeatureExtractor,
-    ) -> Self:
+    def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """See `Detector.from_state`."""
         detector = super().from_state(arrays, values, extractor=extractor)
         log = values["amplified"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +14,7 @@ from fedvad.detectors.student.aand.options import AmplifyConfig
 from fedvad.detectors.student.aand.pairs import PairBatch, PairPool
 from fedvad.detectors.student.rd.detector import ReverseSite
 from fedvad.detectors.student.targets import TrainingSet
-from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
+from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog
 from fedvad.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["AANDSite", "Amplifier"]
 
 
-class Amplifier:
+class Amplifier(Trainer):
     """Stage I of a site, trained like a student: its blocks can be averaged over sites, too.
 
     The synthetic anomalies are made when it is first trained, by the seed the site then has.
@@ -57,40 +57,19 @@ class Amplifier:
             )
         return self._pool
 
-    def train(
-        self,
-        *,
-        seed: int,
-        penalty: Callable[[torch.nn.Module, PairBatch], torch.Tensor] | None = None,
-        correction: Mapping[str, torch.Tensor] | None = None,
-        on_step: Callable[[int, float], None] | None = None,
-    ) -> TrainLog:
-        """Train the blocks from where they stand, for the configured number of steps."""
-        pool = self.pool
+    def losses(self, seed: int) -> Callable[[PairBatch], torch.Tensor]:
+        """See `Trainer.losses`."""
+        return lambda batch: amplify_loss(self.net.blocks, batch, self.config)
 
-        def batches(rng: np.random.Generator) -> Iterator[PairBatch]:
-            return pool.batches(self.settings.batch, rng)
-
-        return train_student(
-            self.student,
-            lambda batch: amplify_loss(self.net.blocks, batch, self.config),
-            batches,
-            self.settings,
-            seed=seed,
-            penalty=penalty,
-            correction=correction,
-            on_step=on_step,
-        )
+    def batches(self, rng: np.random.Generator) -> Iterator[PairBatch]:
+        """See `Trainer.batches`."""
+        return self.pool.batches(self.settings.batch, rng)
 
     def represent(self, student: torch.nn.Module, batch: PairBatch) -> torch.Tensor:
         """(b, c) mean over the positions of the last level's amplified maps, of any blocks."""
         blocks: Any = student
         amplified: torch.Tensor = blocks[-1](batch.teacher[-1])[0]
         return amplified.mean((2, 3))
-
-    def rate(self, step: int) -> float:
-        """Learning rate of the step-th step of a training, from 1."""
-        return self.settings.rate(step)
 
     def close(self) -> None:
         """Give back the synthetic anomalies' features."""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.synthesis import SynthesisConfig
+from fedvad.detectors.base import Arrays, Values
 from fedvad.detectors.scoring import image_score
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.dmdd.options import DualConfig
@@ -22,7 +23,7 @@ from fedvad.detectors.student.pixels import Mapper, mapped
 from fedvad.detectors.student.rd.detector import adam
 from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.training import TrainConfig, TrainLog
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray
 
@@ -194,19 +195,13 @@ class DMDD(StudentDetector):
         blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=config.device)
         return macs(self._map_net(self.net_ or self.network()), blank)
 
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Values]:
         """See `Detector.state`."""
         arrays, values = super().state()
         return arrays, values | {"scales": self.scales_, "parts": self.parts_}
 
     @classmethod
-    def from_state(
-        cls,
-        arrays: dict[str, npt.NDArray[Any]],
-        values: dict[str, Any],
-        *,
-        extractor: FeatureExtractor,
-    ) -> Self:
+    def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """See `Detector.from_state`."""
         detector = super().from_state(arrays, values, extractor=extractor)
         detector.scales_ = {source: float(values["scales"][source]) for source in _SOURCES}
@@ -243,6 +238,5 @@ class DMDD(StudentDetector):
 
     def _check(self) -> None:
         super()._check()
-        if self.source not in _SOURCES:
-            raise ConfigError(f"unknown source {self.source!r} of scores; choose from {_SOURCES}")
+        check_choice("source", self.source, ScoreSource)
         check_drawing(self.synthesis, self.textures)

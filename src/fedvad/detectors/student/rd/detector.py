@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.loss import Combine
@@ -11,7 +11,7 @@ from fedvad.detectors.student.rd.loss import ReverseLoss, reverse_loss
 from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.targets import Batch
 from fedvad.detectors.student.training import TrainConfig
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -96,8 +96,7 @@ class ReverseDetector(StudentDetector):
 
     def _check(self) -> None:
         super()._check()
-        if self.loss not in get_args(ReverseLoss):
-            raise ConfigError(f"unknown loss {self.loss!r}; choose from {get_args(ReverseLoss)}")
+        check_choice("loss", self.loss, ReverseLoss)
         if self.hard < 1:
             raise ConfigError(f"hard counts positions, 1 at least, not {self.hard}")
 
