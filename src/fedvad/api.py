@@ -7,7 +7,14 @@ from os import PathLike
 from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, cache_at, listed, maybe
-from fedvad.api_living import forget, undo_update, update
+from fedvad.api_living import (
+    feedback,
+    forget,
+    list_feedback,
+    undo_feedback,
+    undo_update,
+    update,
+)
 from fedvad.api_research import backbones, bench, distill_backbone, gallery, run_stream
 from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
@@ -37,13 +44,16 @@ __all__ = [
     "distill_backbone",
     "evaluate",
     "export",
+    "feedback",
     "forget",
     "gallery",
     "inspect",
+    "list_feedback",
     "load",
     "predict",
     "run_stream",
     "train",
+    "undo_feedback",
     "undo_update",
     "update",
     "write_report",

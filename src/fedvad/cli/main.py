@@ -28,6 +28,7 @@ from fedvad.cli.deploy import deploy_app, launch, server, site, status
 from fedvad.cli.distill import distill
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
+from fedvad.cli.feedback import feedback
 from fedvad.cli.forget import forget
 from fedvad.cli.gallery import gallery
 from fedvad.cli.inspect import inspect
@@ -70,7 +71,7 @@ app = typer.Typer(
 _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     _START: (demo, train, config, inspect),
-    _USE: (evaluate, predict, calibrate, update, forget, report, serve, export),
+    _USE: (evaluate, predict, calibrate, feedback, update, forget, report, serve, export),
     _FEDERATION: (server, site, launch, status),
     _RESEARCH: (bench, continual, distill, gallery, backbones),
 }
