@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, cache_at, listed, maybe
 from fedvad.api_living import (
+    doctor,
     feedback,
     forget,
     list_feedback,
@@ -42,6 +43,7 @@ __all__ = [
     "calibrate",
     "demo",
     "distill_backbone",
+    "doctor",
     "evaluate",
     "export",
     "feedback",

@@ -1,4 +1,4 @@
-"""The verbs that change a trained run, with plain arguments; see `fedvad.api`."""
+"""The verbs that change a trained run, or examine it, with plain arguments; see `fedvad.api`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from fedvad.runs.answers import Verdict
 from fedvad.runs.config import as_path
 from fedvad.runs.feedback import Box
 from fedvad.runs.progress import Progress, no_progress
+from fedvad.verbs.doctor import PORT
+from fedvad.verbs.doctor import doctor as _doctor
 from fedvad.verbs.feedback import feedback as _feedback
 from fedvad.verbs.feedback import list_feedback as _list_feedback
 from fedvad.verbs.feedback import undo_feedback as _undo_feedback
@@ -17,7 +19,15 @@ from fedvad.verbs.forget import forget as _forget
 from fedvad.verbs.update import undo_update as _undo_update
 from fedvad.verbs.update import update as _update
 
-__all__ = ["feedback", "forget", "list_feedback", "undo_feedback", "undo_update", "update"]
+__all__ = [
+    "doctor",
+    "feedback",
+    "forget",
+    "list_feedback",
+    "undo_feedback",
+    "undo_update",
+    "update",
+]
 
 
 def update(
@@ -140,3 +150,27 @@ def list_feedback(run: AnyPath) -> list[dict[str, Any]]:
 def undo_feedback(run: AnyPath, number: int) -> dict[str, Any]:
     """Let answer `number` of run folder `run` count no longer; raises `ConfigError`."""
     return _undo_feedback(as_path(run, "run"), number)
+
+
+def doctor(
+    path: AnyPath | None = None,
+    *,
+    weights: AnyPath | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    port: int = PORT,
+    cache: AnyPath | None = None,
+) -> dict[str, Any]:
+    """Examine this installation, and the run, images or deployment in folder `path`.
+
+    port: on which `fedvad serve` would listen. Returns `ok` and `checks`, each with name, state
+    ("ok", "warning" or "wrong"), what is there and how to mend it. Nothing is changed.
+    """
+    return _doctor(
+        maybe(path, "path"),
+        cache=cache_at(cache),
+        weights=maybe(weights, "weights"),
+        engine=engine,
+        device=device,
+        port=port,
+    )
