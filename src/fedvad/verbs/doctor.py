@@ -185,7 +185,8 @@ def _tried(name: str, extractor: FeatureExtractor, more: str = "") -> Check:
     blank = np.full((1, view.height, view.width, 3), 128, np.uint8)
     described = np.asarray(extractor.describe(blank)[0])
     config = extractor.config
-    says = f"{config.backbone} with {config.engine} on {config.device}, {extractor.seconds():.2g} s an image"
+    seconds = f"{extractor.seconds():.2g} s an image"
+    says = f"{config.backbone} with {config.engine} on {config.device}, {seconds}"
     if np.isnan(described).all():
         return Check(name, "wrong", f"{says}: it describes nothing", "restore its weights")
     return Check(name, "ok", says + more)
