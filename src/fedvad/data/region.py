@@ -94,7 +94,12 @@ def _rectangle(text: str) -> tuple[float, float, float, float] | None:
     except ValueError:
         return None
     if len(values) != 4:
-        return None
+        if Path(text).exists():
+            return None
+        raise ConfigError(
+            f"region {text!r} has {len(values)} number{'s' * (len(values) != 1)} and needs four, "
+            "LEFT,TOP,RIGHT,BOTTOM in percent of width and height, or the file of a mask"
+        )
     left, top, right, bottom = values
     if not (0 <= left < right <= 100 and 0 <= top < bottom <= 100):
         raise ConfigError(
