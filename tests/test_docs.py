@@ -106,6 +106,8 @@ def test_the_five_minute_path_and_the_python_example_run_as_written(workshop: Pa
 
 
 MADE = {
+    "plan": "planned/report.html",
+    "howto/hyperspectral": "odd/field.png",
     "export": "run/export/model.onnx",
     "howto/at-the-line": "run/export/model.xml",
     "howto/hairline-cracks": "closer/predict.csv",
@@ -113,6 +115,8 @@ MADE = {
     "howto/two-hospitals": "shared/report.html",
     "howto/a-liar": "guarded/report.html",
     "howto/plant": "trial/report.html",
+    "howto/new-normals": "grown",
+    "howto/a-site-leaves": "without-image",
     "howto/no-network": "birch/run/detector.safetensors",
     "glossary": "run",
 }

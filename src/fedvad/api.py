@@ -7,11 +7,13 @@ from os import PathLike
 from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, cache_at, listed, maybe
+from fedvad.api_living import forget, undo_update, update
 from fedvad.api_research import (
     backbones,
     bench,
     distill_backbone,
     gallery,
+    group,
     run_stream,
     score_scenes,
 )
@@ -29,6 +31,8 @@ from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.demo import demo as _demo
 from fedvad.verbs.evaluate import evaluate as _evaluate
 from fedvad.verbs.inspect import inspect as _inspect
+from fedvad.verbs.plan import Plan
+from fedvad.verbs.plan import plan as _plan
 from fedvad.verbs.predict import predict as _predict
 from fedvad.verbs.recalibrate import recalibrate as _recalibrate
 from fedvad.verbs.report import Written
@@ -44,13 +48,18 @@ __all__ = [
     "distill_backbone",
     "evaluate",
     "export",
+    "forget",
     "gallery",
+    "group",
     "inspect",
     "load",
+    "plan",
     "predict",
     "run_stream",
     "score_scenes",
     "train",
+    "undo_update",
+    "update",
     "write_report",
 ]
 
@@ -60,6 +69,7 @@ def train(
     out: AnyPath,
     *,
     config: AnyPath | None = None,
+    plan: AnyPath | None = None,
     cache: AnyPath | None = None,
     resume: bool = False,
     progress: Progress = no_progress,
@@ -68,7 +78,8 @@ def train(
     """Train one detector per site of `data`, write the run folder `out`, return the results.
 
     data: folder with one folder per site, or one image set with `split`. out: a new folder.
-    config: TOML file of options, as `fedvad config` prints one; `options` win over it. cache:
+    config: TOML file of options, as `fedvad config` prints one; `options` win over it.
+    plan: TOML file of `fedvad.plan`; `config` and `options` win over it. cache:
     folder of descriptors, by default `FEDVAD_CACHE` or the user's cache folder. resume: continue
     the interrupted run in `out`. progress: called with a stage, the steps done and their number.
     options: see `fedvad.TrainOptions`.
@@ -76,7 +87,7 @@ def train(
     The results are what `results.json` holds. Raises `ConfigError`, `DataError`,
     `FederationError` (see `fedvad.errors`).
     """
-    resolved = resolve_config(maybe(config, "config"), **options)
+    resolved = resolve_config(maybe(config, "config"), plan=maybe(plan, "plan"), **options)
     return _train(
         as_path(data, "data"),
         as_path(out, "out"),
@@ -89,6 +100,34 @@ def train(
 
 if train.__doc__ and TrainOptions.__doc__:  # for help(fedvad.train)
     train.__doc__ += "\n    " + TrainOptions.__doc__
+
+
+def plan(
+    data: AnyPath | Iterable[AnyPath],
+    out: AnyPath | None = None,
+    *,
+    budget: float | None = None,
+    suspects: AnyPath | None = None,
+    cache: AnyPath | None = None,
+    progress: Progress = no_progress,
+    **options: Unpack[TrainOptions],
+) -> Plan:
+    """Plan a training from the normal images of each site; no test image is read.
+
+    data: a folder of sites as `train` takes it, or a file of its `to_json`; or several. out: the
+    plan to write, for `train`. suspects: picture to write of doubtful normal images. See
+    `fedvad.verbs.plan.plan`.
+    """
+    several = [data] if isinstance(data, str | PathLike) else listed(data, "data")
+    return _plan(
+        [as_path(place, "data") for place in several],
+        maybe(out, "out"),
+        budget=budget,
+        suspects=maybe(suspects, "suspects"),
+        cache=cache_at(cache),
+        progress=progress,
+        **options,
+    )
 
 
 def evaluate(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedvad.errors import ConfigError, DataError
 from fedvad.spectral.areas import areas
@@ -31,6 +33,8 @@ RX = {
     "abu-beach-2": (0.9106, 0.0488, 0.1530, 0.1188),
     "abu-urban-3": (0.9513, 0.0351, 0.0963, 0.0641),
 }
+
+QUICK: dict[str, dict[str, Any]] = {"auto-ad": {"channels": 8, "steps": 101}}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,7 @@ def test_local_rx_and_crd_have_the_figures_measured_apart(shared: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_detector_finds_what_is_odd(scene: Scene, method: str) -> None:
-    scores = score_cube(scene.cube, method)
+    scores = score_cube(scene.cube, method, **QUICK.get(method, {}))
     assert scene.mask is not None
     assert scores.shape == scene.mask.shape
     found = areas(scores, scene.mask)
@@ -178,6 +182,17 @@ def test_figures_are_exact_or_by_trapezoids() -> None:
     assert areas(scores, np.zeros((1, 4), np.bool_)) is None
 
 
+def test_a_network_s_map_depends_on_its_seed_alone(scene: Scene) -> None:
+    cube = scene.cube[:16, :16]
+    state = torch.random.get_rng_state()
+    first, again, other = (
+        score_cube(cube, "auto-ad", channels=2, steps=3, seed=seed) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert not np.allclose(first, other)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
 def test_wrong_options_say_what_is_right(scene: Scene) -> None:
     for method, options, words in (
         ("rxx", {}, "choose from rx, line-rx"),
@@ -186,6 +201,7 @@ def test_wrong_options_say_what_is_right(scene: Scene) -> None:
         ("crd", {"border": "zero"}, "wrap, mirror, shift"),
         ("crd", {"norm": "unit"}, "global_minmax"),
         ("lrx", {"ridge": 0.0}, "above 0"),
+        ("auto-ad", {"norm": "band_std"}, "takes global_minmax"),
         ("rx", {"ridge": -1.0}, "at least 0"),
     ):
         with pytest.raises(ConfigError, match=words):

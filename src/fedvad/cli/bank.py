@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli import bank_thresholds
+from fedvad.cli import bank_forget, bank_thresholds
 from fedvad.cli.common import (
     CacheOption,
     CacheSizeOption,
@@ -23,7 +23,12 @@ __all__ = ["bank_app"]
 bank_app = typer.Typer(
     help="Federation by signed files, for sites that share no network.", no_args_is_help=True
 )
-for _command in (bank_thresholds.scores, bank_thresholds.thresholds, bank_thresholds.apply):
+for _command in (
+    bank_thresholds.scores,
+    bank_thresholds.thresholds,
+    bank_thresholds.apply,
+    bank_forget.forget,
+):
     bank_app.command()(_command)
 
 KeyOption = Annotated[Path, typer.Option(help="Own private key (.key).")]

@@ -75,7 +75,8 @@ def inspect(
         limits = [f"{v:.4g}" if v is not None else "" for v in (a["min"], a["max"])]
         shape = " × ".join(map(str, a["shape"]))
         table.add_row(escape(name), shape, a["dtype"], f"{a['bytes']:,}", *limits)
-    console.print(table)
+    if arrays:
+        console.print(table)
 
 
 def _brief(value: Any) -> Any:

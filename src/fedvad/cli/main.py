@@ -28,14 +28,18 @@ from fedvad.cli.deploy import deploy_app, launch, server, site, status
 from fedvad.cli.distill import distill
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
+from fedvad.cli.forget import forget
 from fedvad.cli.gallery import gallery
+from fedvad.cli.group import group
 from fedvad.cli.inspect import inspect
 from fedvad.cli.options import OptionsCommand, Verb
+from fedvad.cli.plan import plan
 from fedvad.cli.predict import predict
 from fedvad.cli.report import report
 from fedvad.cli.serve import serve
 from fedvad.cli.spectral import spectral
 from fedvad.cli.train import train
+from fedvad.cli.update import update
 from fedvad.errors import FedvadError
 
 __all__ = ["app", "main"]
@@ -68,26 +72,26 @@ app = typer.Typer(
 
 _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    _START: (demo, train, config, inspect),
-    _USE: (evaluate, predict, calibrate, report, serve, export),
-    _FEDERATION: (server, site, launch, status),
+    _START: (demo, plan, train, config, inspect),
+    _USE: (evaluate, predict, calibrate, update, forget, report, serve, export),
+    _FEDERATION: (server, site, launch, status, group),
     _RESEARCH: (bench, continual, distill, gallery, backbones, spectral),
 }
 _MORE = "More options: --help-all. All of them as a file to edit: fedvad config."
 for panel, verbs in _PANELS.items():
     for verb in verbs:
-        if verb in (train, config):
+        if verb in (plan, train, config, group):
             app.command(cls=OptionsCommand, rich_help_panel=panel, epilog=_MORE)(verb)
         else:
             app.command(cls=Verb, rich_help_panel=panel)(verb)
-for name, group, panel in (
+for name, grouped, panel in (
     ("bank", bank_app, _FEDERATION),
     ("deploy", deploy_app, _FEDERATION),
     ("cache", cache_app, _RESEARCH),
 ):
-    for command in group.registered_commands:
+    for command in grouped.registered_commands:
         command.cls = Verb
-    app.add_typer(group, name=name, rich_help_panel=panel)
+    app.add_typer(grouped, name=name, rich_help_panel=panel)
 
 
 def _version(wanted: bool) -> None:

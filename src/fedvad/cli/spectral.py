@@ -23,7 +23,7 @@ def spectral(
         ),
     ],
     method: Annotated[
-        str, typer.Option(help="Detector: rx, line-rx, lrx, crd, rpca or rpca-rx.")
+        str, typer.Option(help="Detector: rx, line-rx, lrx, crd, rpca, rpca-rx or auto-ad.")
     ] = "rx",
     out: Annotated[
         Path | None,
@@ -90,6 +90,19 @@ def spectral(
             show_default=False,
         ),
     ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(help="Width of auto-ad's network [default: 128]", show_default=False),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Most steps of auto-ad, rpca and rpca-rx [default: 1001, 200]", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of auto-ad's network [default: 0]", show_default=False)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find odd pixels in hyperspectral scenes, and measure that where the truth is known."""
@@ -111,6 +124,9 @@ def spectral(
             components=components,
             ridge=ridge,
             norm=norm,
+            channels=channels,
+            steps=steps,
+            seed=seed,
             progress=progress,
         )
     if as_json:

@@ -42,12 +42,14 @@ class LabelNames:
     """Names of folders that hold normal images (good) or defects, as the user gives them.
 
     A folder called `good` needs no naming, in any case of its letters. before: names that were
-    given earlier, to a training for example, and hold where these say nothing.
+    given earlier, to a training for example, and hold where these say nothing. left_out: files of
+    normal images, relative to the data folder, that a person takes from the training.
     """
 
     good: tuple[str, ...] = ()
     defect: tuple[str, ...] = ()
     before: LabelNames | None = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         both = {n.casefold() for n in self.good} & {n.casefold() for n in self.defect}

@@ -21,7 +21,7 @@ from fedvad.errors import ImageError
 from fedvad.evaluation.judgement import BORDER
 from fedvad.report.choice import CLEAR, FAINT, NEAR, NORMAL, choose_groups
 from fedvad.report.lettering import INK, Fonts, chip, fit, write
-from fedvad.report.overlay import draw_outline, heatmap_overlay, marked_png
+from fedvad.report.overlay import draw_outline, heatmap_overlay, marked_png, own_range
 from fedvad.report.panels import Panel, display_ranges, drawn_mask, score_in_words
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _pictures(
     height, width = (max(1, round(side * scale)) for side in whole.shape[:2])
     seen = Image.fromarray(view.scaled(whole))
     photograph = np.asarray(seen.resize((width, height), Image.Resampling.BICUBIC))
-    low, high = limits
+    low, high = own_range(panel.map, *limits)
     heated = heatmap_overlay(photograph, panel.map, low=low, high=high)
     mask = drawn_mask(panel, width, height)
     outlined = photograph if mask is None else draw_outline(photograph, mask)

@@ -28,6 +28,7 @@ __all__ = [
     "marked_png",
     "middle",
     "outline",
+    "own_range",
     "save_png",
 ]
 
@@ -86,8 +87,9 @@ def map_range(normal_maps: Iterable[ArrayLike]) -> tuple[float, float]:
     and high = m + 1.6 (q - m). Below `low` lies ordinary texture (95 to 97 % of normal pixels on
     magnetic tiles); q, which one normal pixel in a thousand exceeds, gets half the full strength.
     It moves and scales with the maps, so negative scores work too, and no anomalous image, however
-    extreme, changes how the others look. Always low < high, also for constant maps.
-    Raises DataError for no map, an empty one, NaN or infinity.
+    extreme, changes how the others look; its own range may differ (`own_range`). Always
+    low < high, also for constant maps. Raises DataError for no map, an empty one, NaN or
+    infinity.
     """
     maps = [np.asarray(values, dtype=np.float64).ravel() for values in normal_maps]
     every = np.concatenate(maps or [np.empty(0)])
@@ -100,6 +102,36 @@ def map_range(normal_maps: Iterable[ArrayLike]) -> tuple[float, float]:
     # Rounding noise of a constant map must not be stretched over the whole range of colours.
     tail = max(top - median, 1e-3 * abs(median), 1e-12)
     return median + 0.4 * tail, median + 1.6 * tail
+
+
+def own_range(map: NDArray[np.floating[Any]], low: float, high: float) -> tuple[float, float]:
+    """Display range of one image's map (h, w), narrowed to where a strong defect is strongest.
+
+    Patches around a hole see a part of it, so that far more than the hole exceeds `high`. Where
+    the map rises above `high`, both ends rise, `low` by a quarter of the excess and `high` by four
+    fifths of it: full colour then hugs the defect, and a second one of a third of its height still
+    shows. A map that stays below `high`, such as almost every normal one, keeps the range. The
+    shares were chosen by eye, on maps of the demo: a hole's bright spot shrinks from 9 times its
+    area to 2.5 times. Source: ours.
+
+    Parameters
+    ----------
+    map : (h, w) float array
+        Finite.
+    low, high : float
+        The range of all maps of a site, low <= high.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.report.overlay import own_range
+    >>> own_range(np.array([[0.5, 0.9]]), 0.25, 1.0)
+    (0.25, 1.0)
+    >>> own_range(np.array([[0.5, 3.5]]), 0.25, 1.0)
+    (0.875, 3.0)
+    """
+    excess = max(0.0, float(map.max()) - high)
+    return low + 0.25 * excess, high + 0.8 * excess
 
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

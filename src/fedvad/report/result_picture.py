@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvad.report.lettering import Fonts, chip, fit, write
-from fedvad.report.overlay import Pixels, draw_outline, enlarged, heatmap_overlay, middle
+from fedvad.report.overlay import Pixels, draw_outline, enlarged, heatmap_overlay, middle, own_range
 
 __all__ = ["result_picture"]
 
@@ -48,9 +48,10 @@ def result_picture(
     shown = np.asarray(
         Image.fromarray(photograph).resize((width, height), Image.Resampling.BICUBIC)
     )
-    # a cell as bad as a whole image at the threshold is shown in full colour
+    # a cell as bad as a whole image at the threshold is shown in full colour, up to `own_range`
     low = middle(map_)
     high = max(float(map_.max()) if limit is None else limit, low * 1.01 + 1e-6)
+    low, high = own_range(map_, low, high)
     heated = heatmap_overlay(shown, map_, low=low, high=high)
     if limit is not None:
         heated = draw_outline(heated, enlarged(map_, height, width) > limit)

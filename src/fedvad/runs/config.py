@@ -83,13 +83,15 @@ def as_path(value: Any, name: str) -> Path:
     raise ConfigError(f"{name} is {value!r}; give a path, as text or pathlib.Path")
 
 
-def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
-    """Merge method preset, TOML file and flags (None means not given) into a checked config.
+def resolve_config(
+    file: Path | None = None, *, plan: Path | None = None, **flags: Any
+) -> TrainConfig:
+    """Merge method preset, TOML files and flags (None means not given) into a checked config.
 
-    Of the table `student`, flags replace single keys of the file's. Raises `ConfigError` naming
-    the key and the mend.
+    plan: what `fedvad plan` wrote; `file` wins over it. Of the table `student`, flags replace
+    single keys of the file's. Raises `ConfigError` naming the key and the mend.
     """
-    values = given_values(file, **flags)
+    values = given_values(plan) | given_values(file, **flags)
     method = values.get("method", TrainConfig.model_fields["method"].default)
     if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; choose from {sorted(METHODS)}")

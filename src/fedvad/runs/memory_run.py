@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.memory.generator import Generator
-from fedvad.detectors.scoring import ScoringConfig
+from fedvad.detectors.scoring import ScoringConfig, distance_scale
 from fedvad.detectors.student.parameters import weights_hash
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
@@ -20,7 +20,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
 from fedvad.memory.origin import ORIGIN_ARRAYS, origin_arrays, origin_from
-from fedvad.runs.config import Reference
+from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.run import Arrays, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
 
@@ -79,6 +79,27 @@ class TrainedRun(Run):
     method: str
     data: str = ""
     scale: FloatArray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        memory: MemoryBank,
+        sites: dict[str, SiteMemory],
+        config: TrainConfig,
+        features: FeatureConfig,
+        data: str = "",
+    ) -> TrainedRun:
+        """What a configuration made."""
+        return cls(
+            memory=memory,
+            sites=sites,
+            scoring=config.scoring(),
+            reference=config.reference,
+            features=features,
+            method=config.method,
+            data=data,
+            scale=distance_scale(memory, config.scoring()),
+        )
 
     def detector(
         self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None

@@ -64,11 +64,12 @@ def open_memory_run(
     weights: Path | str | None = None,
     engine: Engine | None = None,
     device: str | None = None,
+    cache: DescriptorCache | None = None,
 ) -> tuple[TrainedRun, TrainConfig, FeatureExtractor]:
     """As `open_run`, for those who need a memory; raises `ArtefactError` for a student's run."""
     run = TrainedRun.load(folder)
     config = _placed(read_config(folder), weights, engine, device)
-    return run, config, _extractor(run, folder, config, None)
+    return run, config, _extractor(run, folder, config, cache)
 
 
 def _placed(

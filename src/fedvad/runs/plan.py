@@ -129,14 +129,17 @@ def privacy(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def memory_sites(
-    config: TrainConfig, fitting: Mapping[str, NormalFeatures], dim: int
+    config: TrainConfig,
+    fitting: Mapping[str, NormalFeatures],
+    dim: int,
+    first: int = 0,
+    rounds: int | None = None,
 ) -> dict[str, MemorySite]:
-    """The state of every site before the first round, by name."""
+    """The state of every site before the first round, by name; first: position of the first."""
+    memory, rounds = config.memory(dim), rounds or config.rounds
     return {
-        name: MemorySite(
-            features, config.memory(dim), seed=site_seed(config.seed, i), rounds=config.rounds
-        )
-        for i, (name, features) in enumerate(sorted(fitting.items()))
+        name: MemorySite(features, memory, seed=site_seed(config.seed, i), rounds=rounds)
+        for i, (name, features) in enumerate(sorted(fitting.items()), first)
     }
 
 

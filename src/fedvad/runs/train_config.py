@@ -150,7 +150,7 @@ class TrainConfig(DeclaredOptions):
 
     def label_names(self) -> LabelNames:
         """Names of folders with normal images and with defects; raises `ConfigError` for both."""
-        return LabelNames(self.good, self.defect)
+        return LabelNames(self.good, self.defect, left_out=self.leave_out)
 
     def scoring(self) -> ScoringConfig:
         """The scoring part."""

@@ -24,6 +24,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "crd": ("crd", "crd", {}),
     "rpca": ("rpca", "rpca", {}),
     "rpca-rx": ("rpca", "rpca", {"score": "rx"}),
+    "auto-ad": ("auto_ad", "auto_ad", {}),
 }
 
 

@@ -30,6 +30,7 @@ from fedvad.federation.signed import (
 )
 from fedvad.memory.origin import ORIGIN_ARRAYS, origin_from
 from fedvad.runs.data import data_with_masks
+from fedvad.runs.receipt import ForgetReceipt, read_receipt
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
 
 __all__ = ["inspect"]
@@ -52,8 +53,9 @@ def inspect(
     every array its shape, type, bytes and range. Of a folder of images the keys are path, kind and
     `data`: what of it is read, as which label, and what is not, with image_size in view. good,
     defect: names of folders with normal images and with defects, beyond `good`. Of messages also
-    `contents` (numbers), `signature` and `says` (sentences for an auditor). trust: public keys to name the signer by.
-    Raises `ArtefactError` for anything else, `DataError` for a folder of neither images nor a run.
+    `contents` (numbers), `signature` and `says` (sentences for an auditor). trust: public keys to
+    name the signer by. Raises `ArtefactError` for anything else, `DataError` for a folder of
+    neither images nor a run.
     """
     if path.is_dir():
         file = path / DETECTOR_FILE
@@ -166,6 +168,10 @@ def _message(
     data: bytes, trust: Path | None
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     signed = SignedMessage.parse(data) if is_signed(data) else None
+    if signed is not None and (receipt := read_receipt(data)) is not None:
+        signature = _signature(signed, trust)
+        says = [*_on_receipt(receipt), _on_signature(signature)]
+        return {}, {**receipt.model_dump(), "signature": signature, "says": says}
     body = data if signed is None else signed.message
     try:
         payload = Payload.from_bytes(body)
@@ -263,6 +269,19 @@ def _on_weights(contents: dict[str, Any]) -> list[str]:
             "another program; what else is inside is not known."
         )
     return says
+
+
+def _on_receipt(receipt: ForgetReceipt) -> list[str]:
+    what = "all rows" if receipt.image is None else f"the rows of image {receipt.image}"
+    left = ", ".join(receipt.sites_left)
+    return [
+        f"This is a receipt: on {receipt.date} {what} of site {receipt.site!r} were taken out of "
+        f"every memory; the sites left are {left}.",
+        f"Thresholds are {receipt.thresholds}"
+        + (", and one more round filled in what had been relied on." * receipt.repaired or "."),
+        f"The file with the memory, {receipt.file}, has SHA-256 {receipt.after} since: sha256sum "
+        "shows whether a file is the one that is meant.",
+    ]
 
 
 def _on_signature(signature: dict[str, Any] | None) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from fedvad.data.contents import described
 from fedvad.data.locks import only_one
-from fedvad.data.reading import DataReading
 from fedvad.data.region import Region
 from fedvad.data.sealed import sha256_of
+from fedvad.data.sets import Site
 from fedvad.data.view_choice import USUAL_SIZE, Sizes, choose_size, sizes_of
 from fedvad.data.views import is_plain
 from fedvad.errors import ArtefactError, ConfigError
@@ -39,7 +39,7 @@ from fedvad.runs.run_region import keep_region
 from fedvad.runs.scoring import ANY_SHARE, score_sites
 from fedvad.verbs.outputs import write_outputs
 
-__all__ = ["train"]
+__all__ = ["at_settled_size", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _train(
         data, config.split, config.seed, names, image_size=config.image_size,
         max_pixels=config.max_pixels,
     )  # fmt: skip
-    config, sizes = _settled(config, reading)
+    config, sizes = _settled(config, reading.sites)
     config = keep_region(out, config)
     guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
@@ -155,11 +155,16 @@ def _squared(config: TrainConfig) -> TrainConfig:
     return at_size(config, config.features().side)
 
 
-def _settled(config: TrainConfig, reading: DataReading) -> tuple[TrainConfig, Sizes | None]:
+def at_settled_size(config: TrainConfig, sites: Sequence[Site]) -> TrainConfig:
+    """With the size at which `train` would read the images of these sites."""
+    return _settled(_squared(config) if config.has_student else config, sites)[0]
+
+
+def _settled(config: TrainConfig, sites: Sequence[Site]) -> tuple[TrainConfig, Sizes | None]:
     """With the size at which images are read, and theirs where it followed from them."""
     if is_plain(config.image_size):
         return config, None
-    sizes = sizes_of(reading.sites)
+    sizes = sizes_of(sites)
     size = choose_size(config.image_size, sizes, tiled=config.tiles is not None)
     return at_size(config, size), None if size == USUAL_SIZE else sizes
 
@@ -199,8 +204,8 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Resu
     )
     if changed:
         raise ConfigError(
-            f"{out} is a finished run of other training images (sites {changed}): choose another "
-            "--out for these"
+            f"{out} is a finished run of other training images (sites {changed}): let the new "
+            f"ones join it with fedvad update {out} DATA, or choose another --out"
         )
     results = read_results(out)
     # as the results say: a run that was killed while it made more has them in its configuration
