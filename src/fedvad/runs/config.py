@@ -176,5 +176,5 @@ def _explain(error: ValidationError) -> str:
             parts.append(f"{key} is {problem['input']!r}; it must be {known[key].allowed}")
         else:
             got = f"{key}: {problem['msg']} (got {problem['input']!r})"
-            parts.append(got if key else str(problem["msg"]))
+            parts.append(got if key else str(problem["msg"]).removeprefix("Value error, "))
     return "; ".join(parts)

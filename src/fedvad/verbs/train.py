@@ -98,6 +98,7 @@ def _train(
     extractor = FeatureExtractor(config.features(), cache)
     if sizes:
         reading = reading.noted([_size_note(sizes, extractor)])
+    reading = reading.noted(_tiles_note(extractor))
     with closing(make_method(config, extractor)) as method:
         with ledger.phase("features"):
             method.read(sites, progress)
@@ -186,6 +187,19 @@ def _size_note(sizes: Sizes, extractor: FeatureExtractor) -> str:
     )
     log.warning("%s", note)
     return note
+
+
+def _tiles_note(extractor: FeatureExtractor) -> list[str]:
+    """That tiles change nothing, where one covers an image; also logged."""
+    tiles, view = extractor.config.tiles, extractor.config.view
+    if tiles is None or tiles < max(view.height, view.width):
+        return []
+    note = (
+        f"tiles of {tiles} pixels are no smaller than the images as they are read ({view.height} x "
+        f"{view.width} pixels) and have no effect: omit --tiles, or raise --image-size"
+    )
+    log.warning("%s", note)
+    return [note]
 
 
 def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Results | None:
