@@ -6,10 +6,17 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
+import shutil
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import fedvad.api
+import fedvad.api_research
+import fedvad.api_tools
+import fedvad.api_use
 import fedvad.evaluation
 import fedvad.memory
 import fedvad.spectral
@@ -19,6 +26,7 @@ MODULES = [
     for package in (fedvad.memory, fedvad.evaluation, fedvad.spectral)
     for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
 ]
+API = [fedvad.api, fedvad.api_use, fedvad.api_research, fedvad.api_tools]
 # inner loops on tensors; checks and readers that serve the other files of their room; site results
 INNER = {
     *(f"memory.distances.{name}" for name in (
@@ -39,6 +47,32 @@ INNER = {
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_examples_print_what_they_say(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("module", API, ids=lambda module: module.__name__)
+def test_examples_of_verbs_print_what_they_say(
+    module: ModuleType, trained: tuple[Path, object], plants: Path, shared_cache: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "plants").symlink_to(plants)
+    monkeypatch.setenv("FEDVAD_CACHE", str(shared_cache))
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(module).failed == 0
+
+
+def test_every_verb_documents_its_parameters() -> None:
+    for module in API:
+        for name in module.__all__:
+            verb = getattr(module, name)
+            if inspect.isfunction(verb) and verb.__module__ == module.__name__:
+                text = verb.__doc__ or ""
+                assert "Examples\n" in text, name
+                missing = [
+                    one for one in inspect.signature(verb).parameters
+                    if not re.search(rf"^    (\w+, )*(\*\*)?{one}\b(, \**\w+)*( :|$)", text, re.M)
+                ]  # fmt: skip
+                assert not missing, (name, missing)
 
 
 def test_every_public_function_shows_an_example() -> None:

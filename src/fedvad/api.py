@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any, Unpack
 
@@ -16,33 +16,19 @@ from fedvad.api_living import (
     undo_update,
     update,
 )
-from fedvad.api_research import (
-    backbones,
-    bench,
-    distill_backbone,
-    gallery,
-    group,
-    run_stream,
-    score_scenes,
-)
-from fedvad.data.arrays import ImageLike, is_image
-from fedvad.data.arrays import as_path as image_path
-from fedvad.data.bounds import check_limit
+from fedvad.api_research import bench, group, run_stream
+from fedvad.api_tools import backbones, distill_backbone, gallery, score_scenes
+from fedvad.api_use import calibrate, evaluate, export, predict
 from fedvad.data.labels import Names
 from fedvad.evaluation.results import Results
-from fedvad.features.config import Engine
-from fedvad.runs.config import Reference, as_path, resolve_config
+from fedvad.runs.config import as_path, resolve_config
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run import Run
-from fedvad.runs.run_folder import read_config
 from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.demo import demo as _demo
-from fedvad.verbs.evaluate import evaluate as _evaluate
 from fedvad.verbs.inspect import inspect as _inspect
 from fedvad.verbs.plan import Plan
 from fedvad.verbs.plan import plan as _plan
-from fedvad.verbs.predict import predict as _predict
-from fedvad.verbs.recalibrate import recalibrate as _recalibrate
 from fedvad.verbs.report import Written
 from fedvad.verbs.report import report as _report
 from fedvad.verbs.train import train as _train
@@ -89,15 +75,42 @@ def train(
 ) -> Results:
     """Train one detector per site of `data`, write the run folder `out`, return the results.
 
-    data: folder with one folder per site, or one image set with `split`. out: a new folder.
-    config: TOML file of options, as `fedvad config` prints one; `options` win over it.
-    plan: TOML file of `fedvad.plan`; `config` and `options` win over it. cache:
-    folder of descriptors, by default `FEDVAD_CACHE` or the user's cache folder. resume: continue
-    the interrupted run in `out`. progress: called with a stage, the steps done and their number.
-    options: see `fedvad.TrainOptions`.
+    Parameters
+    ----------
+    data : path
+        Folder with one folder per site, or one image set with the option `split`.
+    out : path
+        A new folder, or with `resume` that of the interrupted run.
+    config : path, optional
+        TOML file of options, as `fedvad config` prints one; `plan` gives way to it, and it to
+        `options`.
+    plan : path, optional
+        TOML file of `fedvad.plan`.
+    cache : path, default=FEDVAD_CACHE or the user's cache folder
+        Folder of descriptors.
+    resume : bool, default=False
+        Continue the interrupted run in `out`.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
+    **options
+        See `fedvad.TrainOptions`.
 
-    The results are what `results.json` holds. Raises `ConfigError`, `DataError`,
-    `FederationError` (see `fedvad.errors`).
+    Returns
+    -------
+    Results
+        What `results.json` holds.
+
+    Raises
+    ------
+    ConfigError, DataError, FederationError, WeightsError, StorageError
+        See `fedvad.errors`; each message says how to mend it.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> results = fedvad.train("plants", "new", backbone="filterbank", image_size=64)
+    >>> sorted(results.training_images.items())
+    [('alder', 6), ('birch', 6), ('cedar', 6)]
     """
     resolved = resolve_config(maybe(config, "config"), plan=maybe(plan, "plan"), **options)
     return _train(
@@ -126,9 +139,34 @@ def plan(
 ) -> Plan:
     """Plan a training from the normal images of each site; no test image is read.
 
-    data: a folder of sites as `train` takes it, or a file of its `to_json`; or several. out: the
-    plan to write, for `train`. suspects: picture to write of doubtful normal images. See
-    `fedvad.verbs.plan.plan`.
+    Parameters
+    ----------
+    data : path, or several
+        A folder of sites as `train` takes it, or a file of a plan's `to_json`.
+    out : path, optional
+        File to write the plan into, for `train`.
+    budget : float, optional
+        Seconds that one image may take; None keeps the size chosen without it.
+    suspects : path, optional
+        PNG file to write with doubtful normal images.
+    cache, progress, **options
+        As those of `train`.
+
+    Returns
+    -------
+    Plan
+        The options, each with its reason; see `fedvad.verbs.plan`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.plan("plants", backbone="filterbank").to_json()["options"]["image_size"]
+    256
     """
     several = [data] if isinstance(data, str | PathLike) else listed(data, "data")
     return _plan(
@@ -142,174 +180,32 @@ def plan(
     )
 
 
-def evaluate(
-    run: AnyPath,
-    data: AnyPath,
-    *,
-    reference: Reference | None = None,
-    weights: AnyPath | None = None,
-    max_pixels: int | None = None,
-    engine: Engine | None = None,
-    device: str | None = None,
-    max_bad: float | None = None,
-    cache: AnyPath | None = None,
-    heatmaps: AnyPath | None = None,
-    out: AnyPath | None = None,
-    good: Names = (),
-    defect: Names = (),
-    progress: Progress = no_progress,
-) -> Results:
-    """Results of run folder `run` on the test images of `data`; out: folder for them and a page."""
-    return _evaluate(
-        as_path(run, "run"),
-        as_path(data, "data"),
-        reference=reference,
-        weights=maybe(weights, "weights"),
-        max_pixels=max_pixels,
-        engine=engine,
-        device=device,
-        max_bad=max_bad,
-        cache=cache_at(cache),
-        heatmaps=maybe(heatmaps, "heatmaps"),
-        out=maybe(out, "out"),
-        good=good,
-        defect=defect,
-        progress=progress,
-    )
-
-
-def predict(
-    run: AnyPath,
-    images: ImageLike | Iterable[ImageLike],
-    *,
-    site: str | None = None,
-    reference: Reference | None = None,
-    threshold: float | None = None,
-    target_fpr: float | None = None,
-    out: AnyPath | None = None,
-    save: str | Iterable[str] | None = None,
-    weights: AnyPath | None = None,
-    max_pixels: int | None = None,
-    engine: Engine | None = None,
-    device: str | None = None,
-    progress: Progress = no_progress,
-) -> Iterator[dict[str, Any]]:
-    """One result per image; nothing is cached, since each is usually seen once.
-
-    images: one, or several: paths of files and folders, bytes of files, RGB arrays, PIL images,
-    torch tensors (see `data.arrays.to_rgb`); those without a path are called images[0], ...
-    Everything is checked at the call; an image is scored when its result is asked for. See
-    `fedvad.verbs.predict.predict`. Raises `DataError` for anything else.
-    """
-    if save is not None and not isinstance(save, str):
-        save = [str(kind) for kind in listed(save, "save")]
-    folder = as_path(run, "run")
-    limit = read_config(folder).max_pixels if max_pixels is None else max_pixels
-    check_limit(limit, "max_pixels")
-    one = is_image(images) or not isinstance(images, Iterable)
-    several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
-    return _predict(
-        folder,
-        [image_path(image, f"images[{i}]", max_pixels=limit) for i, image in enumerate(several)],
-        site=site,
-        reference=reference,
-        threshold=threshold,
-        target_fpr=target_fpr,
-        save=save,
-        engine=engine,
-        device=device,
-        out=maybe(out, "out"),
-        weights=maybe(weights, "weights"),
-        max_pixels=max_pixels,
-        progress=progress,
-    )
-
-
-def calibrate(
-    run: AnyPath,
-    normals: AnyPath | Iterable[AnyPath] = (),
-    *,
-    site: str | None = None,
-    target_fpr: float | None = None,
-    force: bool = False,
-    undo: bool = False,
-    weights: AnyPath | None = None,
-    max_pixels: int | None = None,
-    engine: Engine | None = None,
-    device: str | None = None,
-    cache: AnyPath | None = None,
-    progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """Find a site's thresholds again from normal images, and keep them in run folder `run`.
-
-    normals: a file or folder of images, or several. site: whose images these are; may be left out
-    where the run has one site only. target_fpr: wanted false-alarm rate in (0, 0.5], by default
-    that of the training. See `fedvad.verbs.recalibrate.recalibrate`.
-    """
-    several = [normals] if isinstance(normals, str | PathLike) else listed(normals, "normals")
-    return _recalibrate(
-        as_path(run, "run"),
-        [as_path(path, "normals") for path in several],
-        site=site,
-        target_fpr=target_fpr,
-        force=force,
-        undo=undo,
-        weights=maybe(weights, "weights"),
-        max_pixels=max_pixels,
-        engine=engine,
-        device=device,
-        cache=cache_at(cache),
-        progress=progress,
-    )
-
-
-def export(
-    run: AnyPath,
-    *,
-    format: str = "onnx",
-    int8: bool = False,
-    data: AnyPath | None = None,
-    site: str | None = None,
-    reference: Reference | None = None,
-    threshold: float | None = None,
-    target_fpr: float | None = None,
-    out: AnyPath | None = None,
-    weights: AnyPath | None = None,
-    engine: Engine | None = None,
-    device: str | None = None,
-    opset: int | None = None,
-    verify: AnyPath | None = None,
-    progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """Write one site's detector of run folder `run` as an "onnx" or "openvino" model file.
-
-    opset: ONNX's operator set, 14 to 20. verify: data folder on whose images the model must score
-    like the run.
-    """
-    from fedvad.serving.export.package import export as export_run  # loads torch
-
-    return export_run(
-        as_path(run, "run"),
-        format=format,
-        int8=int8,
-        data=maybe(data, "data"),
-        site=site,
-        reference=reference,
-        threshold=threshold,
-        target_fpr=target_fpr,
-        engine=engine,
-        device=device,
-        out=maybe(out, "out"),
-        weights=maybe(weights, "weights"),
-        opset=opset,
-        verify=maybe(verify, "verify"),
-        progress=progress,
-    )
-
-
 def inspect(path: AnyPath, *, good: Names = (), defect: Names = ()) -> dict[str, Any]:
-    """What is in a run folder, a detector file or a memory message, or what a data folder is read
-    as; good, defect: names of folders with normal images and with defects, beyond `good`.
+    """What is in a run folder, a detector file or a message, or how a data folder will be read.
+
+    Parameters
+    ----------
+    path : path
+    good, defect : str or list of str, default=()
+        Names of folders with normal images and with defects, beyond `good`.
+
+    Returns
+    -------
+    dict
+        JSON values; see `fedvad.verbs.inspect.inspect`.
+
+    Raises
+    ------
+    ArtefactError, DataError
+        For a file or folder that is none of these.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.inspect("run")["summary"][:56]
+    'Run of 3 sites with feddymem, trained on 18 images; thre'
+    >>> fedvad.inspect("plants")["data"]["sites"]["alder"]["train"]
+    6
     """
     return _inspect(as_path(path, "path"), good=good, defect=defect)
 
@@ -317,20 +213,94 @@ def inspect(path: AnyPath, *, good: Names = (), defect: Names = ()) -> dict[str,
 def write_report(
     run: AnyPath, out: AnyPath | None = None, *, pictures: bool = True, pdf: bool = False
 ) -> Written:
-    """Write the HTML page of run folder `run` (default: report.html in it); path and sizes.
+    """Write the HTML page of a run folder, or one page to print; the data is not needed.
 
-    pdf: one page to print in its place (default: audit.pdf).
+    Parameters
+    ----------
+    run : path
+    out : path, optional
+        File to write; by default report.html, or audit.pdf, in `run`.
+    pictures : bool, default=True
+        Whether to show test images; without them the page may leave the sites.
+    pdf : bool, default=False
+        One page for a review board, in place of the HTML page.
+
+    Returns
+    -------
+    Written
+        path, bytes, pictures (their number) and pictures_left_out.
+
+    Raises
+    ------
+    ArtefactError, ConfigError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.write_report("run", "page.html", pictures=False)["path"]
+    'page.html'
     """
     return _report(as_path(run, "run"), out=maybe(out, "out"), pictures=pictures, pdf=pdf)
 
 
 def load(run: AnyPath) -> Run:
-    """A run as an object: memories and generators, or students; and the thresholds."""
+    """A run as an object: memories and generators, or students; and the thresholds.
+
+    Parameters
+    ----------
+    run : path
+        Run folder.
+
+    Returns
+    -------
+    Run
+        Its `detector(site, extractor)` scores images.
+
+    Raises
+    ------
+    ArtefactError
+        For a folder without a run, and for a damaged one.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> run = fedvad.load("run")
+    >>> sorted(run.sites), run.threshold("alder").n
+    (['alder', 'birch', 'cedar'], 6)
+    """
     return Run.load(as_path(run, "run"))
 
 
 def demo(
     out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = no_progress
 ) -> Results:
-    """Draw the demo plants, train on them, and return the results."""
+    """Draw the demo plants into `out`/data, train on them, and return the results.
+
+    Parameters
+    ----------
+    out : path, default="fedvad-demo"
+        A new folder, or that of an earlier demo, which is replaced.
+    seed : int, default=0
+        Of the drawn images and of the run.
+    progress : callable, optional
+        As that of `train`.
+
+    Returns
+    -------
+    Results
+        As those of `train`.
+
+    Raises
+    ------
+    ConfigError, StorageError
+        For an `out` that exists and is no earlier demo; when the disk refuses.
+
+    Examples
+    --------
+    About a minute:
+
+    >>> import fedvad
+    >>> fedvad.demo("fedvad-demo").verdict  # doctest: +SKIP
+    """
     return _demo(as_path(out, "out"), seed=seed, progress=progress)

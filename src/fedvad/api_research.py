@@ -1,14 +1,11 @@
-"""The Python API's verbs of research: benches, streams of tasks, small backbones, drawn defects."""
+"""The Python API's verbs of research: benches, groups of sites, streams of tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from inspect import signature
-from os import PathLike
 from typing import Any, Unpack
 
-from fedvad.api_arguments import AnyPath, by_backbone, cache_at, listed, maybe
-from fedvad.errors import ConfigError
+from fedvad.api_arguments import AnyPath, by_backbone, cache_at, maybe
 from fedvad.experiments.bench.run import bench as _bench
 from fedvad.experiments.bench.suite import load_suite
 from fedvad.experiments.continual.run import continual as _continual
@@ -16,23 +13,10 @@ from fedvad.experiments.continual.stream import load_stream
 from fedvad.runs.config import as_path, resolve_config
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.typed_options import TrainOptions
-from fedvad.spectral.moments import Moments
-from fedvad.spectral.scene import Scene
-from fedvad.verbs.gallery import gallery as _gallery
 from fedvad.verbs.group import Grouping, train_groups
 from fedvad.verbs.group import group as _group
-from fedvad.verbs.spectral import ScoredScene
-from fedvad.verbs.spectral import score_scenes as _score_scenes
 
-__all__ = [
-    "backbones",
-    "bench",
-    "distill_backbone",
-    "gallery",
-    "group",
-    "run_stream",
-    "score_scenes",
-]
+__all__ = ["bench", "group", "run_stream"]
 
 
 def bench(
@@ -46,7 +30,40 @@ def bench(
     methods: Iterable[str] | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Compare the methods of a suite (shipped name or TOML file); tables and plots in `out`."""
+    """Compare methods over sets and seeds under one protocol; tables and plots in `out`.
+
+    Parameters
+    ----------
+    suite : str
+        Shipped name or TOML file.
+    out : path
+        Folder; what is finished in it is not computed again.
+    data, weights, cache : path, optional
+        Folder of the suite's sets, file of the backbone's weights, folder of descriptors.
+    seeds : ints, optional
+        Instead of the suite's.
+    methods : str, several, optional
+        Some of the suite's.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
+
+    Returns
+    -------
+    dict
+        The summary, as it is written into `out`.
+
+    Raises
+    ------
+    ConfigError, DataError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    Some minutes:
+
+    >>> import fedvad
+    >>> summary = fedvad.bench("demo", "bench", seeds=[0])  # doctest: +SKIP
+    """
     chosen = load_suite(suite).only(
         seeds=None if seeds is None else list(seeds),
         methods=None if methods is None else list(methods),
@@ -94,6 +111,11 @@ def group(
     ------
     ConfigError, DataError
         See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.group("DATA").groups  # doctest: +SKIP
     """
     resolved = resolve_config(maybe(config, "config"), **options)
     folder, opened = as_path(data, "data"), cache_at(cache)
@@ -116,9 +138,35 @@ def run_stream(
     methods: Iterable[str] | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """`fedvad continual`: learn the tasks of a stream (shipped name or TOML file) one by one.
+    """`fedvad continual`: learn the tasks of a stream one by one, and report what is forgotten.
 
-    weights: a file by backbone name.
+    Parameters
+    ----------
+    stream : str
+        Shipped name or TOML file.
+    out : path
+        Folder; what is finished in it is not computed again.
+    weights : mapping of str to path, optional
+        A file by backbone name.
+    data, cache, seeds, methods, progress
+        As those of `bench`.
+
+    Returns
+    -------
+    dict
+        The summary, as it is written into `out`.
+
+    Raises
+    ------
+    ConfigError, DataError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    Some minutes:
+
+    >>> import fedvad
+    >>> summary = fedvad.run_stream("edge", "stream", data="DATA")  # doctest: +SKIP
     """
     chosen = load_stream(stream).only(
         seeds=None if seeds is None else list(seeds),
@@ -132,84 +180,3 @@ def run_stream(
         cache=cache_at(cache),
         progress=progress,
     )
-
-
-def distill_backbone(
-    recipe: str,
-    out: AnyPath,
-    *,
-    data: AnyPath | Iterable[AnyPath] = (),
-    weights: Mapping[str, AnyPath] | None = None,
-    resume: bool = False,
-    progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """`fedvad distill`: teach a small backbone by a recipe (shipped name or TOML file).
-
-    weights: a file by the teacher's name.
-    """
-    from fedvad.experiments.distill.recipe import load_recipe  # loads torch, with the next one
-    from fedvad.experiments.distill.run import distill
-
-    return distill(
-        load_recipe(recipe),
-        as_path(out, "out"),
-        data=[
-            as_path(folder, "folder")
-            for folder in ([data] if isinstance(data, str | PathLike) else data)
-        ],
-        weights=by_backbone(weights),
-        resume=resume,
-        progress=progress,
-    )
-
-
-def gallery(data: AnyPath, out: AnyPath, **options: Any) -> dict[str, Any]:
-    """Draw synthetic defects on normal images of `data` into the PNG file `out`; options are those
-    of `fedvad gallery`.
-    """
-    known = [name for name in signature(_gallery).parameters if name not in ("data", "out")]
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"unknown option {name!r} of gallery; known: {', '.join(known)}")
-    return _gallery(as_path(data, "data"), as_path(out, "out"), **options)
-
-
-def score_scenes(
-    scenes: AnyPath | Scene | Iterable[AnyPath | Scene],
-    *,
-    method: str = "rx",
-    masks: AnyPath | Iterable[AnyPath] = (),
-    moments: Iterable[AnyPath | Moments] = (),
-    save_moments: AnyPath | None = None,
-    out: AnyPath | None = None,
-    progress: Progress = no_progress,
-    **options: Any,
-) -> list[ScoredScene]:
-    """`fedvad spectral`: a map of odd pixels of each hyperspectral scene, and its figures.
-
-    scenes: a file or several, or `fedvad.spectral.scene.Scene` objects. masks: ground truths, one
-    per scene. moments: of all sites. options: of the detector, such as `windows=(17, 15)`. See
-    `fedvad.verbs.spectral.score_scenes`.
-    """
-    several = [scenes] if isinstance(scenes, str | PathLike | Scene) else listed(scenes, "scenes")
-    truths = [masks] if isinstance(masks, str | PathLike) else listed(masks, "masks")
-    return _score_scenes(
-        [one if isinstance(one, Scene) else as_path(one, "scenes") for one in several],
-        method=method,
-        masks=[as_path(path, "masks") for path in truths],
-        moments=[
-            one if isinstance(one, Moments) else as_path(one, "moments")
-            for one in listed(moments, "moments")
-        ],
-        save_moments=maybe(save_moments, "save_moments"),
-        out=maybe(out, "out"),
-        progress=progress,
-        **options,
-    )
-
-
-def backbones(pattern: str | None = None) -> list[dict[str, Any]]:
-    """Families of backbones that are known to work, or the models whose name holds `pattern`."""
-    from fedvad.features.listing import families, models  # models loads torch
-
-    return families() if pattern is None else models(pattern)
