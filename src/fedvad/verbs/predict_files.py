@@ -234,7 +234,7 @@ def _fingerprint(paths: Sequence[Path]) -> str:
 def _save_overlay(
     photograph: NDArray[np.uint8], map_: FloatArray, limit: float | None, target: Path
 ) -> None:
-    # a cell as bad as a whole image at the threshold is shown in full colour, up to `own_range`
+    # a cell as bad as a whole image at the threshold is shown in full colour
     high = float(map_.max()) if limit is None else limit
     low = middle(map_)
     low, high = own_range(map_, low, max(high, low * 1.01 + 1e-6))
