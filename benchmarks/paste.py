@@ -22,11 +22,11 @@ from time import perf_counter
 import numpy as np
 import torch
 from common import alternate, spread
+from peak import peak_memory
 
 from fedvad.data.folders import read_set
 from fedvad.detectors.registry import create
 from fedvad.detectors.student.branches import PaSTeNet
-from fedvad.detectors.student.cost import peak_memory
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.graphs import MapNet, Normalise
 from fedvad.detectors.student.loss import cosine_loss

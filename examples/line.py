@@ -40,7 +40,9 @@ def ask(service: str, image: Path, timeout: float) -> tuple[bool, str]:
         return True, str(result["error"]["message"])
     if result["anomalous"] is None:
         return True, "no threshold: give --threshold to fedvad serve"
-    return bool(result["anomalous"]), f"score {result['score']:.4g} of {result['threshold']:.4g}"
+    reject = bool(result["anomalous"])
+    side = ">" if reject else "<="
+    return reject, f"score {result['score']:.4g} {side} threshold {result['threshold']:.4g}"
 
 
 def write_coil(host: str, port: int, coil: int, value: bool, timeout: float) -> None:

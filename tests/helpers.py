@@ -100,6 +100,7 @@ class FakeFeatures:
     def __init__(self, where: str, images: npt.NDArray[np.float16]) -> None:
         self.where = where
         self.images = images
+        self.digests = [f"{i:016x}" for i in range(len(images))]
         self.extractor = SimpleNamespace(grid=images.shape[1:])
 
     def __len__(self) -> int:

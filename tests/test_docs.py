@@ -69,9 +69,7 @@ def _play(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
             code = run_main(monkeypatch, *shlex.split(line, comments=True)[1:])
             assert code == 0, f"{line}\n{capsys.readouterr().err}"
         elif line and not line.startswith("#"):
-            subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", line], env=_environment(), check=True
-            )
+            subprocess.run(["bash", "-euo", "pipefail", "-c", line], env=_environment(), check=True)
 
 
 # pages whose blocks have a test of their own below, since they draw something first
@@ -108,6 +106,7 @@ def test_the_five_minute_path_and_the_python_example_run_as_written(workshop: Pa
 
 
 MADE = {
+    "plan": "planned/report.html",
     "howto/hyperspectral": "odd/field.png",
     "export": "run/export/model.onnx",
     "howto/at-the-line": "run/export/model.xml",
@@ -116,6 +115,9 @@ MADE = {
     "howto/two-hospitals": "shared/report.html",
     "howto/a-liar": "guarded/report.html",
     "howto/plant": "trial/report.html",
+    "howto/a-false-alarm": "answered",
+    "howto/new-normals": "grown",
+    "howto/a-site-leaves": "without-image",
     "howto/no-network": "birch/run/detector.safetensors",
     "glossary": "run",
 }

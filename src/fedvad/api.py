@@ -7,27 +7,40 @@ from os import PathLike
 from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, cache_at, listed, maybe
+from fedvad.api_living import (
+    doctor,
+    feedback,
+    forget,
+    list_feedback,
+    undo_feedback,
+    undo_update,
+    update,
+)
 from fedvad.api_research import (
     backbones,
     bench,
     distill_backbone,
     gallery,
+    group,
     run_stream,
     score_scenes,
 )
 from fedvad.data.arrays import ImageLike, is_image
 from fedvad.data.arrays import as_path as image_path
-from fedvad.data.bounds import MAX_PIXELS, check_limit
+from fedvad.data.bounds import check_limit
 from fedvad.data.labels import Names
 from fedvad.evaluation.results import Results
 from fedvad.features.config import Engine
 from fedvad.runs.config import Reference, as_path, resolve_config
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run import Run
+from fedvad.runs.run_folder import read_config
 from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.demo import demo as _demo
 from fedvad.verbs.evaluate import evaluate as _evaluate
 from fedvad.verbs.inspect import inspect as _inspect
+from fedvad.verbs.plan import Plan
+from fedvad.verbs.plan import plan as _plan
 from fedvad.verbs.predict import predict as _predict
 from fedvad.verbs.recalibrate import recalibrate as _recalibrate
 from fedvad.verbs.report import Written
@@ -41,15 +54,24 @@ __all__ = [
     "calibrate",
     "demo",
     "distill_backbone",
+    "doctor",
     "evaluate",
     "export",
+    "feedback",
+    "forget",
     "gallery",
+    "group",
     "inspect",
+    "list_feedback",
     "load",
+    "plan",
     "predict",
     "run_stream",
     "score_scenes",
     "train",
+    "undo_feedback",
+    "undo_update",
+    "update",
     "write_report",
 ]
 
@@ -59,6 +81,7 @@ def train(
     out: AnyPath,
     *,
     config: AnyPath | None = None,
+    plan: AnyPath | None = None,
     cache: AnyPath | None = None,
     resume: bool = False,
     progress: Progress = no_progress,
@@ -67,7 +90,8 @@ def train(
     """Train one detector per site of `data`, write the run folder `out`, return the results.
 
     data: folder with one folder per site, or one image set with `split`. out: a new folder.
-    config: TOML file of options, as `fedvad config` prints one; `options` win over it. cache:
+    config: TOML file of options, as `fedvad config` prints one; `options` win over it.
+    plan: TOML file of `fedvad.plan`; `config` and `options` win over it. cache:
     folder of descriptors, by default `FEDVAD_CACHE` or the user's cache folder. resume: continue
     the interrupted run in `out`. progress: called with a stage, the steps done and their number.
     options: see `fedvad.TrainOptions`.
@@ -75,7 +99,7 @@ def train(
     The results are what `results.json` holds. Raises `ConfigError`, `DataError`,
     `FederationError` (see `fedvad.errors`).
     """
-    resolved = resolve_config(maybe(config, "config"), **options)
+    resolved = resolve_config(maybe(config, "config"), plan=maybe(plan, "plan"), **options)
     return _train(
         as_path(data, "data"),
         as_path(out, "out"),
@@ -88,6 +112,34 @@ def train(
 
 if train.__doc__ and TrainOptions.__doc__:  # for help(fedvad.train)
     train.__doc__ += "\n    " + TrainOptions.__doc__
+
+
+def plan(
+    data: AnyPath | Iterable[AnyPath],
+    out: AnyPath | None = None,
+    *,
+    budget: float | None = None,
+    suspects: AnyPath | None = None,
+    cache: AnyPath | None = None,
+    progress: Progress = no_progress,
+    **options: Unpack[TrainOptions],
+) -> Plan:
+    """Plan a training from the normal images of each site; no test image is read.
+
+    data: a folder of sites as `train` takes it, or a file of its `to_json`; or several. out: the
+    plan to write, for `train`. suspects: picture to write of doubtful normal images. See
+    `fedvad.verbs.plan.plan`.
+    """
+    several = [data] if isinstance(data, str | PathLike) else listed(data, "data")
+    return _plan(
+        [as_path(place, "data") for place in several],
+        maybe(out, "out"),
+        budget=budget,
+        suspects=maybe(suspects, "suspects"),
+        cache=cache_at(cache),
+        progress=progress,
+        **options,
+    )
 
 
 def evaluate(
@@ -151,12 +203,13 @@ def predict(
     """
     if save is not None and not isinstance(save, str):
         save = [str(kind) for kind in listed(save, "save")]
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    folder = as_path(run, "run")
+    limit = read_config(folder).max_pixels if max_pixels is None else max_pixels
     check_limit(limit, "max_pixels")
     one = is_image(images) or not isinstance(images, Iterable)
     several: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
     return _predict(
-        as_path(run, "run"),
+        folder,
         [image_path(image, f"images[{i}]", max_pixels=limit) for i, image in enumerate(several)],
         site=site,
         reference=reference,
@@ -174,10 +227,12 @@ def predict(
 
 def calibrate(
     run: AnyPath,
-    normals: AnyPath | Iterable[AnyPath],
+    normals: AnyPath | Iterable[AnyPath] = (),
     *,
     site: str | None = None,
     target_fpr: float | None = None,
+    force: bool = False,
+    undo: bool = False,
     weights: AnyPath | None = None,
     max_pixels: int | None = None,
     engine: Engine | None = None,
@@ -197,6 +252,8 @@ def calibrate(
         [as_path(path, "normals") for path in several],
         site=site,
         target_fpr=target_fpr,
+        force=force,
+        undo=undo,
         weights=maybe(weights, "weights"),
         max_pixels=max_pixels,
         engine=engine,

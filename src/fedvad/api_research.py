@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, by_backbone, cache_at, listed, maybe
 from fedvad.errors import ConfigError
@@ -13,15 +13,26 @@ from fedvad.experiments.bench.run import bench as _bench
 from fedvad.experiments.bench.suite import load_suite
 from fedvad.experiments.continual.run import continual as _continual
 from fedvad.experiments.continual.stream import load_stream
-from fedvad.runs.config import as_path
+from fedvad.runs.config import as_path, resolve_config
 from fedvad.runs.progress import Progress, no_progress
+from fedvad.runs.typed_options import TrainOptions
 from fedvad.spectral.moments import Moments
 from fedvad.spectral.scene import Scene
 from fedvad.verbs.gallery import gallery as _gallery
+from fedvad.verbs.group import Grouping, train_groups
+from fedvad.verbs.group import group as _group
 from fedvad.verbs.spectral import ScoredScene
 from fedvad.verbs.spectral import score_scenes as _score_scenes
 
-__all__ = ["backbones", "bench", "distill_backbone", "gallery", "run_stream", "score_scenes"]
+__all__ = [
+    "backbones",
+    "bench",
+    "distill_backbone",
+    "gallery",
+    "group",
+    "run_stream",
+    "score_scenes",
+]
 
 
 def bench(
@@ -48,6 +59,50 @@ def bench(
         cache=cache_at(cache),
         progress=progress,
     )
+
+
+def group(
+    data: AnyPath,
+    out: AnyPath | None = None,
+    *,
+    tolerance: float = 0.25,
+    config: AnyPath | None = None,
+    cache: AnyPath | None = None,
+    resume: bool = False,
+    progress: Progress = no_progress,
+    **options: Unpack[TrainOptions],
+) -> Grouping:
+    """Find which sites of `data` look at the same kind of product, from their normal images.
+
+    Parameters
+    ----------
+    data : path
+        Folder with one folder per site, two at least, with 8 normal images each.
+    out : path, optional
+        Also train a federation within each group, into `out`/group1, `out`/group2, ...
+    tolerance : float in [0, 1), default=0.25
+        Share of a site's normal images that may look odd to another site of its group.
+    config, cache, resume, progress, options
+        As those of `fedvad.train`.
+
+    Returns
+    -------
+    Grouping
+        `groups` of names, and the `shares` that they follow from.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `fedvad.errors`.
+    """
+    resolved = resolve_config(maybe(config, "config"), **options)
+    folder, opened = as_path(data, "data"), cache_at(cache)
+    if out is None:
+        return _group(folder, resolved, tolerance=tolerance, cache=opened, progress=progress)
+    return train_groups(
+        folder, as_path(out, "out"), resolved, tolerance=tolerance, cache=opened, resume=resume,
+        progress=progress,
+    )[0]  # fmt: skip
 
 
 def run_stream(

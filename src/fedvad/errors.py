@@ -5,6 +5,8 @@ Exit codes: 0 ok, 2 usage or configuration, 3 data or files, 4 federation, 130 i
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 __all__ = [
     "ArtefactError",
     "ConfigError",
@@ -17,6 +19,7 @@ __all__ = [
     "PayloadError",
     "StorageError",
     "WeightsError",
+    "check_choice",
 ]
 
 
@@ -70,3 +73,9 @@ class FederationError(FedvadError):
 
 class PayloadError(FederationError):
     """A message that cannot be accepted: damaged, oversized, or of another federation."""
+
+
+def check_choice(name: str, value: object, kind: Any) -> None:
+    """Raise `ConfigError` for a value that the `Literal` type `kind` of an option does not have."""
+    if value not in get_args(kind):
+        raise ConfigError(f"unknown {name} {value!r}; choose from {get_args(kind)}")

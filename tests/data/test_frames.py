@@ -13,9 +13,10 @@ from PIL import Image, TiffImagePlugin
 
 from fedvad.data.folders import read_set
 from fedvad.data.frames import frame_path, frames_of, split_frame, stem_of
-from fedvad.data.images import decode_rgb, read_mask, read_rgb
+from fedvad.data.images import decode_rgb, read_bytes, read_mask, read_rgb
 from fedvad.data.inputs import read_images
 from fedvad.errors import ImageError
+from fedvad.features import extractor as extractor_module
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -178,6 +179,29 @@ def test_images_of_one_file_have_features_of_their_own(tmp_path: Path, cache_roo
     (bare,) = extractor.stream([file])
     assert bare.descriptors is None
     assert "holds 3 images" in str(bare.error)
+
+
+def test_a_file_of_many_images_is_read_once(
+    tmp_path: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(
+        extractor_module, "read_bytes", lambda path: read.append(path.name) or read_bytes(path)
+    )
+    files = [
+        several(tmp_path / f"{blue}.tif", [(i, 2 * i, blue) for i in range(70)])
+        for blue in (40, 80)  # of more pages than are read at a time
+    ]
+    pages = [page for file in files for page in frames_of(file)]
+    config = FeatureConfig(backbone="filterbank", image_size=32, engine="torch")
+    for computed in (140, 0):  # a first pass, and one that finds everything in the cache
+        extractor = FeatureExtractor(config, DescriptorCache(cache_root))
+        found = [item.descriptors for item in extractor.stream(pages)]
+        assert all(one is not None for one in found)
+        assert extractor.computed == computed
+        # threads may meet at the border of two files
+        assert len(read) <= 6
+        read.clear()
 
 
 def test_a_large_image_is_read_where_the_limit_is_raised(tmp_path: Path, cache_root: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvad.data.region import Region, is_rectangle, parse_region
+from fedvad.data.region import Region, is_shape, parse_region
 from fedvad.errors import ConfigError
 
 
@@ -17,6 +17,11 @@ def test_a_rectangle_in_percent() -> None:
     expected = np.zeros((8, 4), bool)
     expected[:2, 2:] = True
     np.testing.assert_array_equal(cells, expected)
+
+
+def test_a_polygon_in_percent() -> None:
+    cells = Region.of("0,0,100,0,0,100").cells((8, 8))
+    np.testing.assert_array_equal(cells, np.add.outer(np.arange(8), np.arange(8)) <= 7)
 
 
 def test_a_mask_covers_cells_of_which_it_marks_half(tmp_path: Path) -> None:
@@ -37,10 +42,12 @@ def test_cells_outside_become_nan() -> None:
     assert (found[:, :2] == 1).all()
 
 
-@pytest.mark.parametrize("text", ["90,0,10,100", "0,0,0,5", "0,0,101,5", "nan,0,1,1"])
+@pytest.mark.parametrize(
+    "text", ["90,0,10,100", "0,0,0,5", "0,0,101,5", "nan,0,1,1", "1,1,2,2,3", "0,0,9,9,9,101"]
+)
 def test_an_impossible_rectangle_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="in percent"):
-        is_rectangle(text)
+        is_shape(text)
 
 
 def test_masks_that_are_none(tmp_path: Path) -> None:

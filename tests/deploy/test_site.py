@@ -313,7 +313,7 @@ class TestASite:
         self, deployment: Deployment, asked: dict[str, Instruction]
     ) -> None:
         config = json.loads(asked["round 1"].config)
-        assert not {"weights", "device", "jobs"} & set(config)
+        assert not {"weights", "device", "jobs", "leave_out"} & set(config)
         folder = state_folder(deployment.site("alder"), asked["round 1"].federation)
         assert sorted(p.name for p in (folder / "sent").iterdir()) == [
             "round-0001.fedvad", "round-0002.fedvad",

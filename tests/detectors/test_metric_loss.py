@@ -6,8 +6,10 @@ import torch
 
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.metric_loss import MetricLossConfig, metric_loss, train_generator
+from fedvad.detectors.memory.site import Anchors, FedDyMemConfig
 from fedvad.errors import ConfigError
 from fedvad.memory.coreset import k_center
+from tests.helpers import fake_site, make_bank
 
 # squared distances of the one patch at 0 to the anchors: 1, 4, 9, 16
 ANCHORS = [[3.0, 0.0], [0.0, 1.0], [-4.0, 0.0], [0.0, -2.0]]
@@ -164,3 +166,23 @@ def test_constant_features_neither_divide_by_zero_nor_collapse():
     )
     assert log.spread == [1.0]
     assert not log.collapsed
+
+
+@pytest.mark.parametrize(("anchors", "rows"), [("global", [4]), ("local", [6]), ("union", [6, 4])])
+def test_a_site_pulls_to_the_anchors_of_its_option(
+    anchors: Anchors, rows: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """Given the global memory of 4 rows and its own of 6, from the second round on."""
+    site = fake_site("a", FedDyMemConfig(rows=6, update="ema", train=True, anchors=anchors))
+    site.update(1, None)
+    own, known = site.bank, make_bank(4)
+    banks = {6: own.vectors, 4: known.vectors}
+    seen: list[np.ndarray] = []
+
+    def training(generator, raw, targets, config, *, seed):
+        seen.append(targets)
+        return train_generator(generator, raw, targets, config, seed=seed)
+
+    monkeypatch.setattr("fedvad.detectors.memory.site.train_generator", training)
+    site.update(2, known)
+    np.testing.assert_array_equal(seen[0], np.concatenate([banks[count] for count in rows]))

@@ -23,7 +23,7 @@ from fedvad.experiments.store import Cell, Stored
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.report.bench_tables import size
+from fedvad.report.bench_tables import confounding, size
 from fedvad.runs.config import resolve_config
 from fedvad.runs.data import load_sites, warm_up
 from fedvad.runs.method import make_method
@@ -187,6 +187,29 @@ def test_leaves_tables_and_a_plot(finished: tuple[Path, dict[str, Any]]) -> None
     with Image.open(out / "bench.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5
     assert json.loads((out / "bench.json").read_text())["sets"].keys() == summary["sets"].keys()
+
+
+def test_trivial_statistics_stand_below_the_methods(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = finished
+    found = summary["trivial"]["plants"]["statistics"]
+    shown = {
+        r["trivial statistic as score"]: r
+        for r in _rows((out / "bench.md").read_text())
+        if "trivial statistic as score" in r
+    }
+    assert list(shown) == list(found) == ["brightness", "contrast", "sharpness", "colour"]
+    for name, figures in found.items():
+        assert figures["mean"] == pytest.approx(np.mean(list(figures["sites"].values())))
+        assert shown[name]["image AUROC mean"] == f"{figures['mean']:.4f}"
+
+
+def test_a_confounded_set_is_named() -> None:
+    figures = {"mean": 0.98, "sites": {"alder": 0.98}}
+    summary = {
+        "trivial": {"plants": {"statistics": {"brightness": figures}, "confounded": ["brightness"]}}
+    }
+    assert "brightness 0.9800 alone" in confounding(summary, "plants")
+    assert confounding(summary, "others") == ""
 
 
 def test_finished_cells_are_not_run_again(

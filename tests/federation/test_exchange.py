@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from fedvad.detectors.memory.site import FedDyMemConfig
+from fedvad.errors import PayloadError
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.merge import coverage
+from fedvad.memory.origin import Origin, Source, origin_arrays
 from tests.helpers import fake_site, make_bank, upload
 
 
@@ -74,3 +76,27 @@ def test_generators_do_not_travel() -> None:
         exchange.accept(sent)
     assert not site.generator.is_identity
     assert sent.manifest.generator == upload().manifest.generator
+
+
+def test_the_server_says_whose_rows_are_and_believes_nobody_else() -> None:
+    exchange = MemoryExchange(features="feature-key", dim=6, precision="int8")
+    for name, round_ in (("a", 1), ("b", 1), ("a", 2)):
+        bank = make_bank(4, seed=ord(name) + round_)
+        exchange.accept(upload(name, round_, bank, mode="append"))
+    origin = bank_from(Payload.from_bytes(exchange.merge(2).to_bytes())).origin
+    assert origin is not None
+    assert origin.by_site(np.ones(12)) == {"a": 8.0, "b": 4.0}
+    assert set(origin.sources) == {Source("a", 1), Source("a", 2), Source("b", 1)}
+    own = upload("c", 2)
+    claimed = origin_arrays(Origin.of([Source("a", 1)], np.zeros(own.rows, np.int64)))
+    with pytest.raises(PayloadError, match="says whose its rows are"):
+        exchange.accept(Payload(own.manifest, own.arrays | claimed))
+
+
+def test_an_upload_names_no_image() -> None:
+    site = fake_site("a", FedDyMemConfig(rows=5))
+    exchange = MemoryExchange(features="feature-key", dim=6)
+    sent = exchange.site_step(site, None, 1)
+    assert site.bank.origin is not None
+    assert all(source.image for source in site.bank.origin.sources)
+    assert not any(name.startswith("origin") for name in sent.arrays)

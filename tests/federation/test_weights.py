@@ -15,7 +15,7 @@ from fedvad.detectors.student.parameters import parameters_of
 from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
 from fedvad.errors import ConfigError, FederationError, MismatchError, PayloadError
 from fedvad.federation.exchange.scope import WSAConfig, scope_of
-from fedvad.federation.exchange.terms import WeightConfig
+from fedvad.federation.exchange.terms import ClientTerms, WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
@@ -199,6 +199,17 @@ def test_scaffold_controls_are_mean_gradients_and_add_up() -> None:
         np.testing.assert_allclose(merged.arrays[f"control/{key}"], mean, rtol=1e-5, atol=1e-7)
 
 
+def test_scaffold_divides_by_all_sites_when_some_do_not_answer() -> None:
+    server, members = exchange(WeightConfig("scaffold")), sites()
+    sent = [server.site_step(members[name], None, 1) for name in "ab"]
+    for payload in sent:
+        server.accept(payload)
+    merged = server.merge(1)
+    for key in weights(_start(server)):
+        changes = sum(payload.arrays[f"control/{key}"] for payload in sent)
+        np.testing.assert_allclose(merged.arrays[f"control/{key}"], changes / 3, rtol=1e-6)
+
+
 def test_scaffold_corrects_drift_that_plain_averaging_keeps() -> None:
     """On quadratics with unequal curvature FedAvg's fixed point is off the joint optimum."""
     many = replace(SGD, steps=40, learning_rate=0.1)
@@ -230,6 +241,42 @@ def test_moon_remembers_the_last_model_and_pulls_away_from_it() -> None:
     assert fit.penalties[0] == pytest.approx(5 * np.log(2), rel=1e-5)
     for name, value in weights(first).items():
         np.testing.assert_array_equal(members["a"].kept[f"last/{name}"], value)
+
+
+def test_moon_pulls_towards_the_global_model_and_away_from_the_last() -> None:
+    """The term by hand: represented by the first output of a linear model without bias."""
+    start = {"weight": np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)}
+    last = {"last/weight": np.array([[0.0, 1.0], [1.0, 0.0]], np.float32)}
+    net = torch.nn.Linear(2, 2, bias=False)
+    terms = ClientTerms(WeightConfig("moon", moon=2.0, temperature=0.5), start, {}, last, {})
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(2))
+    penalty = terms.penalty(net, lambda student, batch: student(batch))
+    assert penalty is not None
+    batch = torch.tensor([[1.0, 0.0]])  # the global model gives (1, 0), the last one (0, 1)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))  # cosines 0.6 and 0.8
+    expected = -np.log(np.exp(0.6 / 0.5) / (np.exp(0.6 / 0.5) + np.exp(0.8 / 0.5)))
+    assert penalty(net, batch).item() == pytest.approx(2 * expected, rel=1e-5)
+
+
+def test_moons_frozen_models_keep_the_statistics_of_the_start() -> None:
+    net = torch.nn.BatchNorm1d(2)
+    terms = ClientTerms(WeightConfig("moon"), parameters_of(net), {}, {}, {})
+    seen: list[torch.Tensor] = []
+
+    def represent(student: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        seen.append(student(batch))
+        return seen[-1]
+
+    penalty = terms.penalty(net, represent)
+    assert penalty is not None
+    batch = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    net(batch)  # training moves the running statistics of the student alone
+    penalty(net, batch)
+    for frozen in seen[:2]:  # statistics of a new layer: mean 0, variance 1
+        torch.testing.assert_close(frozen, batch, rtol=1e-4, atol=1e-4)
+    assert float((seen[2] - batch).abs().max()) > 0.5
 
 
 def test_scopes_align_with_wsa() -> None:
@@ -272,7 +319,7 @@ def test_averaging_two_models_suffers_less_with_aligned_scopes() -> None:
     ("change", "reason"),
     [
         ({"kind": "global", "site": ""}, "expected the upload"),
-        ({"features": "other"}, "other features"),
+        ({"features": "other"}, "has features other"),
         ({"generator": "0" * 16}, "other weights"),
         ({"n_images": 0}, "no image"),
     ],

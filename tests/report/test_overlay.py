@@ -12,6 +12,7 @@ from fedvad.report.overlay import (
     map_range,
     middle,
     outline,
+    own_range,
     save_png,
 )
 
@@ -58,6 +59,23 @@ def test_constant_map(value):
     low, high = map_range([map_])
     assert low < high
     np.testing.assert_array_equal(heatmap_overlay(image, map_, low=low, high=high), image)
+
+
+def test_a_strong_defect_is_hugged_and_a_second_one_still_shows():
+    y, x = np.mgrid[:32, :32]
+    halo = 4 * np.exp(-((x - 16) ** 2 + (y - 16) ** 2) / (2 * 4.0**2)).astype(np.float32)
+    halo[2, 2] = 4 / 3  # a second defect, of a third of the height
+    grey = np.full((32, 32, 3), 128, np.uint8)
+
+    def lit(low: float, high: float) -> np.ndarray:
+        shown = heatmap_overlay(grey, halo, low=low, high=high).astype(int)
+        return np.abs(shown - 128).max(2)
+
+    whole, own = lit(0.2, 1.0), lit(*own_range(halo, 0.2, 1.0))
+    assert (own > 40).sum() < 0.5 * (whole > 40).sum()
+    assert own[16, 16] == whole[16, 16]
+    assert own[2, 2] > 8
+    assert own_range(halo, 0.2, float(halo.max())) == (0.2, float(halo.max()))
 
 
 def test_overlay_refuses_what_it_cannot_draw():

@@ -90,13 +90,13 @@ def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
 
 def test_lists_of_options_follow_from_the_declarations() -> None:
     own = {"jobs", "compare", "weights", "engine", "device"}
-    assert own == OWN_OF_SITE
+    assert own | {"leave_out"} == OWN_OF_SITE
     assert own | {"max_bad", "max_pixels"} == FREE_ON_RESUME
     assert {
         "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split",
-        "good", "defect", "max_bad", "max_pixels", "rounds", "participation", "join", "smooth",
-        "top", "target_fpr", "holdout", "shared_threshold", "threshold_rule", "compare", "seed",
-        "jobs", "student", "defence", "malicious",
+        "good", "defect", "leave_out", "max_bad", "max_pixels", "rounds", "participation", "join",
+        "smooth", "top", "target_fpr", "holdout", "shared_threshold", "threshold_rule", "compare",
+        "seed", "jobs", "student", "defence", "malicious",
     } == STUDENT_OPTIONS  # fmt: skip
 
 

@@ -76,10 +76,36 @@ def test_the_command_says_before_and_after(
     assert run_main(monkeypatch, "calibrate", *arguments) == 0
     said = capsys.readouterr().out
     assert "threshold of birch: " in said
-    assert "from 3 normal images, for 10 % false alarms" in said
+    assert "from 3 good images, for 10 % false alarms" in said
+    assert "3 normal images promise at most" in said
+    assert "--site birch --undo" in said
     assert run_main(monkeypatch, "calibrate", *arguments, "--json") == 0
     found = json.loads(capsys.readouterr().out)["thresholds"]["global"]
     assert found["before"] == pytest.approx(found["now"])
+
+
+def test_defects_among_the_images_are_refused_unless_forced_and_can_be_undone(
+    calibrate: Callable[..., dict[str, Any]], run: Path, plants: Path
+) -> None:
+    file, mixed = run / "detector.safetensors", plants / "birch/test"
+    before = file.read_bytes()
+    with pytest.raises(DataError, match=r"would rise from .* highest .*birch.* --force"):
+        calibrate(mixed, site="birch")
+    assert file.read_bytes() == before
+    raised = calibrate(mixed, site="birch", force=True)
+    found = raised["thresholds"]["global"]
+    assert found["now"] > 1.5 * found["before"]
+    assert raised["above_before"][0]["score"] > found["before"]
+    again = calibrate(mixed, site="birch", force=True)  # two calibrations, two ways back
+    assert again["thresholds"]["global"]["before"] == found["now"]
+    calibrate(undo=True, site="birch")
+    undone = calibrate(undo=True, site="birch")
+    assert undone["thresholds"]["global"]["now"] == found["before"]
+    assert file.read_bytes() == before
+    with pytest.raises(ConfigError, match="nothing to undo"):
+        calibrate(undo=True, site="birch")
+    with pytest.raises(ConfigError, match="undo takes no images"):
+        calibrate(mixed, undo=True, site="birch")
 
 
 def test_what_cannot_be_calibrated_is_refused_and_changes_nothing(
@@ -87,7 +113,7 @@ def test_what_cannot_be_calibrated_is_refused_and_changes_nothing(
 ) -> None:
     file, normals = run / "detector.safetensors", plants / "birch/test/good"
     before = file.read_bytes()
-    with pytest.raises(ConfigError, match=r"name the site .* one of alder, birch, cedar"):
+    with pytest.raises(ConfigError, match=r"name the site: .* one of alder, birch, cedar"):
         calibrate(normals)
     with pytest.raises(ConfigError, match="there is no site 'oak'"):
         calibrate(normals, site="oak")

@@ -21,7 +21,6 @@ from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
 from fedvad.federation.payload import Payload
 from fedvad.federation.signed import SignedMessage, generate_keys, read_private_key
-from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import read_ledger
 from fedvad.runs.student_run import StudentRun
 from fedvad.verbs.bank import export_upload
@@ -170,10 +169,7 @@ class TestByFile:
     def test_a_student_larger_than_the_limit_stays(
         self, fresh: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(
-            "fedvad.verbs.bank.remote",
-            lambda config, **given: remote(config, max_weight_bytes=5000, **given),
-        )
+        monkeypatch.setattr("fedvad.runs.method.MAX_WEIGHT_BYTES", 5000)
         with pytest.raises(ConfigError, match="a message may hold 5000"):
             fresh.export("alder", options=None)
 

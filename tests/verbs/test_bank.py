@@ -12,6 +12,7 @@ import pytest
 
 import fedvad
 from fedvad.data.files import write_atomically
+from fedvad.data.sealed import sha256_of
 from fedvad.detectors.memory.site import MemorySite
 from fedvad.errors import ArtefactError, ConfigError, FederationError, PayloadError
 from fedvad.features.cache import DescriptorCache
@@ -19,7 +20,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.mailboxes.state import load_state
-from fedvad.federation.payload import Payload
+from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.signed import SignedMessage, generate_keys, read_private_key
 from fedvad.runs.bank_state import load_site
 from fedvad.runs.config import resolve_config
@@ -29,6 +30,7 @@ from fedvad.runs.plan import memory_sites, plan, split_held_out
 from fedvad.runs.progress import no_progress
 from fedvad.runs.run_folder import read_config, read_ledger, write_config
 from fedvad.verbs.bank import export_upload
+from fedvad.verbs.bank_forget import forget_site
 from fedvad.verbs.bank_import import import_global
 from fedvad.verbs.bank_server import merge_uploads
 from fedvad.verbs.bank_thresholds import apply_thresholds, export_scores, merge_scores
@@ -694,3 +696,39 @@ class TestThresholds:
         found = TrainedRun.load(tmp_path / "birch").threshold("birch")
         assert found is not None
         assert found.method.startswith("federated")
+
+
+def test_a_site_leaves_by_files_and_the_rest_is_as_if_it_had_never_sent(
+    plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    told, memories = {}, {}
+    for name, sites in (("all", SITES), ("never", SITES[:2])):
+        (tmp_path / name).mkdir()
+        federation = Federation(tmp_path / name, plants, shared_cache, upload_rows=12)
+        file = federation.round(*sites)
+        if name == "all":
+            file, receipt = tmp_path / "without.fedvad", tmp_path / "receipt.fedvad"
+            told = forget_site(
+                "cedar", federation.state("server"), federation.root / "server/server.key", file,
+                receipt=receipt,
+            )  # fmt: skip
+            found = fedvad.inspect(receipt)
+            assert found["signature"]["verifies"] is True
+            assert found["after"] == sha256_of(file.read_bytes())
+            state = load_state(federation.state("server"))
+            assert state is not None
+            assert set(state.server) == {"alder", "birch"}
+            assert b"cedar" not in file.read_bytes()
+            assert federation.take("alder", file)["round"] == 2
+            # what the memory lacks now is what the sites send next
+            assert federation.merge(federation.export("alder"), out="next").is_file()
+        memories[name] = bank_from(
+            Payload.from_bytes(SignedMessage.parse(file.read_bytes()).message)
+        )
+    assert told["rows_removed"] == {"cedar": 12, "global": 12}
+    for part in ("vectors", "weights", "spread"):
+        np.testing.assert_array_equal(
+            getattr(memories["all"], part), getattr(memories["never"], part)
+        )
+    with pytest.raises(ConfigError, match="holds nothing of 'oak'"):
+        forget_site("oak", federation.state("server"), federation.root / "server/server.key", file)

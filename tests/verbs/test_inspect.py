@@ -13,8 +13,10 @@ import fedvad
 from fedvad.data.folders import read_set
 from fedvad.detectors.registry import create
 from fedvad.errors import ArtefactError, DataError
+from fedvad.features.cache import content_key
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from tests import golden
 from tests.helpers import OPTIONS, upload
 
 Run = tuple[Path, dict[str, Any]]
@@ -34,6 +36,26 @@ def test_a_run(trained: Run) -> None:
     assert vectors["shape"] == [trained[1]["ledger"]["memory_rows"], 72]
     assert vectors["bytes"] == vectors["shape"][0] * 72 * 4
     assert vectors["min"] < vectors["max"]
+
+
+def test_a_run_says_which_site_gave_what(trained: Run) -> None:
+    told = fedvad.inspect(trained[0])
+    shares = told["provenance"]
+    assert list(shares) == ["alder", "birch", "cedar"]
+    rows = told["arrays"]["global/vectors"]["shape"][0]
+    assert sum(site["rows"] for site in shares.values()) == rows
+    assert sum(site["share_of_patches"] for site in shares.values()) == pytest.approx(1)
+    assert shares["alder"]["rounds"] == [1, 2]
+    assert fedvad.inspect(golden.FOLDER / "run-of-memories")["provenance"] is None
+
+
+def test_a_site_knows_the_images_of_its_rows_and_nobody_else_does(
+    trained: Run, plants: Path
+) -> None:
+    run = fedvad.load(trained[0])
+    assert all(not source.image for source in run.memory.origin.sources)
+    known = {content_key(p.read_bytes())[:16] for p in (plants / "alder/train/good").iterdir()}
+    assert {source.image for source in run.sites["alder"].bank.origin.sources} == known
 
 
 def test_a_folder_says_at_which_size_training_will_read_it(tmp_path: Path) -> None:

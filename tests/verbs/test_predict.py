@@ -19,7 +19,7 @@ from fedvad.detectors.memory.feddymem import MemoryDetector
 from fedvad.errors import ConfigError, DataError
 from fedvad.runs import opening as runs
 from fedvad.runs.memory_run import TrainedRun
-from fedvad.runs.run_folder import read_config
+from fedvad.runs.run_folder import read_config, write_config
 from fedvad.serving.predictor import Predictor
 from tests.helpers import SIZE
 
@@ -56,11 +56,34 @@ def _open(folder: Path) -> Any:
     return open_run(folder)
 
 
-def test_without_a_site_the_median_threshold_decides(trained: Run, plants: Path) -> None:
+def test_without_a_site_the_median_threshold_decides(
+    trained: Run, plants: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     row = next(fedvad.predict(trained[0], plants / "alder/test/good/000.png"))
     known = sorted(v["threshold"] for v in trained[1]["threshold"]["sites"].values())
     assert row["site"] is None
     assert row["threshold"] == known[1]
+    assert f"deciding by {known[1]:.4g}, the median of alder, birch, cedar" in caplog.text
+    assert "can promise" not in caplog.text
+
+
+def test_a_rate_that_the_good_images_cannot_promise_is_a_warning(
+    trained: Run, plants: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = plants / "alder/test/good/000.png"
+    fedvad.predict(trained[0], image, site="alder", target_fpr=0.002)
+    assert "alder has 6 good images, which can promise at most 39.3 % false alarms" in caplog.text
+    assert "not 0.2 %: that takes 1497 good images" in caplog.text
+    caplog.clear()
+    fedvad.predict(trained[0], image, site="alder", target_fpr=0.45)
+    assert caplog.text == ""
+
+
+def test_pictures_never_go_into_a_run_folder(trained: Run, plants: Path) -> None:
+    before = sorted(trained[0].rglob("*"))
+    with pytest.raises(ConfigError, match="is a run folder: choose a folder for the pictures"):
+        fedvad.predict(trained[0], plants / "alder/test/good", out=trained[0])
+    assert sorted(trained[0].rglob("*")) == before
 
 
 def test_files_that_cannot_be_read_are_among_the_results(
@@ -77,7 +100,7 @@ def test_files_that_cannot_be_read_are_among_the_results(
     assert _visible(tmp_path / "out") == {"b.png"}
 
 
-def test_overlays_have_the_size_of_their_images_and_never_overwrite_each_other(
+def test_overlays_show_photograph_and_heat_map_and_never_overwrite_each_other(
     trained: Run, plants: Path, tmp_path: Path
 ) -> None:
     source = plants / "alder/test/good/000.png"
@@ -94,7 +117,7 @@ def test_overlays_have_the_size_of_their_images_and_never_overwrite_each_other(
     ]
     for overlay in overlays:
         with Image.open(overlay) as picture:
-            assert picture.size == (SIZE, SIZE)
+            assert picture.width > 2 * 320  # photograph and heat map, small ones enlarged
 
 
 def test_several_paths_and_no_image_twice(trained: Run, plants: Path) -> None:
@@ -368,3 +391,13 @@ def test_no_decision_from_a_score_that_is_not_finite(
     assert rows[0]["score"] is rows[0]["anomalous"] is None
     assert "no finite number" in rows[0]["error"]
     assert rows[1]["error"] is None
+
+
+def test_images_in_memory_are_bound_by_the_limit_of_the_run(trained: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    write_config(folder, read_config(folder).model_copy(update={"max_pixels": 99}))
+    pixels = np.full((10, 10, 3), 90, np.uint8)
+    (refused,) = fedvad.predict(folder, pixels)
+    assert "over the limit of 99" in refused["error"]
+    (scored,) = fedvad.predict(folder, pixels, max_pixels=100)
+    assert scored["error"] is None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli import bank_thresholds
+from fedvad.cli import bank_forget, bank_thresholds
 from fedvad.cli.common import (
     CacheOption,
     CacheSizeOption,
@@ -17,35 +17,25 @@ from fedvad.cli.common import (
     print_json,
     showing,
 )
+from fedvad.cli.options import given_options, taking
+from fedvad.cli.train import ConfigOption
 
 __all__ = ["bank_app"]
 
 bank_app = typer.Typer(
     help="Federation by signed files, for sites that share no network.", no_args_is_help=True
 )
-for _command in (bank_thresholds.scores, bank_thresholds.thresholds, bank_thresholds.apply):
+for _command in (
+    bank_thresholds.scores,
+    bank_thresholds.thresholds,
+    bank_thresholds.apply,
+    bank_forget.forget,
+):
     bank_app.command()(_command)
 
 KeyOption = Annotated[Path, typer.Option(help="Own private key (.key).")]
 StateOption = Annotated[
     Path, typer.Option(help="Folder that keeps what must last between the steps.")
-]
-ConfigOption = Annotated[
-    Path | None, typer.Option(help="TOML file of options; flags win.", show_default=False)
-]
-MethodOption = Annotated[
-    str | None, typer.Option(help="As of train [default: feddymem]", show_default=False)
-]
-MergeOption = Annotated[
-    str | None, typer.Option(help="As of train [default: concat]", show_default=False)
-]
-RowsOption = Annotated[
-    int | None,
-    typer.Option(help="As of train [default: 32768; kmeans, kcenter: 2000]", show_default=False),
-]
-DefenceOption = Annotated[
-    str | None,
-    typer.Option(help="robust: leave out sites that others do not back", show_default=False),
 ]
 AllowWeightsOption = Annotated[
     bool,
@@ -54,7 +44,13 @@ AllowWeightsOption = Annotated[
         help="Weights of a student may travel, as paste and stfpm need it.",
     ),
 ]
-SeedOption = Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)]
+# of train, at a site and at the server
+_AT_SITE = (
+    "method", "backbone", "weights", "image_size", "engine", "upload_bytes", "merge",
+    "memory_rows", "max_bad", "seed",
+)  # fmt: skip
+_AT_SERVER = ("method", "merge", "memory_rows", "defence", "seed")
+_OF_FEATURES = ("backbone", "weights", "image_size", "seed")
 
 
 @bank_app.command()
@@ -83,8 +79,9 @@ def keygen(
     typer.echo(f"fingerprint  {told['fingerprint']}")
 
 
-@bank_app.command()
+@bank_app.command(cls=taking(*_AT_SITE))
 def export(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder of this site's images.")],
     state: StateOption,
     key: KeyOption,
@@ -102,29 +99,6 @@ def export(
         ),
     ] = None,
     config: ConfigOption = None,
-    method: MethodOption = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="As of train [default: as there]", show_default=False)
-    ] = None,
-    weights: WeightsOption = None,
-    image_size: Annotated[
-        str | None,
-        typer.Option(help="256, 256x512 or fit:256x512 [default: 256]", show_default=False),
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="openvino or torch [default: openvino]", show_default=False)
-    ] = None,
-    upload_bytes: Annotated[
-        int | None,
-        typer.Option(help="Bytes a round may send [default: 1000000]", show_default=False),
-    ] = None,
-    merge: MergeOption = None,
-    memory_rows: RowsOption = None,
-    max_bad: Annotated[
-        float | None,
-        typer.Option(help="Share of unreadable images tolerated", show_default=False),
-    ] = None,
-    seed: SeedOption = None,
     allow_weights: AllowWeightsOption = False,
     cache: CacheOption = None,
     cache_size: CacheSizeOption = "20G",
@@ -137,15 +111,10 @@ def export(
     """
     from fedvad.verbs.bank import export_upload
 
-    options = {
-        "method": method, "backbone": backbone, "weights": weights, "image_size": image_size,
-        "engine": engine, "merge": merge, "upload_bytes": upload_bytes,
-        "memory_rows": memory_rows, "max_bad": max_bad, "seed": seed,
-    }  # fmt: skip
     with showing() as progress:
         told = export_upload(
             data, state, key, out, site=site, index=site_index, config_file=config,
-            options=options, cache=open_cache(cache, cache_size), progress=progress,
+            options=given_options(context), cache=open_cache(cache, cache_size), progress=progress,
             allow_weights=allow_weights,
         )  # fmt: skip
     if as_json:
@@ -161,8 +130,9 @@ def export(
     typer.echo(f"{told['path']}  ({told['bytes']:,} bytes, signed by {told['fingerprint']})")
 
 
-@bank_app.command()
+@bank_app.command(cls=taking(*_AT_SERVER))
 def merge(
+    context: typer.Context,
     state: StateOption,
     key: KeyOption,
     out: Annotated[Path, typer.Option(help="Signed global memory to write.")],
@@ -183,14 +153,6 @@ def merge(
         ),
     ] = None,
     config: ConfigOption = None,
-    method: MethodOption = None,
-    merge_mode: Annotated[
-        str | None,
-        typer.Option("--merge", help="As of train [default: concat]", show_default=False),
-    ] = None,
-    memory_rows: RowsOption = None,
-    defence: DefenceOption = None,
-    seed: SeedOption = None,
     allow_weights: AllowWeightsOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -202,12 +164,7 @@ def merge(
 
     told = merge_uploads(
         files or [], trust, key, state, out, quorum=quorum, features=features,
-        config_file=config,
-        options={
-            "method": method, "merge": merge_mode, "memory_rows": memory_rows, "seed": seed,
-            "defence": defence,
-        },
-        allow_weights=allow_weights,
+        config_file=config, options=given_options(context), allow_weights=allow_weights,
     )  # fmt: skip
     if as_json:
         print_json(told)
@@ -232,8 +189,9 @@ def _held(told: dict[str, Any]) -> str:
     return f"{told['rows']} rows stand for {told['n_patches']} patches of {told['n_images']} images"
 
 
-@bank_app.command()
+@bank_app.command(cls=taking(*_OF_FEATURES))
 def audit(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Message of a site, signed or not.")],
     data: Annotated[Path, typer.Option(help="Folder of that site's images.")],
     outsiders: Annotated[
@@ -252,15 +210,6 @@ def audit(
         typer.Option(help="Picture (PNG) of patches and what a decoder made of them."),
     ] = None,
     config: ConfigOption = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="As of train [default: as there]", show_default=False)
-    ] = None,
-    weights: WeightsOption = None,
-    image_size: Annotated[
-        str | None,
-        typer.Option(help="256, 256x512 or fit:256x512 [default: 256]", show_default=False),
-    ] = None,
-    seed: SeedOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -268,9 +217,7 @@ def audit(
     from fedvad.runs.config import resolve_config
     from fedvad.verbs.audit import audit as run_audit
 
-    resolved = resolve_config(
-        config, backbone=backbone, weights=weights, image_size=image_size, seed=seed
-    )
+    resolved = resolve_config(config, **given_options(context))
     with showing() as progress:
         told = run_audit(
             file, data, resolved, outsiders=outsiders, others=others, out=out,

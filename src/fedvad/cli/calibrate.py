@@ -19,6 +19,7 @@ from fedvad.cli.common import (
     print_json,
     showing,
 )
+from fedvad.cli.numbers import NUMBER
 
 __all__ = ["calibrate"]
 
@@ -26,11 +27,16 @@ __all__ = ["calibrate"]
 def calibrate(
     run: RunArgument,
     normals: Annotated[
-        list[Path], typer.Argument(help="Normal images of the site: files or folders.")
-    ],
+        list[Path] | None,
+        typer.Argument(
+            help="Images of good parts of the site, no defect among them: files or folders.",
+            show_default=False,
+        ),
+    ] = None,
     target_fpr: Annotated[
         float | None,
         typer.Option(
+            click_type=NUMBER,
             help="Wanted false-alarm rate, above 0 and at most 0.5 [default: that of the training]",
             show_default=False,
         ),
@@ -42,6 +48,13 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep a threshold far above the present one, too.")
+    ] = False,
+    undo: Annotated[
+        bool,
+        typer.Option("--undo", help="Put the site's thresholds before the last calibration back."),
+    ] = False,
     weights: WeightsOption = None,
     max_pixels: MaxPixelsOption = None,
     engine: EngineOption = None,
@@ -56,18 +69,31 @@ def calibrate(
     from fedvad.verbs.recalibrate import recalibrate
 
     with showing() as progress:
-        told = recalibrate(
-            run, normals, site=site, target_fpr=target_fpr, weights=weights,
-            engine=cast(Any, engine), device=device, max_pixels=max_pixels,
+        answer = recalibrate(
+            run, normals or [], site=site, target_fpr=target_fpr, force=force, undo=undo,
+            weights=weights, engine=cast(Any, engine), device=device, max_pixels=max_pixels,
             cache=open_cache(cache), progress=progress,
         )  # fmt: skip
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    found = told["thresholds"][told["reference"]]
+    found = answer["thresholds"][answer["reference"]]
     before = "none" if found["before"] is None else f"{found['before']:.4g}"
+    change = f"threshold of {answer['site']}: {found['now']:.4g} (before: {before})"
+    if undo:
+        typer.echo(f"{change}, as it was before the last calibration")
+        return
     typer.echo(
-        f"threshold of {told['site']}: {found['now']:.4g} (before: {before}), from "
-        f"{told['images']} normal images, for {100 * told['target_fpr']:g} % false alarms"
+        f"{change}, from {answer['images']} good images, for "
+        f"{100 * answer['target_fpr']:g} % false alarms"
     )
+    typer.echo(answer["promised"])
+    if high := answer["above_before"]:
+        typer.echo(
+            f"{len(high)} of {answer['images']} images score above the threshold before: look "
+            f"whether these are good parts, {', '.join(one['path'] for one in high[:3])}"
+            + (", ..." if len(high) > 3 else "")
+        )
+    whose = f" --site {answer['site']}" if site is not None else ""
     typer.echo(f"Measure it on labelled images: fedvad evaluate {run} DATA")
+    typer.echo(f"The threshold before: fedvad calibrate {run}{whose} --undo")

@@ -91,8 +91,10 @@ def export(
     found = written["threshold"]
     decides = "no threshold" if found is None else f"threshold {found['value']:.4g}"
     whose = "any site" if written["site"] is None else written["site"]
+    if found is not None and written["site"] is None and found["method"] != "given":
+        decides += ", the median of all sites"
     typer.echo(f"{folder / written['model']} ({size / 1e6:.1f} MB, for {whose}, {decides})")
-    if found is not None and found["promised"]:
+    if found is not None and found["promised"] and written["site"] is not None:
         typer.echo(found["promised"])
     worst = max(written["difference_from_run"].values())
     if int8:

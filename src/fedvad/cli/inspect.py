@@ -48,9 +48,22 @@ def inspect(
         console.print(rich_data_table(described["data"]))
         return
     arrays: dict[str, dict[str, Any]] = described.pop("arrays")
+    if summary := described.pop("summary", ""):
+        console.print(summary, style="bold", highlight=False, markup=False)
     says: list[str] = described.pop("says", [])
     for sentence in says:
         console.print(f"• {escape(sentence)}", highlight=False, soft_wrap=True)
+    shares = described.pop("provenance", {})
+    if shares is None:
+        console.print("Provenance unknown: an earlier fedvad wrote it.", highlight=False)
+    elif shares:
+        whose = Table("site", "rows", "of the rows", "of the patches", "rounds")
+        for site, share in shares.items():
+            whose.add_row(
+                escape(site), f"{share['rows']:g}", f"{share['share_of_rows']:.1%}",
+                f"{share['share_of_patches']:.1%}", ", ".join(map(str, share["rounds"])),
+            )  # fmt: skip
+        console.print(whose)
     for key, value in described.items():
         if isinstance(value, dict | list):
             console.print(f"[bold]{key}[/bold]")
@@ -62,7 +75,8 @@ def inspect(
         limits = [f"{v:.4g}" if v is not None else "" for v in (a["min"], a["max"])]
         shape = " × ".join(map(str, a["shape"]))
         table.add_row(escape(name), shape, a["dtype"], f"{a['bytes']:,}", *limits)
-    console.print(table)
+    if arrays:
+        console.print(table)
 
 
 def _brief(value: Any) -> Any:

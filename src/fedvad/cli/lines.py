@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 __all__ = ["StageLines"]
@@ -15,8 +14,8 @@ _HEARTBEAT = 15.0  # seconds without a line, while there is work
 _UNITS = {
     "features": "images",
     "scoring": "images",
-    "thresholds": "scores",
-    "rounds": "site updates",
+    "thresholds": "image scores",
+    "rounds": "uploads",
     "drawing": "pictures",
     "tasks": "tasks",
     "cells": "cells",
@@ -64,12 +63,7 @@ class StageLines:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
 

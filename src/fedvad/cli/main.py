@@ -26,17 +26,23 @@ from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
 from fedvad.cli.deploy import deploy_app, launch, server, site, status
 from fedvad.cli.distill import distill
+from fedvad.cli.doctor import doctor
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
+from fedvad.cli.feedback import feedback
+from fedvad.cli.forget import forget
 from fedvad.cli.gallery import gallery
+from fedvad.cli.group import group
 from fedvad.cli.inspect import inspect
 from fedvad.cli.options import OptionsCommand, Verb
+from fedvad.cli.plan import plan
 from fedvad.cli.predict import predict
 from fedvad.cli.report import report
 from fedvad.cli.serve import serve
 from fedvad.cli.spectral import spectral
 from fedvad.cli.train import train
-from fedvad.errors import FedvadError
+from fedvad.cli.update import update
+from fedvad.errors import ConfigError, FedvadError
 
 __all__ = ["app", "main"]
 
@@ -58,7 +64,8 @@ app = typer.Typer(
     name="fedvad",
     cls=_Root,
     help="Federated visual anomaly detection: pooled-data quality, no image leaves a site.",
-    epilog="Exit codes: 0 ok, 2 usage or configuration, 3 data, 4 federation, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 doctor finds something wrong, 2 usage or configuration, 3 data, "
+    "4 federation, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -68,26 +75,27 @@ app = typer.Typer(
 
 _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    _START: (demo, train, config, inspect),
-    _USE: (evaluate, predict, calibrate, report, serve, export),
-    _FEDERATION: (server, site, launch, status),
+    _START: (demo, plan, train, config, inspect, doctor),
+    _USE: (evaluate, predict, calibrate, feedback, update, forget, report, serve, export),
+    _FEDERATION: (server, site, launch, status, group),
     _RESEARCH: (bench, continual, distill, gallery, backbones, spectral),
 }
 _MORE = "More options: --help-all. All of them as a file to edit: fedvad config."
 for panel, verbs in _PANELS.items():
     for verb in verbs:
-        if verb in (train, config):
+        if verb in (plan, train, config, group):
             app.command(cls=OptionsCommand, rich_help_panel=panel, epilog=_MORE)(verb)
         else:
             app.command(cls=Verb, rich_help_panel=panel)(verb)
-for name, group, panel in (
+for name, grouped, panel in (
     ("bank", bank_app, _FEDERATION),
     ("deploy", deploy_app, _FEDERATION),
     ("cache", cache_app, _RESEARCH),
 ):
-    for command in group.registered_commands:
-        command.cls = Verb
-    app.add_typer(group, name=name, rich_help_panel=panel)
+    for command in grouped.registered_commands:
+        if command.cls is None or not issubclass(command.cls, Verb):
+            command.cls = Verb
+    app.add_typer(grouped, name=name, rich_help_panel=panel)
 
 
 def _version(wanted: bool) -> None:
@@ -112,7 +120,7 @@ def _root(
     context.obj = QUIET if quiet else None
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
+        format="%(levelname)s %(name)s: %(message)s" if verbose else "%(levelname)s: %(message)s",
         stream=sys.stderr,
         force=True,
     )
@@ -127,6 +135,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     _end_on_sigterm()
     try:
+        if "" in sys.argv[1:]:  # as a path it would mean the folder one is in
+            raise ConfigError("an argument is empty: a variable of the command line is not set")
         app()
     except FedvadError as error:
         typer.echo(f"error: {error}", err=True)

@@ -10,27 +10,49 @@ from inspect import unwrap
 from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import click
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from fedvad.cli.numbers import NUMBER
+
 if TYPE_CHECKING:
     from fedvad.runs.option import Option
 
-__all__ = ["OptionsCommand", "Verb", "given_options"]
+__all__ = ["OptionsCommand", "Verb", "given_options", "taking"]
 
 _GIVEN = "fedvad.options"
 _METAVARS = {"texts": "TEXT", "ints": "N,N,...", "table": "NAME=VALUE"}
 _WRAPPED: Any = {
     "initial_indent": " " * 6, "subsequent_indent": " " * 6, "break_on_hyphens": False
 }  # fmt: skip
-_TYPES = {"bool": bool, "int": int, "float": float, "path": click.Path(path_type=Path)}
+_TYPES = {"bool": bool, "int": int, "float": NUMBER, "path": click.Path(path_type=Path)}
 
 
 class Verb(TyperCommand):
     """A command whose help texts are shown as they are: `[default: 2]` is no markup of rich."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and say how to mend two frequent mistakes."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-")
+            if any(isinstance(p, click.Argument) and p.name == name for p in self.params):
+                raise click.UsageError(
+                    f"{name.upper()} is given without an option: {ctx.command_path} {name.upper()}",
+                    ctx,
+                ) from error
+            raise
+        except click.UsageError as error:
+            if "unexpected extra argument" not in error.message:
+                raise
+            raise click.UsageError(
+                f"{error.message}; several values of one option are separated by commas, such as "
+                "--compare local,pooled", ctx,
+            ) from error  # fmt: skip
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help, with the texts of arguments, too, which typer loses beside click 8.5."""
@@ -50,9 +72,13 @@ class OptionsCommand(Verb):
     import, so that the flags are made only when the command is used.
     """
 
+    names: ClassVar[tuple[str, ...]] = ()  # of the options that it takes; empty for all
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The command's own parameters, then those of the declarations."""
         *own, help_ = super().get_params(ctx)
+        if self.names:
+            return [*own, *(_flag(one, hidden=False) for one in self._options()), help_]
         everything = TyperOption(
             param_decls=["--help-all"],
             is_flag=True,
@@ -61,20 +87,32 @@ class OptionsCommand(Verb):
             callback=_help_all,
             help="Show all options and exit.",
         )
-        return [*own, help_, everything, *map(_flag, _declared())]
+        return [*own, help_, everything, *(_flag(one) for one in self._options())]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Set the declared options apart from the command's own."""
-        ctx.meta[_GIVEN] = {one.name: ctx.params.pop(_key(one)) for one in _declared()}
+        ctx.meta[_GIVEN] = [(one, ctx.params.pop(_key(one))) for one in self._options()]
         return super().invoke(ctx)
+
+    def _options(self) -> list[Option]:
+        return [one for one in _declared() if not self.names or one.name in self.names]
+
+
+def taking(*names: str) -> type[OptionsCommand]:
+    """A command that takes these options of `train`, besides its own parameters."""
+
+    class Command(OptionsCommand):
+        pass
+
+    Command.names = names
+    return Command
 
 
 def given_options(context: click.Context) -> dict[str, Any]:
     """The options that were given on the command line, as `resolve_config` takes them."""
     values: dict[str, Any] = {}
-    for one in _declared():
-        value = _read(one, context.meta[_GIVEN][one.name])
-        if value is None:
+    for one, text in context.meta[_GIVEN]:
+        if (value := _read(one, text)) is None:
             continue
         table, _, key = one.name.rpartition(".")
         (values.setdefault(table, {}) if table else values)[key] = value
@@ -97,7 +135,7 @@ def _key(one: Option) -> str:
     return one.name.replace(".", "__")
 
 
-def _flag(one: Option) -> TyperOption:
+def _flag(one: Option, *, hidden: bool = True) -> TyperOption:
     return TyperOption(
         param_decls=[_key(one), _names(one)],
         type=_TYPES.get(one.kind, str),
@@ -105,7 +143,7 @@ def _flag(one: Option) -> TyperOption:
         multiple=_repeats(one),
         default=None,
         help=_plain(_help(one)),
-        hidden=not one.everyday,
+        hidden=hidden and not one.everyday,
         rich_help_panel=one.group,
     )
 

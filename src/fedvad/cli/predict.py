@@ -80,7 +80,8 @@ def predict(
                 typer.echo(f"unreadable  {row['error']}")
             else:
                 verdict = {True: "ANOMALOUS", False: "normal   ", None: "scored   "}
-                limit = f" / {row['threshold']:.4g}" if row["threshold"] is not None else ""
+                side = ">" if row["anomalous"] else "<="
+                limit = "" if row["threshold"] is None else f" {side} {row['threshold']:.4g}"
                 shown = f"  {row['overlay']}" if row["overlay"] else ""
                 typer.echo(
                     f"{verdict[row['anomalous']]}  {row['score']:.4g}{limit}  {row['path']}{shown}"

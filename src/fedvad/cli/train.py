@@ -37,6 +37,12 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     config: ConfigOption = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that fedvad plan wrote. --config and flags win over it.", show_default=False
+        ),
+    ] = None,
     cache: CacheOption = None,
     cache_size: CacheSizeOption = "20G",
     resume: Annotated[
@@ -60,7 +66,7 @@ def train(
     from fedvad.verbs.train import train as run_train
 
     tracker = None if track is None else check_tracker(track)
-    resolved = resolve_config(config, **given_options(context))
+    resolved = resolve_config(config, plan=plan, **given_options(context))
     with showing() as progress:
         results = run_train(
             data, out, resolved, cache=open_cache(cache, cache_size), resume=resume,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from fedvad.continual.learned_codecs import (
     pq_decode,
     pq_encode,
 )
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 
 __all__ = ["Codec", "CodecConfig", "CodecName", "Encoded", "Granularity", "nbytes"]
 
@@ -63,12 +63,8 @@ class CodecConfig:
     quality: int = 90
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(CodecName):
-            raise ConfigError(f"unknown codec {self.name!r}; choose from {get_args(CodecName)}")
-        if self.granularity not in get_args(Granularity):
-            raise ConfigError(
-                f"unknown granularity {self.granularity!r}; choose from {get_args(Granularity)}"
-            )
+        check_choice("codec", self.name, CodecName)
+        check_choice("granularity", self.granularity, Granularity)
         if self.bits not in (4, 8) or not 0 <= self.clip < 50 or not 0 < self.variance <= 1:
             raise ConfigError("a codec takes bits 4 or 8, clip in [0, 50) %, variance in (0, 1]")
         if self.groups < 1 or not 1 <= self.quality <= 95:

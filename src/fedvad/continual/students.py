@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from fedvad.detectors.student.pixels import read_pixels
 from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.targets import Batch, TrainingSet
 from fedvad.detectors.student.training import make_optimiser
-from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError
+from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError, check_choice
 from fedvad.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ class StudentLearner:
         memory: ReplayMemory | None = None,
         carry_optimiser: bool = False,
     ) -> None:
-        if strategy not in get_args(Strategy):
-            raise ConfigError(f"unknown strategy {strategy!r}; choose from {get_args(Strategy)}")
+        check_choice("strategy", strategy, Strategy)
         if (strategy == "replay") != (memory is not None):
             raise ConfigError("a memory goes with strategy replay, and only with it")
         self.strategy: Strategy = strategy

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedvad.data.frames import split_frame
 from fedvad.data.labels import LabelNames
 from fedvad.data.layouts import Layout, layout_of
 from fedvad.data.layouts.base import left_over
@@ -58,7 +59,7 @@ def read_data(
         parts.append(_read(folder, layout, name, names, allow_empty_train=allow_empty_train))
     outside = () if found[0][0] is top else _outside(top, [folder for folder, _ in found], names)
     reading = DataReading(Path(root), tuple(parts), outside)
-    return reading.noted(_unused(top, names))
+    return reading.noted(_unused(top, names, reading.sites))
 
 
 def holds_sets(root: Path, names: LabelNames | None = None) -> bool:
@@ -99,7 +100,7 @@ def read_one(
     if layout is None:
         raise _no_normals(top, name)
     part = _read(top, layout, name, names, allow_empty_train=allow_empty_train)
-    return DataReading(Path(root), (part,)).noted(_unused(top, names))
+    return DataReading(Path(root), (part,)).noted(_unused(top, names, [part.site]))
 
 
 def _read(
@@ -159,15 +160,20 @@ def _outside(top: Folder, sets: Sequence[Folder], names: LabelNames) -> tuple[Sk
     return left_over(top, read, why)
 
 
-def _unused(top: Folder, names: LabelNames) -> list[str]:
-    """Names that were given and that no folder has."""
+def _unused(top: Folder, names: LabelNames, sites: Sequence[Site]) -> list[str]:
+    """Names that were given and that no folder has, and files that could not be left out."""
     there = {folder.path.name.casefold() for folder in top.walk()}
+    tested = {path for site in sites for path in site.test.paths}
     options = [("--good", name) for name in names.good]
     options += [("--defect", name) for name in names.defect]
     return [
         f"{option} {name}: no folder has that name"
         for option, name in options
         if name.casefold() not in there
+    ] + [
+        f"--leave-out {file}: no normal training image in {top.path} is called so"
+        for file in names.left_out
+        if not split_frame(top.path / file)[0].is_file() or top.path / file in tested
     ]
 
 
@@ -176,6 +182,14 @@ def _deeper(top: Folder, names: LabelNames) -> str:
     for folder in top.usable():
         if inner := next((f for f in folder.usable() if layout_of(f, names)), None):
             return f"; one lies deeper, in {inner.path}: give {folder.path}"
+    loose = [folder for folder in top.usable() if folder.images()]
+    if loose:
+        name = loose[0].path.name
+        return (
+            f"; {name} holds {len(loose[0].images())} images but no train/good folder: move images "
+            f"of good parts to {name}/train/good"
+            + (f", and likewise in {len(loose) - 1} more folders" if len(loose) > 1 else "")
+        )
     if top.images():
         return f"; {len(top.images())} images lie in it without a label: move them to train/good"
     return ""

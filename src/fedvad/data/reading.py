@@ -81,17 +81,9 @@ class DataReading:
             or any(part.notes or any(label.notable for label in part.labels) for part in self.parts)
         )
 
-    def noted(self, notes: Iterable[str], of: str | None = None) -> DataReading:
-        """Also with these notes, on the site `of` or on all the data."""
-        if of is None:
-            return DataReading(self.root, self.parts, self.skipped, (*self.notes, *notes))
-        parts = tuple(
-            SiteReading(p.site, p.layout, p.labels, p.skipped, (*p.notes, *notes))
-            if p.site.name == of
-            else p
-            for p in self.parts
-        )
-        return DataReading(self.root, parts, self.skipped, self.notes)
+    def noted(self, notes: Iterable[str]) -> DataReading:
+        """Also with these notes on all the data."""
+        return DataReading(self.root, self.parts, self.skipped, (*self.notes, *notes))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values: by site what was read and what not, with counts; no absolute path."""
@@ -115,7 +107,12 @@ class DataReading:
         if notes:
             text += ("; " if text else "") + notes[0]
             text += f" (and {len(notes) - 1} more notes)" if len(notes) > 1 else ""
-        return text or "some labels were guessed"
+        return text or self._guessed()
+
+    def _guessed(self) -> str:
+        guesses = [label for part in self.parts for label in part.labels if label.notable]
+        widest = max(guesses, key=lambda label: len(label.rule))
+        return f"{widest.images} images of {widest.folder} are {widest.part} images: {widest.rule}"
 
     def _all_skipped(self) -> list[Skipped]:
         return [s for part in self.parts for s in part.skipped] + list(self.skipped)
@@ -147,9 +144,9 @@ def data_table(data: Mapping[str, Any]) -> list[list[str]]:
             for label in site["read"]
         ]  # fmt: skip
         unread += _unread(site["not_read"])
-        unread += [["", "", "note", note] for note in site["notes"]]
+        unread += [["(note)", "", "", note] for note in site["notes"]]
     unread += _unread(data.get("not_read", []))
-    unread += [["", "", "note", note] for note in data.get("notes", [])]
+    unread += [["(note)", "", "", note] for note in data.get("notes", [])]
     return [list(_HEAD), *_first(rows), *_first(unread)]
 
 

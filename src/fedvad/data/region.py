@@ -1,4 +1,4 @@
-"""Where to look in an image: a rectangle or a mask, outside which nothing is learnt or scored."""
+"""Where to look in an image: a shape or a mask, outside which nothing is learnt or scored."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw
 
 from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.images import read_mask
 from fedvad.errors import ConfigError, ImageError
 
-__all__ = ["Region", "is_rectangle", "parse_region"]
+__all__ = ["Region", "is_shape", "parse_region"]
+
+_SIDE = 1000  # of the mask of a shape, in pixels
 
 Mask = npt.NDArray[np.bool_]
 
@@ -34,16 +37,18 @@ class Region:
 
     @classmethod
     def of(cls, text: str) -> Region:
-        """The region of `LEFT,TOP,RIGHT,BOTTOM` in percent, or of a mask's file (not 0: look).
+        """The region of `LEFT,TOP,RIGHT,BOTTOM` or of a polygon `X,Y,X,Y,X,Y,...`, in percent, or
+        of a mask's file (not 0: look).
 
         Raises `ConfigError` for another text, a file that cannot be read, and an empty region.
         """
-        rectangle = _rectangle(text)
-        if rectangle is not None:
-            left, top, right, bottom = (round(10 * value) for value in rectangle)
-            mask = np.zeros((1000, 1000), np.bool_)
-            mask[top:bottom, left:right] = True
-            return cls(mask)
+        corners = _corners(text)
+        if corners is not None:
+            picture = Image.new("1", (_SIDE, _SIDE))
+            # the pixel at the end of an edge belongs to it
+            scaled = [(x * _SIDE / 100 - 0.5, y * _SIDE / 100 - 0.5) for x, y in corners]
+            ImageDraw.Draw(picture).polygon(scaled, fill=1)
+            return cls(np.asarray(picture))
         try:
             mask = read_mask(Path(text), None, max_pixels=ANY_SIZE)
         except ImageError as error:
@@ -74,34 +79,44 @@ class Region:
         return np.where(inside[:, :, None], descriptors, np.float16(np.nan))
 
 
-def is_rectangle(text: str) -> bool:
-    """Whether a region is a rectangle, not a file; raises `ConfigError` for an impossible one."""
-    return _rectangle(text) is not None
+def is_shape(text: str) -> bool:
+    """Whether a region is a rectangle or polygon, not a file; `ConfigError` if impossible."""
+    return _corners(text) is not None
 
 
 def parse_region(text: str) -> str:
     """A region option, with the path of a mask made absolute; raises `ConfigError`."""
-    if is_rectangle(text):
+    if is_shape(text):
         return text
     Region.of(text)
     return str(Path(text).absolute())
 
 
-def _rectangle(text: str) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom in percent; None for what names a file."""
+def _corners(text: str) -> list[tuple[float, float]] | None:
+    """(x, y) of each corner in percent; None for what names a file."""
     try:
         values = [float(part.strip().removesuffix("%")) for part in text.split(",")]
     except ValueError:
         return None
-    if len(values) != 4:
-        return None
-    left, top, right, bottom = values
-    if not (0 <= left < right <= 100 and 0 <= top < bottom <= 100):
+    if len(values) < 4:
+        if Path(text).exists():
+            return None
         raise ConfigError(
-            f"region {text!r} is no rectangle: give LEFT,TOP,RIGHT,BOTTOM in percent of width and "
-            "height, such as 10,0,90,75, or the file of a mask"
+            f"region {text!r} has {len(values)} number{'s' * (len(values) != 1)} and needs four, "
+            "LEFT,TOP,RIGHT,BOTTOM in percent of width and height, or the file of a mask"
         )
-    return left, top, right, bottom
+    corners = list(zip(values[::2], values[1::2], strict=False))
+    if len(values) == 4:
+        (left, top), (right, bottom) = corners
+        if left < right and top < bottom:
+            corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    known = all(0 <= value <= 100 for value in values)
+    if not known or len(values) % 2 or len(corners) < 3:
+        raise ConfigError(
+            f"region {text!r} is no shape: give LEFT,TOP,RIGHT,BOTTOM or three and more corners "
+            "X,Y,X,Y,X,Y in percent of width and height, such as 10,0,90,75, or the file of a mask"
+        )
+    return corners
 
 
 def _edges(side: int, cells: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -196,7 +196,7 @@ def local_address(settings: ServerSettings) -> str:
     return f"{host}:{settings.port}"
 
 
-def healthy(settings: ServerSettings, timeout: float = 5.0) -> bool:
+def healthy(settings: ServerSettings) -> bool:
     """Whether the server answers."""
     scheme = "http" if settings.insecure else "https"
     context = None
@@ -206,7 +206,7 @@ def healthy(settings: ServerSettings, timeout: float = 5.0) -> bool:
         url = f"{scheme}://{local_address(settings)}/health"
         # never by a proxy: the server is on this machine
         direct = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)]
-        with urllib.request.build_opener(*direct).open(url, timeout=timeout) as response:
+        with urllib.request.build_opener(*direct).open(url, timeout=5.0) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False

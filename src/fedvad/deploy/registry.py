@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ __all__ = ["online_keys", "sync_keys"]
 log = logging.getLogger(__name__)
 
 
-def sync_keys(database: Path, keys: Collection[bytes]) -> None:
-    """Register the public keys (PEM) that are new, and lock out the nodes of all others.
+def sync_keys(database: Path, keys: Mapping[bytes, str]) -> None:
+    """Register the public keys (PEM, with the names of their sites) that are new, lock out others.
 
     Flower's own command for it needs a running server and a process per key. A key that was
     locked out stays so in this database: its site needs a new one.
@@ -25,12 +25,12 @@ def sync_keys(database: Path, keys: Collection[bytes]) -> None:
     for key, node in known.items():
         if key not in keys and node.status != "unregistered":
             state.delete_node(node.owner_aid, node.node_id)
-            log.warning("locked out node %d: its key is not in the folder any more", node.node_id)
-    for key in keys:
+            log.warning("locked out a site whose key is no longer in the folder")
+    for key, name in keys.items():
         if key not in known:
             state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL)
         elif known[key].status == "unregistered":
-            log.error("a key was locked out earlier: its site needs a new one")
+            log.error("the key of %s was locked out earlier: the site needs a new one", name)
 
 
 def online_keys(database: Path) -> set[bytes]:

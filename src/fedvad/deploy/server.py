@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
@@ -14,7 +15,6 @@ from fedvad._version import __version__
 from fedvad.data.files import locked, write_atomically
 from fedvad.deploy.settings import ServerSettings
 from fedvad.deploy.sharing import KEY, hand_back, shared_values, summed, together
-from fedvad.detectors.scoring import distance_scale
 from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
 from fedvad.evaluation.histograms import to_pairs
 from fedvad.features.config import FeatureConfig
@@ -23,10 +23,11 @@ from fedvad.federation.ledger import RoundEntry
 from fedvad.federation.mailboxes.flower.rounds import Links, RemoteRounds
 from fedvad.federation.mailboxes.inprocess import Schedule
 from fedvad.federation.payload import Payload, bank_from
-from fedvad.runs.config import TrainConfig, resolve_config
+from fedvad.runs.config import OWN_OF_SITE, TrainConfig, resolve_config
 from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.method import Method
 from fedvad.runs.plan import check_join
-from fedvad.runs.remote import Remote, remote
+from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import write_config, write_json, write_ledger
 from fedvad.runs.site_scores import SCORES
 
@@ -104,7 +105,7 @@ def _federate(
 ) -> Path:
     record = _record(folder)
     config = TrainConfig.model_validate(record["config"])
-    family = _family(config, settings)
+    kind = _checked(config, settings)
 
     def waiting(round_: int, names: Sequence[str]) -> None:
         status.write(state="running", round=round_, rounds=config.rounds, waiting=list(names))
@@ -119,12 +120,12 @@ def _federate(
         settings.sites,
         Schedule(config.rounds, config.participation, config.join, config.seed),
         settings.patience(),
-        family.exchange_for,
+        partial(kind.exchange_for, config),
         federation=record["federation"],
-        config=config.model_dump_json(exclude={"weights", "device", "jobs", "compare"}),
+        config=config.model_dump_json(exclude=set(OWN_OF_SITE) - {"engine"}),
         state_dir=folder / "state",
         features=settings.features,
-        max_bytes=family.max_bytes,
+        max_bytes=kind.max_upload(config, settings.max_weight_bytes),
         clock=clock,
         on_wait=waiting,
         on_round=done,
@@ -191,16 +192,8 @@ def _write_result(
     if has_weights(final):  # what scores needs statistics of images, which only sites have
         return
     memory = bank_from(final)
-    run = TrainedRun(
-        memory=memory,
-        sites={},
-        scoring=config.scoring(),
-        reference="global",
-        features=_features(record, final),
-        method=config.method,
-        scale=distance_scale(memory, config.scoring()),
-    )
-    run.save(out)
+    alone = config.model_copy(update={"reference": "global"})
+    TrainedRun.of(memory, {}, alone, _features(record, final)).save(out)
 
 
 def _features(record: dict[str, Any], final: Payload) -> FeatureConfig:
@@ -239,18 +232,17 @@ def site_keys(settings: ServerSettings) -> dict[bytes, str]:
 
 def _train_config(settings: ServerSettings) -> TrainConfig:
     config = resolve_config(settings.folder / _CONFIG)
-    _family(config, settings)
+    _checked(config, settings)
     if config.split is not None:
         raise ConfigError("`split` divides one set in one place; here each site has its own images")
     return config
 
 
-def _family(config: TrainConfig, settings: ServerSettings) -> Remote:
+def _checked(config: TrainConfig, settings: ServerSettings) -> type[Method]:
     return remote(
         config,
         allow_weights=settings.allow_weights,
         consent="allow_weights = true in server.toml, and in each site's site.toml",
-        max_weight_bytes=settings.max_weight_bytes,
     )
 
 

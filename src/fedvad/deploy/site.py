@@ -32,9 +32,9 @@ from fedvad.runs.bank_state import (
     save_site,
 )
 from fedvad.runs.config import OWN_OF_SITE, TrainConfig
-from fedvad.runs.method import method_class
+from fedvad.runs.method import make_method, method_class
 from fedvad.runs.progress import no_progress
-from fedvad.runs.remote import Remote, remote
+from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import DETECTOR_FILE, write_json
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, adopt, scores_of
 from fedvad.verbs.bank import one_round, one_site
@@ -101,8 +101,7 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
     start = perf_counter()
     folder = state_folder(site, instruction.federation)
     before = load_site(folder)
-    family = _family(site, instruction)
-    config, index = family.config, _index(site, instruction)
+    config, index = _agreed(site, instruction), _index(site, instruction)
     round_ = instruction.round
     known = _known(instruction)
     if known is not None and known.manifest.round >= round_:
@@ -113,7 +112,7 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
         if known is not None:
             note_round(folder, before, known, len(instruction.payload))
     if before is None or before.round < round_:
-        state, told = _make_round(site, family, index, before, known, round_)
+        state, told = _make_round(site, config, index, before, known, round_)
         # all of the answer before the state that counts it as made: a kill repeats the round
         save_sent(folder, round_, state.upload.to_bytes())
         write_json(folder / _TOLD, told)
@@ -142,16 +141,18 @@ def _unheld(folder: Path, held: int, round_: int) -> tuple[bytes, ...]:
 
 def _make_round(
     site: SiteSettings,
-    family: Remote,
+    config: TrainConfig,
     index: int,
     before: SiteState | None,
     known: Payload | None,
     round_: int,
 ) -> tuple[SiteState, dict[str, Any]]:
     data = _data(site)
-    images = one_site(data, family.config, site.name, before)
-    extractor = FeatureExtractor(family.config.features(), _cache(site))
-    state = one_round(family, images, data, index, before, known, round_, extractor, no_progress)
+    images = one_site(data, config, site.name, before)
+    extractor = FeatureExtractor(config.features(), _cache(site))
+    method = make_method(config, extractor)
+    method.max_weight_bytes = site.max_weight_bytes
+    state = one_round(method, images, data, index, before, known, round_, no_progress)
     told = {
         "fedvad": __version__,
         "repeated": False,
@@ -165,12 +166,11 @@ def _make_round(
 def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
     folder = state_folder(site, instruction.federation)
     out = run_folder(site, instruction.federation)
-    family = _family(site, instruction)
-    config = family.config
+    config = _agreed(site, instruction)
     merged = _known(instruction)
     if merged is None:
         raise PayloadError("the final memory is missing")
-    family.check(merged)
+    method_class(config.method).check_merged(merged)
     state = load_site(folder)
     if state is not None:
         _same_federation(state, site, config, _index(site, instruction))
@@ -185,7 +185,7 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         fresh = out.with_name(f".{out.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         made, calibration = make_run(
-            family, state, merged, folder, fresh, _data(site), _cache(site), no_progress
+            config, state, merged, folder, fresh, _data(site), _cache(site), no_progress
         )
         if config.shared_threshold:
             write_counts(fresh, calibration.counts)
@@ -227,13 +227,11 @@ def _newcomer(site: SiteSettings, config: TrainConfig, index: int, merged: Paylo
     )
 
 
-def _family(site: SiteSettings, instruction: Instruction) -> Remote:
-    return remote(
-        _config(site, instruction),
-        allow_weights=site.allow_weights,
-        consent="allow_weights = true in site.toml",
-        max_weight_bytes=site.max_weight_bytes,
-    )
+def _agreed(site: SiteSettings, instruction: Instruction) -> TrainConfig:
+    """`_config` of a method that may leave this site."""
+    config, consent = _config(site, instruction), "allow_weights = true in site.toml"
+    remote(config, allow_weights=site.allow_weights, consent=consent)
+    return config
 
 
 def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
@@ -265,6 +263,7 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
         "engine": site.engine or config.engine,
         "device": site.device or "cpu",
         "compare": (),
+        "leave_out": site.leave_out,
     }
     return config.model_copy(update=dict(own))
 

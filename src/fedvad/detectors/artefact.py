@@ -22,7 +22,8 @@ __all__ = ["feature_identity", "read_arrays", "write_arrays"]
 
 log = logging.getLogger(__name__)
 _KEY = "fedvad"
-_SCHEMA = 1
+_SCHEMA = 1  # where the values name no other
+_READ = (1, 2)
 _NO_DIGEST = "0" * 64
 _MAX_HEADER = 1 << 26
 
@@ -58,10 +59,10 @@ def read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]
         if not isinstance(values, dict):
             raise ArtefactError(f"{path} is a safetensors file, but not one of fedvad's")
         _check_digest(data, values.pop("digest", None), path)
-        if values.get("schema") != _SCHEMA:
+        if values.get("schema") not in _READ:
             raise ArtefactError(
                 f"{path} has schema {values.get('schema')}, this fedvad "
-                f"({__version__}) reads {_SCHEMA}; it was written by fedvad "
+                f"({__version__}) reads {' and '.join(map(str, _READ))}; it was written by fedvad "
                 f"{values.get('version')}"
             )
         arrays = dict(sorted(load(data).items()))

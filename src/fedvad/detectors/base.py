@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -17,13 +18,30 @@ from fedvad.detectors.artefact import write_arrays
 from fedvad.detectors.registry import load_detector
 from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
-from fedvad.half import to_float
+from fedvad.features.near_copies import Sketches, confirmed
+from fedvad.half import HalfArray, to_float
 from fedvad.memory.bank import FloatArray
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Detector", "NormalFeatures", "Scorer", "Scores", "check_score", "score_stream"]
+__all__ = [
+    "Arrays",
+    "Detector",
+    "NormalFeatures",
+    "Pictures",
+    "Scorer",
+    "Scores",
+    "Values",
+    "check_score",
+    "collected",
+    "score_stream",
+]
+
+Arrays = dict[str, npt.NDArray[Any]]
+Values = dict[str, Any]
+# one uint8 (n, H, W, 3), or (H, W, 3) each
+Pictures = npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +59,18 @@ class Scores:
     bad: tuple[str, ...] = ()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Detector(ABC):
-    """Common contract: the constructor stores, `fit` learns into attributes that end in `_`."""
+    """Common contract: the constructor stores its options, which are the fields of the class;
+    `fit` learns into attributes that end in `_`.
+    """
 
     name: ClassVar[str]
     # of the table `[student]`, those that mean something to this detector alone
     own_options: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, *, extractor: FeatureExtractor, seed: int = 0) -> None:
-        self.extractor = extractor
-        self.seed = seed
+    extractor: FeatureExtractor
+    seed: int = 0
 
     @property
     def memory_rows(self) -> int:
@@ -70,9 +90,7 @@ class Detector(ABC):
         """Make what scoring needs besides the backbone; raises `ConfigError` before `fit`."""
 
     @abstractmethod
-    def score_pixels(
-        self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
-    ) -> Iterator[tuple[float, FloatArray]]:
+    def score_pixels(self, images: Pictures) -> Iterator[tuple[float, FloatArray]]:
         """Score and (h, w) map of each of uint8 (H, W, 3) images; nothing is cached."""
 
     def share_engine(self, other: Detector) -> None:
@@ -95,18 +113,12 @@ class Detector(ABC):
         return 1
 
     @abstractmethod
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Values]:
         """Everything learned, as named arrays and JSON values."""
 
     @classmethod
     @abstractmethod
-    def from_state(
-        cls,
-        arrays: dict[str, npt.NDArray[Any]],
-        values: dict[str, Any],
-        *,
-        extractor: FeatureExtractor,
-    ) -> Self:
+    def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """The detector whose `state` this was; scores are reproduced exactly."""
 
     def save(self, path: Path) -> None:
@@ -133,7 +145,10 @@ class NormalFeatures:
     """A site's readable normal images as a stream of descriptors that can be run repeatedly.
 
     Nothing is held in memory: every pass reads the extractor's cache. The first pass finds the
-    unreadable images. Raises `DataError` when none is left, or too many are bad.
+    unreadable images, the `digests` of the others, and near copies. Raises `DataError` when none
+    is left, or too many are bad.
+
+    copies: by path of an image, those of its near copies, which say nothing that it does not.
     """
 
     def __init__(
@@ -144,39 +159,48 @@ class NormalFeatures:
         self.max_bad = max_bad
         self.where = where
         self.bad: tuple[str, ...] = ()
+        self.digests = [""] * len(self.paths)
+        self.copies: dict[Path, list[Path]] = {}
 
     def warm_up(
         self,
         on_image: Callable[[], None] | None = None,
-        on_descriptors: Callable[[npt.NDArray[np.float16]], None] | None = None,
+        on_descriptors: Callable[[HalfArray], None] | None = None,
     ) -> None:
         """One pass that fills the cache and drops unreadable images.
 
         `on_descriptors` gets the (h, w, d) descriptors of each readable one, in order.
         """
-        kept, bad = [], []
+        kept, bad, digests, sketches = [], [], [], Sketches()
         for item in self.extractor.stream(self.paths, on_image):
             if item.descriptors is None:
                 bad.append(item.error or "unknown error")
             else:
                 kept.append(self.paths[item.index])
+                digests.append(item.digest)
+                sketches.add(item.descriptors)
                 if on_descriptors is not None:
                     on_descriptors(item.descriptors)
         check_bad_share(bad, len(self.paths), self.max_bad, self.where)
         if not kept:
             raise DataError(f"{self.where}: no readable normal image to train on")
-        self.paths, self.bad = kept, tuple(bad)
+        self.paths, self.bad, self.digests = kept, tuple(bad), digests
+        suspects = [[kept[i] for i in group] for group in sketches.copies()]
+        self.copies = confirmed(suspects, max_pixels=self.extractor.config.max_pixels)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __iter__(self) -> Iterator[npt.NDArray[np.float16]]:
-        for item in self.extractor.stream(self.paths):
+    def __iter__(self) -> Iterator[HalfArray]:
+        return self._stream(self.paths)
+
+    def _stream(self, paths: Sequence[Path]) -> Iterator[HalfArray]:
+        for item in self.extractor.stream(paths):
             if item.descriptors is None:
                 raise DataError(f"{self.where}: an image vanished meanwhile: {item.error}")
             yield item.descriptors
 
-    def subset(self, indices: Iterable[int]) -> NormalFeatures:
+    def subset(self, indices: Sequence[int]) -> NormalFeatures:
         """The images at `indices`, with nothing read again."""
         chosen = NormalFeatures(
             self.extractor,
@@ -184,7 +208,23 @@ class NormalFeatures:
             max_bad=self.max_bad,
             where=self.where,
         )
+        chosen.digests = [self.digests[i] for i in indices]
+        chosen.copies = self.copies
         return chosen
+
+    def witnesses(self) -> list[int]:
+        """Positions of the images that count: of near copies, the first."""
+        again = {path for copies in self.copies.values() for path in copies}
+        return [i for i, path in enumerate(self.paths) if path not in again]
+
+    def with_copies(self) -> Iterator[tuple[HalfArray, list[HalfArray]]]:
+        """Descriptors of each image, and of its near copies, whether or not they are among these.
+
+        Every image is read as often as it is named.
+        """
+        of_copies = self._stream([path for own in self.paths for path in self.copies.get(own, [])])
+        for path, descriptors in zip(self.paths, self, strict=True):
+            yield descriptors, list(islice(of_copies, len(self.copies.get(path, []))))
 
 
 class Scorer(Protocol):
@@ -219,26 +259,33 @@ def score_stream(
 
     Raises `ArtefactError` for a score that is not finite, see `check_score`.
     """
-    images: list[float] = []
-    maps: list[FloatArray] = []
-    kept: list[int] = []
-    bad: list[str] = []
-    for item in extractor.stream(paths, on_image):
-        if item.descriptors is None:
-            bad.append(item.error or "unknown error")
-            continue
-        score, map_ = scorer.score(embed(to_float(item.descriptors)))
-        images.append(check_score(score, str(paths[item.index])))
-        maps.append(map_)
-        kept.append(item.index)
-    stacked: FloatArray | list[FloatArray] = maps
-    if not maps:
-        stacked = np.zeros((0, *extractor.grid[:2]), np.float32)
-    elif len({map_.shape for map_ in maps}) == 1:
-        stacked = np.stack(maps)
-    return Scores(
-        np.asarray(images, dtype=np.float64),
-        stacked,
-        np.asarray(kept, dtype=np.int64),
-        tuple(bad),
+    outcomes = (
+        (item.index, item.error or "unknown error")
+        if item.descriptors is None
+        else (item.index, scorer.score(embed(to_float(item.descriptors))))
+        for item in extractor.stream(paths, on_image)
     )
+    return collected(outcomes, paths, extractor.grid[:2])
+
+
+def collected(
+    outcomes: Iterable[tuple[int, tuple[float, FloatArray] | str]],
+    paths: Sequence[Path],
+    grid: tuple[int, int],
+) -> Scores:
+    """Scores of the images of `paths`, in order: of each its score and map, or why it has none.
+
+    grid: (h, w) of the maps, for none at all. Raises `ArtefactError` as `check_score` does.
+    """
+    images, maps, kept, bad = [], [], [], []
+    for index, found in outcomes:
+        if isinstance(found, str):
+            bad.append(found)
+            continue
+        images.append(check_score(found[0], str(paths[index])))
+        maps.append(found[1])
+        kept.append(index)
+    stacked: FloatArray | list[FloatArray] = maps
+    if len({map_.shape for map_ in maps}) < 2:
+        stacked = np.stack(maps) if maps else np.zeros((0, *grid), np.float32)
+    return Scores(np.array(images, np.float64), stacked, np.array(kept, np.int64), tuple(bad))

@@ -17,6 +17,7 @@ from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.errors import ConfigError, WeightsError
 from fedvad.features.architecture import Architecture
+from fedvad.features.state_file import shapes_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -133,11 +134,7 @@ def _triple(values: Any) -> _Triple:
 
 
 def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    wanted = {
-        key: tuple(value.shape)
-        for key, value in network.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    }
+    wanted = shapes_of(network)
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if wanted != found:
         wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))

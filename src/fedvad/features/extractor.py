@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +42,7 @@ _CHUNK_BYTES = 128_000_000
 # Part of every entry's name, with the number of the image in its file: a change of the rules by
 # which files become pixels must not find descriptors of before.
 _RULES = 2
+_DIGITS = 16  # of an image's digest that memories keep
 _FileState = tuple[str, int, int]
 _Tile = tuple[int, int, npt.NDArray[np.uint8]]
 
@@ -49,12 +51,14 @@ _Tile = tuple[int, int, npt.NDArray[np.uint8]]
 class Extracted:
     """One image's outcome: float16 (h, w, d) descriptors, or the reason why there are none.
 
-    Cells outside the region of interest are NaN.
+    Cells outside the region of interest are NaN. digest: of the image file, with the number of
+    the image where the file holds several; "" for pictures in memory.
     """
 
     index: int
     descriptors: HalfArray | None
     error: str | None = None
+    digest: str = ""
 
 
 @dataclass(eq=False)
@@ -94,6 +98,9 @@ class FeatureExtractor:
         self.computed = 0
         # content by file state: a second pass over the same images need not read them again
         self._keys: dict[_FileState | None, str] = {}
+        # the last file of several images, with its bytes and content: its pages come one by one
+        self._paged: tuple[_FileState, bytes, str] | None = None
+        self._paging = Lock()
 
     @cached_property
     def network(self) -> DescriptorNet:
@@ -175,12 +182,13 @@ class FeatureExtractor:
                         found = item.hit if item.hit is not None else made.pop(offset, None)
                         if found is not None:
                             found = self._looked_at(found)
-                        yield Extracted(start + offset, found, item.error)
+                        yield Extracted(start + offset, found, item.error, _digest(item.key))
                         if on_image is not None:
                             on_image()
             finally:  # a caller who stops early does not wait for images nobody wants
                 for future in ahead:
                     future.cancel()
+                self._paged = None
 
     def describe(
         self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
@@ -245,9 +253,9 @@ class FeatureExtractor:
             key = self._keys.get(seen, "")
             hit = self._cached(key)
             if hit is None:
-                data = read_bytes(path)
                 frame = split_frame(path)[1]
-                key = f"{content_key(data)}-{self._rules}-{frame or 0}"
+                data, content = self._content(path, frame, seen)
+                key = f"{content}-{self._rules}-{frame or 0}"
                 hit = self._cached(key)
                 if seen is not None:
                     self._keys[seen] = key
@@ -258,6 +266,18 @@ class FeatureExtractor:
         except ImageError as error:
             return _Loaded(error=str(error))
         return _Loaded(key, pixels=pixels)
+
+    def _content(self, path: Path, frame: int | None, seen: _FileState | None) -> tuple[bytes, str]:
+        """Bytes of an image's file, and the key of their content; read once for all pages."""
+        if frame is None or seen is None:
+            data = read_bytes(path)
+            return data, content_key(data)
+        state = str(split_frame(path)[0]), *seen[1:]
+        with self._paging:
+            if self._paged is None or self._paged[0] != state:
+                data = read_bytes(path)
+                self._paged = state, data, content_key(data)
+            return self._paged[1:]
 
     def _cached(self, key: str) -> HalfArray | None:
         if self.cache is None or not key:
@@ -279,6 +299,13 @@ class FeatureExtractor:
         for write in writes:
             write.result()
         return made
+
+
+def _digest(key: str) -> str:
+    """What is left of a cache key without the rules, which are not of the image."""
+    content, _, rest = key.partition("-")
+    frame = rest.rpartition("-")[2]
+    return content[:_DIGITS] + (f"#{frame}" if frame not in ("", "0") else "")
 
 
 def _batched(tiles: Iterable[_Tile], size: int) -> Iterator[list[_Tile]]:

@@ -20,7 +20,7 @@ from fedvad.features.timm_models import skeleton
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_weights", "read_tensors"]
+__all__ = ["load_weights", "read_tensors", "shapes_of"]
 
 log = logging.getLogger(__name__)
 _Shapes = dict[str, tuple[int, ...]]
@@ -83,7 +83,7 @@ def load_weights(network: torch.nn.Module, path: Path, name: str, *, of_timm: bo
     architecture that it looks like, or holds values that are not finite.
     """
     tensors = read_tensors(path)
-    wanted = _shapes(network)
+    wanted = shapes_of(network)
     best: dict[str, torch.Tensor] = {}
     fewest = len(wanted) + 1
     unknown: list[str] = []
@@ -115,7 +115,7 @@ def _readings(
     With each come the names in the file that mean nothing to the whole network.
     """
     whole = skeleton(lambda: import_timm().create_model(name))
-    full = _shapes(whole)
+    full = shapes_of(whole)
     place = _places(full)
 
     def unknown(names: Iterable[str]) -> list[str]:
@@ -162,7 +162,8 @@ def _wrong(wanted: _Shapes, found: _Tensors) -> list[str]:
     return [k for k, shape in wanted.items() if k not in found or tuple(found[k].shape) != shape]
 
 
-def _shapes(network: torch.nn.Module) -> _Shapes:
+def shapes_of(network: torch.nn.Module) -> _Shapes:
+    """Of all values of a network that a file of its weights holds, by name."""
     return {
         key: tuple(value.shape)
         for key, value in network.state_dict().items()
@@ -201,7 +202,7 @@ def recognise(tensors: _Tensors) -> str:
         if not family.mark or not any(re.search(family.mark, key) for key in keys):
             continue
         for variant in filter(timm.is_model, family.variants):  # some need a newer timm
-            full = _shapes(skeleton(partial(timm.create_model, variant)))
+            full = shapes_of(skeleton(partial(timm.create_model, variant)))
             place = _places(full)
             same = sum(full.get(place.get(key, key)) == shape for key, shape in keys.items())
             alike = same / (len(keys) + len(full) - same)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -94,6 +94,18 @@ class Ledger(BaseModel):
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.peak_rss_mb = max(self.peak_rss_mb, earlier.peak_rss_mb)
         self.images_computed += earlier.images_computed
+
+    def forget(self, site: str) -> None:
+        """Remove a site, by name, from all that is told of the rounds and of the images."""
+        self.images.pop(site, None)
+        for entry in self.rounds:
+            entry.sites = [name for name in entry.sites if name != site]
+            by_site: tuple[dict[str, Any], ...] = (
+                entry.bytes_up, entry.bytes_down, entry.rows_up, entry.rejected,
+                entry.distrusted, entry.generator_spread,
+            )  # fmt: skip
+            for values in by_site:
+                values.pop(site, None)
 
     @property
     def bytes_up_per_site_round(self) -> float:

@@ -14,10 +14,21 @@ from fedvad.errors import MemoryBankError, PayloadError
 from fedvad.federation.codecs import Precision, decode, encode, plain_dtype
 from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
+from fedvad.memory.origin import ORIGIN_ARRAYS, origin_from
 
-__all__ = ["SCHEMA", "Manifest", "Payload", "Precision", "bank_arrays", "bank_from"]
+__all__ = [
+    "SCHEMA",
+    "WITH_ORIGIN",
+    "Manifest",
+    "Payload",
+    "Precision",
+    "bank_arrays",
+    "bank_from",
+]
 
 SCHEMA = 1
+# of messages whose rows say which site sent them in which round
+WITH_ORIGIN = 2
 _HEADER = "fedvad"
 # a header larger than this is no message of ours; checked before anything is parsed
 _MAX_HEADER = 1 << 16
@@ -91,15 +102,19 @@ class Payload:
             raise PayloadError(f"message manifest: {where}: {first['msg']}") from error
         except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise PayloadError(f"not a fedvad message: {error}") from error
-        if manifest.schema_version != SCHEMA:
+        if manifest.schema_version not in (SCHEMA, WITH_ORIGIN):
             raise PayloadError(
-                f"message has schema {manifest.schema_version}, this fedvad speaks {SCHEMA}"
+                f"message has schema {manifest.schema_version}, this fedvad speaks {SCHEMA} and "
+                f"{WITH_ORIGIN}"
             )
         return cls(manifest, arrays)
 
 
 def bank_arrays(bank: MemoryBank, precision: Precision) -> dict[str, npt.NDArray[Any]]:
-    """A bank as arrays for a payload: vectors by their codec, weights in float32, spread."""
+    """A bank as arrays for a payload: vectors by their codec, weights in float32, spread.
+
+    Of its origin nothing, which could name images: `origin_arrays` gives that.
+    """
     return encode(bank.vectors, precision) | {
         "weights": bank.weights.astype(np.float32),
         "spread": cast(bank.spread, plain_dtype(precision)),
@@ -110,7 +125,8 @@ def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
     """The bank in a payload; raises `PayloadError` when it breaks a bank's invariants."""
     arrays = payload.arrays
     coded = {name: array for name, array in arrays.items() if name.startswith("vectors")}
-    if "vectors" not in coded or set(arrays) - set(coded) != {"weights", "spread"}:
+    others = set(arrays) - set(coded) - set(ORIGIN_ARRAYS)
+    if "vectors" not in coded or others != {"weights", "spread"}:
         raise PayloadError(f"message must hold vectors, weights, spread; it holds {sorted(arrays)}")
     for name, array in arrays.items():
         if array.ndim == 0:
@@ -123,6 +139,7 @@ def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
         raise PayloadError(f"message of {len(arrays['vectors'])} rows exceeds {max_rows}")
     try:
         with np.errstate(over="ignore"):  # what overflows float32 is refused as infinite
-            return MemoryBank(decode(coded), arrays["weights"], arrays["spread"])
+            origin = origin_from(arrays, len(arrays["weights"]))
+            return MemoryBank(decode(coded), arrays["weights"], arrays["spread"], origin)
     except MemoryBankError as error:
         raise PayloadError(str(error)) from error

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fedvad.errors import MemoryBankError
 from fedvad.half import as_float32
+from fedvad.memory.origin import Origin, join_origins
 
 __all__ = ["FloatArray", "MemoryBank", "concatenate"]
 
@@ -29,6 +30,8 @@ class MemoryBank:
     spread : (m,) float32 array
         Root-mean-square distance of those patches to their vector, >= 0; 0 where a vector stands
         for a single patch.
+    origin : Origin, default=None
+        Which site sent each row in which round; None where nobody knows.
 
     Raises
     ------
@@ -47,6 +50,7 @@ class MemoryBank:
     vectors: FloatArray
     weights: npt.NDArray[np.float64]
     spread: FloatArray
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         vectors = as_float32(self.vectors)
@@ -66,6 +70,8 @@ class MemoryBank:
             raise MemoryBankError("memory weights must be positive")
         if (spread < 0).any():
             raise MemoryBankError("memory spread must not be negative")
+        if self.origin is not None and len(self.origin) != len(vectors):
+            raise MemoryBankError(f"{len(vectors)} memory vectors, {len(self.origin)} origins")
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "spread", spread)
@@ -101,7 +107,10 @@ class MemoryBank:
 
     def take(self, indices: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> MemoryBank:
         """The rows at `indices`, numbers or an (m,) mask, in that order."""
-        return MemoryBank(self.vectors[indices], self.weights[indices], self.spread[indices])
+        origin = None if self.origin is None else self.origin.take(indices)
+        return MemoryBank(
+            self.vectors[indices], self.weights[indices], self.spread[indices], origin
+        )
 
     def rescaled(self, total_weight: float) -> MemoryBank:
         """The same vectors with weights that sum to `total_weight` > 0; an empty bank stays empty.
@@ -113,9 +122,8 @@ class MemoryBank:
         """
         if len(self) == 0:
             return self
-        return MemoryBank(
-            self.vectors, self.weights * (total_weight / self.total_weight), self.spread
-        )
+        weights = self.weights * (total_weight / self.total_weight)
+        return MemoryBank(self.vectors, weights, self.spread, self.origin)
 
     def canonical(self) -> MemoryBank:
         """The same rows in an order that does not depend on the order they are in now."""
@@ -153,4 +161,11 @@ def concatenate(banks: Sequence[MemoryBank]) -> MemoryBank:
         np.concatenate([bank.vectors for bank in banks]),
         np.concatenate([bank.weights for bank in banks]),
         np.concatenate([bank.spread for bank in banks]),
+        _origins([bank for bank in banks if len(bank)]),
     )
+
+
+def _origins(banks: Sequence[MemoryBank]) -> Origin | None:
+    if all(bank.origin is None for bank in banks):
+        return None
+    return join_origins([bank.origin or Origin.unknown(len(bank)) for bank in banks])

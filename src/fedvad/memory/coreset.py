@@ -336,8 +336,8 @@ class CandidateSampler:
         self._filled += take
 
     def images(self) -> npt.NDArray[np.int64]:
-        """(rows,) which of the images that were taken each row of `result` is of."""
-        return np.repeat(np.arange(len(self._taken)), self._taken)
+        """(rows,) number of the image, from 0, that each row of `result` is of."""
+        return np.repeat(np.flatnonzero(self._takes)[: len(self._taken)], self._taken)
 
     def result(self) -> FloatArray:
         """The sampled patches, (rows, d) float32, in the order of the images."""

@@ -101,7 +101,8 @@ def weighted_kmeans(
     scatter = torch.from_numpy(bank.spread).double().square()
     scatter += (exact - means[label]).square().sum(1)
     variance = torch.zeros_like(size).index_add_(0, label, weights * scatter) / size
-    return MemoryBank(means.float().numpy(), size.numpy(), variance.sqrt().float().numpy())
+    origin = None if bank.origin is None else bank.origin.cells(label.numpy(), bank.weights)
+    return MemoryBank(means.float().numpy(), size.numpy(), variance.sqrt().float().numpy(), origin)
 
 
 def kmeans_plus_plus(

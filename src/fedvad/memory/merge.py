@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import ConfigError, MemoryBankError
+from fedvad.errors import ConfigError, MemoryBankError, check_choice
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import Coreset, k_center
 from fedvad.memory.distances import nearest, squared_norms
@@ -74,8 +74,7 @@ def merge_banks(
     >>> merge_banks(sites, mode="kmeans", size=2, seed=0).weights.tolist()
     [2.0, 2.0]
     """
-    if mode not in get_args(MergeMode):
-        raise ConfigError(f"unknown merge mode {mode!r}; choose from {get_args(MergeMode)}")
+    check_choice("merge mode", mode, MergeMode)
     if not banks:
         raise MemoryBankError("no site memory to merge")
     if mode == "average":
@@ -126,7 +125,13 @@ def _average(banks: Sequence[MemoryBank]) -> MemoryBank:
     between = ((vectors - mean) ** 2).sum(2, keepdims=True)
     inside = np.stack([bank.spread for bank in banks]).astype(np.float64)[:, :, None] ** 2
     variance = (share * (inside + between)).sum(0)[:, 0]
-    return MemoryBank(mean.astype(np.float32), weights.sum(0), np.sqrt(variance).astype(np.float32))
+    origin, place = concatenate(banks).origin, np.tile(np.arange(counts[0]), len(banks))
+    return MemoryBank(
+        mean.astype(np.float32),
+        weights.sum(0),
+        np.sqrt(variance).astype(np.float32),
+        None if origin is None else origin.cells(place, weights.reshape(-1)),
+    )
 
 
 def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
@@ -137,8 +142,8 @@ def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
     weights = np.bincount(cell, bank.weights).astype(np.float64)
     scatter = bank.weights * (bank.spread.astype(np.float64) ** 2 + squared)
     variance = np.bincount(cell, scatter) / weights
-    chosen = coreset.indices[kept]
-    return MemoryBank(bank.vectors[chosen], weights, np.sqrt(variance).astype(np.float32))
+    found = bank.take(coreset.indices[kept])
+    return MemoryBank(found.vectors, weights, np.sqrt(variance).astype(np.float32), found.origin)
 
 
 def _assigned(

@@ -6,17 +6,18 @@ method"); how patches are grouped before averaging was not readable and is our c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.coreset import k_center
 from fedvad.memory.distances import nearest
 from fedvad.memory.kmeans import weighted_kmeans
+from fedvad.memory.origin import Origin
 
 __all__ = ["PositionMeans", "ReduceMode", "cells", "reduce_patches"]
 
@@ -35,6 +36,7 @@ def reduce_patches(
     projection: int | None = None,
     images: npt.NDArray[np.integer] | None = None,
     min_count: int = 1,
+    origin: Origin | None = None,
 ) -> MemoryBank:
     """Reduce normal patches to a few weighted averages, which are what a site uploads.
 
@@ -61,6 +63,8 @@ def reduce_patches(
         Number of the image that each patch is from.
     min_count : int, default=1
         Drop cells with patches of fewer distinct `images`: then no average is of one or two images.
+    origin : Origin, default=None
+        Sources of the n patches; a vector has that of its patch, a mean those of its cell.
 
     Raises
     ------
@@ -78,32 +82,39 @@ def reduce_patches(
 
     Source: ours, after FedDyMem.
     """
-    if mode not in get_args(ReduceMode):
-        raise ConfigError(f"unknown reduce mode {mode!r}; choose from {get_args(ReduceMode)}")
+    check_choice("reduce mode", mode, ReduceMode)
     if not 0 <= pull <= 1:
         raise ConfigError(f"pull must lie in [0, 1], got {pull}")
     if mode == "cluster":
-        means = weighted_kmeans(MemoryBank.of_patches(patches), rows, seed=seed, restarts=1)
+        points = replace(MemoryBank.of_patches(patches), origin=origin)
+        means = weighted_kmeans(points, rows, seed=seed, restarts=1)
         if images is None or min_count == 1:
             return means
         # k-means ends between two steps: the means of the cells as they are counted here
         found = _Cells.of(patches, means.vectors)
-        return _bank(found, means.vectors, 1.0, found.enough(images, min_count))
+        return _bank(found, means.vectors, 1.0, found.enough(images, min_count), means.origin)
     chosen = k_center(patches, rows, seed=seed, initial=initial, near=near, projection=projection)
     if len(chosen.indices) == 0:
         return MemoryBank.empty(patches.shape[1])
     centres = patches[chosen.indices]
     found = _Cells.labelled(patches, chosen.labels, chosen.distances, len(centres), pull > 0)
+    if origin is not None:
+        weights = np.ones(len(patches))
+        origin = origin.cells(chosen.labels, weights) if pull else origin.take(chosen.indices)
     if images is None or min_count == 1:
-        return _bank(found, centres, pull, np.ones(len(centres), np.bool_))
-    return _bank(found, centres, pull, found.enough(images, min_count))
+        return _bank(found, centres, pull, np.ones(len(centres), np.bool_), origin)
+    return _bank(found, centres, pull, found.enough(images, min_count), origin)
 
 
 def _bank(
-    found: _Cells, centres: FloatArray, pull: float, kept: npt.NDArray[np.bool_]
+    found: _Cells,
+    centres: FloatArray,
+    pull: float,
+    kept: npt.NDArray[np.bool_],
+    origin: Origin | None = None,
 ) -> MemoryBank:
     vectors, spread = found.moved(centres, np.full(len(centres), pull))
-    return MemoryBank(vectors[kept], found.size[kept], spread[kept])
+    return MemoryBank(vectors, np.maximum(found.size, 1), spread, origin).take(kept)
 
 
 def cells(patches: FloatArray, centres: FloatArray, *, pull: float = 0.0) -> MemoryBank:

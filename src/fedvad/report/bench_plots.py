@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from fedvad.data.files import write_atomically
-from fedvad.data.outputs import PNG_MARK
+from fedvad.report.overlay import plot_png
 
 __all__ = ["plot_bench"]
 
@@ -17,7 +16,6 @@ _NOTHING = 1e3  # bytes at which a method that sends none is drawn on the logari
 
 def plot_bench(summary: Mapping[str, Any], path: Path) -> None:
     """Write a PNG with one row of three panels per set; raises `StorageError`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     sets = summary["sets"]
@@ -25,7 +23,6 @@ def plot_bench(summary: Mapping[str, Any], path: Path) -> None:
     colours = {name: f"C{i % 10}" for i, name in enumerate(methods)}
     markers = {name: "osD^vP*X<>"[(i // 10) % 10] for i, name in enumerate(methods)}
     figure = Figure(figsize=(15, 4.2 * len(sets) + 0.3 * len(methods) / 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(sets), 3, squeeze=False)
     for (name, rows), line in zip(sets.items(), axes, strict=True):
         known = {m: r for m, r in rows.items() if r["image_auroc"]["mean"] is not None}
@@ -72,6 +69,4 @@ def plot_bench(summary: Mapping[str, Any], path: Path) -> None:
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8
         )
-    image = BytesIO()
-    figure.savefig(image, format="png", dpi=110, metadata={PNG_MARK: "plot"})
-    write_atomically(path, image.getvalue())
+    write_atomically(path, plot_png(figure))

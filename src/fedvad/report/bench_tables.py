@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedvad.report.tables import to_markdown
+from fedvad.report.tables import UNKNOWN, spread, to_markdown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["bench_markdown", "bench_rich", "bench_rows", "size"]
+__all__ = ["bench_markdown", "bench_rich", "bench_rows", "confounding", "size"]
 
-_UNKNOWN = "–"
 _HEAD = [
     "method",
     "seeds",
@@ -79,6 +78,10 @@ def bench_markdown(summary: Mapping[str, Any]) -> str:
         gains = _gain_table(methods)
         if len(gains) > 1:
             parts += ["", to_markdown(gains)]
+        if set_ in summary["trivial"]:
+            parts += ["", to_markdown(_trivial_table(summary["trivial"][set_]))]
+        if warning := confounding(summary, set_):
+            parts += ["", f"**{warning}**"]
     if len(summary["sets"]) > 1 and summary["ranks"]:
         ranks = sorted(summary["ranks"].items(), key=lambda item: item[1])
         rows = [["method", "mean rank over sets"], *([n, f"{r:.2f}"] for n, r in ranks)]
@@ -105,10 +108,10 @@ def _set_table(methods: Mapping[str, Any]) -> list[list[str]]:
         [
             name,
             str(row["seeds"]),
-            _spread(row["image_auroc"]),
+            spread(row["image_auroc"], ".4f"),
             _figure(row["image_auroc"]["worst"]),
-            _spread(row["pixel_auroc"]),
-            _spread(row["aupro"]),
+            spread(row["pixel_auroc"], ".4f"),
+            spread(row["aupro"], ".4f"),
             str(row["costs"]["memory_rows"]),
             size(row["costs"]["bytes_up"]),
             size(row["costs"]["bytes_down"]),
@@ -130,6 +133,27 @@ def _gain_table(methods: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def _trivial_table(found: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["trivial statistic as score", "image AUROC mean", "lowest site", "highest site"]]
+    for name, figures in found["statistics"].items():
+        values = list(figures["sites"].values()) or [None]
+        rows.append([name, _figure(figures["mean"]), _figure(min(values)), _figure(max(values))])
+    return rows
+
+
+def confounding(summary: Mapping[str, Any], set_: str) -> str:
+    """A sentence of warning where trivial statistics order the test images of a set; else ''."""
+    found = summary["trivial"].get(set_, {})
+    names = found.get("confounded", [])
+    if not names:
+        return ""
+    shown = ", ".join(f"{name} {_figure(found['statistics'][name]['mean'])}" for name in names)
+    return (
+        f"{set_} is confounded: image AUROC of {shown} alone. A detector's figure may measure "
+        "this rather than the defects."
+    )
+
+
 def bench_rich(summary: Mapping[str, Any]) -> list[Table]:
     """What fits a terminal, one table per set."""
     from rich.table import Table
@@ -143,11 +167,13 @@ def bench_rich(summary: Mapping[str, Any]) -> list[Table]:
         for name, row in methods.items():
             table.add_row(
                 name,
-                _spread(row["image_auroc"]),
+                spread(row["image_auroc"], ".4f"),
                 _figure(row["image_auroc"]["worst"]),
                 size(row["costs"]["bytes_up"]),
                 "yes" if row["pareto"] else "",
             )
+        table.caption = confounding(summary, set_) or None
+        table.caption_justify = "left"
         tables.append(table)
     return tables
 
@@ -165,20 +191,13 @@ def _training_seconds(row: Mapping[str, Any]) -> float:
     return sum(seconds.get(phase, 0.0) for phase in ("local", "merge"))
 
 
-def _spread(values: Mapping[str, Any]) -> str:
-    if values["mean"] is None:
-        return _UNKNOWN
-    sd = "" if values["sd"] is None else f" ± {values['sd']:.4f}"
-    return f"{values['mean']:.4f}{sd}"
-
-
 def _figure(value: float | None, form: str = ".4f") -> str:
-    return _UNKNOWN if value is None else format(value, form)
+    return UNKNOWN if value is None else format(value, form)
 
 
 def _gain(gain: Mapping[str, float] | None) -> str:
     if gain is None:
-        return _UNKNOWN
+        return UNKNOWN
     return f"{gain['gain']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]"
 
 

@@ -21,7 +21,14 @@ from fedvad.errors import ImageError
 from fedvad.evaluation.judgement import BORDER
 from fedvad.report.choice import CLEAR, FAINT, NEAR, NORMAL, choose_groups
 from fedvad.report.lettering import INK, Fonts, chip, fit, write
-from fedvad.report.overlay import draw_outline, heatmap_overlay, marked_png
+from fedvad.report.overlay import (
+    draw_outline,
+    heatmap_overlay,
+    in_a_row,
+    marked_png,
+    own_range,
+    stacked,
+)
 from fedvad.report.panels import Panel, display_ranges, drawn_mask, score_in_words
 
 if TYPE_CHECKING:
@@ -34,10 +41,10 @@ _ABOUT = {
     CLEAR: ("the highest scores among images with defects", "no image with a defect was caught"),
     FAINT: ("the lowest scores among images with defects", "no further image with a defect"),
     NEAR: (
-        f"others within {BORDER:.0%} of their site's threshold",
-        f"no further image lies within {BORDER:.0%} of its site's threshold",
+        f"further images within {100 * BORDER:.0f} % of their site's threshold",
+        f"no further image lies within {100 * BORDER:.0f} % of its site's threshold",
     ),
-    NORMAL: ("the highest scores among normal images", "no normal image"),
+    NORMAL: ("the highest scores among images of good parts", "no image of a good part"),
 }
 
 _WIDTH, _MARGIN, _GAP, _SEAM = 1920, 48, 36, 6
@@ -68,8 +75,6 @@ def contact_sheet(
     Raises ConfigError for per_group < 1 or image_size < 1, DataError for a score or map that is
     not finite, StorageError when the disk refuses.
     """
-    from PIL import Image
-
     view = View.of(image_size)
     groups = choose_groups(panels, per_group=per_group)
     ranges = display_ranges(panels)
@@ -87,17 +92,9 @@ def contact_sheet(
                 _pair(panel, ranges[panel.site], tile, view, fonts)
                 for panel in group[start : start + columns]
             ]
-            strip = Image.new("RGB", (_WIDTH, max(part.height for part in drawn)), _PAGE)
-            for column, part in enumerate(drawn):
-                strip.paste(part, (_MARGIN + column * (panel_width + _GAP), 0))
-            strips.append(strip)
-    sheet = Image.new("RGB", (_WIDTH, sum(strip.height for strip in strips) + 24), _PAGE)
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
+            strips.append(in_a_row(drawn, _WIDTH, _MARGIN, panel_width + _GAP))
     out = Path(out)
-    write_atomically(out, _encoded(sheet))
+    write_atomically(out, _encoded(stacked(strips)))
     return out
 
 
@@ -157,7 +154,7 @@ def _heading(fonts: Fonts, name: str, about: str) -> Image.Image:
 def _pair(
     panel: Panel, limits: tuple[float, float], tile: int, view: View, fonts: Fonts
 ) -> Image.Image:
-    """Photograph, heat map beside it and three lines of caption."""
+    """Photograph and heat map with three lines of caption."""
     from PIL import Image, ImageDraw
 
     try:
@@ -218,7 +215,7 @@ def _pictures(
     height, width = (max(1, round(side * scale)) for side in whole.shape[:2])
     seen = Image.fromarray(view.scaled(whole))
     photograph = np.asarray(seen.resize((width, height), Image.Resampling.BICUBIC))
-    low, high = limits
+    low, high = own_range(panel.map, *limits)
     heated = heatmap_overlay(photograph, panel.map, low=low, high=high)
     mask = drawn_mask(panel, width, height)
     outlined = photograph if mask is None else draw_outline(photograph, mask)

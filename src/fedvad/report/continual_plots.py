@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 
-from fedvad.data.outputs import PNG_MARK
+from fedvad.report.overlay import plot_png
 
 __all__ = ["plot_continual"]
 
@@ -41,7 +40,7 @@ def _curves(summary: Mapping[str, Any]) -> bytes:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
-    return _png(figure)
+    return plot_png(figure)
 
 
 def _heat_maps(summary: Mapping[str, Any]) -> bytes:
@@ -72,13 +71,4 @@ def _heat_maps(summary: Mapping[str, Any]) -> bytes:
         axis.set_yticklabels(labels, fontsize=7)
     if drawn is not None:
         figure.colorbar(drawn, ax=axes.tolist(), shrink=0.6, label="image AUROC")
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={PNG_MARK: "plot"})
-    return buffer.getvalue()
+    return plot_png(figure)

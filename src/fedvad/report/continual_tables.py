@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedvad.report.bench_tables import size
-from fedvad.report.tables import to_markdown
+from fedvad.report.tables import spread, to_markdown
 
 __all__ = ["brief_rows", "continual_markdown", "continual_rows", "forgetting_rows", "memory_rows"]
 
 Rows = list[list[str]]
-_UNKNOWN = "–"
 _FIGURES = {
     "image_auroc": "image AUROC",
     "image_f1": "image F1 (oracle)",
@@ -116,14 +115,6 @@ def continual_markdown(summary: Mapping[str, Any]) -> str:
     for name, reason in summary["failed"].items():
         parts.append(f"\nfailed: {name}: {reason}\n")
     return "".join(parts)
-
-
-def spread(values: Mapping[str, Any] | None, form: str = ".3f") -> str:
-    """Mean ± standard deviation, or a dash."""
-    if values is None or values["mean"] is None:
-        return _UNKNOWN
-    sd = "" if values["sd"] is None else f" ± {values['sd']:{form}}"
-    return f"{values['mean']:{form}}{sd}"
 
 
 def _by_task(summary: Mapping[str, Any]) -> Rows:

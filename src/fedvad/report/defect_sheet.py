@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedvad.data.synthesis import Defect
 from fedvad.errors import ConfigError
 from fedvad.report.lettering import Fonts, fit, write
-from fedvad.report.overlay import draw_outline, save_png
+from fedvad.report.overlay import draw_outline, in_a_row, save_png, stacked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,8 +53,6 @@ def defect_sheet(groups: Mapping[str, Sequence[Example]], out: Path, *, title: s
     A row shows two examples, each as original, defect, and defect with the outline of its mask.
     Raises ConfigError when there is no example, StorageError when the disk refuses.
     """
-    from PIL import Image
-
     if not any(groups.values()):
         raise ConfigError("no synthetic defect to draw: ask for at least one kind and one row")
     fonts = Fonts()
@@ -63,16 +61,8 @@ def defect_sheet(groups: Mapping[str, Sequence[Example]], out: Path, *, title: s
         strips.append(_line(fonts, kind, 22, height=56))
         for start in range(0, len(examples), PER_ROW):
             panels = [_panel(example, kind, fonts) for example in examples[start : start + PER_ROW]]
-            strip = Image.new("RGB", (_WIDTH, max(panel.height for panel in panels)), _PAGE)
-            for column, panel in enumerate(panels):
-                strip.paste(panel, (_MARGIN + column * (_PANEL + _GAP), 0))
-            strips.append(strip)
-    sheet = Image.new("RGB", (_WIDTH, sum(strip.height for strip in strips) + 24), _PAGE)
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
-    save_png(out, np.asarray(sheet))
+            strips.append(in_a_row(panels, _WIDTH, _MARGIN, _PANEL + _GAP))
+    save_png(out, np.asarray(stacked(strips)))
     return out
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import numpy as np
 
-from fedvad.data.outputs import PNG_MARK
+from fedvad.report.overlay import plot_png
 
 __all__ = ["plot_losses"]
 
@@ -19,11 +18,9 @@ def plot_losses(rows: Sequence[Sequence[float]], columns: Sequence[str]) -> byte
 
     rows: one per step, by `columns`, which begin with stage and step.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     values = np.array(rows, dtype=np.float64)
     stages = values[:, 0]
@@ -38,6 +35,4 @@ def plot_losses(rows: Sequence[Sequence[float]], columns: Sequence[str]) -> byte
     axis.set(xlabel="step", ylabel="mean over steps", yscale="log")
     axis.grid(alpha=0.3)
     axis.legend()
-    image = BytesIO()
-    figure.savefig(image, format="png", dpi=110, metadata={PNG_MARK: "plot"})
-    return image.getvalue()
+    return plot_png(figure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from fedvad.data.outputs import PNG_MARK
 from fedvad.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL import Image
 
 __all__ = [
@@ -24,11 +25,15 @@ __all__ = [
     "draw_outline",
     "enlarged",
     "heatmap_overlay",
+    "in_a_row",
     "map_range",
     "marked_png",
     "middle",
     "outline",
+    "own_range",
+    "plot_png",
     "save_png",
+    "stacked",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -86,8 +91,9 @@ def map_range(normal_maps: Iterable[ArrayLike]) -> tuple[float, float]:
     and high = m + 1.6 (q - m). Below `low` lies ordinary texture (95 to 97 % of normal pixels on
     magnetic tiles); q, which one normal pixel in a thousand exceeds, gets half the full strength.
     It moves and scales with the maps, so negative scores work too, and no anomalous image, however
-    extreme, changes how the others look. Always low < high, also for constant maps.
-    Raises DataError for no map, an empty one, NaN or infinity.
+    extreme, changes how the others look; its own range may differ (`own_range`). Always
+    low < high, also for constant maps. Raises DataError for no map, an empty one, NaN or
+    infinity.
     """
     maps = [np.asarray(values, dtype=np.float64).ravel() for values in normal_maps]
     every = np.concatenate(maps or [np.empty(0)])
@@ -100,6 +106,36 @@ def map_range(normal_maps: Iterable[ArrayLike]) -> tuple[float, float]:
     # Rounding noise of a constant map must not be stretched over the whole range of colours.
     tail = max(top - median, 1e-3 * abs(median), 1e-12)
     return median + 0.4 * tail, median + 1.6 * tail
+
+
+def own_range(map: NDArray[np.floating[Any]], low: float, high: float) -> tuple[float, float]:
+    """Display range of one image's map (h, w), narrowed to where a strong defect is strongest.
+
+    Patches around a hole see a part of it, so that far more than the hole exceeds `high`. Where
+    the map rises above `high`, both ends rise, `low` by a quarter of the excess and `high` by four
+    fifths of it: full colour then hugs the defect, and a second one of a third of its height still
+    shows. A map that stays below `high`, such as almost every normal one, keeps the range. The
+    shares were chosen by eye, on maps of the demo: a hole's bright spot shrinks from 9 times its
+    area to 2.5 times. Source: ours.
+
+    Parameters
+    ----------
+    map : (h, w) float array
+        Finite.
+    low, high : float
+        The range of all maps of a site, low <= high.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.report.overlay import own_range
+    >>> own_range(np.array([[0.5, 0.9]]), 0.25, 1.0)
+    (0.25, 1.0)
+    >>> own_range(np.array([[0.5, 3.5]]), 0.25, 1.0)
+    (0.875, 3.0)
+    """
+    excess = max(0.0, float(map.max()) - high)
+    return low + 0.25 * excess, high + 0.8 * excess
 
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -158,6 +194,39 @@ def marked_png(image: Image.Image, kind: str, **texts: str) -> bytes:
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=about)
     return buffer.getvalue()
+
+
+def plot_png(figure: Figure) -> bytes:
+    """The bytes of a plot as a PNG that says it is fedvad's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={PNG_MARK: "plot"})
+    return buffer.getvalue()
+
+
+def in_a_row(pictures: Sequence[Image.Image], width: int, left: int, step: int) -> Image.Image:
+    """A white strip of a sheet, `width` pixels wide: pictures from `left` on, each `step` on."""
+    from PIL import Image
+
+    strip = Image.new("RGB", (width, max(picture.height for picture in pictures)), "#FFFFFF")
+    for column, picture in enumerate(pictures):
+        strip.paste(picture, (left + column * step, 0))
+    return strip
+
+
+def stacked(strips: Sequence[Image.Image]) -> Image.Image:
+    """A sheet of strips of one width, one below the other, with a margin at its foot."""
+    from PIL import Image
+
+    height = sum(strip.height for strip in strips)
+    sheet = Image.new("RGB", (strips[0].width, height + 24), "#FFFFFF")
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet
 
 
 def enlarged(values: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:

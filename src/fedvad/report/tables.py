@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "INTERVAL",
     "UNKNOWN",
     "Rows",
     "neutral_cell",
     "rich_data_table",
     "rich_table",
+    "spread",
     "to_markdown",
     "without_empty",
     "write_csv",
@@ -30,7 +32,8 @@ __all__ = [
 Rows = Sequence[Sequence[str]]
 
 UNKNOWN = "–"
-_INTERVAL = re.compile(r" \[([+-][\d.]+), ([+-][\d.]+)\]")
+# what a gain has after it
+INTERVAL = re.compile(r" (\([-\d.]+ to [-\d.]+\))")
 _NARROW = 12  # characters: columns up to this width keep it in a narrow terminal
 
 
@@ -96,7 +99,7 @@ def rich_table(title: str, rows: Rows, *, numbers: int | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     # an interval stands below its gain, so that no figure is broken in a narrow terminal
-    body = [[_INTERVAL.sub(r"\n[\1,\n\2]", cell) for cell in row] for row in rows[1:]]
+    body = [[INTERVAL.sub(r"\n\1", cell) for cell in row] for row in rows[1:]]
     for index, heading in enumerate(rows[0]):
         lines = [line for row in body for line in row[index].split("\n")]
         longest = max(map(len, [*heading.split(), *lines]))
@@ -109,6 +112,14 @@ def rich_table(title: str, rows: Rows, *, numbers: int | None = None) -> Table:
     for row in body:
         table.add_row(*map(Text, row))  # Text: a site called "[red]" is a name, not markup
     return table
+
+
+def spread(values: Mapping[str, Any] | None, form: str = ".3f") -> str:
+    """Mean ± standard deviation, or a dash."""
+    if values is None or values["mean"] is None:
+        return UNKNOWN
+    sd = "" if values["sd"] is None else f" ± {values['sd']:{form}}"
+    return f"{values['mean']:{form}}{sd}"
 
 
 def _cell(text: str) -> str:

@@ -77,19 +77,21 @@ def at_size(config: TrainConfig, size: Size) -> TrainConfig:
 
 
 def as_path(value: Any, name: str) -> Path:
-    """A path given as text or path object; raises `ConfigError` for anything else."""
-    if isinstance(value, str | PathLike) and isinstance(path := fspath(value), str):
+    """A path given as text or path object; raises `ConfigError` for anything else, and ""."""
+    if isinstance(value, str | PathLike) and isinstance(path := fspath(value), str) and path:
         return Path(path)
     raise ConfigError(f"{name} is {value!r}; give a path, as text or pathlib.Path")
 
 
-def resolve_config(file: Path | None = None, **flags: Any) -> TrainConfig:
-    """Merge method preset, TOML file and flags (None means not given) into a checked config.
+def resolve_config(
+    file: Path | None = None, *, plan: Path | None = None, **flags: Any
+) -> TrainConfig:
+    """Merge method preset, TOML files and flags (None means not given) into a checked config.
 
-    Of the table `student`, flags replace single keys of the file's. Raises `ConfigError` naming
-    the key and the mend.
+    plan: what `fedvad plan` wrote; `file` wins over it. Of the table `student`, flags replace
+    single keys of the file's. Raises `ConfigError` naming the key and the mend.
     """
-    values = given_values(file, **flags)
+    values = given_values(plan) | given_values(file, **flags)
     method = values.get("method", TrainConfig.model_fields["method"].default)
     if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; choose from {sorted(METHODS)}")
@@ -174,5 +176,5 @@ def _explain(error: ValidationError) -> str:
             parts.append(f"{key} is {problem['input']!r}; it must be {known[key].allowed}")
         else:
             got = f"{key}: {problem['msg']} (got {problem['input']!r})"
-            parts.append(got if key else str(problem["msg"]))
+            parts.append(got if key else str(problem["msg"]).removeprefix("Value error, "))
     return "; ".join(parts)

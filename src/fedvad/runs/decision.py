@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from numbers import Real
@@ -11,12 +12,21 @@ import numpy as np
 
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import MIN_HELD_OUT
-from fedvad.evaluation.thresholds import Threshold
+from fedvad.evaluation.thresholds import Threshold, images_needed, promise
 from fedvad.runs.config import Reference
 from fedvad.runs.run import middle
 from fedvad.runs.thresholds import find_thresholds
 
-__all__ = ["check_threshold_options", "choose_threshold", "why_no_threshold"]
+__all__ = [
+    "check_threshold_options",
+    "choose_threshold",
+    "warn_of_threshold",
+    "why_no_threshold",
+]
+
+log = logging.getLogger(__name__)
+
+_MOST_NAMES = 6
 
 
 class _Site(Protocol):
@@ -86,6 +96,35 @@ def choose_threshold(
     return found
 
 
+def warn_of_threshold(
+    run: _Run, site: str | None, limit: Threshold | None, target_fpr: float | None = None
+) -> None:
+    """Log what whoever decides by `limit` must know.
+
+    Without a site that it is the median of several sites' thresholds, and with a wanted
+    false-alarm rate that the good images of the site are too few to promise it.
+    """
+    if limit is None or limit.method == "given":
+        return
+    if site is None and len(run.sites) > 1:
+        names = sorted(run.sites)
+        whose = f"{len(names)} sites" if len(names) > _MOST_NAMES else ", ".join(names)
+        log.warning(
+            "no --site given: deciding by %.4g, the median of %s; --site %s takes that site's own "
+            "threshold", limit.value, whose, names[0],
+        )  # fmt: skip
+    if target_fpr is None or not limit.scores:
+        return
+    best = promise(len(limit.scores))
+    if best.rate > target_fpr:
+        log.warning(
+            "%s has %d good images, which can promise at most %.3g %% false alarms, not %g %%: "
+            "that takes %d good images", "a site of this run" if site is None else site,
+            best.images, 100 * best.rate, 100 * target_fpr,
+            images_needed(target_fpr, best.confidence),
+        )  # fmt: skip
+
+
 def why_no_threshold(run: _Run, site: str | None) -> str:
     """The reason, for people, why a run has no threshold."""
     if site is None or site not in run.sites:
@@ -103,7 +142,7 @@ def _retargeted(
     reference: Reference | None,
     target_fpr: float,
 ) -> Threshold:
-    """By the rule of the training, which the method of the run's own thresholds tells."""
+    """By the rule of the training, which the method of the run's own thresholds names."""
     wanted = reference
     if site not in run.sites and reference in (None, "union"):
         wanted = "global"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.memory.generator import Generator
-from fedvad.detectors.scoring import ScoringConfig
+from fedvad.detectors.scoring import ScoringConfig, distance_scale
 from fedvad.detectors.student.parameters import weights_hash
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
@@ -19,8 +19,17 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
-from fedvad.runs.config import Reference
-from fedvad.runs.run import Arrays, Run, SiteModel
+from fedvad.memory.origin import ORIGIN_ARRAYS, origin_arrays, origin_from
+from fedvad.runs.answers import (
+    Answer,
+    AnswerValues,
+    answer_rows,
+    answer_values,
+    answers_from,
+    with_answers,
+)
+from fedvad.runs.config import Reference, TrainConfig
+from fedvad.runs.run import Arrays, Parts, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
 
 __all__ = ["SiteMemory", "TrainedRun"]
@@ -28,6 +37,7 @@ __all__ = ["SiteMemory", "TrainedRun"]
 
 class _SiteValues(SiteValues):
     generator: str  # hash of its parameters
+    answers: list[AnswerValues] = Field(default_factory=list)
 
 
 class _RunValues(RunValues):
@@ -39,10 +49,11 @@ class _RunValues(RunValues):
 
 @dataclass(frozen=True, eq=False)
 class SiteMemory(SiteModel):
-    """A site's bank and generator."""
+    """A site's bank and generator, and what was said there of single images."""
 
     bank: MemoryBank
     generator: Generator
+    answers: tuple[Answer, ...] = ()
 
     def arrays(self) -> Arrays:
         """See `SiteModel.arrays`; the generator's are left out while it is the identity."""
@@ -50,11 +61,11 @@ class SiteMemory(SiteModel):
         if not self.generator.is_identity:
             arrays["generator/weight"] = self.generator.weight
             arrays["generator/bias"] = self.generator.bias
-        return arrays
+        return arrays | answer_rows(self.answers)
 
     def values(self) -> dict[str, Any]:
         """See `SiteModel.values`."""
-        return {"generator": self.generator.hash()}
+        return {"generator": self.generator.hash(), **answer_values(self.answers)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +90,27 @@ class TrainedRun(Run):
     data: str = ""
     scale: FloatArray | None = None
 
+    @classmethod
+    def of(
+        cls,
+        memory: MemoryBank,
+        sites: dict[str, SiteMemory],
+        config: TrainConfig,
+        features: FeatureConfig,
+        data: str = "",
+    ) -> TrainedRun:
+        """What a configuration made."""
+        return cls(
+            memory=memory,
+            sites=sites,
+            scoring=config.scoring(),
+            reference=config.reference,
+            features=features,
+            method=config.method,
+            data=data,
+            scale=distance_scale(memory, config.scoring()),
+        )
+
     def detector(
         self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
     ) -> MemoryDetector:
@@ -100,16 +132,19 @@ class TrainedRun(Run):
                     f"known sites: {sorted(self.sites)}"
                 )
             return detector.with_memory(self.memory, scale=self.scale)
-        if reference == "global":
-            return detector.with_memory(self.memory, model.generator, self.scale)
-        local = reference == "local"
-        bank = model.bank if local else concatenate([self.memory, model.bank])
+        bank, scale = self.memory, self.scale
+        if reference != "global":
+            own = model.bank
+            bank, scale = own if reference == "local" else concatenate([bank, own]), None
         if len(bank) == 0:
             raise ConfigError(
                 f"site {site!r} took part in no round, so it has no memory of its own; "
                 "use --reference global"
             )
-        return detector.with_memory(bank, model.generator)
+        negatives = None
+        if model.answers:
+            bank, scale, negatives = with_answers(bank, scale, model.answers, self.scoring)
+        return detector.with_memory(bank, model.generator, scale, negatives)
 
     def chosen_reference(self, site: str | None, wanted: Reference | None) -> Reference:
         """See `Run.chosen_reference`; a site without its own memory defaults to the global.
@@ -140,6 +175,11 @@ class TrainedRun(Run):
         """See `Run.shared_hash`; of the rows alone, as the rest is computed from them."""
         return weights_hash({"vectors": self.memory.vectors})
 
+    @property
+    def schema(self) -> int:
+        """See `Run.schema`: 2 where rows say which site sent them."""
+        return 1 if self.memory.origin is None else 2
+
     def _shared_arrays(self) -> Arrays:
         arrays = {f"global/{name}": array for name, array in _bank_arrays(self.memory).items()}
         return arrays if self.scale is None else arrays | {"global/scale": self.scale}
@@ -152,14 +192,8 @@ class TrainedRun(Run):
         }
 
     @classmethod
-    def _assembled(
-        cls,
-        shared: Arrays,
-        told: Any,
-        own: Sequence[Arrays],
-        thresholds: Sequence[dict[str, Threshold]],
-        features: FeatureConfig,
-    ) -> Self:
+    def _assembled(cls, parts: Parts) -> Self:
+        shared, told, own, thresholds, features = parts
         prefix = "global/"
         left = {name.removeprefix(prefix): array for name, array in shared.items()}
         if strange := {name for name in shared if not name.startswith(prefix)}:
@@ -179,9 +213,10 @@ class TrainedRun(Run):
                     f"site {site.name!r} has {bank.dim} values a row, the global memory "
                     f"{memory.dim}"
                 )
+            answers = answers_from(site.answers, arrays.pop("answers", None), bank.dim)
             left |= arrays
             sites[site.name] = SiteMemory(
-                bank, generator, thresholds=limits, n_images=site.n_images
+                bank, generator, answers, thresholds=limits, n_images=site.n_images
             )
         if left:
             raise MemoryBankError(f"array {min(left)!r} belongs to no site")
@@ -206,13 +241,17 @@ def _scale(values: npt.NDArray[Any] | None, rows: int) -> FloatArray | None:
 
 
 def _bank_arrays(bank: MemoryBank) -> Arrays:
-    return {"vectors": bank.vectors, "weights": bank.weights, "spread": bank.spread}
+    arrays: Arrays = {"vectors": bank.vectors, "weights": bank.weights, "spread": bank.spread}
+    return arrays | origin_arrays(bank.origin)
 
 
 def _bank(whose: str, arrays: Arrays) -> MemoryBank:
     """Taken out of `arrays`; raises `KeyError`, `MemoryBankError`."""
-    parts = [arrays.pop(name) for name in ("vectors", "weights", "spread")]
-    for part in parts:
+    vectors, weights, spread = (arrays.pop(name) for name in ("vectors", "weights", "spread"))
+    for part in (vectors, weights, spread):
         if part.dtype.kind != "f":
             raise MemoryBankError(f"memory {whose!r} holds {part.dtype}, not floating point")
-    return MemoryBank(*parts)
+    origin = origin_from(arrays, len(vectors))
+    for name in ORIGIN_ARRAYS:
+        arrays.pop(name, None)
+    return MemoryBank(vectors, weights, spread, origin)

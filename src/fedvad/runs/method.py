@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -18,17 +19,35 @@ from fedvad.detectors.registry import list_detectors
 from fedvad.evaluation.sites import SiteResult, site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
+from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.phases import Phase, run_phases
 from fedvad.runs.progress import Progress, Stage, no_progress
-from fedvad.runs.run import Run
+from fedvad.runs.run import Arrays, Run, SiteModel
 from fedvad.runs.scoring import ANY_SHARE, score_with
+from fedvad.runs.thresholds import Calibration, share_threshold
 
-__all__ = ["Baseline", "Method", "Trained", "compare", "family_of", "make_method", "method_class"]
+__all__ = [
+    "MAX_WEIGHT_BYTES",
+    "Alone",
+    "Baseline",
+    "Method",
+    "Sites",
+    "Trained",
+    "compare",
+    "family_of",
+    "make_method",
+    "method_class",
+]
+
+# of one message of weights, unless a server or site says otherwise
+MAX_WEIGHT_BYTES = 200_000_000
 
 Baseline = Literal["local", "pooled", "identity"]
+Sites = Sequence[Site]
+Alone = tuple[int, int] | None
 
 _FAMILIES = {
     "memory": ("method_memory", "MemoryMethod"),
@@ -52,9 +71,15 @@ class Method(ABC):
     `calibrate` finds the thresholds of the run, and `baseline` trains what it is compared with.
     `close` gives back what was kept for training.
 
+    Where sites are on machines of their own (by file, or over a network), each calls `member` for
+    a round and `run_at` in the end; their server calls `max_upload`, `exchange_for` and
+    `check_merged`, and has no images.
+
     sends: what leaves a site, in words. options: names of the options in `TrainConfig` that mean
     something to it. n_images: by site, normal images that could be read. unreadable: why others
-    could not. images_read: how often an image passed the backbone meanwhile.
+    could not. copies: by site, near copies among its normal images, which calibrate nothing.
+    images_read: how often an image passed the backbone meanwhile. max_weight_bytes: of weights
+    that a site on its own machine sends at once.
     """
 
     sends: ClassVar[Literal["memory rows", "weights"]]
@@ -65,7 +90,9 @@ class Method(ABC):
         self.extractor = extractor
         self.n_images: dict[str, int] = {}
         self.unreadable: list[str] = []
+        self.copies: dict[str, int] = {}
         self.images_read = 0
+        self.max_weight_bytes = MAX_WEIGHT_BYTES
 
     @classmethod
     def rounds(cls, config: TrainConfig) -> int:
@@ -77,9 +104,37 @@ class Method(ABC):
     def check_rows(cls, config: TrainConfig, where: str) -> None:
         """Raise `ConfigError` where memory rows are needed and the method has none."""
 
+    @classmethod
     @abstractmethod
-    def read(self, sites: Sequence[Site], progress: Progress = no_progress) -> None:
-        """Read the sites' normal images; raises `ConfigError`, `DataError`."""
+    def check_remote(cls, config: TrainConfig) -> None:
+        """Raise `ConfigError` for what cannot be trained by sites on machines of their own."""
+
+    @classmethod
+    @abstractmethod
+    def max_upload(cls, config: TrainConfig, max_weight_bytes: int) -> int:
+        """Length of the longest upload that a server should read before it knows any."""
+
+    @classmethod
+    @abstractmethod
+    def exchange_for(cls, config: TrainConfig, upload: Payload) -> Exchange[Any]:
+        """The server's exchange, from an upload; raises `PayloadError` for one of other kind."""
+
+    @classmethod
+    @abstractmethod
+    def check_merged(cls, merged: Payload) -> None:
+        """Raise `PayloadError` when a global message does not hold what sites take."""
+
+    @classmethod
+    def own_rows(cls, sent: Payload, merged: Payload) -> int | None:
+        """How many rows of an upload are in a global memory; None where nothing is kept apart."""
+        return None
+
+    @abstractmethod
+    def read(self, sites: Sites, progress: Progress = no_progress, alone: Alone = None) -> None:
+        """Read the sites' normal images; raises `ConfigError`, `DataError`.
+
+        alone: of one site on a machine of its own, its position among all and the round to come.
+        """
 
     @abstractmethod
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
@@ -132,11 +187,63 @@ class Method(ABC):
         )
         return self.run(data)
 
-    @abstractmethod
+    @contextmanager
+    def member(
+        self, site: Site, index: int, round_: int, progress: Progress
+    ) -> Iterator[tuple[Exchange[Any], Any]]:
+        """A site's exchange and its `Member` before a round, with its images read.
+
+        index: its position among the names of all sites.
+        """
+        with self._at_site(site, index, round_, progress) as phase:
+            yield phase.exchange, phase.members[site.name]
+
+    def run_at(
+        self,
+        site: Site,
+        merged: Payload,
+        data: str,
+        progress: Progress,
+        *,
+        index: int,
+        kept: Arrays,
+        n_images: int,
+    ) -> tuple[Run, Calibration]:
+        """The site's run from the final message, with thresholds from its own normal images, and
+        what those said.
+
+        data: as for `run`. index: as for `member`. kept: the `snapshot` of its member after its
+        last round, empty if it made none. n_images: normal images that it was made from.
+        """
+        with self._at_site(site, index, 1, progress) as phase:
+            if kept:
+                phase.members[site.name].restore(kept)
+            phase.end(merged)
+            run = self.run(data)
+            own = cast(dict[str, SiteModel], run.sites)
+            own[site.name] = replace(own[site.name], n_images=n_images)
+            return run, self.calibration(run, progress)
+
+    @contextmanager
+    def _at_site(self, site: Site, index: int, round_: int, progress: Progress) -> Iterator[Phase]:
+        self.read([site], progress, alone=(index, round_))
+        try:
+            yield next(iter(self.phases()))
+        finally:
+            self.close()
+
     def calibrate(self, run: Run, progress: Progress = no_progress) -> dict[str, Any]:
         """Fill in the thresholds of the run's sites; returns by site what joining changed for its
         own normal images, see `thresholds.Calibration.own_normals`.
         """
+        found = self.calibration(run, progress)
+        if self.config.shared_threshold:
+            share_threshold(run.sites, found.counts, self.config.target_fpr)
+        return found.own_normals
+
+    @abstractmethod
+    def calibration(self, run: Run, progress: Progress) -> Calibration:
+        """Fill in each site's thresholds from the normal scores; one for all is not shared yet."""
 
     @abstractmethod
     def baseline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,16 +11,17 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector, NormalFeatures
-from fedvad.detectors.calibration import held_out_scores
+from fedvad.detectors.calibration import RowLookup, held_out_scores
 from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector, PatchCore
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import MemorySite
-from fedvad.detectors.scoring import distance_scale
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.federation.codecs import downlink_precision, plain_dtype, rounding
+from fedvad.federation.defence.validation import Limits
+from fedvad.federation.exchange.base import Exchange
+from fedvad.federation.exchange.memory import kind_of
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import run_rounds
 from fedvad.federation.payload import Payload, bank_from
@@ -28,12 +30,12 @@ from fedvad.memory.bank import MemoryBank
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import Watcher, warm_up
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
-from fedvad.runs.method import Baseline, Method, Trained
+from fedvad.runs.method import Alone, Baseline, Method, Sites, Trained
 from fedvad.runs.phases import Phase
-from fedvad.runs.plan import memory_sites, plan, sampling_ahead, split_held_out
+from fedvad.runs.plan import memory_exchange, memory_sites, plan, sampling_ahead, split_held_out
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run import Run
-from fedvad.runs.thresholds import calibrate, share_threshold
+from fedvad.runs.thresholds import Calibration, calibrate
 
 __all__ = ["MemoryMethod", "wire_exact"]
 
@@ -58,18 +60,47 @@ class MemoryMethod(Method):
     def check_rows(cls, config: TrainConfig, where: str) -> None:
         """See `Method.check_rows`; there are some."""
 
-    def read(self, sites: Sequence[Site], progress: Progress = no_progress) -> None:
+    @classmethod
+    def check_remote(cls, config: TrainConfig) -> None:
+        """See `Method.check_remote`; all of it can."""
+
+    @classmethod
+    def max_upload(cls, config: TrainConfig, max_weight_bytes: int) -> int:
+        """See `Method.max_upload`."""
+        return Limits(upload_bytes=config.upload_bytes).max_bytes
+
+    @classmethod
+    def exchange_for(cls, config: TrainConfig, upload: Payload) -> Exchange[Any]:
+        """See `Method.exchange_for`."""
+        return memory_exchange(config, *kind_of(upload))
+
+    @classmethod
+    def check_merged(cls, merged: Payload) -> None:
+        """See `Method.check_merged`."""
+        bank_from(merged)
+
+    @classmethod
+    def own_rows(cls, sent: Payload, merged: Payload) -> int | None:
+        """See `Method.own_rows`."""
+        return len(RowLookup(bank_from(merged).vectors).rows_of(bank_from(sent).vectors))
+
+    def read(self, sites: Sites, progress: Progress = no_progress, alone: Alone = None) -> None:
         """See `Method.read`; every image passes the backbone once."""
         self._plan = plan(self.config, self.extractor)
 
         def watch(unread: Mapping[str, NormalFeatures]) -> Mapping[str, Watcher]:
-            self.members = memory_sites(self.config, unread, self.extractor.grid[2])
-            return sampling_ahead(self.config, self.members)
+            dim = self.extractor.grid[2]
+            self.members = memory_sites(self.config, unread, dim, *(alone or ()))
+            # a process that makes one round samples for no other
+            return {} if alone else sampling_ahead(self.config, self.members)
 
         features = warm_up(sites, self.extractor, self.config.max_bad, progress, watch)
         self.n_images = {name: len(own) for name, own in features.items()}
         self.unreadable = [reason for own in features.values() for reason in own.bad]
         self.images_read = self.extractor.computed
+        self.copies = {
+            name: len(own) - len(own.witnesses()) for name, own in features.items() if own.copies
+        }
         self.fitting, self.held_out = split_held_out(features, self.config)
         for name, member in self.members.items():  # which images fit is known only now
             member.features = self.fitting[name]
@@ -100,27 +131,15 @@ class MemoryMethod(Method):
             )
             for name, site in self.members.items()
         }
-        return TrainedRun(
-            memory=memory,
-            sites=sites,
-            scoring=self.config.scoring(),
-            reference=self.config.reference,
-            features=self.extractor.config,
-            method=self.config.method,
-            data=data,
-            scale=distance_scale(memory, self.config.scoring()),
-        )
+        return TrainedRun.of(memory, sites, self.config, self.extractor.config, data)
 
     def _end(self, merged: Payload) -> None:
         self._memory = bank_from(merged)
 
-    def calibrate(self, run: Run, progress: Progress = no_progress) -> dict[str, Any]:
-        """See `Method.calibrate`."""
+    def calibration(self, run: Run, progress: Progress) -> Calibration:
+        """See `Method.calibration`."""
         assert isinstance(run, TrainedRun)
-        found = calibrate(run, self.held_out, self.extractor, self.config, progress)
-        if self.config.shared_threshold:
-            share_threshold(run.sites, found.counts, self.config.target_fpr)
-        return found.own_normals
+        return calibrate(run, self.held_out, self.extractor, self.config, progress)
 
     def baseline(
         self, name: Baseline, progress: Progress = no_progress
@@ -153,7 +172,7 @@ class MemoryMethod(Method):
         features.warm_up()
         return np.asarray(
             held_out_scores(
-                features,
+                features.subset(features.witnesses()),
                 detector.scorer,
                 detector.generator_,
                 leave_one_out=True,
@@ -233,4 +252,4 @@ def wire_exact(bank: MemoryBank, config: TrainConfig) -> MemoryBank:
     """The bank as it reads after a round trip, so that saved and live detectors score alike."""
     precision = downlink_precision(config.precision)
     vectors = rounding(precision)(bank.vectors)
-    return MemoryBank(vectors, bank.weights, cast(bank.spread, plain_dtype(precision)))
+    return replace(bank, vectors=vectors, spread=cast(bank.spread, plain_dtype(precision)))

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from fedvad.data.folders import ImageItem, ImageSet, Site
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.student.detector import StudentDetector
-from fedvad.detectors.student.parameters import under
+from fedvad.detectors.student.parameters import parameters_of, under
 from fedvad.detectors.student.site import StudentSite
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, PayloadError
 from fedvad.evaluation.histograms import count
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.base import Exchange
+from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.ledger import Ledger
+from fedvad.federation.payload import Payload
 from fedvad.runs.config import STUDENT_OPTIONS, TrainConfig
-from fedvad.runs.method import Baseline, Method, Trained
+from fedvad.runs.method import Alone, Baseline, Method, Sites, Trained
 from fedvad.runs.phases import Phase
+from fedvad.runs.plan import robust
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Run
 from fedvad.runs.student_run import StudentRun
 from fedvad.runs.students import (
     all_rounds,
     averaged,
+    make_student,
     prepare_sites,
     student_class,
     student_detectors,
     student_phases,
 )
-from fedvad.runs.thresholds import find_thresholds, share_threshold
+from fedvad.runs.thresholds import Calibration, find_thresholds
 
 __all__ = ["StudentMethod"]
 
@@ -66,12 +74,65 @@ class StudentMethod(Method):
             "another method, or train in one place with `fedvad train`"
         )
 
-    def read(self, sites: Sequence[Site], progress: Progress = no_progress) -> None:
+    @classmethod
+    def check_remote(cls, config: TrainConfig) -> None:
+        """See `Method.check_remote`: not what needs all sites in every round, or averages more than
+        one thing.
+        """
+        if student_class(config).parts != ("student",):
+            raise ConfigError(
+                f"{config.method} averages more than its student, which works in one place only: "
+                "use `fedvad train`, or another --method"
+            )
+        if config.student.algorithm == "scaffold" or config.student.wsa:
+            raise ConfigError(
+                "scaffold and wsa need a server that knows the common start and hears of every "
+                "site: use them with `fedvad train`, or choose fedavg, fedprox or moon without wsa"
+            )
+
+    @classmethod
+    def max_upload(cls, config: TrainConfig, max_weight_bytes: int) -> int:
+        """See `Method.max_upload`."""
+        return max_weight_bytes
+
+    @classmethod
+    def exchange_for(cls, config: TrainConfig, upload: Payload) -> Exchange[Any]:
+        """See `Method.exchange_for`; the mean is that of `fedvad train`, to the bit."""
+        return weights_for(upload, defence=robust(config))
+
+    @classmethod
+    def check_merged(cls, merged: Payload) -> None:
+        """See `Method.check_merged`."""
+        weights_for(merged)
+        if not all(np.isfinite(array).all() for array in merged.arrays.values()):
+            raise PayloadError("its weights hold values that are no numbers")
+
+    @contextmanager
+    def member(
+        self, site: Site, index: int, round_: int, progress: Progress
+    ) -> Iterator[tuple[Exchange[Any], Any]]:
+        """See `Method.member`; raises `ConfigError` for a student beyond `max_weight_bytes`."""
+        start = make_student(self.config, self.extractor).starts()["student"]
+        size = sum(array.nbytes for array in parameters_of(start).values())
+        if size > self.max_weight_bytes:
+            raise ConfigError(
+                f"the student of {self.config.method} has {size} bytes of weights, and a message "
+                f"may hold {self.max_weight_bytes}: raise max_weight_bytes, or choose a smaller "
+                "student"
+            )
+        with super().member(site, index, round_, progress) as found:
+            yield found
+
+    def read(self, sites: Sites, progress: Progress = no_progress, alone: Alone = None) -> None:
         """See `Method.read`."""
         self._images = {site.name: site.train for site in sites}
-        self.members = prepare_sites(self._images, self.config, self.extractor, progress)
+        first = 0 if alone is None else alone[0]
+        self.members = prepare_sites(
+            self._images, self.config, self.extractor, progress, first=first
+        )
         self.n_images = {name: member.n_images for name, member in self.members.items()}
         self.unreadable = [reason for member in self.members.values() for reason in member.bad]
+        self.copies = {name: own.copies for name, own in self.members.items() if own.copies}
         self.images_read = sum(self.n_images.values())
 
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
@@ -97,8 +158,8 @@ class StudentMethod(Method):
         self._live = student_detectors(self.members, self.config, self.extractor)
         return StudentRun.of(self._live, self.n_images, method=self.config.method, data=data)
 
-    def calibrate(self, run: Run, progress: Progress = no_progress) -> dict[str, Any]:
-        """See `Method.calibrate`; no site has a student of its own to compare with."""
+    def calibration(self, run: Run, progress: Progress) -> Calibration:
+        """See `Method.calibration`; no site has a student of its own to compare with."""
         config = self.config
         scores = {
             name: detector.score(self.members[name].unseen).image
@@ -110,10 +171,8 @@ class StudentMethod(Method):
                 model.thresholds["global"] = found[name]
             else:
                 log.warning("%s: too few normal images for a threshold", name)
-        if config.shared_threshold:
-            summed = sum((count(own) for own in scores.values()), count([]))
-            share_threshold(run.sites, {"global": summed}, config.target_fpr)
-        return {}
+        counts = sum((count(own) for own in scores.values()), count([]))
+        return Calibration(counts={"global": counts}, images=sum(map(len, scores.values())))
 
     def baseline(
         self, name: Baseline, progress: Progress = no_progress

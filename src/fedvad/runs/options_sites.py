@@ -97,8 +97,9 @@ class SiteOptions(BaseModel):
     )
     region: str | None = _memory_features(
         None,
-        "Where to look: LEFT,TOP,RIGHT,BOTTOM in percent of width and height, or the file of a "
-        "mask (white: look). Nothing outside is remembered or scored.",
+        "Where to look: LEFT,TOP,RIGHT,BOTTOM in percent of width and height, the corners "
+        "X,Y,X,Y,X,Y,... of a polygon, or the file of a mask (white: look). Nothing outside is "
+        "remembered or scored.",
         everyday=True,
         example="10,0,90,75",
     )
@@ -148,6 +149,14 @@ class SiteOptions(BaseModel):
         "Folder name that means defects although it sounds normal. May be repeated.",
         everyday=True,
         example=["no_label"],
+    )
+    leave_out: tuple[str, ...] = _data(
+        (),
+        "Normal training image to leave out, by its path in the data folder; somebody has looked "
+        "at it (fedvad plan --suspects). May be repeated.",
+        everyday=True,
+        own=True,
+        example=["line1/train/good/7.png"],
     )
     max_bad: float = _data(
         MAX_BAD,

@@ -89,7 +89,7 @@ def weight_phase(
 ) -> Phase:
     """Rounds in which sites' weights are averaged; they end with those under `weight/`.
 
-    trainers: by site, see `Trainable`. initial: the common start, by parameter name. images, seeds:
+    trainers: by site, see `Trainer`. initial: the common start, by parameter name. images, seeds:
     by site. defence: see `WeightExchange`.
     """
     height, width, _ = extractor.grid

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy.typing as npt
 
@@ -24,7 +24,7 @@ from fedvad.runs.config import Reference
 from fedvad.runs.run_folder import DETECTOR_FILE
 from fedvad.runs.run_values import RunValues, threshold_from
 
-__all__ = ["Arrays", "Run", "SiteModel", "middle"]
+__all__ = ["Arrays", "Parts", "Run", "SiteModel", "middle"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -51,6 +51,18 @@ class SiteModel(ABC):
     @abstractmethod
     def values(self) -> dict[str, Any]:
         """JSON values of the site, besides its name, thresholds and number of images."""
+
+
+class Parts(NamedTuple):
+    """What the file of a run holds: `told` as its class describes it; `own` and `thresholds` by
+    site, in the order of `told.sites`.
+    """
+
+    shared: Arrays
+    told: Any
+    own: list[Arrays]
+    thresholds: list[dict[str, Threshold]]
+    features: FeatureConfig
 
 
 class Run(ABC):
@@ -109,10 +121,16 @@ class Run(ABC):
             thresholds = {k: asdict(t) for k, t in model.thresholds.items()}
             told = {"name": name, "n_images": model.n_images} | model.values()
             sites.append(told | {"thresholds": thresholds})
-        values = {"kind": self.kind, "method": self.method, "data": self.data}
+        values = {"schema": self.schema, "kind": self.kind, "method": self.method}
+        values["data"] = self.data
         write_arrays(
             folder / DETECTOR_FILE, arrays, values | self._shared_values() | {"sites": sites}
         )
+
+    @property
+    def schema(self) -> int:
+        """Version of its file, which an earlier fedvad may not read."""
+        return 1
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -146,7 +164,8 @@ class Run(ABC):
                 f"site{i}/{n}" for i, found in enumerate(own) for n in found
             }:
                 raise ArtefactError(f"array {min(left)!r} belongs to no site")
-            return cls._assembled(shared, told, own, thresholds, feature_identity(values, path))
+            features = feature_identity(values, path)
+            return cls._assembled(Parts(shared, told, own, thresholds, features))
         except (KeyError, ConfigError, ArtefactError, MemoryBankError) as error:
             raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
 
@@ -160,14 +179,7 @@ class Run(ABC):
 
     @classmethod
     @abstractmethod
-    def _assembled(
-        cls,
-        shared: Arrays,
-        told: Any,
-        own: Sequence[Arrays],
-        thresholds: Sequence[dict[str, Threshold]],
-        features: FeatureConfig,
-    ) -> Self:
+    def _assembled(cls, parts: Parts) -> Self:
         """The run of a file's parts; raises what `from_arrays` makes an `ArtefactError`."""
 
     @classmethod
@@ -192,7 +204,7 @@ def _file(folder: Path) -> Path:
     if not path.is_file():
         unfinished = (folder / "state").is_dir()
         raise ArtefactError(
-            f"{folder} holds no {DETECTOR_FILE}"
+            f"{folder} is not a run folder: it holds no {DETECTOR_FILE}"
             + ("; its training was interrupted: finish it with --resume" if unfinished else "")
         )
     return path

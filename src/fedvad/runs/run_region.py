@@ -7,7 +7,7 @@ from pathlib import Path
 from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.files import write_atomically
 from fedvad.data.images import read_mask
-from fedvad.data.region import is_rectangle
+from fedvad.data.region import is_shape
 from fedvad.runs.config import TrainConfig
 
 __all__ = ["found_region", "keep_region", "stored_region"]
@@ -21,7 +21,7 @@ def keep_region(folder: Path, config: TrainConfig) -> TrainConfig:
     Raises `ImageError` for a mask that cannot be read, `StorageError`.
     """
     place = _place(folder)
-    if config.region is None or config.region == place or is_rectangle(config.region):
+    if config.region is None or config.region == place or is_shape(config.region):
         return config
     from PIL import Image
 

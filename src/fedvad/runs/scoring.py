@@ -10,7 +10,6 @@ from fedvad.detectors.base import Detector
 from fedvad.evaluation.sites import SiteResult, evaluate_site
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
-from fedvad.runs.config import Reference
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Run
 
@@ -27,14 +26,13 @@ def score_sites(
     sites: Sequence[Site],
     extractor: FeatureExtractor,
     *,
-    reference: Reference | None = None,
     max_bad: float = MAX_BAD,
     progress: Progress = no_progress,
 ) -> list[SiteResult]:
     """Results of a run on each site that has test images."""
 
     def for_site(name: str) -> tuple[Detector, Threshold | None]:
-        return run.detector(name, extractor, reference), run.threshold(name, reference)
+        return run.detector(name, extractor), run.threshold(name)
 
     return score_with(for_site, sites, extractor, "scoring", max_bad, progress)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,11 +15,10 @@ from fedvad.detectors.registry import detector_class
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.parameters import under
 from fedvad.errors import ArtefactError, ConfigError
-from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.config import Reference
-from fedvad.runs.run import Arrays, Run, SiteModel
+from fedvad.runs.run import Arrays, Parts, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
 
 __all__ = ["StudentModel", "StudentRun"]
@@ -128,14 +127,8 @@ class StudentRun(Run):
         return {"features": self.features.identity(), "student": self.values}
 
     @classmethod
-    def _assembled(
-        cls,
-        shared: Arrays,
-        told: Any,
-        own: Sequence[Arrays],
-        thresholds: Sequence[dict[str, Threshold]],
-        features: FeatureConfig,
-    ) -> Self:
+    def _assembled(cls, parts: Parts) -> Self:
+        shared, told, own, thresholds, features = parts
         sites = {}
         for site, buffers, limits in zip(told.sites, own, thresholds, strict=True):
             if _shapes(buffers) != _shapes(own[0]):

@@ -39,16 +39,18 @@ def prepare_sites(
     config: TrainConfig,
     extractor: FeatureExtractor,
     progress: Progress = no_progress,
+    *,
+    first: int = 0,
 ) -> dict[str, StudentSite]:
     """Sites by name with all that is frozen computed; whoever calls closes them.
 
-    All start from the same student; each draws its images in an order of its own. Raises
-    `ConfigError`, `DataError`.
+    All start from the same student; each draws its images in an order of its own, by its position,
+    which is `first` for the first of them. Raises `ConfigError`, `DataError`.
     """
     stage = Stage(progress, "features", len(images))
     prepared: dict[str, StudentSite] = {}
     try:
-        for index, name in enumerate(sorted(images)):
+        for index, name in enumerate(sorted(images), first):
             prepared[name] = make_student(config, extractor).prepare(images[name])
             prepared[name].seed = site_seed(config.seed, index)
             prepared[name].choose = False  # a round ends where its last step ends, at every site

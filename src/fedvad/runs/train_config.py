@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from dataclasses import fields
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import field_validator, model_validator
 
@@ -23,6 +24,7 @@ from fedvad.runs.student_config import STUDENT_METHODS, student_layers
 
 __all__ = ["TrainConfig"]
 
+_Part = TypeVar("_Part")
 # scoring takes time and memory with every row: many sites' rows are thinned out to these
 _LARGEST_MEMORY = 32_768
 
@@ -52,7 +54,10 @@ class TrainConfig(DeclaredOptions):
     def _check(self) -> Self:
         unknown = sorted(set(self.compare) - set(COMPARISONS))
         if unknown:
-            raise ValueError(f"compare: unknown {unknown}; choose from {list(COMPARISONS)}")
+            raise ValueError(
+                f"compare: {', '.join(map(repr, unknown))} is unknown; choose local (each site "
+                "alone), pooled (all images in one place) or identity, several with a comma between"
+            )
         if self.has_student and "identity" in self.compare:
             raise ValueError("compare 'identity' leaves the generator away, and a student has none")
         if self.calibration == "leave-one-out" and not self.keeps_patches:
@@ -119,19 +124,7 @@ class TrainConfig(DeclaredOptions):
         layers = self.layers
         if layers is None and self.has_student:
             layers = student_layers(self.backbone)
-        return FeatureConfig(
-            backbone=self.backbone,
-            weights=self.weights,
-            image_size=self._plain_size(),
-            tiles=self.tiles,
-            overlap=self.overlap,
-            region=self.region,
-            layers=layers,
-            pool=self.pool,
-            engine=self.engine,
-            device=self.device,
-            max_pixels=self.max_pixels,
-        )
+        return self._part(FeatureConfig, layers=layers, image_size=self._plain_size())
 
     def _plain_size(self) -> Size:
         if is_plain(self.image_size):
@@ -147,19 +140,11 @@ class TrainConfig(DeclaredOptions):
 
     def label_names(self) -> LabelNames:
         """Names of folders with normal images and with defects; raises `ConfigError` for both."""
-        return LabelNames(self.good, self.defect)
+        return LabelNames(self.good, self.defect, left_out=self.leave_out)
 
     def scoring(self) -> ScoringConfig:
         """The scoring part."""
-        return ScoringConfig(
-            map=self.map,
-            density=self.density,
-            density_neighbours=self.density_neighbours,
-            smooth=self.smooth,
-            top=self.top,
-            top_cells=self.top_cells,
-            search=self.search,
-        )
+        return self._part(ScoringConfig)
 
     def rows(self, dim: int) -> int:
         """Rows a site may send per round: `upload_rows`, or fewer if `upload_bytes` says so."""
@@ -173,26 +158,17 @@ class TrainConfig(DeclaredOptions):
 
     def memory(self, dim: int) -> FedDyMemConfig:
         """The memory part, for descriptors of length `dim`."""
-        return FedDyMemConfig(
+        return self._part(
+            FedDyMemConfig,
             rows=self.rows(dim),
-            reduce=self.reduce,
-            pull=self.pull,
-            update=self.update,
-            ema=self.ema,
             # looked at over the whole run: more rounds must not mean more work
             candidates=self.candidates / self.rounds,
-            candidate_bytes=self.candidate_bytes,
-            projection=self.projection,
             train=self.train_generator,
-            anchors=self.anchors,
-            min_count=self.min_count,
-            clip=self.clip,
-            noise=self.noise,
-            loss=MetricLossConfig(
-                loss=self.loss,
-                epochs=self.epochs,
-                learning_rate=self.learning_rate,
-                identity=self.identity_weight,
-            ),
+            loss=self._part(MetricLossConfig, identity=self.identity_weight),
             scoring=self.scoring(),
         )
+
+    def _part(self, kind: type[_Part], **own: Any) -> _Part:
+        """What an object's options are called here as there, and `own`, which are not."""
+        shared = {field.name for field in fields(kind)} & set(type(self).model_fields)  # type: ignore[arg-type]
+        return kind(**{name: getattr(self, name) for name in shared} | own)

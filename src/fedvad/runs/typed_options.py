@@ -76,8 +76,9 @@ class TrainOptions(TypedDict, total=False):
         are seen; it is 256 elsewhere. [default: auto]
     tiles: Side of the squares in which images are read, a multiple of 32. With image_size auto,
         images are read at their full size. [from 64 to 2048 pixels; default: none]
-    region: Where to look: LEFT,TOP,RIGHT,BOTTOM in percent of width and height, or the file of a
-        mask (white: look). Nothing outside is remembered or scored. [default: none]
+    region: Where to look: LEFT,TOP,RIGHT,BOTTOM in percent of width and height, the corners
+        X,Y,X,Y,X,Y,... of a polygon, or the file of a mask (white: look). Nothing outside is
+        remembered or scored. [default: none]
     engine: Library that runs the backbone. torch is needed for a GPU. [one of openvino, torch;
         default: openvino]
     device: Device that runs the backbone: cpu, or cuda or mps with engine torch. [default: cpu]
@@ -86,6 +87,8 @@ class TrainOptions(TypedDict, total=False):
     good: Folder name that means normal images, besides good. May be repeated. [default: none]
     defect: Folder name that means defects although it sounds normal. May be repeated. [default:
         none]
+    leave_out: Normal training image to leave out, by its path in the data folder; somebody has
+        looked at it (fedvad plan --suspects). May be repeated. [default: none]
     rounds: Rounds of exchange between the sites and the server. [at least 1; default: 2; 1 for
         patchcore; 5 for students]
     upload_bytes: Greatest size of what a site sends in one round. [at least 4096 bytes; default:
@@ -211,6 +214,7 @@ class TrainOptions(TypedDict, total=False):
     split: str | None
     good: str | Sequence[str]
     defect: str | Sequence[str]
+    leave_out: str | Sequence[str]
     max_bad: float
     max_pixels: int
     rounds: int

@@ -32,8 +32,9 @@ from fedvad.runs.bank_state import (
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import load_sites
 from fedvad.runs.guards import guard_output_file
+from fedvad.runs.method import Method, make_method
 from fedvad.runs.progress import Progress, no_progress
-from fedvad.runs.remote import Remote, remote
+from fedvad.runs.remote import remote
 
 __all__ = ["export_upload", "one_round", "one_site"]
 
@@ -70,7 +71,7 @@ def export_upload(
         signing = read_private_key(key)
         before = load_site(state_dir)
         config = next_config(before, config_file, dict(options or {}))
-        family = remote(config, allow_weights=allow_weights, consent="--allow-weights")
+        remote(config, allow_weights=allow_weights, consent="--allow-weights")
         index = _same_index(before, index)
         member_site = one_site(data, config, site, before)
         guard_output_file(
@@ -82,10 +83,8 @@ def export_upload(
         if before is not None and before.round >= round_:
             log.info("round %d was made before: written again as it was", before.round)
             return _write_upload(before, signing, state_dir, out)
-        extractor = FeatureExtractor(config.features(), cache)
-        state = one_round(
-            family, member_site, data, index, before, known, round_, extractor, progress
-        )
+        method = make_method(config, FeatureExtractor(config.features(), cache))
+        state = one_round(method, member_site, data, index, before, known, round_, progress)
         save_site(state_dir, state)
         return _write_upload(state, signing, state_dir, out)
 
@@ -122,25 +121,24 @@ def one_site(data: Path, config: TrainConfig, name: str | None, before: SiteStat
 
 
 def one_round(
-    family: Remote,
+    method: Method,
     site: Site,
     data: Path,
     index: int,
     before: SiteState | None,
     known: Payload | None,
     round_: int,
-    extractor: FeatureExtractor,
     progress: Progress,
 ) -> SiteState:
     """A site's state after a round, with its upload; `before` is that after the last one."""
-    with family.member(site, index, extractor, round_, progress) as (exchange, member):
+    with method.member(site, index, round_, progress) as (exchange, member):
         if before is not None:
             member.restore(before.kept)
         upload = exchange.site_step(member, known, round_)
         return SiteState(
             site=site.name,
             index=index,
-            config=family.config,
+            config=method.config,
             data=data.resolve(),
             kept=member.snapshot(),
             upload=upload,

@@ -30,8 +30,9 @@ from fedvad.runs.bank_state import (
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import fingerprint
 from fedvad.runs.guards import guard_plain_folder
+from fedvad.runs.method import Method, make_method
 from fedvad.runs.progress import Progress, no_progress
-from fedvad.runs.remote import Remote, remote
+from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE, write_config, write_ledger
 from fedvad.runs.thresholds import Calibration
 from fedvad.verbs.bank import one_site
@@ -81,17 +82,18 @@ def import_global(
         try:
             signed = read_bounded(file, max_bytes)
             merged = _checked_global(signed, trusted, max_bytes)
-            family = None if state is None else _family(state.config)
-            if family is not None:
-                family.check(merged)
+            # what a site consents to is what leaves it, and here something comes
+            kind = None if state is None else remote(state.config, allow_weights=True, consent="")
+            if kind is not None:
+                kind.check_merged(merged)
             elif not has_weights(merged):
                 bank_from(merged)
             _check_fits(merged, known, state)
         except PayloadError as error:
             raise PayloadError(f"{file}: {error}") from error
         own_rows = None
-        if state is not None and family is not None:
-            own_rows = _own_rows(family, state, merged)
+        if state is not None and kind is not None:
+            own_rows = _own_rows(kind, state, merged)
             note_round(state_dir, state, merged, len(signed))
         save_global(state_dir, signed)
         told: dict[str, Any] = {
@@ -109,9 +111,7 @@ def import_global(
             config = state.config
             if weights is not None:
                 config = config.model_copy(update={"weights": weights})
-            made, _ = make_run(
-                _family(config), state, merged, state_dir, out, data, cache, progress
-            )  # fmt: skip
+            made, _ = make_run(config, state, merged, state_dir, out, data, cache, progress)
             told |= made
             if state.config.shared_threshold:
                 log.warning(
@@ -131,11 +131,6 @@ def _checked_global(data: bytes, trusted: dict[bytes, str], max_bytes: int) -> P
             f"it is the upload of site {payload.manifest.site!r}, not a server's global memory"
         )
     return payload
-
-
-def _family(config: TrainConfig) -> Remote:
-    # what a site consents to is what leaves it, and here something comes
-    return remote(config, allow_weights=True, consent="")
 
 
 def _check_fits(merged: Payload, known: Payload | None, state: SiteState | None) -> None:
@@ -170,9 +165,9 @@ def _shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in payload.arrays.items()}
 
 
-def _own_rows(family: Remote, state: SiteState, merged: Payload) -> int | None:
+def _own_rows(kind: type[Method], state: SiteState, merged: Payload) -> int | None:
     """How many rows of the site's last upload are in the global memory as they were sent."""
-    rows = family.own_rows(state.upload, merged)
+    rows = kind.own_rows(state.upload, merged)
     if rows == 0 and state.config.merge == "concat":
         log.warning(
             "the global memory of round %d holds nothing of what site %s sent in round %d: that "
@@ -196,7 +191,7 @@ def _check_out(out: Path, state: SiteState | None) -> None:
 
 
 def make_run(
-    family: Remote,
+    config: TrainConfig,
     state: SiteState,
     merged: Payload,
     state_dir: Path,
@@ -209,7 +204,6 @@ def make_run(
 
     Returns what to say about it, and what those images' scores said.
     """
-    config = family.config
     data = data or state.data
     site = one_site(data, config, None, state)
     extractor = FeatureExtractor(config.features(), cache)
@@ -217,7 +211,11 @@ def make_run(
         raise ArtefactError(
             "the backbone gives other features than at the export: give the same --weights"
         )
-    run, calibration = family.run(state, site, merged, extractor, fingerprint(data), progress)
+    method = make_method(config, extractor)
+    run, calibration = method.run_at(
+        site, merged, fingerprint(data), progress,
+        index=state.index, kept=dict(state.kept), n_images=state.n_images,
+    )  # fmt: skip
     write_config(out, config)
     write_ledger(out, load_ledger(state_dir))
     run.save(out)  # last: with it the run counts as made

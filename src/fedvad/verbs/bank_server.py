@@ -36,7 +36,7 @@ from fedvad.runs.config import Defence, TrainConfig, resolve_config
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.plan import upload_limits
 
-__all__ = ["merge_uploads"]
+__all__ = ["merge_uploads", "read_federation"]
 
 _FEDERATION = "federation.json"
 _SHARED = ("merge", "memory_rows", "precision", "seed", "defence", "malicious")
@@ -146,7 +146,7 @@ def merge_uploads(
         given = {name: value for name, value in (options or {}).items() if value is not None}
         # a later round may omit all of it
         config = resolve_config(config_file, **given) if given or config_file is not None else None
-        begun = None if state is None else _read_federation(state_dir)
+        begun = None if state is None else read_federation(state_dir)
         if begun is not None:
             _check_same(begun, features, config)
         federation_of, largest = _federation(begun, config)
@@ -203,7 +203,8 @@ def _check_same(begun: _Federation, features: str | None, config: TrainConfig | 
         )
 
 
-def _read_federation(state_dir: Path) -> _Federation:
+def read_federation(state_dir: Path) -> _Federation:
+    """What all rounds of the server share; raises `ArtefactError` for a damaged state."""
     path = state_dir / _FEDERATION
     try:
         return parse_values(_Federation, read_sealed(path), str(path))

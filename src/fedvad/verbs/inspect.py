@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedvad.data.contents import check_contents
 from fedvad.data.folders import read_data
@@ -15,6 +17,7 @@ from fedvad.data.listing import scan
 from fedvad.data.view_choice import USUAL_SIZE, choose_size, sizes_of
 from fedvad.data.views import Size
 from fedvad.detectors.artefact import read_arrays
+from fedvad.detectors.student.parameters import under
 from fedvad.errors import ArtefactError, DataError, PayloadError
 from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload
@@ -25,7 +28,9 @@ from fedvad.federation.signed import (
     read_bounded,
     read_trusted_keys,
 )
+from fedvad.memory.origin import ORIGIN_ARRAYS, origin_from
 from fedvad.runs.data import data_with_masks
+from fedvad.runs.receipt import ForgetReceipt, read_receipt
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
 
 __all__ = ["inspect"]
@@ -44,12 +49,13 @@ def inspect(
 ) -> dict[str, Any]:
     """Describe a run folder, a detector file, a message file, signed or not, or a data folder.
 
-    Keys: path, bytes, kind, what the file says about itself, and for every array its shape, type,
-    bytes and range. Of a folder of images the keys are path, kind and `data`: what of it is read,
-    as which label, and what is not, with image_size in view. good, defect: names of folders with
-    normal images and with defects, beyond `good`. Of messages also `contents` (numbers),
-    `signature` and `says` (sentences for an auditor). trust: public keys to name the signer by.
-    Raises `ArtefactError` for anything else, `DataError` for a folder of neither images nor a run.
+    Keys: path, bytes, kind, summary (of a run folder), what the file says about itself, and for
+    every array its shape, type, bytes and range. Of a folder of images the keys are path, kind and
+    `data`: what of it is read, as which label, and what is not, with image_size in view. good,
+    defect: names of folders with normal images and with defects, beyond `good`. Of messages also
+    `contents` (numbers), `signature` and `says` (sentences for an auditor). trust: public keys to
+    name the signer by. Raises `ArtefactError` for anything else, `DataError` for a folder of
+    neither images nor a run.
     """
     if path.is_dir():
         file = path / DETECTOR_FILE
@@ -67,6 +73,7 @@ def inspect(
                 "data": data_with_masks(check_contents(reading, size), size),
             }
         described = inspect(file)
+        described = {"path": str(path), "summary": _summary(described)} | described
         described["path"] = str(path)
         described["files"] = {
             str(p.relative_to(path)): p.stat().st_size
@@ -82,14 +89,64 @@ def inspect(
         try:
             arrays, values = _message(read_bounded(path), trust)
         except _NoMessageError:
-            raise not_an_artefact from None
+            if path.suffix in (".safetensors", ".fedvad"):
+                raise not_an_artefact from None
+            raise ArtefactError(
+                f"{path} is neither a run folder, a detector file, a message nor a folder of "
+                f"images: to see what is in a run give its folder, fedvad inspect {path.parent}"
+            ) from None
         except PayloadError as error:
             raise ArtefactError(f"{path}: {error}") from error
     return {
         "path": str(path),
         "bytes": path.stat().st_size,
         **values,
+        **_shares(arrays),
         "arrays": {name: _describe(array) for name, array in sorted(arrays.items())},
+    }
+
+
+def _summary(described: Mapping[str, Any]) -> str:
+    """A run in a sentence: sites, training images, thresholds."""
+    sites = described.get("sites", [])
+    limits = {
+        site["name"]: found["value"]
+        for site in sites
+        if (found := site["thresholds"].get(described.get("reference", "global")))
+    }
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in list(limits.items())[:_SHOWN])
+    more = f" and {len(limits) - _SHOWN} more" if len(limits) > _SHOWN else ""
+    count = len(sites)
+    return (
+        f"Run of {count} site{'s' * (count != 1)} with {described.get('method')}, trained on "
+        f"{sum(site['n_images'] for site in sites)} images; "
+        + (f"thresholds: {shown}{more}" if limits else "no thresholds")
+    )
+
+
+def _shares(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """What each site gave to a memory: rows, and its share of the patches that they stand for.
+
+    None, under the same key, where the file does not say whose its rows are.
+    """
+    found = under("global/", arrays) or arrays
+    if "vectors" not in found or "weights" not in found:
+        return {}
+    weights = found["weights"].astype(np.float64)
+    origin = origin_from(found, len(weights))
+    if origin is None:
+        return {"provenance": None}
+    rows, patches = origin.by_site(np.ones(len(weights))), origin.by_site(weights)
+    return {
+        "provenance": {
+            site or "unknown": {
+                "rows": round(rows[site], 1),
+                "share_of_rows": rows[site] / len(weights),
+                "share_of_patches": patches[site] / weights.sum(),
+                "rounds": sorted({s.round for s in origin.sources if s.site == site}),
+            }
+            for site in sorted(rows)
+        }
     }
 
 
@@ -111,6 +168,10 @@ def _message(
     data: bytes, trust: Path | None
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     signed = SignedMessage.parse(data) if is_signed(data) else None
+    if signed is not None and (receipt := read_receipt(data)) is not None:
+        signature = _signature(signed, trust)
+        says = [*_on_receipt(receipt), _on_signature(signature)]
+        return {}, {**receipt.model_dump(), "signature": signature, "says": says}
     body = data if signed is None else signed.message
     try:
         payload = Payload.from_bytes(body)
@@ -123,7 +184,7 @@ def _message(
     weights = has_weights(payload)
     known = all(name.startswith("weight/") for name in payload.arrays)
     nothing_else = payload.to_bytes() == body and (
-        known if weights else set(payload.arrays) == _ARRAYS
+        known if weights else set(payload.arrays) - set(ORIGIN_ARRAYS) == _ARRAYS
     )
     contents = _contents(payload) | {"nothing_else": nothing_else}
     values: dict[str, Any] = {
@@ -208,6 +269,19 @@ def _on_weights(contents: dict[str, Any]) -> list[str]:
             "another program; what else is inside is not known."
         )
     return says
+
+
+def _on_receipt(receipt: ForgetReceipt) -> list[str]:
+    what = "all rows" if receipt.image is None else f"the rows of image {receipt.image}"
+    left = ", ".join(receipt.sites_left)
+    return [
+        f"This is a receipt: on {receipt.date} {what} of site {receipt.site!r} were taken out of "
+        f"every memory; the sites left are {left}.",
+        f"Thresholds are {receipt.thresholds}"
+        + (", and one more round filled in what had been relied on." * receipt.repaired or "."),
+        f"The file with the memory, {receipt.file}, has SHA-256 {receipt.after} since: sha256sum "
+        "shows whether a file is the one that is meant.",
+    ]
 
 
 def _on_signature(signature: dict[str, Any] | None) -> str:

@@ -16,7 +16,8 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.memory.bank import FloatArray
 from fedvad.runs.config import Reference, check_reference
-from fedvad.runs.decision import choose_threshold, why_no_threshold
+from fedvad.runs.decision import choose_threshold, warn_of_threshold, why_no_threshold
+from fedvad.runs.guards import check_order, guard_run_folder
 from fedvad.runs.opening import known_site, open_run
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.verbs.predict_files import NEED_THRESHOLD, SavedFiles, check_kinds
@@ -57,11 +58,14 @@ def predict(
     those of the training, see `open_run`.
 
     Everything is checked before the first image is scored. Raises `ConfigError` for a site that
-    the run does not know, an option that cannot be met, or an `out` in which outputs would lie
-    among the images; `DataError` when there is no image; `StorageError`; and as `open_run`.
+    the run does not know, an option that cannot be met, or an `out` that is a run folder or in
+    which outputs would lie among the images; `DataError` when there is no image; `StorageError`;
+    and as `open_run`.
     """
     check_reference(reference)
     kinds = check_kinds(save, out)
+    check_order(run_folder, paths, "predict RUN IMAGES")
+    guard_run_folder(out, "--out")
     run, _, extractor = open_run(
         run_folder, weights=weights, engine=engine, device=device, cache=cache,
         max_pixels=max_pixels,
@@ -76,6 +80,7 @@ def predict(
     if left_out := listing.left_out_words():
         log.warning("not scored: %s", left_out)
     files = None
+    warn_of_threshold(run, site, limit, target_fpr)
     if out is not None:
         files = SavedFiles(out, kinds, listing, paths, limit)
     return _results(detector, listing, site, limit, reason, files, progress)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,36 @@ import numpy as np
 from fedvad.data.contents import described, once
 from fedvad.data.inputs import read_images
 from fedvad.data.locks import only_one
-from fedvad.errors import ConfigError, DataError
+from fedvad.data.sealed import read_sealed, write_sealed
+from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.evaluation.sites import MIN_HELD_OUT
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.runs.config import Reference
-from fedvad.runs.decision import check_threshold_options
+from fedvad.runs.decision import check_threshold_options, choose_threshold
+from fedvad.runs.guards import check_order
 from fedvad.runs.method import make_method
 from fedvad.runs.opening import open_run
 from fedvad.runs.progress import Progress, Stage, no_progress
+from fedvad.runs.run import Run
+from fedvad.runs.run_values import threshold_from
 from fedvad.runs.thresholds import find_thresholds
 
 __all__ = ["recalibrate"]
 
+_EARLIER = "earlier-thresholds.json"  # in the run folder, for `undo`
+_SUSPICIOUS = 1.5  # times the present threshold; resampled good images move it by a fifth at most
+
 
 def recalibrate(
     run_folder: Path,
-    normals: Sequence[Path],
+    normals: Sequence[Path] = (),
     *,
     site: str | None = None,
     target_fpr: float | None = None,
+    force: bool = False,
+    undo: bool = False,
     weights: Path | str | None = None,
     engine: Engine | None = None,
     device: str | None = None,
@@ -42,16 +52,26 @@ def recalibrate(
     """Find a site's thresholds from the images below `normals`, and keep them in the run.
 
     The rule is that of the training: with `threshold_rule` federated, the scores that the run
-    keeps of other sites count as well. site: may be left out where the run has only one.
-    target_fpr: wanted false-alarm rate in (0, 0.5]; None takes that of the training. Others: see
+    keeps of other sites count as well. site: may be omitted where the run has only one.
+    target_fpr: wanted false-alarm rate in (0, 0.5]; None takes that of the training. force: also
+    keep a threshold more than 1.5 times the present one (at the same rate), which is otherwise
+    refused: a defect among the images raises it, and defects pass from then on. undo: put the
+    site's thresholds before its last calibration back; without images and rate. Others: see
     `open_run`. Images that trained may be among these only where memory rows are real patches
     (see `TrainConfig.keeps_patches`); elsewhere the threshold would be too low.
 
     Results and reports in the folder stay those of the thresholds before. Raises `ConfigError`,
     also while another process works on the run, `DataError` for fewer than three different
-    images, and what `open_run` raises.
+    images or a suspicious threshold, and what `open_run` raises.
     """
+    if undo:
+        if normals or target_fpr is not None or force:
+            raise ConfigError("undo takes no images, no target_fpr and no force: omit these")
+        return _undo(run_folder, site)
     check_threshold_options(None, target_fpr)
+    check_order(run_folder, normals, "calibrate RUN NORMALS")
+    if not normals:
+        raise ConfigError("give images of good parts (files or folders), or --undo (undo=True)")
     given = read_images(normals)
     paths = once(given)
     if len(paths) < MIN_HELD_OUT:
@@ -79,6 +99,7 @@ def recalibrate(
         method = make_method(config, extractor)
         stage = Stage(progress, "thresholds", len(references) * len(paths))
         found: dict[str, Threshold] = {}
+        above: list[dict[str, Any]] = []
         for reference in references:
             detector = run.detector(name, extractor, reference)
             own = method.unseen_scores(detector, paths, name, stage)
@@ -92,12 +113,94 @@ def recalibrate(
             if new is None:
                 raise DataError(f"only {len(own)} of the {len(paths)} images could be scored")
             found[reference] = new
+            if reference == run.reference and len(own) == len(paths):
+                above = _above(before.get(reference), dict(zip(paths, own.tolist(), strict=True)))
+        if not force:
+            _check_rise(run, name, found[run.reference], target, len(paths), above)
+        _remember(run_folder, name, before)
         run.sites[name].thresholds.update(found)
         run.save(run_folder)
-    return {
-        "site": name,
+    answer = _changed(run, name, before, found)
+    decides = found[run.reference]
+    return answer | {
         "images": len(paths),
         "target_fpr": target,
+        "promised": decides.promised,
+        "above_before": above,
+    }
+
+
+def _above(before: Threshold | None, scores: Mapping[Path, float]) -> list[dict[str, Any]]:
+    """Images whose score is above the present threshold, the highest first."""
+    if before is None:
+        return []
+    high = [(path, score) for path, score in scores.items() if score > before.value]
+    high.sort(key=lambda item: -item[1])
+    return [{"path": str(path), "score": score} for path, score in high]
+
+
+def _check_rise(
+    run: Run, name: str, new: Threshold, target: float, images: int, above: Sequence[dict[str, Any]]
+) -> None:
+    """Raise `DataError` for a threshold far above the present one at the same rate."""
+    present = run.sites[name].thresholds.get(run.reference)
+    if present is None:
+        return
+    limit = present.value
+    if present.scores:  # a lower rate has a higher threshold, and rightly so
+        same_rate = choose_threshold(run, name, run.reference, target_fpr=target)
+        limit = max(limit, present.value if same_rate is None else same_rate.value)
+    if not 0 < limit * _SUSPICIOUS < new.value:
+        return
+    which = (
+        f"; {len(above)} of the {images} images score above the present one, highest "
+        f"{above[0]['path']} ({above[0]['score']:.4g})" if above else ""
+    )  # fmt: skip
+    raise DataError(
+        f"nothing was changed: the threshold of {name} would rise from {limit:.4g} to "
+        f"{new.value:.4g}, and defects would pass{which}. Remove images of defects from the "
+        "folder; if all parts are good (another lamp or product), add --force (force=True)"
+    )
+
+
+def _remember(folder: Path, site: str, thresholds: Mapping[str, Threshold]) -> None:
+    entry = {"site": site, "thresholds": {ref: asdict(t) for ref, t in thresholds.items()}}
+    write_sealed(folder / _EARLIER, {"calibrations": [*_remembered(folder), entry]})
+
+
+def _remembered(folder: Path) -> list[dict[str, Any]]:
+    path = folder / _EARLIER
+    if not path.exists():
+        return []
+    entries = read_sealed(path).get("calibrations")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ArtefactError(f"{path} is damaged: remove it; earlier thresholds are then lost")
+    return entries
+
+
+def _undo(folder: Path, site: str | None) -> dict[str, Any]:
+    run = Run.load(folder)
+    name = _site(sorted(run.sites), site)
+    with only_one(folder):
+        run, entries = Run.load(folder), _remembered(folder)
+        last = next((e for e in reversed(entries) if e.get("site") == name), None)
+        if last is None:
+            raise ConfigError(f"{folder} keeps no earlier thresholds of {name}: nothing to undo")
+        before = dict(run.sites[name].thresholds)
+        earlier = {str(ref): threshold_from(t) for ref, t in dict(last["thresholds"]).items()}
+        run.sites[name].thresholds.clear()
+        run.sites[name].thresholds.update(earlier)
+        run.save(folder)
+        entries.remove(last)
+        write_sealed(folder / _EARLIER, {"calibrations": entries})
+    return _changed(run, name, before, earlier)
+
+
+def _changed(
+    run: Run, name: str, before: Mapping[str, Threshold], now: Mapping[str, Threshold]
+) -> dict[str, Any]:
+    return {
+        "site": name,
         "reference": run.reference,
         "thresholds": {
             reference: {
@@ -105,7 +208,7 @@ def recalibrate(
                 "now": threshold.value,
                 "method": threshold.method,
             }
-            for reference, threshold in found.items()
+            for reference, threshold in now.items()
         },
     }
 
@@ -115,5 +218,5 @@ def _site(known: Sequence[str], site: str | None) -> str:
         return str(site)
     if site is None and len(known) == 1:
         return known[0]
-    said = "name the site whose images these are" if site is None else f"there is no site {site!r}"
+    said = "name the site" if site is None else f"there is no site {site!r}"
     raise ConfigError(f"{said}: --site, one of {', '.join(known)}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from fedvad.data.contents import described
 from fedvad.data.locks import only_one
-from fedvad.data.reading import DataReading
 from fedvad.data.region import Region
 from fedvad.data.sealed import sha256_of
+from fedvad.data.sets import Site
 from fedvad.data.view_choice import USUAL_SIZE, Sizes, choose_size, sizes_of
 from fedvad.data.views import is_plain
 from fedvad.errors import ArtefactError, ConfigError
@@ -39,7 +39,7 @@ from fedvad.runs.run_region import keep_region
 from fedvad.runs.scoring import ANY_SHARE, score_sites
 from fedvad.verbs.outputs import write_outputs
 
-__all__ = ["train"]
+__all__ = ["at_settled_size", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _train(
         data, config.split, config.seed, names, image_size=config.image_size,
         max_pixels=config.max_pixels,
     )  # fmt: skip
-    config, sizes = _settled(config, reading)
+    config, sizes = _settled(config, reading.sites)
     config = keep_region(out, config)
     guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
@@ -98,6 +98,7 @@ def _train(
     extractor = FeatureExtractor(config.features(), cache)
     if sizes:
         reading = reading.noted([_size_note(sizes, extractor)])
+    reading = reading.noted(_tiles_note(extractor))
     with closing(make_method(config, extractor)) as method:
         with ledger.phase("features"):
             method.read(sites, progress)
@@ -116,6 +117,7 @@ def _train(
         with ledger.phase("score"):
             results = score_sites(run, sites, extractor, max_bad=ANY_SHARE, progress=progress)
             comparisons = compare(method, sites, results, progress)
+        copies = method.copies
         fitted = Fitted(run, method.n_images, method.unreadable, own_normals)
     ledger.images_computed += extractor.computed - before
     reading = reading.noted(
@@ -123,6 +125,12 @@ def _train(
         "and three that differ are the least"
         for site in sites
         if run.threshold(site.name) is None and config.calibration_mode != "none"
+    )
+    reading = reading.noted(
+        f"{name}: {count} training image{'s are near copies' * (count != 1)}"
+        f"{' is a near copy' * (count == 1)} of others (saved again, moved by a pixel): learned "
+        "from, but not counted in what the threshold promises"
+        for name, count in copies.items()
     )
     if unread := fitted.unreadable:
         reading = reading.noted(
@@ -154,11 +162,16 @@ def _squared(config: TrainConfig) -> TrainConfig:
     return at_size(config, config.features().side)
 
 
-def _settled(config: TrainConfig, reading: DataReading) -> tuple[TrainConfig, Sizes | None]:
+def at_settled_size(config: TrainConfig, sites: Sequence[Site]) -> TrainConfig:
+    """With the size at which `train` would read the images of these sites."""
+    return _settled(_squared(config) if config.has_student else config, sites)[0]
+
+
+def _settled(config: TrainConfig, sites: Sequence[Site]) -> tuple[TrainConfig, Sizes | None]:
     """With the size at which images are read, and theirs where it followed from them."""
     if is_plain(config.image_size):
         return config, None
-    sizes = sizes_of(reading.sites)
+    sizes = sizes_of(sites)
     size = choose_size(config.image_size, sizes, tiled=config.tiles is not None)
     return at_size(config, size), None if size == USUAL_SIZE else sizes
 
@@ -176,6 +189,19 @@ def _size_note(sizes: Sizes, extractor: FeatureExtractor) -> str:
     return note
 
 
+def _tiles_note(extractor: FeatureExtractor) -> list[str]:
+    """That tiles change nothing, where one covers an image; also logged."""
+    tiles, view = extractor.config.tiles, extractor.config.view
+    if tiles is None or tiles < max(view.height, view.width):
+        return []
+    note = (
+        f"tiles of {tiles} pixels are no smaller than the images as they are read ({view.height} x "
+        f"{view.width} pixels) and have no effect: omit --tiles, or raise --image-size"
+    )
+    log.warning("%s", note)
+    return [note]
+
+
 def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Results | None:
     """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
     if not (out / RESULTS_FILE).is_file() or has_state(out / "state"):
@@ -185,8 +211,8 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Resu
     )
     if changed:
         raise ConfigError(
-            f"{out} is a finished run of other training images (sites {changed}): choose another "
-            "--out for these"
+            f"{out} is a finished run of other training images (sites {changed}): let the new "
+            f"ones join it with fedvad update {out} DATA, or choose another --out"
         )
     results = read_results(out)
     # as the results say: a run that was killed while it made more has them in its configuration

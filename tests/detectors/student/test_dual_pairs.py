@@ -47,7 +47,7 @@ def normals(paths: list[Path]) -> Iterator[TrainingSet]:
 def pool(normals: TrainingSet, paths: list[Path], config: DualConfig = CONFIG) -> DualPool:
     return DualPool(
         normals, OWN, [paths[i] for i in OWN], config, synthesis=DRAWING, textures=None,
-        image_size=64, grids=normals.grids, seed=3,
+        seed=3,
     )  # fmt: skip
 
 

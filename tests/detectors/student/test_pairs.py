@@ -47,8 +47,7 @@ def normals(net: Any, paths: list[Path]) -> Iterator[TrainingSet]:
 
 def pool(normals: TrainingSet, paths: list[Path], **changes: Any) -> PairPool:
     options: dict[str, Any] = {
-        "config": CONFIG, "synthesis": DRAWING, "textures": None, "image_size": 64, "seed": 3,
-        "grids": normals.grids, "own": OWN,
+        "config": CONFIG, "synthesis": DRAWING, "textures": None, "seed": 3, "own": OWN,
     } | changes  # fmt: skip
     own, config = options.pop("own"), options.pop("config")
     return PairPool(normals, own, [paths[i] for i in own], config, **options)

@@ -166,6 +166,20 @@ def test_the_default_folder_and_the_median_threshold(trained: Run, tmp_path: Pat
     assert manifest["threshold"]["value"] == known[1]
 
 
+def test_another_site_does_not_replace_the_first(trained: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    fedvad.export(folder, format="openvino", site=SITE)
+    before = {path.name: path.read_bytes() for path in (folder / "export").iterdir()}
+    for site in ("alder", None):
+        for format in ("openvino", "onnx"):  # the example and its pictures are shared
+            with pytest.raises(ConfigError, match=f"holds a model for {SITE}"):
+                fedvad.export(folder, format=format, site=site)
+    assert {path.name: path.read_bytes() for path in (folder / "export").iterdir()} == before
+    (folder / "export" / "model.xml.json").write_text("[]")
+    with pytest.raises(ConfigError, match="no manifest"):
+        fedvad.export(folder, format="openvino", site=SITE)
+
+
 def _changed(trained: Run, target: Path, **changes: Any) -> Path:
     """A copy of the run whose sites or scoring differ."""
     folder = Path(shutil.copytree(trained[0], target))

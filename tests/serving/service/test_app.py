@@ -14,6 +14,7 @@ from PIL import Image
 
 from fedvad._version import __version__
 from fedvad.evaluation.thresholds import Threshold
+from fedvad.report.html.record import Gallery
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.guard import SECURITY_HEADERS
 from fedvad.serving.service.samples import Sample, load_samples
@@ -175,8 +176,13 @@ def test_samples_are_the_runs_pictures_of_the_site(trained: Run, make_client: Ma
     assert [entry["id"] for entry in listed] == [0, 1, 2, 3]
     picture = client.get("/v1/samples/1")
     assert picture.headers["content-type"] == "image/webp"
-    scored = client.post("/v1/predict", files=upload(picture.content)).json()["results"][0]
-    assert scored["error"] is None
+    gallery = Gallery.read(trained[0])
+    assert gallery is not None
+    scores = {p.file: p.score for p in gallery.pictures if p.site == "birch"}
+    for i, entry in enumerate(listed):  # as the original files were, not as small copies
+        sent = upload(client.get(f"/v1/samples/{i}").content)
+        scored = client.post("/v1/predict", files=sent).json()["results"][0]
+        assert scored["score"] == pytest.approx(scores[entry["name"]], rel=1e-5)
     for number in (-1, 4, 99):
         assert client.get(f"/v1/samples/{number}").status_code == 404
     assert client.get("/v1/samples/x").json()["error"]["code"] == "invalid"

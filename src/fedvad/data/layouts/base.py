@@ -13,7 +13,7 @@ from fedvad.data.masks import Placed, companions, is_mask_folder, pair_masks
 from fedvad.data.reading import Label, SiteReading, Skipped
 from fedvad.data.sets import ImageItem, ImageSet, Site
 
-__all__ = ["UNPAIRED", "Draft", "Group", "every_fifth", "left_over", "placed_images"]
+__all__ = ["LEFT_OUT", "UNPAIRED", "Draft", "Group", "every_fifth", "left_over", "placed_images"]
 
 _TEST_SHARE = 5  # of a set without a split of its own, every fifth normal image is for testing
 # Other measurements of what a colour image beside them shows, in the sets that have several.
@@ -22,6 +22,7 @@ _PARTS_OF_A_SET = frozenset({"train", "test"})
 _SHOWN = 3
 NO_PIXELS = "DICOM without pixels (a report, a structure)"
 UNPAIRED = "mask that belongs to no image"
+LEFT_OUT = "left out by --leave-out"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,11 @@ class Draft:
 
     def finish(self, name: str) -> SiteReading:
         """The site as read, with every file that is not accounted for named."""
+        out = {item.path for item in self.train if self.relative(item.path) in self.names.left_out}
+        self.why.update((path, LEFT_OUT) for path in out)
+        kept = tuple(item for item in self.train if item.path not in out)
         site = Site(
-            name, ImageSet(tuple(self.train)), ImageSet((*self.normal, *self.defective))
+            name, ImageSet(kept), ImageSet((*self.normal, *self.defective))
         )  # fmt: skip
         read = {item.path for item in (*site.train, *site.test)} | self.masks
         skipped = left_over(self.top, read, self.why)

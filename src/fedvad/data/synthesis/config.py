@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 
 __all__ = ["KINDS", "ForegroundFunction", "Side", "Source", "SynthesisConfig"]
 
@@ -72,8 +72,8 @@ class SynthesisConfig:
             raise ConfigError(
                 f"min_change must lie in (0, {_MOST_CHANGE:g}] grey levels, not {self.min_change}"
             )
-        _choice("side", self.side, Side)
-        _choice("source", self.source, Source)
+        check_choice("side", self.side, Side)
+        check_choice("source", self.source, Source)
         if isinstance(self.foreground, int):
             if not 0 <= self.foreground <= 254:
                 raise ConfigError(
@@ -84,8 +84,3 @@ class SynthesisConfig:
                 f"unknown foreground {self.foreground!r}; choose 'none', 'otsu', a grey level or "
                 "a function"
             )
-
-
-def _choice(name: str, value: str, kind: Any) -> None:
-    if value not in get_args(kind):
-        raise ConfigError(f"unknown {name} {value!r}; choose from {get_args(kind)}")

@@ -13,14 +13,21 @@ import numpy.typing as npt
 
 from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
-from fedvad.detectors.base import Detector, NormalFeatures, Scores, score_stream
+from fedvad.detectors.base import (
+    Arrays,
+    Detector,
+    NormalFeatures,
+    Pictures,
+    Scores,
+    Values,
+    score_stream,
+)
 from fedvad.detectors.scoring import ScoringConfig, mean_of_highest, smooth
 from fedvad.detectors.student.training import (
     TrainConfig,
-    TrainLog,
+    Trainer,
     load_parameters,
     parameters_of,
-    train_student,
 )
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.extractor import FeatureExtractor
@@ -81,7 +88,7 @@ class AdaptorScorer:
         return mean_of_highest(map_, self.config.count(map_.size)), map_
 
 
-class AdaptorSite:
+class AdaptorSite(Trainer):
     """One site's adaptor and the sample of normal patches that it trains on.
 
     start: seed of the common initial weights; seed: the site's own.
@@ -91,20 +98,18 @@ class AdaptorSite:
         self, features: NormalFeatures, config: AdaptorConfig, *, seed: int, start: int = 0
     ) -> None:
         self.features = features
-        self.config = config
+        self.config, self.settings = config, config.train
         self.seed = seed
         self.device = features.extractor.config.device
-        student = _student(config, features.extractor.grid[2], start)
-        self.student: torch.nn.Module = student.to(self.device)
+        self._student = _student(config, features.extractor.grid[2], start).to(self.device)
 
-    def train(
-        self,
-        *,
-        seed: int,
-        penalty: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None,
-        correction: Mapping[str, torch.Tensor] | None = None,
-    ) -> TrainLog:
-        """Train from where the student stands; see `train_student`."""
+    @property
+    def student(self) -> Adaptor:
+        """See `Trainer.student`."""
+        return self._student
+
+    def losses(self, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """See `Trainer.losses`."""
         import torch
 
         from fedvad.detectors.memory.adaptor_net import adaptor_loss
@@ -113,28 +118,17 @@ class AdaptorSite:
 
         def loss(batch: torch.Tensor) -> torch.Tensor:
             drawn = torch.randn(batch.shape, generator=noise, device=self.device)
-            return adaptor_loss(self.student, batch, drawn, self.config.jitter)  # type: ignore[arg-type]
+            return adaptor_loss(self.student, batch, drawn, self.config.jitter)
 
-        return train_student(
-            self.student,
-            loss,
-            self._batches,
-            self.config.train,
-            seed=seed,
-            penalty=penalty,
-            correction=correction,
-        )
+        return loss
 
     def represent(self, student: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """(n, bottleneck) of a batch of (n, d) patches."""
         encoded: torch.Tensor = student.encode(batch)  # type: ignore[operator]
         return encoded
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step of a round, from 1, as `train_student` sets it."""
-        return self.config.train.rate(step)
-
-    def _batches(self, rng: np.random.Generator) -> Iterator[torch.Tensor]:
+    def batches(self, rng: np.random.Generator) -> Iterator[torch.Tensor]:
+        """See `Trainer.batches`."""
         import torch
 
         order = torch.from_numpy(rng.permutation(len(self._patches))).to(self.device)
@@ -159,24 +153,20 @@ class AdaptorSite:
         return torch.from_numpy(sampler.result()).to(self.device)
 
 
+_CONFIG, _SCORING = AdaptorConfig(), ScoringConfig()
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class AdaptorDetector(Detector):
     """Scores by how badly a patch's descriptor is rebuilt through a bottleneck; ours."""
 
     name: ClassVar[str] = "adaptor"
 
-    def __init__(
-        self,
-        *,
-        extractor: FeatureExtractor,
-        config: AdaptorConfig | None = None,
-        scoring: ScoringConfig | None = None,
-        seed: int = 0,
-        max_bad: float = MAX_BAD,
-    ) -> None:
-        super().__init__(extractor=extractor, seed=seed)
-        self.config = config or AdaptorConfig()
-        self.scoring = scoring or ScoringConfig()
-        self.max_bad = max_bad
+    config: AdaptorConfig = _CONFIG
+    scoring: ScoringConfig = _SCORING
+    max_bad: float = MAX_BAD
+
+    def __post_init__(self) -> None:
         self.student_: torch.nn.Module | None = None
 
     def fit(self, images: ImageSet) -> Self:
@@ -211,9 +201,7 @@ class AdaptorDetector(Detector):
         """See `Detector.facts`."""
         return {"scoring": {"smooth": self.scoring.smooth, "top": self.scoring.top}}
 
-    def score_pixels(
-        self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
-    ) -> Iterator[tuple[float, FloatArray]]:
+    def score_pixels(self, images: Pictures) -> Iterator[tuple[float, FloatArray]]:
         """See `Detector.score_pixels`."""
         scorer = AdaptorScorer(self._student(), self.scoring)
         for descriptors in self.extractor.describe(images):
@@ -229,20 +217,14 @@ class AdaptorDetector(Detector):
         """See `Detector.top_count`."""
         return self.scoring.count(cells)
 
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Values]:
         """See `Detector.state`."""
         student = self._student()
         values = {"scoring": asdict(self.scoring), "config": asdict(self.config), "seed": self.seed}
         return parameters_of(student), values
 
     @classmethod
-    def from_state(
-        cls,
-        arrays: dict[str, npt.NDArray[Any]],
-        values: dict[str, Any],
-        *,
-        extractor: FeatureExtractor,
-    ) -> Self:
+    def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """See `Detector.from_state`."""
         options = dict(values["config"])
         config = AdaptorConfig(**options | {"train": TrainConfig(**options["train"])})

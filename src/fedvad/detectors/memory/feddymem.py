@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
-from fedvad.detectors.base import Detector, NormalFeatures, Scores, score_stream
+from fedvad.detectors.base import (
+    Arrays,
+    Detector,
+    NormalFeatures,
+    Pictures,
+    Scores,
+    Values,
+    score_stream,
+)
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import ROUNDS, FedDyMemConfig, MemorySite
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
@@ -25,27 +33,24 @@ from fedvad.memory.reduce import reduce_patches
 
 __all__ = ["FedDyMem", "MemoryDetector", "PatchCore"]
 
+_SCORING, _CONFIG = ScoringConfig(), FedDyMemConfig()
 
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class MemoryDetector(Detector):
     """Scores by distance to a memory bank, in the space of a generator.
 
     bank_: the memory. generator_: the identity unless trained.
     """
 
-    def __init__(
-        self,
-        *,
-        extractor: FeatureExtractor,
-        scoring: ScoringConfig | None = None,
-        seed: int = 0,
-        max_bad: float = MAX_BAD,
-    ) -> None:
-        super().__init__(extractor=extractor, seed=seed)
-        self.scoring = scoring or ScoringConfig()
-        self.max_bad = max_bad
+    scoring: ScoringConfig = _SCORING
+    max_bad: float = MAX_BAD
+
+    def __post_init__(self) -> None:
         # building the index of a large memory takes a while, so what scores is kept
         self._scorer: MemoryScorer | None = None
         self._scale: FloatArray | None = None
+        self._negatives: FloatArray | None = None
         self.bank_: MemoryBank | None = None
         self.generator_: Generator | None = None
 
@@ -54,12 +59,15 @@ class MemoryDetector(Detector):
         bank: MemoryBank,
         generator: Generator | None = None,
         scale: FloatArray | None = None,
+        negatives: FloatArray | None = None,
     ) -> Self:
         """Adopt a memory made elsewhere, as a new site does with the global one.
 
-        scale: what `distance_scale` gives for it, where it is known already.
+        scale: what `distance_scale` gives for it, where it is known already. negatives: (k, d)
+        patches of confirmed defects, see `MemoryScorer`.
         """
         self.bank_, self._scale, self._scorer = bank, scale, None
+        self._negatives = negatives
         self.generator_ = generator or Generator.identity(bank.dim)
         return self
 
@@ -81,9 +89,7 @@ class MemoryDetector(Detector):
         memory = {"rows": len(bank), "dim": bank.dim, "generator": generator}
         return {"scoring": asdict(self.scoring), "memory": memory}
 
-    def score_pixels(
-        self, images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
-    ) -> Iterator[tuple[float, FloatArray]]:
+    def score_pixels(self, images: Pictures) -> Iterator[tuple[float, FloatArray]]:
         """See `Detector.score_pixels`."""
         scorer = self.scorer
         assert self.generator_ is not None
@@ -105,10 +111,12 @@ class MemoryDetector(Detector):
         if self.bank_ is None:
             raise ConfigError(f"{self.name} has no memory yet: call fit() or with_memory() first")
         if self._scorer is None:
-            self._scorer = MemoryScorer(self.bank_, self.scoring, scale=self._scale)
+            self._scorer = MemoryScorer(
+                self.bank_, self.scoring, scale=self._scale, negatives=self._negatives
+            )
         return self._scorer
 
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Values]:
         """See `Detector.state`."""
         if self.bank_ is None or self.generator_ is None:
             raise ConfigError(f"{self.name} has learned nothing to save: call fit() first")
@@ -123,13 +131,7 @@ class MemoryDetector(Detector):
         return arrays, {"scoring": asdict(self.scoring), "seed": self.seed}
 
     @classmethod
-    def from_state(
-        cls,
-        arrays: dict[str, npt.NDArray[Any]],
-        values: dict[str, Any],
-        *,
-        extractor: FeatureExtractor,
-    ) -> Self:
+    def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """See `Detector.from_state`."""
         detector = cls(
             extractor=extractor,
@@ -151,26 +153,15 @@ class MemoryDetector(Detector):
         return features
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PatchCore(MemoryDetector):
     """A k-center coreset of normal patches (Roth et al. 2022), of `rows` vectors."""
 
     name: ClassVar[str] = "patchcore"
 
-    def __init__(
-        self,
-        *,
-        extractor: FeatureExtractor,
-        rows: int = FedDyMemConfig.rows,
-        candidates: float = FedDyMemConfig.candidates,
-        projection: int | None = FedDyMemConfig.projection,
-        scoring: ScoringConfig | None = None,
-        seed: int = 0,
-        max_bad: float = MAX_BAD,
-    ) -> None:
-        super().__init__(extractor=extractor, scoring=scoring, seed=seed, max_bad=max_bad)
-        self.rows = rows
-        self.candidates = candidates
-        self.projection = projection
+    rows: int = FedDyMemConfig.rows
+    candidates: float = FedDyMemConfig.candidates
+    projection: int | None = FedDyMemConfig.projection
 
     def fit(self, images: ImageSet) -> Self:
         """See `Detector.fit`; the memory is what a site of a federation sends in one round."""
@@ -207,26 +198,22 @@ class PatchCore(MemoryDetector):
         return self.with_memory(bank)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class FedDyMem(MemoryDetector):
-    """A site's dynamic memory on its own; runners join several of them into a federation."""
+    """A site's dynamic memory on its own; runners join several of them into a federation.
+
+    scoring: by default that of `config`.
+    """
 
     name: ClassVar[str] = "feddymem"
 
-    def __init__(
-        self,
-        *,
-        extractor: FeatureExtractor,
-        config: FedDyMemConfig | None = None,
-        rounds: int = ROUNDS,
-        scoring: ScoringConfig | None = None,
-        seed: int = 0,
-        max_bad: float = MAX_BAD,
-    ) -> None:
-        self.config = config or FedDyMemConfig()
-        self.rounds = rounds
-        super().__init__(
-            extractor=extractor, scoring=scoring or self.config.scoring, seed=seed, max_bad=max_bad
-        )
+    config: FedDyMemConfig = _CONFIG
+    rounds: int = ROUNDS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scoring is _SCORING:
+            self.scoring = self.config.scoring
 
     def fit(self, images: ImageSet) -> Self:
         """See `Detector.fit`."""

@@ -5,9 +5,9 @@ The mirror image of FedDyMem: there memories travel and generators stay. For com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.metric_loss import MetricLossConfig, metric_loss
 from fedvad.detectors.memory.site import FedDyMemConfig, MemorySite
-from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
+from fedvad.detectors.student.training import TrainConfig, Trainer
 from fedvad.memory.bank import MemoryBank
 
 if TYPE_CHECKING:
@@ -40,17 +40,22 @@ class GeneratorConfig:
     train: TrainConfig = field(default_factory=_training)
 
 
-class GeneratorSite:
+class GeneratorSite(Trainer):
     """One site's own memory and the generator that it trains against it."""
 
     def __init__(self, features: NormalFeatures, config: GeneratorConfig, *, seed: int) -> None:
-        self.config = config
+        self.config, self.settings = config, config.train
         self.seed = seed
         site = MemorySite(features, config.memory, seed=seed, rounds=config.rounds)
         for round_ in range(1, config.rounds + 1):
             site.update(round_, site.bank if len(site.bank) else None)
         self._raw = site.bank
-        self.student: torch.nn.Module = _module(site.dim)
+        self._student = _module(site.dim)
+
+    @property
+    def student(self) -> torch.nn.Module:
+        """See `Trainer.student`: the generator as a module."""
+        return self._student
 
     @property
     def generator(self) -> Generator:
@@ -62,16 +67,10 @@ class GeneratorSite:
     def bank(self) -> MemoryBank:
         """The site's memory in the generator's space; spreads stay those of the raw rows."""
         moved = self.generator(self._raw.vectors)
-        return MemoryBank(moved, self._raw.weights, self._raw.spread)
+        return replace(self._raw, vectors=moved)
 
-    def train(
-        self,
-        *,
-        seed: int,
-        penalty: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None,
-        correction: Mapping[str, torch.Tensor] | None = None,
-    ) -> TrainLog:
-        """Pull the site's rows to their neighbours; see `train_student`."""
+    def losses(self, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """See `Trainer.losses`: it pulls the site's rows to their neighbours."""
         import torch
 
         anchors = torch.from_numpy(self.bank.vectors)
@@ -80,30 +79,19 @@ class GeneratorSite:
         def loss(batch: torch.Tensor) -> torch.Tensor:
             return metric_loss(self.student(batch), batch, anchors, radius, self.config.loss)
 
-        return train_student(
-            self.student,
-            loss,
-            self._batches,
-            self.config.train,
-            seed=seed,
-            penalty=penalty,
-            correction=correction,
-        )
+        return loss
 
     def represent(self, student: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """(n, d) embedded patches."""
         embedded: torch.Tensor = student(batch)
         return embedded
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step of a round, from 1, as `train_student` sets it."""
-        return self.config.train.rate(step)
-
-    def _batches(self, rng: np.random.Generator) -> Iterator[torch.Tensor]:
+    def batches(self, rng: np.random.Generator) -> Iterator[torch.Tensor]:
+        """See `Trainer.batches`."""
         import torch
 
         order = rng.permutation(len(self._raw))
-        size = self.config.train.batch
+        size = self.settings.batch
         for start in range(0, len(order), size):
             yield torch.from_numpy(self._raw.vectors[order[start : start + size]])
 

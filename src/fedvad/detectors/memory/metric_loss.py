@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from fedvad.detectors.memory.generator import Generator
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.distances import squared_norms
 
@@ -50,8 +50,7 @@ class MetricLossConfig:
     min_spread: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(LossMode):
-            raise ConfigError(f"unknown metric loss {self.loss!r}; choose {get_args(LossMode)}")
+        check_choice("metric loss", self.loss, LossMode)
         if self.attract < 1 or self.repel < 0 or self.epochs < 1 or self.batch < 1:
             raise ConfigError("metric loss needs attract, epochs, batch >= 1 and repel >= 0")
 

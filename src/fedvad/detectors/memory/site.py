@@ -7,8 +7,8 @@ docs/methods/feddymem.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,11 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.metric_loss import MetricLossConfig, TrainingLog, train_generator
 from fedvad.detectors.scoring import ScoringConfig
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import CandidateSampler
+from fedvad.memory.origin import Origin, Source, origin_arrays, origin_from
 from fedvad.memory.private import PrivatePositionMeans
 from fedvad.memory.reduce import PositionMeans, ReduceMode, reduce_patches, renew
 
@@ -66,12 +67,9 @@ class FedDyMemConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
     def __post_init__(self) -> None:
-        if self.reduce not in get_args(Reduce):
-            raise ConfigError(f"unknown reduce {self.reduce!r}; choose from {get_args(Reduce)}")
-        if self.update not in get_args(Update):
-            raise ConfigError(f"unknown update {self.update!r}; choose from {get_args(Update)}")
-        if self.anchors not in get_args(Anchors):
-            raise ConfigError(f"unknown anchors {self.anchors!r}; choose from {get_args(Anchors)}")
+        check_choice("reduce", self.reduce, Reduce)
+        check_choice("update", self.update, Update)
+        check_choice("anchors", self.anchors, Anchors)
         if self.rows < 1 or not 0 <= self.ema < 1:
             raise ConfigError("rows must be at least 1 and ema in [0, 1)")
         if self.min_count < 1 or self.noise < 0:
@@ -139,6 +137,7 @@ class MemorySite:
             "vectors": self.bank.vectors,
             "weights": self.bank.weights,
             "spread": self.bank.spread,
+            **origin_arrays(self.bank.origin),
         }
         if not self.generator.is_identity:
             arrays["generator/weight"] = self.generator.weight
@@ -147,7 +146,8 @@ class MemorySite:
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Go on from a `snapshot`; raises KeyError or `MemoryBankError` for what is none."""
-        self.bank = MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"])
+        origin = origin_from(arrays, len(arrays["weights"]))
+        self.bank = MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"], origin)
         self.generator = Generator.identity(self.dim)
         if "generator/weight" in arrays:
             self.generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
@@ -161,7 +161,7 @@ class MemorySite:
         if self.config.reduce == "position":
             if self.config.train:
                 self._train(self._sample(round_), known, round_)
-            return self._replace(self._position_means())
+            return self._replace(self._position_means(), round_)
         raw = self._sample(round_)
         if self.config.train:
             self._train(raw, known, round_)
@@ -169,16 +169,15 @@ class MemorySite:
         if self.config.update == "grow":
             return self._grow(patches, known, round_)
         if len(self.bank) == 0:
-            return self._replace(self._reduce(patches, round_))
-        return self._replace(
-            renew(
-                self.bank,
-                patches,
-                keep=self.config.ema,
-                images=self._images,
-                min_count=self.config.min_count,
-            )
+            return self._replace(self._reduce(patches, round_), round_)
+        moved = renew(
+            self.bank,
+            patches,
+            keep=self.config.ema,
+            images=self._images,
+            min_count=self.config.min_count,
         )
+        return self._replace(moved, round_)
 
     def sample_ahead(self, round_: int = 1) -> Callable[[npt.NDArray[np.float16]], None]:
         """Begin the samples of this round and of following ones; give them each image in turn.
@@ -256,6 +255,7 @@ class MemorySite:
             projection=self.config.projection,
             images=self._images,
             min_count=self.config.min_count,
+            origin=self._origin(round_, len(patches), mode == "coreset" and self.config.pull == 0),
         )
 
     def _grow(self, patches: FloatArray, known: MemoryBank | None, round_: int) -> MemoryBank:
@@ -268,9 +268,18 @@ class MemorySite:
         self.bank = self._scaled(concatenate([self.bank, new]))
         return new
 
-    def _replace(self, bank: MemoryBank) -> MemoryBank:
-        self.bank = self._scaled(bank)
+    def _replace(self, bank: MemoryBank, round_: int) -> MemoryBank:
+        # rows of this way to update are averages, or were moved: of no one image
+        self.bank = replace(self._scaled(bank), origin=self._origin(round_, len(bank)))
         return self.bank
+
+    def _origin(self, round_: int, rows: int, images: bool = False) -> Origin:
+        """Of this many rows of a round; of the sampled patches with their images."""
+        site = self.features.where
+        if not images:
+            return Origin.of([Source(site, round_)], np.zeros(rows, np.int64))
+        sources = [Source(site, round_, digest) for digest in self.features.digests]
+        return Origin.of(sources, self._images)
 
     def _scaled(self, bank: MemoryBank) -> MemoryBank:
         return bank.rescaled(float(self.n_patches))

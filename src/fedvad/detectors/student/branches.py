@@ -15,7 +15,7 @@ from fedvad.features.compat import import_timm
 from fedvad.features.modules import BlockTaps, Headed
 from fedvad.features.tiny import TinyNet
 
-__all__ = ["Branch", "PaSTeNet", "STFPMNet", "build_net", "reinitialise"]
+__all__ = ["Branch", "PaSTeNet", "STFPMNet", "build_net", "check_layers", "reinitialise"]
 
 _CHAINS = "fedvad-tiny, mcunet_in3, or a ResNet, MobileNet, EfficientNet or ConvNeXt of timm"
 
@@ -105,12 +105,7 @@ def build_net(
     """
     steps, ends = _chain(copy.deepcopy(network))
     taps = sorted(set(layers))
-    unknown = [t for t in taps if t not in ends]
-    if unknown or not taps:
-        raise ConfigError(
-            f"the backbone gives layers {sorted(ends)}, not {unknown or taps}; "
-            "build it with all the layers that are to be distilled"
-        )
+    check_layers(taps, sorted(ends))
     if bootstrap is None:
         bootstrap = taps[0] - 1
     if not -1 <= bootstrap < taps[0]:
@@ -126,6 +121,16 @@ def build_net(
     if cut == 0:
         return STFPMNet(teacher, student)
     return PaSTeNet(nn.Sequential(*steps[:cut]), teacher, student)
+
+
+def check_layers(layers: Sequence[int], given: Sequence[int]) -> None:
+    """Raise `ConfigError` for no layer to distil, or one that the backbone does not give."""
+    unknown = sorted(set(layers) - set(given))
+    if unknown or not layers:
+        raise ConfigError(
+            f"the backbone gives layers {list(given)}, not {unknown or list(layers)}; "
+            "build it with all the layers that are to be distilled"
+        )
 
 
 def reinitialise(module: nn.Module, seed: int) -> None:

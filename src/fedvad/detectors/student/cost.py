@@ -1,17 +1,14 @@
-"""What a student costs: bytes at rest, multiplications per image, memory while it trains."""
+"""What a student costs: bytes at rest, and multiplications per image."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Memory", "Peak", "descriptor_macs", "macs", "memory", "peak_memory"]
+__all__ = ["Memory", "descriptor_macs", "macs", "memory"]
 
 
 @dataclass(frozen=True)
@@ -73,51 +70,6 @@ def descriptor_macs(network: torch.nn.Module, sides: tuple[int, int]) -> int:
 
     device = network.get_buffer("scale").device
     return macs(network, torch.zeros(1, *sides, 3, dtype=torch.uint8, device=device))
-
-
-@dataclass
-class Peak:
-    """Largest number of bytes above those in use at the start; known when the block has ended."""
-
-    bytes: int = 0
-
-
-@contextmanager
-def peak_memory(device: str = "cpu", *, interval: float = 0.002) -> Iterator[Peak]:
-    """Measure the block's peak memory: exactly on CUDA, by sampling the process on the CPU.
-
-    On the CPU it is the growth of the resident set, read every `interval` seconds: allocators keep
-    what was freed, so measure what is to be compared in processes of their own.
-    """
-    peak = Peak()
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        yield peak
-        torch.cuda.synchronize(device)
-        peak.bytes = torch.cuda.max_memory_allocated(device) - before
-        return
-    import psutil
-
-    process = psutil.Process()
-    start = process.memory_info().rss
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.wait(interval):
-            peak.bytes = max(peak.bytes, process.memory_info().rss - start)
-
-    thread = threading.Thread(target=sample, name="fedvad-memory", daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
-        peak.bytes = max(peak.bytes, process.memory_info().rss - start)
 
 
 def _bytes(tensors: Any) -> int:

@@ -42,7 +42,6 @@ class DefectPool:
         count: int,
         synthesis: SynthesisConfig,
         textures: Path | None,
-        image_size: int,
         seed: int,
     ) -> None:
         self._normals = normals
@@ -51,10 +50,11 @@ class DefectPool:
         picked = order[np.arange(count) % len(own)]
         self._sources = own[picked]
         masks: list[list[_Cells]] = []
-        folder = None if textures is None else TextureFolder(textures, size=image_size)
+        size = normals.image_size
+        folder = None if textures is None else TextureFolder(textures, size=size)
 
         def drawn() -> Iterator[npt.NDArray[np.uint8]]:
-            for item in read_pixels([paths[i] for i in picked], image_size):
+            for item in read_pixels([paths[i] for i in picked], size):
                 if item.pixels is None:
                     raise DataError(f"an image vanished meanwhile: {item.error}")
                 defect = synthesise(

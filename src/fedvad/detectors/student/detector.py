@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from fedvad.data.bounds import MAX_BAD
 from fedvad.data.contents import normals
 from fedvad.data.folders import ImageSet
-from fedvad.detectors.base import Detector, Scores, check_score
+from fedvad.detectors.base import Arrays, Detector, Pictures, Scores, Values, collected
 from fedvad.detectors.scoring import ScoringConfig, image_score, smooth
 from fedvad.detectors.student.loss import Combine
 from fedvad.detectors.student.parameters import (
@@ -42,8 +43,10 @@ if TYPE_CHECKING:
 __all__ = ["StudentDetector"]
 
 _Pixels = npt.NDArray[np.uint8]
+_TRAIN = TrainConfig()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class StudentDetector(Detector):
     """Scores by the distance between a frozen teacher and a student trained on normal images.
 
@@ -58,36 +61,24 @@ class StudentDetector(Detector):
     of 1 is that of a typical unseen normal image, at every site and for every backbone. Ours.
 
     parts: what sites train and average one after another. own_values: what of `state` is each
-    site's own where sites share a student. net_: the trained net. scale_: s. log_: how the
-    training went.
+    site's own where sites share a student. site: what trains. net_: the trained net. scale_: s.
+    log_: how the training went.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("student",)
     own_values: ClassVar[tuple[str, ...]] = ("scale",)
+    site: ClassVar[type[StudentSite]] = StudentSite
 
-    def __init__(
-        self,
-        *,
-        extractor: FeatureExtractor,
-        layers: tuple[int, ...] | None = None,
-        combine: Combine = "product",
-        train: TrainConfig | None = None,
-        held_out: float = 0.2,
-        smooth: int = ScoringConfig.smooth,
-        top: float = ScoringConfig.top,
-        cache_bytes: int = 256 << 20,
-        seed: int = 0,
-        max_bad: float = MAX_BAD,
-    ) -> None:
-        super().__init__(extractor=extractor, seed=seed)
-        self.layers = layers
-        self.combine = combine
-        self.train = train or TrainConfig()
-        self.held_out = held_out
-        self.smooth = smooth
-        self.top = top
-        self.cache_bytes = cache_bytes
-        self.max_bad = max_bad
+    layers: tuple[int, ...] | None = None
+    combine: Combine = "product"
+    held_out: float = 0.2
+    smooth: int = ScoringConfig.smooth
+    top: float = ScoringConfig.top
+    cache_bytes: int = 256 << 20
+    max_bad: float = MAX_BAD
+    train: TrainConfig = _TRAIN
+
+    def __post_init__(self) -> None:
         # compiling takes an engine seconds, so what scores is kept with its net
         self._mapper: Mapper | None = None
         self.net_: PaSTeNet | None = None
@@ -112,7 +103,7 @@ class StudentDetector(Detector):
         """The `parts`, in their order, as they are before training: equal for equal seeds, at every
         site. `StudentSite.part` trains one.
         """
-        return {"student": self.network().student}
+        return self._parts(self.network())
 
     @classmethod
     def round_training(cls, steps: int | None) -> TrainConfig:
@@ -122,15 +113,19 @@ class StudentDetector(Detector):
     @classmethod
     def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
         """Options of the constructor from a configuration's table, for a site that trains in rounds
-        by `train`; tables within it become what the constructor takes. Raises `TypeError` for
-        keys that do not belong there, `ConfigError` for values.
+        by `train`; tables within it, where keys may be missing, become what the constructor takes.
+        Raises `TypeError` for keys that do not belong there, `ConfigError` for values.
         """
-        return dict(table)
+        tables = {
+            name: replace(getattr(cls, name), **_tupled(value))
+            for name, value in table.items()
+            if is_dataclass(getattr(cls, name, None))
+        }
+        return dict(table) | tables
 
     def fresh(self) -> Self:
         """An untrained detector of the same options, extractor and seed."""
-        options = self._options() | {"train": self.train}
-        return type(self)(extractor=self.extractor, seed=self.seed, **options)
+        return type(self)(extractor=self.extractor, seed=self.seed, **self._options())
 
     def prepare(self, images: ImageSet, net: PaSTeNet | None = None) -> StudentSite:
         """Read the normal images and compute all that is frozen; the site can then be trained,
@@ -139,9 +134,9 @@ class StudentDetector(Detector):
         """
         from fedvad.detectors.student.graphs import normaliser
 
-        paths = normals(images)
-        return self._site(
-            net or self.network(),
+        paths, own = normals(images), net or self.network()
+        return self.site(
+            own,
             normaliser(self.extractor),
             paths,
             config=self.extractor.config,
@@ -151,15 +146,13 @@ class StudentDetector(Detector):
             seed=self.seed,
             max_bad=self.max_bad,
             where=f"{self.name} training set",
+            **self._site_options(own),
         )
 
     def fit(self, images: ImageSet) -> Self:
         """See `Detector.fit`."""
-        site = self.prepare(images)
-        try:
+        with closing(self.prepare(images)) as site:
             log = site.train()
-        finally:
-            site.close()
         return self.with_net(site.net, site.unseen, log)
 
     def with_net(self, net: PaSTeNet, normals: Sequence[Path], log: TrainLog | None = None) -> Self:
@@ -180,23 +173,14 @@ class StudentDetector(Detector):
     def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
         """See `Detector.score`; maps lie on the grid of the finest level."""
         mapper = self._graph()
-        values, maps, kept, bad = [], [], [], []
-        for index, map_, error in mapped(mapper, images, self.extractor.config):
-            if map_ is None:
-                bad.append(error or "unknown error")
-            else:
-                score, scaled = self._scored(map_)
-                values.append(check_score(score, str(images[index])))
-                maps.append(scaled)
-                kept.append(index)
-            if on_image is not None:
-                on_image()
-        return Scores(
-            np.asarray(values, np.float64),
-            np.stack(maps) if maps else np.zeros((0, *self._grid), np.float32),
-            np.asarray(kept, np.int64),
-            tuple(bad),
-        )
+
+        def outcomes() -> Iterator[tuple[int, tuple[float, FloatArray] | str]]:
+            for index, map_, error in mapped(mapper, images, self.extractor.config):
+                yield index, error or "unknown error" if map_ is None else self._scored(map_)
+                if on_image is not None:
+                    on_image()
+
+        return collected(outcomes(), images, self._grid)
 
     def ready(self) -> None:
         """See `Detector.ready`; the graph is compiled with the first image."""
@@ -206,9 +190,7 @@ class StudentDetector(Detector):
         """See `Detector.facts`."""
         return {"scoring": {"smooth": self.smooth, "top": self.top, "combine": self.combine}}
 
-    def score_pixels(
-        self, images: _Pixels | Sequence[_Pixels]
-    ) -> Iterator[tuple[float, FloatArray]]:
+    def score_pixels(self, images: Pictures) -> Iterator[tuple[float, FloatArray]]:
         """See `Detector.score_pixels`."""
         for _, map_ in self._graph()(enumerate(images)):
             yield self._scored(map_)
@@ -243,15 +225,17 @@ class StudentDetector(Detector):
         blank = torch.zeros(1, 3, side, side, device=self.extractor.config.device)
         return macs(self.net_ or self.network(), blank)
 
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Values]:
         """See `Detector.state`. The teacher is not stored: the extractor brings it."""
         net, scale = self._trained()
-        student = net.student
-        arrays = {f"student/{n}": a for n, a in parameters_of(student).items()}
-        arrays |= {f"buffers/{n}": a for n, a in buffers_of(student).items()}
-        options = self._options() | {"train": self.train}
+        arrays = {
+            f"{part}/{n}": array
+            for part, module in self._parts(net).items()
+            for n, array in parameters_of(module).items()
+        }
+        arrays |= {f"buffers/{n}": a for n, a in buffers_of(net.student).items()}
         values = {
-            "options": {n: asdict(o) if is_dataclass(o) else o for n, o in options.items()},  # type: ignore[arg-type]
+            "options": {name: _plain(value) for name, value in self._options().items()},
             "seed": self.seed,
             "scale": scale,
             "log": None if self.log_ is None else asdict(self.log_),
@@ -259,19 +243,14 @@ class StudentDetector(Detector):
         return arrays, values
 
     @classmethod
-    def from_state(
-        cls,
-        arrays: dict[str, npt.NDArray[Any]],
-        values: dict[str, Any],
-        *,
-        extractor: FeatureExtractor,
-    ) -> Self:
+    def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """See `Detector.from_state`; raises `TypeError` for weights that are not this student's."""
         options = cls._restored(values["options"])
         detector = cls(extractor=extractor, seed=values["seed"], **options)
         net = detector.network()
         try:
-            load_parameters(net.student, under("student/", arrays))
+            for part, module in cls._parts(net).items():
+                load_parameters(module, under(f"{part}/", arrays))
             load_buffers(net.student, under("buffers/", arrays))
         except MismatchError as error:  # to a reader of files it is damage
             raise TypeError(str(error)) from error
@@ -279,24 +258,32 @@ class StudentDetector(Detector):
         detector.log_ = None if values["log"] is None else TrainLog(**values["log"])
         return detector
 
+    @staticmethod
+    def _parts(net: PaSTeNet) -> dict[str, torch.nn.Module]:
+        """The modules of `parts`, as they are trained."""
+        return {"student": net.student}
+
     def _bootstrap(self) -> int | None:
         return -1
 
-    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> StudentSite:
-        return StudentSite(net, *given, **options)
+    def _site_options(self, net: PaSTeNet) -> dict[str, Any]:
+        """What `site` takes besides, named as here."""
+        return {name: getattr(self, name) for name in self.site.options}
 
     def _options(self) -> dict[str, Any]:
-        names = ("layers", "combine", "held_out", "smooth", "top", "cache_bytes", "max_bad")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _option_names(type(self))}
 
     @classmethod
     def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
         """Options as the constructor takes them from those of `state`, where groups are tables."""
-        layers = options["layers"]
-        return options | {
-            "train": TrainConfig(**options["train"]),
-            "layers": None if layers is None else tuple(layers),
+        made = {
+            name: type(getattr(cls, name))(**_tupled(options[name]))
+            for name in _option_names(cls)
+            if is_dataclass(getattr(cls, name))
         }
+        if options.get("textures") is not None:
+            made["textures"] = Path(options["textures"])
+        return _tupled(options) | made
 
     def _check(self) -> None:
         if self.combine not in ("product", "sum"):
@@ -347,3 +334,21 @@ class StudentDetector(Detector):
 
     def _smooth(self, map_: FloatArray) -> FloatArray:
         return smooth(np.ascontiguousarray(map_, dtype=np.float32), self.smooth)
+
+
+def _option_names(kind: type[StudentDetector]) -> list[str]:
+    """Options that its file holds as such, in their order there."""
+    apart = ("extractor", "seed", "train")
+    return [*(field.name for field in fields(kind) if field.name not in apart), "train"]
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON holds it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _tupled(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table whose lists, the only form that files have, become tuples."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}

@@ -10,7 +10,7 @@ from fedvad.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Combine", "Reduction", "combine_maps", "cosine_loss", "level_maps"]
+__all__ = ["Combine", "Reduction", "added", "combine_maps", "cosine_loss", "level_maps"]
 
 Combine = Literal["product", "sum"]
 Reduction = Literal["mean", "batch_sum"]
@@ -50,12 +50,15 @@ def cosine_loss(
     the batch). Source: STFPM, eqs. 1-3.
     """
     maps = level_maps(teacher, student, eps=eps)
-    if not maps:
-        raise ConfigError("a loss needs at least one level")
-    total = maps[0].mean()
-    for level in maps[1:]:
-        total = total + level.mean()
+    total = added([level.mean() for level in maps])
     return total * len(maps[0]) if reduction == "batch_sum" else total
+
+
+def added(levels: Sequence[Tensor]) -> Tensor:
+    """Sum of the losses of all levels, in their order; raises `ConfigError` without any."""
+    if not levels:
+        raise ConfigError("a loss needs at least one level")
+    return sum(levels[1:], levels[0])
 
 
 def combine_maps(maps: Sequence[Tensor], size: tuple[int, int], combine: Combine) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,12 @@ from fedvad.detectors.student.layout import memory_format
 from fedvad.detectors.student.loss import cosine_loss
 from fedvad.detectors.student.pixels import read_pixels
 from fedvad.detectors.student.targets import Batch, TrainingSet
-from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
+from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog, train_student
 from fedvad.errors import DataError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import check_bad_share
+from fedvad.features.near_copies import confirmed, copies_of, thumbnail
+from fedvad.memory.bank import FloatArray
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +32,18 @@ __all__ = ["StudentSite"]
 log = logging.getLogger(__name__)
 
 
-class StudentSite:
+class StudentSite(Trainer):
     """A net and the frozen features of a site's readable normal images.
 
     n_images: readable images. bad: why images were left out. paths: files of the images trained
     on. unseen: files of the held-out normals, which only validate (all files, when there is a
-    single one). choose: whether they choose the pass whose weights are kept; else it is the last.
-    Raises `DataError` when no image, or less than the share 1 - max_bad, can be read.
+    single one). copies: number of near copies, of which none is held out. choose: whether the
+    held-out images choose the pass whose weights are kept; else it is the last. Raises
+    `DataError` when no image, or less than the share 1 - max_bad, can be read.
     """
+
+    # of a detector, named as there, that it takes besides
+    options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -53,10 +59,9 @@ class StudentSite:
         max_bad: float,
         where: str,
     ) -> None:
-
         self.net = net
         net.student.to(memory_format=memory_format(net.student))  # type: ignore[call-overload]
-        self.config = train
+        self.config = self.settings = train
         self.seed = seed
         self.choose = True
         self._set = TrainingSet(
@@ -70,6 +75,7 @@ class StudentSite:
         )
         bad: list[str] = []
         kept: list[Path] = []
+        small: list[FloatArray] = []
 
         def readable() -> Iterator[npt.NDArray[np.uint8]]:
             for item in read_pixels(paths, config.side, max_pixels=config.max_pixels):
@@ -77,6 +83,7 @@ class StudentSite:
                     bad.append(item.error or "unknown error")
                 else:
                     kept.append(paths[item.index])
+                    small.append(thumbnail(item.pixels))
                     yield item.pixels
 
         try:
@@ -88,11 +95,19 @@ class StudentSite:
             self.close()
             raise
         self.bad, self.n_images = tuple(bad), len(kept)
-        order = np.random.default_rng(seed).permutation(len(kept))
-        count = min(len(kept) - 1, max(1, round(held_out * len(kept)))) if held_out else 0
+        suspects = [[kept[i] for i in group] for group in copies_of(np.stack(small))]
+        copies = confirmed(suspects, max_pixels=config.max_pixels)
+        again = {path for same in copies.values() for path in same}
+        self.copies = len(again)
+        able = np.array([i for i, path in enumerate(kept) if path not in again])
+        order = np.random.default_rng(seed).permutation(able)
+        count = min(len(able) - 1, max(1, round(held_out * len(able)))) if held_out else 0
         if count <= 0:
             log.warning("%s: nothing held out; training runs its full length", where)
-        self._own, self._held_out = np.sort(order[count:]), np.sort(order[:count])
+        self._held_out = np.sort(order[:count])
+        held = [kept[i] for i in self._held_out]
+        out = {*held, *(path for own in held for path in copies.get(own, []))}
+        self._own = np.array([i for i, path in enumerate(kept) if path not in out])
         self.paths = [kept[i] for i in self._own]
         self.unseen = [kept[i] for i in self._held_out] if count > 0 else self.paths
 
@@ -160,10 +175,6 @@ class StudentSite:
         last: torch.Tensor = student(batch.inputs)[-1]
         return last.mean((2, 3))
 
-    def rate(self, step: int) -> float:
-        """Learning rate of the step-th step of a training, from 1."""
-        return self.config.rate(step)
-
     def recalibrate_batch_norm(self) -> None:
         """Give the student the batch statistics of this site's images: for weights that were
         averaged elsewhere, whose statistics nobody has measured.
@@ -184,6 +195,14 @@ class StudentSite:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self.student.eval()
+
+    def losses(self, seed: int) -> Callable[[Batch], torch.Tensor]:
+        """See `Trainer.losses`."""
+        return self.loss
+
+    def batches(self, rng: np.random.Generator) -> Iterator[Batch]:
+        """See `Trainer.batches`."""
+        return self._batches(self.config.batch, rng)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """What training lowers for one batch: here the cosine loss of the maps that score."""

@@ -73,7 +73,7 @@ class TrainingSet:
         from fedvad.detectors.student.graphs import TargetNet
 
         self.device = device
-        self._image_size, self._budget = image_size, budget
+        self.image_size, self._budget = image_size, budget
         self._target = TargetNet(net, normalise, image_size)
         self._normalise = normalise
         self._reads_maps = net.reads_maps
@@ -85,7 +85,7 @@ class TrainingSet:
         self._rows = RowStore(capacity, (self._target.length,), np.float16, budget=self._budget)
         self._pixels: RowStore | None = None
         if not self._target.has_trunk and not self._reads_maps:
-            side = (self._image_size, self._image_size, 3)
+            side = (self.image_size, self.image_size, 3)
             self._pixels = RowStore(capacity, side, np.uint8, budget=self._budget)
 
     def empty_like(self, capacity: int) -> TrainingSet:

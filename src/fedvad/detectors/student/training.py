@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from fedvad.detectors.student.parameters import (
     load_parameters,
     parameters_of,
 )
-from fedvad.errors import ConfigError, DataError, MismatchError
+from fedvad.errors import ConfigError, DataError, MismatchError, check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ __all__ = [
     "Optimiser",
     "TrainConfig",
     "TrainLog",
+    "Trainer",
     "buffers_of",
     "load_buffers",
     "load_parameters",
@@ -78,10 +80,7 @@ class TrainConfig:
             raise ConfigError("training needs warmup >= 0, and clip > 0 or none at all")
         if self.patience is not None and self.patience < 1:
             raise ConfigError("patience must be at least 1 epoch, or none at all")
-        if self.optimiser not in get_args(Optimiser):
-            raise ConfigError(
-                f"unknown optimiser {self.optimiser!r}; choose from {get_args(Optimiser)}"
-            )
+        check_choice("optimiser", self.optimiser, Optimiser)
         if not 0 < self.drop <= 1 or (self.drop < 1 and self.steps is None):
             raise ConfigError(
                 f"drop must lie in (0, 1], got {self.drop}; below 1 it needs a number of steps"
@@ -231,6 +230,47 @@ def train_student(
         student.load_state_dict(best)
     student.eval()
     return record
+
+
+class Trainer(ABC):
+    """A trainable part of a site, whose weights sites may average; settings: of its training."""
+
+    settings: TrainConfig
+
+    @property
+    @abstractmethod
+    def student(self) -> torch.nn.Module:
+        """The part that is trained, in place, and averaged."""
+
+    @abstractmethod
+    def losses(self, seed: int) -> Callable[[Any], torch.Tensor]:
+        """The loss of a batch, in a training with this seed."""
+
+    @abstractmethod
+    def batches(self, rng: np.random.Generator) -> Iterable[Any]:
+        """The batches of one pass."""
+
+    @abstractmethod
+    def represent(self, student: torch.nn.Module, batch: Any) -> torch.Tensor:
+        """(b, k) representation of a batch by any student of the same shape (for MOON)."""
+
+    def train(
+        self,
+        *,
+        seed: int,
+        penalty: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None,
+        correction: Mapping[str, torch.Tensor] | None = None,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> TrainLog:
+        """Train from where the student stands; see `train_student`."""
+        return train_student(
+            self.student, self.losses(seed), self.batches, self.settings,
+            seed=seed, penalty=penalty, correction=correction, on_step=on_step,
+        )  # fmt: skip
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the step-th step of a training, from 1."""
+        return self.settings.rate(step)
 
 
 def _check_correction(

@@ -11,14 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
+from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
 from fedvad.detectors.student.cost import descriptor_macs
 from fedvad.drawing.demo import write_demo
-from fedvad.errors import ConfigError, FedvadError
+from fedvad.errors import ConfigError, FedvadError, ImageError
+from fedvad.evaluation.trivial import STATISTICS, trivial_aurocs, trivial_statistics
 from fedvad.experiments.bench.cells import Prepared, run_cell
 from fedvad.experiments.bench.suite import BenchMethod, BenchSet, Suite
 from fedvad.experiments.bench.summary import summarise_bench
@@ -39,6 +43,7 @@ __all__ = ["bench"]
 
 log = logging.getLogger(__name__)
 _SCHEMA = 1
+_TRIVIAL_SIZE = 256
 _Key = tuple[str, str, int]
 
 
@@ -61,52 +66,47 @@ def bench(
     """
     guard_plain_folder(out, "--out", [] if data is None else [data])
     with only_one(out):
-        return _bench(suite, out, data, weights, cache, progress)
-
-
-def _bench(
-    suite: Suite,
-    out: Path,
-    data: Path | None,
-    weights: Path | None,
-    cache: DescriptorCache | None,
-    progress: Progress,
-) -> dict[str, Any]:
-    cells: dict[_Key, dict[str, Any]] = {}
-    missing: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    backbones: set[str] = set()
-    stage = Stage(progress, "cells", len(suite.sets) * len(suite.seeds) * len(suite.methods))
-    for item in suite.sets:
-        reason = _missing(item, data)
-        if reason:
-            log.warning("skipping set %s: %s", item.name, reason)
-            missing[item.name] = reason
-            continue
-        source = _source(item, data, out, suite)
-        for seed in suite.seeds:
-            shared: dict[str, Prepared] = {}
-            for method in suite.methods:
-                key = (item.name, method.name, seed)
-                config = suite.config(method, item.split, seed, weights)
-                try:
-                    cells[key] = _cell(key, config, source, method, suite, out, cache, shared)
-                    backbones.add(config.backbone)
-                except FedvadError as error:
-                    log.warning("cell %s failed: %s", " / ".join(map(str, key)), error)
-                    failed[" / ".join(map(str, key))] = str(error)
-                stage()
-    if not cells:
-        reasons = "; ".join([f"{k}: {v}" for k, v in (missing | failed).items()][:3])
-        raise ConfigError(f"suite {suite.name}: nothing could be run ({reasons})")
-    summary = summarise_bench(suite, cells) | {
-        "version": __version__,
-        "backbones": sorted(backbones),
-        "skipped": missing,
-        "failed": failed,
-    }
-    _write(out, summary)
-    return summary
+        cells: dict[_Key, dict[str, Any]] = {}
+        trivial: dict[str, Any] = {}
+        missing: dict[str, str] = {}
+        failed: dict[str, str] = {}
+        backbones: set[str] = set()
+        stage = Stage(progress, "cells", len(suite.sets) * len(suite.seeds) * len(suite.methods))
+        for item in suite.sets:
+            reason = _missing(item, data)
+            if reason:
+                log.warning("skipping set %s: %s", item.name, reason)
+                missing[item.name] = reason
+                continue
+            source = _source(item, data, out, suite)
+            try:
+                trivial[item.name] = _trivial(item, source, suite, out, weights)
+            except FedvadError as error:
+                failed[f"{item.name} / trivial statistics"] = str(error)
+            for seed in suite.seeds:
+                shared: dict[str, Prepared] = {}
+                for method in suite.methods:
+                    key = (item.name, method.name, seed)
+                    config = suite.config(method, item.split, seed, weights)
+                    try:
+                        cells[key] = _cell(key, config, source, method, suite, out, cache, shared)
+                        backbones.add(config.backbone)
+                    except FedvadError as error:
+                        log.warning("cell %s failed: %s", " / ".join(map(str, key)), error)
+                        failed[" / ".join(map(str, key))] = str(error)
+                    stage()
+        if not cells:
+            reasons = "; ".join([f"{k}: {v}" for k, v in (missing | failed).items()][:3])
+            raise ConfigError(f"suite {suite.name}: nothing could be run ({reasons})")
+        summary = summarise_bench(suite, cells) | {
+            "version": __version__,
+            "backbones": sorted(backbones),
+            "trivial": trivial,
+            "skipped": missing,
+            "failed": failed,
+        }
+        _write(out, summary)
+        return summary
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,30 @@ def _digest(file: Path, changed: int) -> str:
     """SHA-256 of a file, read once for as long as it stays as it is."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _trivial(
+    item: BenchSet, source: _Source, suite: Suite, out: Path, weights: Path | None
+) -> dict[str, Any]:
+    """AUROC of trivial statistics on the test images, split as for the first seed."""
+    seed = suite.seeds[0]
+    config = suite.config(suite.methods[0], item.split, seed, weights)
+    identity = {"schema": _SCHEMA, "images": source.images, "split": item.split, "seed": seed}
+    cell = Cell(cell_path(out / "trivial", item.name, seed), identity)
+    if (stored := cell.load()) is not None:
+        return stored.record
+    sites = {}
+    for site in source.read(config):
+        values, labels = [], []
+        for image in site.test:
+            try:
+                pixels = read_rgb(image.path, max_pixels=config.max_pixels)
+            except ImageError:
+                continue  # the cells of this set report it
+            values.append(trivial_statistics(resize_rgb(pixels, _TRIVIAL_SIZE)))
+            labels.append(bool(image.label))
+        sites[site.name] = (np.array(values).reshape(-1, len(STATISTICS)), np.array(labels, bool))
+    return cell.keep(trivial_aurocs(sites)).record
 
 
 def _prepared(

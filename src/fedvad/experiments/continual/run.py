@@ -57,51 +57,42 @@ def continual(
     """
     guard_plain_folder(out, "--out", [] if data is None else [data])
     with only_one(out):
-        return _continual(stream, out, data, weights, cache, progress)
-
-
-def _continual(
-    stream: Stream,
-    out: Path,
-    data: Path | None,
-    weights: Mapping[str, Path] | None,
-    cache: DescriptorCache | None,
-    progress: Progress,
-) -> dict[str, Any]:
-    sites = _sites(stream, data, out)
-    records: dict[str, dict[int, dict[str, Any]]] = {}
-    failed: dict[str, str] = {}
-    cells = [(method, seed) for seed in stream.seeds for method in stream.methods]
-    stage = Stage(progress, "tasks", sum(_tasks(method, stream) for method, _ in cells))
-    for method, seed in cells:
-        where = CellContext(cell_path(out / "cells", method.name, seed), weights or {}, cache)
-        order = [sites[task.name] for task in stream.ordered(seed)]
-        try:
-            records.setdefault(method.name, {})[seed] = run_cell(method, order, seed, where, stage)
-        except FedvadError as error:
-            log.warning("%s, seed %d failed: %s", method.name, seed, error)
-            failed[f"{method.name} / {seed}"] = str(error)
-    if not any(records.values()):
-        raise ConfigError(
-            f"stream {stream.name}: nothing could be run ({list(failed.values())[:1]})"
-        )
-    methods = {m.name: m for m in stream.methods}
-    summary = {
-        "stream": stream.name,
-        "title": stream.title,
-        "version": __version__,
-        "tasks": [task.name for task in stream.tasks],
-        "seeds": list(stream.seeds),
-        "order": stream.order,
-        "methods": {
-            name: _summarised(methods[name], found, stream)
-            for name, found in records.items()
-            if found
-        },
-        "failed": failed,
-    }
-    _write(out, summary)
-    return summary
+        sites = _sites(stream, data, out)
+        records: dict[str, dict[int, dict[str, Any]]] = {}
+        failed: dict[str, str] = {}
+        cells = [(method, seed) for seed in stream.seeds for method in stream.methods]
+        stage = Stage(progress, "tasks", sum(_tasks(method, stream) for method, _ in cells))
+        for method, seed in cells:
+            where = CellContext(cell_path(out / "cells", method.name, seed), weights or {}, cache)
+            order = [sites[task.name] for task in stream.ordered(seed)]
+            try:
+                records.setdefault(method.name, {})[seed] = run_cell(
+                    method, order, seed, where, stage
+                )
+            except FedvadError as error:
+                log.warning("%s, seed %d failed: %s", method.name, seed, error)
+                failed[f"{method.name} / {seed}"] = str(error)
+        if not any(records.values()):
+            raise ConfigError(
+                f"stream {stream.name}: nothing could be run ({list(failed.values())[:1]})"
+            )
+        methods = {m.name: m for m in stream.methods}
+        summary = {
+            "stream": stream.name,
+            "title": stream.title,
+            "version": __version__,
+            "tasks": [task.name for task in stream.tasks],
+            "seeds": list(stream.seeds),
+            "order": stream.order,
+            "methods": {
+                name: _summarised(methods[name], found, stream)
+                for name, found in records.items()
+                if found
+            },
+            "failed": failed,
+        }
+        _write(out, summary)
+        return summary
 
 
 def _summarised(

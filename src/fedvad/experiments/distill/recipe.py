@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -22,7 +23,7 @@ __all__ = [
     "shipped_recipes",
 ]
 
-_MASKED = tuple(MaskedConfig.__dataclass_fields__)
+_MASKED, _STAGE = ({field.name for field in fields(k)} for k in (MaskedConfig, StageConfig))
 
 
 class StudentChoice(Strict):
@@ -89,15 +90,8 @@ class StageOptions(Strict):
 
     def config(self) -> StageConfig:
         """As the training takes it."""
-        return StageConfig(
-            steps=self.steps,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            warmup=self.warmup,
-            clip=self.clip,
-            masked=MaskedConfig(**{name: getattr(self, name) for name in _MASKED}),
-        )
+        masked = MaskedConfig(**self.model_dump(include=_MASKED))
+        return StageConfig(**self.model_dump(include=_STAGE), masked=masked)
 
 
 class Recipe(Named):

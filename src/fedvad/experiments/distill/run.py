@@ -75,57 +75,46 @@ def distill(
     something already, or that another process works on), `WeightsError`, `DataError`.
     """
     with only_one(out):
-        return _distill(recipe, out, data, weights, resume, progress)
-
-
-def _distill(
-    recipe: Recipe,
-    out: Path,
-    data: Sequence[Path],
-    weights: Mapping[str, Path] | None,
-    resume: bool,
-    progress: Progress,
-) -> dict[str, Any]:
-    if not resume and any((out / name).exists() for name in (CHECKPOINT_FILE, BACKBONE_FILE)):
-        raise ConfigError(
-            f"{out} already holds a distillation: choose another --out, remove it, or go on with "
-            "--resume"
-        )
-    guard_plain_folder(out, "--out", data)
-    for name in (BACKBONE_FILE, CHECKPOINT_FILE):  # with --resume one of them may be there
-        guard_output_file(out / name, "--out", others=(weights or {}).values())
-    images = TrainingImages(recipe.images, data, size=recipe.image_size, seed=recipe.seed)
-    choice = recipe.student
-    architecture = Architecture.of(choice.backbone, choice.layers, dict(choice.options))
-    student = architecture.build()
-    reinitialise(student, recipe.seed)
-    # all of them now, so that a missing file is told before hours of work
-    teachers = [_backbone(stage, weights or {}, recipe.image_size) for stage in recipe.stages]
-    checkpoint = Cell(out / CHECKPOINT_FILE, _identity(recipe, images, teachers))
-    identity = checkpoint.identity
-    if resume and not (out / CHECKPOINT_FILE).exists() and (out / BACKBONE_FILE).exists():
-        return _finished(out, identity)
-    journal, done = Journal(), 0
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    if resume:
-        journal, done, arrays = read_checkpoint(checkpoint)
-    elif choice.start == "teacher":
-        _take_over(student, teachers[0], images, recipe)
-    running: MaskedStage | None = None
-    first = 0
-    for number, (options, teacher) in enumerate(zip(recipe.stages, teachers, strict=True)):
-        if number >= journal.stage:
-            journal.stage = number
-            running = _stage(recipe, number, student, teacher, images, first)
-            if arrays:
-                running.restore(arrays, done)
-                arrays = {}
-            _train(running, journal, checkpoint, recipe, progress)
-        first += options.steps * options.batch
-    assert running is not None  # a recipe has a stage, and the last one always runs
-    summary = _export(recipe, architecture, running, journal, identity, out)
-    checkpoint.remove()
-    return summary
+        if not resume and any((out / name).exists() for name in (CHECKPOINT_FILE, BACKBONE_FILE)):
+            raise ConfigError(
+                f"{out} already holds a distillation: choose another --out, remove it, or go on "
+                "with --resume"
+            )
+        guard_plain_folder(out, "--out", data)
+        for name in (BACKBONE_FILE, CHECKPOINT_FILE):  # with --resume one of them may be there
+            guard_output_file(out / name, "--out", others=(weights or {}).values())
+        images = TrainingImages(recipe.images, data, size=recipe.image_size, seed=recipe.seed)
+        choice = recipe.student
+        architecture = Architecture.of(choice.backbone, choice.layers, dict(choice.options))
+        student = architecture.build()
+        reinitialise(student, recipe.seed)
+        # all of them now, so that a missing file is told before hours of work
+        teachers = [_backbone(stage, weights or {}, recipe.image_size) for stage in recipe.stages]
+        checkpoint = Cell(out / CHECKPOINT_FILE, _identity(recipe, images, teachers))
+        identity = checkpoint.identity
+        if resume and not (out / CHECKPOINT_FILE).exists() and (out / BACKBONE_FILE).exists():
+            return _finished(out, identity)
+        journal, done = Journal(), 0
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        if resume:
+            journal, done, arrays = read_checkpoint(checkpoint)
+        elif choice.start == "teacher":
+            _take_over(student, teachers[0], images, recipe)
+        running: MaskedStage | None = None
+        first = 0
+        for number, (options, teacher) in enumerate(zip(recipe.stages, teachers, strict=True)):
+            if number >= journal.stage:
+                journal.stage = number
+                running = _stage(recipe, number, student, teacher, images, first)
+                if arrays:
+                    running.restore(arrays, done)
+                    arrays = {}
+                _train(running, journal, checkpoint, recipe, progress)
+            first += options.steps * options.batch
+        assert running is not None  # a recipe has a stage, and the last one always runs
+        summary = _export(recipe, architecture, running, journal, identity, out)
+        checkpoint.remove()
+        return summary
 
 
 def _backbone(stage: StageOptions, weights: Mapping[str, Path], side: int) -> Backbone:

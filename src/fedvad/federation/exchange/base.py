@@ -7,9 +7,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from fedvad.federation.payload import Payload
+from fedvad.errors import PayloadError
+from fedvad.federation.payload import Manifest, Payload
 
-__all__ = ["Exchange", "Member"]
+__all__ = ["Exchange", "Member", "check_answer", "merged_manifest"]
 
 
 class Member(Protocol):
@@ -91,3 +92,35 @@ class Exchange(Protocol[State]):
     def restore(self, state: Mapping[str, Payload]) -> None:
         """Go on from a saved `server_state`."""
         ...
+
+
+def check_answer(payload: Payload, before: Payload | None, features: str, start: str) -> Manifest:
+    """The manifest of a site's upload; raises `PayloadError` for another kind of message, other
+    features, another start (its hash), and a round that is not after that of `before`.
+    """
+    manifest = payload.manifest
+    if manifest.kind != "upload" or not manifest.site:
+        raise PayloadError("expected the upload of a site")
+    if manifest.features != features:
+        raise PayloadError(
+            f"site {manifest.site} has features {manifest.features}, the federation "
+            f"{features}: backbone, weights, image size or layers differ"
+        )
+    if manifest.generator != start:
+        raise PayloadError(f"site {manifest.site} started from another generator or other weights")
+    if before is not None and manifest.round <= before.manifest.round:
+        raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
+    return manifest
+
+
+def merged_manifest(round_: int, sent: Collection[Payload], **more: Any) -> Manifest:
+    """Of a global message, from what sites sent; more: fields besides."""
+    manifests = [payload.manifest for payload in sent]
+    return Manifest(
+        kind="global",
+        round=round_,
+        features=manifests[0].features,
+        n_images=sum(m.n_images for m in manifests),
+        n_patches=sum(m.n_patches for m in manifests),
+        **more,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from fedvad.errors import FederationError, MemoryBankError, PayloadError
 from fedvad.federation.codecs import Precision, downlink_precision
 from fedvad.federation.defence.robust import RobustConfig, Verdict, defend
 from fedvad.federation.defence.validation import Limits, check_upload
-from fedvad.federation.payload import Manifest, Payload, bank_arrays, bank_from
+from fedvad.federation.exchange.base import check_answer, merged_manifest
+from fedvad.federation.payload import WITH_ORIGIN, Manifest, Payload, bank_arrays, bank_from
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.distances import nearest
 from fedvad.memory.merge import MergeMode, coverage, merge_banks
+from fedvad.memory.origin import Origin, Source, origin_arrays
 
 __all__ = ["MemoryExchange", "kind_of"]
 
@@ -90,25 +93,19 @@ class MemoryExchange:
 
     def accept(self, payload: Payload) -> None:
         """See `Exchange.accept`: refuses other features, generators, lengths, stale rounds."""
-        manifest = payload.manifest
-        if manifest.kind != "upload" or not manifest.site:
-            raise PayloadError("expected the upload of a site")
-        if manifest.features != self.features:
-            raise PayloadError(
-                f"site {manifest.site} has features {manifest.features}, the federation "
-                f"{self.features}: backbone, weights, image size or layers differ"
-            )
-        if manifest.generator != Generator.identity(self.dim).hash():
-            raise PayloadError(f"site {manifest.site} started from another generator")
+        before = self._sites.get(payload.manifest.site)
+        start = Generator.identity(self.dim).hash()
+        manifest = check_answer(payload, before, self.features, start)
         bank = bank_from(payload)
+        if bank.origin is not None:
+            raise PayloadError(f"site {manifest.site} says whose its rows are: they are its own")
         if bank.dim != self.dim or len(bank) == 0:
             raise PayloadError(f"site {manifest.site} sent {len(bank)} rows of {bank.dim} values")
         if np.abs(bank.vectors).max() > _LARGEST or bank.spread.max() > _LARGEST:
             raise PayloadError(f"site {manifest.site} sent values beyond the range of float16")
-        before = self._sites.get(manifest.site)
-        if before is not None and manifest.round <= before.manifest.round:
-            raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
         check_upload(payload, before, self.limits)
+        source = Source(manifest.site, manifest.round)
+        bank = replace(bank, origin=Origin.of([source], np.zeros(len(bank), np.int64)))
         if before is not None and manifest.mode == "append":
             bank = concatenate([bank_from(before), bank])
         try:
@@ -118,7 +115,7 @@ class MemoryExchange:
                 f"site {manifest.site}: weights do not scale to {manifest.n_patches} patches: "
                 f"{error}"
             ) from error
-        stored = Payload(manifest, bank_arrays(bank, "float32"))
+        stored = _with_origin(manifest, bank, "float32")
         bank_from(stored)  # weights too far apart for float32 must not stop a later merge
         self._sites[manifest.site] = stored
 
@@ -136,16 +133,9 @@ class MemoryExchange:
         merged = merge_banks(
             banks, mode=self.merge_mode, size=self.size, seed=self.seed * 1009 + round_
         )
-        manifests = [payload.manifest for payload in sites.values()]
-        manifest = Manifest(
-            kind="global",
-            round=round_,
-            features=self.features,
-            n_images=sum(m.n_images for m in manifests),
-            n_patches=sum(m.n_patches for m in manifests),
-            coverage=_coverage(banks, merged, self.merge_mode),
-        )
-        return Payload(manifest, bank_arrays(merged, downlink_precision(self.precision)))
+        covered = _coverage(banks, merged, self.merge_mode)
+        manifest = merged_manifest(round_, sites.values(), coverage=covered)
+        return _with_origin(manifest, merged, downlink_precision(self.precision))
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -180,6 +170,14 @@ class MemoryExchange:
     def restore(self, state: Mapping[str, Payload]) -> None:
         """Go on from a saved `server_state`."""
         self._sites = dict(state)
+
+
+def _with_origin(manifest: Manifest, bank: MemoryBank, precision: Precision) -> Payload:
+    """A bank as the server keeps and hands it out: with the site and round of every row."""
+    if bank.origin is None:
+        return Payload(manifest, bank_arrays(bank, precision))
+    arrays = bank_arrays(bank, precision) | origin_arrays(bank.origin.without_images())
+    return Payload(manifest.model_copy(update={"schema_version": WITH_ORIGIN}), arrays)
 
 
 def _coverage(banks: dict[str, MemoryBank], merged: MemoryBank, mode: MergeMode) -> float:

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import ConfigError, MismatchError
+from fedvad.errors import ConfigError, MismatchError, check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +74,7 @@ class WSAConfig:
             (self.direction, Direction, "direction"),
             (self.reduce, Reduce, "reduce"),
         ):
-            if value not in get_args(kind):
-                raise ConfigError(f"unknown WSA {name} {value!r}; choose from {get_args(kind)}")
+            check_choice(f"WSA {name}", value, kind)
         if self.strength < 0 or not 0 <= self.ema < 1:
             raise ConfigError("WSA needs strength >= 0 and ema in [0, 1)")
 

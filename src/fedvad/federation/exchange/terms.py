@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.detectors.student.parameters import load_parameters
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 from fedvad.federation.exchange.scope import Scope, WSAConfig, scope_penalty
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ class WeightConfig:
     wsa: WSAConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.algorithm not in get_args(Algorithm):
-            known = ", ".join(get_args(Algorithm))
-            raise ConfigError(f"unknown algorithm {self.algorithm!r}; choose from {known}")
+        check_choice("algorithm", self.algorithm, Algorithm)
         if self.prox < 0 or self.moon < 0 or not self.temperature > 0:
             raise ConfigError("weight averaging needs prox, moon >= 0 and temperature > 0")
 

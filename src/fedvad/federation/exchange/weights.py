@@ -9,9 +9,9 @@ et al. 2020 (SCAFFOLD, option II), Li et al. 2021 (MOON), Xu et al. 2024 (WSA, s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +24,19 @@ from fedvad.detectors.student.parameters import (
     under,
     weights_hash,
 )
-from fedvad.detectors.student.training import TrainLog
+from fedvad.detectors.student.training import Trainer
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.weights import bound_weights
+from fedvad.federation.exchange.base import check_answer, merged_manifest
 from fedvad.federation.exchange.scope import Scope, fuse_scopes, scope_of
 from fedvad.federation.exchange.terms import ClientTerms, WeightConfig
 from fedvad.federation.payload import Manifest, Payload
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = [
-    "Trainable",
     "WeightExchange",
     "WeightSite",
     "has_weights",
@@ -49,33 +49,6 @@ _WEIGHT, _CONTROL, _SCOPE, _BUFFER = "weight/", "control/", "scope/", "buffer/"
 _HEADER_BYTES = (1 << 16) + 8
 
 
-class Trainable(Protocol):
-    """What a site must offer: a student, and training of it on the site's own normal images."""
-
-    @property
-    def student(self) -> torch.nn.Module:
-        """The part whose weights are averaged."""
-        ...
-
-    def train(
-        self,
-        *,
-        seed: int,
-        penalty: Callable[[torch.nn.Module, Any], torch.Tensor] | None,
-        correction: Mapping[str, torch.Tensor] | None,
-    ) -> TrainLog:
-        """Train `student` in place from where it stands."""
-        ...
-
-    def represent(self, student: torch.nn.Module, batch: Any) -> torch.Tensor:
-        """(b, k) representation of a batch by any student of the same shape (for MOON)."""
-        ...
-
-    def rate(self, step: int) -> float:
-        """Learning rate of the step-th optimiser step of a round, from 1 (for SCAFFOLD)."""
-        ...
-
-
 @dataclass(eq=False)
 class WeightSite:
     """A site's state: its trainer, and what its algorithm keeps between rounds.
@@ -84,7 +57,7 @@ class WeightSite:
     """
 
     name: str
-    trainer: Trainable
+    trainer: Trainer
     n_images: int
     n_patches: int
     seed: int = 0
@@ -175,18 +148,10 @@ class WeightExchange:
 
     def accept(self, payload: Payload) -> None:
         """See `Exchange.accept`: refuses other features, starts, names, shapes, stale rounds."""
-        manifest = payload.manifest
-        if manifest.kind != "upload" or not manifest.site:
-            raise PayloadError("expected the upload of a site")
-        if manifest.features != self.features:
-            raise PayloadError(f"site {manifest.site} has other features: {manifest.features}")
-        if manifest.generator != self._start:
-            raise PayloadError(f"site {manifest.site} started from other weights")
+        before = self._sites.get(payload.manifest.site)
+        manifest = check_answer(payload, before, self.features, self._start)
         if manifest.n_images < 1:
             raise PayloadError(f"site {manifest.site} says that it trained on no image")
-        before = self._sites.get(manifest.site)
-        if before is not None and manifest.round <= before.manifest.round:
-            raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
         wanted = self._expected()
         if set(payload.arrays) != set(wanted):
             raise PayloadError(f"site {manifest.site} sent the weights of another model")
@@ -230,15 +195,7 @@ class WeightExchange:
                     before=self._target,
                     averaged=scope_of(self._weights, self.config.wsa),
                 )
-        manifests = [payload.manifest for payload in self._sites.values()]
-        manifest = Manifest(
-            kind="global",
-            round=round_,
-            features=self.features,
-            generator=self._start,
-            n_images=sum(m.n_images for m in manifests),
-            n_patches=sum(m.n_patches for m in manifests),
-        )
+        manifest = merged_manifest(round_, self._sites.values(), generator=self._start)
         return Payload(manifest, self._message())
 
     @property

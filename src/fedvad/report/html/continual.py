@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from fedvad.report.continual_tables import continual_rows, forgetting_rows, memory_rows, spread
+from fedvad.report.continual_tables import continual_rows, forgetting_rows, memory_rows
+from fedvad.report.tables import spread
 
 __all__ = ["render_continual"]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from fedvad.federation.ledger import Ledger
 from fedvad.report.bench_tables import size
+from fedvad.report.tables import UNKNOWN
 
 __all__ = [
     "config_table",
@@ -19,7 +20,6 @@ __all__ = [
 
 Rows = list[list[str]]
 
-_UNKNOWN = "–"
 _MOST_CELLS = 2000
 _PHASES = {
     "features": "features (backbone)",
@@ -88,8 +88,8 @@ def traffic_table(ledger: Ledger) -> Rows | None:
         cells = []
         for entry in ledger.rounds:
             up, down = entry.bytes_up.get(site), entry.bytes_down.get(site)
-            known = [_UNKNOWN if n is None else size(n) for n in (up, down)]
-            cells.append(_UNKNOWN if up is None and down is None else " / ".join(known))
+            known = [UNKNOWN if n is None else size(n) for n in (up, down)]
+            cells.append(UNKNOWN if up is None and down is None else " / ".join(known))
         rows.append([site, *cells])
     return rows
 
@@ -116,13 +116,13 @@ def config_table(config: Mapping[str, object]) -> list[tuple[str, str]]:
 
 def _plain(value: object) -> str:
     if value is None:
-        return _UNKNOWN
+        return UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items()) or _UNKNOWN
+        return ", ".join(f"{k}: {_plain(v)}" for k, v in value.items()) or UNKNOWN
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_plain, value)) or _UNKNOWN
+        return ", ".join(map(_plain, value)) or UNKNOWN
     return str(value).replace("\\", "/").rpartition("/")[2]  # folders are nobody's business
 
 
@@ -138,4 +138,4 @@ def _sites(ledger: Ledger) -> list[str]:
 
 
 def _figure(value: float | None) -> str:
-    return _UNKNOWN if value is None or not math.isfinite(value) else f"{value:.3g}"
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.3g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
 from fedvad.runs.config import Reference, check_reference
-from fedvad.runs.decision import check_threshold_options, choose_threshold
+from fedvad.runs.decision import check_threshold_options, choose_threshold, warn_of_threshold
 from fedvad.runs.guards import guard_output_file, guard_plain_folder
 from fedvad.runs.opening import known_site, open_run
 from fedvad.runs.progress import Progress, no_progress
@@ -99,12 +100,13 @@ def export(
     run, config, extractor = open_run(
         run_folder, weights=weights, engine=engine, device=device or "cpu"
     )
-    _guard(folder, run_folder, [data, verify], extractor.config.weights)
+    site = known_site(run, site)
+    _guard(folder, run_folder, [data, verify], extractor.config.weights, site)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
         raise ConfigError("the filter bank does not survive int8: export it without")
-    site = known_site(run, site)
     detector = run.detector(site, extractor, reference)
     decides = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
+    warn_of_threshold(run, site, decides, target_fpr)
     view, limit = extractor.config.view, None if decides is None else decides.value
     size = view.height, view.width
     net = export_net(detector, limit)
@@ -160,13 +162,25 @@ def export(
 
 
 def _guard(
-    folder: Path, run_folder: Path, data: Iterable[Path | None], weights: Path | None
+    folder: Path,
+    run_folder: Path,
+    data: Iterable[Path | None],
+    weights: Path | None,
+    site: str | None,
 ) -> None:
     """Raise `ConfigError` for a folder in which the export would replace what is not its own."""
     guard_plain_folder(folder, "--out", [path for path in data if path is not None])
     for name in (*_FILES, EXAMPLE_FILE):
         guard_output_file(folder / name, "--out", run=run_folder, others=[weights])
-    if any((folder / f"{name}.json").exists() for name in _FILES):  # an earlier export
+    earlier = [folder / f"{name}.json" for name in _FILES if (folder / f"{name}.json").exists()]
+    for manifest in earlier:
+        before = _site_of(manifest)
+        if before != site:
+            raise ConfigError(
+                f"{folder} holds a model {_whose(before)}, not {_whose(site)}: choose another "
+                "--out, or remove it"
+            )
+    if earlier:
         return
     foreign = [name for name in (*_FILES, EXAMPLE_FILE) if (folder / name).exists()]
     if foreign:
@@ -174,6 +188,21 @@ def _guard(
             f"{folder / foreign[0]} is there and not from an export: choose another --out, "
             "or remove it"
         )
+
+
+def _site_of(manifest: Path) -> str | None:
+    """The site of an earlier export; raises `ConfigError` for what is no manifest."""
+    try:
+        site = json.loads(manifest.read_bytes())["site"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{manifest} is there and no manifest of an export: choose another --out, or remove it"
+        ) from None
+    return None if site is None else str(site)
+
+
+def _whose(site: str | None) -> str:
+    return "for any site" if site is None else f"for {site}"
 
 
 def _check(found: Difference, tolerance: dict[str, float] | None, backbone: str) -> None:

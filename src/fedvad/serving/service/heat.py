@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 
 from fedvad.memory.bank import FloatArray
-from fedvad.report.overlay import middle
+from fedvad.report.overlay import middle, own_range
 
 __all__ = ["heat_png"]
 
@@ -18,14 +18,16 @@ _COLOURS = "plasma"  # as report.overlay
 def heat_png(map_: FloatArray, size: tuple[int, int], threshold: float | None) -> bytes:
     """PNG bytes of an (h, w) map in the aspect ratio of `size`, the image's (height, width).
 
-    Colour and opacity rise from the map's median to the threshold, as in the overlays of
-    `fedvad predict`; without a threshold to the map's largest value.
+    Colour and opacity rise from the map's median to the threshold, and in an image far above it
+    over its `own_range`, as in the overlays of `fedvad predict`; without a threshold to the map's
+    largest value.
     """
     import matplotlib
     from PIL import Image
 
     low = middle(map_)
     high = max(threshold if threshold is not None else float(map_.max()), low * 1.01 + 1e-6)
+    low, high = own_range(map_, low, high)
     height, width = (max(1, round(side * _SIDE / max(size))) for side in size)
     cells = Image.fromarray(np.asarray(map_, np.float32))
     wide = np.asarray(cells.resize((width, height), Image.Resampling.BILINEAR))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 
 __all__ = ["AmplifyConfig", "Margin", "ResidualKind"]
 
@@ -54,8 +54,8 @@ class AmplifyConfig:
     pairs: int = 200
 
     def __post_init__(self) -> None:
-        _choice("residual", self.residual, ResidualKind)
-        _choice("margin", self.margin, Margin)
+        check_choice("residual", self.residual, ResidualKind)
+        check_choice("margin", self.margin, Margin)
         counts = ("items", "normals", "anomalies", "pairs")
         for name in counts if self.hidden is None else (*counts, "hidden"):
             if getattr(self, name) < 1:
@@ -81,8 +81,3 @@ class AmplifyConfig:
     def width(self, channels: int) -> int:
         """Hidden width of a level with so many channels."""
         return self.hidden or min(2 * channels, 1024)
-
-
-def _choice(name: str, value: str, kind: Any) -> None:
-    if value not in get_args(kind):
-        raise ConfigError(f"unknown {name} {value!r}; choose from {get_args(kind)}")

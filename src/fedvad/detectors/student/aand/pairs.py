@@ -43,10 +43,7 @@ class PairBatch:
 
 
 class PairPool(DefectPool):
-    """Synthetic anomalies with the cells that stage I compares; see `DefectPool`.
-
-    grids: (h, w) of each level.
-    """
+    """Synthetic anomalies with the cells that stage I compares; see `DefectPool`."""
 
     def __init__(
         self,
@@ -56,7 +53,6 @@ class PairPool(DefectPool):
         config: AmplifyConfig,
         *,
         synthesis: SynthesisConfig,
-        grids: Sequence[tuple[int, int]],
         **options: Any,
     ) -> None:
         self.config = config
@@ -64,8 +60,8 @@ class PairPool(DefectPool):
 
         def marked(pixels: npt.NDArray[np.uint8], mask: _Cells) -> list[_Cells]:
             found = find_foreground(pixels, synthesis)
-            objects.append([covered(found, g) >= _OBJECT_SHARE for g in grids])
-            return [covered(mask, g) > config.mask_share for g in grids]
+            objects.append([covered(found, grid) >= _OBJECT_SHARE for grid in normals.grids])
+            return [covered(mask, grid) > config.mask_share for grid in normals.grids]
 
         super().__init__(
             normals, own, paths, marked, count=config.pairs, synthesis=synthesis, **options

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,9 +14,8 @@ from fedvad.detectors.student.aand.options import AmplifyConfig
 from fedvad.detectors.student.aand.pairs import PairBatch, PairPool
 from fedvad.detectors.student.rd.detector import ReverseSite
 from fedvad.detectors.student.targets import TrainingSet
-from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
+from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog
 from fedvad.errors import ConfigError
-from fedvad.features.config import FeatureConfig
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["AANDSite", "Amplifier"]
 
 
-class Amplifier:
+class Amplifier(Trainer):
     """Stage I of a site, trained like a student: its blocks can be averaged over sites, too.
 
     The synthetic anomalies are made when it is first trained, by the seed the site then has.
@@ -58,40 +57,19 @@ class Amplifier:
             )
         return self._pool
 
-    def train(
-        self,
-        *,
-        seed: int,
-        penalty: Callable[[torch.nn.Module, PairBatch], torch.Tensor] | None = None,
-        correction: Mapping[str, torch.Tensor] | None = None,
-        on_step: Callable[[int, float], None] | None = None,
-    ) -> TrainLog:
-        """Train the blocks from where they stand, for the configured number of steps."""
-        pool = self.pool
+    def losses(self, seed: int) -> Callable[[PairBatch], torch.Tensor]:
+        """See `Trainer.losses`."""
+        return lambda batch: amplify_loss(self.net.blocks, batch, self.config)
 
-        def batches(rng: np.random.Generator) -> Iterator[PairBatch]:
-            return pool.batches(self.settings.batch, rng)
-
-        return train_student(
-            self.student,
-            lambda batch: amplify_loss(self.net.blocks, batch, self.config),
-            batches,
-            self.settings,
-            seed=seed,
-            penalty=penalty,
-            correction=correction,
-            on_step=on_step,
-        )
+    def batches(self, rng: np.random.Generator) -> Iterator[PairBatch]:
+        """See `Trainer.batches`."""
+        return self.pool.batches(self.settings.batch, rng)
 
     def represent(self, student: torch.nn.Module, batch: PairBatch) -> torch.Tensor:
         """(b, c) mean over the positions of the last level's amplified maps, of any blocks."""
         blocks: Any = student
         amplified: torch.Tensor = blocks[-1](batch.teacher[-1])[0]
         return amplified.mean((2, 3))
-
-    def rate(self, step: int) -> float:
-        """Learning rate of the step-th step of a training, from 1."""
-        return self.settings.rate(step)
 
     def close(self) -> None:
         """Give back the synthetic anomalies' features."""
@@ -108,13 +86,15 @@ class AANDSite(ReverseSite):
     amplified: how stage I went here; None if it has not been trained here alone.
     """
 
+    options: ClassVar[tuple[str, ...]] = (
+        *ReverseSite.options, "amplify", "stage1", "synthesis", "textures",
+    )  # fmt: skip
     net: AdvancedNet
 
     def __init__(
         self,
         net: AdvancedNet,
         *given: Any,
-        config: FeatureConfig,
         amplify: AmplifyConfig,
         stage1: TrainConfig,
         synthesis: SynthesisConfig,
@@ -125,20 +105,11 @@ class AANDSite(ReverseSite):
         self._advanced = False
 
         def pool() -> PairPool:
-            return PairPool(
-                self._set,
-                self._own,
-                self.paths,
-                amplify,
-                synthesis=synthesis,
-                textures=textures,
-                image_size=config.side,
-                grids=self._set.grids,
-                seed=self.seed,
-            )
+            given = self._set, self._own, self.paths, amplify
+            return PairPool(*given, synthesis=synthesis, textures=textures, seed=self.seed)
 
         self.amplifier = Amplifier(net, amplify, stage1, pool)
-        super().__init__(net, *given, config=config, **options)
+        super().__init__(net, *given, **options)
 
     def amplify(self) -> None:
         """Stage I here alone, unless it is over; see `advance`."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedvad.data.bounds import MAX_BAD
-from fedvad.detectors.scoring import ScoringConfig
 from fedvad.detectors.student.dcam.loss import imitation_loss
 from fedvad.detectors.student.dcam.options import AttentionConfig, ImitationConfig, check_pair
 from fedvad.detectors.student.detector import StudentDetector
@@ -14,7 +12,6 @@ from fedvad.detectors.student.loss import Combine
 from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.targets import Batch
 from fedvad.detectors.student.training import TrainConfig
-from fedvad.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +57,11 @@ class AttendedSite(StudentSite):
         )
 
 
+_ATTENTION, _LOSS = AttentionConfig(), ImitationConfig()
+_TRAIN = TrainConfig(epochs=400, batch=32, learning_rate=0.1)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class DCAM(StudentDetector):
     """STFPM trained with attention and two losses (Jena et al., arXiv 2405.06467).
 
@@ -70,42 +72,12 @@ class DCAM(StudentDetector):
 
     name: ClassVar[str] = "dcam"
 
-    def __init__(
-        self,
-        *,
-        extractor: FeatureExtractor,
-        attention: AttentionConfig | None = None,
-        loss: ImitationConfig | None = None,
-        layers: tuple[int, ...] | None = None,
-        combine: Combine = "sum",
-        train: TrainConfig | None = None,
-        held_out: float = 0.2,
-        smooth: int = ScoringConfig.smooth,
-        top: float = ScoringConfig.top,
-        cache_bytes: int = 256 << 20,
-        seed: int = 0,
-        max_bad: float = MAX_BAD,
-    ) -> None:
-        super().__init__(
-            extractor=extractor,
-            layers=layers,
-            combine=combine,
-            train=train or TrainConfig(epochs=400, batch=32, learning_rate=0.1),
-            held_out=held_out,
-            smooth=smooth,
-            top=top,
-            cache_bytes=cache_bytes,
-            seed=seed,
-            max_bad=max_bad,
-        )
-        self.attention = attention or AttentionConfig()
-        self.loss = loss or ImitationConfig()
+    site: ClassVar[type[StudentSite]] = AttendedSite
 
-    @classmethod
-    def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
-        """See `StudentDetector.round_options`."""
-        made = {"attention": AttentionConfig, "loss": ImitationConfig}
-        return {n: made[n](**value) if n in made else value for n, value in table.items()}
+    attention: AttentionConfig = _ATTENTION
+    loss: ImitationConfig = _LOSS
+    combine: Combine = "sum"
+    train: TrainConfig = _TRAIN
 
     def network(self) -> PaSTeNet:
         """The net that scores, before training; without any attention unless it is kept."""
@@ -121,10 +93,9 @@ class DCAM(StudentDetector):
         net = self.network()
         return {"student": net.student if self.attention.keep_at_test else self._attended(net)}
 
-    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> StudentSite:
-        kept: Any = net.student
-        attended = kept if self.attention.keep_at_test else self._attended(net)
-        return AttendedSite(net, *given, attended=attended, imitation=self.loss, **options)
+    def _site_options(self, net: PaSTeNet) -> dict[str, Any]:
+        kept = self.attention.keep_at_test
+        return {"attended": net.student if kept else self._attended(net), "imitation": self.loss}
 
     def _attended(self, net: PaSTeNet) -> AttendedStudent:
         from fedvad.detectors.student.dcam.attention import attend
@@ -135,13 +106,3 @@ class DCAM(StudentDetector):
     def _check(self) -> None:
         super()._check()
         check_pair(self.attention, self.loss)
-
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {"attention": self.attention, "loss": self.loss}
-
-    @classmethod
-    def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
-        return super()._restored(options) | {
-            "attention": AttentionConfig(**options["attention"]),
-            "loss": ImitationConfig(**options["loss"]),
-        }

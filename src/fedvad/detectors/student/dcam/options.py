@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 
 __all__ = ["AttentionConfig", "ImitationConfig", "check_pair", "is_idle"]
 
@@ -40,8 +40,8 @@ class AttentionConfig:
     att_as_weight: bool = False
 
     def __post_init__(self) -> None:
-        _choice("dcam", self.dcam, Kind)
-        _choice("on", self.on, On)
+        check_choice("dcam", self.dcam, Kind)
+        check_choice("on", self.on, On)
         if self.reduction < 1:
             raise ConfigError(f"reduction must be at least 1, got {self.reduction}")
         if self.dcam == "none" and (self.keep_at_test or self.att_as_weight):
@@ -76,9 +76,9 @@ class ImitationConfig:
     standardise: Standardise = "teacher"
 
     def __post_init__(self) -> None:
-        _choice("cosine", self.cosine, Cosine)
-        _choice("reduce", self.reduce, Reduce)
-        _choice("standardise", self.standardise, Standardise)
+        check_choice("cosine", self.cosine, Cosine)
+        check_choice("reduce", self.reduce, Reduce)
+        check_choice("standardise", self.standardise, Standardise)
         weights = (self.cosine_weight, self.kl_weight)
         if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
             raise ConfigError(f"the losses need weights >= 0, not both of them 0, got {weights}")
@@ -114,8 +114,3 @@ def check_pair(attention: AttentionConfig, loss: ImitationConfig) -> None:
             f"set dcam to 'none' or att_as_weight, or take cosine {other!r}, or give the KL a "
             "weight and standardise 'teacher' or 'none'"
         )
-
-
-def _choice(name: str, value: str, kind: Any) -> None:
-    if value not in get_args(kind):
-        raise ConfigError(f"unknown {name} {value!r}; choose from {get_args(kind)}")

@@ -11,25 +11,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.bounds import MAX_BAD
-from fedvad.data.folders import ImageSet
 from fedvad.data.synthesis import SynthesisConfig
-from fedvad.detectors.scoring import ScoringConfig, image_score
+from fedvad.detectors.base import Arrays, Values
+from fedvad.detectors.scoring import image_score
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.dmdd.options import DualConfig
 from fedvad.detectors.student.dmdd.site import DMDDSite
-from fedvad.detectors.student.drawing import (
-    DEFECTS,
-    check_drawing,
-    given_drawing,
-    kept_drawing,
-    restored_drawing,
-)
+from fedvad.detectors.student.drawing import DEFECTS, check_drawing
 from fedvad.detectors.student.loss import Combine
 from fedvad.detectors.student.pixels import Mapper, mapped
 from fedvad.detectors.student.rd.detector import adam
+from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.training import TrainConfig, TrainLog
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray
 
@@ -48,6 +42,7 @@ _SOURCES: tuple[ScoreSource, ...] = get_args(ScoreSource)
 _LEAST = 0.01
 _SCALED_BY = 256
 _PAIRS = 4  # of a batch, for the time of a step
+_DUAL, _TRAIN = DualConfig(), replace(adam(600), batch=_PAIRS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +61,7 @@ class DualMaps:
     bad: tuple[str, ...] = ()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DMDD(StudentDetector):
     """Dual-modelling decouple distillation (Liu et al., ACM MM 2024, arXiv 2408.03888).
 
@@ -81,42 +77,17 @@ class DMDD(StudentDetector):
 
     name: ClassVar[str] = "dmdd"
     own_values: ClassVar[tuple[str, ...]] = ("scale", "scales", "parts")
-    net_: DualNet | None
+    site: ClassVar[type[StudentSite]] = DMDDSite
 
-    def __init__(
-        self,
-        *,
-        extractor: FeatureExtractor,
-        dual: DualConfig | None = None,
-        source: ScoreSource = "seg",
-        synthesis: SynthesisConfig | None = None,
-        textures: Path | None = None,
-        layers: tuple[int, ...] | None = None,
-        combine: Combine = "sum",
-        train: TrainConfig | None = None,
-        held_out: float = 0.2,
-        smooth: int = ScoringConfig.smooth,
-        top: float = ScoringConfig.top,
-        cache_bytes: int = 256 << 20,
-        seed: int = 0,
-        max_bad: float = MAX_BAD,
-    ) -> None:
-        super().__init__(
-            extractor=extractor,
-            layers=layers,
-            combine=combine,
-            train=train or replace(adam(600), batch=_PAIRS),
-            held_out=held_out,
-            smooth=smooth,
-            top=top,
-            cache_bytes=cache_bytes,
-            seed=seed,
-            max_bad=max_bad,
-        )
-        self.dual = dual or DualConfig()
-        self.source = source
-        self.synthesis = synthesis or DEFECTS
-        self.textures = textures
+    dual: DualConfig = _DUAL
+    source: ScoreSource = "seg"
+    synthesis: SynthesisConfig = DEFECTS
+    textures: Path | None = None
+    combine: Combine = "sum"
+    train: TrainConfig = _TRAIN
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.scales_: dict[str, float] | None = None
         self.parts_: dict[str, float] | None = None
 
@@ -130,11 +101,11 @@ class DMDD(StudentDetector):
         """See `StudentDetector.round_options`. A site cannot know how many of all steps are behind
         it, so the head learns from the first one.
         """
-        dual = DualConfig(**{"head_start_step": 0} | table.get("dual", {}))
-        if dual.head_start_step:
+        given = {"head_start_step": 0} | table.get("dual", {})
+        found = super().round_options({**table, "dual": given}, train)
+        if found["dual"].head_start_step:
             raise ConfigError("head_start_step must be 0 in rounds, whose steps nobody counts")
-        found = super().round_options(table, train) | {"dual": dual}
-        return found | given_drawing(table)
+        return found
 
     def network(self) -> DualNet:
         """See `StudentDetector.network`."""
@@ -151,12 +122,6 @@ class DMDD(StudentDetector):
             seed=self.seed,
         )
         return net.to(self.extractor.config.device)
-
-    def prepare(self, images: ImageSet, net: PaSTeNet | None = None) -> DMDDSite:
-        """See `StudentDetector.prepare`."""
-        site = super().prepare(images, net)
-        assert isinstance(site, DMDDSite)
-        return site
 
     def with_net(self, net: PaSTeNet, normals: Sequence[Path], log: TrainLog | None = None) -> Self:
         """See `StudentDetector.with_net`; the scales of all sources are measured, on the first 256
@@ -230,20 +195,13 @@ class DMDD(StudentDetector):
         blank = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=config.device)
         return macs(self._map_net(self.net_ or self.network()), blank)
 
-    def state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    def state(self) -> tuple[Arrays, Values]:
         """See `Detector.state`."""
         arrays, values = super().state()
-        kept_drawing(values["options"])
         return arrays, values | {"scales": self.scales_, "parts": self.parts_}
 
     @classmethod
-    def from_state(
-        cls,
-        arrays: dict[str, npt.NDArray[Any]],
-        values: dict[str, Any],
-        *,
-        extractor: FeatureExtractor,
-    ) -> Self:
+    def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """See `Detector.from_state`."""
         detector = super().from_state(arrays, values, extractor=extractor)
         detector.scales_ = {source: float(values["scales"][source]) for source in _SOURCES}
@@ -278,37 +236,7 @@ class DMDD(StudentDetector):
         side = self.extractor.config.side
         return DualMapNet(net, normaliser(self.extractor), side, self.combine)
 
-    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> DMDDSite:
-        dual: Any = net  # as `network` makes it
-        return DMDDSite(
-            dual,
-            *given,
-            dual=self.dual,
-            synthesis=self.synthesis,
-            textures=self.textures,
-            **options,
-        )
-
     def _check(self) -> None:
         super()._check()
-        if self.source not in _SOURCES:
-            raise ConfigError(f"unknown source {self.source!r} of scores; choose from {_SOURCES}")
+        check_choice("source", self.source, ScoreSource)
         check_drawing(self.synthesis, self.textures)
-
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {
-            "dual": self.dual,
-            "source": self.source,
-            "synthesis": self.synthesis,
-            "textures": self.textures,
-        }
-
-    @classmethod
-    def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
-        return (
-            super()._restored(options)
-            | restored_drawing(options)
-            | {
-                "dual": DualConfig(**options["dual"]),
-            }
-        )

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from fedvad.detectors.student.aand.loss import focal_loss
 from fedvad.detectors.student.dmdd.options import Aim, DualConfig
-from fedvad.detectors.student.loss import cosine_loss, level_maps
+from fedvad.detectors.student.loss import added, cosine_loss, level_maps
 from fedvad.detectors.student.rd.loss import global_loss
-from fedvad.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +83,7 @@ def away_loss(
     second term alone. A mean over no cell is 0. Source: arXiv 2408.03888, abnormality inverse
     mimicking; the forms are inferred.
     """
-    total = None
+    levels = []
     for distance, mask in zip(level_maps(reference, abnormality), masks, strict=True):
         on = mask[:, 0]
         if form == "l1mask":
@@ -94,10 +93,8 @@ def away_loss(
             level = _mean((limit - distance).relu(), on)
             if form != "away_only":
                 level = level + _mean(distance, 1 - on)
-        total = level if total is None else total + level
-    if total is None:
-        raise ConfigError("a loss needs at least one level")
-    return total
+        levels.append(level)
+    return added(levels)
 
 
 def segmentation_loss(found: Tensor, mask: Tensor, *, gamma: float = 4.0) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_choice
 
 __all__ = [
     "Aim",
@@ -76,7 +76,7 @@ class DualConfig:
 
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
-            _choice(name, getattr(self, name), kind)
+            check_choice(name, getattr(self, name), kind)
         for name in ("layers", "pairs", "head_channels"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -113,11 +113,6 @@ _CHOICES: dict[str, Any] = {
     "head_input": HeadInput,
     "head_sees": HeadSees,
 }
-
-
-def _choice(name: str, value: str, kind: Any) -> None:
-    if value not in get_args(kind):
-        raise ConfigError(f"unknown {name} {value!r}; choose from {get_args(kind)}")
 
 
 def _positive(value: float) -> bool:

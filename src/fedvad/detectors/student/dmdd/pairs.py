@@ -33,10 +33,7 @@ class DualBatch(Batch):
 
 
 class DualPool(DefectPool):
-    """Synthetic anomalies beside the images that they were drawn on; see `DefectPool`.
-
-    grids: (h, w) of each level.
-    """
+    """Synthetic anomalies beside the images that they were drawn on; see `DefectPool`."""
 
     def __init__(
         self,
@@ -44,8 +41,6 @@ class DualPool(DefectPool):
         own: npt.NDArray[np.int64],
         paths: Sequence[Path],
         config: DualConfig,
-        *,
-        grids: Sequence[tuple[int, int]],
         **options: Any,
     ) -> None:
         self.config = config
@@ -53,7 +48,7 @@ class DualPool(DefectPool):
         def marked(
             _: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]
         ) -> list[npt.NDArray[np.bool_]]:
-            return [cells_of(mask, grid, config.mask) for grid in grids]
+            return [cells_of(mask, grid, config.mask) for grid in normals.grids]
 
         # the student sees images by their pairs alone: none may be left out
         count = max(config.pairs, len(own))

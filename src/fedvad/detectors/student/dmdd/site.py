@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.targets import Batch, TrainingSet
 from fedvad.detectors.student.training import TrainConfig, TrainLog, make_optimiser
 from fedvad.errors import ConfigError
-from fedvad.features.config import FeatureConfig
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +32,13 @@ class DMDDSite(StudentSite):
     its student has been trained for here, in all; they decide when the fusion head begins.
     """
 
+    options: ClassVar[tuple[str, ...]] = ("dual", "synthesis", "textures")
     net: DualNet
 
     def __init__(
         self,
         net: DualNet,
         *given: Any,
-        config: FeatureConfig,
         dual: DualConfig,
         synthesis: SynthesisConfig,
         textures: Path | None,
@@ -49,20 +48,11 @@ class DMDDSite(StudentSite):
         self._pool: DualPool | None = None
 
         def pool() -> DualPool:
-            return DualPool(
-                self._set,
-                self._own,
-                self.paths,
-                dual,
-                grids=self._set.grids,
-                synthesis=synthesis,
-                textures=textures,
-                image_size=config.side,
-                seed=self.seed,
-            )
+            given = self._set, self._own, self.paths, dual
+            return DualPool(*given, synthesis=synthesis, textures=textures, seed=self.seed)
 
         self._make = pool
-        super().__init__(net, *given, config=config, **options)
+        super().__init__(net, *given, **options)
         self._head_start = dual.head_start(self.config.steps)
 
     @property

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedvad.data.bounds import MAX_BAD
-from fedvad.detectors.scoring import ScoringConfig
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.loss import Combine
 from fedvad.detectors.student.rd.loss import ReverseLoss, reverse_loss
 from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.targets import Batch
 from fedvad.detectors.student.training import TrainConfig
-from fedvad.errors import ConfigError
-from fedvad.features.extractor import FeatureExtractor
+from fedvad.errors import ConfigError, check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +30,18 @@ def adam(steps: int) -> TrainConfig:
     )  # fmt: skip
 
 
+_TRAIN = adam(600)
+
+
 class ReverseSite(StudentSite):
     """A site whose student is given the teacher's maps: no pixels are kept."""
 
+    options: ClassVar[tuple[str, ...]] = ("loss", "hard")
+
     def __init__(
-        self, net: PaSTeNet, *given: Any, kind: ReverseLoss, hard: int, **options: Any
+        self, net: PaSTeNet, *given: Any, loss: ReverseLoss, hard: int, **options: Any
     ) -> None:
-        self.kind, self.hard = kind, hard
+        self.kind, self.hard = loss, hard
         super().__init__(net, *given, **options)
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -53,6 +55,7 @@ class ReverseSite(StudentSite):
         return super()._chooses(config) and config.patience is not None
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ReverseDetector(StudentDetector):
     """A student that rebuilds the teacher's maps from their bottleneck; see `ReverseStudent`.
 
@@ -62,38 +65,13 @@ class ReverseDetector(StudentDetector):
     `StudentDetector`; maps are added (`combine` is `sum`).
     """
 
-    def __init__(
-        self,
-        *,
-        extractor: FeatureExtractor,
-        width: float = 1.0,
-        loss: ReverseLoss = "global",
-        hard: int = 10,
-        layers: tuple[int, ...] | None = None,
-        combine: Combine = "sum",
-        train: TrainConfig | None = None,
-        held_out: float = 0.2,
-        smooth: int = ScoringConfig.smooth,
-        top: float = ScoringConfig.top,
-        cache_bytes: int = 256 << 20,
-        seed: int = 0,
-        max_bad: float = MAX_BAD,
-    ) -> None:
-        super().__init__(
-            extractor=extractor,
-            layers=layers,
-            combine=combine,
-            train=train or adam(600),
-            held_out=held_out,
-            smooth=smooth,
-            top=top,
-            cache_bytes=cache_bytes,
-            seed=seed,
-            max_bad=max_bad,
-        )
-        self.width = width
-        self.loss = loss
-        self.hard = hard
+    site: ClassVar[type[StudentSite]] = ReverseSite
+
+    width: float = 1.0
+    loss: ReverseLoss = "global"
+    hard: int = 10
+    combine: Combine = "sum"
+    train: TrainConfig = _TRAIN
 
     @classmethod
     def round_training(cls, steps: int | None) -> TrainConfig:
@@ -116,18 +94,11 @@ class ReverseDetector(StudentDetector):
         )
         return net.to(self.extractor.config.device)
 
-    def _site(self, net: PaSTeNet, *given: Any, **options: Any) -> ReverseSite:
-        return ReverseSite(net, *given, kind=self.loss, hard=self.hard, **options)
-
     def _check(self) -> None:
         super()._check()
-        if self.loss not in get_args(ReverseLoss):
-            raise ConfigError(f"unknown loss {self.loss!r}; choose from {get_args(ReverseLoss)}")
+        check_choice("loss", self.loss, ReverseLoss)
         if self.hard < 1:
             raise ConfigError(f"hard counts positions, 1 at least, not {self.hard}")
-
-    def _options(self) -> dict[str, Any]:
-        return super()._options() | {"width": self.width, "loss": self.loss, "hard": self.hard}
 
 
 class RD(ReverseDetector):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from fedvad.detectors.student.loss import cosine_loss, level_maps
-from fedvad.errors import ConfigError
+from fedvad.detectors.student.loss import added, cosine_loss, level_maps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,15 +38,12 @@ def global_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
     """
     from torch.nn.functional import normalize
 
-    _check(teacher)
-    total = None
+    levels = []
     for t, s in zip(teacher, student, strict=True):
         t, s = t.float().flatten(1), s.float().flatten(1)
         gap = normalize(t, eps=_EPS) - normalize(s, eps=_EPS)
-        level = 0.5 * gap.square().sum(1).mean()
-        total = level if total is None else total + level
-    assert total is not None
-    return total
+        levels.append(0.5 * gap.square().sum(1).mean())
+    return added(levels)
 
 
 def hard_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], hard: int) -> Tensor:
@@ -56,16 +52,5 @@ def hard_loss(teacher: Sequence[Tensor], student: Sequence[Tensor], hard: int) -
     Distances are 1 - cos over the channels of a position, see `level_maps`; a level with fewer
     positions takes them all. Source: AAND (arXiv 2405.02068), hard knowledge distillation.
     """
-    _check(teacher)
-    total = None
-    for distances in level_maps(teacher, student):
-        flat = distances.flatten(1)
-        level = flat.topk(min(hard, flat.shape[1]), dim=1).values.mean()
-        total = level if total is None else total + level
-    assert total is not None
-    return total
-
-
-def _check(levels: Sequence[Tensor]) -> None:
-    if not levels:
-        raise ConfigError("a loss needs at least one level")
+    flat = [distances.flatten(1) for distances in level_maps(teacher, student)]
+    return added([m.topk(min(hard, m.shape[1]), dim=1).values.mean() for m in flat])

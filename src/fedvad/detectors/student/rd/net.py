@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedvad.detectors.student.branches import STFPMNet, reinitialise
+from fedvad.detectors.student.branches import STFPMNet, check_layers, reinitialise
 from fedvad.errors import ConfigError
 from fedvad.features.modules import Taps
 
@@ -177,12 +177,7 @@ def build_reverse(
     layers: those to distil. image_size: S. Raises `ConfigError` for a layer that is not given, or
     maps that are too small.
     """
-    unknown = sorted(set(layers) - set(given))
-    if unknown or not layers:
-        raise ConfigError(
-            f"the backbone gives layers {list(given)}, not {unknown or list(layers)}; "
-            "build it with all the layers that are to be distilled"
-        )
+    check_layers(layers, given)
     picks = [list(given).index(layer) for layer in sorted(set(layers))]
     teacher = Taps(copy.deepcopy(network), picks).eval()
     student = ReverseStudent(tap_shapes(teacher, image_size), width=width, seed=seed)

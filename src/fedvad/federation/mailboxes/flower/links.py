@@ -19,6 +19,7 @@ from fedvad.federation.mailboxes.flower.messages import (
 __all__ = ["FlowerLinks"]
 
 log = logging.getLogger(__name__)
+_POLL, _TTL = 1.0, 12 * 3600.0  # seconds
 
 
 class FlowerLinks:
@@ -28,18 +29,9 @@ class FlowerLinks:
     where nodes are asked for their name and believed. Nodes with other keys are never asked.
     """
 
-    def __init__(
-        self,
-        grid: Any,
-        keys: Mapping[bytes, str] | None,
-        *,
-        interval: float = 1.0,
-        ttl: float = 12 * 3600.0,
-    ) -> None:
+    def __init__(self, grid: Any, keys: Mapping[bytes, str] | None) -> None:
         self.grid = grid
         self.keys = keys
-        self.interval = interval
-        self.ttl = ttl
         self._nodes: dict[str, int] = {}
         self._asked: dict[str, str] = {}
         self._greeted: dict[str, int] = {}
@@ -76,13 +68,13 @@ class FlowerLinks:
 
     def wait(self) -> None:
         """See `Links.wait`."""
-        sleep(self.interval)
+        sleep(_POLL)
 
     def _push(self, node: int, instruction: Instruction) -> str | None:
         from flwr.app import Message
 
         message = Message(
-            to_records(instruction), node, "train", ttl=self.ttl, group_id=str(instruction.round)
+            to_records(instruction), node, "train", ttl=_TTL, group_id=str(instruction.round)
         )
         for sent in self.grid.push_messages([message]):
             if sent:

@@ -96,16 +96,19 @@ def gather(
                 again_at[site] = min(again_at[site], clock() + patience.retry / 10)
             elif answer.round == instruction_for(site).round:
                 replies[site] = answer
-                log.info("%s answered: %d of %d sites", site, len(replies), len(sites))
+                log.info(
+                    "round %d: %s answered, %d of %d in",
+                    *(answer.round, site, len(replies), len(sites)),
+                )
             else:
-                log.info("%s: a late answer of round %d is of no use now", site, answer.round)
+                log.info("ignored a late answer of %s to round %d", site, answer.round)
         pending = [site for site in sites if site not in replies]
         if not pending or clock() >= end:
             return replies, {site: reasons[site] for site in pending}, asked
         present = links.connected()
         for site in pending:
             if site in present and clock() >= again_at.get(site, 0.0):
-                log.info("%s is asked%s", site, " again" if asked[site] else "")
+                log.info("asking %s%s", site, " again" if asked[site] else "")
                 links.ask(site, instruction_for(site))
                 again_at[site] = clock() + patience.retry * 2 ** asked[site]
                 asked[site] += 1

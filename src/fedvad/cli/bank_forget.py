@@ -1,0 +1,39 @@
+"""`fedvad bank forget`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import JsonOption, print_json
+
+__all__ = ["forget"]
+
+
+def forget(
+    site: Annotated[str, typer.Argument(help="Name of the site that leaves.")],
+    state: Annotated[
+        Path, typer.Option(help="Folder that keeps what must last between the steps.")
+    ],
+    key: Annotated[Path, typer.Option(help="Own private key (.key).")],
+    out: Annotated[Path, typer.Option(help="Signed global memory to write.")],
+    receipt: Annotated[
+        Path | None,
+        typer.Option(help="Signed statement to write of what left.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """At the server: take a site out of the memory, in a round without it."""
+    from fedvad.verbs.bank_forget import forget_site
+
+    told = forget_site(site, state, key, out, receipt=receipt)
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(
+        f"{site} left: {told['rows_removed'][site]} rows; round {told['round']} holds "
+        f"{told['rows_now']['global']} rows of {', '.join(told['sites_left'])}   {out}"
+    )
+    typer.echo(f"Remove {site}.pub from the trusted keys, so that it cannot send again.")

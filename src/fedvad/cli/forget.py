@@ -1,0 +1,91 @@
+"""`fedvad forget`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from fedvad.cli.common import (
+    CacheOption,
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    RunArgument,
+    WeightsOption,
+    open_cache,
+    print_json,
+    showing,
+)
+
+__all__ = ["forget"]
+
+
+def forget(
+    run: RunArgument,
+    site: Annotated[
+        str | None, typer.Option(help="Site that leaves, or whose image does.", show_default=False)
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="Image of the site to forget, instead of the whole site: its file, or the digest "
+            "of one that is gone.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the sites that stay: they fill in what they relied on the leaving "
+            "site for, and thresholds are exact.",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key that signs the receipt, as fedvad bank keygen makes one.",
+            show_default=False,
+        ),
+    ] = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to write the receipt [default: forgot-SITE.fedvad in RUN]",
+            show_default=False,
+        ),
+    ] = None,
+    weights: WeightsOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a site, or one image of it, out of every memory of a run, with a signed receipt.
+
+    Results, report and pictures of the training are removed, as is what an update kept.
+    """
+    from fedvad.verbs.forget import forget as run_forget
+
+    if receipt is not None and key is None:
+        raise typer.BadParameter("--receipt needs --key, which signs it")
+    with showing() as progress:
+        told = run_forget(
+            run, site=site, image=image, data=data, key=key, receipt=receipt, weights=weights,
+            engine=cast(Any, engine), device=device, cache=open_cache(cache), progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(told)
+        return
+    what = f"image {told['image']} of {told['site']}" if told["image"] else told["site"]
+    rows = ", ".join(f"{count} of {name}" for name, count in told["rows_removed"].items())
+    typer.echo(f"{what} left {run}: rows removed: {rows}; sites left: {len(told['sites_left'])}")
+    typer.echo(f"thresholds: {told['thresholds']}")
+    if told["removed"]:
+        typer.echo(f"removed, as they show or measure its images: {', '.join(told['removed'])}")
+    if told["receipt"]:
+        typer.echo(f"receipt: {told['receipt']} (fedvad inspect FILE --trust PUBLIC_KEY)")
+    else:
+        typer.echo("no receipt: --key signs one")

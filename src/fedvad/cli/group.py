@@ -1,0 +1,82 @@
+"""`fedvad group`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedvad.cli.common import (
+    CacheOption,
+    CacheSizeOption,
+    JsonOption,
+    open_cache,
+    print_json,
+    showing,
+)
+from fedvad.cli.options import given_options
+from fedvad.cli.train import ConfigOption
+
+if TYPE_CHECKING:
+    from fedvad.evaluation.results import Results
+
+__all__ = ["group"]
+
+
+def group(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Folder with one folder per site.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also train a federation within each group: OUT/group1, OUT/group2, ...",
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Share of a site's normal images that may look odd to another of its group."
+        ),
+    ] = 0.25,
+    config: ConfigOption = None,
+    cache: CacheOption = None,
+    cache_size: CacheSizeOption = "20G",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted runs in --out.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find which sites look at the same kind of product, from their normal images.
+
+    Sites exchange means and covariances of a few numbers per image, never images.
+    """
+    from fedvad.runs.config import resolve_config
+    from fedvad.verbs.group import group as run_group
+    from fedvad.verbs.group import train_groups
+
+    resolved = resolve_config(config, **given_options(context))
+    opened = open_cache(cache, cache_size)
+    results: dict[str, Results] = {}
+    with showing() as progress:
+        if out is None:
+            found = run_group(data, resolved, tolerance=tolerance, cache=opened, progress=progress)
+        else:
+            found, results = train_groups(
+                data, out, resolved, tolerance=tolerance, cache=opened, resume=resume,
+                progress=progress,
+            )  # fmt: skip
+    if as_json:
+        runs = {name: result.to_dict() for name, result in results.items()}
+        print_json(found.to_json() | ({"runs": runs} if runs else {}))
+        return
+    for number, names in enumerate(found.groups, 1):
+        typer.echo(f"group{number}: {', '.join(names)}")
+    typer.echo(f"Each site sends {found.bytes_per_site:,} bytes: moments, no image.")
+    if out is not None:
+        from fedvad.cli.results import show_results
+
+        for name, result in results.items():
+            typer.echo(f"\n{name}")
+            show_results(result, out / name)

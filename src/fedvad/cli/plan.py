@@ -1,0 +1,72 @@
+"""`fedvad plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import (
+    CacheOption,
+    CacheSizeOption,
+    JsonOption,
+    open_cache,
+    print_json,
+    showing,
+)
+from fedvad.cli.options import given_options
+
+__all__ = ["plan"]
+
+
+def plan(
+    context: typer.Context,
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA...",
+            help="Folder of sites, as for train; several, or files of plan DATA --json from sites "
+            "apart.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Plan to write, for train --plan.", show_default=False)
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that an image may take in the backbone on this machine; where there is "
+            "time, more of its pixels are read.",
+            show_default=False,
+        ),
+    ] = None,
+    suspects: Annotated[
+        Path | None,
+        typer.Option(
+            help="Picture to write of normal images that are unlike the others of their site; the "
+            "plan then lists them, for you to leave out.",
+            show_default=False,
+        ),
+    ] = None,
+    cache: CacheOption = None,
+    cache_size: CacheSizeOption = "20G",
+    as_json: JsonOption = False,
+) -> None:
+    """Look at the normal images of each site and plan the training. No test image is read.
+
+    Options given here are kept in the plan.
+    """
+    from fedvad.verbs.plan import plan as run_plan
+
+    with showing() as progress:
+        made = run_plan(
+            places, out, budget=budget, suspects=suspects, cache=open_cache(cache, cache_size),
+            progress=progress, **given_options(context),
+        )  # fmt: skip
+    if as_json:
+        print_json(made.to_json())
+        return
+    typer.echo(made.to_toml(), nl=False)
+    if out is not None:
+        typer.echo(f"\nWritten to {out}: fedvad train DATA --plan {out} --out run", err=True)

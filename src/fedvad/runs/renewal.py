@@ -1,0 +1,234 @@
+"""A run whose sites' memories changed after training: merged again, with thresholds found again.
+
+The server's part is played again from the sites' own memories, whose rows know their rounds, so
+no image is read, and what did not change comes out as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.files import write_atomically
+from fedvad.data.sealed import sha256_of
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.scoring import distance_scale
+from fedvad.errors import ConfigError, PayloadError
+from fedvad.evaluation.histograms import count
+from fedvad.evaluation.thresholds import Threshold
+from fedvad.federation.payload import Manifest, Payload, bank_arrays, bank_from
+from fedvad.memory.bank import MemoryBank
+from fedvad.memory.merge import merge_banks
+from fedvad.runs.config import Reference, TrainConfig
+from fedvad.runs.memory_run import SiteMemory, TrainedRun
+from fedvad.runs.plan import memory_exchange
+from fedvad.runs.run_folder import DETECTOR_FILE
+from fedvad.runs.thresholds import Counts, find_thresholds, share_threshold
+
+__all__ = [
+    "NewScores",
+    "bounded",
+    "check_growing",
+    "check_origin",
+    "last_round",
+    "merge_again",
+    "renew_thresholds",
+    "replace_run",
+    "take_back",
+]
+
+log = logging.getLogger(__name__)
+NewScores = Mapping[str, Mapping[Reference, npt.NDArray[np.float64]]]
+_BEFORE = "before-{}.safetensors"
+
+
+def check_origin(run: TrainedRun, folder: Path) -> None:
+    """Raise `ConfigError` for a run whose rows do not say which site sent them in which round."""
+    banks = [run.memory, *(site.bank for site in run.sites.values() if len(site.bank))]
+    if any(bank.origin is None or ("", 0, "") in bank.origin.sources for bank in banks):
+        raise ConfigError(
+            f"{folder} was trained by an earlier fedvad, whose rows do not know their sites: "
+            "train again"
+        )
+
+
+def check_growing(config: TrainConfig, folder: Path) -> None:
+    """Raise `ConfigError` for a method to whose memories no rows can be added."""
+    if config.update != "grow":
+        raise ConfigError(
+            f"{folder} is of method {config.method}, whose rounds move every row of a memory "
+            "(update 'ema'), so none can be added or taken away: train again"
+        )
+
+
+def last_round(run: TrainedRun) -> int:
+    """The last round in which any site sent rows that the run still holds."""
+    banks = [run.memory, *(site.bank for site in run.sites.values() if len(site.bank))]
+    return max(_rounds_of(bank)[-1] for bank in banks)
+
+
+def _rounds_of(bank: MemoryBank) -> list[int]:
+    assert bank.origin is not None  # see `check_origin`
+    return sorted({source.round for source in bank.origin.sources})
+
+
+def merge_again(run: TrainedRun, config: TrainConfig, without: Collection[str] = ()) -> TrainedRun:
+    """The run with the memory that the server makes of its sites' memories.
+
+    With the defence, the codec and the thinning of the training. Of a run as it was trained it is
+    the same memory to the bit, but for rows that a site without news repeats to be heard of.
+    without: sites that no longer count. Raises `ConfigError` when no other site has a memory, and
+    where rows are averages over sites that the run has no memories of.
+    """
+    own = {name: site for name, site in run.sites.items() if len(site.bank)}
+    patches = max(-(-_patches(site) // site.n_images) for site in own.values()) if own else 1
+    sites = _elsewhere(run, patches) | own
+    taking_part = sorted(set(sites) - set(without))
+    if not taking_part:
+        raise ConfigError("no site would be left with a memory: remove the run folder instead")
+    exchange = memory_exchange(config, run.features.key(), run.memory.dim, patches)
+    for name in taking_part:
+        for round_ in _rounds_of(sites[name].bank):
+            try:
+                exchange.accept(_upload(run, config, name, sites[name], round_))
+            except PayloadError as error:  # as a round of the training would go on without it
+                log.warning("%s: its rows of round %d are refused: %s", name, round_, error)
+    memory = bank_from(exchange.merge(last_round(run)))
+    return replace(run, memory=memory, scale=distance_scale(memory, run.scoring))
+
+
+def _elsewhere(run: TrainedRun, patches: int) -> dict[str, SiteMemory]:
+    """What the global memory holds of sites whose own memories are not in this run."""
+    origin = run.memory.origin
+    assert origin is not None
+    names = {source.site for source in origin.sources} - set(run.sites)
+    if names and len(origin.source) > len(origin):
+        raise ConfigError(
+            f"rows of this memory are averages over sites, those of {sorted(names)} among them, "
+            "which only the server can take apart"
+        )
+    found = {}
+    for name in names:
+        bank = run.memory.take(origin.share_of(name) > 0)
+        images = max(1, -(-round(bank.total_weight) // patches))
+        found[name] = SiteMemory(bank, Generator.identity(bank.dim), n_images=images)
+    return found
+
+
+def _patches(site: SiteMemory) -> int:
+    return round(site.bank.total_weight)
+
+
+def _upload(
+    run: TrainedRun, config: TrainConfig, name: str, site: SiteMemory, round_: int
+) -> Payload:
+    """What a site sent in a round, as far as its memory still holds it."""
+    origin = site.bank.origin
+    assert origin is not None
+    of_round = np.array([source.round == round_ for source in origin.sources])
+    rows = site.bank.take(of_round[origin.source])
+    manifest = Manifest(
+        kind="upload",
+        site=name,
+        round=round_,
+        mode="append" if config.update == "grow" else "replace",
+        features=run.features.key(),
+        generator=Generator.identity(run.memory.dim).hash(),
+        n_images=site.n_images,
+        n_patches=_patches(site),
+    )
+    return Payload(manifest, bank_arrays(rows.rescaled(float(_patches(site))), config.precision))
+
+
+def bounded(bank: MemoryBank, rows: int, seed: int) -> MemoryBank:
+    """At most so many rows of a site's memory: those that cover all of them best."""
+    return (
+        bank if len(bank) <= rows else merge_banks({"": bank}, mode="kcenter", size=rows, seed=seed)
+    )
+
+
+def renew_thresholds(
+    run: TrainedRun, config: TrainConfig, new: NewScores, sites: Collection[str] = ()
+) -> None:
+    """Find the thresholds of all sites again, each for the rate that it had.
+
+    new: by site and reference, scores (n,) of normal images that trained; they join the scores
+    that the run keeps. sites: those whose kept scores are dropped, as `new` has all of them.
+    """
+    counts: Counts = {}
+    for reference in get_args(Reference):
+        scores = {}
+        for name, site in run.sites.items():
+            before = site.thresholds.get(reference)
+            kept = () if before is None or name in sites else before.scores
+            joined = np.array([*kept, *new.get(name, {}).get(reference, np.empty(0))])
+            if len(joined):
+                scores[name] = joined
+        rule = "own" if reference == "local" else config.threshold_rule
+        rates = {name: _rate(run.sites[name].thresholds.get(reference), config) for name in scores}
+        by_rate = {rate: find_thresholds(scores, rate, rule) for rate in set(rates.values())}
+        for name, rate in rates.items():
+            if name in by_rate[rate]:
+                run.sites[name].thresholds[reference] = by_rate[rate][name]
+        if scores:
+            counts[reference] = np.sum([count(own) for own in scores.values()], axis=0)
+    if config.shared_threshold:
+        share_threshold(run.sites, counts, config.target_fpr)
+
+
+def _rate(before: Threshold | None, config: TrainConfig) -> float:
+    return config.target_fpr if before is None else before.target_fpr
+
+
+def replace_run(
+    folder: Path,
+    run: TrainedRun,
+    *,
+    keep: bool = True,
+    first: Callable[[bytes], None] | None = None,
+) -> Path:
+    """Write a changed run in place of the one in a folder, which is kept to be taken back.
+
+    keep: False keeps nothing of what was there, of earlier changes neither. first: is given the
+    new file's bytes before they are written. Returns the file with what was there. A kill leaves
+    the old run or the new one. Raises `StorageError`.
+    """
+    with TemporaryDirectory(dir=folder, prefix=".next-") as work:
+        run.save(Path(work))
+        new = (Path(work) / DETECTOR_FILE).read_bytes()
+    for stale in folder.glob(".next-*"):  # of a kill
+        shutil.rmtree(stale, ignore_errors=True)
+    kept = folder / _BEFORE.format(sha256_of(new)[:16])
+    if keep:
+        write_atomically(kept, (folder / DETECTOR_FILE).read_bytes())
+    others = set(folder.glob(_BEFORE.format("*"))) - {kept}
+    if not keep:  # first: a kill must leave no rows that were to go
+        for other in {*others, kept}:
+            other.unlink(missing_ok=True)
+    if first is not None:
+        first(new)
+    write_atomically(folder / DETECTOR_FILE, new)
+    for other in others:
+        other.unlink(missing_ok=True)
+    return kept
+
+
+def take_back(folder: Path) -> None:
+    """Undo the last `replace_run`; raises `ConfigError` where nothing can be taken back."""
+    now = sha256_of((folder / DETECTOR_FILE).read_bytes())
+    kept = folder / _BEFORE.format(now[:16])
+    if not kept.is_file():
+        raise ConfigError(
+            f"{folder} holds nothing to take back: it was never updated, or was changed since "
+            "(calibrate, feedback, forget)"
+        )
+    write_atomically(folder / DETECTOR_FILE, kept.read_bytes())
+    kept.unlink()

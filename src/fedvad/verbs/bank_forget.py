@@ -1,0 +1,83 @@
+"""A site leaves a federation by files: the server merges again without what it sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedvad._version import __version__
+from fedvad.data.files import write_atomically
+from fedvad.data.locks import only_one
+from fedvad.data.sealed import sha256_of
+from fedvad.errors import ConfigError
+from fedvad.federation.exchange.weights import has_weights
+from fedvad.federation.mailboxes.state import load_state, save_state
+from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.server import Server
+from fedvad.federation.signed import read_private_key
+from fedvad.runs.guards import guard_output_file
+from fedvad.runs.receipt import ForgetReceipt, now, receipt_bytes
+from fedvad.verbs.bank_server import read_federation
+
+__all__ = ["forget_site"]
+
+
+def forget_site(
+    site: str, state_dir: Path, key: Path, out: Path, *, receipt: Path | None = None
+) -> dict[str, Any]:
+    """The server's round without a site: merge what the others sent, write the signed memory.
+
+    The sites take it as any other; in their next round they send what it covers worst. After a
+    kill the same command ends it. receipt: where to write the signed statement. Raises
+    `ConfigError` for a site of which the server holds nothing, the only one, or weights of
+    students, in which no site's part can be told from another's; `ArtefactError` for a damaged
+    state.
+    """
+    with only_one(state_dir):
+        signing = read_private_key(key)
+        for target, option in ((out, "--out"), (receipt, "--receipt")):
+            guard_output_file(target, option, others=[key, *state_dir.glob("**/*")])
+        state = load_state(state_dir)
+        held = {} if state is None else dict(state.server)
+        if state is None or site not in held:
+            raise ConfigError(f"the server holds nothing of {site!r}, it has {sorted(held)}")
+        if has_weights(held[site]):
+            raise ConfigError(
+                "this federation averages weights of students, which all sites have trained "
+                "together: train again without the site"
+            )
+        left = {name: payload for name, payload in held.items() if name != site}
+        if not left:
+            raise ConfigError(f"{site} is the only site: remove {state_dir} instead")
+        exchange = read_federation(state_dir).exchange_for(next(iter(left.values())))
+        server = Server(exchange, quorum=0)
+        server.restore(replace(state, server=left))
+        server.open(state.round + 1)
+        merged = server.close([])
+        server.ledger.forget(site)
+        signed = signing.sign(merged.to_bytes())
+        told = ForgetReceipt(
+            date=now(), file=out.name, site=site, image=None, sites_left=sorted(left),
+            rows_removed={site: held[site].rows, "global": _rows_of(state.merged, site)},
+            rows_now={"global": merged.rows} | {n: p.rows for n, p in sorted(left.items())},
+            repaired=False, thresholds="of the memory before",
+            before=sha256_of(signing.sign(state.merged.to_bytes())), after=sha256_of(signed),
+            version=__version__,
+        )  # fmt: skip
+        # the state last: until then the same command does the same once more
+        if receipt is not None:
+            write_atomically(receipt, receipt_bytes(told, signing))
+        write_atomically(out, signed)
+        save_state(state_dir, server.state())
+    return {
+        **told.model_dump(),
+        "path": str(out),
+        "round": merged.manifest.round,
+        "receipt": None if receipt is None else str(receipt),
+    }
+
+
+def _rows_of(merged: Payload, site: str) -> int:
+    origin = bank_from(merged).origin
+    return 0 if origin is None else int((origin.share_of(site) > 0).sum())

@@ -1,0 +1,296 @@
+"""`forget`: a site, or one image of it, leaves every memory of a run, with a receipt."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedvad._version import __version__
+from fedvad.data.files import write_atomically
+from fedvad.data.locks import only_one
+from fedvad.data.sealed import sha256_of
+from fedvad.errors import ConfigError
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import Engine
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.signed import read_private_key
+from fedvad.memory.bank import MemoryBank
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.data import load_sites
+from fedvad.runs.memory_run import SiteMemory, TrainedRun
+from fedvad.runs.method_memory import MemoryMethod, wire_exact
+from fedvad.runs.opening import open_memory_run
+from fedvad.runs.progress import Progress, no_progress
+from fedvad.runs.receipt import ForgetReceipt, now, read_receipt, receipt_bytes
+from fedvad.runs.renewal import (
+    bounded,
+    check_growing,
+    check_origin,
+    last_round,
+    merge_again,
+    renew_thresholds,
+    replace_run,
+)
+from fedvad.runs.run_folder import (
+    DETECTOR_FILE,
+    read_config,
+    read_ledger,
+    write_config,
+    write_ledger,
+)
+
+__all__ = ["forget"]
+
+log = logging.getLogger(__name__)
+_DIGEST = re.compile(r"[0-9a-f]{16}(#\d+)?")
+_PENDING = "forgetting.fedvad"
+# what a training leaves that shows or measures images of all its sites
+_SHOWS = (
+    "results.json", "scores.json", "report.html", "heatmaps.png", "gallery.json", "gallery",
+    "tables",
+)  # fmt: skip
+
+
+def forget(
+    run_folder: Path,
+    *,
+    site: str | None = None,
+    image: Path | str | None = None,
+    data: Path | None = None,
+    key: Path | None = None,
+    receipt: Path | None = None,
+    weights: Path | str | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    cache: DescriptorCache | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Take all rows of a site, or of one image of it, out of every memory of a run.
+
+    The other sites' memories are merged again. After one round that is the federation that never
+    had the site, to the bit, its sites' seeds being what they were. After more rounds the others
+    did not send what the site had sent before: with `data` they fill that in by one more round.
+
+    site: who leaves; may be omitted with `image` where the run has one. image: file of the site,
+    or the digest of one that is gone, to forget in place of the whole site. data: folder of the
+    sites that stay, for that round and for exact thresholds; without it, thresholds rest on
+    scores against the memory before, and a warning says so. key: private key that signs the
+    receipt; receipt: where to write it, `forgot-SITE.fedvad` in the run folder by default.
+
+    Results, report and pictures of the training are removed, as is what `update` kept. Raises
+    `ConfigError` (also while another process works on the run), `DataError`.
+    """
+    with only_one(run_folder):
+        signing = None if key is None else read_private_key(key)
+        target = receipt or run_folder / f"forgot-{site or 'image'}.fedvad"
+        if (done := _finished(run_folder, site, target)) is not None:
+            return done
+        run, config, extractor = open_memory_run(
+            run_folder, weights=weights, engine=engine, device=device, cache=cache
+        )
+        check_origin(run, run_folder)
+        if config.train_generator:
+            raise ConfigError(
+                f"{run_folder} has generators that were trained against rows of all sites: what "
+                "they learned cannot be taken out; train again"
+            )
+        name = _site(run, site, image)
+        digest = None if image is None else _digest(extractor, image)
+        if digest is not None:
+            check_growing(config, run_folder)
+        left = _without(run, config, name, digest)
+        repaired = False
+        if data is not None:
+            left, repaired = _with_images(left, config, data, extractor, progress)
+        else:
+            renew_thresholds(left, config, {})
+            log.warning(
+                "thresholds rest on scores against the memory before, and false alarms may rise: "
+                "give --data, or find each site's again with fedvad calibrate"
+            )
+        before = sha256_of((run_folder / DETECTOR_FILE).read_bytes())
+        statement = {
+            "date": now(),
+            "file": DETECTOR_FILE,
+            "site": name,
+            "image": digest,
+            "sites_left": sorted(left.sites),
+            "rows_removed": _removed(run, name, digest),
+            "rows_now": _rows(left),
+            "repaired": repaired,
+            "thresholds": "of the memory before" if data is None else "found again",
+            "before": before,
+            "version": __version__,
+        }
+        removed = _clean(run_folder, config, None if digest else name)
+
+        def sign(after: bytes) -> None:
+            if signing is not None:
+                told = ForgetReceipt(**statement, after=sha256_of(after))
+                write_atomically(run_folder / _PENDING, receipt_bytes(told, signing))
+
+        replace_run(run_folder, left, keep=False, first=sign)
+        if signing is not None:
+            _move(run_folder / _PENDING, target)
+    return {
+        "run": str(run_folder),
+        **statement,
+        "removed": removed,
+        "receipt": None if signing is None else str(target),
+    }
+
+
+def _site(run: TrainedRun, site: str | None, image: object) -> str:
+    if image is not None and site is None and len(run.sites) == 1:
+        return next(iter(run.sites))
+    assert run.memory.origin is not None
+    known = set(run.sites)
+    if image is None:  # also one of whose memory the run has the shared rows only
+        known |= {source.site for source in run.memory.origin.sources}
+    if site not in known:
+        raise ConfigError(f"--site names who leaves, one of {sorted(known)}, not {site!r}")
+    return str(site)
+
+
+def _digest(extractor: FeatureExtractor, image: Path | str) -> str:
+    if not Path(image).exists() and _DIGEST.fullmatch(str(image)):
+        return str(image)
+    (found,) = extractor.stream([Path(image)])
+    if not found.digest:
+        raise ConfigError(
+            f"{found.error or image}\n--image takes an image of the site, or the digest of one"
+        )
+    return found.digest
+
+
+def _without(run: TrainedRun, config: TrainConfig, name: str, image: str | None) -> TrainedRun:
+    """The run whose sites' memories, merged again, hold nothing of a site or of its image."""
+    sites = {n: replace(s, thresholds=dict(s.thresholds)) for n, s in run.sites.items()}
+    if image is None:
+        sites.pop(name, None)
+        if not sites:
+            raise ConfigError(f"{name} is the run's only site: remove the run folder instead")
+        left = merge_again(run, config, without=[name])
+        return replace(left, sites=sites)
+    bank = sites[name].bank
+    rows = _of_image(bank, name, image)
+    answers = tuple(a for a in sites[name].answers if a.values.image != image)
+    if len(answers) < len(sites[name].answers) and not rows.any():  # it was answered only
+        sites[name] = replace(sites[name], answers=answers)
+        return replace(run, sites=sites)
+    if not rows.any():
+        raise ConfigError(
+            f"no row of {name}'s memory is of image {image}: it did not train the run, or other "
+            "images cover all of it, so nothing has to be forgotten"
+        )
+    count = sites[name].n_images - 1
+    if count < 1 or rows.all():
+        raise ConfigError(f"{name} has rows of this image only: forget the site")
+    patches = bank.total_weight / sites[name].n_images
+    kept = bank.take(~rows).rescaled(count * patches)
+    sites[name] = replace(sites[name], bank=kept, n_images=count, answers=answers)
+    return merge_again(replace(run, sites=sites), config)
+
+
+def _of_image(bank: MemoryBank, site: str, image: str) -> Any:
+    assert bank.origin is not None
+    return bank.origin.share_of(site, image) > 0
+
+
+def _with_images(
+    run: TrainedRun,
+    config: TrainConfig,
+    data: Path,
+    extractor: FeatureExtractor,
+    progress: Progress,
+) -> tuple[TrainedRun, bool]:
+    """With one more round where others relied on what left, and thresholds from the images."""
+    found = load_sites(
+        data, config.split, config.seed, config.label_names(), image_size=config.features().view,
+        max_pixels=config.max_pixels,
+    )  # fmt: skip
+    sites = {site.name: site for site in found if site.name in run.sites}
+    if missing := sorted(set(run.sites) - set(sites)):
+        raise ConfigError(f"{data} lacks the images of {missing}: thresholds need those of all")
+    with closing(MemoryMethod(config, extractor)) as method:
+        method.read(list(sites.values()), progress)
+        relied = config.update == "grow" and last_round(run) > 1
+        if relied:
+            run = _repaired(run, config, method)
+        method.calibrate(run, progress)
+    return run, relied
+
+
+def _repaired(run: TrainedRun, config: TrainConfig, method: MemoryMethod) -> TrainedRun:
+    """After a round in which each site sends what the memory covers worst."""
+    round_, dim = last_round(run) + 1, run.memory.dim
+    sites: dict[str, SiteMemory] = {}
+    for name, model in run.sites.items():
+        member = method.members[name]
+        member.bank = model.bank
+        member.update(round_, run.memory)
+        bank = bounded(
+            wire_exact(member.bank, config), config.rows(dim) * config.rounds, member.seed
+        )
+        sites[name] = replace(model, bank=bank)
+    return merge_again(replace(run, sites=sites), config)
+
+
+def _rows(run: TrainedRun) -> dict[str, int]:
+    return {"global": len(run.memory)} | {n: len(s.bank) for n, s in sorted(run.sites.items())}
+
+
+def _removed(run: TrainedRun, name: str, image: str | None) -> dict[str, int]:
+    """Rows of what leaves, by memory."""
+    if image is not None:
+        return {name: int(_of_image(run.sites[name].bank, name, image).sum())}
+    assert run.memory.origin is not None
+    found = {"global": int((run.memory.origin.share_of(name) > 0).sum())}
+    return found | ({name: len(run.sites[name].bank)} if name in run.sites else {})
+
+
+def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
+    """Remove what shows images, and the site's name from what is told of the rounds."""
+    removed = []
+    for name in _SHOWS:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+        else:
+            continue
+        removed.append(name)
+    ledger = read_ledger(folder)
+    if site is not None:
+        ledger.forget(site)
+        if site in config.join:
+            stored = read_config(folder)
+            join = {name: r for name, r in stored.join.items() if name != site}
+            write_config(folder, stored.model_copy(update={"join": join}))
+    write_ledger(folder, ledger)
+    return removed
+
+
+def _finished(folder: Path, site: str | None, target: Path) -> dict[str, Any] | None:
+    """What a killed call had done, but for handing out the receipt."""
+    pending = folder / _PENDING
+    if not pending.is_file():
+        return None
+    told = read_receipt(pending.read_bytes())
+    done = told is not None and told.after == sha256_of((folder / DETECTOR_FILE).read_bytes())
+    if told is None or not done or told.site != site:
+        pending.unlink()
+        return None
+    _move(pending, target)
+    return {"run": str(folder), **told.model_dump(), "removed": [], "receipt": str(target)}
+
+
+def _move(source: Path, target: Path) -> None:
+    write_atomically(target, source.read_bytes())
+    source.unlink()

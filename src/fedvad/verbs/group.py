@@ -1,0 +1,160 @@
+"""`group`: which sites of a folder look at the same kind of product, and a federation for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedvad.data.folders import Site
+from fedvad.data.locks import only_one
+from fedvad.errors import ConfigError
+from fedvad.evaluation.results import Results
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.grouping import find_groups, inlier_shares, summarise_site
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.data import load_data, warm_up
+from fedvad.runs.guards import guard_output_folder
+from fedvad.runs.progress import Progress, no_progress
+from fedvad.runs.run_folder import write_json
+from fedvad.verbs.train import at_settled_size, train
+
+__all__ = ["Grouping", "group", "train_groups"]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Groups of sites, and what they were found from.
+
+    Parameters
+    ----------
+    groups : list of lists of str
+        Names of sites, in order; a site that no other resembles is alone.
+    sites : list of str
+        All sites, in the order of `shares`.
+    shares : list of lists of float
+        Share of the normal images of the row's site that look normal to the column's site.
+    bytes_per_site : int
+        Size of the summary that each site sends.
+    """
+
+    groups: list[list[str]]
+    sites: list[str]
+    shares: list[list[float]]
+    bytes_per_site: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        return dict(vars(self))
+
+
+def group(
+    data: Path,
+    config: TrainConfig,
+    *,
+    tolerance: float = 0.25,
+    cache: DescriptorCache | None = None,
+    progress: Progress = no_progress,
+) -> Grouping:
+    """Find groups of sites from their normal training images; no test image is read.
+
+    Parameters
+    ----------
+    data : Path
+        Folder with one folder per site, two at least, with 8 normal images each.
+    config : TrainConfig
+        Backbone, size and reading of the images.
+    tolerance : float in [0, 1), default=0.25
+        See `fedvad.federation.grouping.find_groups`.
+    cache : DescriptorCache, optional
+        Where features are kept, for the training that follows.
+
+    Raises
+    ------
+    ConfigError
+        For one site only, or a tolerance out of range.
+    DataError
+        For fewer than 8 normal images at a site, or images that cannot be read.
+    """
+    return _group(_sites(data, config), config, tolerance, cache, progress)
+
+
+def train_groups(
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    tolerance: float = 0.25,
+    cache: DescriptorCache | None = None,
+    resume: bool = False,
+    progress: Progress = no_progress,
+) -> tuple[Grouping, dict[str, Results]]:
+    """`group`, then a federation within each group: runs `out`/group1, `out`/group2, ...
+
+    Each run folder stands for itself; `out`/groups.json says which sites are in it, and
+    `out`/sites/group1 holds links to their folders, for `evaluate` and `report`. Results are by
+    name of the run. Raises as `group` and `train` do; what was finished before stays, and
+    `resume` continues.
+    """
+    sites = _sites(data, config)
+    guard_output_folder(out, "--out", data=data, sites=sites)
+    with only_one(out):
+        found = _group(sites, config, tolerance, cache, progress)
+        results = {}
+        for number, names in enumerate(found.groups, 1):
+            name = f"group{number}"
+            folder = out / "sites" / name
+            for site in names:
+                _link(data / site, folder / site)
+            write_json(out / "groups.json", found.to_json())
+            results[name] = train(
+                folder, out / name, config, cache=cache, resume=resume, progress=progress
+            )
+    return found, results
+
+
+def _sites(data: Path, config: TrainConfig) -> list[Site]:
+    if config.split is not None:
+        raise ConfigError("groups are of sites with a folder each: omit --split")
+    sites = load_data(
+        data, None, config.seed, config.label_names(), image_size=config.image_size,
+        max_pixels=config.max_pixels,
+    )[1]  # fmt: skip
+    if len(sites) < 2 or not all((data / site.name).is_dir() for site in sites):
+        raise ConfigError(f"{data} must hold two or more folders of sites for groups of them")
+    return sites
+
+
+def _group(
+    sites: list[Site],
+    config: TrainConfig,
+    tolerance: float,
+    cache: DescriptorCache | None,
+    progress: Progress,
+) -> Grouping:
+    extractor = FeatureExtractor(at_settled_size(config, sites).features(), cache)
+    features = warm_up(sites, extractor, config.max_bad, progress)
+    summaries = {
+        name: summarise_site(
+            np.stack([np.nanmean(image.astype(np.float32), axis=(0, 1)) for image in images]),
+            seed=config.seed,
+        )
+        for name, images in features.items()
+    }
+    shares = inlier_shares(summaries)
+    names = sorted(summaries)
+    groups = find_groups(names, shares, tolerance=tolerance)
+    size = max(summary.nbytes for summary, _ in summaries.values())
+    return Grouping(groups, names, shares.tolist(), size)
+
+
+def _link(source: Path, link: Path) -> None:
+    """A link to a site's folder; one that is there already must lead to it."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(source.resolve(), target_is_directory=True)
+    elif link.resolve() != source.resolve():
+        raise ConfigError(f"{link} leads elsewhere: choose another --out")

@@ -1,0 +1,184 @@
+"""`plan`: from the normal images of sites, or their fingerprints, to options for `train`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedvad.data.checked import strictly
+from fedvad.data.contents import normals
+from fedvad.data.files import write_atomically
+from fedvad.data.fingerprint import Fingerprint, fingerprint_of
+from fedvad.data.views import is_plain
+from fedvad.errors import ArtefactError, ConfigError, DataError
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.runs.choosing import Choice, choose_options, remarks
+from fedvad.runs.config import at_size, given_values, resolve_config
+from fedvad.runs.progress import Progress, Stage, no_progress
+from fedvad.runs.template import as_toml
+from fedvad.runs.train_config import TrainConfig
+from fedvad.verbs.doubts import find_doubtful, training_sites
+
+__all__ = ["Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found.
+
+    sites: fingerprints by site. choices: options for `train`, each with its reason; given: those
+    that somebody gave, which win. remarks: sentences on the data. doubtful: normal images that are
+    unlike the others of their site, the least likely first, each with its score in multiples of the
+    usual one; None where nobody asked.
+    """
+
+    sites: Mapping[str, Fingerprint]
+    choices: tuple[Choice, ...]
+    given: Mapping[str, Any]
+    remarks: tuple[str, ...]
+    doubtful: Mapping[str, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints; as a file, `plan` reads its sites."""
+        return {
+            "sites": {name: asdict(one) for name, one in self.sites.items()},
+            "options": {one.key: one.value for one in self.choices} | dict(self.given),
+            "why": {one.key: one.why for one in self.choices if one.key not in self.given},
+            "remarks": list(self.remarks),
+            **({} if self.doubtful is None else {"doubtful": dict(self.doubtful)}),
+        }
+
+    def to_toml(self) -> str:
+        """A file for `train --plan`, to be read and changed by people."""
+        return "\n".join(self._lines()) + "\n"
+
+    def _lines(self) -> Iterator[str]:
+        yield "# A plan for `fedvad train --plan`: change what you know better. Flags win over it."
+        for name, value in self.given.items():
+            yield f"\n# given\n{name} = {as_toml(value)}"
+        for choice in self.choices:
+            if choice.key not in self.given:
+                yield f"\n# {choice.why}\n{choice.key} = {as_toml(choice.value)}"
+        if self.doubtful is not None and "leave_out" not in self.given:
+            yield "\n# Doubtful normal images; remove the # before each that shows no good part."
+            yield "leave_out = ["
+            for file, times in self.doubtful.items():
+                yield f"#   {as_toml(file)},  # {times:.2g} times the usual score"
+            yield "]"
+        yield "\n# The normal images of each site:"
+        for name, one in self.sites.items():
+            plain = "" if one.foreground == 1 else f"; the object covers {one.foreground:.0%}"
+            copies = f"; {one.near_copies:.0%} near copies" * bool(one.near_copies)
+            yield (
+                f"# {json.dumps(name, ensure_ascii=False)}: {one.images} of {one.height:g} x "
+                f"{one.width:g} pixels; mean grey {one.brightness:.0f}, spread "
+                f"{one.brightness_spread:.0f}{plain}{copies}"
+            )
+        yield from (f"# LOOK: {said}" for said in self.remarks)
+
+
+def plan(
+    places: Sequence[Path],
+    out: Path | None = None,
+    *,
+    budget: float | None = None,
+    suspects: Path | None = None,
+    cache: DescriptorCache | None = None,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> Plan:
+    """Plan a training from normal training images alone; no test image is opened.
+
+    Parameters
+    ----------
+    places : sequence of Path
+        Folders of sites as `train` takes them, and files of what `Plan.to_json` gave elsewhere.
+    out : Path, default=None
+        The plan to write, a TOML file.
+    budget : float, default=None
+        Seconds that an image may take in the backbone on this machine, above 0; more of an image
+        is read where there is time. Without, images are read as `image_size = "auto"` does.
+    suspects : Path, default=None
+        A picture to write, a PNG file, of normal images that are unlike the others of their site;
+        the plan then lists them. All normal images pass the backbone. With one folder only.
+    cache : DescriptorCache, default=None
+        Where their descriptors are kept for the training.
+    progress : Progress, default=no_progress
+        Called with a stage, the images done and their number.
+    options
+        Of `train`, which the plan then holds as given.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ConfigError
+        For no places, a site twice, a method without a memory, a budget of 0 or beside a size,
+        suspects of other than one folder, or a file to write among the images.
+    DataError
+        For a folder without normal images, or none that can be read.
+
+    Source: ours, after nnU-Net's fingerprint and plan (Isensee et al. 2021).
+    """
+    config = resolve_config(**options)
+    if config.has_student:
+        raise ConfigError(f"plan is for methods with a memory, and {config.method} has none")
+    if budget is not None and not budget > 0:
+        raise ConfigError(f"budget is {budget} s per image; it must be above 0")
+    if budget is not None and (config.tiles is not None or config.image_size != "auto"):
+        raise ConfigError("--budget chooses size and tiles: give it, or --image-size and --tiles")
+    if suspects is not None and (len(places) != 1 or places[0].is_file()):
+        raise ConfigError("--suspects looks at images: give it one folder of sites")
+    sites: dict[str, Fingerprint] = {}
+    for place in places:
+        found = _stored(place) if place.is_file() else _read(place, config, progress)
+        if twice := sorted(sites.keys() & found):
+            raise ConfigError(f"site {twice[0]} is in {place} and in another of the places given")
+        sites |= found
+    if not sites:
+        raise ConfigError("plan needs a folder of images, or files of `fedvad plan DATA --json`")
+    seconds = (
+        None if budget is None else FeatureExtractor(at_size(config, 256).features()).seconds()
+    )
+    choices = choose_options(sites, config, seconds=seconds, budget=budget)
+    # as text, number and list: what a configuration file can hold
+    kept = config.model_dump(mode="json", include=set(given_values(**options)))
+    if not is_plain(config.image_size):  # what it stands for is known now
+        kept.pop("image_size", None)
+    doubtful = None
+    if suspects is not None:
+        planned = resolve_config(**({one.key: one.value for one in choices} | kept))
+        doubtful = find_doubtful(places[0], suspects, planned, cache, progress)
+    made = Plan(sites, tuple(choices), kept, tuple(remarks(sites)), doubtful)
+    if out is not None:
+        write_atomically(out, made.to_toml().encode())
+    return made
+
+
+def _read(folder: Path, config: TrainConfig, progress: Progress) -> dict[str, Fingerprint]:
+    sites = training_sites(folder, config)
+    stage = Stage(progress, "fingerprints", len(sites))
+    found = {}
+    for site in sites:
+        try:
+            paths = normals(site.train)
+            found[site.name] = fingerprint_of(paths, max_pixels=config.max_pixels)
+        except DataError as error:
+            raise DataError(f"site {site.name}: {error}") from error
+        stage()
+    return found
+
+
+def _stored(file: Path) -> dict[str, Fingerprint]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        sites = values["sites"].items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtefactError(f"{file} is no output of `fedvad plan DATA --json`") from error
+    return {name: strictly(Fingerprint, one, f"{file}, site {name}") for name, one in sites}

@@ -1,0 +1,274 @@
+"""`update`: new normal images join a trained run; those that trained it are not read again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.contents import normals, once
+from fedvad.data.folders import holds_sets
+from fedvad.data.inputs import read_images
+from fedvad.data.locks import only_one
+from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.calibration import held_out_scores
+from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.memory.site import MemorySite
+from fedvad.errors import ConfigError
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import Engine
+from fedvad.features.extractor import FeatureExtractor
+from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.runs.config import Reference, TrainConfig
+from fedvad.runs.data import load_sites
+from fedvad.runs.feedback import never_normal
+from fedvad.runs.memory_run import SiteMemory, TrainedRun
+from fedvad.runs.opening import open_memory_run
+from fedvad.runs.plan import site_seed, split_held_out
+from fedvad.runs.progress import Progress, Stage, no_progress
+from fedvad.runs.renewal import (
+    bounded,
+    check_growing,
+    check_origin,
+    last_round,
+    merge_again,
+    renew_thresholds,
+    replace_run,
+    take_back,
+)
+
+__all__ = ["undo_update", "update"]
+
+log = logging.getLogger(__name__)
+
+
+def update(
+    run_folder: Path,
+    data: Path,
+    *,
+    site: str | None = None,
+    dry_run: bool = False,
+    weights: Path | str | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    cache: DescriptorCache | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Let the new normal images of `data` join the run, and find its thresholds again.
+
+    data: folder of normal images of one site, or of sites as `train` reads them, whose training
+    images join; a site that the run does not know joins, too. site: whose images these are; may
+    be omitted where `data` has sites, and where the run has one. dry_run: change nothing, and
+    return what would change.
+
+    A site's memory gains the patches that the run covers worst, and is thinned to the rows that
+    a training allows it. All sites' memories are then merged as the server merges them. The
+    scores that the run keeps of the images before join those of the new ones. What was there is
+    kept for `undo_update`. Raises `ConfigError` (also while another process works on the run),
+    `DataError`, and what `open_memory_run` raises.
+    """
+    with only_one(run_folder):
+        run, config, extractor = open_memory_run(
+            run_folder, weights=weights, engine=engine, device=device, cache=cache
+        )
+        check_growing(config, run_folder)
+        check_origin(run, run_folder)
+        images, known = _new_images(run, config, data, site, extractor, progress)
+        fitting, held_out = split_held_out(images, config)
+        before = _alarms(run, config, held_out, extractor, progress)
+        updated = merge_again(_grown(run, config, fitting), config)
+        scores = _scores(updated, config, held_out, extractor, progress)
+        renew_thresholds(updated, config, scores)
+        kept = None if dry_run else replace_run(run_folder, updated)
+    limits = {name: updated.threshold(name) for name in images}
+    now = {
+        name: None if limit is None else int((scores[name][updated.reference] > limit.value).sum())
+        for name, limit in limits.items()
+    }
+    return {
+        "run": str(run_folder),
+        "dry_run": dry_run,
+        "memory_rows": {"before": len(run.memory), "now": len(updated.memory)},
+        "undo": None if kept is None else str(kept),
+        "sites": {
+            name: {
+                "images": len(images[name]),
+                "known_images": known[name],
+                "rows": {
+                    "before": len(run.sites[name].bank) if name in run.sites else 0,
+                    "now": len(updated.sites[name].bank),
+                },
+                "scored": len(held_out[name]),
+                "alarms": {"before": before[name], "now": now[name]},
+                "threshold": {
+                    "before": _value(run, name) if name in run.sites else None,
+                    "now": _value(updated, name),
+                },
+            }
+            for name in images
+        },
+    }
+
+
+def undo_update(run_folder: Path) -> dict[str, Any]:
+    """Put back the run as it was before the last `update`; raises `ConfigError`."""
+    with only_one(run_folder):
+        take_back(run_folder)
+    return {"run": str(run_folder), "undone": True}
+
+
+def _value(run: TrainedRun, site: str) -> float | None:
+    found = run.threshold(site)
+    return None if found is None else found.value
+
+
+def _new_images(
+    run: TrainedRun,
+    config: TrainConfig,
+    data: Path,
+    site: str | None,
+    extractor: FeatureExtractor,
+    progress: Progress,
+) -> tuple[dict[str, NormalFeatures], dict[str, int]]:
+    """By site, features of its images that did not train yet, and how many others there are."""
+    paths = {name: once(own) for name, own in _paths(run, config, data, site).items()}
+    stage = Stage(progress, "features", sum(map(len, paths.values())))
+    found, known = {}, {}
+    for name, own in paths.items():
+        features = NormalFeatures(extractor, own, max_bad=config.max_bad, where=name)
+        features.warm_up(stage)
+        trained = _digests(run.sites[name].bank) if name in run.sites else set()
+        defects = _defects(run.sites[name]) if name in run.sites else set()
+        if defects & set(features.digests):
+            log.warning("%s: images that were confirmed to be defective stay out", name)
+        new = [i for i, d in enumerate(features.digests) if d not in trained | defects]
+        known[name] = len(trained & set(features.digests))
+        if known[name]:
+            log.warning("%s: %d images trained the run already", name, known[name])
+        if new:
+            found[name] = features.subset(new)
+    if not found:
+        raise ConfigError(
+            f"{data} holds no new normal image: all of them trained the run, or were confirmed to "
+            "be defective"
+        )
+    return found, known
+
+
+def _paths(
+    run: TrainedRun, config: TrainConfig, data: Path, site: str | None
+) -> dict[str, Sequence[Path]]:
+    names = config.label_names()
+    if not (data.is_dir() and holds_sets(data, names)):
+        return {_one_site(run, site): read_images([data])}
+    sites = load_sites(
+        data, None, config.seed, names, image_size=config.features().view,
+        max_pixels=config.max_pixels,
+    )  # fmt: skip
+    if len(sites) > 1 and site is not None:
+        raise ConfigError(f"{data} holds {len(sites)} sites: omit --site, or give the one's folder")
+    if len(sites) == 1 and (site is not None or len(run.sites) == 1):
+        return {site or next(iter(run.sites)): normals(sites[0].train)}
+    return {found.name: normals(found.train) for found in sites}
+
+
+def _one_site(run: TrainedRun, site: str | None) -> str:
+    if site is None and len(run.sites) > 1:
+        raise ConfigError(f"name the site whose images these are: --site, of {sorted(run.sites)}")
+    return site or next(iter(run.sites))
+
+
+def _digests(bank: MemoryBank) -> set[str]:
+    return set() if bank.origin is None else {s.image for s in bank.origin.sources if s.image}
+
+
+def _defects(site: SiteMemory) -> set[str]:
+    told = [answer.values for answer in site.answers]
+    return {t.image for t in told if t.verdict == "defect" and not t.undone}
+
+
+def _grown(
+    run: TrainedRun, config: TrainConfig, images: Mapping[str, NormalFeatures]
+) -> TrainedRun:
+    """With the sites' memories after a round of their own on the new images."""
+    round_, dim = last_round(run) + 1, run.memory.dim
+    # the whole share of patches that a training looks at, in one round
+    options = replace(config.memory(dim), candidates=config.candidates)
+    sites = dict(run.sites)
+    order = [*sorted(run.sites), *sorted(set(images) - set(run.sites))]
+    for name, features in images.items():
+        seed = site_seed(config.seed, order.index(name))
+        member = MemorySite(features, options, seed=seed)
+        before = sites.get(name)
+        if before is not None:
+            member.bank = before.bank
+        new = member.update(round_, run.memory)
+        own = [] if before is None else [before.bank]
+        if before is not None:
+            known = concatenate([run.memory, before.bank])
+            new = new.take(~never_normal(new.vectors, known.vectors, before))
+        if new.origin is not None and len(new):  # else there was no news
+            own.append(new.rescaled(float(member.n_patches)))
+        bank = bounded(concatenate(own), config.rows(dim) * config.rounds, seed)
+        count = len(features) + (0 if before is None else before.n_images)
+        bank = bank.rescaled(float(count * member.patches_per_image))
+        model = before or SiteMemory(bank, Generator.identity(dim))
+        sites[name] = replace(model, bank=bank, n_images=count)
+    # thresholds of the run as it was must not change with those of the new one
+    return replace(
+        run, sites={n: replace(s, thresholds=dict(s.thresholds)) for n, s in sites.items()}
+    )
+
+
+def _alarms(
+    run: TrainedRun,
+    config: TrainConfig,
+    held_out: Mapping[str, NormalFeatures],
+    extractor: FeatureExtractor,
+    progress: Progress,
+) -> dict[str, int | None]:
+    """How many of the new images the run as it is calls defective, by site."""
+    found: dict[str, int | None] = {}
+    stage = Stage(progress, "alarms before", sum(map(len, held_out.values())))
+    shared = run.detector(None, extractor)
+    for name, features in held_out.items():
+        model, limit = run.sites.get(name), run.threshold(name)
+        same = model is None or (run.reference == "global" and not model.answers)
+        detector = shared if same else run.detector(name, extractor)
+        scores = detector.score(features.paths, stage).image
+        found[name] = None if limit is None else int((scores > limit.value).sum())
+    return found
+
+
+def _scores(
+    run: TrainedRun,
+    config: TrainConfig,
+    held_out: Mapping[str, NormalFeatures],
+    extractor: FeatureExtractor,
+    progress: Progress,
+) -> dict[str, dict[Reference, npt.NDArray[np.float64]]]:
+    """Scores of the new images as if they had not trained the run, by site and reference."""
+    references: dict[Reference, None] = dict.fromkeys((run.reference, "local", "global"))
+    stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
+    # one index for all sites that differ by nothing
+    shared = run.detector(None, extractor, "global").scorer
+    found: dict[str, dict[Reference, npt.NDArray[np.float64]]] = {name: {} for name in held_out}
+    for name, features in held_out.items():
+        model = run.sites[name]
+        for reference in references:
+            same = reference == "global" and not model.answers
+            own = held_out_scores(
+                features,
+                shared if same else run.detector(name, extractor, reference).scorer,
+                model.generator,
+                leave_one_out=config.calibration_mode == "leave-one-out",
+                stored=config.stored_form(),
+                on_image=stage,
+            )
+            found[name][reference] = np.asarray(own)
+    return found

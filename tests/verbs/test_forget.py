@@ -1,0 +1,203 @@
+"""forget(): what left is in no memory, the rest is as if it had never been there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedvad
+from fedvad.data.sealed import sha256_of
+from fedvad.errors import ConfigError, StorageError
+from fedvad.features.cache import content_key
+from fedvad.federation.signed import generate_keys
+from fedvad.runs import renewal
+from fedvad.runs.memory_run import TrainedRun
+from tests.helpers import OPTIONS, run_main
+
+Run = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    generate_keys(folder, "server")
+    return folder
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Path:
+    shutil.copytree(trained[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def without(plants: Path, target: Path, site: str = "cedar") -> Path:
+    """The plants without one that leaves."""
+    shutil.copytree(plants, target, ignore=shutil.ignore_patterns(site))
+    return target
+
+
+def same(one: TrainedRun, other: TrainedRun) -> None:
+    for mine, theirs in (
+        (one.memory, other.memory),
+        *((one.sites[name].bank, other.sites[name].bank) for name in one.sites),
+    ):
+        np.testing.assert_array_equal(mine.vectors, theirs.vectors)
+        np.testing.assert_array_equal(mine.weights, theirs.weights)
+        np.testing.assert_array_equal(mine.spread, theirs.spread)
+        assert mine.origin is not None
+        assert theirs.origin is not None
+        assert mine.origin.sources == theirs.origin.sources
+    np.testing.assert_array_equal(one.scale, other.scale)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"precision": "int8"}, {"merge": "kmeans", "memory_rows": 9}, {"memory_rows": 15}],
+)
+def test_after_one_round_it_is_the_federation_that_never_had_the_site(
+    options: dict[str, Any], plants: Path, tmp_path: Path, shared_cache: Path
+) -> None:
+    given = {**OPTIONS, "rounds": 1, "upload_rows": 12, "cache": shared_cache, **options}
+    few = without(plants, tmp_path / "few")
+    fedvad.train(plants, tmp_path / "run", **given)
+    fedvad.train(few, tmp_path / "never", **given)
+    fedvad.forget(tmp_path / "run", site="cedar", data=few, cache=shared_cache)
+    left, never = (TrainedRun.load(tmp_path / name) for name in ("run", "never"))
+    assert left.sites.keys() == never.sites.keys() == {"alder", "birch"}
+    same(left, never)
+    for name, site in never.sites.items():
+        assert left.sites[name].thresholds == site.thresholds
+        for reference, threshold in site.thresholds.items():
+            assert left.sites[name].thresholds[reference].scores == threshold.scores
+
+
+def test_after_more_rounds_the_others_fill_in(
+    run: Path, plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    few = without(plants, tmp_path / "few")
+    told = fedvad.forget(run, site="cedar", data=few, cache=shared_cache)
+    left = TrainedRun.load(run)
+    assert told["repaired"] is True
+    assert told["thresholds"] == "found again"
+    assert left.memory.origin is not None
+    assert {source.site for source in left.memory.origin.sources} == {"alder", "birch"}
+    assert b"cedar" not in (run / "detector.safetensors").read_bytes()
+    assert b"cedar" not in (run / "ledger.json").read_bytes()
+    assert fedvad.evaluate(run, few, cache=shared_cache).image_auroc.mean > 0.8
+
+
+def test_without_images_the_rest_of_the_memory_stays(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = TrainedRun.load(run)
+    told = fedvad.forget(run, site="birch")
+    left = TrainedRun.load(run)
+    assert "false alarms may rise" in caplog.text
+    assert told["thresholds"] == "of the memory before"
+    assert before.memory.origin is not None
+    kept = before.memory.take(before.memory.origin.share_of("birch") == 0)
+    np.testing.assert_array_equal(left.memory.vectors, kept.vectors)
+    assert told["rows_removed"]["global"] == len(before.memory) - len(left.memory)
+    assert left.threshold("alder") is not None
+
+
+def test_pictures_and_earlier_states_go_too(run: Path, plants: Path, shared_cache: Path) -> None:
+    fedvad.update(run, plants / "birch/test/good", site="birch", cache=shared_cache)
+    told = fedvad.forget(run, site="birch")
+    assert {"gallery", "report.html", "heatmaps.png", "results.json"} <= set(told["removed"])
+    assert sorted(p.name for p in run.iterdir() if not p.name.startswith(".")) == [
+        "config.json", "detector.safetensors", "ledger.json",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="nothing to take back"):
+        fedvad.undo_update(run)
+
+
+def test_an_image_leaves_its_site(run: Path, plants: Path, shared_cache: Path) -> None:
+    before = TrainedRun.load(run)
+    file = plants / "birch/train/good/002.png"
+    digest = content_key(file.read_bytes())[:16]
+    told = fedvad.forget(run, site="birch", image=file, cache=shared_cache)
+    left = TrainedRun.load(run)
+    bank = left.sites["birch"].bank
+    assert told["image"] == digest
+    assert bank.origin is not None
+    assert digest not in {source.image for source in bank.origin.sources}
+    assert told["rows_removed"] == {"birch": len(before.sites["birch"].bank) - len(bank)}
+    assert len(left.memory) == len(before.memory) - told["rows_removed"]["birch"]
+    assert left.sites["birch"].n_images == 5
+    with pytest.raises(ConfigError, match="nothing has to be forgotten"):
+        fedvad.forget(run, site="birch", image=digest, cache=shared_cache)
+
+
+def test_a_second_machine_verifies_the_receipt(run: Path, keys: Path, tmp_path: Path) -> None:
+    told = fedvad.forget(run, site="cedar", key=keys / "server.key")
+    receipt = Path(told["receipt"])
+    assert receipt == run / "forgot-cedar.fedvad"
+    found = fedvad.inspect(receipt)
+    assert found["signature"]["verifies"] is True
+    assert found["site"] == "cedar"
+    assert found["after"] == sha256_of((run / "detector.safetensors").read_bytes())
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(receipt.read_bytes().replace(b'"cedar"', b'"alder"'))
+    assert fedvad.inspect(damaged)["signature"]["verifies"] is False
+    assert "does NOT verify" in " ".join(fedvad.inspect(damaged)["says"])
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_a_kill_leaves_a_whole_run_and_the_same_command_ends_it(
+    run: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    done: list[Path] = []
+    real = renewal.write_atomically
+
+    def write(path: Path, data: bytes) -> None:
+        if len(done) == writes:
+            raise StorageError("killed")
+        done.append(path)
+        real(path, data)
+
+    with monkeypatch.context() as patch:
+        for module in ("renewal", "verbs.forget"):
+            name = f"fedvad.{'runs.' if module == 'renewal' else ''}{module}.write_atomically"
+            patch.setattr(name, write)
+        with pytest.raises(StorageError):
+            fedvad.forget(run, site="cedar", key=keys / "server.key")
+    assert len(TrainedRun.load(run).sites) == (2 if writes == 2 else 3)
+    told = fedvad.forget(run, site="cedar", key=keys / "server.key")
+    assert fedvad.inspect(told["receipt"])["site"] == "cedar"
+    assert list(TrainedRun.load(run).sites) == ["alder", "birch"]
+    assert not (run / "forgetting.fedvad").exists()
+
+
+def test_what_cannot_be_forgotten_is_said(
+    run: Path, plants: Path, tmp_path: Path, shared_cache: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"one of .*'alder'.* not 'oak'"):
+        fedvad.forget(run, site="oak")
+    few = without(plants, tmp_path / "few", "birch")
+    with pytest.raises(ConfigError, match=r"lacks the images of \['birch'\]"):
+        fedvad.forget(run, site="cedar", data=few, cache=shared_cache)
+    assert list(fedvad.load(run).sites) == ["alder", "birch", "cedar"]
+    fedvad.train(plants / "alder", tmp_path / "one", cache=shared_cache, **OPTIONS)
+    with pytest.raises(ConfigError, match="only site"):
+        fedvad.forget(tmp_path / "one", site="alder")
+
+
+def test_the_command(
+    run: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt = run.parent / "receipt.fedvad"
+    common = ("forget", run, "--site", "cedar", "--receipt", receipt)
+    assert run_main(monkeypatch, *common) == 2
+    assert run_main(monkeypatch, *common, "--key", keys / "server.key", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["receipt"] == str(receipt)
+    assert run_main(monkeypatch, "inspect", receipt, "--trust", keys / "server.pub") == 0
+    out = capsys.readouterr().out
+    assert "'server' made it" in out
+    assert run_main(monkeypatch, "forget", run, "--site", "birch") == 0
+    assert "no receipt" in capsys.readouterr().out

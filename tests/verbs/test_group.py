@@ -1,0 +1,77 @@
+"""`fedvad group`: groups found from images, and a federation within each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvad.errors import ConfigError
+from fedvad.runs.config import resolve_config
+from fedvad.verbs.group import group
+from tests.helpers import run_main
+
+OPTIONS = {"backbone": "filterbank", "image_size": 64}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites of stripes and two of coarse blocks, the last with no test images."""
+    root = tmp_path_factory.mktemp("mixed")
+    rng = np.random.default_rng(0)
+    for name, period in (("stripes1", 4), ("stripes2", 4), ("blocks1", 32), ("blocks2", 32)):
+        for number in range(14):
+            part = "train" if number < 10 else "test"
+            if part == "test" and name == "blocks2":
+                continue
+            rows = (np.arange(64) // (period // 2)) % 2
+            pattern = rows[:, None] ^ rows[None] if period == 32 else rows[:, None] + 0 * rows
+            pixels = 80 + 80 * pattern[..., None] + rng.normal(0, 6, (64, 64, 3))
+            defect = number >= 12
+            if defect:
+                pixels[20:40, 20:40] = 255
+            folder = root / name / part / ("hole" if defect else "good")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+WANTED = [["blocks1", "blocks2"], ["stripes1", "stripes2"]]
+
+
+def test_sites_of_one_product_are_a_group(mixed: Path) -> None:
+    found = group(mixed, resolve_config(None, **OPTIONS))
+    assert found.groups == WANTED
+    assert found.sites == ["blocks1", "blocks2", "stripes1", "stripes2"]
+    assert np.array(found.shares)[:2, 2:].max() == 0
+    assert found.bytes_per_site < 5000
+
+
+def test_each_group_gets_a_run(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    arguments = (
+        "group", mixed, "--out", out, "--backbone", "filterbank", "--image-size", "64",
+        "--memory-rows", "50", "--json",
+    )  # fmt: skip
+    assert run_main(monkeypatch, *arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["groups"] == WANTED == json.loads((out / "groups.json").read_text())["groups"]
+    assert list(printed["runs"]) == ["group1", "group2"]
+    for name in ("group1", "group2"):
+        assert (out / name / "detector.safetensors").is_file()
+    assert sorted(p.name for p in (out / "sites/group2").iterdir()) == WANTED[1]
+    # again: nothing is trained twice, and nothing is lost
+    assert run_main(monkeypatch, *arguments) == 2
+    assert run_main(monkeypatch, *arguments, "--resume") == 0
+
+
+def test_one_site_has_no_groups(mixed: Path) -> None:
+    with pytest.raises(ConfigError, match="two or more"):
+        group(mixed / "stripes1", resolve_config(None, **OPTIONS))
+    with pytest.raises(ConfigError, match="--split"):
+        group(mixed, resolve_config(None, split="iid:2", **OPTIONS))
