@@ -81,7 +81,7 @@ def update(
         check_origin(run, run_folder)
         images, known = _new_images(run, config, data, site, extractor, progress)
         fitting, held_out = split_held_out(images, config)
-        before = _alarms(run, config, held_out, extractor, progress)
+        before = _alarms(run, held_out, extractor, progress)
         updated = merge_again(_grown(run, config, fitting), config)
         scores = _scores(updated, config, held_out, extractor, progress)
         renew_thresholds(updated, config, scores)
@@ -244,7 +244,6 @@ def _joined(run: TrainedRun, name: str, member: MemorySite, new: MemoryBank) -> 
 
 def _alarms(
     run: TrainedRun,
-    config: TrainConfig,
     held_out: Mapping[str, NormalFeatures],
     extractor: FeatureExtractor,
     progress: Progress,
