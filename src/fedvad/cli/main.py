@@ -63,7 +63,7 @@ class _Root(TyperGroup):
 app = typer.Typer(
     name="fedvad",
     cls=_Root,
-    help="Federated visual anomaly detection: pooled-data quality, no image leaves a site.",
+    help="Find defects in product photos; several sites learn together, no image leaves a site.",
     epilog="Exit codes: 0 ok, 1 doctor finds something wrong, 2 usage or configuration, 3 data, "
     "4 federation, 130 interrupted.",
     no_args_is_help=True,
@@ -162,7 +162,7 @@ def _end_on_signals() -> None:
 
 def _interrupted() -> NoReturn:
     typer.echo(
-        "interrupted; train and distill go on with --resume, other verbs with the same command",
+        "interrupted; continue train and distill with --resume, other verbs with the same command",
         err=True,
     )
     sys.exit(INTERRUPTED)

@@ -72,8 +72,8 @@ class TrainOptions(TypedDict, total=False):
         filterbank need none; a timm model without it is downloaded, or read from timm's cache.
         [default: none]
     image_size: Pixels at which images are read: 256 (a square), 256x512 (height x width),
-        fit:256x512 or short:256 (proportions kept). auto follows from the images, where all sites'
-        are seen; it is 256 elsewhere. [default: auto]
+        fit:256x512 or short:256 (proportions kept). auto chooses by the images of all sites; where
+        nobody sees them all (bank, deploy) it is 256. [default: auto]
     tiles: Side of the squares in which images are read, a multiple of 32. With image_size auto,
         images are read at their full size. [from 64 to 2048 pixels; default: none]
     region: Where to look: LEFT,TOP,RIGHT,BOTTOM in percent of width and height, the corners
