@@ -115,6 +115,7 @@ MADE = {
     "howto/two-hospitals": "shared/report.html",
     "howto/a-liar": "guarded/report.html",
     "howto/plant": "trial/report.html",
+    "howto/a-false-alarm": "answered",
     "howto/new-normals": "grown",
     "howto/a-site-leaves": "without-image",
     "howto/no-network": "birch/run/detector.safetensors",

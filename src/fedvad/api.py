@@ -7,7 +7,15 @@ from os import PathLike
 from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, cache_at, listed, maybe
-from fedvad.api_living import forget, undo_update, update
+from fedvad.api_living import (
+    doctor,
+    feedback,
+    forget,
+    list_feedback,
+    undo_feedback,
+    undo_update,
+    update,
+)
 from fedvad.api_research import (
     backbones,
     bench,
@@ -46,18 +54,22 @@ __all__ = [
     "calibrate",
     "demo",
     "distill_backbone",
+    "doctor",
     "evaluate",
     "export",
+    "feedback",
     "forget",
     "gallery",
     "group",
     "inspect",
+    "list_feedback",
     "load",
     "plan",
     "predict",
     "run_stream",
     "score_scenes",
     "train",
+    "undo_feedback",
     "undo_update",
     "update",
     "write_report",

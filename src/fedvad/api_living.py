@@ -1,4 +1,4 @@
-"""The verbs that change a trained run, with plain arguments; see `fedvad.api`."""
+"""The verbs that change a trained run, or examine it, with plain arguments; see `fedvad.api`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,28 @@ from typing import Any
 
 from fedvad.api_arguments import AnyPath, cache_at, maybe
 from fedvad.features.config import Engine
+from fedvad.runs.answers import Verdict
 from fedvad.runs.config import as_path
+from fedvad.runs.feedback import Box
 from fedvad.runs.progress import Progress, no_progress
+from fedvad.verbs.doctor import PORT
+from fedvad.verbs.doctor import doctor as _doctor
+from fedvad.verbs.feedback import feedback as _feedback
+from fedvad.verbs.feedback import list_feedback as _list_feedback
+from fedvad.verbs.feedback import undo_feedback as _undo_feedback
 from fedvad.verbs.forget import forget as _forget
 from fedvad.verbs.update import undo_update as _undo_update
 from fedvad.verbs.update import update as _update
 
-__all__ = ["forget", "undo_update", "update"]
+__all__ = [
+    "doctor",
+    "feedback",
+    "forget",
+    "list_feedback",
+    "undo_feedback",
+    "undo_update",
+    "update",
+]
 
 
 def update(
@@ -90,4 +105,72 @@ def forget(
         device=device,
         cache=cache_at(cache),
         progress=progress,
+    )
+
+
+def feedback(
+    run: AnyPath,
+    image: AnyPath,
+    verdict: Verdict,
+    *,
+    site: str | None = None,
+    region: Box | None = None,
+    weights: AnyPath | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    cache: AnyPath | None = None,
+) -> dict[str, Any]:
+    """Tell run folder `run` that an image of a site is "normal", or shows a "defect".
+
+    It counts at this site from the next image on; thresholds and other sites stay as they are.
+    site: may be omitted where the run has only one. region: x, y, width and height in pixels,
+    where a part of the image is meant. Returns the answer, with its number for `undo_feedback`
+    and the score of the image before and now.
+
+    Raises `ConfigError` (also for an image answered before), `DataError`.
+    """
+    return _feedback(
+        as_path(run, "run"),
+        as_path(image, "image"),
+        verdict,
+        site=site,
+        region=region,
+        weights=maybe(weights, "weights"),
+        engine=engine,
+        device=device,
+        cache=cache_at(cache),
+    )
+
+
+def list_feedback(run: AnyPath) -> list[dict[str, Any]]:
+    """All answers in run folder `run`, those undone as well."""
+    return _list_feedback(as_path(run, "run"))
+
+
+def undo_feedback(run: AnyPath, number: int) -> dict[str, Any]:
+    """Let answer `number` of run folder `run` count no longer; raises `ConfigError`."""
+    return _undo_feedback(as_path(run, "run"), number)
+
+
+def doctor(
+    path: AnyPath | None = None,
+    *,
+    weights: AnyPath | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    port: int = PORT,
+    cache: AnyPath | None = None,
+) -> dict[str, Any]:
+    """Examine this installation, and the run, images or deployment in folder `path`.
+
+    port: on which `fedvad serve` would listen. Returns `ok` and `checks`, each with name, state
+    ("ok", "warning" or "wrong"), what is there and how to mend it. Nothing is changed.
+    """
+    return _doctor(
+        maybe(path, "path"),
+        cache=cache_at(cache),
+        weights=maybe(weights, "weights"),
+        engine=engine,
+        device=device,
+        port=port,
     )

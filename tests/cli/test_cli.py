@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import fedvad
+from fedvad.runs.opening import known_site
 from tests.helpers import FLAGS, OPTIONS, SIZE, run_main, upload
 from tests.verbs.test_train import SITES, check_shape
 
@@ -458,3 +459,26 @@ def test_progress_on_a_terminal_goes_to_standard_error(
     captured = capsys.readouterr()
     _one_document(captured.out)
     assert "scoring" in captured.err
+
+
+def test_an_empty_argument_is_never_the_folder_one_is_in(
+    monkeypatch: Patch, capsys: Capture, trained: Run, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (SIZE, SIZE)).save("a.png")
+    for arguments in (("predict", trained[0], ""), ("train", tmp_path, "--out", "")):
+        assert run_main(monkeypatch, *arguments) == 2
+        assert "an argument is empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(fedvad.errors.ConfigError, match="out is ''"):
+        fedvad.train(tmp_path, "")
+
+
+def test_a_site_is_known_by_its_name_in_any_locale(
+    trained: Run,
+) -> None:
+    run = fedvad.load(trained[0])
+    run.sites["Wörth"] = run.sites.pop("alder")
+    assert known_site(run, os.fsencode("Wörth").decode("ascii", "surrogateescape")) == "Wörth"
+    with pytest.raises(fedvad.errors.ConfigError, match="no site"):
+        known_site(run, b"\xff".decode("ascii", "surrogateescape"))

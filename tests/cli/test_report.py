@@ -191,7 +191,7 @@ def test_markup_in_the_names_of_a_real_run(
     assert "<img src=x onerror=alert(2)>" in {c["data-defect"] for c in cards}
     assert '"><b>\ufffd.png' in page.text
     assert "At its own threshold" in page.text
-    assert "at the only site" in page.text
+    assert "Image AUROC is" in page.text
     assert "outlined:" not in page.text
 
 

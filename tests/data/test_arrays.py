@@ -102,6 +102,17 @@ def test_what_is_one_image() -> None:
     assert not any(is_image(value) for value in ([RGB], iter([]), None, 3))
 
 
+def test_what_is_no_image_is_refused_whole(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="x: is an empty path"):
+        as_path("", "x")  # never the folder one is in
+    (tmp_path / "a").write_bytes(b"1\n2\n")
+    with (tmp_path / "a").open("rb") as file:
+        assert is_image(file)
+        with pytest.raises(DataError, match="is of type BufferedReader"):
+            as_path(file, "x")
+    assert (to_rgb(np.matrix(RGB[:, :, 0])) == to_rgb(RGB[:, :, 0])).all()
+
+
 def test_a_picture_goes_where_a_path_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     picture = as_path(RGB[:, :, ::-1], "images[0]")

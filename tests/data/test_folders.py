@@ -99,6 +99,15 @@ def test_any_file_name(tmp_path: Path) -> None:
         ("7_mask.txt", False),
         ("70_mask.png", False),
         (".7.png", False),
+        ("7_defect.png", True),
+        ("7_mask_final.png", True),
+        ("7_anomaly_mask.bmp", True),
+        ("7.jpg_mask.png", True),
+        ("mask7.png", True),
+        ("hole_7_gt.png", True),
+        ("7_crack.png", False),
+        ("17_defect.png", False),
+        ("77_mask.png", False),
     ],
 )
 def test_names_of_masks(tmp_path: Path, mask, found) -> None:
@@ -106,6 +115,37 @@ def test_names_of_masks(tmp_path: Path, mask, found) -> None:
     test = read_set(tmp_path).test
     assert test[0].mask == (tmp_path / "ground_truth/hole" / mask if found else None)
     assert test.has_masks is found
+
+
+def test_a_name_that_says_more_never_takes_the_place_of_a_plainer_one(tmp_path: Path) -> None:
+    touch(tmp_path, "train/good/a.png", "test/hole/7.jpg", "test/hole/7_defect.jpg")
+    touch(tmp_path, *(f"ground_truth/hole/{name}.png" for name in ("7_defect_mask", "7_final")))
+    masks = {item.path.stem: item.mask for item in read_set(tmp_path).test}
+    assert {stem: mask.stem for stem, mask in masks.items() if mask} == {
+        "7_defect": "7_defect_mask", "7": "7_final",
+    }  # fmt: skip
+    touch(tmp_path, "ground_truth/hole/7_mask.png")
+    first = next(item for item in read_set(tmp_path).test if item.path.stem == "7")
+    assert first.mask == tmp_path / "ground_truth/hole/7_mask.png"
+    assert not first.other_masks
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["test/hole_mask", "test/mask_hole", "test/Hole-GT", "anomaly_mask/hole", "test_masks/hole",
+     "ground_truth/test/hole", "mask images/hole", "label/hole"],
+)  # fmt: skip
+def test_folders_of_masks(tmp_path: Path, place) -> None:
+    touch(tmp_path, "train/good/a.png", "test/hole/7.jpg", f"{place}/7.png")
+    test = read_set(tmp_path).test
+    assert [item.defect for item in test] == ["hole"]
+    assert test[0].mask == tmp_path / place / "7.png"
+
+
+def test_masks_beside_folders_of_labels(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"good/{i}.png" for i in range(5)), "bad/7.png", "bad_mask/7.png")
+    (bad,) = (item for item in read_set(tmp_path).test if item.label)
+    assert bad.mask == tmp_path / "bad_mask/7.png"
 
 
 def test_mask_of_several_candidates(tmp_path: Path) -> None:

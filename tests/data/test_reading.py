@@ -154,7 +154,8 @@ def test_loose_files_and_suffixes_are_named_with_what_to_do(tmp_path: Path) -> N
     "name",
     ["ok", "OK", "no_defect", "NoDefect", "nodefects", "pass", "normal", "0", "good_images",
      "negative", "non_defective", "non-defective", "normal-test", "defect_free", "healthy",
-     "without_anomaly", "class_0", "i.O.", "good 2", "no_tumor"],
+     "without_anomaly", "class_0", "i.O.", "good 2", "no_tumor", "00", "no_crack", "scratch_free",
+     "golden", "良品", "OK品", "Gutteile", "none", "unscratched", "conforming", "good copy"],
 )  # fmt: skip
 def test_a_name_that_sounds_good_is_asked_about(tmp_path: Path, name) -> None:
     assert looks_good(name)
@@ -172,10 +173,22 @@ def test_a_name_that_sounds_good_is_asked_about(tmp_path: Path, name) -> None:
 
 @pytest.mark.parametrize(
     "name", ["hole", "1", "NG", "nok", "not_good", "no_good", "abnormal", "bad", "broken_large",
-             "good_mold", "missing_0", "color", "n.i.O.", "non_ok"],
+             "good_mold", "missing_0", "color", "n.i.O.", "non_ok", "not_clean", "nonconforming",
+             "golden_scratch", "10", "cut_00", "nozzle"],
 )  # fmt: skip
 def test_other_names_are_defects(name) -> None:
     assert LabelNames().rule(name) == (False, "not called good")
+
+
+def test_a_folder_within_defects_is_left_out_only_where_it_says_good(tmp_path: Path) -> None:
+    inside = ["0", "000", "no_light", "golden", "good"]
+    touch(tmp_path, *BASE, *(f"test/hole/{name}/{name}.png" for name in inside))
+    reading = read_data(tmp_path)
+    defects = (item.path.parent.name for item in reading.sites[0].test if item.label)
+    assert sorted(defects) == sorted(["hole", *inside[:-1]])
+    assert ("test/hole/good", "its name contradicts the folder that it lies in") in not_read(
+        reading
+    )
 
 
 def test_both_good_and_a_second_word_for_it_stop(tmp_path: Path) -> None:

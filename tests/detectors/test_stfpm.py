@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from fedvad.data.folders import ImageSet, read_set
+from fedvad.data.folders import ImageItem, ImageSet, read_set
 from fedvad.detectors.base import Detector
 from fedvad.detectors.student.cost import memory
 from fedvad.detectors.student.detector import StudentDetector
@@ -50,6 +51,23 @@ def test_an_image_score_of_one_is_a_typical_unseen_normal(
     assert len(site.unseen) == 2
     assert len(site) == len(images) - 2
     assert np.median(fitted.score(site.unseen).image) == pytest.approx(1, rel=1e-5)
+
+
+def test_no_near_copy_of_what_is_trained_on_is_held_out(
+    extractor: FeatureExtractor, images: ImageSet, tmp_path: Path
+) -> None:
+    for path in images.paths:
+        with Image.open(path) as image:
+            for quality in (95, 80):
+                image.convert("RGB").save(tmp_path / f"{path.stem}-{quality}.jpg", quality=quality)
+    many = ImageSet(tuple(ImageItem(p, 0, "good") for p in sorted(tmp_path.iterdir())))
+    site = PaSTe(extractor=extractor, train=SHORT, held_out=0.4, seed=3).prepare(many)
+    assert site.copies == len(images)
+    trained, unseen = ({path.stem.split("-")[0] for path in p} for p in (site.paths, site.unseen))
+    assert len(unseen) == len(site.unseen) == round(0.4 * len(images))
+    assert not trained & unseen
+    assert len(trained | unseen) == len(images)
+    site.close()
 
 
 @pytest.mark.parametrize("combine", ["product", "sum"])

@@ -64,21 +64,21 @@ RESULTS = {
 def test_results_table():
     rows = results_table(parsed(RESULTS), name="ours")
     assert [row[0] for row in rows] == ["method", "ours", "local", "pooled"]
-    assert rows[0][-1] == "gain of ours over it [low, high]"
+    assert rows[0][-1] == "gain of ours over it (95 % interval)"
     assert rows[1][1:] == ["0.960", "0.940", "0.900", "–", "0.800", "1.0 %", "80.0 %", "–"]
     assert rows[2][1:4] == ["0.847", "0.780", "0.900"]
-    assert rows[2][4:] == ["–", "–", "–", "–", "+0.113 [+0.090, +0.130]"]
-    assert rows[3][-1] == "-0.007 [-0.020, +0.010]"
+    assert rows[2][4:] == ["–", "–", "–", "–", "+0.113 (0.090 to 0.130)"]
+    assert rows[3][-1] == "-0.007 (-0.020 to 0.010)"
 
 
 def test_sites_table():
     rows = sites_table(parsed(RESULTS))
     assert rows[0] == [
         "site", "good stopped", "defects caught", "threshold", "image AUROC federated",
-        "image AUROC local", "image AUROC pooled", "gain over local [low, high]",
+        "image AUROC local", "image AUROC pooled", "gain over local (95 % interval)",
     ]  # fmt: skip
     assert rows[1] == [
-        "a", "2.0 %", "90.0 %", "1.235", "0.960", "0.860", "0.970", "+0.100 [+0.050, +0.150]",
+        "a", "2.0 %", "90.0 %", "1.235", "0.960", "0.860", "0.970", "+0.100 (0.050 to 0.150)",
     ]  # fmt: skip
     assert rows[2][1:4] == ["0.0 %", "70.0 %", "1.235 (log-normal-tail)"]
     assert rows[3][1:3] == ["–", "–"]
@@ -90,7 +90,7 @@ def test_what_is_promised_stands_in_the_table():
         found = asdict(promise(24, above))
         results["threshold"]["sites"][site] |= {"promise": found, "method": "federated-tail"}
     rows = sites_table(parsed(results))
-    assert rows[0][3:5] == ["threshold", "promised"]
+    assert rows[0][3:5] == ["threshold", "false alarms, at most (95 % sure)"]
     assert [row[3:5] for row in rows[1:]] == [["1.235", "≤ 11.7 %"]] * 2 + [["1.235", "≤ 18.3 %"]]
     results["threshold"]["sites"]["c"]["promise"] = None  # of an earlier version
     assert sites_table(parsed(results))[3][3:5] == ["1.235 (federated-tail)", "–"]
@@ -131,10 +131,10 @@ def test_columns_in_which_nothing_is_known_are_dropped_from_what_is_shown():
     results["compare"], results["gain"] = {}, {}
     shown = without_empty(results_table(parsed(results)))
     assert [*shown[0][1:4], shown[0][-1]] == [
-        "image AUROC mean", "image AUROC worst", "image AUROC pooled", "recall mean",
+        "image AUROC mean", "image AUROC worst", "image AUROC all images together", "recall mean",
     ]  # fmt: skip
-    assert not {"pixel AUROC mean", "gain of federated over it [low, high]"} & set(shown[0])
-    assert [table.title for table in rich_tables(parsed(results))] == ["Methods", "Sites"]
+    assert not {"pixel AUROC mean", "gain of federated over it (95 % interval)"} & set(shown[0])
+    assert [table.title for table in rich_tables(parsed(results))] == ["Sites", "Methods"]
 
 
 def test_csv(tmp_path):
@@ -161,7 +161,9 @@ def test_rich(width):  # no figure is broken, an interval stands below its gain
         console.print(table)
     shown = console.file.getvalue()
     assert "[red]x[/]" in shown
-    for text in ("federated", "0.960", "80.0 %", "[+0.090,", "+0.150]", "1.235", "–"):
+    for text in ("federated", "0.960", "80.0 %", "(0.090 to 0.130)", "1.235", "–"):
         assert text in shown  # whole: no figure is broken over two lines
-    assert "pooled" not in shown[shown.index("Sites") :]  # the table of methods has it
+    sites = shown[: shown.index("Methods")]  # that table has the others and the intervals
+    assert "pooled" not in sites
+    assert "to 0.150" not in sites
     assert max(map(len, shown.splitlines())) <= width

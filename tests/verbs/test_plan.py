@@ -100,6 +100,8 @@ def test_what_is_no_fingerprint_is_refused(tmp_path: Path) -> None:
         fedvad.plan(file, method="stfpm")
     with pytest.raises(ConfigError, match="above 0"):
         fedvad.plan(file, budget=0.0)
+    with pytest.raises(ConfigError, match="give it, or"):
+        fedvad.plan(file, budget=0.5, image_size=256)
     with pytest.raises(ConfigError, match="needs a folder"):
         fedvad.plan([])
 
@@ -122,6 +124,20 @@ def test_more_is_read_where_there_is_time() -> None:
     part = chosen(ONE, seconds=0.02, budget=0.4)  # four tiles of 0.08 s
     assert (part["image_size"], part["tiles"]) == ("fit:921x921", 512)
     assert chosen(made(height=200.0, width=180.0), seconds=0.02, budget=9.0)["image_size"] == 256
+
+
+def test_a_size_that_was_given_is_written_as_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    file.write_text(json.dumps({"sites": {"a": vars(ONE) | {"border": list(ONE.border)}}}))
+
+    def options(**given: Any) -> dict[str, Any]:
+        found: dict[str, Any] = fedvad.plan(file, **given).to_json()["options"]
+        return found
+
+    assert options(image_size="short:600")["image_size"] == "fit:600x600"
+    assert options(image_size=320)["image_size"] == 320
+    tiled = options(tiles=512)
+    assert (tiled["image_size"], tiled["tiles"]) == ("fit:1024x1024", 512)
 
 
 def test_sites_share_the_memory_and_keep_what_one_of_them_needs() -> None:

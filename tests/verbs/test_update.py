@@ -149,7 +149,7 @@ def test_it_is_taken_back_to_the_bit_unless_something_came_after(
 def test_images_that_trained_the_run_do_not_count_twice(
     update: Callable[..., dict[str, Any]], plants: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="no new image"):
+    with pytest.raises(ConfigError, match="no new normal image"):
         update(plants / "birch/train/good", site="birch")
     shutil.copytree(plants / "birch/train/good", tmp_path / "both")
     for path in (plants / "birch/test/good").iterdir():

@@ -19,6 +19,7 @@ from fedvad.cli.common import (
     print_json,
     showing,
 )
+from fedvad.cli.numbers import NUMBER
 
 __all__ = ["calibrate"]
 
@@ -35,6 +36,7 @@ def calibrate(
     target_fpr: Annotated[
         float | None,
         typer.Option(
+            click_type=NUMBER,
             help="Wanted false-alarm rate, above 0 and at most 0.5 [default: that of the training]",
             show_default=False,
         ),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
+from fedvad.cli.numbers import NUMBER
+
 if TYPE_CHECKING:
     from fedvad.features.cache import DescriptorCache
     from fedvad.runs.progress import Progress
@@ -113,6 +115,7 @@ ThresholdOption = Annotated[
     float | None,
     typer.Option(
         "--threshold",
+        click_type=NUMBER,
         help="Decide by this score instead of the run's threshold.",
         show_default=False,
     ),
@@ -121,6 +124,7 @@ TargetFprOption = Annotated[
     float | None,
     typer.Option(
         "--target-fpr",
+        click_type=NUMBER,
         help="Decide by the threshold for this false-alarm rate, above 0 and at most 0.5; it is "
         "found from the scores that the run keeps.",
         show_default=False,

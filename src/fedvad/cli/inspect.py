@@ -48,6 +48,8 @@ def inspect(
         console.print(rich_data_table(described["data"]))
         return
     arrays: dict[str, dict[str, Any]] = described.pop("arrays")
+    if summary := described.pop("summary", ""):
+        console.print(summary, style="bold", highlight=False, markup=False)
     says: list[str] = described.pop("says", [])
     for sentence in says:
         console.print(f"• {escape(sentence)}", highlight=False, soft_wrap=True)

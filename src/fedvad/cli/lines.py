@@ -14,8 +14,8 @@ _HEARTBEAT = 15.0  # seconds without a line, while there is work
 _UNITS = {
     "features": "images",
     "scoring": "images",
-    "thresholds": "scores",
-    "rounds": "site updates",
+    "thresholds": "image scores",
+    "rounds": "uploads",
     "drawing": "pictures",
     "tasks": "tasks",
     "cells": "cells",

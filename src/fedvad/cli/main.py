@@ -26,8 +26,10 @@ from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
 from fedvad.cli.deploy import deploy_app, launch, server, site, status
 from fedvad.cli.distill import distill
+from fedvad.cli.doctor import doctor
 from fedvad.cli.evaluate import evaluate
 from fedvad.cli.export import export
+from fedvad.cli.feedback import feedback
 from fedvad.cli.forget import forget
 from fedvad.cli.gallery import gallery
 from fedvad.cli.group import group
@@ -40,7 +42,7 @@ from fedvad.cli.serve import serve
 from fedvad.cli.spectral import spectral
 from fedvad.cli.train import train
 from fedvad.cli.update import update
-from fedvad.errors import FedvadError
+from fedvad.errors import ConfigError, FedvadError
 
 __all__ = ["app", "main"]
 
@@ -62,7 +64,8 @@ app = typer.Typer(
     name="fedvad",
     cls=_Root,
     help="Federated visual anomaly detection: pooled-data quality, no image leaves a site.",
-    epilog="Exit codes: 0 ok, 2 usage or configuration, 3 data, 4 federation, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 doctor finds something wrong, 2 usage or configuration, 3 data, "
+    "4 federation, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,8 +75,8 @@ app = typer.Typer(
 
 _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    _START: (demo, plan, train, config, inspect),
-    _USE: (evaluate, predict, calibrate, update, forget, report, serve, export),
+    _START: (demo, plan, train, config, inspect, doctor),
+    _USE: (evaluate, predict, calibrate, feedback, update, forget, report, serve, export),
     _FEDERATION: (server, site, launch, status, group),
     _RESEARCH: (bench, continual, distill, gallery, backbones, spectral),
 }
@@ -132,6 +135,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     _end_on_sigterm()
     try:
+        if "" in sys.argv[1:]:  # as a path it would mean the folder one is in
+            raise ConfigError("an argument is empty: a variable of the command line is not set")
         app()
     except FedvadError as error:
         typer.echo(f"error: {error}", err=True)

@@ -16,6 +16,8 @@ import click
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from fedvad.cli.numbers import NUMBER
+
 if TYPE_CHECKING:
     from fedvad.runs.option import Option
 
@@ -26,11 +28,31 @@ _METAVARS = {"texts": "TEXT", "ints": "N,N,...", "table": "NAME=VALUE"}
 _WRAPPED: Any = {
     "initial_indent": " " * 6, "subsequent_indent": " " * 6, "break_on_hyphens": False
 }  # fmt: skip
-_TYPES = {"bool": bool, "int": int, "float": float, "path": click.Path(path_type=Path)}
+_TYPES = {"bool": bool, "int": int, "float": NUMBER, "path": click.Path(path_type=Path)}
 
 
 class Verb(TyperCommand):
     """A command whose help texts are shown as they are: `[default: 2]` is no markup of rich."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and say how to mend two frequent mistakes."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-")
+            if any(isinstance(p, click.Argument) and p.name == name for p in self.params):
+                raise click.UsageError(
+                    f"{name.upper()} is given without an option: {ctx.command_path} {name.upper()}",
+                    ctx,
+                ) from error
+            raise
+        except click.UsageError as error:
+            if "unexpected extra argument" not in error.message:
+                raise
+            raise click.UsageError(
+                f"{error.message}; several values of one option are separated by commas, such as "
+                "--compare local,pooled", ctx,
+            ) from error  # fmt: skip
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help, with the texts of arguments, too, which typer loses beside click 8.5."""

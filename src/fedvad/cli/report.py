@@ -33,6 +33,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML file about a run: verdict, sites, pictures, costs. The data is not needed."""
+    from fedvad.report.bench_tables import size
     from fedvad.verbs.report import report as run_report
 
     written = run_report(run, out=out, pictures=pictures, pdf=pdf)
@@ -40,8 +41,8 @@ def report(
         print_json(written)
         return
     if pdf:
-        typer.echo(f"{written['path']} ({written['bytes'] / 1e3:.0f} kB)")
+        typer.echo(f"{written['path']} ({size(written['bytes'])})")
         return
     left_out = written["pictures_left_out"]
     shown = f"{written['pictures']} pictures" + (f", {left_out} left out" if left_out else "")
-    typer.echo(f"{written['path']} ({written['bytes'] / 1e6:.1f} MB, {shown})")
+    typer.echo(f"{written['path']} ({size(written['bytes'])}, {shown})")

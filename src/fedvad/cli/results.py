@@ -12,16 +12,23 @@ __all__ = ["show_results"]
 
 
 def show_results(results: Results, out: Path | None) -> None:
-    """Tables and verdict on the terminal, and where the files are."""
+    """Verdict, tables and advice on the terminal, and where the files are."""
     from rich.console import Console
 
     from fedvad.report.results_tables import rich_tables
+    from fedvad.report.verdict import advice, fitness, gain
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, highlight=False, markup=False)
 
     console = Console()
+    for sentence in filter(None, (fitness(results), gain(results))):
+        say(sentence, "bold")
+    say("")
     for table in rich_tables(results):
         console.print(table)
-    if results.verdict is not None:
-        console.print(results.verdict, style="bold", highlight=False, markup=False)
+    for sentence in advice(results):
+        say(sentence)
     shown = [] if results.backbone is None else [f"Backbone: {results.backbone}"]
     if out is not None:
         page = out / "report.html"

@@ -23,7 +23,8 @@ def spectral(
         ),
     ],
     method: Annotated[
-        str, typer.Option(help="Detector: rx, line-rx, lrx, crd, rpca, rpca-rx or auto-ad.")
+        str,
+        typer.Option(help="Detector: rx, line-rx, lrx, crd, rpca, rpca-rx, auto-ad or hypersigma."),
     ] = "rx",
     out: Annotated[
         Path | None,
@@ -72,7 +73,10 @@ def spectral(
     ] = None,
     components: Annotated[
         int | None,
-        typer.Option(help="Principal components kept by lrx [default: 10]", show_default=False),
+        typer.Option(
+            help="Principal components kept by lrx and hypersigma [default: 10, 20]",
+            show_default=False,
+        ),
     ] = None,
     ridge: Annotated[
         float | None,
@@ -100,8 +104,16 @@ def spectral(
             help="Most steps of auto-ad, rpca and rpca-rx [default: 1001, 200]", show_default=False
         ),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of hypersigma's network: tiny, base, large or huge [default: tiny]",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of auto-ad's network [default: 0]", show_default=False)
+        int | None,
+        typer.Option(help="Of the networks' weights and training [default: 0]", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -126,6 +138,7 @@ def spectral(
             norm=norm,
             channels=channels,
             steps=steps,
+            size=size,
             seed=seed,
             progress=progress,
         )

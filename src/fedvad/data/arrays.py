@@ -33,7 +33,8 @@ _RAW = (bytes, bytearray, memoryview)
 def is_image(value: object) -> bool:
     """Whether `value` is a single image, and no list of images."""
     single = (str, PathLike, *_RAW, np.ndarray, np.generic, Image.Image)
-    return isinstance(value, single) or _is_tensor(value)
+    # an open file is refused as one image, not line by line
+    return isinstance(value, single) or _is_tensor(value) or hasattr(value, "read")
 
 
 def as_path(image: object, name: str, *, max_pixels: int = MAX_PIXELS) -> Path:
@@ -41,6 +42,8 @@ def as_path(image: object, name: str, *, max_pixels: int = MAX_PIXELS) -> Path:
 
     Raises `DataError` as `to_rgb`; what cannot be decoded raises when it is read, as a file would.
     """
+    if isinstance(image, str) and not image:  # it would mean the folder one is in
+        raise DataError(f"{name}: is an empty path")
     if isinstance(image, str | PathLike):
         return Path(image) if not isinstance(image, Picture) else image
     try:
@@ -86,7 +89,7 @@ def to_rgb(
     if _is_tensor(image):
         array = _channels_last(_numpy_of(image, name), name)
     elif isinstance(image, np.ndarray):
-        array = image
+        array = np.asarray(image)  # a matrix never has one dimension less
     else:
         raise DataError(f"{name}: is of type {type(image).__name__}, not an image: {_TAKEN}")
     _check_shape(array, name)

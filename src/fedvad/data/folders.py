@@ -182,6 +182,14 @@ def _deeper(top: Folder, names: LabelNames) -> str:
     for folder in top.usable():
         if inner := next((f for f in folder.usable() if layout_of(f, names)), None):
             return f"; one lies deeper, in {inner.path}: give {folder.path}"
+    loose = [folder for folder in top.usable() if folder.images()]
+    if loose:
+        name = loose[0].path.name
+        return (
+            f"; {name} holds {len(loose[0].images())} images but no train/good folder: move images "
+            f"of good parts to {name}/train/good"
+            + (f", and likewise in {len(loose) - 1} more folders" if len(loose) > 1 else "")
+        )
     if top.images():
         return f"; {len(top.images())} images lie in it without a label: move them to train/good"
     return ""

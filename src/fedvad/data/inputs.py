@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from fedvad.data.formats import IMAGE_SUFFIXES
 from fedvad.data.frames import frames_of, split_frame, stem_of
 from fedvad.data.listing import exists, folder_reason, is_folder, is_image
-from fedvad.data.masks import BESIDE, companions, is_mask_folder
+from fedvad.data.masks import BESIDE, companions, is_mask_folder, masks_of
 from fedvad.data.output_folder import INDEX_FILES
 from fedvad.data.outputs import is_own_png, real
 from fedvad.errors import DataError
@@ -57,7 +57,9 @@ class Listing:
     def left_out_words(self) -> str:
         """For people, "3 outputs of fedvad, 2 ground-truth masks"; "" when nothing was."""
         return ", ".join(
-            f"{self.left_out[key]} {words}" for key, words in _WORDS.items() if self.left_out[key]
+            f"{count} {words.replace('files', 'file', 1) if count == 1 else words}"
+            for key, words in _WORDS.items()
+            if (count := self.left_out[key])
         )
 
 
@@ -125,8 +127,12 @@ def _walk(top: Path, prefix: str, left_out: Counter[str]) -> list[Listed]:
             entries = [(path, True) for path, is_dir in entries if is_dir and path.name not in _OWN]
         beside = companions(path for path, is_dir in entries if not is_dir and is_image(path))
         below = []
+        folders = [path.name for path, is_dir in entries if is_dir]
         for path, is_dir in entries:
-            reason = _folder_reason(path, left_out) if is_dir else _file_reason(path, beside)
+            if is_dir:
+                reason = _folder_reason(path, folders, left_out)
+            else:
+                reason = _file_reason(path, beside)
             if reason:
                 left_out[reason] += reason != "counted"
             elif is_dir:
@@ -140,11 +146,11 @@ def _walk(top: Path, prefix: str, left_out: Counter[str]) -> list[Listed]:
     return found
 
 
-def _folder_reason(folder: Path, left_out: Counter[str]) -> str:
+def _folder_reason(folder: Path, beside: Sequence[str], left_out: Counter[str]) -> str:
     barred = folder_reason(folder.name)
     if barred:
         return "hidden" if barred == "hidden" else "thumbnails"
-    if is_mask_folder(folder.name):
+    if is_mask_folder(folder.name) or masks_of(folder.name, beside):
         left_out["masks"] += sum(
             is_image(Path(file)) for _, _, files in os.walk(folder) for file in files
         )

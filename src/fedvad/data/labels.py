@@ -18,18 +18,27 @@ def _set(words: str) -> frozenset[str]:
 _GOOD = _set(
     "good goods goodimages ok okay oks pass passed passes normal normals negative negatives neg "
     "clean healthy nominal accepted accept acceptable intact faultless flawless perfect correct "
-    "regular undamaged unbroken gut io bon bueno 0"
+    "regular undamaged unbroken unscratched defectless conforming conformant nominals io gut "
+    "gutteil gutteile intakt fehlerfrei einwandfrei bon bueno buono goed normale "
+    "正常 合格 良品 ok品 정상 양품 норма годен годные"
+)
+# These are asked about as well, but also have other meanings.
+_MAYBE = _set(
+    "fine sound golden gold reference ref standard conform compliant qualified usable benign "
+    "control controls success norm norma 良 好"
 )
 _DEFECT = _set(
     "bad ng nok ko nio defect defects defective defected anomaly anomalies anomalous anomal "
     "abnormal abnormals fault faults faulty flaw flaws damage damages damaged fail failed fails "
     "reject rejected rejects scrap broken positive positives tumor tumour error errors issue issues"
 )
-_NOT = frozenset({"no", "non", "not", "without", "free", "un", "none", "zero"})
+# A folder of these and another word: no_crack, scratch_free, without_holes.
+_LACKS = frozenset({"no", "free", "without", "zero", "none", "sans", "ohne"})
+_NOT = frozenset({"no", "non", "not", "without", "free", "un", "none", "zero", "sans", "ohne"})
 _FILLER = _set(
     "image images img imgs pic pics picture pictures photo photos sample samples part parts test "
     "train training testing set data dataset class label type cat category folder cam camera "
-    "only all the is of"
+    "only all the is of true old new copy"
 )
 _JOINED = sorted(_NOT - {"un", "free"}, key=lambda word: (-len(word), word))
 
@@ -95,34 +104,38 @@ def _names(given: Names, option: str) -> tuple[str, ...]:
 
 
 def looks_good(name: str) -> bool:
-    """Whether a folder's name most likely means normal images, as no_defect, OK or 0 does."""
-    said = _reading(name)
-    return said is True
+    """Whether a folder's name most likely means normal images: no_defect, OK, 0, no_crack."""
+    said = _reading(name, _GOOD | _MAYBE)
+    if said is not None:
+        return said
+    words = [word for word in _words(name) if word not in _FILLER]
+    alone = len(words) == 1 and words[0].strip("0") == ""
+    lacks = any(word in _LACKS for word in words)
+    return alone or (lacks and not any(word in _GOOD | _DEFECT for word in words))
 
 
 def says_defect(name: str) -> bool:
     """Whether a folder's name says defect outright, as NG, bad or abnormal does."""
-    return _reading(name) is False
+    return _reading(name, _GOOD) is False
 
 
 def contradicts(name: str, *, good: bool) -> bool:
-    """Whether a folder within one of good (or defective) images says the opposite."""
-    return says_defect(name) if good else looks_good(name)
+    """Whether a folder within one of good (or defective) images says the opposite outright."""
+    return says_defect(name) if good else _reading(name, _GOOD) is True
 
 
-def _reading(name: str) -> bool | None:
+def _reading(name: str, good_words: frozenset[str]) -> bool | None:
     """True for good, False for defective, None where the name says neither."""
     words = _words(name)
     negated = any(word in _NOT for word in words)
     bare = [word for word in words if word not in _NOT and word not in _FILLER]
-    if not bare:
-        return None
-    good = all(word in _GOOD or word.isdecimal() for word in bare)
-    good = good and (bare == ["0"] or any(word in _GOOD and word != "0" for word in bare))
     bad = any(word in _DEFECT for word in bare)
-    if bad and not any(word in _GOOD for word in bare):
+    good = any(word in good_words for word in bare)
+    if not bad and not good:
+        return None
+    if bad and not good:
         return negated and all(word in _DEFECT for word in bare)
-    if good:
+    if all(word in good_words or word.isdecimal() for word in bare):
         return not negated
     return None
 

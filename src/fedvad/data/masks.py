@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.bounds import ANY_SIZE
+from fedvad.data.formats import image_suffix
 from fedvad.data.frames import split_frame, stem_of
 from fedvad.data.images import read_mask
 
-__all__ = ["BESIDE", "Placed", "companions", "is_mask_folder", "pair_masks", "read_masks"]
+__all__ = [
+    "BESIDE",
+    "Placed",
+    "companions",
+    "is_mask_folder",
+    "masks_of",
+    "pair_masks",
+    "read_masks",
+]
 
 # A file and the names of the folders between it and the folder that is paired.
 Placed = tuple[tuple[str, ...], Path]
 BESIDE = "mask beside its image"
 
 _FOLDERS = frozenset({"groundtruth", "groundtruths", "gt", "gts", "mask", "masks"})
-_FOLDERS_OF_SET = _FOLDERS | {"labels", "annotations", "segmentation", "segmentations"}
+_FOLDERS_OF_SET = _FOLDERS | {
+    "label", "labels", "annotation", "annotations", "seg", "segmentation", "segmentations",
+}  # fmt: skip
+# Words that stand around those: anomaly_mask, test_masks, mask_images.
+_AROUND = frozenset(
+    {"anomaly", "anomalies", "anomal", "defect", "defects", "binary", "pixel", "test", "image",
+     "images"}
+)  # fmt: skip
 _WORD = r"(?:mask|masks|gt|label|labels|seg|segmentation|annotation|ground[-_ ]?truth)"
 _SMALL = r"(?:thumb|thumbnail|thumbs)"
 _AFTER = re.compile(rf"(.+?)[-_ .]?(?:(?<=[-_ .]){_WORD}|mask)(?:[-_ .]*\(?(\d+)\)?)?", re.I)
 _BEFORE = re.compile(rf"{_WORD}[-_ .](.+)", re.I)
+# What names say besides where a folder of masks leaves no doubt: 7_defect, 7_mask_final, mask7.
+_LOOSE = (
+    r"(?:masks?|gt|labels?|lbl|seg|segmentations?|annotations?|annot|ground[-_ ]?truth|truth|"
+    r"binary|bin|defects?|anomaly|anomalies|anomalous|pixels?|pixelwise|target|final|manual|"
+    r"image|img|map|m)"
+)
+_LAST = re.compile(rf"(.+)[-_ .]+(?:\(?\d+\)?|{_LOOSE})", re.I)
+_FIRST = re.compile(rf"{_LOOSE}(?:[-_ .]+(.+)|(\d.*))", re.I)
+_OF_FOLDER = re.compile(
+    r"(.+)[-_ .](?:masks?|gts?|ground[-_ ]?truths?)|(?:masks?|gts?|ground[-_ ]?truths?)[-_ .](.+)",
+    re.I,
+)
 _THUMB = re.compile(rf"(.+?)[-_ .]{_SMALL}|{_SMALL}[-_ .](.+)", re.I)
 _COUNTED = re.compile(r"(.+?)[-_ .]\(?\d+\)?")
 
@@ -36,7 +64,22 @@ def is_mask_folder(name: str, *, of_set: bool = False) -> bool:
     of_set: it lies beside train and test, where more names can mean only that.
     """
     plain = re.sub(r"[-_ .]", "", name.casefold())
-    return plain in (_FOLDERS_OF_SET if of_set else _FOLDERS)
+    if not of_set:
+        return plain in _FOLDERS
+    words = re.split(r"[-_ .]+", name.casefold())
+    around = [word for word in words if word not in _AROUND]
+    return "".join(around) in _FOLDERS or plain in _FOLDERS_OF_SET
+
+
+def masks_of(name: str, beside: Iterable[str]) -> str | None:
+    """The folder of images, of those `beside` it, whose masks a folder holds by its name.
+
+    >>> masks_of("hole_mask", ["good", "hole", "hole_mask"])
+    'hole'
+    """
+    match = _OF_FOLDER.fullmatch(name)
+    wanted = (match[1] or match[2]).casefold() if match else None
+    return next((other for other in beside if other.casefold() == wanted), None)
 
 
 def companions(images: Iterable[Path]) -> dict[Path, str]:
@@ -66,13 +109,16 @@ def pair_masks(
     mask_7, in any case), with a number where there are several (7_mask_1, 7_mask_2), or be a
     folder of masks (7/000.png). Images and masks in folders of the same names belong together;
     without such folders the name alone decides if it is unique. A named mask is preferred to one
-    that is called as the image is, PNG to other formats.
+    that is called as the image is, PNG to other formats. Only a mask that belongs to none so far
+    may say more: 7_defect, 7_mask_final, mask7, 7.png_mask, or the folder's name, hole_7.
     """
     index = _Index(images)
     worded: dict[Path, dict[str, Path]] = {}
     plain: dict[Path, dict[str, Path]] = {}
     several: dict[Path, list[Path]] = {}
     unpaired: list[Path] = []
+    loose: list[Placed] = []
+    loosely: dict[Path, list[Path]] = {}
     ordered = sorted(masks, key=lambda placed: placed[1].suffix.lower() != ".png")
     for parts, path in ordered:
         stem, frame = _named(path)
@@ -91,7 +137,16 @@ def pair_masks(
                     unpaired.append(path)
                 break
         else:
+            loose.append((parts, path))
+    for parts, path in loose:
+        stem, frame = _named(path)
+        owners = (index.find(parts, base + frame) for base in _loosely(stem, path.parent.name))
+        owner = next((owner for owner in owners if owner is not None), None)
+        if owner is None or owner in worded or owner in plain or owner in several:
             unpaired.append(path)
+        else:
+            loosely.setdefault(owner, []).append(path)
+    several |= loosely
     paired: dict[Path, tuple[Path, ...]] = {}
     for _, image in images:
         named = sorted(worded.get(image, {}).values())
@@ -117,6 +172,25 @@ def _worded(stem: str) -> list[tuple[str, str]]:
         if counted := _COUNTED.fullmatch(match[1]):
             found.append((counted[1], match[1]))
     return found
+
+
+def _loosely(stem: str, folder: str) -> Iterator[str]:
+    """Names of images that a mask's name may mean, if nothing stricter is there: longest first."""
+    waiting, seen = [stem], {stem}
+    while waiting:
+        name = waiting.pop(0)
+        found = [match[1] for match in [_LAST.fullmatch(name)] if match]
+        found += [match[1] or match[2] for match in [_FIRST.fullmatch(name)] if match]
+        suffix = Path(name).suffix
+        if image_suffix(Path(name)):
+            found.append(name.removesuffix(suffix))
+        if name.casefold().startswith(folder.casefold()):
+            found.append(name[len(folder) :].lstrip("-_ ."))
+        for shorter in sorted(found, key=len, reverse=True):
+            if shorter and shorter not in seen:
+                seen.add(shorter)
+                waiting.append(shorter)
+                yield shorter
 
 
 class _Index:

@@ -107,7 +107,12 @@ class DataReading:
         if notes:
             text += ("; " if text else "") + notes[0]
             text += f" (and {len(notes) - 1} more notes)" if len(notes) > 1 else ""
-        return text or "some labels were guessed"
+        return text or self._guessed()
+
+    def _guessed(self) -> str:
+        guesses = [label for part in self.parts for label in part.labels if label.notable]
+        widest = max(guesses, key=lambda label: len(label.rule))
+        return f"{widest.images} images of {widest.folder} are {widest.part} images: {widest.rule}"
 
     def _all_skipped(self) -> list[Skipped]:
         return [s for part in self.parts for s in part.skipped] + list(self.skipped)
@@ -139,9 +144,9 @@ def data_table(data: Mapping[str, Any]) -> list[list[str]]:
             for label in site["read"]
         ]  # fmt: skip
         unread += _unread(site["not_read"])
-        unread += [["", "", "note", note] for note in site["notes"]]
+        unread += [["(note)", "", "", note] for note in site["notes"]]
     unread += _unread(data.get("not_read", []))
-    unread += [["", "", "note", note] for note in data.get("notes", [])]
+    unread += [["(note)", "", "", note] for note in data.get("notes", [])]
     return [list(_HEAD), *_first(rows), *_first(unread)]
 
 

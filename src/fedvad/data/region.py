@@ -99,7 +99,12 @@ def _corners(text: str) -> list[tuple[float, float]] | None:
     except ValueError:
         return None
     if len(values) < 4:
-        return None
+        if Path(text).exists():
+            return None
+        raise ConfigError(
+            f"region {text!r} has {len(values)} number{'s' * (len(values) != 1)} and needs four, "
+            "LEFT,TOP,RIGHT,BOTTOM in percent of width and height, or the file of a mask"
+        )
     corners = list(zip(values[::2], values[1::2], strict=False))
     if len(values) == 4:
         (left, top), (right, bottom) = corners

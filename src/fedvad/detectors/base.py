@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -17,7 +18,8 @@ from fedvad.detectors.artefact import write_arrays
 from fedvad.detectors.registry import load_detector
 from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
-from fedvad.half import to_float
+from fedvad.features.near_copies import Sketches, confirmed
+from fedvad.half import HalfArray, to_float
 from fedvad.memory.bank import FloatArray
 
 if TYPE_CHECKING:
@@ -143,8 +145,10 @@ class NormalFeatures:
     """A site's readable normal images as a stream of descriptors that can be run repeatedly.
 
     Nothing is held in memory: every pass reads the extractor's cache. The first pass finds the
-    unreadable images, and the `digests` of the others. Raises `DataError` when none is left, or
-    too many are bad.
+    unreadable images, the `digests` of the others, and near copies. Raises `DataError` when none
+    is left, or too many are bad.
+
+    copies: by path of an image, those of its near copies, which say nothing that it does not.
     """
 
     def __init__(
@@ -156,35 +160,42 @@ class NormalFeatures:
         self.where = where
         self.bad: tuple[str, ...] = ()
         self.digests = [""] * len(self.paths)
+        self.copies: dict[Path, list[Path]] = {}
 
     def warm_up(
         self,
         on_image: Callable[[], None] | None = None,
-        on_descriptors: Callable[[npt.NDArray[np.float16]], None] | None = None,
+        on_descriptors: Callable[[HalfArray], None] | None = None,
     ) -> None:
         """One pass that fills the cache and drops unreadable images.
 
         `on_descriptors` gets the (h, w, d) descriptors of each readable one, in order.
         """
-        kept, bad, digests = [], [], []
+        kept, bad, digests, sketches = [], [], [], Sketches()
         for item in self.extractor.stream(self.paths, on_image):
             if item.descriptors is None:
                 bad.append(item.error or "unknown error")
             else:
                 kept.append(self.paths[item.index])
                 digests.append(item.digest)
+                sketches.add(item.descriptors)
                 if on_descriptors is not None:
                     on_descriptors(item.descriptors)
         check_bad_share(bad, len(self.paths), self.max_bad, self.where)
         if not kept:
             raise DataError(f"{self.where}: no readable normal image to train on")
         self.paths, self.bad, self.digests = kept, tuple(bad), digests
+        suspects = [[kept[i] for i in group] for group in sketches.copies()]
+        self.copies = confirmed(suspects, max_pixels=self.extractor.config.max_pixels)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __iter__(self) -> Iterator[npt.NDArray[np.float16]]:
-        for item in self.extractor.stream(self.paths):
+    def __iter__(self) -> Iterator[HalfArray]:
+        return self._stream(self.paths)
+
+    def _stream(self, paths: Sequence[Path]) -> Iterator[HalfArray]:
+        for item in self.extractor.stream(paths):
             if item.descriptors is None:
                 raise DataError(f"{self.where}: an image vanished meanwhile: {item.error}")
             yield item.descriptors
@@ -198,7 +209,22 @@ class NormalFeatures:
             where=self.where,
         )
         chosen.digests = [self.digests[i] for i in indices]
+        chosen.copies = self.copies
         return chosen
+
+    def witnesses(self) -> list[int]:
+        """Positions of the images that count: of near copies, the first."""
+        again = {path for copies in self.copies.values() for path in copies}
+        return [i for i, path in enumerate(self.paths) if path not in again]
+
+    def with_copies(self) -> Iterator[tuple[HalfArray, list[HalfArray]]]:
+        """Descriptors of each image, and of its near copies, whether or not they are among these.
+
+        Every image is read as often as it is named.
+        """
+        of_copies = self._stream([path for own in self.paths for path in self.copies.get(own, [])])
+        for path, descriptors in zip(self.paths, self, strict=True):
+            yield descriptors, list(islice(of_copies, len(self.copies.get(path, []))))
 
 
 class Scorer(Protocol):

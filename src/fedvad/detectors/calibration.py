@@ -78,16 +78,19 @@ def held_out_scores(
     patches, which is how the memory of all other images scores it, up to the choice of their
     rows; no normal image is lost to the memory. `stored` says how the memory holds (n, d) patches,
     where it does not hold them as they are. Without, the images must not have been used for
-    the memory at all. An image that alone makes up the memory is left out. Source: ours.
+    the memory at all. Rows of near copies of an image are its own: they would vouch for it. An
+    image that alone makes up the memory is left out. Source: ours.
     """
     if len(features) == 0:  # building the lookup of a large memory takes a while
         return []
     lookup = RowLookup(scorer.bank.vectors) if leave_one_out else None
     scores: list[float] = []
-    for descriptors in features:
+    for descriptors, copies in features.with_copies():
         exclude = None
         if lookup is not None:
-            patches = to_float(descriptors.reshape(-1, descriptors.shape[-1]))
+            patches = to_float(
+                np.concatenate([d.reshape(-1, d.shape[-1]) for d in (descriptors, *copies)])
+            )
             patches = patches[~np.isnan(patches[:, 0])]  # those in the region of interest
             if stored is not None:
                 patches = stored(patches)

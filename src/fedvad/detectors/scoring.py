@@ -32,6 +32,8 @@ _CFA_NEIGHBOURS = 3
 _PATCHCORE_NEIGHBOURS = 9
 _SPREAD_PRIOR = 10.0
 _UNBOUNDED = 1 << 30
+_RAISED = 3.0
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,24 @@ class ScoringConfig:
 class MemoryScorer:
     """Scores descriptors against one memory bank. Raises `MemoryBankError` for an empty one.
 
-    scale: what `distance_scale` gives, where it is known already.
+    scale: what `distance_scale` gives, where it is known already. negatives: (k, d) patches of
+    confirmed defects; a patch that is nearer to one of them than to the memory scores higher, by
+    the ratio of the two distances, at most threefold (ours).
     """
 
     def __init__(
-        self, bank: MemoryBank, config: ScoringConfig, *, scale: FloatArray | None = None
+        self,
+        bank: MemoryBank,
+        config: ScoringConfig,
+        *,
+        scale: FloatArray | None = None,
+        negatives: FloatArray | None = None,
     ) -> None:
         self.config = config
         self.bank = bank
         self._index = NeighbourIndex(bank.vectors, mode=config.search)
         self.scale = distance_scale(bank, config) if scale is None else scale
+        self.negatives = None if negatives is None else NeighbourIndex(negatives)
 
     def score(
         self, descriptors: FloatArray, *, exclude: npt.NDArray[np.int64] | None = None
@@ -126,11 +136,12 @@ class MemoryScorer:
             return math.nan, np.zeros(inside.shape, np.float32)
         k = _CFA_NEIGHBOURS if self.config.map == "cfa" else 1
         distances, indices = index.query(patches, k)
-        map_ = self._map(distances, indices, inside)
+        defects = None if self.negatives is None else self.negatives.query(patches)[0][:, 0]
+        map_ = self._map(distances, indices, inside, defects)
         if index.cells is not None:
             high = _highest(map_[inside], self.config.searched_again(len(patches)))
             distances[high], indices[high] = index.query(patches[high], k, thorough=True)
-            map_ = self._map(distances, indices, inside)
+            map_ = self._map(distances, indices, inside, defects)
         score = mean_of_highest(map_[inside], self.config.count(len(patches)))
         if self.config.map == "patchcore":
             worst = int(distances[:, 0].argmax())
@@ -144,16 +155,21 @@ class MemoryScorer:
         distances: FloatArray,
         indices: npt.NDArray[np.int64],
         inside: npt.NDArray[np.bool_],
+        defects: FloatArray | None = None,
     ) -> FloatArray:
         """Smoothed (h, w) map of (n, k) ascending distances and the vectors they are to.
 
-        inside: (h, w), the n cells that are scored; the map has 0 elsewhere.
+        inside: (h, w), the n cells that are scored; the map has 0 elsewhere. defects: (n,)
+        distances to the nearest confirmed defect.
         """
         values = distances[:, 0]
         if self.config.map == "cfa":
             values = values * _softmin_share(distances)
         if self.scale is not None:
             values = values / self.scale[indices[:, 0]]
+        if defects is not None:
+            nearest = np.maximum(distances[:, 0], _TINY)
+            values *= nearest / np.clip(defects, nearest / _RAISED, nearest)
         raw = np.zeros(inside.shape, np.float32)
         raw[inside] = values
         return smooth(raw, self.config.smooth, inside)

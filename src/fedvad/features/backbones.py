@@ -80,7 +80,10 @@ def build_backbone(
     if is_backbone_file(name):
         return _file(name, weights, layers)
     if weights is not None and not is_readable(weights):
-        raise WeightsError(f"weights file {weights} does not exist or may not be read")
+        raise WeightsError(
+            f"weights file {weights} does not exist or may not be read; docs/backbones.md says "
+            "where to get one. Without --weights the backbone is fedvad-tiny, which needs none"
+        )
     if name in MCUNET:
         return _mcunet(name, weights, layers)
     return _timm(name, weights, layers, image_size)

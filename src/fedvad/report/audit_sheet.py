@@ -69,7 +69,9 @@ def drawn(contents: Contents) -> Figure:
     sheet.heading("What leaves a site")
     for sentence in _left(contents):
         sheet.paragraph(sentence)
-    sheet.heading("Thresholds, what they promise with 95 % confidence, and results by site")
+    sheet.heading(
+        "Thresholds, highest false-alarm rates to expect (95 % sure), and results by site"
+    )
     listed = worst_first(results)[:_SITES]
     rows = without_empty(sites_table(results, brief=True))
     shown = [row for row in rows[1:] if row[0] in listed]

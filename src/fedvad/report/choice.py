@@ -22,13 +22,13 @@ CLEAR, FAINT, NEAR, NORMAL = GROUPS = (
     "clearest defects",
     "missed or faintest defects",
     "borderline",
-    "false alarms or highest-scoring normals",
+    "good parts that scored highest",
 )
 RULE = (
     "Chosen by rule, not by looks: first what the detector got wrong, worst first, missed defects "
     "and false alarms in turn; then what it got right, closest to the threshold first, so the "
-    "clearest catches come last. Sites take turns. Mistakes fill at most three quarters of the "
-    "room while there is something right to show."
+    "clearest catches come last. Sites take turns. At most three quarters of the pictures are "
+    "mistakes, so that correct decisions are shown, too."
 )
 _MISTAKES = 0.75
 
@@ -66,7 +66,7 @@ def choose_groups(panels: Iterable[Panel], *, per_group: int = 4) -> dict[str, l
 
     * clearest defects: anomalous images with the highest score / threshold, never a missed one;
     * missed or faintest defects: those with the lowest, missed ones first;
-    * false alarms or highest-scoring normals: normal images with the highest, alarms first;
+    * good parts that scored highest: normal images with the highest, false alarms first;
     * borderline: of the images left, of either class, those closest to their threshold that are
       borderline (`is_borderline`).
 

@@ -41,10 +41,10 @@ _ABOUT = {
     CLEAR: ("the highest scores among images with defects", "no image with a defect was caught"),
     FAINT: ("the lowest scores among images with defects", "no further image with a defect"),
     NEAR: (
-        f"others within {BORDER:.0%} of their site's threshold",
-        f"no further image lies within {BORDER:.0%} of its site's threshold",
+        f"further images within {100 * BORDER:.0f} % of their site's threshold",
+        f"no further image lies within {100 * BORDER:.0f} % of its site's threshold",
     ),
-    NORMAL: ("the highest scores among normal images", "no normal image"),
+    NORMAL: ("the highest scores among images of good parts", "no image of a good part"),
 }
 
 _WIDTH, _MARGIN, _GAP, _SEAM = 1920, 48, 36, 6
@@ -154,7 +154,7 @@ def _heading(fonts: Fonts, name: str, about: str) -> Image.Image:
 def _pair(
     panel: Panel, limits: tuple[float, float], tile: int, view: View, fonts: Fonts
 ) -> Image.Image:
-    """Photograph, heat map beside it and three lines of caption."""
+    """Photograph and heat map with three lines of caption."""
     from PIL import Image, ImageDraw
 
     try:

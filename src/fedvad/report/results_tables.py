@@ -9,13 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedvad.evaluation.results import Gain, MethodResults, Results, SiteThreshold
-from fedvad.report.tables import UNKNOWN, rich_data_table, rich_table, without_empty
+from fedvad.report.tables import INTERVAL, UNKNOWN, rich_data_table, rich_table, without_empty
 from fedvad.report.verdict import baseline_of, mean_rate, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["own_normals_table", "results_table", "rich_tables", "sites_table"]
+
+_INTERVAL_HEAD = " (95 % interval)"
+_AT_MOST = "false alarms, at most (95 % sure)"
 
 
 def results_table(results: Results, *, name: str = "federated") -> list[list[str]]:
@@ -29,12 +32,12 @@ def results_table(results: Results, *, name: str = "federated") -> list[list[str
             "method",
             "image AUROC mean",
             "image AUROC worst",
-            "image AUROC pooled",
+            "image AUROC all images together",
             "pixel AUROC mean",
             "AUPRO mean",
             "false alarms mean",
             "recall mean",
-            f"gain of {name} over it [low, high]",
+            f"gain of {name} over it{_INTERVAL_HEAD}",
         ]
     ]
     for method, values in _methods(results, name):
@@ -61,7 +64,7 @@ def sites_table(
     """One row per site: what its threshold stops and catches, image AUROC of each method, gain.
 
     Good images stopped and defects caught are counts, or rates in results of earlier versions.
-    "promised" is the rate of false alarms that the held-out normal images let one promise with 95 %
+    "false alarms, at most" is the rate that the held-out normal images promise with 95 %
     confidence; where they promise none, a threshold that is a parametric bound says so. The gain is
     that over "local", or over the first compared method when there is no "local"; its column is
     missing when nothing was compared. brief: without the image AUROC of other methods.
@@ -77,10 +80,10 @@ def sites_table(
         site: results.threshold.sites.get(site, SiteThreshold()) for site in results.all_sites
     }
     promised = any(limit.promise is not None for limit in limits.values())
-    header = ["site", "good stopped", "defects caught", "threshold", *["promised"] * promised]
+    header = ["site", "good stopped", "defects caught", "threshold", *[_AT_MOST] * promised]
     header += [f"image AUROC {method}" for method, _ in methods]
     if baseline is not None:
-        header.append(f"gain over {baseline} [low, high]")
+        header.append(f"gain over {baseline}{_INTERVAL_HEAD}")
     rows = [header]
     for site, limit in limits.items():
         n = limit.counts
@@ -111,14 +114,19 @@ def own_normals_table(results: Results) -> list[list[str]]:
 def rich_tables(results: Results) -> list[Table]:
     """The tables for the terminal, without empty columns, readable from 80 columns on.
 
+    The intervals of sites and the ranking of all images together are left to the report.
     Each site's own normal images only where no test image tells how good the detector is; what was
     read of the data only where it was not everything.
     """
-    tables = []
-    methods = without_empty(results_table(results))
+    sites = [
+        [INTERVAL.sub("", cell).removesuffix(_INTERVAL_HEAD) for cell in row]
+        for row in sites_table(results, brief=True)
+    ]
+    tables = [rich_table("Sites", without_empty(sites))]
+    every = results_table(results)
+    methods = without_empty([row[:3] + row[4:] for row in every])
     if len(methods[0]) > 1:
         tables.append(rich_table("Methods", methods))
-    tables.append(rich_table("Sites", without_empty(sites_table(results, brief=True))))
     moved = own_normals_table(results)
     if len(moved) > 1 and results.image_auroc.mean is None:
         tables.append(rich_table("Own normal images", moved))
@@ -142,7 +150,7 @@ def _rate(value: float | None) -> str:
 def _gain(found: Gain | None) -> str:
     if found is None:
         return UNKNOWN
-    return f"{found.gain:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.gain:+.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def _threshold(found: SiteThreshold) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "INTERVAL",
     "UNKNOWN",
     "Rows",
     "neutral_cell",
@@ -31,7 +32,8 @@ __all__ = [
 Rows = Sequence[Sequence[str]]
 
 UNKNOWN = "–"
-_INTERVAL = re.compile(r" \[([+-][\d.]+), ([+-][\d.]+)\]")
+# what a gain has after it
+INTERVAL = re.compile(r" (\([-\d.]+ to [-\d.]+\))")
 _NARROW = 12  # characters: columns up to this width keep it in a narrow terminal
 
 
@@ -97,7 +99,7 @@ def rich_table(title: str, rows: Rows, *, numbers: int | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     # an interval stands below its gain, so that no figure is broken in a narrow terminal
-    body = [[_INTERVAL.sub(r"\n[\1,\n\2]", cell) for cell in row] for row in rows[1:]]
+    body = [[INTERVAL.sub(r"\n\1", cell) for cell in row] for row in rows[1:]]
     for index, heading in enumerate(rows[0]):
         lines = [line for row in body for line in row[index].split("\n")]
         longest = max(map(len, [*heading.split(), *lines]))

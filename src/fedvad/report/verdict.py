@@ -1,7 +1,7 @@
 """The verdict on a run in sentences that people count, for terminal, tables and page alike.
 
-Fitness for use comes first (good images stopped, defects caught), then what would improve it, then
-what federation gained. Everything follows from the figures in the results.
+Fitness for use comes first (good images stopped, defects caught), then what federation gained, then
+what would improve it. Everything follows from the figures in the results.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ _EQUAL = 0.0005  # a smaller gain reads as +0.000: neither gain nor loss
 _CATCHES = 0.9  # below this share of caught defects there is advice
 _SMALL = (BUNDLED, "filterbank")
 _MOST_NAMES = 8
+_FEW = 20  # good test images, of which one is 5 % already
+_WHOSE = {ALONE: "each site alone", "pooled": "all images in one place"}
 
 
 def verdict(results: Results) -> str:
-    """All that `fitness`, `advice` and `gain` say, in this order."""
-    return " ".join(part for part in [fitness(results), *advice(results), gain(results)] if part)
+    """All that `fitness`, `gain` and `advice` say, in this order."""
+    return " ".join(part for part in [fitness(results), gain(results), *advice(results)] if part)
 
 
 def fitness(results: Results) -> str:
@@ -49,26 +51,29 @@ def fitness(results: Results) -> str:
         (mean_rate(results, "recall"), "catch {} of the defects"),
     ]
     if not counted:
-        told = [text.format(percent(rate)) for rate, text in rates if rate is not None]
-        return f"At the sites' own thresholds they {' and '.join(told)}." if told else ""
+        known = [text.format(percent(rate)) for rate, text in rates if rate is not None]
+        return f"At the sites' own thresholds they {' and '.join(known)}." if known else ""
     whole = total(results)
     one = len(counted) == 1
     who = f"At its own threshold {next(iter(counted))}" if one else (
         f"At their own thresholds the {len(counted)} sites"
     )  # fmt: skip
     s = "s" * one
-    told = []
+    parts = []
     if whole.good:
-        told.append(f"stop{s} {whole.stopped} of {_images(whole.good, 'good image')}")
+        parts.append(f"stop{s} {whole.stopped} of {_images(whole.good, 'good image')}")
     if whole.defects:
-        told.append(f"catch{'es' * one} {whole.caught} of {_images(whole.defects, 'defect')}")
-    text = f"{who} {' and '.join(told)}"
+        parts.append(f"catch{'es' * one} {whole.caught} of {_images(whole.defects, 'defect')}")
+    text = f"{who} {' and '.join(parts)}"
     caught = {site: found for site, found in counted.items() if found.defects}
-    if len(caught) > 1:
+    if len(caught) > 1 and whole.caught < whole.defects:
         worst = next(site for site in worst_first(results) if site in caught)
-        text += f" (fewest at {worst}: {caught[worst].caught} of {caught[worst].defects})"
+        text += f" (lowest share at {worst}: {caught[worst].caught} of {caught[worst].defects})"
     if not whole.defects:
         text += "; no defect was tested"
+    if 0 < whole.good < _FEW:
+        text += f"; {_images(whole.good, 'good image')} say{'s' * (whole.good == 1)} little about "
+        text += "false alarms"
     return f"{text}."
 
 
@@ -82,20 +87,25 @@ def advice(results: Results) -> list[str]:
         if limit.promise is not None
         and limit.method != "given"  # given by hand: no rate was wanted
     }
-    short = {site: told for site, told in promises.items() if target and told.rate > target}
+    short = {site: found for site, found in promises.items() if target and found.rate > target}
     if target is not None and short:
-        found.append(_images_wanted(short, target))
+        found += _images_wanted(short, target)
     caught = total(results)
     recall = caught.caught / caught.defects if caught.defects else mean_rate(results, "recall")
     if recall is not None and recall < _CATCHES:
         ways = ["larger images (--image-size)"]
         if results.backbone in _SMALL:
-            ways.insert(0, "a stronger backbone (--backbone resnet18)")
+            ways.insert(
+                0,
+                "a stronger backbone (--backbone resnet18, whose weights are a file of their own)",
+            )
         if short:
-            ways.insert(0, "more normal images")
+            ways.insert(0, "more good images")
         last = ways.pop()
         ways = [f"{', '.join(ways)} or {last}"] if ways else [last]
-        found.append(f"To catch more, train with {ways[0]}.")
+        found.append(
+            f"To catch more, train with {ways[0]}; or accept more false alarms (--target-fpr)."
+        )
     return found
 
 
@@ -113,18 +123,26 @@ def gain(results: Results) -> str:
         )
     if mean is None or not known:
         return (
-            "How well this detector tells defects is unknown: no site has both normal and "
-            "anomalous test images."
+            "How well this detector recognises defects is unknown: no site has test images of both "
+            "good parts and defects."
         )
     baseline = baseline_of(results)
     before = None if baseline is None else results.compare[baseline].image_auroc.mean
     if baseline is None or before is None:
         return _alone(results, known, mean)
+    counted = _counts_of(results, baseline)
+    if min(before, mean) >= 1 - _EQUAL:
+        return (
+            f"{counted}With federation and with {_whose(baseline)} every test image is ranked "
+            "correctly (image AUROC 1.000): this test is too easy, or too small, to show a "
+            "difference."
+        )
     over = results.gain.get(baseline)
     parts = [_mean(baseline, before, mean, None if over is None else over.mean)]
+    parts += _measured(results, known)
     if len(known) > 1:
         parts += _who(_site_gains(results, baseline), {} if over is None else over.sites)
-    return "; ".join(parts) + "."
+    return counted + "; ".join(parts) + "."
 
 
 def baseline_of(results: Results) -> str | None:
@@ -167,25 +185,22 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
 
 
-def _images_wanted(short: Mapping[str, Promised], target: float) -> str:
-    """How many normal images a promise of `target` takes, and how many these sites have."""
+def _images_wanted(short: Mapping[str, Promised], target: float) -> list[str]:
+    """What these sites' images can promise, and how many a promise of `target` takes.
+
+    Nothing where there are enough for `target` on average.
+    """
     least = min(short, key=lambda site: short[site].images)
-    told = short[least]
-    if len({one.images for one in short.values()}) > 1:
-        has = f"{least} has the fewest, {told.images}"
-    elif len(short) > 1:
-        has = f"{_names(list(short))} have {told.images} each"
-    else:
-        has = f"{least} has {told.images}"
-    sure = f"with {told.confidence:.0%} confidence".replace("%", " %")
-    wanted = f"are needed to promise {_plain_percent(target)} false alarms"
-    needed = images_needed(target)
-    certain = images_needed(target, told.confidence)
-    if told.images < needed:
-        text = f"{needed} normal images per site {wanted} on average, {certain} {sure}"
-    else:
-        text = f"{certain} normal images per site {wanted} {sure}"
-    return f"{text}: {has}, which promise at most {_plain_percent(told.rate)} {sure}."
+    found = short[least]
+    needed, certain = images_needed(target), images_needed(target, found.confidence)
+    if found.images >= needed:
+        return []
+    wanted, sure = _plain_percent(target), f"{100 * found.confidence:.0f} % sure"
+    return [
+        f"{least} has only {_images(found.images, 'good image')}: its false-alarm rate may be as "
+        f"high as {_plain_percent(found.rate)}. To be {sure} of {wanted}, collect {certain}; "
+        f"{needed} give {wanted} on average."
+    ]
 
 
 def _plain_percent(rate: float) -> str:
@@ -193,11 +208,13 @@ def _plain_percent(rate: float) -> str:
 
 
 def _alone(results: Results, known: Mapping[str, float], mean: float) -> str:
-    over = "at the only site" if len(known) == 1 else f"over {len(known)} sites"
-    text = f"Mean image AUROC is {mean:.3f} {over}"
+    text = f"Mean image AUROC is {mean:.3f}" if len(known) > 1 else f"Image AUROC is {mean:.3f}"
     if len(known) > 1:
         worst = min(known, key=lambda s: known[s])
-        text += f" (lowest: {worst}, {known[worst]:.3f})"
+        text += f" over {len(known)} sites"
+        if known[worst] < mean - _EQUAL:
+            text += f" (lowest: {worst}, {known[worst]:.3f})"
+    text = "; ".join([text, *_measured(results, known)])
     if results.reference is None and len(results.training_images) > 1:
         text += (
             "; whether federation helped is unknown, because no site was measured alone (train "
@@ -206,9 +223,38 @@ def _alone(results: Results, known: Mapping[str, float], mean: float) -> str:
     return f"{text}."
 
 
+def _measured(results: Results, known: Mapping[str, float]) -> list[str]:
+    """Where it was measured, if not everywhere."""
+    others = [site for site in [*results.all_sites, *results.training_images] if site not in known]
+    others = list(dict.fromkeys(others))
+    if not others:
+        return []
+    lack = "lacks" if len(others) == 1 else "lack"
+    return [
+        f"measured at {_names(list(known))} only: {_names(others)} {lack} test images of good "
+        "parts or of defects"
+    ]
+
+
+def _counts_of(results: Results, baseline: str) -> str:
+    """What the baseline catches and stops, as a sentence with a space after it; "" if unknown."""
+    theirs = total(results.compare[baseline])
+    parts = []
+    if theirs.defects:
+        parts.append(f"{theirs.caught} of {_images(theirs.defects, 'defect')} caught")
+    if theirs.good:
+        parts.append(f"{theirs.stopped} of {_images(theirs.good, 'good image')} stopped")
+    whose = _whose(baseline)
+    return f"{whose[0].upper()}{whose[1:]}: {', '.join(parts)}. " if parts else ""
+
+
+def _whose(baseline: str) -> str:
+    return _WHOSE.get(baseline, baseline)
+
+
 def _mean(baseline: str, before: float, after: float, found: Gain | None) -> str:
     change = after - before if found is None else found.gain
-    whose = "each site alone" if baseline == ALONE else baseline
+    whose = _whose(baseline)
     if abs(change) < _EQUAL:
         text = f"Mean image AUROC is {after:.3f} with federation, as with {whose} ({before:.3f})"
     elif baseline == ALONE:
@@ -219,15 +265,15 @@ def _mean(baseline: str, before: float, after: float, found: Gain | None) -> str
         text = f"Mean image AUROC is {after:.3f}, {abs(change):.3f} {side} {whose} ({before:.3f})"
     if found is None:
         return text
-    interval = f"[{found.low:+.3f}, {found.high:+.3f}]"
-    if found.includes_zero:
-        return f"{text}, but the interval {interval} of the difference includes zero"
-    return f"{text} (interval of the difference {interval})"
+    interval = f"95 % interval of the difference: {found.low:.3f} to {found.high:.3f}"
+    if found.includes_zero and abs(change) >= _EQUAL:
+        return f"{text}, which may be chance ({interval})"
+    return f"{text} ({interval})"
 
 
 def _who(gains: Mapping[str, float], intervals: Mapping[str, Gain]) -> list[str]:
     """Who gained most, who lost, and for how many that may be chance."""
-    if not gains:
+    if not gains or all(abs(change) < _EQUAL for change in gains.values()):
         return []
     best, worst = max(gains, key=lambda s: gains[s]), min(gains, key=lambda s: gains[s])
     lost = sum(change <= -_EQUAL for change in gains.values())
@@ -244,8 +290,10 @@ def _who(gains: Mapping[str, float], intervals: Mapping[str, Gain]) -> list[str]
         parts.append(f"{lost} sites lost, {worst} most ({gains[worst]:+.3f})")
     doubtful = sum(found.includes_zero for found in intervals.values())
     if doubtful:
-        which = "all of them" if doubtful == len(intervals) else f"{doubtful} of {len(intervals)}"
-        parts.append(f"the interval includes zero at {which}")
+        which = "every site" if doubtful == len(intervals) else (
+            f"{doubtful} of {len(intervals)} sites"
+        )  # fmt: skip
+        parts.append(f"at {which} the difference may be chance")
     return parts
 
 

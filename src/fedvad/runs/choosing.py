@@ -73,7 +73,7 @@ def choose_options(
     sites : mapping of str to Fingerprint
         By name, at least one.
     config : TrainConfig
-        Whose rounds and bounds of messages hold.
+        Whose view, rounds and bounds of messages hold.
     seconds : float, default=None
         Time of the backbone for 256 x 256 pixels; without, nothing is said of time.
     budget : float, default=None
@@ -83,42 +83,53 @@ def choose_options(
     """
     whole = middle(sites)
     return [
-        *_view(whole, seconds, budget),
+        *_view(whole, config, seconds, budget),
         *_region(whole),
         _rows(len(sites), config),
         Choice("rounds", config.rounds, "a second round sends what the first left uncovered"),
     ]
 
 
-def _view(whole: Fingerprint, seconds: float | None, budget: float | None) -> list[Choice]:
+def _view(
+    whole: Fingerprint, config: TrainConfig, seconds: float | None, budget: float | None
+) -> list[Choice]:
     sizes = Sizes(int(whole.height), int(whole.width), whole.longest / whole.shortest)
-    usual = choose_size("auto", sizes, tiled=False)
-    view = View.of(usual)
-    pixels, full = view.height * view.width, (sizes.height, sizes.width)
+    size = choose_size(config.image_size, sizes, tiled=config.tiles is not None)
+    view = View.of(size, config.tiles, config.overlap)
+    usual = [Choice("image_size", size, _cost(sizes, view, seconds))]
     if budget is None or seconds is None:
-        return [Choice("image_size", usual, _cost(sizes, pixels, seconds))]
+        return usual
     affordable = budget / seconds * _USUAL
-    if affordable < pixels:
-        side = next((s for s in (384, 256) if s * s <= min(affordable, pixels)), 256)
-        return [Choice("image_size", side, _cost(sizes, side * side, seconds))]
+    if affordable < _pixels(view):
+        smaller = [View(side, side) for side in (384, 256)]
+        fits = (one for one in smaller if _pixels(one) <= min(affordable, _pixels(view)))
+        view = next(fits, smaller[-1])
+        return [Choice("image_size", view.size, _cost(sizes, view, seconds))]
     for scale in np.arange(1.0, 0.05, -0.05):
-        tiled = View(max(1, int(scale * full[0])), max(1, int(scale * full[1])), True, _TILE)
-        size = tiled.height, tiled.width
-        read = len(tiled.tiling(size, (_TILE // 8, _TILE // 8))) * _TILE**2
-        if size[0] * size[1] <= pixels or min(size) < _TILE:
+        tiled = View(int(scale * sizes.height), int(scale * sizes.width), True, _TILE)
+        if tiled.height * tiled.width <= _pixels(view) or min(tiled.height, tiled.width) < _TILE:
             break
-        if read <= affordable:
+        if _pixels(tiled) <= affordable:
             why = "every pixel of that size, in overlapping squares"
             return [
-                Choice("image_size", tiled.size, _cost(sizes, read, seconds)),
+                Choice("image_size", tiled.size, _cost(sizes, tiled, seconds)),
                 Choice("tiles", _TILE, why),
             ]
-    return [Choice("image_size", usual, _cost(sizes, pixels, seconds))]
+    return usual
 
 
-def _cost(sizes: Sizes, pixels: int, seconds: float | None) -> str:
-    time = "" if seconds is None else f"; about {seconds * pixels / _USUAL:.2g} s per image here"
-    return f"{sizes.words()}{time}"
+def _pixels(view: View) -> int:
+    """Pixels of one image that pass the backbone."""
+    if view.tile is None:
+        return view.height * view.width
+    cells = view.tile // 8, view.tile // 8
+    return len(view.tiling((view.height, view.width), cells)) * view.tile**2
+
+
+def _cost(sizes: Sizes, view: View, seconds: float | None) -> str:
+    if seconds is None:
+        return sizes.words()
+    return f"{sizes.words()}; about {seconds * _pixels(view) / _USUAL:.2g} s per image here"
 
 
 def _region(whole: Fingerprint) -> list[Choice]:

@@ -77,8 +77,8 @@ def at_size(config: TrainConfig, size: Size) -> TrainConfig:
 
 
 def as_path(value: Any, name: str) -> Path:
-    """A path given as text or path object; raises `ConfigError` for anything else."""
-    if isinstance(value, str | PathLike) and isinstance(path := fspath(value), str):
+    """A path given as text or path object; raises `ConfigError` for anything else, and ""."""
+    if isinstance(value, str | PathLike) and isinstance(path := fspath(value), str) and path:
         return Path(path)
     raise ConfigError(f"{name} is {value!r}; give a path, as text or pathlib.Path")
 
@@ -176,5 +176,5 @@ def _explain(error: ValidationError) -> str:
             parts.append(f"{key} is {problem['input']!r}; it must be {known[key].allowed}")
         else:
             got = f"{key}: {problem['msg']} (got {problem['input']!r})"
-            parts.append(got if key else str(problem["msg"]))
+            parts.append(got if key else str(problem["msg"]).removeprefix("Value error, "))
     return "; ".join(parts)

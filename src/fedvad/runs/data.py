@@ -78,21 +78,27 @@ def load_data(
                 f"({', '.join(s.name for s in sites[:4])}, ...): omit --split, or give one"
             )
         sites = split_site(sites[0], wanted, seed, loader=partial(read_rgb, max_pixels=max_pixels))
-    _say(reading)
+    _say(reading, names)
     return reading, sites
 
 
-def _say(reading: DataReading) -> None:
+def _say(reading: DataReading, names: LabelNames | None) -> None:
     if reading.notable:
+        options = "" if names is None else "".join(
+            f" {option} {name}"
+            for option, given in (("--good", names.good), ("--defect", names.defect))
+            for name in given
+        )  # fmt: skip
         log.warning(
-            "%s: %s; all of it: fedvad inspect %s", reading.root, reading.summary(), reading.root
-        )
+            "%s: %s. See: fedvad inspect %s%s",
+            reading.root, reading.summary(), reading.root, options,
+        )  # fmt: skip
 
 
 def load_set(folder: Path, name: str, names: LabelNames | None = None) -> Site:
     """One set under a name of its own; what was omitted or guessed is logged as one line."""
     reading = read_one(folder, name, names)
-    _say(reading)
+    _say(reading, names)
     return reading.sites[0]
 
 
@@ -164,7 +170,7 @@ def warm_up(
 ) -> dict[str, NormalFeatures]:
     """Features of every site's normal training images; each image passes the backbone once.
 
-    `watch` is told all sites' features before that pass, and says who looks on at it, by site.
+    `watch` is given all sites' features before that pass, and says who looks on at it, by site.
     """
     features = {
         site.name: NormalFeatures(

@@ -9,7 +9,13 @@ from fedvad.data.folders import Site
 from fedvad.data.outputs import guard_file, guard_folder, holding_folders, real
 from fedvad.errors import ConfigError
 
-__all__ = ["guard_output_file", "guard_output_folder", "guard_plain_folder", "guard_run_folder"]
+__all__ = [
+    "check_order",
+    "guard_output_file",
+    "guard_output_folder",
+    "guard_plain_folder",
+    "guard_run_folder",
+]
 
 _RUN_NAMES = ("results.json", "ledger.json", "scores.json", "report.html", "heatmaps.png")
 _RUN_PARTS = frozenset({".json", ".safetensors", ".webp"})
@@ -63,13 +69,28 @@ def guard_plain_folder(out: Path, option: str, data: Iterable[Path]) -> None:
             )
 
 
+def check_order(run: Path, others: Iterable[object], usage: str) -> None:
+    """Raise `ConfigError` when `run` is no run folder and one of `others` is: they were swapped."""
+    if _is_run(run):
+        return
+    swapped = next((path for path in others if isinstance(path, Path) and _is_run(path)), None)
+    if swapped is not None:
+        raise ConfigError(
+            f"{run} is not a run folder, and {swapped} is one: the order is fedvad {usage}"
+        )
+
+
 def guard_run_folder(out: Path | None, option: str) -> None:
     """Raise `ConfigError` when `out` is a run folder; None passes."""
-    if out is not None and ((out / "detector.safetensors").exists() or (out / "state").is_dir()):
+    if out is not None and (_is_run(out) or (out / "state").is_dir()):
         raise ConfigError(
             f"{option} {out} is a run folder: choose a folder for the pictures alone, for example "
             f"{out}-pictures"
         )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "detector.safetensors").exists()
 
 
 def _files(sites: Sequence[Site]) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.memory.generator import Generator
@@ -19,6 +20,14 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.density import holds
 from fedvad.memory.origin import ORIGIN_ARRAYS, origin_arrays, origin_from
+from fedvad.runs.answers import (
+    Answer,
+    AnswerValues,
+    answer_rows,
+    answer_values,
+    answers_from,
+    with_answers,
+)
 from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.run import Arrays, Parts, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
@@ -28,6 +37,7 @@ __all__ = ["SiteMemory", "TrainedRun"]
 
 class _SiteValues(SiteValues):
     generator: str  # hash of its parameters
+    answers: list[AnswerValues] = Field(default_factory=list)
 
 
 class _RunValues(RunValues):
@@ -39,10 +49,11 @@ class _RunValues(RunValues):
 
 @dataclass(frozen=True, eq=False)
 class SiteMemory(SiteModel):
-    """A site's bank and generator."""
+    """A site's bank and generator, and what was said there of single images."""
 
     bank: MemoryBank
     generator: Generator
+    answers: tuple[Answer, ...] = ()
 
     def arrays(self) -> Arrays:
         """See `SiteModel.arrays`; the generator's are left out while it is the identity."""
@@ -50,11 +61,11 @@ class SiteMemory(SiteModel):
         if not self.generator.is_identity:
             arrays["generator/weight"] = self.generator.weight
             arrays["generator/bias"] = self.generator.bias
-        return arrays
+        return arrays | answer_rows(self.answers)
 
     def values(self) -> dict[str, Any]:
         """See `SiteModel.values`."""
-        return {"generator": self.generator.hash()}
+        return {"generator": self.generator.hash(), **answer_values(self.answers)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +132,19 @@ class TrainedRun(Run):
                     f"known sites: {sorted(self.sites)}"
                 )
             return detector.with_memory(self.memory, scale=self.scale)
-        if reference == "global":
-            return detector.with_memory(self.memory, model.generator, self.scale)
-        local = reference == "local"
-        bank = model.bank if local else concatenate([self.memory, model.bank])
+        bank, scale = self.memory, self.scale
+        if reference != "global":
+            own = model.bank
+            bank, scale = own if reference == "local" else concatenate([bank, own]), None
         if len(bank) == 0:
             raise ConfigError(
                 f"site {site!r} took part in no round, so it has no memory of its own; "
                 "use --reference global"
             )
-        return detector.with_memory(bank, model.generator)
+        negatives = None
+        if model.answers:
+            bank, scale, negatives = with_answers(bank, scale, model.answers, self.scoring)
+        return detector.with_memory(bank, model.generator, scale, negatives)
 
     def chosen_reference(self, site: str | None, wanted: Reference | None) -> Reference:
         """See `Run.chosen_reference`; a site without its own memory defaults to the global.
@@ -199,9 +213,10 @@ class TrainedRun(Run):
                     f"site {site.name!r} has {bank.dim} values a row, the global memory "
                     f"{memory.dim}"
                 )
+            answers = answers_from(site.answers, arrays.pop("answers", None), bank.dim)
             left |= arrays
             sites[site.name] = SiteMemory(
-                bank, generator, thresholds=limits, n_images=site.n_images
+                bank, generator, answers, thresholds=limits, n_images=site.n_images
             )
         if left:
             raise MemoryBankError(f"array {min(left)!r} belongs to no site")

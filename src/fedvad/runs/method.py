@@ -77,8 +77,9 @@ class Method(ABC):
 
     sends: what leaves a site, in words. options: names of the options in `TrainConfig` that mean
     something to it. n_images: by site, normal images that could be read. unreadable: why others
-    could not. images_read: how often an image passed the backbone meanwhile. max_weight_bytes: of
-    weights that a site on its own machine sends at once.
+    could not. copies: by site, near copies among its normal images, which calibrate nothing.
+    images_read: how often an image passed the backbone meanwhile. max_weight_bytes: of weights
+    that a site on its own machine sends at once.
     """
 
     sends: ClassVar[Literal["memory rows", "weights"]]
@@ -89,6 +90,7 @@ class Method(ABC):
         self.extractor = extractor
         self.n_images: dict[str, int] = {}
         self.unreadable: list[str] = []
+        self.copies: dict[str, int] = {}
         self.images_read = 0
         self.max_weight_bytes = MAX_WEIGHT_BYTES
 

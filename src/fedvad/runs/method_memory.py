@@ -98,6 +98,9 @@ class MemoryMethod(Method):
         self.n_images = {name: len(own) for name, own in features.items()}
         self.unreadable = [reason for own in features.values() for reason in own.bad]
         self.images_read = self.extractor.computed
+        self.copies = {
+            name: len(own) - len(own.witnesses()) for name, own in features.items() if own.copies
+        }
         self.fitting, self.held_out = split_held_out(features, self.config)
         for name, member in self.members.items():  # which images fit is known only now
             member.features = self.fitting[name]
@@ -169,7 +172,7 @@ class MemoryMethod(Method):
         features.warm_up()
         return np.asarray(
             held_out_scores(
-                features,
+                features.subset(features.witnesses()),
                 detector.scorer,
                 detector.generator_,
                 leave_one_out=True,

@@ -132,6 +132,7 @@ class StudentMethod(Method):
         )
         self.n_images = {name: member.n_images for name, member in self.members.items()}
         self.unreadable = [reason for member in self.members.values() for reason in member.bad]
+        self.copies = {name: own.copies for name, own in self.members.items() if own.copies}
         self.images_read = sum(self.n_images.values())
 
     def take(self, features: Mapping[str, NormalFeatures]) -> None:

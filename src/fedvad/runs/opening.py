@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ def known_site(run: Run, site: object) -> str | None:
     """
     if site is None:
         return next(iter(run.sites)) if len(run.sites) == 1 else None
+    if isinstance(site, str) and site not in run.sites:
+        with suppress(UnicodeError):  # a command line in a locale that is not UTF-8
+            site = os.fsencode(site).decode()
     if not isinstance(site, str) or site not in run.sites:
         raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
     return site

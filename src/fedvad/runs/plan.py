@@ -162,18 +162,22 @@ def split_held_out(
 ) -> tuple[dict[str, NormalFeatures], dict[str, NormalFeatures]]:
     """Normal images to fit on and to calibrate on, by site.
 
-    Leave-one-out calibration fits on all of them and calibrates on a sample of the same.
+    Leave-one-out calibration fits on all of them and calibrates on a sample of the same. Near
+    copies of an image are neither calibrated on, nor fitted on where it is held out.
     """
     fitting: dict[str, NormalFeatures] = {}
     held_out: dict[str, NormalFeatures] = {}
     for name, feature in features.items():
+        able = feature.witnesses()
         if config.calibration_mode == "holdout":
-            count = min(round(config.holdout * len(feature)), len(feature) - 1)
-            chosen = choose_images(len(feature), count, config.seed)
-            rest = sorted(set(range(len(feature))) - set(chosen))
+            count = min(round(config.holdout * len(able)), len(able) - 1)
+            chosen = [able[i] for i in choose_images(len(able), count, config.seed)]
+            out = {feature.paths[i] for i in chosen}
+            out |= {path for own in out for path in feature.copies.get(own, [])}
+            rest = [i for i, path in enumerate(feature.paths) if path not in out]
             fitting[name], held_out[name] = feature.subset(rest), feature.subset(chosen)
         else:
             limit = config.calibration_images if config.calibration_mode != "none" else 0
-            chosen = choose_images(len(feature), limit, config.seed)
+            chosen = [able[i] for i in choose_images(len(able), limit, config.seed)]
             fitting[name], held_out[name] = feature, feature.subset(chosen)
     return fitting, held_out

@@ -204,7 +204,7 @@ def _file(folder: Path) -> Path:
     if not path.is_file():
         unfinished = (folder / "state").is_dir()
         raise ArtefactError(
-            f"{folder} holds no {DETECTOR_FILE}"
+            f"{folder} is not a run folder: it holds no {DETECTOR_FILE}"
             + ("; its training was interrupted: finish it with --resume" if unfinished else "")
         )
     return path

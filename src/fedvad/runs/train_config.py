@@ -54,7 +54,10 @@ class TrainConfig(DeclaredOptions):
     def _check(self) -> Self:
         unknown = sorted(set(self.compare) - set(COMPARISONS))
         if unknown:
-            raise ValueError(f"compare: unknown {unknown}; choose from {list(COMPARISONS)}")
+            raise ValueError(
+                f"compare: {', '.join(map(repr, unknown))} is unknown; choose local (each site "
+                "alone), pooled (all images in one place) or identity, several with a comma between"
+            )
         if self.has_student and "identity" in self.compare:
             raise ValueError("compare 'identity' leaves the generator away, and a student has none")
         if self.calibration == "leave-one-out" and not self.keeps_patches:

@@ -88,7 +88,7 @@ def _drawn(target: Tensor, channels: int, steps: int) -> NDArray[np.float64]:
         optimiser.zero_grad()
         drawn = network(noise + _NOISE * torch.randn_like(noise))
         loss = F.mse_loss(weights * drawn, weights * target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimiser.step()
         losses.append(loss.item())
         if step % _WEIGH_EVERY == 0:

@@ -25,6 +25,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rpca": ("rpca", "rpca", {}),
     "rpca-rx": ("rpca", "rpca", {"score": "rx"}),
     "auto-ad": ("auto_ad", "auto_ad", {}),
+    "hypersigma": ("hypersigma", "hypersigma", {}),
 }
 
 

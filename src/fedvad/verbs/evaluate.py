@@ -27,7 +27,7 @@ from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.verdict import verdict
 from fedvad.runs.config import Reference, TrainConfig, check_reference, check_share
 from fedvad.runs.data import data_of, digest_of, fingerprint, load_data
-from fedvad.runs.guards import guard_output_file, guard_output_folder
+from fedvad.runs.guards import check_order, guard_output_file, guard_output_folder
 from fedvad.runs.method import make_method
 from fedvad.runs.opening import open_run
 from fedvad.runs.progress import Progress, no_progress
@@ -75,6 +75,7 @@ def evaluate(
     `ArtefactError`, `DataError`, `MismatchError`.
     """
     check_reference(reference)
+    check_order(run_folder, [data], "evaluate RUN DATA")
     run, config, extractor = open_run(
         run_folder, weights=weights, engine=engine, device=device, cache=cache,
         max_pixels=max_pixels,

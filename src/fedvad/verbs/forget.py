@@ -179,6 +179,10 @@ def _without(run: TrainedRun, config: TrainConfig, name: str, image: str | None)
         return replace(left, sites=sites)
     bank = sites[name].bank
     rows = _of_image(bank, name, image)
+    answers = tuple(a for a in sites[name].answers if a.values.image != image)
+    if len(answers) < len(sites[name].answers) and not rows.any():  # it was answered only
+        sites[name] = replace(sites[name], answers=answers)
+        return replace(run, sites=sites)
     if not rows.any():
         raise ConfigError(
             f"no row of {name}'s memory is of image {image}: it did not train the run, or other "
@@ -189,7 +193,7 @@ def _without(run: TrainedRun, config: TrainConfig, name: str, image: str | None)
         raise ConfigError(f"{name} has rows of this image only: forget the site")
     patches = bank.total_weight / sites[name].n_images
     kept = bank.take(~rows).rescaled(count * patches)
-    sites[name] = replace(sites[name], bank=kept, n_images=count)
+    sites[name] = replace(sites[name], bank=kept, n_images=count, answers=answers)
     return merge_again(replace(run, sites=sites), config)
 
 

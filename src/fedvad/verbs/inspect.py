@@ -49,12 +49,13 @@ def inspect(
 ) -> dict[str, Any]:
     """Describe a run folder, a detector file, a message file, signed or not, or a data folder.
 
-    Keys: path, bytes, kind, what the file says about itself, and for every array its shape, type,
-    bytes and range. Of a folder of images the keys are path, kind and `data`: what of it is read,
-    as which label, and what is not, with image_size in view. good, defect: names of folders with
-    normal images and with defects, beyond `good`. Of messages also `contents` (numbers),
-    `signature` and `says` (sentences for an auditor). trust: public keys to name the signer by.
-    Raises `ArtefactError` for anything else, `DataError` for a folder of neither images nor a run.
+    Keys: path, bytes, kind, summary (of a run folder), what the file says about itself, and for
+    every array its shape, type, bytes and range. Of a folder of images the keys are path, kind and
+    `data`: what of it is read, as which label, and what is not, with image_size in view. good,
+    defect: names of folders with normal images and with defects, beyond `good`. Of messages also
+    `contents` (numbers), `signature` and `says` (sentences for an auditor). trust: public keys to
+    name the signer by. Raises `ArtefactError` for anything else, `DataError` for a folder of
+    neither images nor a run.
     """
     if path.is_dir():
         file = path / DETECTOR_FILE
@@ -72,6 +73,7 @@ def inspect(
                 "data": data_with_masks(check_contents(reading, size), size),
             }
         described = inspect(file)
+        described = {"path": str(path), "summary": _summary(described)} | described
         described["path"] = str(path)
         described["files"] = {
             str(p.relative_to(path)): p.stat().st_size
@@ -87,7 +89,12 @@ def inspect(
         try:
             arrays, values = _message(read_bounded(path), trust)
         except _NoMessageError:
-            raise not_an_artefact from None
+            if path.suffix in (".safetensors", ".fedvad"):
+                raise not_an_artefact from None
+            raise ArtefactError(
+                f"{path} is neither a run folder, a detector file, a message nor a folder of "
+                f"images: to see what is in a run give its folder, fedvad inspect {path.parent}"
+            ) from None
         except PayloadError as error:
             raise ArtefactError(f"{path}: {error}") from error
     return {
@@ -97,6 +104,24 @@ def inspect(
         **_shares(arrays),
         "arrays": {name: _describe(array) for name, array in sorted(arrays.items())},
     }
+
+
+def _summary(described: Mapping[str, Any]) -> str:
+    """A run in a sentence: sites, training images, thresholds."""
+    sites = described.get("sites", [])
+    limits = {
+        site["name"]: found["value"]
+        for site in sites
+        if (found := site["thresholds"].get(described.get("reference", "global")))
+    }
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in list(limits.items())[:_SHOWN])
+    more = f" and {len(limits) - _SHOWN} more" if len(limits) > _SHOWN else ""
+    count = len(sites)
+    return (
+        f"Run of {count} site{'s' * (count != 1)} with {described.get('method')}, trained on "
+        f"{sum(site['n_images'] for site in sites)} images; "
+        + (f"thresholds: {shown}{more}" if limits else "no thresholds")
+    )
 
 
 def _shares(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:

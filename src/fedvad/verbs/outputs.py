@@ -15,7 +15,7 @@ from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
 from fedvad.report.results_tables import own_normals_table, results_table, sites_table
 from fedvad.report.tables import to_markdown, without_empty, write_csv
-from fedvad.report.verdict import verdict
+from fedvad.report.verdict import total, verdict
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.fitted import Fitted
 from fedvad.runs.plan import privacy
@@ -88,7 +88,7 @@ def _results_of(
         if limit is not None and name not in ours.threshold.sites
     }
     thresholds = ours.threshold.model_copy(update={"sites": {**ours.threshold.sites, **untested}})
-    told = privacy(config)
+    promised = privacy(config)
     found = Results.of(
         ours.model_copy(update={"threshold": thresholds}),
         compare={
@@ -96,7 +96,7 @@ def _results_of(
             for name, other in comparisons.items()
         },
         gain={name: gains(results, other, seed=config.seed) for name, other in comparisons.items()},
-        own_normals={site: OwnNormals(**told) for site, told in fitted.own_normals.items()},
+        own_normals={site: OwnNormals(**moved) for site, moved in fitted.own_normals.items()},
         method=run.method,
         backbone=run.features.backbone,
         seed=config.seed,
@@ -104,7 +104,7 @@ def _results_of(
         unreadable=[*fitted.unreadable, *(reason for r in results for reason in r.bad)],
         data=data,
         ledger=Costs.model_validate(ledger.summary()),
-        privacy=None if told is None else Privacy(**told),
+        privacy=None if promised is None else Privacy(**promised),
     )
     return found.model_copy(update={"verdict": verdict(found)})
 
@@ -183,13 +183,14 @@ def _write_report(
 
 
 def _title(found: Results) -> str:
+    counts = total(found)
+    parts = []
+    if counts.defects:
+        parts.append(f"caught {counts.caught} of {counts.defects} defects")
+    if counts.good:
+        parts.append(f"stopped {counts.stopped} of {counts.good} good parts")
     title = f"{found.method}, {len(found.training_images)} sites"
-    if found.image_auroc.mean is not None:
-        title += f": image AUROC {found.image_auroc.mean:.3f}"
-    alone = found.compare["local"].image_auroc.mean if "local" in found.compare else None
-    if alone is not None:
-        title += f" (each site alone {alone:.3f})"
-    return title
+    return f"{title}: {', '.join(parts)}" if parts else title
 
 
 def panels(results: Sequence[SiteResult]) -> list[Panel]:

@@ -12,6 +12,7 @@ from fedvad.data.checked import strictly
 from fedvad.data.contents import normals
 from fedvad.data.files import write_atomically
 from fedvad.data.fingerprint import Fingerprint, fingerprint_of
+from fedvad.data.views import is_plain
 from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -118,8 +119,8 @@ def plan(
     Raises
     ------
     ConfigError
-        For no places, a site twice, a method without a memory, a budget of 0, suspects of other
-        than one folder, or a file to write among the images.
+        For no places, a site twice, a method without a memory, a budget of 0 or beside a size,
+        suspects of other than one folder, or a file to write among the images.
     DataError
         For a folder without normal images, or none that can be read.
 
@@ -130,6 +131,8 @@ def plan(
         raise ConfigError(f"plan is for methods with a memory, and {config.method} has none")
     if budget is not None and not budget > 0:
         raise ConfigError(f"budget is {budget} s per image; it must be above 0")
+    if budget is not None and (config.tiles is not None or config.image_size != "auto"):
+        raise ConfigError("--budget chooses size and tiles: give it, or --image-size and --tiles")
     if suspects is not None and (len(places) != 1 or places[0].is_file()):
         raise ConfigError("--suspects looks at images: give it one folder of sites")
     sites: dict[str, Fingerprint] = {}
@@ -146,10 +149,11 @@ def plan(
     choices = choose_options(sites, config, seconds=seconds, budget=budget)
     # as text, number and list: what a configuration file can hold
     kept = config.model_dump(mode="json", include=set(given_values(**options)))
+    if not is_plain(config.image_size):  # what it stands for is known now
+        kept.pop("image_size", None)
     doubtful = None
     if suspects is not None:
-        chosen = {one.key: one.value for one in choices}
-        planned = resolve_config(**(chosen | options))
+        planned = resolve_config(**({one.key: one.value for one in choices} | kept))
         doubtful = find_doubtful(places[0], suspects, planned, cache, progress)
     made = Plan(sites, tuple(choices), kept, tuple(remarks(sites)), doubtful)
     if out is not None:

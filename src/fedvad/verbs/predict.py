@@ -17,7 +17,7 @@ from fedvad.features.config import Engine
 from fedvad.memory.bank import FloatArray
 from fedvad.runs.config import Reference, check_reference
 from fedvad.runs.decision import choose_threshold, warn_of_threshold, why_no_threshold
-from fedvad.runs.guards import guard_run_folder
+from fedvad.runs.guards import check_order, guard_run_folder
 from fedvad.runs.opening import known_site, open_run
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.verbs.predict_files import NEED_THRESHOLD, SavedFiles, check_kinds
@@ -64,6 +64,7 @@ def predict(
     """
     check_reference(reference)
     kinds = check_kinds(save, out)
+    check_order(run_folder, paths, "predict RUN IMAGES")
     guard_run_folder(out, "--out")
     run, _, extractor = open_run(
         run_folder, weights=weights, engine=engine, device=device, cache=cache,

@@ -27,7 +27,9 @@ from fedvad.errors import ConfigError, ImageError, StorageError
 from fedvad.evaluation.regions import regions
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.memory.bank import FloatArray
-from fedvad.report.overlay import enlarged, heatmap_overlay, marked_png, middle, own_range, save_png
+from fedvad.report.lettering import Fonts
+from fedvad.report.overlay import enlarged, marked_png, save_png
+from fedvad.report.result_picture import result_picture
 from fedvad.report.tables import neutral_cell
 
 __all__ = ["KINDS", "NEED_THRESHOLD", "SavedFiles", "check_kinds"]
@@ -58,11 +60,11 @@ def check_kinds(save: str | Sequence[str] | None, out: Path | None) -> frozenset
 class SavedFiles:
     """The files of one call of `predict`, written as its results come.
 
-    Of an image `test/hole/000.png`, found below the one folder given: `hole/000.png` (overlay),
-    `.npy` (the map, float32 (h, w) on the patch grid), `.map.png` (the same in 16 bit; value =
-    low + pixel x step, both in its metadata) and `.mask.png` (0 or 255 at the image's size, 255
-    where the map, enlarged bilinearly, exceeds the threshold). Of all together: `predict.csv`, a
-    row per image, and `predict.coco.json`, the regions of the masks.
+    Of an image `test/hole/000.png`, found below the one folder given: `hole/000.png` (overlay, see
+    `result_picture`), `.npy` (the map, float32 (h, w) on the patch grid), `.map.png` (the same in
+    16 bit; value = low + pixel x step, both in its metadata) and `.mask.png` (0 or 255 at the
+    image's size, 255 where the map, enlarged bilinearly, exceeds the threshold). Of all together:
+    `predict.csv`, a row per image, and `predict.coco.json`, the regions of the masks.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class SavedFiles:
         self._folder = OutputFolder(out, "--out", inputs=inputs)
         self._kinds = kinds
         self._limit = limit
+        self._fonts = Fonts() if "overlays" in kinds else None
         self._table: _Table | None = None
         self._regions: _Regions | None = None
         owner = f"predict of {_fingerprint(listing.paths)}"
@@ -111,8 +114,12 @@ class SavedFiles:
             write_atomically(places["maps16"], _sixteen_bit(map_))
         if kinds & {"overlays", "masks", "boxes"}:
             photograph = read_rgb(image.path, max_pixels=ANY_SIZE)
-            if "overlays" in kinds:
-                _save_overlay(photograph, map_, limit, places["overlays"])
+            if self._fonts is not None:
+                name = "  ".join(filter(None, [row["site"], str(image.path)]))
+                picture = result_picture(
+                    photograph, map_, score=row["score"], limit=limit, name=name, fonts=self._fonts
+                )
+                save_png(places["overlays"], picture)
                 row["overlay"] = str(places["overlays"])
             if limit is not None and kinds & NEED_THRESHOLD:
                 large = enlarged(map_, *photograph.shape[:2])
@@ -229,17 +236,6 @@ def _fingerprint(paths: Sequence[Path]) -> str:
             told += f" {status.st_size} {status.st_mtime_ns}"
         digest.update(f"{told}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _save_overlay(
-    photograph: NDArray[np.uint8], map_: FloatArray, limit: float | None, target: Path
-) -> None:
-    # a cell as bad as a whole image at the threshold is shown in full colour, up to `own_range`
-    high = float(map_.max()) if limit is None else limit
-    low = middle(map_)
-    low, high = own_range(map_, low, max(high, low * 1.01 + 1e-6))
-    overlay = heatmap_overlay(photograph, map_, low=low, high=high)
-    save_png(target, overlay)
 
 
 def _npy(map_: FloatArray) -> bytes:

@@ -20,6 +20,7 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.runs.config import Reference
 from fedvad.runs.decision import check_threshold_options, choose_threshold
+from fedvad.runs.guards import check_order
 from fedvad.runs.method import make_method
 from fedvad.runs.opening import open_run
 from fedvad.runs.progress import Progress, Stage, no_progress
@@ -68,6 +69,9 @@ def recalibrate(
             raise ConfigError("undo takes no images, no target_fpr and no force: omit these")
         return _undo(run_folder, site)
     check_threshold_options(None, target_fpr)
+    check_order(run_folder, normals, "calibrate RUN NORMALS")
+    if not normals:
+        raise ConfigError("give images of good parts (files or folders), or --undo (undo=True)")
     given = read_images(normals)
     paths = once(given)
     if len(paths) < MIN_HELD_OUT:

@@ -98,6 +98,7 @@ def _train(
     extractor = FeatureExtractor(config.features(), cache)
     if sizes:
         reading = reading.noted([_size_note(sizes, extractor)])
+    reading = reading.noted(_tiles_note(extractor))
     with closing(make_method(config, extractor)) as method:
         with ledger.phase("features"):
             method.read(sites, progress)
@@ -116,6 +117,7 @@ def _train(
         with ledger.phase("score"):
             results = score_sites(run, sites, extractor, max_bad=ANY_SHARE, progress=progress)
             comparisons = compare(method, sites, results, progress)
+        copies = method.copies
         fitted = Fitted(run, method.n_images, method.unreadable, own_normals)
     ledger.images_computed += extractor.computed - before
     reading = reading.noted(
@@ -123,6 +125,12 @@ def _train(
         "and three that differ are the least"
         for site in sites
         if run.threshold(site.name) is None and config.calibration_mode != "none"
+    )
+    reading = reading.noted(
+        f"{name}: {count} training image{'s are near copies' * (count != 1)}"
+        f"{' is a near copy' * (count == 1)} of others (saved again, moved by a pixel): learned "
+        "from, but not counted in what the threshold promises"
+        for name, count in copies.items()
     )
     if unread := fitted.unreadable:
         reading = reading.noted(
@@ -179,6 +187,19 @@ def _size_note(sizes: Sizes, extractor: FeatureExtractor) -> str:
     )
     log.warning("%s", note)
     return note
+
+
+def _tiles_note(extractor: FeatureExtractor) -> list[str]:
+    """That tiles change nothing, where one covers an image; also logged."""
+    tiles, view = extractor.config.tiles, extractor.config.view
+    if tiles is None or tiles < max(view.height, view.width):
+        return []
+    note = (
+        f"tiles of {tiles} pixels are no smaller than the images as they are read ({view.height} x "
+        f"{view.width} pixels) and have no effect: omit --tiles, or raise --image-size"
+    )
+    log.warning("%s", note)
+    return [note]
 
 
 def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Results | None:

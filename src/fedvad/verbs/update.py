@@ -26,6 +26,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.data import load_sites
+from fedvad.runs.feedback import never_normal
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.opening import open_memory_run
 from fedvad.runs.plan import site_seed, split_held_out
@@ -142,14 +143,20 @@ def _new_images(
         features = NormalFeatures(extractor, own, max_bad=config.max_bad, where=name)
         features.warm_up(stage)
         trained = _digests(run.sites[name].bank) if name in run.sites else set()
-        new = [i for i, digest in enumerate(features.digests) if digest not in trained]
-        known[name] = len(features) - len(new)
+        defects = _defects(run.sites[name]) if name in run.sites else set()
+        if defects & set(features.digests):
+            log.warning("%s: images that were confirmed to be defective stay out", name)
+        new = [i for i, d in enumerate(features.digests) if d not in trained | defects]
+        known[name] = len(trained & set(features.digests))
         if known[name]:
             log.warning("%s: %d images trained the run already", name, known[name])
         if new:
             found[name] = features.subset(new)
     if not found:
-        raise ConfigError(f"{data} holds no new image: all of them trained the run already")
+        raise ConfigError(
+            f"{data} holds no new normal image: all of them trained the run, or were confirmed to "
+            "be defective"
+        )
     return found, known
 
 
@@ -180,6 +187,11 @@ def _digests(bank: MemoryBank) -> set[str]:
     return set() if bank.origin is None else {s.image for s in bank.origin.sources if s.image}
 
 
+def _defects(site: SiteMemory) -> set[str]:
+    told = [answer.values for answer in site.answers]
+    return {t.image for t in told if t.verdict == "defect" and not t.undone}
+
+
 def _grown(
     run: TrainedRun, config: TrainConfig, images: Mapping[str, NormalFeatures]
 ) -> TrainedRun:
@@ -197,7 +209,10 @@ def _grown(
             member.bank = before.bank
         new = member.update(round_, run.memory)
         own = [] if before is None else [before.bank]
-        if new.origin is not None:  # else there was no news
+        if before is not None:
+            known = concatenate([run.memory, before.bank])
+            new = new.take(~never_normal(new.vectors, known.vectors, before))
+        if new.origin is not None and len(new):  # else there was no news
             own.append(new.rescaled(float(member.n_patches)))
         bank = bounded(concatenate(own), config.rows(dim) * config.rounds, seed)
         count = len(features) + (0 if before is None else before.n_images)
@@ -220,9 +235,11 @@ def _alarms(
     """How many of the new images the run as it is calls defective, by site."""
     found: dict[str, int | None] = {}
     stage = Stage(progress, "alarms before", sum(map(len, held_out.values())))
+    shared = run.detector(None, extractor)
     for name, features in held_out.items():
-        site = name if name in run.sites else None
-        limit, detector = run.threshold(site), run.detector(site, extractor)
+        model, limit = run.sites.get(name), run.threshold(name)
+        same = model is None or (run.reference == "global" and not model.answers)
+        detector = shared if same else run.detector(name, extractor)
         scores = detector.score(features.paths, stage).image
         found[name] = None if limit is None else int((scores > limit.value).sum())
     return found
@@ -238,19 +255,20 @@ def _scores(
     """Scores of the new images as if they had not trained the run, by site and reference."""
     references: dict[Reference, None] = dict.fromkeys((run.reference, "local", "global"))
     stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
-    return {
-        name: {
-            reference: np.asarray(
-                held_out_scores(
-                    features,
-                    run.detector(name, extractor, reference).scorer,
-                    run.sites[name].generator,
-                    leave_one_out=config.calibration_mode == "leave-one-out",
-                    stored=config.stored_form(),
-                    on_image=stage,
-                )
+    # one index for all sites that differ by nothing
+    shared = run.detector(None, extractor, "global").scorer
+    found: dict[str, dict[Reference, npt.NDArray[np.float64]]] = {name: {} for name in held_out}
+    for name, features in held_out.items():
+        model = run.sites[name]
+        for reference in references:
+            same = reference == "global" and not model.answers
+            own = held_out_scores(
+                features,
+                shared if same else run.detector(name, extractor, reference).scorer,
+                model.generator,
+                leave_one_out=config.calibration_mode == "leave-one-out",
+                stored=config.stored_form(),
+                on_image=stage,
             )
-            for reference in references
-        }
-        for name, features in held_out.items()
-    }
+            found[name][reference] = np.asarray(own)
+    return found

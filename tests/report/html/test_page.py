@@ -244,7 +244,7 @@ class TestMissingPieces:
             results=Results.parse(results(scores), "it"),
             gallery=None,
         )
-        assert "no site has both normal and anomalous test images" in page.text
+        assert "no site has test images of both good parts and defects" in page.text
         assert "all of one class" in page.text
         assert page.row("alder")[-2:] == ["0 of 10", "1"]
         assert "None" not in page.text

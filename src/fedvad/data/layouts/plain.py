@@ -8,7 +8,7 @@ from __future__ import annotations
 from fedvad.data.labels import LabelNames
 from fedvad.data.layouts.base import Draft, Group, every_fifth
 from fedvad.data.listing import Folder
-from fedvad.data.masks import is_mask_folder
+from fedvad.data.masks import is_mask_folder, masks_of
 from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
 from fedvad.errors import DataError
@@ -77,6 +77,7 @@ def _read(
                 if is_mask_folder(root.path.name, of_set=True)
                 for path in (root.child(part.path.name) or root).images()
             ]
+            masks += [((), path) for own in _masks_beside(folder, part) for path in own.images()]
             groups.append(Group(defect, images, masks))
             draft.label(
                 part.path, "test", len(images), rule, defect=defect, notable=bool(draft.nested)
@@ -99,11 +100,19 @@ def _read(
 
 
 def _with_images(folder: Folder) -> list[Folder]:
+    beside = [part.path.name for part in folder.usable()]
     return [
         part
         for part in folder.usable()
-        if not is_mask_folder(part.path.name, of_set=True) and part.holds_images()
+        if not is_mask_folder(part.path.name, of_set=True)
+        and not masks_of(part.path.name, beside)
+        and part.holds_images()
     ]
+
+
+def _masks_beside(folder: Folder, part: Folder) -> list[Folder]:
+    """Folders called bad_mask, beside bad."""
+    return [f for f in folder.usable() if masks_of(f.path.name, [part.path.name])]
 
 
 def _may_be_good(part: Folder, names: LabelNames) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fedvad.data.labels import LabelNames
 from fedvad.data.layouts.base import Draft, Group
 from fedvad.data.listing import Folder
-from fedvad.data.masks import BESIDE, Placed, is_mask_folder
+from fedvad.data.masks import BESIDE, Placed, is_mask_folder, masks_of
 from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
 from fedvad.errors import DataError
@@ -106,14 +106,17 @@ def _read_good(
 def _read_test(draft: Draft, test: Folder) -> None:
     roots = _mask_roots(draft.top, test)
     groups = []
+    kinds = [folder.path.name for folder in test.usable()]
     for folder in test.usable():
-        if is_mask_folder(folder.path.name):
+        if is_mask_folder(folder.path.name) or masks_of(folder.path.name, kinds):
             continue
         good, rule = draft.names.rule(folder.path.name) or (False, "")
         images = draft.images_of(folder, good=good)
         defect = None if good else folder.path.name
         _note(draft, folder, "test", len(images), rule, defect)
         masks = [m for root in roots if (own := root.child(folder.path.name)) for m in _files(own)]
+        beside = [f for f in test.usable() if masks_of(f.path.name, [folder.path.name])]
+        masks += [m for other in beside for m in _files(other)]
         masks += [m for inner in folder.walk() if _holds_masks(inner) for m in _files(inner)]
         masks += [
             ((), path)
@@ -139,6 +142,7 @@ def _note(
 
 def _mask_roots(top: Folder, test: Folder) -> list[Folder]:
     outside = [f for f in top.usable() if is_mask_folder(f.path.name, of_set=True)]
+    outside += [inner for f in outside if (inner := f.child(*_TEST)) is not None]
     return outside + [f for f in test.usable() if is_mask_folder(f.path.name)]
 
 

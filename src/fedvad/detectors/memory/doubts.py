@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from fedvad.memory.bank import FloatArray
 
 __all__ = ["Doubt", "doubtful", "doubts"]
 
-_FAR = 3.0  # robust standard deviations of the logarithm of the scores
+_FAR = 2.5  # robust standard deviations of the logarithm of the scores; chosen on mtd
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +53,12 @@ def doubts(
     on_image : callable, default=None
         Called after each image.
 
-    Source: the local outlier factor (Breunig et al. 2000) of patches as in SoftPatch (Jiang et al.
-    2022), which weighs patches down by it; here images are shown to a person instead.
+    Scores divide by the local density (`ScoringConfig.density`), as the local outlier factor does.
+    Source: SoftPatch (Jiang et al. 2022), which weighs patches down by that factor; ours shows
+    images to a person instead, and leaves each out of the memory that judges it.
     """
     bank = MemorySite(features, config, seed=seed).update(1, None)
-    # in units of the local distance between rows, as the local outlier factor is
-    scorer = MemoryScorer(bank, replace(config.scoring, density=1.0))
+    scorer = MemoryScorer(bank, config.scoring)
     lookup = RowLookup(bank.vectors)
     scores, maps = [], []
     for descriptors in features:
@@ -78,7 +78,7 @@ def doubts(
 def doubtful(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Positions of outlying scores (n,), the highest first.
 
-    Those whose logarithm is more than three robust standard deviations (1.48 times the median
+    Those whose logarithm is more than 2.5 robust standard deviations (1.48 times the median
     absolute deviation) above the median; none among fewer than three.
 
     Examples

@@ -50,6 +50,7 @@ class MemoryDetector(Detector):
         # building the index of a large memory takes a while, so what scores is kept
         self._scorer: MemoryScorer | None = None
         self._scale: FloatArray | None = None
+        self._negatives: FloatArray | None = None
         self.bank_: MemoryBank | None = None
         self.generator_: Generator | None = None
 
@@ -58,12 +59,15 @@ class MemoryDetector(Detector):
         bank: MemoryBank,
         generator: Generator | None = None,
         scale: FloatArray | None = None,
+        negatives: FloatArray | None = None,
     ) -> Self:
         """Adopt a memory made elsewhere, as a new site does with the global one.
 
-        scale: what `distance_scale` gives for it, where it is known already.
+        scale: what `distance_scale` gives for it, where it is known already. negatives: (k, d)
+        patches of confirmed defects, see `MemoryScorer`.
         """
         self.bank_, self._scale, self._scorer = bank, scale, None
+        self._negatives = negatives
         self.generator_ = generator or Generator.identity(bank.dim)
         return self
 
@@ -107,7 +111,9 @@ class MemoryDetector(Detector):
         if self.bank_ is None:
             raise ConfigError(f"{self.name} has no memory yet: call fit() or with_memory() first")
         if self._scorer is None:
-            self._scorer = MemoryScorer(self.bank_, self.scoring, scale=self._scale)
+            self._scorer = MemoryScorer(
+                self.bank_, self.scoring, scale=self._scale, negatives=self._negatives
+            )
         return self._scorer
 
     def state(self) -> tuple[Arrays, Values]:

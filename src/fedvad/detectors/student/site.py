@@ -18,6 +18,8 @@ from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog, tr
 from fedvad.errors import DataError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import check_bad_share
+from fedvad.features.near_copies import confirmed, copies_of, thumbnail
+from fedvad.memory.bank import FloatArray
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +37,9 @@ class StudentSite(Trainer):
 
     n_images: readable images. bad: why images were left out. paths: files of the images trained
     on. unseen: files of the held-out normals, which only validate (all files, when there is a
-    single one). choose: whether they choose the pass whose weights are kept; else it is the last.
-    Raises `DataError` when no image, or less than the share 1 - max_bad, can be read.
+    single one). copies: number of near copies, of which none is held out. choose: whether the
+    held-out images choose the pass whose weights are kept; else it is the last. Raises
+    `DataError` when no image, or less than the share 1 - max_bad, can be read.
     """
 
     # of a detector, named as there, that it takes besides
@@ -72,6 +75,7 @@ class StudentSite(Trainer):
         )
         bad: list[str] = []
         kept: list[Path] = []
+        small: list[FloatArray] = []
 
         def readable() -> Iterator[npt.NDArray[np.uint8]]:
             for item in read_pixels(paths, config.side, max_pixels=config.max_pixels):
@@ -79,6 +83,7 @@ class StudentSite(Trainer):
                     bad.append(item.error or "unknown error")
                 else:
                     kept.append(paths[item.index])
+                    small.append(thumbnail(item.pixels))
                     yield item.pixels
 
         try:
@@ -90,11 +95,19 @@ class StudentSite(Trainer):
             self.close()
             raise
         self.bad, self.n_images = tuple(bad), len(kept)
-        order = np.random.default_rng(seed).permutation(len(kept))
-        count = min(len(kept) - 1, max(1, round(held_out * len(kept)))) if held_out else 0
+        suspects = [[kept[i] for i in group] for group in copies_of(np.stack(small))]
+        copies = confirmed(suspects, max_pixels=config.max_pixels)
+        again = {path for same in copies.values() for path in same}
+        self.copies = len(again)
+        able = np.array([i for i, path in enumerate(kept) if path not in again])
+        order = np.random.default_rng(seed).permutation(able)
+        count = min(len(able) - 1, max(1, round(held_out * len(able)))) if held_out else 0
         if count <= 0:
             log.warning("%s: nothing held out; training runs its full length", where)
-        self._own, self._held_out = np.sort(order[count:]), np.sort(order[:count])
+        self._held_out = np.sort(order[:count])
+        held = [kept[i] for i in self._held_out]
+        out = {*held, *(path for own in held for path in copies.get(own, []))}
+        self._own = np.array([i for i, path in enumerate(kept) if path not in out])
         self.paths = [kept[i] for i in self._own]
         self.unseen = [kept[i] for i in self._held_out] if count > 0 else self.paths
 

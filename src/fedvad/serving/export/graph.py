@@ -20,6 +20,7 @@ from fedvad.detectors.scoring import (
     distance_scale,
 )
 from fedvad.detectors.student.graphs import smoothed
+from fedvad.errors import ConfigError
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.serving.export.search import CellSearch, compact, make_search
@@ -243,6 +244,11 @@ def export_net(detector: Detector, threshold: float | None) -> ExportNet:
 @export_net.register
 def _(detector: MemoryDetector, threshold: float | None) -> ExportNet:
     scorer, extractor = detector.scorer, detector.extractor
+    if scorer.negatives is not None:
+        raise ConfigError(
+            "the run knows confirmed defects of this site, which an exported model cannot hold: "
+            "serve the run, or undo those answers (fedvad feedback RUN --list)"
+        )
     view, network = extractor.config.view, extractor.network
     tiling = view.tiling((view.height, view.width), network.grid)
     assert detector.generator_ is not None

@@ -1,0 +1,110 @@
+"""`fedvad feedback`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from fedvad.cli.common import (
+    CacheOption,
+    DeviceOption,
+    EngineOption,
+    JsonOption,
+    RunArgument,
+    WeightsOption,
+    numbers,
+    open_cache,
+    print_json,
+)
+
+__all__ = ["feedback"]
+
+
+def feedback(
+    run: RunArgument,
+    image: Annotated[
+        Path | None, typer.Argument(help="Image that is answered.", show_default=False)
+    ] = None,
+    normal: Annotated[
+        bool, typer.Option("--normal", help="It was a false alarm: what it shows is normal.")
+    ] = False,
+    defect: Annotated[
+        bool, typer.Option("--defect", help="It shows a defect, whether that was found or not.")
+    ] = False,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y,W,H",
+            help="Part of the image that is meant, in pixels [default: all of it]",
+            show_default=False,
+        ),
+    ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            help="Site whose image it is; may be omitted if the run has only one.",
+            show_default=False,
+        ),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show all answers, with their numbers and dates.")
+    ] = False,
+    undo: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Let answer N count no longer.", show_default=False),
+    ] = None,
+    weights: WeightsOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell a run that an image of a site is normal, or shows a defect; each answer can be undone.
+
+    It counts at this site from the next image on; thresholds and other sites stay as they are.
+    """
+    from fedvad.verbs import feedback as verb
+
+    if sum([image is not None, show, undo is not None]) != 1:
+        raise typer.BadParameter("give an image with --normal or --defect, or --list, or --undo N")
+    if show:
+        found = verb.list_feedback(run)
+        if as_json:
+            print_json(found)
+            return
+        for row in found or [{}]:
+            typer.echo(_line(row) if row else "no answers")
+        return
+    if undo is not None:
+        told = verb.undo_feedback(run, undo)
+        print_json(told) if as_json else typer.echo(_line(told))
+        return
+    if normal == defect:
+        raise typer.BadParameter("say either --normal or --defect")
+    verdict: Literal["normal", "defect"] = "normal" if normal else "defect"
+    box = None if region is None else numbers(region, "--region")
+    if box is not None and len(box) != 4:
+        raise typer.BadParameter("--region takes four numbers: X,Y,W,H")
+    assert image is not None
+    told = verb.feedback(
+        run, image, verdict, site=site, region=cast(Any, box and tuple(box)), weights=weights,
+        engine=cast(Any, engine), device=device, cache=open_cache(cache),
+    )  # fmt: skip
+    if as_json:
+        print_json(told)
+        return
+    limit = "none" if told["threshold"] is None else f"{told['threshold']:.4g}"
+    typer.echo(_line(told))
+    typer.echo(f"score {told['score']:.4g} to {told['score_now']:.4g}, threshold {limit}")
+    typer.echo(f"To take this back: fedvad feedback {run} --undo {told['number']}")
+
+
+def _line(row: dict[str, Any]) -> str:
+    part = "" if row["region"] is None else f" region {','.join(map(str, row['region']))}"
+    undone = f", undone {row['undone']}" if row["undone"] else f", {row['rows']} patches"
+    return (
+        f"{row['number']}: {row['site']} {row['name']}{part} ({row['image']}) is "
+        f"{row['verdict']}, {row['date']}{undone}"
+    )

@@ -1,0 +1,128 @@
+"""What people said of single images: false alarms that are normal, defects that are confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field
+
+from fedvad.data.checked import STRICT
+from fedvad.detectors.calibration import RowLookup
+from fedvad.detectors.scoring import ScoringConfig, distance_scale
+from fedvad.errors import MemoryBankError
+from fedvad.half import as_float32
+from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
+from fedvad.memory.neighbours import NeighbourIndex
+
+__all__ = [
+    "Answer",
+    "AnswerValues",
+    "Verdict",
+    "answer_rows",
+    "answer_values",
+    "answers_from",
+    "rows_of",
+    "with_answers",
+]
+
+Verdict = Literal["normal", "defect"]
+Pixels = Annotated[int, Field(ge=0, le=1 << 30)]
+
+
+class AnswerValues(BaseModel):
+    """One answer, but for its patches.
+
+    number: of the answer, from 1, over all sites of a run. date, undone: in UTC, ISO 8601; undone
+    is "" while the answer counts. image: digest of the image, whose file was called `name`.
+    region: x, y, width and height in pixels, None for the whole image. score: of the image when
+    it was answered. rows: number of patches kept.
+    """
+
+    model_config = STRICT
+
+    number: Annotated[int, Field(ge=1)]
+    date: str
+    verdict: Verdict
+    image: Annotated[str, Field(max_length=64)]
+    name: Annotated[str, Field(max_length=4096)]
+    region: tuple[Pixels, Pixels, Pixels, Pixels] | None
+    score: float
+    rows: Annotated[int, Field(ge=0)]
+    undone: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """An answer and its patches, (k, d) float32 in the space of the memory; none once undone."""
+
+    values: AnswerValues
+    vectors: FloatArray
+
+
+def rows_of(answers: Sequence[Answer], verdict: Verdict, dim: int) -> FloatArray:
+    """(k, d) patches of all answers of a kind."""
+    found = [a.vectors for a in answers if a.values.verdict == verdict]
+    return np.concatenate([np.zeros((0, dim), np.float32), *found])
+
+
+def with_answers(
+    bank: MemoryBank,
+    scale: FloatArray | None,
+    answers: Sequence[Answer],
+    scoring: ScoringConfig,
+) -> tuple[MemoryBank, FloatArray | None, FloatArray | None]:
+    """The memory, scale of distances and negatives of a site that gave answers.
+
+    Patches of false alarms join the memory; each is as dense as the row that it lies nearest to,
+    so that no other distance changes. Rows that are patches of a confirmed defect leave it. The
+    negatives, (k, d), are None where no defect was confirmed. Source: ours.
+    """
+    if scale is None:
+        scale = distance_scale(bank, scoring)
+    negatives = rows_of(answers, "defect", bank.dim)
+    if len(negatives):
+        kept = np.ones(len(bank), np.bool_)
+        kept[RowLookup(bank.vectors).rows_of(negatives)] = False
+        if kept.any():
+            bank, scale = bank.take(kept), None if scale is None else scale[kept]
+    normals = rows_of(answers, "normal", bank.dim)
+    if len(normals):
+        if scale is not None:
+            nearest = NeighbourIndex(bank.vectors).query(normals)[1][:, 0]
+            scale = np.concatenate([scale, scale[nearest]])
+        bank = concatenate([bank, MemoryBank.of_patches(normals)])
+    return bank, scale, negatives if len(negatives) else None
+
+
+def answer_rows(answers: Sequence[Answer]) -> dict[str, npt.NDArray[Any]]:
+    """What a run's file keeps of the patches, by name of the array."""
+    if not answers:
+        return {}
+    return {"answers": np.concatenate([answer.vectors for answer in answers])}
+
+
+def answer_values(answers: Sequence[Answer]) -> dict[str, Any]:
+    """What a run's file keeps of the answers besides, nothing where there are none."""
+    return {"answers": [a.values.model_dump() for a in answers]} if answers else {}
+
+
+def answers_from(
+    values: Sequence[AnswerValues], vectors: npt.NDArray[Any] | None, dim: int
+) -> tuple[Answer, ...]:
+    """What `answer_rows` and `answer_values` gave; raises `MemoryBankError` for anything else."""
+    counts = [told.rows for told in values]
+    if vectors is None and not values:
+        return ()
+    if (
+        vectors is None
+        or vectors.dtype.kind != "f"
+        or vectors.shape != (sum(counts), dim)
+        or not np.isfinite(vectors).all()
+    ):
+        raise MemoryBankError(f"the patches of {len(values)} answers are incomplete or damaged")
+    parts = np.split(as_float32(vectors), np.cumsum(counts)[:-1])
+    return tuple(Answer(told, part) for told, part in zip(values, parts, strict=True))

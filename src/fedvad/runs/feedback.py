@@ -1,0 +1,128 @@
+"""Which patches of an answered image count, and what an answer changes in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.errors import ConfigError
+from fedvad.half import to_float
+from fedvad.memory.bank import FloatArray
+from fedvad.memory.coreset import k_center
+from fedvad.memory.neighbours import NeighbourIndex
+from fedvad.runs.answers import Answer, AnswerValues, Verdict, rows_of
+from fedvad.runs.config import TrainConfig
+from fedvad.runs.memory_run import SiteMemory, TrainedRun
+
+__all__ = ["Box", "answered", "chosen_patches", "never_normal", "next_number", "undone"]
+
+Box = tuple[int, int, int, int]
+_SHARE = 8  # of an image's patches that an answer keeps at most: one in so many
+
+
+def chosen_patches(
+    descriptors: npt.NDArray[np.float16],
+    map_: FloatArray,
+    verdict: Verdict,
+    limit: float | None,
+    cells: npt.NDArray[np.bool_],
+    site: SiteMemory,
+    known: FloatArray,
+    config: TrainConfig,
+) -> FloatArray:
+    """The patches of an image that an answer keeps, (k, d) in the space of the memory.
+
+    Of a false alarm those that the memory covers worst; of a defect those that score highest,
+    where they exceed the site's threshold, and at least those that make the image's score.
+
+    Parameters
+    ----------
+    descriptors : (h, w, d) float16 array
+        Of the image; NaN outside the region of interest.
+    map_ : (h, w) float32 array
+        Its anomaly map.
+    verdict : {"normal", "defect"}
+    limit : float or None
+        The site's threshold.
+    cells : (h, w) bool array
+        Those that the answer is about.
+    site : SiteMemory
+    known : (m, d) float32 array
+        Rows of the memory that scored.
+    config : TrainConfig
+
+    Raises
+    ------
+    ConfigError
+        Where no patch is left to keep.
+    """
+    inside = cells & ~np.isnan(descriptors[:, :, 0])
+    if not inside.any():
+        raise ConfigError("--region holds no patch of the image, or lies outside what is looked at")
+    patches = site.generator(to_float(descriptors[inside]))
+    values, most = map_[inside], max(1, map_.size // _SHARE)
+    if verdict == "defect":
+        count = max(config.scoring().count(map_.size), int((values > (limit or np.inf)).sum()))
+        return patches[np.argsort(-values, kind="stable")[: min(count, most)]]
+    patches = patches[~never_normal(patches, known, site)]
+    if len(patches) == 0:
+        raise ConfigError(
+            "every patch of this image is more like a confirmed defect than like anything normal: "
+            "undo that answer first (fedvad feedback RUN --list)"
+        )
+    chosen = k_center(patches, most, seed=config.seed, initial=known, projection=config.projection)
+    if len(chosen.indices) == 0:
+        raise ConfigError("the memory holds every patch of this image already")
+    return patches[chosen.indices]
+
+
+def never_normal(patches: FloatArray, known: FloatArray, site: SiteMemory) -> npt.NDArray[np.bool_]:
+    """Which (n, d) patches lie nearer to a confirmed defect of a site than to any known row."""
+    defects = rows_of(site.answers, "defect", patches.shape[1])
+    found = np.zeros(len(patches), np.bool_)
+    if len(defects) and len(patches):
+        normal = NeighbourIndex(known).query(patches)[0][:, 0]
+        found = NeighbourIndex(defects).query(patches)[0][:, 0] <= normal
+    return found
+
+
+def next_number(run: TrainedRun) -> int:
+    """Of the next answer of a run."""
+    numbers = [a.values.number for site in run.sites.values() for a in site.answers]
+    return max(numbers, default=0) + 1
+
+
+def answered(run: TrainedRun, site: str, values: AnswerValues, vectors: FloatArray) -> TrainedRun:
+    """The run with one more answer; raises `ConfigError` where one on the image still counts."""
+    model = run.sites[site]
+    for told in (answer.values for answer in model.answers):
+        if told.image == values.image and told.region == values.region and not told.undone:
+            raise ConfigError(
+                f"answer {told.number} calls this {told.verdict} already; to change it: fedvad "
+                f"feedback RUN --undo {told.number}"
+            )
+    return _with(run, site, [*model.answers, Answer(values, vectors)])
+
+
+def undone(run: TrainedRun, number: int, date: str) -> tuple[TrainedRun, str, AnswerValues]:
+    """The run without an answer that counted, its site, and what is told of it.
+
+    Raises `ConfigError` for a number that there is not, or that was undone before.
+    """
+    for site, model in run.sites.items():
+        for i, answer in enumerate(model.answers):
+            if answer.values.number != number or answer.values.undone:
+                continue
+            told = answer.values.model_copy(update={"undone": date, "rows": 0})
+            left = list(model.answers)
+            left[i] = Answer(told, answer.vectors[:0])
+            return _with(run, site, left), site, told
+    raise ConfigError(f"no answer {number} counts in this run: fedvad feedback RUN --list")
+
+
+def _with(run: TrainedRun, site: str, answers: Sequence[Answer]) -> TrainedRun:
+    changed = replace(run.sites[site], answers=tuple(answers))
+    return replace(run, sites={**run.sites, site: changed})

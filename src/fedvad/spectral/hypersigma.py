@@ -1,0 +1,224 @@
+"""HyperSIGMA's recipe for anomalies: a coarse map gives labels, and a network refines them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedvad.errors import ConfigError, DataError
+from fedvad.spectral.local_rx import principal
+from fedvad.spectral.masked import pretrain
+from fedvad.spectral.rx import rx
+from fedvad.spectral.scene import Cube, normalised
+from fedvad.spectral.sigma import SIZES, SigmaNet, SigmaSize
+
+__all__ = ["hypersigma", "pseudo_labels", "starts", "stitched"]
+
+IGNORED = 255
+_BACKGROUND, _ODD = 0.3, 0.0015
+
+
+def hypersigma(
+    cube: Cube,
+    *,
+    coarse: NDArray[np.floating] | None = None,
+    size: str | SigmaSize = "tiny",
+    branches: Literal["both", "spatial"] = "both",
+    components: int | None = 20,
+    score: Literal["mixed", "margin"] = "mixed",
+    tile: int = 32,
+    overlap: int = 8,
+    pretraining: int = 1,
+    epochs: int = 5,
+    rate: float = 1e-3,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Map of a network that learns, within the scene, what a coarse detector is surest of.
+
+    Parameters
+    ----------
+    cube : (h, w, b) float array
+    coarse : (h, w) float array, default=None
+        Map of another detector; None for that of global RX.
+    size : str or SigmaSize, default="tiny"
+        "tiny", or the paper's "base", "large" and "huge", which are for GPUs.
+    branches : {"both", "spatial"}, default="both"
+        "spatial" is SpatSIGMA.
+    components : int, default=20
+        Principal components, each of unit variance, that the spatial branch sees with their
+        magnitudes: what is odd for RX is large in either direction, also where the scene varies
+        little, which standardised bands hide. None for the bands, as in the paper.
+    score : {"mixed", "margin"}, default="mixed"
+        The coarse map's values, given to the pixels in the order of the mean of their ranks in both
+        maps; or the network's map alone, as in the paper.
+    tile, overlap : int, default=32, 8
+        Sides in pixels; the scene is learned and scored in tiles. The paper's overlap is 16.
+    pretraining, epochs : int, default=1, 5
+        Passes over the tiles of masked pre-training, and of training; the paper trains 10.
+    rate : float, default=1e-3
+        Of AdamW, falling to 0 by a cosine. The paper fine-tunes pre-trained weights with 6e-5.
+    seed : int, default=0
+
+    Returns
+    -------
+    (h, w) float64 array
+        In the unit of the coarse map; of "margin" the logit of an anomaly less that of background,
+        mean over tiles.
+
+    Raises
+    ------
+    ConfigError, DataError
+        For options out of range; for a scene whose surest 0.15 % are fewer than two pixels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.spectral.hypersigma import hypersigma
+    >>> cube = np.random.default_rng(0).random((40, 40, 40))
+    >>> hypersigma(cube, tile=20, overlap=0, pretraining=1, epochs=1).shape
+    (40, 40)
+
+    Source: Wang et al., IEEE TPAMI 47(8), 2025; trained from scratch on the scene.
+    """
+    if isinstance(size, str) and size not in SIZES:
+        raise ConfigError(f"size is {size!r}; choose from {', '.join(SIZES)}")
+    if not 0 <= overlap < tile:
+        raise ConfigError(f"overlap is {overlap}; it must lie in 0 to tile {tile}")
+    if branches not in ("both", "spatial") or score not in ("mixed", "margin"):
+        raise ConfigError(
+            f"branches is {branches!r}: both or spatial; score {score!r}: mixed or margin"
+        )
+    if coarse is not None and coarse.shape != cube.shape[:2]:
+        raise DataError(f"the coarse map is {coarse.shape}, the scene {cube.shape[:2]}")
+    if pretraining < 0 or epochs < 1 or not rate > 0:
+        raise ConfigError("pretraining must be at least 0, epochs 1, and rate above 0")
+    spectra = normalised(cube, "band_std")
+    features = spectra if components is None else _whitened(cube, components)
+    coarse = rx(cube) if coarse is None else coarse
+    labels = pseudo_labels(coarse)
+    height, width = labels.shape
+    missing = [(0, max(0, tile - side)) for side in (height, width)]
+    labels = np.pad(labels, missing, constant_values=IGNORED)
+    corners = [
+        (y, x)
+        for y in starts(labels.shape[0], tile, overlap)
+        for x in starts(labels.shape[1], tile, overlap)
+    ]
+    tiles = [_tiles(values, missing, corners, tile) for values in (features, spectra)]
+    marks = torch.from_numpy(np.stack([labels[y : y + tile, x : x + tile] for y, x in corners]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        chosen = SIZES[size] if isinstance(size, str) else size
+        network = SigmaNet(features.shape[2], tile, chosen, spectral=branches == "both")
+        pretrain(network, *tiles, epochs=pretraining, rate=rate)
+        _train(network, tiles, marks.long(), epochs, rate)
+        with torch.no_grad():
+            found = [network(*(part[n : n + 1] for part in tiles))[0] for n in range(len(marks))]
+    scores = [(logits[1] - logits[0]).double().numpy() for logits in found]
+    refined = stitched(scores, corners, labels.shape)[:height, :width]
+    return refined if score == "margin" else _mixed(refined, coarse)
+
+
+def pseudo_labels(coarse: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Labels (h, w) of a coarse map: 0 for its lowest 30 %, 1 for its highest 0.15 %, else 255.
+
+    >>> found = pseudo_labels(np.arange(2000.0).reshape(40, 50))
+    >>> [int((found == label).sum()) for label in (0, 1, 255)]
+    [600, 3, 1397]
+    """
+    order = np.argsort(coarse, axis=None, kind="stable")
+    odd = round(_ODD * order.size)
+    if odd < 2:
+        raise DataError(
+            f"{order.size} pixels are too few for HyperSIGMA: the highest 0.15 % must be two or "
+            "more, of at least 1000 pixels"
+        )
+    labels = np.full(coarse.size, IGNORED, np.uint8)
+    labels[order[: int(_BACKGROUND * order.size)]] = 0
+    labels[order[-odd:]] = 1
+    return labels.reshape(coarse.shape)
+
+
+def starts(side: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin so that they cover `side`, evenly spread; side is at least tile.
+
+    >>> starts(100, 32, 16)
+    [0, 14, 27, 41, 54, 68]
+    """
+    count = math.ceil((side - tile) / (tile - overlap)) + 1
+    return [round(place) for place in np.linspace(0, side - tile, count)]
+
+
+def stitched(
+    parts: Sequence[NDArray[np.float64]],
+    corners: Sequence[tuple[int, int]],
+    shape: tuple[int, ...],
+) -> NDArray[np.float64]:
+    """Tiles at their corners as one map, their mean where they overlap.
+
+    >>> stitched([np.ones((2, 2)), 3 * np.ones((2, 2))], [(0, 0), (0, 1)], (2, 3)).tolist()
+    [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
+    """
+    total, count = np.zeros(shape), np.zeros(shape)
+    for part, (y, x) in zip(parts, corners, strict=True):
+        place = np.s_[y : y + part.shape[0], x : x + part.shape[1]]
+        total[place] += part
+        count[place] += 1
+    return total / count
+
+
+def _mixed(refined: NDArray[np.float64], coarse: NDArray[np.floating]) -> NDArray[np.float64]:
+    from scipy.stats import rankdata
+
+    order = np.argsort(rankdata(refined) + rankdata(coarse), kind="stable")
+    found = np.empty(coarse.size)
+    found[order] = np.sort(coarse, axis=None)
+    return found.reshape(coarse.shape)
+
+
+def _whitened(cube: Cube, components: int) -> NDArray[np.float64]:
+    pixels = principal(cube, components)
+    spread = pixels.std(axis=0)
+    # of bands that say the same, all but one direction is rounding
+    kept = spread > 1e-6 * spread[0]
+    unit = pixels[:, kept] / spread[kept]
+    return np.concatenate([unit, np.abs(unit)], axis=1).reshape(*cube.shape[:2], -1)
+
+
+def _tiles(
+    values: NDArray[np.float64],
+    missing: Sequence[tuple[int, int]],
+    corners: Sequence[tuple[int, int]],
+    side: int,
+) -> Tensor:
+    """Tiles (n, values, side, side) of a cube, mirrored where it is smaller than a tile."""
+    wide = np.pad(values, [*missing, (0, 0)], mode="symmetric").astype(np.float32)
+    cut = np.stack([wide[y : y + side, x : x + side] for y, x in corners])
+    return torch.from_numpy(cut).permute(0, 3, 1, 2)
+
+
+def _train(
+    network: SigmaNet, tiles: Sequence[Tensor], marks: Tensor, epochs: int, rate: float
+) -> None:
+    decayed = [p for name, p in network.named_parameters() if p.ndim > 1 and "places" not in name]
+    others = [p for name, p in network.named_parameters() if p.ndim <= 1 or "places" in name]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=5e-4)
+    useful = [n for n in range(len(marks)) if bool((marks[n] != IGNORED).any())]
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(useful))
+    for _ in range(epochs):
+        for place in torch.randperm(len(useful)).tolist():
+            number = useful[place]
+            optimiser.zero_grad()
+            logits = network(*(part[number : number + 1] for part in tiles))
+            loss = F.cross_entropy(logits, marks[number : number + 1], ignore_index=IGNORED)
+            torch.autograd.backward(loss)
+            optimiser.step()
+            falling.step()

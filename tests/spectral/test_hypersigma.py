@@ -1,0 +1,120 @@
+"""HyperSIGMA: sampling attention, enhancement, tiles, pre-training, and the recipe on a scene."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedvad.errors import ConfigError, DataError
+from fedvad.spectral.attention import SamplingAttention
+from fedvad.spectral.hypersigma import _mixed, hypersigma, starts, stitched
+from fedvad.spectral.masked import pretrain
+from fedvad.spectral.sigma import SIZES, Enhancement, SigmaNet, SigmaSize
+
+SMALL = SigmaSize(16, 2, 2, 3, 2, 9, (1, 2), width=8)
+
+
+def _attention(offset: tuple[float, float]) -> SamplingAttention:
+    torch.manual_seed(0)
+    attend = SamplingAttention(8, heads=2, points=3)
+    with torch.no_grad():
+        attend.offsets.bias.copy_(torch.tensor(offset).repeat(6))
+    return attend
+
+
+def test_points_at_the_query_give_its_own_value() -> None:
+    attend, tokens = _attention((0, 0)), torch.randn(2, 20, 8)
+    value = attend.qkv(tokens)[:, :, 16:]
+    assert torch.allclose(attend(tokens, (4, 5), sparse=True), attend.out(value), atol=1e-5)
+
+
+def test_points_a_cell_away_give_the_neighbour_s_value() -> None:
+    attend, tokens = _attention((1, 2)), torch.randn(1, 20, 8)
+    value = attend.qkv(tokens)[0, :, 16:].unflatten(0, (4, 5))
+    found = attend(tokens, (4, 5), sparse=True)[0].unflatten(0, (4, 5))
+    assert torch.allclose(found[:2, :4], attend.out(value[2:, 1:]), atol=1e-5)
+    assert torch.allclose(found[3], attend.out(torch.zeros(8)).expand(5, 8), atol=1e-5)
+
+
+def test_at_first_each_head_looks_along_a_ray_of_its_own() -> None:
+    places = SamplingAttention(8, heads=4, points=2)._places(torch.zeros(1, 25, 8), (5, 5))
+    cells = (places[:, 12] + 1) / 2 * 5 - 0.5
+    assert torch.allclose(cells[0], torch.tensor([[3.0, 2], [4, 2]]), atol=1e-5)
+    assert torch.allclose(cells[1], torch.tensor([[2.0, 3], [2, 4]]), atol=1e-5)
+
+
+def test_full_attention_is_softmax_over_all_tokens() -> None:
+    attend, tokens = _attention((0, 0)), torch.randn(1, 6, 8)
+    q, k, v = (part.unflatten(2, (2, 4)).transpose(1, 2) for part in attend.qkv(tokens).chunk(3, 2))
+    weights = (q @ k.transpose(2, 3) / 2).softmax(3)
+    expected = attend.out((weights @ v).transpose(1, 2).flatten(2))
+    assert torch.allclose(attend(tokens, (2, 3), sparse=False), expected, atol=1e-5)
+
+
+def test_without_a_gate_the_map_stays() -> None:
+    enhance, image = Enhancement(9, 8), torch.randn(1, 8, 3, 3)
+    spectrum = torch.rand(1, 9, 8)
+    with torch.no_grad():
+        enhance.gate[0].weight.fill_(1)
+        enhance.gate[2].weight.fill_(-1e4)  # sigmoid 0
+    assert torch.equal(enhance(image, spectrum), image)
+
+
+@pytest.mark.parametrize("side", [32, 33, 48, 100])
+def test_tiles_cover_every_pixel(side: int) -> None:
+    corners = [(y, 0) for y in starts(side, 32, 16)]
+    whole = stitched([np.ones((32, 4))] * len(corners), corners, (side, 4))
+    assert (whole == 1).all()
+
+
+def test_pre_training_learns_to_draw_what_is_hidden() -> None:
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    shift = torch.arange(20.0)[:, None, None] / 4
+    tiles = torch.stack([(y / 2 + shift).sin() + (x / 3).cos() * step for step in (1, 2)])
+    losses = pretrain(SigmaNet(20, 8, SMALL), tiles, tiles, epochs=15, rate=5e-3)
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("branches", ["both", "spatial"])
+def test_a_scene_is_refined_the_same_for_one_seed(branches: str) -> None:
+    rng = np.random.default_rng(0)
+    cube = rng.normal(size=(34, 36, 12))
+    cube[5:8, 6:8] += 4
+    options: dict[str, Any] = {
+        "size": SMALL, "tile": 12, "overlap": 0, "pretraining": 1, "epochs": 4, "rate": 1e-2,
+        "components": None, "branches": branches, "score": "margin",
+    }  # fmt: skip
+    found, again = (hypersigma(cube, **options) for _ in "ab")
+    assert np.array_equal(found, again)
+    # two of the six odd pixels are labelled; the others are found by likeness
+    assert found[5:8, 6:8].min() > np.quantile(found, 0.98)
+
+
+def test_a_mixed_map_has_the_seed_s_values_in_the_order_of_both() -> None:
+    refined, coarse = np.array([[0.0, 5, 1, 3]]), np.array([[2.0, 9, 7, 1]])
+    # ranks 1 4 2 3 and 2 4 3 1: sums 3, 8, 5, 4
+    assert _mixed(refined, coarse).tolist() == [[1, 9, 7, 2]]
+
+
+def test_every_size_is_of_one_shape() -> None:
+    assert [SIZES[name].dim for name in ("base", "large", "huge")] == [768, 1024, 1280]
+    with pytest.raises(ConfigError, match="square"):
+        SigmaSize(16, 2, 2, 3, 2, 10, (1,))
+    with pytest.raises(ConfigError, match="1 to depth 2"):
+        SigmaSize(16, 2, 2, 3, 2, 9, (3,))
+
+
+def test_wrong_calls_say_what_is_right() -> None:
+    cube = np.random.default_rng(0).normal(size=(20, 20, 5))
+    with pytest.raises(DataError, match="at least 1000 pixels"):
+        hypersigma(cube)
+    with pytest.raises(ConfigError, match="tiny, base"):
+        hypersigma(cube, size="small")
+    with pytest.raises(DataError, match="coarse map"):
+        hypersigma(cube, coarse=np.zeros((20, 19)))
+    with pytest.raises(ConfigError, match="overlap is 32"):
+        hypersigma(cube, overlap=32)
