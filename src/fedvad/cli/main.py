@@ -133,7 +133,7 @@ def main() -> None:
     """Run the command line; errors of ours become one line and their exit code."""
     if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid in any encoding
         sys.stdout.reconfigure(errors="backslashreplace")
-    _end_on_sigterm()
+    _end_on_signals()
     try:
         if "" in sys.argv[1:]:  # as a path it would mean the folder one is in
             raise ConfigError("an argument is empty: a variable of the command line is not set")
@@ -149,10 +149,15 @@ def main() -> None:
         raise
 
 
-def _end_on_sigterm() -> None:
-    """Batch systems and `docker stop` send SIGTERM: it ends a verb as Ctrl-C does."""
+def _end_on_signals() -> None:
+    """Batch systems and `docker stop` send SIGTERM, a closed terminal SIGHUP: both end a verb as
+    Ctrl-C does, unless `nohup` had the second ignored.
+    """
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        hang_up = getattr(signal, "SIGHUP", None)  # there is none on Windows
+        if hang_up is not None and signal.getsignal(hang_up) == signal.SIG_DFL:
+            signal.signal(hang_up, signal.default_int_handler)
 
 
 def _interrupted() -> NoReturn:

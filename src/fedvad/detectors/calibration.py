@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer
-from fedvad.half import to_float
+from fedvad.half import HalfArray, to_float
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.distances import nearest
 
@@ -64,7 +64,7 @@ def choose_images(count: int, limit: int, seed: int) -> list[int]:
 
 
 def held_out_scores(
-    features: NormalFeatures,
+    features: NormalFeatures | Sequence[HalfArray],
     scorer: MemoryScorer,
     generator: Generator,
     *,
@@ -85,7 +85,12 @@ def held_out_scores(
         return []
     lookup = RowLookup(scorer.bank.vectors) if leave_one_out else None
     scores: list[float] = []
-    for descriptors, copies in features.with_copies():
+    each: Iterable[tuple[HalfArray, Sequence[HalfArray]]] = (
+        features.with_copies()
+        if isinstance(features, NormalFeatures)
+        else ((descriptors, ()) for descriptors in features)
+    )
+    for descriptors, copies in each:
         exclude = None
         if lookup is not None:
             patches = to_float(
