@@ -18,6 +18,9 @@ import fedvad.api_research
 import fedvad.api_tools
 import fedvad.api_use
 import fedvad.evaluation
+import fedvad.federation.exchange.base
+import fedvad.federation.payload
+import fedvad.federation.server
 import fedvad.memory
 import fedvad.spectral
 
@@ -25,7 +28,7 @@ MODULES = [
     importlib.import_module(found.name)
     for package in (fedvad.memory, fedvad.evaluation, fedvad.spectral)
     for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
-]
+] + [fedvad.federation.exchange.base, fedvad.federation.payload, fedvad.federation.server]
 API = [fedvad.api, fedvad.api_use, fedvad.api_research, fedvad.api_tools]
 # inner loops on tensors; checks and readers that serve the other files of their room; site results
 INNER = {

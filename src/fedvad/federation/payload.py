@@ -38,10 +38,29 @@ _MAX_COUNT = 1 << 50
 class Manifest(BaseModel):
     """What a message says about itself. Nothing in it names an image, a path or a file.
 
-    kind: `upload` of a site or `global` memory of a server. mode: whether an upload adds to what
-    the site sent before (`append`) or replaces it. n_images, n_patches: training set sizes.
-    features: key of the feature configuration. generator: hash of the initial generator.
-    coverage: of a global memory, see `memory.merge.coverage`.
+    Parameters
+    ----------
+    kind : {"upload", "global"}
+        Of a site, or the merged message of a server.
+    site : str, at most 255 characters, default=""
+        Who sent an upload.
+    round : int from 1 to 100 000
+    mode : {"append", "replace"}, default="replace"
+        Whether an upload adds to what the site sent before, or replaces it.
+    features : str, 1 to 64 characters
+        Key of the feature configuration.
+    generator : str, at most 64 characters, default=""
+        Hash of the initial generator.
+    n_images, n_patches : int >= 0
+        Sizes of the training set, summed over the sites in a global message.
+    coverage : float, optional
+        Of a global memory, see `memory.merge.coverage`.
+
+    Examples
+    --------
+    >>> from fedvad.federation.payload import Manifest
+    >>> Manifest(kind="upload", site="a", round=1, features="key", n_images=4, n_patches=90).mode
+    'replace'
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
@@ -60,7 +79,23 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Payload:
-    """A manifest and its arrays; equal payloads have equal bytes."""
+    """A manifest and its arrays; equal payloads have equal bytes.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    arrays : dict of str to array
+        By name; see `bank_arrays` for those of a memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.federation.payload import Manifest, Payload
+    >>> manifest = Manifest(kind="global", round=1, features="key", n_images=4, n_patches=90)
+    >>> sent = Payload(manifest, {"x": np.ones(3, np.float32)}).to_bytes()
+    >>> Payload.from_bytes(sent).arrays["x"]
+    array([1., 1., 1.], dtype=float32)
+    """
 
     manifest: Manifest
     arrays: dict[str, npt.NDArray[Any]]
@@ -80,7 +115,19 @@ class Payload:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, max_bytes: int = 1 << 30) -> Self:
-        """Parse and validate; raises `PayloadError` saying what is wrong, never anything else."""
+        """Parse and validate a message.
+
+        Parameters
+        ----------
+        data : bytes
+        max_bytes : int, default=1 GiB
+            A longer message is not parsed.
+
+        Raises
+        ------
+        PayloadError
+            Saying what is wrong; never anything else.
+        """
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -114,6 +161,27 @@ def bank_arrays(bank: MemoryBank, precision: Precision) -> dict[str, npt.NDArray
     """A bank as arrays for a payload: vectors by their codec, weights in float32, spread.
 
     Of its origin nothing, which could name images: `origin_arrays` gives that.
+
+    Parameters
+    ----------
+    bank : MemoryBank
+        Of n rows with d values.
+    precision : {"float32", "float16", "int8", ...}
+        The codec; see `federation.codecs`.
+
+    Returns
+    -------
+    dict of str to array
+        vectors (n, d) and what their codec adds, weights (n,) float32, spread (n,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.federation.payload import bank_arrays
+    >>> from fedvad.memory.bank import MemoryBank
+    >>> bank = MemoryBank(np.eye(3, dtype="f"), np.ones(3), np.zeros(3, "f"))
+    >>> sorted(bank_arrays(bank, "float16"))
+    ['spread', 'vectors', 'weights']
     """
     return encode(bank.vectors, precision) | {
         "weights": bank.weights.astype(np.float32),
@@ -122,7 +190,29 @@ def bank_arrays(bank: MemoryBank, precision: Precision) -> dict[str, npt.NDArray
 
 
 def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
-    """The bank in a payload; raises `PayloadError` when it breaks a bank's invariants."""
+    """The bank in a payload.
+
+    Parameters
+    ----------
+    payload : Payload
+    max_rows : int, default=5 000 000
+        A larger bank is refused.
+
+    Raises
+    ------
+    PayloadError
+        For other arrays than those of a bank, and when they break a bank's invariants.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.federation.payload import Manifest, Payload, bank_arrays, bank_from
+    >>> from fedvad.memory.bank import MemoryBank
+    >>> bank = MemoryBank(np.eye(3, dtype="f"), np.ones(3), np.zeros(3, "f"))
+    >>> manifest = Manifest(kind="global", round=1, features="key", n_images=4, n_patches=90)
+    >>> len(bank_from(Payload(manifest, bank_arrays(bank, "float16"))))
+    3
+    """
     arrays = payload.arrays
     coded = {name: array for name, array in arrays.items() if name.startswith("vectors")}
     others = set(arrays) - set(coded) - set(ORIGIN_ARRAYS)

@@ -30,9 +30,16 @@ _MAX_BYTES = 1 << 30
 class Receipt:
     """What became of one answer of a site.
 
-    label: what the answer is called in the ledger when it is refused. size: its bytes as they
-    travelled. refused: why nothing of it counts, empty if nothing speaks against it; final once
-    the round is closed.
+    Attributes
+    ----------
+    site, label : str
+        Who sent it, and what the answer is called in the ledger when it is refused.
+    size : int
+        Its bytes as they travelled.
+    payloads : list of Payload
+        What it holds; empty where it could not be parsed.
+    refused : str
+        Why nothing of it counts, "" if nothing speaks against it; final once the round is closed.
     """
 
     site: str
@@ -55,14 +62,40 @@ class Receipt:
 class Server:
     """Rounds of one federation: `open` one, `receive` the answers, `close` it.
 
-    exchange: what merges uploads; None where the first uploads decide, through `exchange_for`, as
-    on a server that has no images. exchange_for: the exchange that an upload asks for. features:
-    the features key that uploads must have; None takes that of most of the first sites. ledger:
-    takes the rounds' entries. quorum: sites that must be accepted to close a round, or all of
-    those that take part if they are fewer. missing: whether what a site without an answer sent
-    before stays in the merge (`keep`) or not (`drop`). max_bytes: no longer message is parsed.
+    Parameters
+    ----------
+    exchange : Exchange, optional
+        What merges uploads; None where the first uploads decide, through `exchange_for`, as on a
+        server that has no images. Give exactly one of the two.
+    exchange_for : callable, optional
+        The exchange that an upload asks for.
+    features : str, optional
+        Features key that uploads must have; None takes that of most of the first sites.
+    ledger : Ledger, optional
+        Takes the rounds' entries; a new one by default.
+    quorum : int, default=1
+        Sites that must be accepted to close a round, or all that take part if they are fewer.
+    missing : {"keep", "drop"}, default="keep"
+        Whether what a site without an answer sent before stays in the merge.
+    max_bytes : int, default=1 GiB
+        No longer message is parsed.
 
-    merged: the last message for all sites. round: the last round opened.
+    Attributes
+    ----------
+    merged : Payload or None
+        The last message for all sites.
+    round : int
+        The last round opened.
+
+    Examples
+    --------
+    >>> from fedvad.federation.exchange.memory import MemoryExchange
+    >>> from fedvad.federation.server import Server
+    >>> server = Server(MemoryExchange(features="key", dim=6))
+    >>> server.open(1)
+    b''
+    >>> server.receive("alder", [b"short"]).refused
+    'message is truncated'
     """
 
     def __init__(

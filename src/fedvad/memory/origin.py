@@ -143,7 +143,15 @@ class Origin:
 
 
 def join_origins(origins: Sequence[Origin]) -> Origin:
-    """Of all rows of several memories, one after another."""
+    """Of all rows of several memories, one after another.
+
+    Examples
+    --------
+    >>> from fedvad.memory.origin import Origin, Source, join_origins
+    >>> joined = join_origins([Origin.of([Source(site, 1)], [0, 0]) for site in ("b", "a")])
+    >>> joined.source.tolist(), [source.site for source in joined.sources]
+    ([1, 1, 0, 0], ['a', 'b'])
+    """
     sources = sorted({source for origin in origins for source in origin.sources})
     place = {source: i for i, source in enumerate(sources)}
     return _tidy(
@@ -157,7 +165,14 @@ def join_origins(origins: Sequence[Origin]) -> Origin:
 
 
 def origin_arrays(origin: Origin | None) -> Arrays:
-    """What a file keeps of an origin, a few bytes per row; nothing of an unknown one."""
+    """What a file keeps of an origin, a few bytes per row; nothing of an unknown one.
+
+    Examples
+    --------
+    >>> from fedvad.memory.origin import Origin, Source, origin_arrays
+    >>> sorted(origin_arrays(Origin.of([Source("alder", 1)], [0, 0])))
+    ['origin', 'origin.sources']
+    """
     if origin is None:
         return {}
     table = json.dumps([s if s.image else s[:2] for s in origin.sources], separators=(",", ":"))
@@ -176,6 +191,12 @@ def origin_from(arrays: Mapping[str, npt.NDArray[Any]], rows: int) -> Origin | N
     """What `origin_arrays` wrote of this many rows; None where a file holds nothing of it.
 
     Raises `MemoryBankError` for what is none.
+
+    Examples
+    --------
+    >>> from fedvad.memory.origin import Origin, Source, origin_arrays, origin_from
+    >>> origin_from(origin_arrays(Origin.of([Source("alder", 1)], [0, 0])), 2).sources[0].site
+    'alder'
     """
     found = {name: arrays[name] for name in ORIGIN_ARRAYS if name in arrays}
     if not found:

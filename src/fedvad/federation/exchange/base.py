@@ -34,7 +34,7 @@ class Member(Protocol):
         ...
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on from a `snapshot`; raises KeyError or `FedvadError` for what is none."""
+        """Continue from a `snapshot`; raises KeyError or `FedvadError` for what is none."""
         ...
 
 
@@ -44,7 +44,20 @@ State = TypeVar("State", bound=Member, contravariant=True)
 class Exchange(Protocol[State]):
     """Pure protocol logic: a server moves its payloads and knows nothing of their content.
 
-    features: key of the feature configuration that all sites share.
+    `docs/howto/write-an-exchange.md` writes one step by step.
+
+    Attributes
+    ----------
+    features : str
+        Key of the feature configuration that all sites share.
+
+    Examples
+    --------
+    >>> from fedvad.federation.exchange.base import Exchange
+    >>> from fedvad.federation.exchange.memory import MemoryExchange
+    >>> exchange: Exchange = MemoryExchange(features="key", dim=6)
+    >>> exchange.features, exchange.server_state()
+    ('key', {})
     """
 
     features: str
@@ -86,17 +99,43 @@ class Exchange(Protocol[State]):
         ...
 
     def server_state(self) -> Mapping[str, Payload]:
-        """What a server must keep to go on after a restart, by site."""
+        """What a server must keep to continue after a restart, by site."""
         ...
 
     def restore(self, state: Mapping[str, Payload]) -> None:
-        """Go on from a saved `server_state`."""
+        """Continue from a saved `server_state`."""
         ...
 
 
 def check_answer(payload: Payload, before: Payload | None, features: str, start: str) -> Manifest:
-    """The manifest of a site's upload; raises `PayloadError` for another kind of message, other
-    features, another start (its hash), and a round that is not after that of `before`.
+    """The manifest of a site's upload, once its claims are checked.
+
+    Parameters
+    ----------
+    payload : Payload
+    before : Payload or None
+        What the same site sent last.
+    features : str
+        Key of the feature configuration of the federation.
+    start : str
+        Hash of the initial generator or weights.
+
+    Raises
+    ------
+    PayloadError
+        For another kind of message, other features, another start, and a round that is not after
+        that of `before`.
+
+    Examples
+    --------
+    >>> from fedvad.federation.exchange.base import check_answer
+    >>> from fedvad.federation.payload import Manifest, Payload
+    >>> upload = Manifest(
+    ...     kind="upload", site="alder", round=1, features="key", generator="g", n_images=4,
+    ...     n_patches=90,
+    ... )
+    >>> check_answer(Payload(upload, {}), None, "key", "g").site
+    'alder'
     """
     manifest = payload.manifest
     if manifest.kind != "upload" or not manifest.site:
@@ -114,7 +153,27 @@ def check_answer(payload: Payload, before: Payload | None, features: str, start:
 
 
 def merged_manifest(round_: int, sent: Collection[Payload], **more: Any) -> Manifest:
-    """Of a global message, from what sites sent; more: fields besides."""
+    """The manifest of a global message, from what sites sent.
+
+    Parameters
+    ----------
+    round_ : int from 1 to 100 000
+    sent : collection of Payload, at least one
+        Uploads of the sites; their numbers of images and patches are summed.
+    **more
+        Further fields of the manifest.
+
+    Examples
+    --------
+    >>> from fedvad.federation.exchange.base import merged_manifest
+    >>> from fedvad.federation.payload import Manifest, Payload
+    >>> sent = [
+    ...     Manifest(kind="upload", site=site, round=1, features="key", n_images=4, n_patches=90)
+    ...     for site in ("alder", "birch")
+    ... ]
+    >>> merged_manifest(1, [Payload(manifest, {}) for manifest in sent]).n_images
+    8
+    """
     manifests = [payload.manifest for payload in sent]
     return Manifest(
         kind="global",
