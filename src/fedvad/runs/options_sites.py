@@ -207,7 +207,7 @@ class SiteOptions(BaseModel):
     precision: Precision = _federation(
         "float16",
         "Number format of the memory rows (patch vectors) that travel. int8 halves the bytes of "
-        "float16; pca and pq need fewer still and cost accuracy.",
+        "float16, int5 takes less than a third; pca and pq need fewer still and cost accuracy.",
         everyday=True,
     )
     merge: MergeMode = _federation(
