@@ -65,18 +65,18 @@ def keygen(
     from fedvad.federation.signed import generate_keys, key_fingerprint
 
     private, public, key = generate_keys(out, name)
-    told = {
+    answer = {
         "name": public.stem,
         "private": str(private),
         "public": str(public),
         "fingerprint": key_fingerprint(key),
     }
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
     typer.echo(f"private key  {private}  (stays here, keep it secret)")
     typer.echo(f"public key   {public}  (hand it over; compare the fingerprint by telephone)")
-    typer.echo(f"fingerprint  {told['fingerprint']}")
+    typer.echo(f"fingerprint  {answer['fingerprint']}")
 
 
 @bank_app.command(cls=taking(*_AT_SITE))
@@ -112,22 +112,24 @@ def export(
     from fedvad.verbs.bank import export_upload
 
     with showing() as progress:
-        told = export_upload(
+        answer = export_upload(
             data, state, key, out, site=site, index=site_index, config_file=config,
             options=given_options(context), cache=open_cache(cache, cache_size), progress=progress,
             allow_weights=allow_weights,
         )  # fmt: skip
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
     holds = (
-        f"{told['weights']:,} weights of a student, trained on"
-        if told["weights"]
-        else f"{told['rows']} rows of {told['values_per_row']} values stand for "
-        f"{told['n_patches']} patches of"
+        f"{answer['weights']:,} weights of a student, trained on"
+        if answer["weights"]
+        else f"{answer['rows']} rows of {answer['values_per_row']} values stand for "
+        f"{answer['n_patches']} patches of"
     )
-    typer.echo(f"round {told['round']} of site {told['site']}: {holds} {told['n_images']} images")
-    typer.echo(f"{told['path']}  ({told['bytes']:,} bytes, signed by {told['fingerprint']})")
+    typer.echo(
+        f"round {answer['round']} of site {answer['site']}: {holds} {answer['n_images']} images"
+    )
+    typer.echo(f"{answer['path']}  ({answer['bytes']:,} bytes, signed by {answer['fingerprint']})")
 
 
 @bank_app.command(cls=taking(*_AT_SERVER))
@@ -162,31 +164,34 @@ def merge(
     """
     from fedvad.verbs.bank_server import merge_uploads
 
-    told = merge_uploads(
+    answer = merge_uploads(
         files or [], trust, key, state, out, quorum=quorum, features=features,
         config_file=config, options=given_options(context), allow_weights=allow_weights,
     )  # fmt: skip
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    typer.echo(_merged(told))
-    typer.echo(f"{told['path']}  ({told['bytes']:,} bytes, signed by {told['fingerprint']})")
+    typer.echo(_merged(answer))
+    typer.echo(f"{answer['path']}  ({answer['bytes']:,} bytes, signed by {answer['fingerprint']})")
 
 
-def _merged(told: dict[str, Any]) -> str:
-    if not told["accepted"]:
-        return f"round {told['round']} written again"
-    kept = f"; kept from before: {', '.join(told['kept'])}" if told["kept"] else ""
-    refused = f"; refused: {len(told['refused'])} files" if told["refused"] else ""
-    refused += f"; not trusted: {', '.join(told['distrusted'])}" if told["distrusted"] else ""
-    return f"round {told['round']}: {', '.join(told['accepted'])}{kept}{refused}; {_held(told)}"
+def _merged(answer: dict[str, Any]) -> str:
+    if not answer["accepted"]:
+        return f"round {answer['round']} written again"
+    kept = f"; kept from before: {', '.join(answer['kept'])}" if answer["kept"] else ""
+    refused = f"; refused: {len(answer['refused'])} files" if answer["refused"] else ""
+    refused += f"; not trusted: {', '.join(answer['distrusted'])}" if answer["distrusted"] else ""
+    return (
+        f"round {answer['round']}: {', '.join(answer['accepted'])}{kept}{refused}; {_held(answer)}"
+    )
 
 
-def _held(told: dict[str, Any]) -> str:
+def _held(answer: dict[str, Any]) -> str:
     """What a global message holds."""
-    if not told["rows"]:
-        return f"the mean weights of students trained on {told['n_images']} images"
-    return f"{told['rows']} rows stand for {told['n_patches']} patches of {told['n_images']} images"
+    if not answer["rows"]:
+        return f"the mean weights of students trained on {answer['n_images']} images"
+    stand_for = f"{answer['n_patches']} patches of {answer['n_images']} images"
+    return f"{answer['rows']} rows stand for {stand_for}"
 
 
 @bank_app.command(cls=taking(*_OF_FEATURES))
@@ -219,15 +224,15 @@ def audit(
 
     resolved = resolve_config(config, **given_options(context))
     with showing() as progress:
-        told = run_audit(
+        answer = run_audit(
             file, data, resolved, outsiders=outsiders, others=others, out=out,
             cache=open_cache(cache), progress=progress,
         )  # fmt: skip
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    typer.echo(f"{told['rows']} rows of site {told['site']}, round {told['round']}")
-    for sentence in told["says"]:
+    typer.echo(f"{answer['rows']} rows of site {answer['site']}, round {answer['round']}")
+    for sentence in answer["says"]:
         typer.echo(f"- {sentence}")
     if out is not None:
         typer.echo(f"picture: {out}  (above: patches behind rows; below: made from the rows)")
@@ -254,14 +259,14 @@ def import_(
     from fedvad.verbs.bank_import import import_global
 
     with showing() as progress:
-        told = import_global(
+        answer = import_global(
             file, state, trust, out=out, data=data, weights=weights, cache=open_cache(cache),
             progress=progress,
         )  # fmt: skip
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    typer.echo(f"round {told['round']}: {_held(told)}")
+    typer.echo(f"round {answer['round']}: {_held(answer)}")
     if out is not None:
-        limit = "none" if told["threshold"] is None else f"{told['threshold']:.4g}"
-        typer.echo(f"threshold of {told['site']}: {limit}   Run folder: {out}")
+        limit = "none" if answer["threshold"] is None else f"{answer['threshold']:.4g}"
+        typer.echo(f"threshold of {answer['site']}: {limit}   Run folder: {out}")

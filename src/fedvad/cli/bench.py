@@ -30,7 +30,12 @@ def bench(
             "speed and robustness run the scripts of benchmarks/."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of cells, tables and plots; goes on there.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of results, tables and plots; an interrupted bench continues there."
+        ),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="Folder that holds the sets.", show_default=False)
     ] = None,

@@ -25,7 +25,10 @@ def continual(
     stream: Annotated[
         str, typer.Argument(help="demo, edge, another shipped stream, or one of your own (.toml).")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of checkpoints and report; goes on there.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of checkpoints and report; an interrupted run continues there."),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="Folder that holds the sets.", show_default=False)
     ] = None,

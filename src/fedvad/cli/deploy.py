@@ -49,12 +49,12 @@ def init(
     from fedvad.deploy.init import init as make
 
     names = [name.strip() for name in server.split(",") if name.strip()]
-    told = make(folder, names, site or [], port=port)
+    answer = make(folder, names, site or [], port=port)
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    typer.echo(f"sites      {', '.join(told['sites'])}")
-    typer.echo(f"server     {told['server']}  (stays on the server's machine)")
+    typer.echo(f"sites      {', '.join(answer['sites'])}")
+    typer.echo(f"server     {answer['server']}  (stays on the server's machine)")
     typer.echo(f"each site  {folder / 'sites' / 'NAME'}  (goes to that site only)")
     typer.echo(f"authority  {folder / 'authority'}  (lock it away: it can make certificates)")
 
@@ -144,16 +144,16 @@ def status(
     from fedvad.deploy.settings import read_running
     from fedvad.deploy.status import overview
 
-    told = overview(read_running(folder))
+    answer = overview(read_running(folder))
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    typer.echo(f"server: {told['server']}")
-    if told["connected"] is not None:
-        missing = sorted(set(told["sites"]) - set(told["connected"]))
+    typer.echo(f"server: {answer['server']}")
+    if answer["connected"] is not None:
+        missing = sorted(set(answer["sites"]) - set(answer["connected"]))
         away = f"   not connected: {', '.join(missing)}" if missing else ""
-        typer.echo(f"connected: {', '.join(told['connected']) or 'none'}{away}")
-    for name, run in told["runs"].items():
+        typer.echo(f"connected: {', '.join(answer['connected']) or 'none'}{away}")
+    for name, run in answer["runs"].items():
         typer.echo(f"run {name}: {run['says'] or run['state']}")
         for round_, refused in run["refused"].items():
             for site, reason in refused.items():
@@ -164,7 +164,7 @@ def launch(
     folder: Annotated[Path, typer.Argument(help="Folder `server` of `deploy init`.")],
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     name: Annotated[
-        str, typer.Option(help="Name of the run; an interrupted one goes on by its name.")
+        str, typer.Option(help="Name of the run; an interrupted one continues under its name.")
     ] = "federation",
     as_json: JsonOption = False,
 ) -> None:
@@ -177,15 +177,15 @@ def launch(
     from fedvad.deploy.settings import read_running
 
     with showing() as progress:
-        told = start(read_running(folder), name, out, progress=progress, note=_say)
+        answer = start(read_running(folder), name, out, progress=progress, note=_say)
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    for missing in told["missing"]:
+    for missing in answer["missing"]:
         typer.echo(
             f"{missing} did not get the final memory: launch again when it is there", err=True
         )
-    typer.echo(f"{told['rounds']} rounds   Run folder: {told['run']}")
+    typer.echo(f"{answer['rounds']} rounds   Run folder: {answer['run']}")
 
 
 def _say(text: str) -> None:

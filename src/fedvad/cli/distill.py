@@ -20,7 +20,8 @@ def distill(
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder of images beside the drawn ones; may be repeated.", show_default=False
+            help="Folder of images in addition to the drawn ones; may be repeated.",
+            show_default=False,
         ),
     ] = None,
     weights: Annotated[

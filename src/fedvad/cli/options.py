@@ -55,7 +55,7 @@ class Verb(TyperCommand):
             ) from error  # fmt: skip
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help, with the texts of arguments, too, which typer loses beside click 8.5."""
+        """Write the help, with the texts of arguments, too, which typer loses with click 8.5."""
         assert self.callback is not None
         declarations = get_type_hints(unwrap(self.callback), include_extras=True)
         for param in self.params:

@@ -44,7 +44,7 @@ def launch(
 ) -> dict[str, Any]:
     """Run the federation `name` to its end and put the server's run folder at `out`.
 
-    A run that was interrupted goes on behind its last round; one that is under way is followed;
+    A run that was interrupted continues after its last round; one that is under way is followed;
     of a finished one, sites that missed the final memory get it. `note` hears what is waited for:
     the server while it starts, sites by name. Raises `FederationError` with
     the reason when the run fails or the server stops.
@@ -64,8 +64,8 @@ def launch(
     started = time.time()
     run_id = None
     if not _under_way(read_status(folder), started):
-        told = control(settings, "run", str(APP), CONNECTION, "-c", f'name="{name}"')
-        run_id = str(told["run-id"])
+        answer = control(settings, "run", str(APP), CONNECTION, "-c", f'name="{name}"')
+        run_id = str(answer["run-id"])
     status = _follow(settings, folder, run_id, started, progress, note)
     result = folder / "result"
     if status["state"] != "done" or not (result / "results.json").is_file():
@@ -135,10 +135,10 @@ def _check_alive(settings: ServerSettings, run_id: str | None) -> None:
             "the server stopped. What was computed is kept: start it and launch again"
         )
     if run_id is None:
-        raise FederationError("the run was interrupted: launch again to go on")
+        raise FederationError("the run was interrupted: launch again to continue")
     for run in control(settings, "list", CONNECTION, "--run-id", run_id).get("runs", []):
         if str(run.get("status", "")).startswith("finished"):
             raise FederationError(
                 f"the run ended without a word ({run['status']}); see the server's log, then "
-                "launch again to go on"
+                "launch again to continue"
             )

@@ -60,8 +60,8 @@ def _server(settings: ServerSettings) -> None:
     _environment(state / "flower", host)
     os.environ[SERVER_VARIABLE] = str(settings.folder)
     write_connection(settings)
-    told = {"host": settings.host, "port": settings.port, "insecure": settings.insecure}
-    write_atomically(state / RUNNING, to_toml(told).encode())
+    given = {"host": settings.host, "port": settings.port, "insecure": settings.insecure}
+    write_atomically(state / RUNNING, to_toml(given).encode())
     database = state / DATABASE
     arguments = [
         "--host", settings.host, "--port", str(settings.port),
@@ -234,17 +234,17 @@ def control(settings: ServerSettings, *arguments: str) -> dict[str, Any]:
         raise FederationError(f"flwr {' '.join(arguments[:2])}: {error}") from error
     start = done.stdout.find("{")
     try:
-        told = dict(json.loads(done.stdout[start:])) if start >= 0 else {}
+        answer = dict(json.loads(done.stdout[start:])) if start >= 0 else {}
     except ValueError:
-        told = {}
-    if not told.get("success"):
-        words = str(told.get("error-message") or done.stderr or done.stdout).strip()
+        answer = {}
+    if not answer.get("success"):
+        words = str(answer.get("error-message") or done.stderr or done.stdout).strip()
         raise FederationError(f"flwr {' '.join(arguments[:2])}: {words[-2000:] or 'no answer'}")
-    return told
+    return answer
 
 
 def _again() -> NoReturn:
-    """Start this very command anew, to pause first, with none of the old one's children left.
+    """Start this very command again, to pause first, with none of the old one's children left.
 
     At once: a thread of Flower's ends this process in a few seconds.
     """
@@ -276,7 +276,7 @@ def _environment(home: Path, *here: str) -> None:
         os.environ.setdefault(name, value)
     # it has handlers of its own, and would say everything twice
     logging.getLogger("flwr").propagate = False
-    # Flower starts its parts by name: they must be those beside this Python
+    # Flower starts its parts by name: they must be those next to this Python
     programs = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != programs:

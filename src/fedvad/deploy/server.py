@@ -79,7 +79,7 @@ def federate(
 ) -> Path:
     """Run or finish the federation `name`; returns the folder of its result.
 
-    Everything is kept after each round, so that calling it again goes on. Raises
+    Everything is kept after each round, so that calling it again continues. Raises
     `FederationError` when too few sites answered in time.
     """
     folder = begin(settings, name)

@@ -1,4 +1,4 @@
-"""What a server and a site of a deployment are told, as small TOML files in their folders."""
+"""Settings of a server and a site of a deployment, as small TOML files in their folders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 # how the folder reaches the processes that Flower starts
 SERVER_VARIABLE = "FEDVAD_SERVER"
 SITE_VARIABLE = "FEDVAD_SITE"
-# what a running server was told by flags, for those who talk to it
+# flags of a running server, for those who talk to it
 RUNNING = "running.toml"
 _MODEL = ConfigDict(extra="forbid", frozen=True)
 

@@ -45,7 +45,7 @@ _Told = TypeVar("_Told")
 
 
 def write_counts(folder: Path, counts: Counts) -> None:
-    """Keep a site's counts beside its run; raises `StorageError`."""
+    """Keep a site's counts next to its run; raises `StorageError`."""
     told = {name: to_pairs(counts[name]) for name in _REFERENCES if name in counts}
     write_atomically(folder / _FILE, json.dumps(told).encode())
 
@@ -134,7 +134,7 @@ def _heard(
             continue  # a site may keep them
         images = known[site]
         try:
-            # one that made no round told no number of images: it has no more than the largest
+            # one that made no round reported no number of images: it has no more than the largest
             yield site, parse(told, largest if images is None else images)
         except PayloadError as error:
             log.warning("%s has no part in the shared threshold: %s", site, error)

@@ -22,7 +22,7 @@ __all__ = ["TOKEN", "end_marked", "tethered"]
 
 TOKEN = "FEDVAD_TETHER"  # in the environment of all that is started here
 _COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
-_LAST_WORDS = 2.0  # seconds that a log may go on after the end
+_LAST_WORDS = 2.0  # seconds that a log may continue after the end
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def tethered() -> Iterator[None]:
     plain = not os.isatty(2)
     command = [sys.executable, __file__, str(alive), token]
     # a session of its own: Ctrl-C must not end it before the others
-    beside = subprocess.Popen(
+    companion = subprocess.Popen(
         command,
         stdin=subprocess.PIPE if plain else subprocess.DEVNULL,
         pass_fds=(alive,),
@@ -48,13 +48,13 @@ def tethered() -> Iterator[None]:
     os.close(alive)
     os.environ[TOKEN] = token
     own = (os.dup(1), os.dup(2))
-    if beside.stdin is not None:
+    if companion.stdin is not None:
         sys.stdout.flush()
         sys.stderr.flush()
         # both into one stream: where they are files, they are one log mostly
         for stream in (1, 2):
-            os.dup2(beside.stdin.fileno(), stream)
-        beside.stdin.close()
+            os.dup2(companion.stdin.fileno(), stream)
+        companion.stdin.close()
     try:
         yield
     finally:
@@ -66,7 +66,7 @@ def tethered() -> Iterator[None]:
         del os.environ[TOKEN]
         os.close(held)
         with suppress(subprocess.TimeoutExpired):
-            beside.wait(10)
+            companion.wait(10)
 
 
 def end_marked(token: str) -> int:

@@ -124,7 +124,7 @@ def _streams(
         width = own[0].second.conv.out_channels
         values = []
         if number == 0 and width == student.stem.conv.out_channels:
-            values.append(_some(seen, generator))  # the stem's channels go on in this stage
+            values.append(_some(seen, generator))  # the stem's channels continue in this stage
         for place, block in enumerate(blocks, len(own) - len(blocks)):
             seen = _respond(block, seen).output.relu()
             if place >= 0:
@@ -135,8 +135,10 @@ def _streams(
 
 def _respond(block: Any, x: Tensor) -> _Response:
     inner = _run(lambda part: block.bn1(block.conv1(part)), x)
-    beside = x if block.downsample is None else _run(block.downsample, x)
-    return _Response(inner, _run(lambda part: block.bn2(block.conv2(part.relu())), inner) + beside)
+    shortcut = x if block.downsample is None else _run(block.downsample, x)
+    return _Response(
+        inner, _run(lambda part: block.bn2(block.conv2(part.relu())), inner) + shortcut
+    )
 
 
 def _take_over(

@@ -1,4 +1,4 @@
-"""One stage of masked distillation: one teacher, so many steps, to be stopped and gone on with."""
+"""One stage of masked distillation: one teacher, a number of steps, to be stopped and continued."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class MaskedStage:
 
     student: images (b, 3, S, S) to one map per tap; trained in place, so that the next stage goes
     on with it. normalise: of the student's inputs. seed: of heads, order and masks; every step
-    depends on it and on the step's number alone, so a stage that goes on is the same stage to the
+    depends on it and on the step's number alone, so a continued stage is the same stage to the
     bit. first: number of the first image that is drawn, where images never repeat.
 
     Raises `ConfigError` when student and teacher have taps that do not pair.
@@ -150,7 +150,7 @@ class MaskedStage:
             terms.update(self._losses(step, pixels, wanted))
             return self.heads.total(terms)
 
-        def told(step: int, value: float) -> None:
+        def report_step(step: int, value: float) -> None:
             self.done = behind + step
             if on_step is not None:
                 parts = {name: float(term.detach()) for name, term in terms.items()}
@@ -166,7 +166,7 @@ class MaskedStage:
             training,
             seed=self.seed,
             optimiser=self._optimiser,
-            on_step=told,
+            on_step=report_step,
         )
 
     @torch.no_grad()
@@ -199,7 +199,7 @@ class MaskedStage:
         return levels
 
     def state(self) -> _Arrays:
-        """All that the stage needs to go on: weights, statistics, moments of the optimiser."""
+        """All that the stage needs to continue: weights, statistics, moments of the optimiser."""
         arrays = {f"module/{n}": _array(t) for n, t in self._module.state_dict().items()}
         for name, parameter in self._module.named_parameters():
             moments = self._optimiser.state.get(parameter, {})
@@ -218,7 +218,7 @@ class MaskedStage:
         shapes = {n: tuple(t.shape) for n, t in stored.items()}
         if shapes != {n: tuple(t.shape) for n, t in wanted.items()} or done > self.config.steps:
             raise MismatchError(
-                "the checkpoint is of another student or stage; train anew, in another folder"
+                "the checkpoint is of another student or stage; train again, in another folder"
             )
         self._module.load_state_dict(stored)
         for name, parameter in self._module.named_parameters():

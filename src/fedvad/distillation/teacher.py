@@ -88,7 +88,7 @@ class Teacher:
         """As `stream`, for images that repeat: each passes the teacher once, before all batches.
 
         Maps are rounded to float16. The passes are the same wherever the batches begin, so that a
-        training that goes on sees the same values.
+        continued training sees the same values.
         """
         count = images.count
         assert count is not None  # the caller's choice

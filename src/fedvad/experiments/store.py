@@ -95,9 +95,9 @@ class Cell:
         NaN and infinity become null in the record.
         """
         values = json.loads(json.dumps(finite(dict(record))))
-        told = {"kind": _KIND, "identity": self.identity, "record": values}
+        header = {"kind": _KIND, "identity": self.identity, "record": values}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(self.path, arrays or {}, told)
+        write_arrays(self.path, arrays or {}, header)
         return Stored(self.identity, values, arrays or {})
 
     def remove(self) -> None:

@@ -188,17 +188,17 @@ def _data(contents: Contents) -> list[str]:
     results = contents.results
     counts = [limit.counts for limit in results.threshold.sites.values() if limit.counts]
     good, defects = sum(c.good for c in counts), sum(c.defects for c in counts)
-    told = [f"{len(results.sites)} site{'s' * (len(results.sites) != 1)}"]
+    sentences = [f"{len(results.sites)} site{'s' * (len(results.sites) != 1)}"]
     if results.training_images:
-        told.append(f"{sum(results.training_images.values())} normal images to train on")
+        sentences.append(f"{sum(results.training_images.values())} normal images to train on")
     if counts:
-        told.append(f"{good} normal images and {defects} with defects to test on")
+        sentences.append(f"{good} normal images and {defects} with defects to test on")
     if results.unreadable:
-        told.append(f"{len(results.unreadable)} images that could not be read")
+        sentences.append(f"{len(results.unreadable)} images that could not be read")
     notes = [] if results.data is None else [
         *results.data.notes, *(note for site in results.data.sites.values() for note in site.notes)
     ]  # fmt: skip
-    return [f"{'; '.join(told)}.", *notes[:2]]
+    return [f"{'; '.join(sentences)}.", *notes[:2]]
 
 
 def _left(contents: Contents) -> list[str]:
@@ -208,19 +208,19 @@ def _left(contents: Contents) -> list[str]:
     )  # fmt: skip
     sent = sum(sum(entry.bytes_up.values()) for entry in ledger.rounds)
     rounds = len(ledger.rounds)
-    told = [f"No image leaves a site. {what}"]
+    sentences = [f"No image leaves a site. {what}"]
     if rounds:
         each = size(ledger.bytes_up_per_site_round)
-        told.append(
+        sentences.append(
             f"{size(sent)} went up in {rounds} round{'s' * (rounds != 1)}, {each} per site and "
             f"round; {results.ledger.rejected} uploads were refused."
         )
     if results.privacy is not None and results.privacy.epsilon is not None:
-        told.append(
+        sentences.append(
             f"Differential privacy: epsilon {results.privacy.epsilon:.3g} at delta "
             f"{results.privacy.delta:.1g}."
         )
-    return told
+    return sentences
 
 
 def _worst(results: Results) -> str:

@@ -67,7 +67,7 @@ def contact_sheet(
     """Draw the telling images of all sites as one PNG file, 1920 pixels wide; returns `out`.
 
     Each chosen image (`choose_groups`) is shown as the photograph with the outline of its ground
-    truth, where there is one, beside the photograph under its heat map. Photographs have the detail
+    truth, where there is one, and as the photograph under its heat map. Photographs have the detail
     that the detector saw (`image_size`, see `View`) in their own proportions. The colours of a
     site are ranged by the normal images among `panels` (`display_ranges`), so pass all test images,
     not a selection. Files that cannot be read become grey placeholders; a mask that

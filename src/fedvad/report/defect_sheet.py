@@ -95,10 +95,10 @@ def _panel(example: Example, kind: str, fonts: Fonts) -> Image.Image:
         draw.rectangle((left, 0, left + _TILE - 1, height - 1), fill=_FRAME)
         panel.paste(Image.fromarray(picture), (left + (_TILE - width) // 2, 0))
     drawn = example.defect.kind
-    told = "" if drawn == kind else f"a {drawn} instead, "
-    told += f"{example.area:.2%} of the image, {example.change:.0f} grey levels"
-    room = _PANEL - fonts.get(told, 16).getlength(told)
-    write(draw, (room, height + 22), told, fonts, 16)
+    caption = "" if drawn == kind else f"a {drawn} instead, "
+    caption += f"{example.area:.2%} of the image, {example.change:.0f} grey levels"
+    room = _PANEL - fonts.get(caption, 16).getlength(caption)
+    write(draw, (room, height + 22), caption, fonts, 16)
     name = fit(example.name, room - 16, fonts, 16)
     write(draw, (0, height + 22), name, fonts, 16, colour=_QUIET)
     return panel

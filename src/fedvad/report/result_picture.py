@@ -34,7 +34,7 @@ def result_picture(
     name: str,
     fonts: Fonts,
 ) -> Pixels:
-    """Photograph uint8 (H, W, 3) beside its heat map (h, w), as uint8 (h', w', 3).
+    """Photograph uint8 (H, W, 3) and its heat map (h, w), side by side, as uint8 (h', w', 3).
 
     Framed in red when `score` exceeds the threshold `limit` (None: not decided), with a line around
     the pixels whose value does. name: of site and file, written above. Photographs are shown at

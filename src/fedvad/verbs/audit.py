@@ -85,7 +85,7 @@ def audit(
     rng = np.random.default_rng(config.seed)
     chosen = [_readable(_some(p, images, rng), extractor, config) for p in (inside, outside)]
     rows = bank_from(payload).vectors
-    told, inversion = audit_rows(
+    measured, inversion = audit_rows(
         rows,
         *chosen,
         others=None if others is None else bank_from(_payload(others)).vectors,
@@ -97,7 +97,7 @@ def audit(
     manifest = payload.manifest
     return {
         "path": str(file), "site": manifest.site, "round": manifest.round, "rows": len(rows),
-        **told, "says": judge(told), "picture": None if out is None else str(out),
+        **measured, "says": judge(measured), "picture": None if out is None else str(out),
     }  # fmt: skip
 
 
@@ -119,20 +119,20 @@ def audit_rows(
     back = retrieve(inside, outside, rows)
     inversion = _invert(rows, inside, members, outsiders, seed)
     stage()
-    told = {
+    measured = {
         "members": len(inside),
         "outsiders": len(outside),
         "membership": asdict(found),
         "retrieval": asdict(back),
         "inversion": {"explained": inversion.explained, "ceiling": inversion.ceiling},
     }
-    return told, inversion
+    return measured, inversion
 
 
-def judge(told: dict[str, Any]) -> list[str]:
+def judge(measured: dict[str, Any]) -> list[str]:
     """The measurements in sentences."""
-    auc, back = told["membership"]["auc"], told["retrieval"]
-    explained, ceiling = told["inversion"]["explained"], told["inversion"]["ceiling"]
+    auc, back = measured["membership"]["auc"], measured["retrieval"]
+    explained, ceiling = measured["inversion"]["explained"], measured["inversion"]["ceiling"]
     clear = "clearly told" if auc >= _CLEAR else "hardly told" if auc > 0.55 else "not told"
     return [
         f"Images that had a part are {clear} from others (AUC {auc:.2f}, chance 0.50).",

@@ -103,7 +103,7 @@ def import_global(
             own_rows = _own_rows(kind, state, merged)
             note_round(state_dir, state, merged, len(signed))
         save_global(state_dir, signed)
-        told: dict[str, Any] = {
+        answer: dict[str, Any] = {
             "path": str(file),
             "round": merged.manifest.round,
             "rows": merged.rows,
@@ -119,14 +119,14 @@ def import_global(
             if weights is not None:
                 config = config.model_copy(update={"weights": weights})
             made, _ = make_run(config, state, merged, state_dir, out, data, cache, progress)
-            told |= made
+            answer |= made
             if state.config.shared_threshold:
                 log.warning(
                     "one threshold for all sites needs their counts, which files do not carry: "
                     "%s has its own",
                     state.site,
                 )
-        return told
+        return answer
 
 
 def _checked_global(data: bytes, trusted: dict[bytes, str], max_bytes: int) -> Payload:
@@ -232,10 +232,10 @@ def make_run(
     write_ledger(out, load_ledger(state_dir))
     run.save(out)  # last: with it the run counts as made
     threshold = run.threshold(state.site)
-    told = {
+    answer = {
         "site": state.site,
         "threshold": None if threshold is None else threshold.value,
         "calibration_images": calibration.images,
         "own_normals": calibration.own_normals,
     }
-    return told, calibration
+    return answer, calibration

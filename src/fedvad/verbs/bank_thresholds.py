@@ -84,12 +84,12 @@ def merge_scores(files: Sequence[Path], trust: Path, key: Path, out: Path) -> di
     refused: dict[str, str] = {}
     for path in files:
         try:
-            name, told = _read(path, trusted, _Sent)
-            if told.site != name:
-                raise PayloadError(f"it claims to be of site {told.site!r}, and is of {name}")
+            name, message = _read(path, trusted, _Sent)
+            if message.site != name:
+                raise PayloadError(f"it claims to be of site {message.site!r}, and is of {name}")
             if name in sent:
                 raise PayloadError(f"duplicate: another file is of site {name}")
-            sent[name] = told
+            sent[name] = message
         except PayloadError as error:
             refused[str(path)] = str(error)
     if len(sent) < 2:
@@ -97,7 +97,7 @@ def merge_scores(files: Sequence[Path], trust: Path, key: Path, out: Path) -> di
         raise FederationError(
             f"thresholds need the scores of two sites, and {len(sent)} passed. Refused: {why}"
         )
-    kinds = {name: (told.shared, told.target_fpr) for name, told in sorted(sent.items())}
+    kinds = {name: (message.shared, message.target_fpr) for name, message in sorted(sent.items())}
     if len(set(kinds.values())) > 1:
         shown = "; ".join(
             f"{name}: {shared}, {target:g}" for name, (shared, target) in kinds.items()
@@ -107,7 +107,9 @@ def merge_scores(files: Sequence[Path], trust: Path, key: Path, out: Path) -> di
             "global file at every site, then export the scores again"
         )
     shared, target = next(iter(kinds.values()))
-    scores = {name: {str(r): own for r, own in told.scores.items()} for name, told in sent.items()}
+    scores = {
+        name: {str(r): own for r, own in message.scores.items()} for name, message in sent.items()
+    }
     found = federated(scores, target)
     _write(out, signing, {"kind": "thresholds", "shared": shared, THRESHOLDS: found})
     return {"path": str(out), "sites": sorted(sent), "refused": refused, THRESHOLDS: found}
@@ -123,12 +125,12 @@ def apply_thresholds(file: Path, run: Path, trust: Path) -> dict[str, Any]:
         raise ConfigError(f"{trust} is a folder: --trust takes the server's one public key here")
     shared, site = _of(run)
     try:
-        _, told = _read(file, read_trusted_keys(trust), _Returned)
-        if told.shared != shared:
+        _, message = _read(file, read_trusted_keys(trust), _Returned)
+        if message.shared != shared:
             raise PayloadError("its thresholds are of another memory than this run's")
-        if site not in told.thresholds:
+        if site not in message.thresholds:
             raise PayloadError(f"it has no thresholds for site {site}")
-        own = told.thresholds[site]
+        own = message.thresholds[site]
         adopt(run, site, {THRESHOLDS: {name: found.model_dump() for name, found in own.items()}})
     except PayloadError as error:
         raise PayloadError(f"{file}: {error}") from error

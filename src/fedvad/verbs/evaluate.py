@@ -60,7 +60,7 @@ def evaluate(
 ) -> Results:
     """Score the test images of `data` and return the results, in the shape that `train` returns.
 
-    The ledger tells the rounds and bytes of the training, and the seconds of this evaluation.
+    The ledger holds the rounds and bytes of the training, and the seconds of this evaluation.
 
     A site of the run uses its own generator and threshold. A site that never trained uses the
     global memory; when its folder has normal training images its threshold comes from those (from
@@ -147,20 +147,20 @@ def evaluate(
 
 
 def _drifts(results: Sequence[SiteResult]) -> dict[str, DriftFigures]:
-    """By site how the normal test images score beside the calibration; warns where they drifted."""
+    """By site how normal test images score against the calibration; warns where they drifted."""
     found = {}
     for result in results:
         if result.threshold is None:
             continue
-        told = drift(result.threshold.scores, result.scores[result.test.labels == 0])
-        if told is None:
+        moved = drift(result.threshold.scores, result.scores[result.test.labels == 0])
+        if moved is None:
             continue
-        found[result.name] = DriftFigures(**asdict(told))
-        if told.drifted:
+        found[result.name] = DriftFigures(**asdict(moved))
+        if moved.drifted:
             log.warning(
                 "%s: its normal images score %.2f times as high as when its threshold was found "
                 "(p = %.1g): something changed, its threshold no longer holds; train again",
-                result.name, told.ratio, told.p,
+                result.name, moved.ratio, moved.p,
             )  # fmt: skip
     return found
 

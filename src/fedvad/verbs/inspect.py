@@ -286,7 +286,7 @@ def _on_receipt(receipt: ForgetReceipt) -> list[str]:
 
 def _on_signature(signature: dict[str, Any] | None) -> str:
     if signature is None:
-        return "It is not signed: who made it, and whether it was changed, cannot be told."
+        return "It is not signed: who made it, and whether it was changed, is unknown."
     key = f"the key with fingerprint {signature['fingerprint']}"
     if not signature["verifies"]:
         return f"CAUTION: its signature by {key} does NOT verify: changed, damaged or forged."

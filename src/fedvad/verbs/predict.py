@@ -49,7 +49,7 @@ def predict(
     """One result per image file below `paths` (see `list_images`), in order.
 
     Keys: path, site, score, threshold, anomalous (None without a threshold), overlay (file written
-    below `out`), error (None, or why the image has no score; the others go on), reason (None, or
+    below `out`), error (None, or why the image has no score; the others have one), reason (None, or
     why there is a score and no decision), files (by kind, what was written of this image).
 
     threshold, target_fpr: in place of the run's threshold, see `choose_threshold`; without `site`

@@ -203,13 +203,13 @@ class _Regions:
             )
 
     def write(self) -> None:
-        told = {
+        document = {
             "info": {"description": f"fedvad {__version__}", "threshold": self._limit.value},
             "images": self._images,
             "annotations": self._found,
             "categories": [{"id": 1, "name": "anomaly"}],
         }
-        write_atomically(self._path, json.dumps(told).encode())
+        write_atomically(self._path, json.dumps(document).encode())
 
 
 def _owner(path: Path) -> str:
@@ -230,11 +230,11 @@ def _owner(path: Path) -> str:
 def _fingerprint(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        told = _owner(path) if isinstance(path, Picture) else str(real(path))
+        identity = _owner(path) if isinstance(path, Picture) else str(real(path))
         with suppress(OSError):
             status = split_frame(path)[0].stat()
-            told += f" {status.st_size} {status.st_mtime_ns}"
-        digest.update(f"{told}\n".encode(errors="surrogateescape"))
+            identity += f" {status.st_size} {status.st_mtime_ns}"
+        digest.update(f"{identity}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

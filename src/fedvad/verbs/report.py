@@ -175,7 +175,7 @@ def _results(run: Path) -> Results:
 
 
 def _config(run: Path, missing: list[str]) -> dict[str, object]:
-    """The options of a run; damaged ones are told on the page, which is made without them."""
+    """The options of a run; damaged ones are named on the page, which is made without them."""
     try:
         return read_sealed(run / CONFIG_FILE, editable=True)
     except ArtefactError as error:
@@ -185,7 +185,7 @@ def _config(run: Path, missing: list[str]) -> dict[str, object]:
 
 
 def _kept(kind: type[_Read], run: Path, missing: list[str]) -> _Read | None:
-    """A stored record; a damaged one is told on the page, which is made without it."""
+    """A stored record; a damaged one is named on the page, which is made without it."""
     try:
         return kind.read(run)
     except ArtefactError as error:
@@ -216,7 +216,7 @@ def _identity(path: Path) -> tuple[dict[str, str], int | None]:
         dim = None if memory is None else int(memory.shape[1])
         features = feature_identity(values, path)
         tiles = "" if features.tiles is None else f", in tiles of {features.tiles}"
-        told = {
+        facts = {
             "trained by": f"fedvad {values.get('version')}",
             "method": values["method"],
             "backbone": features.backbone,
@@ -228,7 +228,7 @@ def _identity(path: Path) -> tuple[dict[str, str], int | None]:
     except (KeyError, IndexError, ArtefactError) as error:
         log.warning("%s", error)
         return {}, None
-    return {name: str(value) for name, value in told.items() if value}, dim
+    return {name: str(value) for name, value in facts.items() if value}, dim
 
 
 def _hashes(run: Path) -> dict[str, str]:

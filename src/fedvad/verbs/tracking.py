@@ -1,6 +1,6 @@
 """A finished run's figures for an experiment tracker: MLflow or TensorBoard, each its own extra.
 
-What is told comes from the files of the run folder, which hold all of it in any case.
+What is reported comes from the files of the run folder, which hold all of it in any case.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def track(run: Path, tracker: Tracker) -> str:
     # trackers raise what their transports and databases raise
     except Exception as error:
         raise StorageError(
-            f"the run in {run} is complete, but {tracker} could not be told: {error}"
+            f"the run in {run} is complete, but {tracker} could not be reached: {error}"
         ) from error
 
 
@@ -99,15 +99,15 @@ def _mlflow(
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "fedvad")
     found = client.get_experiment_by_name(name)
     experiment = found.experiment_id if found else client.create_experiment(name)
-    told = client.create_run(experiment, run_name=run.resolve().name)
+    created = client.create_run(experiment, run_name=run.resolve().name)
     for key, value in config.items():
-        client.log_param(told.info.run_id, key, str(value)[:_LONGEST_VALUE])
+        client.log_param(created.info.run_id, key, str(value)[:_LONGEST_VALUE])
     for step, numbers in rounds:
         for key, value in numbers.items():
-            client.log_metric(told.info.run_id, _allowed(key), value, step=step)
+            client.log_metric(created.info.run_id, _allowed(key), value, step=step)
     for key, value in results.items():
-        client.log_metric(told.info.run_id, _allowed(key), value, step=len(rounds))
-    client.set_terminated(told.info.run_id)
+        client.log_metric(created.info.run_id, _allowed(key), value, step=len(rounds))
+    client.set_terminated(created.info.run_id)
     return where
 
 

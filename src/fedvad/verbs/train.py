@@ -56,7 +56,7 @@ def train(
     """Train a federated detector on the sites of `data`, write the run folder, return results.
 
     The returned results are what `--json` prints and `results.json` holds. State is kept after
-    every round, so that an interrupted run goes on with `resume`; of a finished one, `resume`
+    every round, so that an interrupted run continues with `resume`; of a finished one, `resume`
     returns the results that it has, unless more comparisons are asked for. Raises `ConfigError`
     (also when another process works on `out`), `DataError`, `FederationError` (see
     `fedvad.errors`).
@@ -144,7 +144,7 @@ def _train(
 
 
 def _as_before(out: Path, config: TrainConfig) -> TrainConfig:
-    """With the size that the run to go on with found for its images, and its copy of the mask."""
+    """With the size that the run to continue found for its images, and its copy of the mask."""
     if not (out / "config.json").is_file():
         return config
     before = read_config(out)
@@ -224,8 +224,8 @@ def _options(config: TrainConfig) -> str:
     # without defaults: an option that a later version adds must not end a run begun before
     if config.image_size == USUAL_SIZE:  # the default before it followed from the images
         config = at_size(config, "auto")
-    told = config.model_dump_json(exclude=set(FREE_ON_RESUME), exclude_defaults=True)
-    return sha256_of(told.encode())
+    options = config.model_dump_json(exclude=set(FREE_ON_RESUME), exclude_defaults=True)
+    return sha256_of(options.encode())
 
 
 def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
@@ -246,5 +246,5 @@ def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
             raise ConfigError(f"{out} holds something else: choose another --out") from error
     if (out / DETECTOR_FILE).exists() or (out / "state").exists():
         raise ConfigError(
-            f"{out} already holds a run: choose another --out, remove it, or go on with --resume"
+            f"{out} already holds a run: choose another --out, remove it, or continue with --resume"
         )

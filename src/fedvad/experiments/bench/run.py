@@ -59,8 +59,8 @@ def bench(
     """Run what is missing of a suite into `out`, write its tables and plots, return the summary.
 
     A finished cell is kept in `out`/cells and used again as long as its options, seed and fedvad
-    version are the same, so that an interrupted bench goes on where it stopped. Sets that are not
-    there and cells that fail are named in the summary and in the tables; the others go on.
+    version are the same, so that an interrupted bench continues where it stopped. Sets that are not
+    there and cells that fail are named in the summary and in the tables; the others continue.
 
     Raises `ConfigError` when no cell can be run, or another process works on `out`.
     """
@@ -199,7 +199,7 @@ def _identity(
 
 
 def _content(file: Path | None) -> str | None:
-    # what is missing is told when the cell is run
+    # what is missing is reported when the cell is run
     return _digest(file, file.stat().st_mtime_ns) if file is not None and file.is_file() else None
 
 

@@ -80,8 +80,8 @@ def run_scripts(
 ) -> dict[str, Any]:
     """Run a collection; each table goes to `out`/NAME.md as soon as it is there.
 
-    A script that lacks something, or fails, is told under `skipped` or `failed`, and the others
-    go on; one whose table is there already is not run again. Raises `ConfigError` where the
+    A script that lacks something, or fails, is listed under `skipped` or `failed`, and the others
+    continue; one whose table is there already is not run again. Raises `ConfigError` where the
     scripts are not installed.
     """
     folder = _folder()

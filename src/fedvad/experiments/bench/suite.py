@@ -87,9 +87,9 @@ class Suite(Experiment):
         known = set(TrainConfig.model_fields)
         options = {k: v for k, v in shared.items() if k in takes or k not in known}
         options |= method.options
-        if told := {"split", "seed"} & set(options):
+        if given := {"split", "seed"} & set(options):
             raise ConfigError(
-                f"{' and '.join(sorted(told))}: a set has its split, and the suite its seeds, "
+                f"{' and '.join(sorted(given))}: a set has its split, and the suite its seeds, "
                 "outside of options"
             )
         if weights is not None and not brings_weights(options.get("backbone", "")):

@@ -26,7 +26,7 @@ __all__ = ["Averaged", "WeightOptions", "average_weights"]
 
 
 class WeightOptions(Averaging):
-    """What a `weights` row of a suite says, beside the averaging.
+    """What a `weights` row of a suite says, besides the averaging.
 
     part: `adaptor`, a distillation student of the descriptors; `generator`, FedDyMem's, each site
     scoring with its own memory; a method of `train` that averages a student, such as `paste`.

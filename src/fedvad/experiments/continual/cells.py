@@ -1,4 +1,4 @@
-"""One cell: a method learns the whole stream with one seed, task by task, and can go on later."""
+"""One cell: a method learns a stream with one seed, task by task, and can continue later."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CellContext:
 
     @property
     def detector_path(self) -> Path:
-        """The file of the finished detector, beside the cell."""
+        """The file of the finished detector, next to the cell."""
         return self.path.with_suffix(".detector.safetensors")
 
     def weights_of(self, backbone: str) -> Path | None:
@@ -67,7 +67,7 @@ def run_cell(
     on_task: Callable[[], None],
 ) -> dict[str, Any]:
     """Learn the tasks in order; `on_task` is called after each. What was learned is checkpointed
-    behind every task, and a cell begun earlier with the same options goes on from there.
+    after every task, and a cell begun earlier with the same options continues from there.
 
     rows[t][j]: figures of task j after task t. costs[t]: bytes kept after task t.
     """
@@ -85,7 +85,7 @@ def run_cell(
             on_task()
             continue
         start = perf_counter()
-        told = learner.learn([Task(site.name, site.train) for site in group])
+        facts = learner.learn([Task(site.name, site.train) for site in group])
         learned = perf_counter()
         seen = [site for earlier in groups[: t + 1] for site in earlier]
         row, pooled = _evaluate(method, learner, seen, record["rows"])
@@ -93,7 +93,7 @@ def run_cell(
         record["pooled"].append(pooled)
         record["costs"].append(learner.cost().as_dict())
         record["logs"].append(
-            told | {"seconds": learned - start, "evaluation_seconds": perf_counter() - learned}
+            facts | {"seconds": learned - start, "evaluation_seconds": perf_counter() - learned}
         )
         if t == len(groups) - 1 and method.strategy != "single":  # one detector for all tasks
             learner.detector(group[-1].name).save(where.detector_path)

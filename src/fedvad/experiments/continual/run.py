@@ -50,7 +50,7 @@ def continual(
 
     data: the folder that holds the sets; a task path `demo/NAME` without it is drawn. weights: a
     safetensors file by backbone name ("" for any). Each method and seed is checkpointed behind
-    every task in `out`/cells. Methods that fail are named in the summary; the others go on.
+    every task in `out`/cells. Methods that fail are named in the summary; the others continue.
 
     Raises `ConfigError` when a task's folder is missing, nothing could be run, or another process
     works on `out`.

@@ -46,9 +46,9 @@ class StudentChoice(Strict):
 class ImageOptions(Strict):
     """Where images come from.
 
-    procedural: share of drawn images beside those of --data; without --data all are drawn. limit:
-    so many images, which repeat, their teachers' maps kept; None: every image is a new one
-    (another drawing, another crop). crop: smallest share of a file's area that is cut out.
+    procedural: share of drawn images, in addition to those of --data; without --data all are
+    drawn. limit: this many images, which repeat, their teachers' maps kept; None: every image is a
+    new one (another drawing, another crop). crop: smallest share of a file's area that is cut out.
     max_pixels: a file of more is skipped. licences: of the folders given, by folder name; they go
     into the model card. good, defect: names of folders with normal images and with defects in
     these, beyond `good`.

@@ -69,15 +69,15 @@ def distill(
 ) -> dict[str, Any]:
     """Train the recipe's student into `out`/backbone.safetensors; returns what is in distill.json.
 
-    data: folders of images beside the drawn ones. weights: a safetensors file by teacher ("" for
-    any). A checkpoint is kept every `recipe.checkpoint` steps and behind every stage, from which
-    `resume` goes on to the same file. Raises `ConfigError` (also for an `out` that holds
+    data: folders of images in addition to the drawn ones. weights: a safetensors file by teacher
+    ("" for any). A checkpoint is kept every `recipe.checkpoint` steps and after every stage, from
+    which `resume` continues to the same file. Raises `ConfigError` (also for an `out` that holds
     something already, or that another process works on), `WeightsError`, `DataError`.
     """
     with only_one(out):
         if not resume and any((out / name).exists() for name in (CHECKPOINT_FILE, BACKBONE_FILE)):
             raise ConfigError(
-                f"{out} already holds a distillation: choose another --out, remove it, or go on "
+                f"{out} already holds a distillation: choose another --out, remove it, or continue "
                 "with --resume"
             )
         guard_plain_folder(out, "--out", data)
@@ -88,7 +88,7 @@ def distill(
         architecture = Architecture.of(choice.backbone, choice.layers, dict(choice.options))
         student = architecture.build()
         reinitialise(student, recipe.seed)
-        # all of them now, so that a missing file is told before hours of work
+        # all of them now, so that a missing file is reported before hours of work
         teachers = [_backbone(stage, weights or {}, recipe.image_size) for stage in recipe.stages]
         checkpoint = Cell(out / CHECKPOINT_FILE, _identity(recipe, images, teachers))
         identity = checkpoint.identity
@@ -145,7 +145,7 @@ def _take_over(
 def _identity(
     recipe: Recipe, images: TrainingImages, teachers: Sequence[Backbone]
 ) -> dict[str, Any]:
-    """What a training that goes on must agree in."""
+    """What a continued training must agree in."""
     return {
         "version": __version__,
         **recipe.model_dump(mode="json", exclude={"checkpoint"}),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fedvad.features.compat import import_timm
 
-# anomalib imports torchvision, which needs this beside a CPU-only torch
+# anomalib imports torchvision, which needs this with a CPU-only torch
 import_timm()
 
 try:

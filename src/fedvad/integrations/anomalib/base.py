@@ -119,7 +119,7 @@ class MemoryModule(AnomalibModule):  # type: ignore[misc]
         return LearningType.ONE_CLASS
 
     def on_train_epoch_start(self) -> None:
-        """Every fit starts anew, and so would every further epoch."""
+        """Every fit starts afresh, and so would every further epoch."""
         n_images = len(self.trainer.train_dataloader.dataset)
         self._collected = _Collected(n_images, self.model.network, self.candidates, self.seed)
 

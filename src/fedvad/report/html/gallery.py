@@ -83,7 +83,7 @@ def write_gallery(panels: Sequence[Panel], folder: Path, *, limit: int = 200) ->
     except OSError as error:
         raise StorageError(
             f"cannot write pictures to {target}: {error.strerror or error}; free some space, then "
-            "`fedvad evaluate --heatmaps` draws them anew"
+            "`fedvad evaluate --heatmaps` draws them again"
         ) from error
     gallery = Gallery(tested=len(panels), unreadable=unreadable, pictures=pictures)
     gallery.write(folder)

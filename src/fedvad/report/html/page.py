@@ -174,7 +174,7 @@ def _filled(values: Mapping[str, object], cards: Sequence[Card], contents: Conte
 
 @cache
 def _parts() -> tuple[Template, str, str]:
-    """Template, style sheet and script, as shipped beside this file."""
+    """Template, style sheet and script, as shipped next to this file."""
     folder = files("fedvad.report.html")
     # the extension decides nothing: names are escaped in every template
     environment = Environment(

@@ -13,7 +13,7 @@ from fedvad.report.verdict import ALONE
 
 __all__ = ["warnings", "what_left", "what_rows_are", "what_weights_are"]
 
-_CHANCE = 0.01  # more false alarms than the target brings once in a hundred times are told
+_CHANCE = 0.01  # more false alarms than the target brings once in a hundred times are reported
 _MOST = 40  # warnings
 # with any other value an uploaded row is no longer what the backbone made of one patch
 _PLAIN = {"reduce": "coreset", "pull": 0.0, "update": "grow", "train_generator": False}
@@ -141,13 +141,13 @@ def what_left(
     """(site, sentence) on what each site sent during training; names in order of first upload."""
     names = dict.fromkeys(s for entry in ledger.rounds for s in entry.sites)
     names |= dict.fromkeys(results.training_images)
-    told = []
+    sentences = []
     for site in names:
         sent = [e.bytes_up[site] for e in ledger.rounds if site in e.bytes_up]
         rows = sum(e.rows_up.get(site, 0) for e in ledger.rounds)
         refused = sum(site in e.rejected for e in ledger.rounds)
         if not sent:
-            told.append((site, "sent nothing: it took part in no round."))
+            sentences.append((site, "sent nothing: it took part in no round."))
             continue
         times = "once" if len(sent) == 1 else f"{len(sent)} times"
         values = "" if dim is None else f" ({rows * dim:,} values)"
@@ -158,8 +158,8 @@ def what_left(
             text += f"; its {images} training images stayed"
         if refused:
             text += f"; {refused} of its uploads refused"
-        told.append((site, text + "."))
-    return told
+        sentences.append((site, text + "."))
+    return sentences
 
 
 def _list(names: list[str]) -> str:

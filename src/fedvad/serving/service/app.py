@@ -96,7 +96,7 @@ def create_app(
 ) -> FastAPI:
     """The service over a predictor, which it warms up at its start and leaves open at its end.
 
-    `sites` are offered beside it. `samples` are shown on the page, under the same token as
+    `sites` are offered in addition. `samples` are shown on the page, under the same token as
     everything else. Every refusal is a `Problem`; a file that cannot be read is a result with an
     error, not a refusal.
     """

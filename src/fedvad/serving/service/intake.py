@@ -21,7 +21,7 @@ FIELD = "files"
 _TEXT_FIELDS = 8  # refused by name, so a few must be read
 _TEXT_BYTES = 4096
 _GRACE = 5.0  # seconds before the slowest rate counts
-_SLOWEST = 10_000  # bytes per second, on average, that an upload needs to go on
+_SLOWEST = 10_000  # bytes per second, on average, that an upload needs to continue
 _SETTLED = 1.0  # seconds after which an upload may have to give way to another
 _UNHURRIED = 50_000  # bytes per second, on average, below which it has to
 _HOW = "send image files as multipart/form-data in the field 'files': curl -F files=@part.png URL"
