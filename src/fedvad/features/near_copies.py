@@ -19,6 +19,7 @@ from fedvad.data.images import read_rgb
 __all__ = ["Sketches", "confirmed", "copies_of", "same_picture", "thumbnail"]
 
 Pixels = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
 _SIZE = 512  # values of a sketch: distances are right within about 6 %
 # Chosen on mtd, hazelnut and brain_mri, tried on screws and others: see docs/lab/thresholds.md.
 _SHARE = 0.7
@@ -38,7 +39,7 @@ class Sketches:
     """
 
     def __init__(self) -> None:
-        self._found: list[npt.NDArray[np.float32]] = []
+        self._found: list[Vectors] = []
         self._shapes: list[tuple[int, ...]] = []
         self._drawn: dict[
             tuple[int, ...], tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]
@@ -120,13 +121,13 @@ def _spectrum(pixels: Pixels, side: int) -> npt.NDArray[np.complex128]:
     return spectrum
 
 
-def thumbnail(pixels: Pixels) -> npt.NDArray[np.float32]:
+def thumbnail(pixels: Pixels) -> Vectors:
     """The (1024,) grey values of a uint8 (H, W, 3) image at 32 x 32."""
     small = Image.fromarray(pixels).convert("L").resize((32, 32), Image.Resampling.BOX)
     return np.asarray(small, np.float32).ravel()
 
 
-def copies_of(vectors: npt.NDArray[np.float32]) -> list[list[int]]:
+def copies_of(vectors: Vectors) -> list[list[int]]:
     """Groups of suspects, each of at least two positions, ascending.
 
     A group is of two to eight images, any two of which are no further apart than 0.7 of the
@@ -154,7 +155,7 @@ def copies_of(vectors: npt.NDArray[np.float32]) -> list[list[int]]:
     return groups
 
 
-def _groups(vectors: npt.NDArray[np.float32]) -> Iterator[list[int]]:
+def _groups(vectors: Vectors) -> Iterator[list[int]]:
     count = len(vectors)
     if count < 3:
         return
