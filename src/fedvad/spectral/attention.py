@@ -59,7 +59,7 @@ class SamplingAttention(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(b, n, dim) to (b, heads, n, c)."""
-        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _joined(self, found: Tensor) -> Tensor:
         mixed: Tensor = self.out(found.transpose(1, 2).flatten(2))
@@ -68,17 +68,19 @@ class SamplingAttention(nn.Module):
     def _places(self, query: Tensor, grid: tuple[int, int]) -> Tensor:
         """Where each query of each head samples: (b heads, n, points, 2), x and y in -1..1."""
         height, width = grid
-        moved = self.offsets(query).unflatten(2, (self.heads, self.points, 2)).transpose(1, 2)
+        moved = self.offsets(query)
+        moved = moved.reshape(*query.shape[:2], self.heads, self.points, 2).transpose(1, 2)
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         here = torch.stack([x, y], 2).flatten(0, 1)[:, None].to(moved)
         size = torch.tensor([width, height]).to(moved)
-        return (2 * (here + 0.5 + moved) / size - 1).flatten(0, 1)
+        places: Tensor = (2 * (here + 0.5 + moved) / size - 1).flatten(0, 1)
+        return places
 
     def _sampled(self, values: Tensor, places: Tensor, grid: tuple[int, int]) -> Tensor:
         """Values (b, heads, n, c) at the places: (b, heads, n, points, c); 0 beyond the edge."""
-        maps = values.flatten(0, 1).transpose(1, 2).unflatten(2, grid)
-        found = F.grid_sample(maps, places, align_corners=False)
-        return found.permute(0, 2, 3, 1).unflatten(0, values.shape[:2])
+        maps = values.flatten(0, 1).transpose(1, 2).reshape(-1, values.shape[3], *grid)
+        found = F.grid_sample(maps, places, align_corners=False).permute(0, 2, 3, 1)
+        return found.reshape(*values.shape[:3], self.points, -1)
 
 
 class Block(nn.Module):

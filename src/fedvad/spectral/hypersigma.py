@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -209,7 +209,7 @@ def _train(
 ) -> None:
     decayed = [p for name, p in network.named_parameters() if p.ndim > 1 and "places" not in name]
     others = [p for name, p in network.named_parameters() if p.ndim <= 1 or "places" in name]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=rate, weight_decay=5e-4)
     useful = [n for n in range(len(marks)) if bool((marks[n] != IGNORED).any())]
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(useful))

@@ -81,11 +81,10 @@ class Decoder(nn.Module):
 
     def __init__(self, branch: Branch) -> None:
         super().__init__()
-        attention = branch.blocks[0].attention
-        dim = branch.embed.out_features
-        self.hidden = nn.Parameter(torch.zeros(1, 1, dim))
-        self.block = Block(dim, heads=attention.heads, points=attention.points)
-        self.draw = nn.Linear(dim, branch.embed.in_features)
+        size = branch.size
+        self.hidden = nn.Parameter(torch.zeros(1, 1, size.dim))
+        self.block = Block(size.dim, heads=size.heads, points=size.points)
+        self.draw = nn.Linear(size.dim, branch.embed.in_features)
 
     def loss(self, branch: Branch, tokens: Tensor, ratio: float) -> Tensor:
         """Mean squared error of the hidden share `ratio` of tokens (b, n, length)."""

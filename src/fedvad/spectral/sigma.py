@@ -67,7 +67,7 @@ class Branch(nn.Module):
 
     def __init__(self, length: int, grid: tuple[int, int], size: SigmaSize) -> None:
         super().__init__()
-        self.grid, self.interval = grid, size.interval
+        self.grid, self.size = grid, size
         self.embed = nn.Linear(length, size.dim)
         self.places = nn.Parameter(0.02 * torch.randn(1, grid[0] * grid[1], size.dim))
         self.blocks = nn.ModuleList(
@@ -78,13 +78,13 @@ class Branch(nn.Module):
         """Tokens (b, n, length) to those after each block, (b, n, dim)."""
         deep, found = self.embed(tokens) + self.places, []
         for number, block in enumerate(self.blocks, 1):
-            deep = block(deep, self.grid, sparse=number % self.interval != 0)
+            deep = block(deep, self.grid, sparse=number % self.size.interval != 0)
             found.append(deep)
         return found
 
     def seen(self, tokens: Tensor, kept: Tensor) -> Tensor:
         """The last tokens (b, k, dim) of those at `kept` (b, k) alone, with full attention."""
-        deep = self.embed(tokens) + self.places
+        deep: Tensor = self.embed(tokens) + self.places
         deep = deep.gather(1, kept[:, :, None].expand(-1, -1, deep.shape[2]))
         for block in self.blocks:
             deep = block(deep, self.grid, sparse=False)
@@ -175,7 +175,7 @@ class SigmaNet(nn.Module):
         mixed = torch.stack(
             [tap(after[place - 1]) for place, tap in zip(self.size.taps, self.taps, strict=True)]
         ).sum(0)
-        image = self.fuse(mixed.transpose(1, 2).unflatten(2, (self.side, self.side)))
+        image = self.fuse(mixed.transpose(1, 2).reshape(-1, self.size.width, self.side, self.side))
         if self.spectral is not None:
             image = self.enhance(image, self.narrow(self.spectral(self.bands(spectra))[-1]))
         logits: Tensor = self.head(image)
