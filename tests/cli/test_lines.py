@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,28 +57,30 @@ def test_the_thread_ends_with_the_work() -> None:
     assert len(said) == count
 
 
-@pytest.fixture
-def _scoring(monkeypatch: Patch) -> None:
+@pytest.fixture(params=["SIGTERM", "SIGHUP"])
+def _scoring(request: pytest.FixtureRequest, monkeypatch: Patch) -> Iterator[None]:
+    sent = getattr(signal, request.param)
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+
     def predict(*_: Any, progress: Any, **__: Any) -> Any:
         Stage(progress, "scoring", 1)()
         yield {"path": "x", "score": 1.0, "threshold": None, "anomalous": None, "overlay": None,
                "error": None, "reason": "no threshold"}  # fmt: skip
-        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler  # or it would kill
-        signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(sent) is signal.default_int_handler  # or it would kill
+        signal.raise_signal(sent)
 
     monkeypatch.setattr("fedvad.verbs.predict.predict", predict)
+    yield
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 @pytest.mark.usefixtures("_scoring")
 @pytest.mark.parametrize("flags", [(), ("--quiet",)])
-def test_sigterm_is_an_interruption_and_quiet_is_taken_behind_the_verb(
+def test_signals_are_an_interruption_and_quiet_is_taken_behind_the_verb(
     flags: tuple[str, ...], monkeypatch: Patch, capsys: Capture
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert run_main(monkeypatch, "predict", "run", "image", *flags) == 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert run_main(monkeypatch, "predict", "run", "image", *flags) == 130
     said = capsys.readouterr()
     assert said.out.startswith("scored")  # what was printed stays
     assert "interrupted" in said.err

@@ -122,6 +122,12 @@ def _diverged(arrays: Arrays) -> None:
     arrays["site0/generator/bias"] = np.zeros(dim, np.float32)
 
 
+def _another_generator(arrays: Arrays) -> None:
+    dim = arrays["global/vectors"].shape[1]
+    arrays["site0/generator/weight"] = np.eye(dim, dtype=np.float32)
+    arrays["site0/generator/bias"] = np.zeros(dim, np.float32)
+
+
 ARRAYS: dict[str, Callable[[Arrays], None]] = {
     "another width at a site": _set("site0/vectors", lambda a: a[:, :-1]),
     "another width of the global memory": _set("global/vectors", lambda a: a[:, :-1]),
@@ -135,6 +141,10 @@ ARRAYS: dict[str, Callable[[Arrays], None]] = {
     "other rows": _set("site0/spread", lambda a: a[1:]),
     "an array of no site": _renamed,
     "a generator of NaN": _diverged,
+    "a generator of another hash": _another_generator,
+    "scales of zero": _set("global/scale", lambda a: 0 * a),
+    "negative scales": _set("global/scale", lambda a: -a),
+    "scales of other rows": _set("global/scale", lambda a: a[1:]),
 }
 
 

@@ -267,6 +267,7 @@ def test_truncated(tmp_path: Path, form, keep) -> None:
 def test_refusals_name_file_and_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "lfs.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1")
     (tmp_path / "magic.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
@@ -275,6 +276,7 @@ def test_refusals_name_file_and_reason(tmp_path: Path) -> None:
     for name, reason in [
         ("empty.png", "is empty"),
         ("text.png", "is not a PNG"),
+        ("lfs.png", "is a pointer of Git LFS"),
         ("magic.png", "cannot be decoded"),
         ("folder.png", "not a regular file"),
         ("pipe.png", "not a regular file"),

@@ -17,13 +17,15 @@ from fedvad.federation.codecs import (
     downlink_precision,
     encode,
     overhead_bytes,
+    packed,
     rounding,
     row_bytes,
+    unpacked,
 )
 from fedvad.federation.payload import Payload, bank_arrays, bank_from
 from tests.helpers import make_bank, upload
 
-ALL: tuple[Precision, ...] = ("float32", "float16", "int8", "pca", "pq")
+ALL: tuple[Precision, ...] = ("float32", "float16", "int8", "int5", "pca", "pq")
 TABLES = hnp.arrays(
     np.float32,
     st.tuples(st.integers(1, 12), st.integers(1, 20)),
@@ -38,22 +40,59 @@ def features(rows: int = 300, dim: int = 40, seed: int = 0) -> np.ndarray:
     return np.asarray(signal + 0.01 * np.abs(rng.normal(size=(rows, dim))), dtype=np.float32)
 
 
-@given(TABLES)
+BITS = pytest.mark.parametrize(("precision", "largest"), [("int8", 255), ("int5", 31)])
+
+
+@BITS
+@given(table=TABLES)
 @settings(max_examples=200)
-def test_int8_errs_by_half_a_step_at_most_and_only_once(table: np.ndarray) -> None:
-    once = rounding("int8")(table)
+def test_integers_err_by_half_a_step_at_most_and_only_once(
+    precision: Precision, largest: int, table: np.ndarray
+) -> None:
+    once = rounding(precision)(table)
     top = np.abs(table).max(axis=1)
-    steps = np.where((table < 0).any(axis=1), 127, 255)
+    steps = np.where((table < 0).any(axis=1), largest // 2, largest)
     # a power of two as scale may be up to twice as coarse as the best scale
     assert (np.abs(once - table) <= (top / steps)[:, None] + 1e-30).all()
-    assert np.array_equal(rounding("int8")(once), once)
+    assert np.array_equal(rounding(precision)(once), once)
 
 
-@given(TABLES, st.integers(0, 11))
+@BITS
+@given(table=TABLES, row=st.integers(0, 11))
 @settings(max_examples=50)
-def test_int8_codes_each_row_by_itself(table: np.ndarray, row: int) -> None:
+def test_integers_code_each_row_by_itself(
+    precision: Precision, largest: int, table: np.ndarray, row: int
+) -> None:
     row %= len(table)
-    assert np.array_equal(rounding("int8")(table)[row], rounding("int8")(table[row : row + 1])[0])
+    code = rounding(precision)
+    assert np.array_equal(code(table)[row], code(table[row : row + 1])[0])
+
+
+def test_int5_travels_in_less_than_its_bits() -> None:
+    rows = features(400, 96)
+    sent = Payload(upload().manifest, encode(rows, "int5"))
+    data = sent.to_bytes()
+    assert len(data) < 400 * (96 * 5 / 8 + 2) + 1000
+    read = Payload.from_bytes(data)
+    assert read.rows == 400
+    assert all(np.array_equal(read.arrays[name], sent.arrays[name]) for name in sent.arrays)
+
+
+@pytest.mark.parametrize("change", ["short", "long", "damaged", "wide", "huge", "none", "twice"])
+def test_malformed_deflated_rows_are_refused(change: str) -> None:
+    arrays = packed(encode(features(10, 16), "int5"))
+    deflated = arrays["vectors.deflated"]
+    changed: dict[str, dict[str, Any]] = {
+        "short": {"vectors.deflated": deflated[:-3]},
+        "long": {"vectors.deflated": np.append(deflated, np.uint8(0))},
+        "damaged": {"vectors.deflated": deflated[::-1]},
+        "wide": {"vectors.length": np.array([17], np.int32)},
+        "huge": {"vectors.length": np.array([2**31 - 1], np.int32)},
+        "none": {"vectors.length": np.array([0], np.int32)},
+        "twice": {"vectors": np.zeros((10, 16), np.uint8)},
+    }
+    with pytest.raises(PayloadError):
+        unpacked(arrays | changed[change])
 
 
 @pytest.mark.parametrize("precision", ALL)
@@ -73,6 +112,7 @@ def test_each_codec_errs_as_little_as_it_can() -> None:
     }
     assert error["float32"] == 0
     assert error["float16"] < 3e-4 < error["int8"] < 3e-3
+    assert error["int8"] < error["int5"] < 0.025
     assert error["pca"] < 6e-3  # rank 6 of the 10 directions it keeps
     assert error["pq"] < 0.03
     few = np.repeat(features(20), 5, axis=0).astype(np.float16).astype(np.float32)
@@ -116,7 +156,7 @@ def _broken(precision: Precision) -> list[dict[str, Any]]:
     return [*without, *shorter, *retyped, *flat, arrays | {"vectors.more": np.zeros(1)}]
 
 
-@pytest.mark.parametrize("precision", ["int8", "pca", "pq"])
+@pytest.mark.parametrize("precision", ["int8", "int5", "pca", "pq"])
 def test_malformed_arrays_are_refused(precision: Precision) -> None:
     cases = _broken(precision)
     assert len(cases) >= 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -436,7 +437,7 @@ class TestGlobalRefused:
         self._refuses(federation, file, "changed or damaged")
         file.write_bytes(bytes(data[106:]))
         self._refuses(federation, file, "not signed")
-        made = federation.sign("birch", Payload.from_bytes(message(federation.merge())))
+        made = federation.sign("birch", Payload.from_bytes(message(federation.merge(out="again"))))
         self._refuses(federation, made, "unknown key")
 
     def test_an_upload(self, federation: Federation) -> None:
@@ -732,3 +733,40 @@ def test_a_site_leaves_by_files_and_the_rest_is_as_if_it_had_never_sent(
         )
     with pytest.raises(ConfigError, match="holds nothing of 'oak'"):
         forget_site("oak", federation.state("server"), federation.root / "server/server.key", file)
+
+
+def test_no_output_takes_the_place_of_another_file(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {site: federation.export(site) for site in SITES[:2]}
+    root, stick = federation.root, federation.root / "stick"
+    (stick / "notes.txt").write_text("mine")
+    (stick / "link.fedvad").symlink_to(files["birch"])
+    os.link(files["birch"], stick / "hard.fedvad")
+    monkeypatch.chdir(stick)
+    before = files_of(root)
+    others = ["birch.fedvad", "../stick/birch.fedvad", "link.fedvad", "hard.fedvad", "notes.txt",
+              "../alder/alder.pub", "../alder/alder.key", "../trust/birch.pub"]  # fmt: skip
+    for name in others:
+        key = root / "alder" / "alder.key"
+        with pytest.raises(ConfigError):
+            export_upload(
+                federation.plants / "alder", federation.state("alder"), key, Path(name), index=0,
+                cache=federation.cache,
+            )  # fmt: skip
+        with pytest.raises(ConfigError):
+            merge_uploads(
+                [files["alder"]], root / "trust", root / "server/server.key",
+                federation.state("server"), Path(name),
+            )  # fmt: skip
+    assert files_of(root) == before
+    federation.export("alder")  # again, over its own
+    merged = federation.merge(files["alder"])
+    federation.merge(out="global")  # the last one again
+    run = root / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"mine": true}')
+    for out in (run, federation.plants / "alder", federation.plants / "alder/train/good"):
+        with pytest.raises(ConfigError):
+            federation.take("alder", merged, out=out)
+    assert files_of(run) == {"config.json": b'{"mine": true}'}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import fedvad
-from fedvad.data.folders import read_set
+from fedvad.data.folders import read_data, read_set
 from fedvad.data.labels import LabelNames
 from fedvad.detectors.memory.doubts import doubtful
 from fedvad.drawing.demo import write_demo
@@ -80,8 +80,6 @@ def test_train_learns_from_all_images_but_those_left_out(
 
 def test_an_image_left_out_is_accounted_for(mixed: Path) -> None:
     names = LabelNames(left_out=(ODD, "alder/train/good/none.png", "alder/test/good/000.png"))
-    from fedvad.data.folders import read_data
-
     reading = read_data(mixed, names)
     assert [len(site.train) for site in reading.sites] == [12, 12]
     left = reading.parts[0].skipped
@@ -89,6 +87,8 @@ def test_an_image_left_out_is_accounted_for(mixed: Path) -> None:
     assert [note.split(":")[0] for note in reading.notes] == [
         "--leave-out alder/train/good/none.png", "--leave-out alder/test/good/000.png",
     ]  # fmt: skip
+    # as an evaluation reads what a training read
+    assert LabelNames.of(None, None, before=names).left_out == names.left_out
     own = LabelNames(left_out=("train/good/odd.png",))
     assert len(read_set(mixed / "alder", names=own).train) == 12
 

@@ -191,7 +191,7 @@ class TestRunsThatAreNotSound:
     @pytest.mark.parametrize(
         "change",
         [
-            {"schema": 2}, {"kind": "detector"}, {"features": None}, {"features": {"layers": 1}},
+            {"schema": 99}, {"kind": "detector"}, {"features": None}, {"features": {"layers": 1}},
             {"sites": None}, {"sites": [{"name": "x"}]}, {"scoring": {"what": 1}},
         ],
     )  # fmt: skip

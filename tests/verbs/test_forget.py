@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,26 @@ def test_the_command(
     assert "'server' made it" in out
     assert run_main(monkeypatch, "forget", run, "--site", "birch") == 0
     assert "no receipt" in capsys.readouterr().out
+
+
+def test_a_site_of_a_federation_forgets_another_of_which_it_has_the_shared_rows(
+    run: Path, plants: Path, shared_cache: Path
+) -> None:
+    before = TrainedRun.load(run)
+    replace(before, sites={"alder": before.sites["alder"]}).save(run)  # as `bank import` makes one
+    told = fedvad.update(run, plants / "alder/test/good", cache=shared_cache)
+    assert told["sites"]["alder"]["rows"]["now"] > told["sites"]["alder"]["rows"]["before"]
+    updated = TrainedRun.load(run)
+    assert before.memory.origin is not None
+    assert updated.memory.origin is not None
+    for name in ("birch", "cedar"):
+        mine, theirs = (
+            m.take(m.origin.share_of(name) > 0) for m in (updated.memory, before.memory)
+        )
+        np.testing.assert_array_equal(mine.vectors, theirs.vectors)
+    fedvad.forget(run, site="birch")
+    left = TrainedRun.load(run).memory
+    assert left.origin is not None
+    assert {source.site for source in left.origin.sources} == {"alder", "cedar"}
+    rows = updated.memory.take(updated.memory.origin.share_of("birch") == 0)
+    np.testing.assert_array_equal(left.vectors, rows.vectors)

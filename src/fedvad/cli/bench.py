@@ -46,7 +46,7 @@ def bench(
     cache_size: CacheSizeOption = "20G",
     as_json: JsonOption = False,
 ) -> None:
-    """Compare methods over sets and seeds under one protocol; finished cells are kept."""
+    """Compare methods over sets and seeds under one protocol; what is finished is kept."""
     from fedvad.experiments.bench.scripts import COLLECTIONS
 
     if suite in COLLECTIONS:

@@ -18,7 +18,8 @@ _FEW, _SHOWN = 4, 12
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="Run folder, detector file, memory message, or folder of images.")
+        Path,
+        typer.Argument(help="Run folder, detector file, message of a site, or folder of images."),
     ],
     trust: Annotated[
         Path | None,
@@ -30,7 +31,7 @@ def inspect(
     defect: DefectOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in an artefact (arrays, sizes, provenance), or what a data folder is read as."""
+    """Say what is in a run or a file of fedvad's, or how a data folder will be read."""
     from fedvad.verbs.inspect import inspect as run_inspect
 
     described = run_inspect(path, trust=trust, good=good or (), defect=defect or ())

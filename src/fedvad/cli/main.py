@@ -63,7 +63,7 @@ class _Root(TyperGroup):
 app = typer.Typer(
     name="fedvad",
     cls=_Root,
-    help="Federated visual anomaly detection: pooled-data quality, no image leaves a site.",
+    help="Find defects in product photos; several sites learn together, no image leaves a site.",
     epilog="Exit codes: 0 ok, 1 doctor finds something wrong, 2 usage or configuration, 3 data, "
     "4 federation, 130 interrupted.",
     no_args_is_help=True,
@@ -133,7 +133,7 @@ def main() -> None:
     """Run the command line; errors of ours become one line and their exit code."""
     if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid in any encoding
         sys.stdout.reconfigure(errors="backslashreplace")
-    _end_on_sigterm()
+    _end_on_signals()
     try:
         if "" in sys.argv[1:]:  # as a path it would mean the folder one is in
             raise ConfigError("an argument is empty: a variable of the command line is not set")
@@ -149,15 +149,20 @@ def main() -> None:
         raise
 
 
-def _end_on_sigterm() -> None:
-    """Batch systems and `docker stop` send SIGTERM: it ends a verb as Ctrl-C does."""
+def _end_on_signals() -> None:
+    """Batch systems and `docker stop` send SIGTERM, a closed terminal SIGHUP: both end a verb as
+    Ctrl-C does, unless `nohup` had the second ignored.
+    """
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        hang_up = getattr(signal, "SIGHUP", None)  # there is none on Windows
+        if hang_up is not None and signal.getsignal(hang_up) == signal.SIG_DFL:
+            signal.signal(hang_up, signal.default_int_handler)
 
 
 def _interrupted() -> NoReturn:
     typer.echo(
-        "interrupted; train and distill go on with --resume, other verbs with the same command",
+        "interrupted; continue train and distill with --resume, other verbs with the same command",
         err=True,
     )
     sys.exit(INTERRUPTED)

@@ -58,7 +58,9 @@ def train(
 ) -> None:
     """Train one detector per site. No image leaves its site.
 
-    Memory methods exchange reduced patch vectors, student methods network weights.
+    For example: fedvad train DATA --out run --compare local
+
+    Memory methods exchange vectors of image patches, student methods network weights.
     """
     from fedvad.runs.config import resolve_config
     from fedvad.verbs.tracking import check_tracker
@@ -72,10 +74,10 @@ def train(
             data, out, resolved, cache=open_cache(cache, cache_size), resume=resume,
             progress=progress,
         )  # fmt: skip
-    told = None if tracker is None else run_track(out, tracker)
+    tracked = None if tracker is None else run_track(out, tracker)
     if as_json:
         print_json(results.to_dict())
         return
     show_results(results, out)
-    if told is not None:
-        typer.echo(f"Tracked by {tracker}: {told}")
+    if tracked is not None:
+        typer.echo(f"Tracked by {tracker}: {tracked}")

@@ -133,6 +133,8 @@ def format_of(head: bytes, name: str) -> str:
     if head[4:12] in (b"ftypmif1", b"ftypmsf1") and _lists_avif(head):
         return "AVIF"
     why = unread_reason(Path(name))
+    if head.startswith(b"version https://git-lfs"):
+        why = "is a pointer of Git LFS, not the image itself: git lfs pull fetches it"
     if why is not None:
         raise ImageError(f"{name}: {why}")
     raise ImageError(f"{name}: is not a {_NAMES} image")

@@ -68,7 +68,8 @@ class LabelNames:
     @classmethod
     def of(cls, good: Names, defect: Names, before: LabelNames | None = None) -> LabelNames:
         """As a caller gives them: a name, several, or None; raises `ConfigError` otherwise."""
-        return cls(_names(good, "good"), _names(defect, "defect"), before)
+        left_out = () if before is None else before.left_out
+        return cls(_names(good, "good"), _names(defect, "defect"), before, left_out)
 
     def rule(self, name: str) -> tuple[bool, str] | None:
         """Whether the folder is one of normal images, and by which rule; None: it looks like one.

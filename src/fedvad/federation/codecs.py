@@ -7,14 +7,16 @@ as readable as a message, no round is spent on agreeing, and no site needs anoth
 | --- | --- | --- |
 | `float32`, `float16` | 4 d, 2 d | none; rounding to 11 bits |
 | `int8` | d + 2 | 1/255 of the row's largest value at most (1/127 with signs) |
+| `int5` | d + 2, deflated to about half | 1/31 of that value at most (1/15 with signs) |
 | `pca` | d/4 + 2, and a basis of d²/2 bytes | what the d/4 strongest directions miss, and int8 |
 | `pq` | d/8, and codebooks of 512 d bytes | product quantisation: 8 values share a byte |
 
-What `int8` has coded once it codes to the same bytes again, as plain floats do.
+What `int8` or `int5` has coded once it codes to the same bytes again, as plain floats do.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -30,30 +32,34 @@ __all__ = [
     "downlink_precision",
     "encode",
     "overhead_bytes",
+    "packed",
     "plain_dtype",
     "rounding",
     "row_bytes",
+    "unpacked",
 ]
 
-Precision = Literal["float16", "float32", "int8", "pca", "pq"]
+Precision = Literal["float16", "float32", "int8", "int5", "pca", "pq"]
 Arrays = dict[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float32]
 
+_BITS = {"int8": 8, "int5": 5}
 _KEPT = 4  # pca keeps one direction for each 4 values
 _GROUP = 8  # values that share a byte of pq
 _CODES = 256
+_SCALES = {"int8": "vectors.scale", "int5": "vectors.step"}
 _LOWEST, _HIGHEST = -100, 100  # exponents of scales
 _ITERATIONS = 20
 _MOST_VALUES = 1 << 29  # 2 GB in float32
 
 
 def row_bytes(precision: Precision, dim: int) -> int:
-    """Bytes of one vector of `dim` values, without weight and spread."""
+    """Bytes of one vector of `dim` values, without weight and spread; before `packed`."""
     if precision == "pca":
         return _directions(dim) + 2
     if precision == "pq":
         return _groups(dim)
-    return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim + 2}[precision]
+    return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim + 2, "int5": dim + 2}[precision]
 
 
 def overhead_bytes(precision: Precision, dim: int) -> int:
@@ -78,14 +84,14 @@ def encode(vectors: Floats, precision: Precision, *, seed: int = 0) -> Arrays:
 
     Plain floats beyond the range become infinite. Source: Jégou et al. 2011 for pq.
     """
-    if precision == "int8":
-        codes, scales = _quantise(vectors)
-        return {"vectors": codes, "vectors.scale": scales}
+    if precision in _BITS:
+        codes, scales = _quantise(vectors, _BITS[precision])
+        return {"vectors": codes, _SCALES[precision]: scales}
     if precision == "pca":
         return _encode_pca(vectors)
     if precision == "pq":
         return _encode_pq(vectors, seed)
-    return {"vectors": cast(vectors, precision)}
+    return {"vectors": cast(vectors, plain_dtype(precision))}
 
 
 def decode(arrays: Arrays) -> Floats:
@@ -102,8 +108,9 @@ def decode(arrays: Arrays) -> Floats:
             raise PayloadError(f"vectors of a message must be floating point, not {codes.dtype}")
         with np.errstate(over="ignore"):  # what overflows float32 is refused as infinite
             return as_float32(codes)
-    if names == {"vectors", "vectors.scale"}:
-        return _scaled(codes, arrays["vectors.scale"])
+    for scale in _SCALES.values():
+        if names == {"vectors", scale}:
+            return _scaled(codes, arrays[scale])
     if names == {"vectors", "vectors.scale", "vectors.basis", "vectors.mean"}:
         return _decode_pca(arrays)
     if names == {"vectors", "vectors.codebooks", "vectors.length"}:
@@ -116,15 +123,57 @@ def rounding(precision: Precision) -> Callable[[Floats], Floats]:
     return lambda vectors: decode(encode(vectors, precision))
 
 
-def _quantise(values: Floats) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16]]:
+def packed(arrays: Arrays) -> Arrays:
+    """The arrays of a message as they are written: codes of `int5` deflated, column by column,
+    since the values of one feature resemble each other; others as they are.
+    """
+    if _SCALES["int5"] not in arrays:
+        return arrays
+    codes = arrays["vectors"]
+    deflated = zlib.compress(np.ascontiguousarray(codes.T).tobytes(), 9)
+    return {name: array for name, array in arrays.items() if name != "vectors"} | {
+        "vectors.deflated": np.frombuffer(deflated, np.uint8),
+        "vectors.length": np.array([codes.shape[1]], np.int32),
+    }
+
+
+def unpacked(arrays: Arrays) -> Arrays:
+    """What `packed` was given; raises `PayloadError` for what is not of its making."""
+    names = {"vectors.deflated", "vectors.length", _SCALES["int5"]}
+    if "vectors.deflated" not in arrays:
+        return arrays
+    if not names <= set(arrays) or "vectors" in arrays:
+        raise PayloadError(f"deflated vectors of a message need {sorted(names)}")
+    deflated, length, scales = (arrays[name] for name in sorted(names))
+    if deflated.dtype != np.uint8 or length.dtype != np.int32 or length.shape != (1,):
+        raise PayloadError("deflated vectors of a message must be bytes, with one length")
+    rows, dim = len(np.atleast_1d(scales)), int(length[0])
+    if dim < 1:
+        raise PayloadError(f"vectors of a message cannot have {dim} values")
+    _check_size(rows, dim)
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(deflated.tobytes(), rows * dim + 1)
+    except zlib.error as error:
+        raise PayloadError(f"deflated vectors of a message are damaged: {error}") from error
+    if len(data) != rows * dim or not inflate.eof or inflate.unused_data:
+        raise PayloadError(f"deflated vectors of a message are not {rows} rows of {dim} values")
+    codes = np.ascontiguousarray(np.frombuffer(data, np.uint8).reshape(dim, rows).T)
+    return {name: array for name, array in arrays.items() if name not in names} | {
+        "vectors": codes,
+        _SCALES["int5"]: scales,
+    }
+
+
+def _quantise(values: Floats, bits: int = 8) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16]]:
     """(m, d) bytes and (m,) scales: value = byte * 2 ** (scale // 2).
 
     An odd scale says that the row's bytes are signed; rows without negative values, as most
-    features are, use all eight bits for the size. Scales are powers of two and each row's own, so
+    features are, use all `bits` for the size. Scales are powers of two and each row's own, so
     that what was decoded is encoded to the same bytes again, alone or among other rows.
     """
     signed = (values < 0).any(axis=1)
-    limit = np.where(signed, 127, 255)
+    limit = np.where(signed, 2 ** (bits - 1) - 1, 2**bits - 1)
     top = np.abs(values).max(axis=1, initial=0.0).astype(np.float64)
     with np.errstate(divide="ignore"):
         wanted = np.ceil(np.log2(top / limit))

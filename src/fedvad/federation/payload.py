@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedvad.errors import MemoryBankError, PayloadError
-from fedvad.federation.codecs import Precision, decode, encode, plain_dtype
+from fedvad.federation.codecs import Precision, decode, encode, packed, plain_dtype, unpacked
 from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.origin import ORIGIN_ARRAYS, origin_from
@@ -74,7 +74,8 @@ class Payload:
         """Serialise; what is logged as traffic is the length of this."""
         from safetensors.numpy import save
 
-        contiguous = {k: np.ascontiguousarray(self.arrays[k]) for k in sorted(self.arrays)}
+        arrays = packed(self.arrays)
+        contiguous = {k: np.ascontiguousarray(arrays[k]) for k in sorted(arrays)}
         data: bytes = save(contiguous, {_HEADER: self.manifest.model_dump_json()})
         return data
 
@@ -107,7 +108,7 @@ class Payload:
                 f"message has schema {manifest.schema_version}, this fedvad speaks {SCHEMA} and "
                 f"{WITH_ORIGIN}"
             )
-        return cls(manifest, arrays)
+        return cls(manifest, unpacked(arrays))
 
 
 def bank_arrays(bank: MemoryBank, precision: Precision) -> dict[str, npt.NDArray[Any]]:

@@ -57,11 +57,16 @@ class SigningKey:
     _private: Ed25519PrivateKey
     public: bytes
 
+    @property
+    def beginning(self) -> bytes:
+        """What every file begins with that this key signed."""
+        return _MAGIC + _VERSION.to_bytes(2, "little") + self.public
+
     def sign(self, message: bytes) -> bytes:
         """The frame around a message; equal messages give equal frames."""
         version = _VERSION.to_bytes(2, "little")
         signature = self._private.sign(_DOMAIN + version + message)
-        return _MAGIC + version + self.public + signature + message
+        return self.beginning + signature + message
 
 
 @dataclass(frozen=True, eq=False)

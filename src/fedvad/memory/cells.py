@@ -12,7 +12,7 @@ from fedvad.memory.distances import TILE, row_argmin, squared_norms
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LARGEST_K", "THOROUGH", "USUAL", "CellIndex", "Effort"]
+__all__ = ["LARGEST_K", "THOROUGH", "USUAL", "CellIndex", "Effort", "principal_axes"]
 
 
 class Effort(NamedTuple):
@@ -57,7 +57,7 @@ class CellIndex:
         # distances are differences of squared lengths: short vectors keep them accurate
         mean = vectors.double().mean(0)
         centred = vectors.double() - mean
-        axes = _principal_axes(centred[drawn[:_AXES_FROM]], min(principal, dim), generator)
+        axes = principal_axes(centred[drawn[:_AXES_FROM]], min(principal, dim), generator)
         points = centred @ axes
         count = max(1, round(m**0.5 / 2))
         centres = _lloyd(points[drawn[: _LEARNED_FROM * count]], count)
@@ -88,6 +88,8 @@ class CellIndex:
         import torch
 
         probes, kept = min(effort.probes, len(self.sizes)), k * effort.kept
+        measured = k * effort.measured
+        ranked = probes * kept > measured
         rows = torch.addmm(self.offset, patches, self.axes)
         near = (rows @ self.centres).topk(probes, dim=1, largest=False).indices
         cell_of, pairs = near.reshape(-1).sort(stable=True)
@@ -106,15 +108,16 @@ class CellIndex:
                 for i in range(kept):
                     best = rough.argmin(1)
                     found[at:end, i] = best + first
-                    values[at:end, i] = rough[each, best]
-                    rough[each, best] = np.inf
+                    if ranked:
+                        values[at:end, i] = rough[each, best]
+                    if i + 1 < kept:
+                        rough[each, best] = np.inf
             start += count
             first += width
         back = torch.empty_like(pairs)
         back[pairs] = torch.arange(len(pairs))
         shortlist = torch.from_numpy(found)[back].view(len(patches), -1)
-        measured = k * effort.measured
-        if shortlist.shape[1] > measured:
+        if ranked:
             rough_values = torch.from_numpy(values)[back].view(len(patches), -1)
             best_of_all = rough_values.topk(measured, dim=1, largest=False)
             shortlist = shortlist.gather(1, best_of_all.indices)
@@ -166,7 +169,7 @@ def _nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     return row_argmin(torch.addmm(squared_norms(centres), points, centres.T, alpha=-2))
 
 
-def _principal_axes(centred: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+def principal_axes(centred: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """Orthonormal (d, count) axes of most of the variance, by subspace iteration."""
     import torch
 

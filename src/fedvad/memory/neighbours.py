@@ -132,7 +132,8 @@ class NeighbourIndex:
         import torch
 
         # from differences: no cancellation, so a stored vector is at 0
-        measured = torch.linalg.vector_norm(self._vectors[found] - points[:, None], dim=2)
+        apart = self._vectors[found].sub_(points[:, None])
+        measured = torch.linalg.vector_norm(apart, dim=2)
         if self._excluded is not None:
             measured.masked_fill_(self._excluded[found], float("inf"))
         measured, order = measured.sort(dim=1)

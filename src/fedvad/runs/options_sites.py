@@ -75,8 +75,8 @@ class SiteOptions(BaseModel):
     image_size: Size = _features(
         "auto",
         "Pixels at which images are read: 256 (a square), 256x512 (height x width), fit:256x512 or "
-        "short:256 (proportions kept). auto follows from the images, where all sites' are seen; it "
-        "is 256 elsewhere.",
+        "short:256 (proportions kept). auto chooses by the images of all sites; where nobody sees "
+        "them all (bank, deploy) it is 256.",
         everyday=True,
     )
     tiles: int | None = _memory_features(
@@ -207,7 +207,7 @@ class SiteOptions(BaseModel):
     precision: Precision = _federation(
         "float16",
         "Number format of the memory rows (patch vectors) that travel. int8 halves the bytes of "
-        "float16; pca and pq need fewer still and cost accuracy.",
+        "float16, int5 takes less than a third; pca and pq need fewer still and cost accuracy.",
         everyday=True,
     )
     merge: MergeMode = _federation(

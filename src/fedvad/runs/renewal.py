@@ -40,6 +40,7 @@ __all__ = [
     "check_origin",
     "last_round",
     "merge_again",
+    "merged_memory",
     "renew_thresholds",
     "replace_run",
     "take_back",
@@ -81,7 +82,15 @@ def _rounds_of(bank: MemoryBank) -> list[int]:
 
 
 def merge_again(run: TrainedRun, config: TrainConfig, without: Collection[str] = ()) -> TrainedRun:
-    """The run with the memory that the server makes of its sites' memories.
+    """The run with the `merged_memory` of its sites, and its scale of distances."""
+    memory = merged_memory(run, config, without)
+    return replace(run, memory=memory, scale=distance_scale(memory, run.scoring))
+
+
+def merged_memory(
+    run: TrainedRun, config: TrainConfig, without: Collection[str] = ()
+) -> MemoryBank:
+    """The memory that the server makes of the memories of a run's sites.
 
     With the defence, the codec and the thinning of the training. Of a run as it was trained it is
     the same memory to the bit, but for rows that a site without news repeats to be heard of.
@@ -101,8 +110,7 @@ def merge_again(run: TrainedRun, config: TrainConfig, without: Collection[str] =
                 exchange.accept(_upload(run, config, name, sites[name], round_))
             except PayloadError as error:  # as a round of the training would go on without it
                 log.warning("%s: its rows of round %d are refused: %s", name, round_, error)
-    memory = bank_from(exchange.merge(last_round(run)))
-    return replace(run, memory=memory, scale=distance_scale(memory, run.scoring))
+    return bank_from(exchange.merge(last_round(run)))
 
 
 def _elsewhere(run: TrainedRun, patches: int) -> dict[str, SiteMemory]:

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from fedvad.data.contents import described
 from fedvad.detectors.base import NormalFeatures
-from fedvad.detectors.calibration import held_out_scores
+from fedvad.detectors.calibration import UnseenScorer
 from fedvad.evaluation.federated import federated_thresholds
 from fedvad.evaluation.histograms import count, threshold_of_counts
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.half import to_float
 from fedvad.runs.config import Reference, ThresholdRule, TrainConfig
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.progress import Progress, Stage
@@ -56,28 +57,36 @@ def calibrate(
     stage = Stage(progress, "thresholds", len(references) * sum(map(len, held_out.values())))
     found = Calibration(images=sum(map(len, held_out.values())))
     scores: dict[Reference, dict[str, Scores]] = {reference: {} for reference in references}
-    # one index for all sites, which differ by their generators only
-    shared = run.detector(None, extractor, "global").scorer
+
+    def unseen(name: str | None, reference: Reference) -> UnseenScorer:
+        return UnseenScorer(
+            run.detector(name, extractor, reference).scorer,
+            leave_one_out=config.calibration_mode == "leave-one-out",
+            stored=config.stored_form(),
+        )
+
+    # one for all sites, which differ by their generators only
+    shared = unseen(None, "global")
     for name, model in run.sites.items():
-        for reference in references:
-            if reference == "local" and len(model.bank) == 0:  # took part in no round
-                continue
-            if reference == "global":
-                scorer = shared
-            else:
-                scorer = run.detector(name, extractor, reference).scorer
-            own = np.asarray(
-                held_out_scores(
-                    held_out[name],
-                    scorer,
-                    model.generator,
-                    leave_one_out=config.calibration_mode == "leave-one-out",
-                    stored=config.stored_form(),
-                    on_image=stage,
-                )
+        scorers = {
+            reference: shared if reference == "global" else unseen(name, reference)
+            for reference in references
+            # a site without rows of its own took part in no round
+            if reference != "local" or len(model.bank)
+        }
+        own: dict[Reference, list[float]] = {reference: [] for reference in scorers}
+        for descriptors, copies in held_out[name].with_copies():
+            patches = to_float(descriptors)
+            for reference, scorer in scorers.items():
+                score = scorer.score(patches, model.generator, copies=copies)
+                if score is not None:
+                    own[reference].append(score)
+                stage()
+        for reference, values in own.items():
+            scores[reference][name] = np.asarray(values)
+            found.counts[reference] = found.counts.get(reference, 0) + count(
+                scores[reference][name]
             )
-            scores[reference][name] = own
-            found.counts[reference] = found.counts.get(reference, 0) + count(own)
     if config.threshold_rule == "federated" and len(run.sites) < 2:
         log.info("thresholds from this site's own scores: those of other sites are not here")
     for reference, by_site in scores.items():

@@ -63,7 +63,8 @@ class TrainConfig(DeclaredOptions):
         if self.calibration == "leave-one-out" and not self.keeps_patches:
             raise ValueError(
                 "calibration 'leave-one-out' needs a memory of real patches (reduce coreset, pull "
-                "0, update grow, merge concat or kcenter, precision float16 or int8); use 'holdout'"
+                "0, update grow, merge concat or kcenter, precision float16, int8 or int5); use "
+                "'holdout'"
             )
         if self.merge == "average" and self.reduce != "position":
             raise ValueError("merge 'average' needs reduce 'position': other rows have no partners")
@@ -105,7 +106,7 @@ class TrainConfig(DeclaredOptions):
             and self.pull == 0
             and self.update == "grow"
             and self.merge != "kmeans"
-            and self.precision in ("float16", "int8")
+            and self.precision in ("float16", "int8", "int5")
         )
 
     def stored_form(self) -> Callable[[FloatArray], FloatArray] | None:

@@ -72,8 +72,8 @@ class TrainOptions(TypedDict, total=False):
         filterbank need none; a timm model without it is downloaded, or read from timm's cache.
         [default: none]
     image_size: Pixels at which images are read: 256 (a square), 256x512 (height x width),
-        fit:256x512 or short:256 (proportions kept). auto follows from the images, where all sites'
-        are seen; it is 256 elsewhere. [default: auto]
+        fit:256x512 or short:256 (proportions kept). auto chooses by the images of all sites; where
+        nobody sees them all (bank, deploy) it is 256. [default: auto]
     tiles: Side of the squares in which images are read, a multiple of 32. With image_size auto,
         images are read at their full size. [from 64 to 2048 pixels; default: none]
     region: Where to look: LEFT,TOP,RIGHT,BOTTOM in percent of width and height, the corners
@@ -94,8 +94,8 @@ class TrainOptions(TypedDict, total=False):
     upload_bytes: Greatest size of what a site sends in one round. [at least 4096 bytes; default:
         1000000]
     precision: Number format of the memory rows (patch vectors) that travel. int8 halves the bytes
-        of float16; pca and pq need fewer still and cost accuracy. [one of float16, float32, int8,
-        pca, pq; default: float16]
+        of float16, int5 takes less than a third; pca and pq need fewer still and cost accuracy.
+        [one of float16, float32, int8, int5, pca, pq; default: float16]
     memory_rows: Greatest number of rows (patch vectors) of the global memory. concat thins out to
         it by k-center selection. [at least 1; default: 32768; 2000 for kmeans and kcenter]
     defence: Whether the server protects itself from manipulated uploads. robust leaves out sites
@@ -222,7 +222,7 @@ class TrainOptions(TypedDict, total=False):
     join: Mapping[str, int]
     upload_bytes: int
     upload_rows: int
-    precision: Literal["float16", "float32", "int8", "pca", "pq"]
+    precision: Literal["float16", "float32", "int8", "int5", "pca", "pq"]
     merge: Literal["concat", "kmeans", "kcenter", "average"]
     memory_rows: int | None
     defence: Literal["none", "robust"]

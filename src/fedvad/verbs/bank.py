@@ -77,6 +77,7 @@ def export_upload(
         guard_output_file(
             out, "--out", data=data, sites=[member_site],
             others=[key, config.weights, config_file, *state_dir.glob("**/*")],
+            own=signing.beginning,
         )  # fmt: skip
         known = load_global(state_dir)
         round_ = 1 if known is None else known.manifest.round + 1

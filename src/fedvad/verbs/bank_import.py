@@ -29,11 +29,17 @@ from fedvad.runs.bank_state import (
 )
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import fingerprint
-from fedvad.runs.guards import guard_plain_folder
+from fedvad.runs.guards import guard_output_folder, guard_plain_folder
 from fedvad.runs.method import Method, make_method
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.remote import remote
-from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE, write_config, write_ledger
+from fedvad.runs.run_folder import (
+    CONFIG_FILE,
+    DETECTOR_FILE,
+    read_config,
+    write_config,
+    write_ledger,
+)
 from fedvad.runs.thresholds import Calibration
 from fedvad.verbs.bank import one_site
 
@@ -76,9 +82,10 @@ def import_global(
         state, known = load_site(state_dir), load_global(state_dir)
         if out is not None:
             _check_out(out, state)
-            guard_plain_folder(
-                out, "--out", [state.data if data is None else data] if state else []
-            )
+            assert state is not None
+            images = state.data if data is None else data
+            guard_plain_folder(out, "--out", [images])
+            guard_output_folder(out, "--out", data=images, sites=[])
         try:
             signed = read_bounded(file, max_bytes)
             merged = _checked_global(signed, trusted, max_bytes)
@@ -186,6 +193,11 @@ def _check_out(out: Path, state: SiteState | None) -> None:
         )
     if (out / DETECTOR_FILE).exists() or (out.exists() and not out.is_dir()):
         raise ConfigError(f"{out} already holds something: choose another --out, or remove it")
+    if (out / CONFIG_FILE).exists():
+        try:
+            read_config(out)
+        except ArtefactError as error:
+            raise ConfigError(f"{out} holds something else: choose another --out") from error
     if (out / CONFIG_FILE).exists() and (out / "state").exists():
         raise ConfigError(f"{out} holds an unfinished training: choose another --out")
 

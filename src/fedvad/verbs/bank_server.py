@@ -134,6 +134,7 @@ def merge_uploads(
         keys = [] if trust is None else [trust, *trust.glob("*.pub")]
         guard_output_file(
             out, "--out", others=[key, config_file, *keys, *files, *state_dir.glob("**/*")],
+            own=signing.beginning,
         )  # fmt: skip
         state = load_state(state_dir)
         if not files:

@@ -62,10 +62,11 @@ def export_scores(run: Path, key: Path, out: Path) -> dict[str, Any]:
     if config.threshold_rule != "federated":
         raise ConfigError(f"{run} has threshold_rule {config.threshold_rule!r}: its own suffice")
     shared, site = _of(run)
-    guard_output_file(out, "--out", others=[key, *run.glob("**/*")])
+    signing = read_private_key(key)
+    guard_output_file(out, "--out", others=[key, *run.glob("**/*")], own=signing.beginning)
     scores = scores_of(run, site)
     values = {"site": site, "shared": shared, "target_fpr": config.target_fpr, SCORES: scores}
-    _write(out, read_private_key(key), {"kind": "scores"} | values)
+    _write(out, signing, {"kind": "scores"} | values)
     return {"path": str(out), "site": site, "scores": {name: len(s) for name, s in scores.items()}}
 
 
@@ -78,7 +79,7 @@ def merge_scores(files: Sequence[Path], trust: Path, key: Path, out: Path) -> di
     """
     signing, trusted = read_private_key(key), read_trusted_keys(trust)
     keys = [trust, *trust.glob("*.pub")]
-    guard_output_file(out, "--out", others=[key, *keys, *files])
+    guard_output_file(out, "--out", others=[key, *keys, *files], own=signing.beginning)
     sent: dict[str, _Sent] = {}
     refused: dict[str, str] = {}
     for path in files:

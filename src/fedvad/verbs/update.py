@@ -37,6 +37,7 @@ from fedvad.runs.renewal import (
     check_origin,
     last_round,
     merge_again,
+    merged_memory,
     renew_thresholds,
     replace_run,
     take_back,
@@ -80,7 +81,7 @@ def update(
         check_origin(run, run_folder)
         images, known = _new_images(run, config, data, site, extractor, progress)
         fitting, held_out = split_held_out(images, config)
-        before = _alarms(run, config, held_out, extractor, progress)
+        before = _alarms(run, held_out, extractor, progress)
         updated = merge_again(_grown(run, config, fitting), config)
         scores = _scores(updated, config, held_out, extractor, progress)
         renew_thresholds(updated, config, scores)
@@ -195,39 +196,54 @@ def _defects(site: SiteMemory) -> set[str]:
 def _grown(
     run: TrainedRun, config: TrainConfig, images: Mapping[str, NormalFeatures]
 ) -> TrainedRun:
-    """With the sites' memories after a round of their own on the new images."""
-    round_, dim = last_round(run) + 1, run.memory.dim
-    # the whole share of patches that a training looks at, in one round
-    options = replace(config.memory(dim), candidates=config.candidates)
-    sites = dict(run.sites)
+    """With the sites' memories after as many rounds on the new images as a training has."""
+    first, dim = last_round(run) + 1, run.memory.dim
     order = [*sorted(run.sites), *sorted(set(images) - set(run.sites))]
+    members, news = {}, {}
     for name, features in images.items():
         seed = site_seed(config.seed, order.index(name))
-        member = MemorySite(features, options, seed=seed)
-        before = sites.get(name)
-        if before is not None:
-            member.bank = before.bank
-        new = member.update(round_, run.memory)
-        own = [] if before is None else [before.bank]
-        if before is not None:
-            known = concatenate([run.memory, before.bank])
-            new = new.take(~never_normal(new.vectors, known.vectors, before))
-        if new.origin is not None and len(new):  # else there was no news
-            own.append(new.rescaled(float(member.n_patches)))
-        bank = bounded(concatenate(own), config.rows(dim) * config.rounds, seed)
-        count = len(features) + (0 if before is None else before.n_images)
-        bank = bank.rescaled(float(count * member.patches_per_image))
-        model = before or SiteMemory(bank, Generator.identity(dim))
-        sites[name] = replace(model, bank=bank, n_images=count)
+        members[name] = MemorySite(features, config.memory(dim), seed=seed, rounds=config.rounds)
+        if name in run.sites:
+            members[name].bank = run.sites[name].bank
+        news[name] = MemoryBank.empty(dim)
+    grown = run
+    for round_ in range(first, first + config.rounds):
+        for name, member in members.items():
+            new = member.update(round_, grown.memory)
+            if name in run.sites:
+                known = concatenate([run.memory, run.sites[name].bank])
+                new = new.take(~never_normal(new.vectors, known.vectors, run.sites[name]))
+            if new.origin is not None:  # else there was no news
+                news[name] = concatenate([news[name], new])
+        sites = {n: _joined(run, n, member, news[n]) for n, member in members.items()}
+        grown = replace(run, sites={**run.sites, **sites})
+        grown = replace(grown, memory=merged_memory(grown, config))
+    most = config.rows(dim) * config.rounds
+    sites = {
+        name: replace(site, bank=bounded(site.bank, most, members[name].seed))
+        if name in members
+        else site
+        for name, site in grown.sites.items()
+    }
     # thresholds of the run as it was must not change with those of the new one
     return replace(
         run, sites={n: replace(s, thresholds=dict(s.thresholds)) for n, s in sites.items()}
     )
 
 
+def _joined(run: TrainedRun, name: str, member: MemorySite, new: MemoryBank) -> SiteMemory:
+    """A site with rows of new images: old and new ones weigh as many patches as there are."""
+    before = run.sites.get(name) or SiteMemory(
+        MemoryBank.empty(run.memory.dim), Generator.identity(run.memory.dim)
+    )
+    count = before.n_images + len(member.features)
+    bank = concatenate([before.bank, new.rescaled(float(member.n_patches))])
+    bank = bank.rescaled(float(count * member.patches_per_image))
+    return replace(before, bank=bank, n_images=count)
+
+
 def _alarms(
     run: TrainedRun,
-    config: TrainConfig,
     held_out: Mapping[str, NormalFeatures],
     extractor: FeatureExtractor,
     progress: Progress,

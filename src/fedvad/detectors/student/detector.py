@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from fedvad.data.contents import normals
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Arrays, Detector, Pictures, Scores, Values, collected
 from fedvad.detectors.scoring import ScoringConfig, image_score, smooth
+from fedvad.detectors.student.kept import option_names, plain, restored, tupled
 from fedvad.detectors.student.loss import Combine
 from fedvad.detectors.student.parameters import (
     buffers_of,
@@ -117,7 +118,7 @@ class StudentDetector(Detector):
         Raises `TypeError` for keys that do not belong there, `ConfigError` for values.
         """
         tables = {
-            name: replace(getattr(cls, name), **_tupled(value))
+            name: replace(getattr(cls, name), **tupled(value))
             for name, value in table.items()
             if is_dataclass(getattr(cls, name, None))
         }
@@ -235,7 +236,7 @@ class StudentDetector(Detector):
         }
         arrays |= {f"buffers/{n}": a for n, a in buffers_of(net.student).items()}
         values = {
-            "options": {name: _plain(value) for name, value in self._options().items()},
+            "options": {name: plain(value) for name, value in self._options().items()},
             "seed": self.seed,
             "scale": scale,
             "log": None if self.log_ is None else asdict(self.log_),
@@ -245,7 +246,7 @@ class StudentDetector(Detector):
     @classmethod
     def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
         """See `Detector.from_state`; raises `TypeError` for weights that are not this student's."""
-        options = cls._restored(values["options"])
+        options = restored(cls, values["options"])
         detector = cls(extractor=extractor, seed=values["seed"], **options)
         net = detector.network()
         try:
@@ -271,19 +272,7 @@ class StudentDetector(Detector):
         return {name: getattr(self, name) for name in self.site.options}
 
     def _options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _option_names(type(self))}
-
-    @classmethod
-    def _restored(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Options as the constructor takes them from those of `state`, where groups are tables."""
-        made = {
-            name: type(getattr(cls, name))(**_tupled(options[name]))
-            for name in _option_names(cls)
-            if is_dataclass(getattr(cls, name))
-        }
-        if options.get("textures") is not None:
-            made["textures"] = Path(options["textures"])
-        return _tupled(options) | made
+        return {name: getattr(self, name) for name in option_names(type(self))}
 
     def _check(self) -> None:
         if self.combine not in ("product", "sum"):
@@ -334,21 +323,3 @@ class StudentDetector(Detector):
 
     def _smooth(self, map_: FloatArray) -> FloatArray:
         return smooth(np.ascontiguousarray(map_, dtype=np.float32), self.smooth)
-
-
-def _option_names(kind: type[StudentDetector]) -> list[str]:
-    """Options that its file holds as such, in their order there."""
-    apart = ("extractor", "seed", "train")
-    return [*(field.name for field in fields(kind) if field.name not in apart), "train"]
-
-
-def _plain(value: Any) -> Any:
-    """An option as JSON holds it."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return str(value) if isinstance(value, Path) else value
-
-
-def _tupled(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table whose lists, the only form that files have, become tuples."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}

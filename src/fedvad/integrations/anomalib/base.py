@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from anomalib.pre_processing import PreProcessor
 from torch import nn
 from torchvision.transforms.v2 import Resize
 
-from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import choose_images, held_out_scores
 from fedvad.detectors.memory.site import FedDyMemConfig, round_seed
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
@@ -155,7 +154,7 @@ class MemoryModule(AnomalibModule):  # type: ignore[misc]
     def _own_threshold(self, images: Sequence[HalfArray]) -> float | None:
         """From normal images, each scored by the memory without its own patches."""
         scores = held_out_scores(
-            cast(NormalFeatures, images),  # which a list of descriptors serves as well as
+            images,
             MemoryScorer(self.model.bank, self.model.scoring),
             self.model.generator,
             leave_one_out=True,
