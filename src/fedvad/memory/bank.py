@@ -127,10 +127,13 @@ class MemoryBank:
 
     def canonical(self) -> MemoryBank:
         """The same rows in an order that does not depend on the order they are in now."""
-        rows = np.column_stack([self.vectors, self.weights.view(np.float32).reshape(-1, 2)])
-        rows = np.column_stack([rows, self.spread])
+        rows = np.column_stack(
+            [self.vectors, self.weights.view(np.float32).reshape(-1, 2), self.spread]
+        )
         as_bytes = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))[:, 0]
-        return self.take(np.argsort(as_bytes, kind="stable"))
+        order = np.argsort(as_bytes, kind="stable")
+        del rows, as_bytes  # of a large federation there is no room for another copy
+        return self.take(order)
 
 
 def concatenate(banks: Sequence[MemoryBank]) -> MemoryBank:
