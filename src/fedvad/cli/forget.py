@@ -53,7 +53,8 @@ def forget(
     receipt: Annotated[
         Path | None,
         typer.Option(
-            help="Where to write the receipt [default: forgot-SITE.fedvad in RUN]",
+            help="Where to write the receipt [default: in RUN, forgot-SITE.fedvad or "
+            "forgot-SITE-IMAGE.fedvad]",
             show_default=False,
         ),
     ] = None,

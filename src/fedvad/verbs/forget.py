@@ -74,21 +74,22 @@ def forget(
 
     The other sites' memories are merged again. After one round that is the federation that never
     had the site, to the bit, its sites' seeds being what they were. After more rounds the others
-    did not send what the site had sent before: with `data` they fill that in by one more round.
+    did not send what the site had sent before: with `data` they send it after all, see
+    `runs.repair`.
 
     site: who leaves; may be omitted with `image` where the run has one. image: file of the site,
     or the digest of one that is gone, to forget in place of the whole site. data: folder of the
-    sites that stay, for that round and for exact thresholds; without it, thresholds rest on
-    scores against the memory before, and a warning says so. key: private key that signs the
-    receipt; receipt: where to write it, `forgot-SITE.fedvad` in the run folder by default.
+    sites that stay, for that and for exact thresholds; without it, thresholds rest on scores
+    against the memory before, and a warning says so. key: private key that signs the receipt;
+    receipt: where to write it, by default `forgot-SITE.fedvad` or `forgot-SITE-IMAGE.fedvad` in
+    the run folder.
 
     Results, report and pictures of the training are removed, as is what `update` kept. Raises
     `ConfigError` (also while another process works on the run), `DataError`.
     """
     with only_one(run_folder):
         signing = None if key is None else read_private_key(key)
-        target = receipt or run_folder / f"forgot-{site or 'image'}.fedvad"
-        if (done := _finished(run_folder, site, target)) is not None:
+        if (done := _finished(run_folder, site, receipt)) is not None:
             return done
         run, config, extractor = open_memory_run(
             run_folder, weights=weights, engine=engine, device=device, cache=cache
@@ -135,6 +136,7 @@ def forget(
                 write_atomically(run_folder / _PENDING, receipt_bytes(told, signing))
 
         replace_run(run_folder, left, keep=False, first=sign)
+        target = receipt or _receipt(run_folder, name, digest)
         if signing is not None:
             _move(run_folder / _PENDING, target)
     return {
@@ -266,18 +268,23 @@ def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
     return removed
 
 
-def _finished(folder: Path, site: str | None, target: Path) -> dict[str, Any] | None:
+def _finished(folder: Path, site: str | None, receipt: Path | None) -> dict[str, Any] | None:
     """What a killed call had done, but for handing out the receipt."""
     pending = folder / _PENDING
     if not pending.is_file():
         return None
     told = read_receipt(pending.read_bytes())
     done = told is not None and told.after == sha256_of((folder / DETECTOR_FILE).read_bytes())
-    if told is None or not done or told.site != site:
+    if told is None or not done or site not in (None, told.site):
         pending.unlink()
         return None
+    target = receipt or _receipt(folder, told.site, told.image)
     _move(pending, target)
     return {"run": str(folder), **told.model_dump(), "removed": [], "receipt": str(target)}
+
+
+def _receipt(folder: Path, site: str, image: str | None) -> Path:
+    return folder / f"forgot-{site}{'' if image is None else f'-{image}'}.fedvad"
 
 
 def _move(source: Path, target: Path) -> None:
