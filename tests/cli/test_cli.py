@@ -482,3 +482,27 @@ def test_a_site_is_known_by_its_name_in_any_locale(
     assert known_site(run, os.fsencode("Wörth").decode("ascii", "surrogateescape")) == "Wörth"
     with pytest.raises(fedvad.errors.ConfigError, match="no site"):
         known_site(run, b"\xff".decode("ascii", "surrogateescape"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_closed_and_full_outputs_and_a_folder_that_is_gone(
+    monkeypatch: Patch, capsys: Capture, trained: Run, tmp_path: Path
+) -> None:
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "a.png")
+    arguments = ("predict", trained[0], tmp_path / "a.png", "--site", "alder")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        assert run_main(monkeypatch, *arguments) == 0
+    assert "a.png" in capsys.readouterr().out
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - it cannot be closed without an error
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert run_main(monkeypatch, *arguments) == 3
+    with pytest.raises(OSError, match="No space"):
+        full.close()
+    assert "No space left on device: the output is not complete" in capsys.readouterr().err
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_main(monkeypatch, *arguments) == 2
+    assert "is not there any more" in capsys.readouterr().err

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import click
@@ -42,7 +45,7 @@ from fedvad.cli.serve import serve
 from fedvad.cli.spectral import spectral
 from fedvad.cli.train import train
 from fedvad.cli.update import update
-from fedvad.errors import ConfigError, FedvadError
+from fedvad.errors import ConfigError, FedvadError, StorageError
 
 __all__ = ["app", "main"]
 
@@ -131,22 +134,40 @@ def _root(
 
 def main() -> None:
     """Run the command line; errors of ours become one line and their exit code."""
+    for name in ("stdout", "stderr"):  # None where the caller has closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
     if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid in any encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     _end_on_signals()
     try:
         if "" in sys.argv[1:]:  # as a path it would mean the folder one is in
             raise ConfigError("an argument is empty: a variable of the command line is not set")
+        _check_place()
         app()
     except FedvadError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        typer.echo(f"error: {error.strerror}: the output is not complete", err=True)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - what is left cannot be written
+        sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as leaving:  # typer turns an interrupt within a verb into this
         if leaving.code == INTERRUPTED:
             _interrupted()
         raise
+
+
+def _check_place() -> None:
+    """Raise `ConfigError` when the folder one is in was removed: libraries end in odd ways then."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise ConfigError("the folder you are in is not there any more: go to another") from error
 
 
 def _end_on_signals() -> None:

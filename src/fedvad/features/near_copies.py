@@ -19,6 +19,7 @@ from fedvad.data.images import read_rgb
 __all__ = ["Sketches", "confirmed", "copies_of", "same_picture", "thumbnail"]
 
 Pixels = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
 _SIZE = 512  # values of a sketch: distances are right within about 6 %
 # Chosen on mtd, hazelnut and brain_mri, tried on screws and others: see docs/lab/thresholds.md.
 _SHARE = 0.7
@@ -38,20 +39,22 @@ class Sketches:
     """
 
     def __init__(self) -> None:
-        self._found: list[npt.NDArray[np.float32]] = []
+        self._found: list[Vectors] = []
         self._shapes: list[tuple[int, ...]] = []
-        self._drawn: dict[tuple[int, ...], tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]] = {}
+        self._drawn: dict[
+            tuple[int, ...], tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]
+        ] = {}
 
     def add(self, values: npt.NDArray[np.float16]) -> None:
         """Take in the values of the next image; NaN, outside a region of interest, counts 0."""
         if values.shape not in self._drawn:
             rng = np.random.default_rng(0)
             self._drawn[values.shape] = (
-                rng.integers(_SIZE, size=values.size), rng.integers(2, size=values.size) == 0,
-            )  # fmt: skip
-        place, negative = self._drawn[values.shape]
-        flat = np.nan_to_num(values.astype(np.float32).ravel())
-        np.negative(flat, where=negative, out=flat)
+                rng.integers(_SIZE, size=values.size),
+                (1 - 2 * rng.integers(2, size=values.size)).astype(np.float32),
+            )
+        place, sign = self._drawn[values.shape]
+        flat = np.nan_to_num(values.astype(np.float32).ravel(), copy=False) * sign
         self._found.append(np.bincount(place, flat, _SIZE).astype(np.float32))
         self._shapes.append(values.shape)
 
@@ -71,7 +74,7 @@ def confirmed(
     """Of groups of suspects, by the path of one those that are the same picture, read again."""
     found: dict[Path, list[Path]] = {}
     for group in groups:
-        images = [(path, read_rgb(path, max_pixels=max_pixels)) for path in group]
+        images = [(path, _small(read_rgb(path, max_pixels=max_pixels))) for path in group]
         while len(images) > 1:
             (first, picture), *others = images
             same = [same_picture(picture, other) for _, other in others]
@@ -81,6 +84,12 @@ def confirmed(
                 ]
             images = [other for other, is_same in zip(others, same, strict=True) if not is_same]
     return found
+
+
+def _small(pixels: Pixels) -> Pixels:
+    """No larger than is looked at, so that eight large images need no memory."""
+    height, width = (min(_SIDE, side) for side in pixels.shape[:2])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def same_picture(one: Pixels, other: Pixels) -> bool:
@@ -112,16 +121,16 @@ def _spectrum(pixels: Pixels, side: int) -> npt.NDArray[np.complex128]:
     return spectrum
 
 
-def thumbnail(pixels: Pixels) -> npt.NDArray[np.float32]:
+def thumbnail(pixels: Pixels) -> Vectors:
     """The (1024,) grey values of a uint8 (H, W, 3) image at 32 x 32."""
     small = Image.fromarray(pixels).convert("L").resize((32, 32), Image.Resampling.BOX)
     return np.asarray(small, np.float32).ravel()
 
 
-def copies_of(vectors: npt.NDArray[np.float32], share: float = _SHARE) -> list[list[int]]:
+def copies_of(vectors: Vectors) -> list[list[int]]:
     """Groups of suspects, each of at least two positions, ascending.
 
-    A group is of two to eight images, any two of which are no further apart than `share` of the
+    A group is of two to eight images, any two of which are no further apart than 0.7 of the
     distance from the group to the nearest other image, and than 0.3 of their length. Where there
     is nothing but copies of one picture none is recognised: nobody knows then how far apart
     different ones lie. Of more than 4096 images, only those of each 4096 are compared. Source:
@@ -131,8 +140,6 @@ def copies_of(vectors: npt.NDArray[np.float32], share: float = _SHARE) -> list[l
     ----------
     vectors : (n, d) float32 array
         One of each image.
-    share : float, default=0.7
-        In (0, 1).
 
     Examples
     --------
@@ -144,11 +151,11 @@ def copies_of(vectors: npt.NDArray[np.float32], share: float = _SHARE) -> list[l
     groups = []
     for start in range(0, len(vectors), _BLOCK):
         block = vectors[start : start + _BLOCK]
-        groups += [[start + i for i in group] for group in _groups(block, share)]
+        groups += [[start + i for i in group] for group in _groups(block)]
     return groups
 
 
-def _groups(vectors: npt.NDArray[np.float32], share: float) -> Iterator[list[int]]:
+def _groups(vectors: Vectors) -> Iterator[list[int]]:
     count = len(vectors)
     if count < 3:
         return
@@ -165,7 +172,7 @@ def _groups(vectors: npt.NDArray[np.float32], share: float) -> Iterator[list[int
             group = members[part]
             if 1 < len(group) <= _MOST:
                 wide = float(pdist(vectors[group]).max())
-                if wide <= min(near, share * merges[node - count, 2]):
+                if wide <= min(near, _SHARE * merges[node - count, 2]):
                     inside[part] = [sorted(group)]
         inside[node] = [group for part in parts for group in inside.pop(part, [])]
         members[node] = members.pop(parts[0]) + members.pop(parts[1]) if size <= _MOST else []

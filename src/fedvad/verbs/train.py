@@ -122,7 +122,7 @@ def _train(
     ledger.images_computed += extractor.computed - before
     reading = reading.noted(
         f"{site.name}: no threshold, so no decisions: training has {described(site.train.paths)}, "
-        "and three that differ are the least"
+        "and three that clearly differ are the least"
         for site in sites
         if run.threshold(site.name) is None and config.calibration_mode != "none"
     )
