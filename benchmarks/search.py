@@ -4,7 +4,8 @@
 
 Needs faiss-cpu and usearch. Rows are drawn from the training images, patches are those of others.
 Prints a Markdown table of processor time, which another process on the machine lengthens, too:
-compare lines of one run. "Farther" is by how much the distances exceed the exact ones, in the mean.
+compare lines of one run. "Farther" is by how much the distances exceed the exact ones, in the mean
+over all patches, and over the 32 whose exact distance is largest, which make the image score.
 """
 
 from __future__ import annotations
@@ -50,13 +51,19 @@ def main() -> None:
         warm_up=1,
     )
     nearest = np.linalg.norm(vectors[searches["exact"](patches)] - patches, axis=1)
-    print("| search | ms | of the exact | nearest found | farther |\n| --- " + "| ---: " * 4 + "|")
+    highest = np.argsort(-nearest)[:32]
+    print(
+        "| search | ms | of the exact | nearest found | farther | top 32 |\n| --- "
+        + "| ---: " * 5
+        + "|"
+    )
     for name, search in searches.items():
         distances = np.linalg.norm(vectors[search(patches)] - patches, axis=1)
         ratio = distances / np.maximum(nearest, 1e-6)
         print(
             f"| {name} | {1e3 * seconds[name]:.1f} | {seconds[name] / seconds['exact']:.2f} "
-            f"| {(ratio < 1.0001).mean():.1%} | {ratio.mean() - 1:.2%} |"
+            f"| {(ratio < 1.0001).mean():.1%} | {ratio.mean() - 1:.2%} "
+            f"| {ratio[highest].mean() - 1:.2%} |"
         )
 
 
@@ -69,13 +76,18 @@ def searches_in(vectors: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndar
         "ours, usual": lambda p: fast.query(p)[1][:, 0],
         "ours, thorough": lambda p: fast.query(p, thorough=True)[1][:, 0],
     }
-    for probes in (2, 8):
-        cells = round(len(vectors) ** 0.5 / 2)
-        inverted = faiss.index_factory(dim, f"IVF{cells},Flat")
-        searches[f"faiss IVF, {probes} cells"] = _of_faiss(inverted, vectors, nprobe=probes)
-    graph = faiss.IndexHNSWFlat(dim, 16)
-    searches["faiss HNSW"] = _of_faiss(graph, vectors)
-    searches["faiss PQ fast scan"] = _of_faiss(faiss.IndexPQFastScan(dim, dim // 4, 4), vectors)
+    cells = round(len(vectors) ** 0.5 / 2)
+    for kind, probes in (
+        (f"IVF{cells},Flat", 1),
+        (f"IVF{4 * cells},Flat", 2),
+        (f"PCA64,IVF{cells},Flat", 2),
+        (f"IVF{cells},PQ{dim // 4}x4fs,RFlat", 2),
+        ("HNSW16", None),
+        ("PCA64,HNSW16", None),
+        (f"PQ{dim // 4}x4fs", None),
+    ):
+        name = f"faiss {kind}" + (f", {probes} cells" if probes else "")
+        searches[name] = _of_faiss(faiss.index_factory(dim, kind), vectors, probes)
     other = Index(ndim=dim, metric="l2sq", dtype="f16")
     other.add(np.arange(len(vectors)), vectors, threads=1)
     searches["usearch, float16"] = lambda p: other.search(p, 1, threads=1).keys[:, 0].astype(int)
@@ -83,12 +95,12 @@ def searches_in(vectors: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndar
 
 
 def _of_faiss(
-    index: faiss.Index, vectors: np.ndarray, nprobe: int | None = None
+    index: faiss.Index, vectors: np.ndarray, probes: int | None
 ) -> Callable[[np.ndarray], np.ndarray]:
     index.train(vectors)
     index.add(vectors)
-    if nprobe is not None:
-        index.nprobe = nprobe
+    if probes is not None:
+        faiss.ParameterSpace().set_index_parameter(index, "nprobe", probes)
     return lambda patches: index.search(patches, 1)[1][:, 0]
 
 

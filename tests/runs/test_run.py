@@ -146,6 +146,24 @@ def test_a_student_has_no_memory_to_choose(tmp_path: Path) -> None:
         TrainedRun.load(tmp_path)
 
 
+def test_a_site_scores_by_its_own_statistics_and_a_stranger_by_the_middle_scale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = SimpleNamespace(from_state=lambda arrays, values, *, extractor: (arrays, values))
+    monkeypatch.setattr("fedvad.runs.student_run.detector_class", lambda name: made)
+    sites = {
+        name: StudentModel({"m": np.full(2, mean, np.float32)}, {"scale": scale}, n_images=1)
+        for name, mean, scale in (("a", 3, 3.0), ("b", 0, 1.0), ("c", 6, 2.0))
+    }
+    shared = {"student/w": np.ones(2, np.float32)}
+    run = StudentRun(shared, {"seed": 4}, sites, FEATURES, "stfpm")
+    for site, mean, scale in (("a", 3, 3.0), ("c", 6, 2.0), (None, 3, 2.0), ("z", 3, 2.0)):
+        arrays, values = cast(Any, run.detector(site, EXTRACTOR))
+        assert arrays.keys() == {"student/w", "buffers/m"}
+        np.testing.assert_array_equal(arrays["buffers/m"], [mean, mean])
+        assert values == {"seed": 4, "scale": scale}
+
+
 def test_every_method_has_a_family() -> None:
     assert method_class("patchcore").sends == "memory rows"
     assert method_class("paste").sends == "weights"

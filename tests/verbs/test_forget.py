@@ -77,9 +77,27 @@ def test_after_one_round_it_is_the_federation_that_never_had_the_site(
             assert left.sites[name].thresholds[reference].scores == threshold.scores
 
 
-def test_after_more_rounds_the_others_fill_in(
+def test_after_more_rounds_the_later_ones_are_done_again(
+    plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    given = {**OPTIONS, "rounds": 3, "upload_rows": 12, "cache": shared_cache}
+    few = without(plants, tmp_path / "few")
+    fedvad.train(plants, tmp_path / "run", **given)
+    fedvad.train(few, tmp_path / "never", **given)
+    told = fedvad.forget(tmp_path / "run", site="cedar", data=few, cache=shared_cache)
+    left, never = (TrainedRun.load(tmp_path / name) for name in ("run", "never"))
+    assert told["repaired"] is True
+    np.testing.assert_array_equal(left.memory.vectors, never.memory.vectors)
+    np.testing.assert_allclose(left.memory.weights, never.memory.weights, rtol=1e-6)
+    for name, site in never.sites.items():
+        np.testing.assert_array_equal(left.sites[name].bank.vectors, site.bank.vectors)
+        assert left.sites[name].thresholds == site.thresholds
+
+
+def test_what_joined_later_stays_when_others_fill_in(
     run: Path, plants: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
+    fedvad.update(run, plants / "birch/test/good", site="birch", cache=shared_cache)
     few = without(plants, tmp_path / "few")
     told = fedvad.forget(run, site="cedar", data=few, cache=shared_cache)
     left = TrainedRun.load(run)
@@ -87,6 +105,7 @@ def test_after_more_rounds_the_others_fill_in(
     assert told["thresholds"] == "found again"
     assert left.memory.origin is not None
     assert {source.site for source in left.memory.origin.sources} == {"alder", "birch"}
+    assert {source.round for source in left.memory.origin.sources} >= {1, 2, 3, 5}
     assert b"cedar" not in (run / "detector.safetensors").read_bytes()
     assert b"cedar" not in (run / "ledger.json").read_bytes()
     assert fedvad.evaluate(run, few, cache=shared_cache).image_auroc.mean > 0.8
@@ -133,6 +152,19 @@ def test_an_image_leaves_its_site(run: Path, plants: Path, shared_cache: Path) -
     assert left.sites["birch"].n_images == 5
     with pytest.raises(ConfigError, match="nothing has to be forgotten"):
         fedvad.forget(run, site="birch", image=digest, cache=shared_cache)
+
+
+def test_the_image_stays_out_when_the_others_fill_in(
+    run: Path, plants: Path, shared_cache: Path
+) -> None:
+    file = plants / "birch/train/good/002.png"
+    told = fedvad.forget(run, site="birch", image=file, data=plants, cache=shared_cache)
+    assert told["repaired"] is True
+    bank = TrainedRun.load(run).sites["birch"].bank
+    assert bank.origin is not None
+    images = {source.image for source in bank.origin.sources}
+    assert len(images) == 5
+    assert told["image"] not in images
 
 
 def test_a_second_machine_verifies_the_receipt(run: Path, keys: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ class RowLookup:
         reach = _SAME * np.linalg.norm(patches, axis=1)
         # a little more: the projection rounds, too
         near = self._tree.query_ball_point(patches @ self._axes, 1.01 * reach)
-        rows = np.unique(np.concatenate([*near, []]).astype(np.int64))
+        rows = np.unique(np.fromiter(chain.from_iterable(near), np.int64))
         if len(rows) == 0:
             return rows
         squared, patch = nearest(

@@ -44,6 +44,7 @@ __all__ = [
     "renew_thresholds",
     "replace_run",
     "take_back",
+    "upload_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def merged_memory(
     for name in taking_part:
         for round_ in _rounds_of(sites[name].bank):
             try:
-                exchange.accept(_upload(run, config, name, sites[name], round_))
+                exchange.accept(upload_of(run, config, name, sites[name], round_))
             except PayloadError as error:  # as a round of the training would go on without it
                 log.warning("%s: its rows of round %d are refused: %s", name, round_, error)
     return bank_from(exchange.merge(last_round(run)))
@@ -135,7 +136,7 @@ def _patches(site: SiteMemory) -> int:
     return round(site.bank.total_weight)
 
 
-def _upload(
+def upload_of(
     run: TrainedRun, config: TrainConfig, name: str, site: SiteMemory, round_: int
 ) -> Payload:
     """What a site sent in a round, as far as its memory still holds it."""

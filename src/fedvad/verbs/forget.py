@@ -22,13 +22,12 @@ from fedvad.federation.signed import read_private_key
 from fedvad.memory.bank import MemoryBank
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import load_sites
-from fedvad.runs.memory_run import SiteMemory, TrainedRun
-from fedvad.runs.method_memory import MemoryMethod, wire_exact
+from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.method_memory import MemoryMethod
 from fedvad.runs.opening import open_memory_run
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.receipt import ForgetReceipt, now, read_receipt, receipt_bytes
 from fedvad.runs.renewal import (
-    bounded,
     check_growing,
     check_origin,
     last_round,
@@ -36,6 +35,7 @@ from fedvad.runs.renewal import (
     renew_thresholds,
     replace_run,
 )
+from fedvad.runs.repair import leave_out, repaired
 from fedvad.runs.run_folder import (
     DETECTOR_FILE,
     read_config,
@@ -104,9 +104,9 @@ def forget(
         if digest is not None:
             check_growing(config, run_folder)
         left = _without(run, config, name, digest)
-        repaired = False
+        again = False
         if data is not None:
-            left, repaired = _with_images(left, config, data, extractor, progress)
+            left, again = _with_images(left, config, data, name, digest, extractor, progress)
         else:
             renew_thresholds(left, config, {})
             log.warning(
@@ -122,7 +122,7 @@ def forget(
             "sites_left": sorted(left.sites),
             "rows_removed": _removed(run, name, digest),
             "rows_now": _rows(left),
-            "repaired": repaired,
+            "repaired": again,
             "thresholds": "of the memory before" if data is None else "found again",
             "before": before,
             "version": __version__,
@@ -206,10 +206,12 @@ def _with_images(
     run: TrainedRun,
     config: TrainConfig,
     data: Path,
+    left: str,
+    digest: str | None,
     extractor: FeatureExtractor,
     progress: Progress,
 ) -> tuple[TrainedRun, bool]:
-    """With one more round where others relied on what left, and thresholds from the images."""
+    """With other rows where sites relied on what left, and thresholds from the images."""
     found = load_sites(
         data, config.split, config.seed, config.label_names(), image_size=config.features().view,
         max_pixels=config.max_pixels,
@@ -219,26 +221,13 @@ def _with_images(
         raise ConfigError(f"{data} lacks the images of {missing}: thresholds need those of all")
     with closing(MemoryMethod(config, extractor)) as method:
         method.read(list(sites.values()), progress)
+        if digest is not None:
+            leave_out(method, left, digest)
         relied = config.update == "grow" and last_round(run) > 1
         if relied:
-            run = _repaired(run, config, method)
+            run = repaired(run, config, method, left)
         method.calibrate(run, progress)
     return run, relied
-
-
-def _repaired(run: TrainedRun, config: TrainConfig, method: MemoryMethod) -> TrainedRun:
-    """After a round in which each site sends what the memory covers worst."""
-    round_, dim = last_round(run) + 1, run.memory.dim
-    sites: dict[str, SiteMemory] = {}
-    for name, model in run.sites.items():
-        member = method.members[name]
-        member.bank = model.bank
-        member.update(round_, run.memory)
-        bank = bounded(
-            wire_exact(member.bank, config), config.rows(dim) * config.rounds, member.seed
-        )
-        sites[name] = replace(model, bank=bank)
-    return merge_again(replace(run, sites=sites), config)
 
 
 def _rows(run: TrainedRun) -> dict[str, int]:
