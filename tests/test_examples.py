@@ -43,6 +43,7 @@ INNER = {
         "evaluate_site", "figures_of", "gains", "map_mask_pairs", "site_threshold", "summarise",
     )),
     "evaluation.thresholds.check_target", "evaluation.thresholds.lifted", "memory.density.holds",
+    "memory.cells.principal_axes",
     "spectral.envi.read_envi", "spectral.reading.read_truth",
 }  # fmt: skip
 

@@ -36,12 +36,18 @@ def test_a_line_per_stage_and_signs_of_life() -> None:
     now[0] = 60
     lines.beat()
     Stage(lines, "scoring local", 1)()
+    lines("images of the demo", 0, 1)
+    now[0] = 80
+    lines.beat()
+    lines("images of the demo", 1, 1)
     Stage(lines, "nothing", 0)
     assert [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in said] == [
         "features: 1 of 3, 16 s so far",
         "features: 3 images, 34 s",
         "still working",
         "scoring local: 1 image, 0 s",
+        "images of the demo: 20 s so far",
+        "images of the demo: 20 s",
     ]
 
 

@@ -32,7 +32,7 @@ def test_it_leaves_an_ordinary_run_and_may_be_repeated(
     results = fedvad.demo(out, progress=lambda stage, done, total: stages.add(stage))
     assert set(results["image_auroc"]["sites"]) == {"alder", "birch"}
     assert results["ledger"]["images_computed"] == 2 * (4 + 2 + 2)
-    assert {"drawing the demo's images", "features", "rounds"} <= stages
+    assert {"images of the demo", "features", "rounds"} <= stages
     assert (out / "heatmaps.png").is_file()
     again = fedvad.evaluate(out, out / "data", cache=tmp_path / "cache")
     assert again["image_auroc"] == results["image_auroc"]

@@ -57,7 +57,9 @@ class StageLines:
                 return
             self._running = None
             unit = _UNITS.get(stage.split()[0], "steps")
-            self._say(f"{stage}: {total} {unit[:-1] if total == 1 else unit}, {self._took(stage)}")
+            count = f"{total} {unit[:-1] if total == 1 else unit}, "
+            # one step of no known kind is no count
+            self._say(f"{stage}: {'' if count == '1 step, ' else count}{self._took(stage)}")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -76,7 +78,8 @@ class StageLines:
                 self._say("still working")
                 return
             stage, done, total = self._running
-            self._say(f"{stage}: {done} of {total}, {self._took(stage)} so far")
+            count = f"{done} of {total}, " if total > 1 else ""
+            self._say(f"{stage}: {count}{self._took(stage)} so far")
 
     def _beat(self) -> None:
         while not self._over.wait(min(1.0, self._heartbeat)):

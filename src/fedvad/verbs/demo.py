@@ -42,9 +42,9 @@ def demo(out: Path, *, seed: int = 0, progress: Progress = no_progress) -> Resul
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         (out / _MARK).touch()
-        progress("drawing the demo's images", 0, 1)
+        progress("images of the demo", 0, 1)
         write_demo(out / "data", size=IMAGE_SIZE, seed=seed)
-        progress("drawing the demo's images", 1, 1)
+        progress("images of the demo", 1, 1)
     except OSError as error:
         raise StorageError(f"cannot write the demo to {out}: {error.strerror or error}") from error
     with TemporaryDirectory(prefix="fedvad-demo-") as folder:
