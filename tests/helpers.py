@@ -109,6 +109,10 @@ class FakeFeatures:
     def __iter__(self) -> Iterator[npt.NDArray[np.float16]]:
         return iter(self.images)
 
+    def with_copies(self) -> Iterator[tuple[npt.NDArray[np.float16], list[Any]]]:
+        """No image has a near copy."""
+        return ((image, []) for image in self.images)
+
 
 def fake_site(name: str, config: FedDyMemConfig, *, seed: int = 0, n: int = 7) -> MemorySite:
     """A site of `n` drawn images of 4 x 5 patches with 6 values."""

@@ -72,8 +72,8 @@ def test_what_is_not_an_input_is_left_out_and_counted(tmp_path: Path) -> None:
     listing = list_images([root])
     assert [str(image.name) for image in listing.images] == ["good/1", "hole/1", "hole/lone_mask"]
     assert listing.left_out_words() == (
-        "1 outputs of fedvad, 1 run folders (their own files), 4 ground-truth masks, "
-        "1 thumbnails and folders of the system, 2 hidden files and folders, 1 files of other kinds"
+        "1 output of fedvad, 1 run folder (its own files), 4 ground-truth masks, "
+        "1 thumbnail or folder of the system, 2 hidden files and folders, 1 file of another kind"
     )
     # what is named outright is taken
     named = [root / "ours.png", root / "GT/3.png", root / "hole/../GT/3.png"]

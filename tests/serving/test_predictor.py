@@ -163,8 +163,12 @@ def test_grey_alpha_deep_float_pil_and_tensors_score_like_the_array(
 def test_a_picture_in_memory_is_drawn_like_a_file(
     trained: Run, files: list[Path], tmp_path: Path
 ) -> None:
-    (row,) = fedvad.predict(trained[0], read_rgb(files[0]), site="birch", out=tmp_path)
-    assert read_rgb(Path(row["overlay"])).shape == (SIZE, SIZE, 3)
+    drawn = []
+    for place, image in (("memory", read_rgb(files[0])), ("file", files[0])):
+        (row,) = fedvad.predict(trained[0], image, site="birch", out=tmp_path / place)
+        drawn.append(read_rgb(Path(row["overlay"])))
+    below_the_names = slice(66, None)
+    np.testing.assert_array_equal(*(picture[below_the_names] for picture in drawn))
 
 
 def test_one_that_cannot_be_read_stands_among_the_results_of_predict(

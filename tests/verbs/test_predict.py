@@ -205,7 +205,7 @@ def test_a_second_call_neither_scores_outputs_nor_replaces_those_of_others(
     kept = (out / "hole/000.png").read_bytes()
     again = list(fedvad.predict(trained[0], tmp_path / "in", out=out))
     assert again == first
-    assert "2 outputs of fedvad, 1 ground-truth masks" in caplog.text
+    assert "2 outputs of fedvad, 1 ground-truth mask" in caplog.text
     # another image of that name, and the user's own file
     _photographs(plants, tmp_path / "other", "x", "y", "z", "hole/000.png")
     (out / "hole/000-1.png").write_text("mine")

@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 _RUN = ("config.json", "detector.safetensors")
 _OWN = frozenset({"export", "gallery", "state", "tables"})  # folders in a run folder
-_WORDS = {
-    "own": "outputs of fedvad",
-    "runs": "run folders (their own files)",
-    "masks": "ground-truth masks",
-    "thumbnails": "thumbnails and folders of the system",
-    "hidden": "hidden files and folders",
-    "other": "files of other kinds",
-    "again": "repetitions of files given more than once",
+_WORDS = {  # of one, of several
+    "own": ("output of fedvad", "outputs of fedvad"),
+    "runs": ("run folder (its own files)", "run folders (their own files)"),
+    "masks": ("ground-truth mask", "ground-truth masks"),
+    "thumbnails": ("thumbnail or folder of the system", "thumbnails and folders of the system"),
+    "hidden": ("hidden file or folder", "hidden files and folders"),
+    "other": ("file of another kind", "files of other kinds"),
+    "again": ("repetition of a file", "repetitions of files given more than once"),
 }
 
 
@@ -57,7 +57,7 @@ class Listing:
     def left_out_words(self) -> str:
         """For people, "3 outputs of fedvad, 2 ground-truth masks"; "" when nothing was."""
         return ", ".join(
-            f"{count} {words.replace('files', 'file', 1) if count == 1 else words}"
+            f"{count} {words[count > 1]}"
             for key, words in _WORDS.items()
             if (count := self.left_out[key])
         )

@@ -93,7 +93,8 @@ def test_slow_uploads_do_not_keep_others_from_their_results(
         assert time.monotonic() - began < 8  # a slow one may take 30
         first = slow[0].recv(4096)  # it made room
     assert first.startswith(b"HTTP/1.1 408")
-    assert b"others were waiting" in first
+    # on a busy machine it may have been given up as too slow before
+    assert b"others were waiting" in first or b"less than 10 kB per second" in first
 
 
 def test_uploads_of_one_client_are_bounded_and_leave_room_for_others(
