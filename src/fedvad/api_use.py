@@ -129,7 +129,7 @@ def predict(
         Memory that scores: of all sites, the site's own, or both; None takes the run's.
     threshold : float, optional
         Score that decides, in place of the run's threshold.
-    target_fpr : float in (0, 0.5], optional
+    target_fpr : float in [1e-6, 0.5], optional
         Wanted false-alarm rate, for which the threshold is found again. Not with `threshold`.
     out : path, optional
         Folder for what `save` names; neither a run folder nor one of the images.
@@ -207,7 +207,7 @@ def calibrate(
         Files or folders of at least three different images of good parts, no defect among them.
     site : str, optional
         Whose images these are; may be omitted where the run has one site only.
-    target_fpr : float in (0, 0.5], optional
+    target_fpr : float in [1e-6, 0.5], optional
         Wanted false-alarm rate; None takes that of the training.
     force : bool, default=False
         Keep a threshold more than 1.5 times the present one, which is otherwise refused.

@@ -130,3 +130,8 @@ def test_keys_of_backbones_are_those_of_older_versions(
 ) -> None:
     config = FeatureConfig(backbone, weights=weights.get(backbone))
     assert FeatureExtractor(config).config.key() == key
+
+
+def test_a_layer_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="layers 2,2: name each layer once"):
+        replace(BASE, layers=(2, 2))

@@ -85,7 +85,7 @@ def federated_thresholds(
     normal_scores : mapping of str to (n,) float array
         By name of the site.
     target_fpr : float
-        Wanted false-alarm rate, in (0, 0.5].
+        Wanted false-alarm rate, in [1e-6, 0.5].
 
     Returns
     -------
@@ -96,7 +96,7 @@ def federated_thresholds(
     Raises
     ------
     ConfigError
-        For `target_fpr` outside (0, 0.5].
+        For `target_fpr` outside [1e-6, 0.5].
     DataError
         For NaN or infinity.
 

@@ -102,7 +102,7 @@ def threshold_of_counts(counts: npt.NDArray[np.integer], target_fpr: float) -> T
     counts : (1000,) int array
         Sum of what `count` gives at each site.
     target_fpr : float
-        Wanted false-alarm rate, in (0, 0.5].
+        Wanted false-alarm rate, in [1e-6, 0.5].
 
     Returns
     -------

@@ -18,6 +18,7 @@ from fedvad.evaluation.metrics import Bools, Floats, check_labelled, check_score
 
 __all__ = [
     "CONFIDENCE",
+    "LOWEST_FPR",
     "MIN_SCORES",
     "Promise",
     "Threshold",
@@ -33,6 +34,7 @@ __all__ = [
 
 MIN_SCORES = 3
 CONFIDENCE = 0.95
+LOWEST_FPR = 1e-6  # what a score so far out means, no number of images could tell
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Threshold:
         (too few scores for the wanted rate: a parametric bound, to be reported as such), or one of
         `evaluation.federated`.
     target_fpr : float
-        Wanted false-alarm rate, in (0, 0.5].
+        Wanted false-alarm rate, in [1e-6, 0.5].
     scores : tuple of float
         Those n scores, ascending; from them a user sees what another threshold would do.
     """
@@ -117,12 +119,12 @@ def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshol
     normal_scores : (n,) float array
         Of held-out normal images, n >= 3.
     target_fpr : float
-        Wanted false-alarm rate, in (0, 0.5].
+        Wanted false-alarm rate, in [1e-6, 0.5].
 
     Raises
     ------
     ConfigError
-        For `target_fpr` outside (0, 0.5].
+        For `target_fpr` outside [1e-6, 0.5].
     DataError
         For n < 3, NaN or infinity.
 
@@ -156,9 +158,11 @@ def conformal_threshold(normal_scores: ArrayLike, target_fpr: float) -> Threshol
 
 
 def check_target(target_fpr: float) -> None:
-    """Raise ConfigError for a wanted false-alarm rate outside (0, 0.5]."""
-    if not 0 < target_fpr <= 0.5:
-        raise ConfigError(f"target_fpr is {target_fpr}; it must lie in (0, 0.5], for example 0.01")
+    """Raise ConfigError for a wanted false-alarm rate outside [1e-6, 0.5]."""
+    if not LOWEST_FPR <= target_fpr <= 0.5:
+        raise ConfigError(
+            f"target_fpr is {target_fpr}; it must lie in [{LOWEST_FPR:g}, 0.5], for example 0.01"
+        )
 
 
 def conformal_rank(n: int, target_fpr: float) -> int:
@@ -218,14 +222,14 @@ def images_needed(target_fpr: float, confidence: float | None = None) -> int:
     Parameters
     ----------
     target_fpr : float
-        Wanted false-alarm rate, in (0, 0.5].
+        Wanted false-alarm rate, in [1e-6, 0.5].
     confidence : float, default=None
         In (0, 1); None promises the rate on average.
 
     Raises
     ------
     ConfigError
-        For a rate outside (0, 0.5].
+        For a rate outside [1e-6, 0.5].
 
     Examples
     --------

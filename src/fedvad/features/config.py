@@ -58,6 +58,8 @@ class FeatureConfig:
         if self.view.size != self.image_size:
             raise ConfigError(f"image size {self.image_size!r} is written {self.view.size!r}")
         check_limit(self.max_pixels, "max_pixels")
+        if self.layers is not None and len(set(self.layers)) < len(self.layers):
+            raise ConfigError(f"layers {','.join(map(str, self.layers))}: name each layer once")
         if self.pool not in (1, 3, 5, 7):
             raise ConfigError(f"neighbourhood pooling must be 1, 3, 5 or 7 cells, got {self.pool}")
 

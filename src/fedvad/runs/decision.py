@@ -12,7 +12,7 @@ import numpy as np
 
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import MIN_HELD_OUT
-from fedvad.evaluation.thresholds import Threshold, images_needed, promise
+from fedvad.evaluation.thresholds import Threshold, check_target, images_needed, promise
 from fedvad.runs.config import Reference
 from fedvad.runs.run import middle
 from fedvad.runs.thresholds import find_thresholds
@@ -55,8 +55,8 @@ def check_threshold_options(threshold: float | None, target_fpr: float | None) -
             raise ConfigError(f"{name} is {value!r}; it must be a number")
         if not math.isfinite(float(value)):
             raise ConfigError(f"{name} is {value}; it must be a finite number")
-    if target_fpr is not None and not 0 < target_fpr <= 0.5:
-        raise ConfigError(f"target_fpr is {target_fpr}; it must lie in (0, 0.5], for example 0.01")
+    if target_fpr is not None:
+        check_target(target_fpr)
 
 
 def choose_threshold(

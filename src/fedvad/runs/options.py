@@ -10,6 +10,7 @@ from pydantic import Field
 from fedvad.detectors.memory.metric_loss import LossMode, MetricLossConfig
 from fedvad.detectors.memory.site import ROUNDS, Anchors, FedDyMemConfig, Reduce, Update
 from fedvad.detectors.scoring import MapMode, ScoringConfig
+from fedvad.evaluation.thresholds import LOWEST_FPR
 from fedvad.memory.neighbours import SearchMode
 from fedvad.runs.option import BOTH, names_of, option
 from fedvad.runs.options_sites import SiteOptions
@@ -187,7 +188,7 @@ class DeclaredOptions(SiteOptions):
     target_fpr: float = _thresholds(
         TARGET_FPR,
         "Wanted false-alarm rate: the share of normal images that may be called anomalous.",
-        gt=0,
+        ge=LOWEST_FPR,
         le=0.5,
         everyday=True,
         families=BOTH,

@@ -102,7 +102,7 @@ class TrainOptions(TypedDict, total=False):
         whose rows too few other sites support (reference is then union, unless given), and bounds
         how far the weights of one site move a student. [one of none, robust; default: none]
     target_fpr: Wanted false-alarm rate: the share of normal images that may be called anomalous.
-        [above 0 and at most 0.5; default: 0.01]
+        [from 1e-06 to 0.5; default: 0.01]
     compare: Baselines to measure too, separated by commas: each site alone (local), all images in
         one place (pooled), no trained generator (identity). [any of local, pooled, identity;
         default: none]

@@ -53,7 +53,7 @@ def recalibrate(
 
     The rule is that of the training: with `threshold_rule` federated, the scores that the run
     keeps of other sites count as well. site: may be omitted where the run has only one.
-    target_fpr: wanted false-alarm rate in (0, 0.5]; None takes that of the training. force: also
+    target_fpr: wanted false-alarm rate in [1e-6, 0.5]; None takes that of the training. force: also
     keep a threshold more than 1.5 times the present one (at the same rate), which is otherwise
     refused: a defect among the images raises it, and defects pass from then on. undo: put the
     site's thresholds before its last calibration back; without images and rate. Others: see
