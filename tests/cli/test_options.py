@@ -40,7 +40,7 @@ def test_every_option_has_a_flag_and_the_everyday_ones_are_in_the_help() -> None
         assert flags[option.flag].hidden is not option.everyday
     text = _said("train", "--help")
     assert "--target-fpr" in text
-    assert "[1e-06 to 0.5; default: 0.01]" in text
+    assert "[from 1e-06 to 0.5; default: 0.01]" in text
     assert "--candidate-bytes" not in text
     assert all(option.everyday == (f"{option.flag} " in text) for option in OPTIONS.values())
 

@@ -58,6 +58,14 @@ def test_what_people_count_is_summed_over_the_sites() -> None:
     assert verdict(found).startswith(fitness(found))
 
 
+def test_a_detector_that_misses_most_defects_says_so() -> None:
+    found = limits(alder=limit(counts=(24, 0, 24, 2)))
+    assert fitness(found).endswith(
+        "catches 2 of 24 defects. It misses 22 of 24 defects: an image that is not flagged says "
+        "little."
+    )
+
+
 def test_no_site_is_the_worst_where_all_is_caught() -> None:
     found = limits(alder=limit(counts=(48, 0, 6, 6)), birch=limit(counts=(48, 0, 5, 5)))
     assert fitness(found) == (

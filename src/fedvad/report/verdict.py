@@ -74,6 +74,9 @@ def fitness(results: Results) -> str:
     if 0 < whole.good < _FEW:
         text += f"; {_images(whole.good, 'good image')} say{'s' * (whole.good == 1)} little about "
         text += "false alarms"
+    if whole.caught < whole.defects / 2:
+        text += f". It misses {whole.defects - whole.caught} of {whole.defects} defects: an image "
+        text += "that is not flagged says little"
     return f"{text}."
 
 
