@@ -13,13 +13,16 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedvad.data.synthesis import KINDS
 from fedvad.drawing.demo import write_demo
+from fedvad.errors import PayloadError
 from fedvad.experiments.bench.suite import load_suite, shipped_suites
 from fedvad.experiments.continual.stream import load_stream
 from fedvad.experiments.distill.recipe import StageOptions, load_recipe
+from fedvad.federation.payload import Payload
 from fedvad.runs.config import resolve_config
 from tests.helpers import run_main
 
@@ -148,15 +151,19 @@ def test_the_exchange_of_the_tutorial_prints_what_it_says(
     assert capsys.readouterr().out == printed
     # what the page promises of an exchange: any order and a restart give the same bytes
     sites, make = names["sites"], names["MomentsExchange"]
-    uploads = [make("x").site_step(site, None, 1) for site in sites.values()]
+    uploads = [make("x", size=4).site_step(site, None, 1) for site in sites.values()]
     merged = []
     for order in (uploads, uploads[::-1]):
-        exchange, restarted = make("x"), make("x")
+        exchange, restarted = make("x", size=4), make("x", size=4)
         for upload in order:
             exchange.accept(upload)
         restarted.restore(exchange.server_state())
         merged += [exchange.merge(1).to_bytes(), restarted.merge(1).to_bytes()]
     assert len(set(merged)) == 1
+    exchange = make("x", size=4)
+    for arrays in ({"sum": np.zeros(5)}, {"sum": np.zeros((4, 4))}, {"sum": np.zeros(4, np.int64)}):
+        with pytest.raises(PayloadError, match="4 numbers in float64"):
+            exchange.accept(Payload(uploads[0].manifest, uploads[0].arrays | arrays))
 
 
 @pytest.mark.slow

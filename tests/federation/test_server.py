@@ -52,6 +52,25 @@ def test_either_an_exchange_or_a_way_to_one() -> None:
 
 
 class TestReceive:
+    def test_a_fault_of_the_exchange_refuses_one_site_and_no_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        accept = MemoryExchange.accept
+
+        def failing(exchange: MemoryExchange, payload: Payload) -> None:
+            accept(exchange, payload)
+            if payload.manifest.site == "a":
+                raise ValueError("shapes (4,) and (5,)")
+
+        monkeypatch.setattr(MemoryExchange, "accept", failing)
+        made = server()
+        bad = made.receive("a", [sent("a")])
+        good = made.receive("b", [sent("b")])
+        made.close(["a", "b"])
+        assert bad.refused.endswith("the exchange failed on it: ValueError: shapes (4,) and (5,)")
+        assert good.accepted
+        assert list(made.state().server) == ["b"]
+
     def test_all_of_an_answer_or_nothing(self) -> None:
         made = server()
         made.open(2)

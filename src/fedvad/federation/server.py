@@ -6,6 +6,7 @@ A mailbox (in process, signed files, Flower) moves bytes and knows nothing of wh
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from fedvad.federation.payload import Payload
 from fedvad.federation.vote import ExchangeFor, choose_exchange
 
 __all__ = ["Missing", "Receipt", "Server"]
+
+log = logging.getLogger(__name__)
 
 Missing = Literal["keep", "drop"]
 _MAX_BYTES = 1 << 30
@@ -299,9 +302,15 @@ class Server:
         try:
             for payload in receipt.payloads:
                 self.exchange.accept(payload)
-        except PayloadError:
+        except Exception as error:
             self.exchange.restore(before)
-            raise
+            if isinstance(error, PayloadError):
+                raise
+            # a fault of an exchange must not end the round of all other sites
+            log.exception("the exchange failed on the upload of %s", receipt.site)
+            raise PayloadError(
+                f"the exchange failed on it: {type(error).__name__}: {error}"
+            ) from error
         taken.update(dict.fromkeys(rounds, receipt.label))
 
     def _settle(self, uploads: Sequence[Payload]) -> None:

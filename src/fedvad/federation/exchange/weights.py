@@ -130,7 +130,7 @@ class WeightExchange:
             penalty=terms.penalty(student, state.trainer.represent),
             correction=terms.correction(student),
         )
-        state.losses.append(log.loss[-1])
+        state.losses += log.loss[-1:]  # none of a closed form
         trained = parameters_of(student)
         rates = sum(state.trainer.rate(step) for step in range(1, log.steps + 1))
         change = terms.finish(trained, rates)
