@@ -90,7 +90,7 @@ def forget(
     on the leaving site for, and get exact thresholds. key: private key that signs a receipt;
     receipt: its file, `forgot-SITE.fedvad` in the run folder by default.
 
-    Results, report and pictures of the training are removed. Returns what the receipt says.
+    Results, pages and pictures made of the run are removed. Returns what the receipt says.
     Raises `ConfigError` (also while another process works on the run), `DataError`.
     """
     return _forget(

@@ -137,6 +137,28 @@ def test_pictures_and_earlier_states_go_too(run: Path, plants: Path, shared_cach
         fedvad.undo_update(run)
 
 
+@pytest.mark.parametrize("image", [None, "002.png"])
+def test_every_page_and_picture_of_the_run_goes_and_nothing_else(
+    run: Path, plants: Path, shared_cache: Path, image: str | None
+) -> None:
+    fedvad.write_report(run, pdf=True)
+    fedvad.write_report(run, pdf=True, out=run / "board.pdf")
+    fedvad.write_report(run, out=run / "page.html")
+    shutil.copy(run / "heatmaps.png", run / "more.png")
+    fedvad.calibrate(
+        run, [plants / "birch/test/good"], site="birch", force=True, cache=shared_cache
+    )
+    ours = {"audit.pdf", "board.pdf", "page.html", "more.png", "earlier-thresholds.json"}
+    assert ours <= {path.name for path in run.iterdir()}
+    (run / "minutes.pdf").write_bytes(b"%PDF-1.4 of the board")
+    file = None if image is None else plants / "birch/train/good" / image
+    told = fedvad.forget(run, site="birch", image=file, cache=shared_cache)
+    assert ours <= set(told["removed"])
+    left = {path.name for path in run.iterdir()}
+    assert not ours & left
+    assert "minutes.pdf" in left
+
+
 def test_an_image_leaves_its_site(run: Path, plants: Path, shared_cache: Path) -> None:
     before = TrainedRun.load(run)
     file = plants / "birch/train/good/002.png"

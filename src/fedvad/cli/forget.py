@@ -66,7 +66,8 @@ def forget(
 ) -> None:
     """Take a site, or one image of it, out of every memory of a run, with a signed receipt.
 
-    Results, report and pictures of the training are removed, as is what an update kept.
+    Results, pages (HTML, PDF) and pictures made of the run are removed, as are thresholds before a
+    calibration and what an update kept.
     """
     from fedvad.verbs.forget import forget as run_forget
 

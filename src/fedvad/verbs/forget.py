@@ -13,6 +13,7 @@ from typing import Any
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
+from fedvad.data.outputs import OWN_PNG
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
@@ -20,6 +21,7 @@ from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.signed import read_private_key
 from fedvad.memory.bank import MemoryBank
+from fedvad.report.audit_sheet import TITLE
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import load_sites
 from fedvad.runs.memory_run import TrainedRun
@@ -38,22 +40,26 @@ from fedvad.runs.renewal import (
 from fedvad.runs.repair import leave_out, repaired
 from fedvad.runs.run_folder import (
     DETECTOR_FILE,
+    EARLIER_THRESHOLDS_FILE,
     read_config,
     read_ledger,
     write_config,
     write_ledger,
 )
+from fedvad.runs.run_region import REGION_FILE
 
 __all__ = ["forget"]
 
 log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{16}(#\d+)?")
 _PENDING = "forgetting.fedvad"
-# what a training leaves that shows or measures images of all its sites
+# what a training and a calibration leave that shows or measures images of all its sites
 _SHOWS = (
     "results.json", "scores.json", "report.html", "heatmaps.png", "gallery.json", "gallery",
-    "tables",
+    "tables", EARLIER_THRESHOLDS_FILE,
 )  # fmt: skip
+# what a page or picture of ours holds, whatever its name
+_MARKS = {".pdf": TITLE.encode(), ".html": b"<title>fedvad report", ".png": OWN_PNG}
 
 
 def forget(
@@ -84,8 +90,9 @@ def forget(
     receipt: where to write it, by default `forgot-SITE.fedvad` or `forgot-SITE-IMAGE.fedvad` in
     the run folder.
 
-    Results, report and pictures of the training are removed, as is what `update` kept. Raises
-    `ConfigError` (also while another process works on the run), `DataError`.
+    Results, pages (HTML, PDF) and pictures made of the run are removed, as are thresholds before a
+    calibration and what `update` kept. Raises `ConfigError` (also while another process works on
+    the run), `DataError`.
     """
     with only_one(run_folder):
         signing = None if key is None else read_private_key(key)
@@ -248,7 +255,8 @@ def _removed(run: TrainedRun, name: str, image: str | None) -> dict[str, int]:
 def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
     """Remove what shows images, and the site's name from what is told of the rounds."""
     removed = []
-    for name in _SHOWS:
+    found = sorted(path.name for path in folder.iterdir() if _shows(path))
+    for name in dict.fromkeys([*_SHOWS, *found]):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -266,6 +274,14 @@ def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
             write_config(folder, stored.model_copy(update={"join": join}))
     write_ledger(folder, ledger)
     return removed
+
+
+def _shows(path: Path) -> bool:
+    """Whether a file is a page or a picture that fedvad made of the run."""
+    mark = _MARKS.get(path.suffix.lower())
+    if mark is None or not path.is_file() or path.name == REGION_FILE:
+        return False
+    return mark in path.read_bytes()
 
 
 def _finished(folder: Path, site: str | None, receipt: Path | None) -> dict[str, Any] | None:
