@@ -12,7 +12,7 @@ from PIL import Image
 import fedvad
 from fedvad.data.folders import read_set
 from fedvad.detectors.registry import create
-from fedvad.errors import ArtefactError, DataError
+from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.features.cache import content_key
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -92,6 +92,12 @@ def test_a_message(tmp_path: Path) -> None:
     assert told["manifest"]["n_images"] == 4
     assert told["arrays"]["vectors"]["dtype"] == "float16"
     assert told["arrays"]["vectors"]["shape"] == [9, 6]
+
+
+def test_trust_is_not_ignored_where_nothing_is_signed(trained: Run, tmp_path: Path) -> None:
+    for path in (trained[0], trained[0] / "detector.safetensors"):
+        with pytest.raises(ConfigError, match="carries no signature"):
+            fedvad.inspect(path, trust=tmp_path)
 
 
 def test_anything_else(tmp_path: Path) -> None:
