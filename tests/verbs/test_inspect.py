@@ -82,6 +82,7 @@ def test_a_detector(plants: Path, tmp_path: Path) -> None:
     assert told["kind"] == "detector"
     assert told["detector"] == "patchcore"
     assert told["arrays"]["bank/vectors"]["shape"] == [20, 72]
+    assert "provenance" not in told
 
 
 def test_a_message(tmp_path: Path) -> None:
@@ -90,6 +91,8 @@ def test_a_message(tmp_path: Path) -> None:
     assert told["kind"] == "message"
     assert told["manifest"]["site"] == "Werk Süd"
     assert told["manifest"]["n_images"] == 4
+    assert "provenance" not in told
+    assert "Rows are all of the site that sent it." in told["says"]
     assert told["arrays"]["vectors"]["dtype"] == "float16"
     assert told["arrays"]["vectors"]["shape"] == [9, 6]
 

@@ -107,7 +107,7 @@ def inspect(
         "path": str(path),
         "bytes": path.stat().st_size,
         **values,
-        **_shares(arrays),
+        **_shares(arrays, values),
         "arrays": {name: _describe(array) for name, array in sorted(arrays.items())},
     }
 
@@ -130,18 +130,19 @@ def _summary(described: Mapping[str, Any]) -> str:
     )
 
 
-def _shares(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+def _shares(arrays: Mapping[str, npt.NDArray[Any]], values: Mapping[str, Any]) -> dict[str, Any]:
     """What each site gave to a memory: rows, and its share of the patches that they stand for.
 
-    None, under the same key, where the file does not say whose its rows are.
+    None, under the same key, where a memory of several sites does not say whose its rows are.
     """
     found = under("global/", arrays) or arrays
     if "vectors" not in found or "weights" not in found:
         return {}
     weights = found["weights"].astype(np.float64)
     origin = origin_from(found, len(weights))
-    if origin is None:
-        return {"provenance": None}
+    if origin is None:  # the rows of a detector and of an upload are of one place
+        one = values.get("kind") == "detector" or values.get("contents", {}).get("site")
+        return {} if one else {"provenance": None}
     rows, patches = origin.by_site(np.ones(len(weights))), origin.by_site(weights)
     return {
         "provenance": {
@@ -256,6 +257,7 @@ def _sentences(contents: dict[str, Any]) -> list[str]:
         f"({contents['dtype']}), and for each row a weight and a spread.",
         f"The rows stand for {contents['n_patches']} patches of {contents['n_images']} normal "
         "images (as the sender counts).",
+        *(["Rows are all of the site that sent it."] if contents["site"] else []),
         "A row is what the backbone makes of one real image patch, or an average of several such; "
         "the file does not say which, the configuration of the sender does.",
         f"Its features are of configuration {contents['features']}; only files of one "
