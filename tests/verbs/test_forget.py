@@ -258,6 +258,33 @@ def test_the_command(
     assert "no receipt" in capsys.readouterr().out
 
 
+def test_thresholds_that_changed_are_shown(
+    run: Path,
+    plants: Path,
+    tmp_path: Path,
+    shared_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = TrainedRun.load(run)
+    shutil.copytree(run, tmp_path / "other")
+    few = without(plants, tmp_path / "few")
+    told = fedvad.forget(tmp_path / "other", site="cedar", data=few, cache=shared_cache)
+    left = TrainedRun.load(tmp_path / "other")
+    assert list(told["site_thresholds"]) == ["alder", "birch"]
+    for name, limit in told["site_thresholds"].items():
+        assert limit == {
+            "before": before.threshold(name).value,
+            "now": left.threshold(name).value,
+        }
+    command = ("forget", run, "--site", "cedar", "--data", few, "--cache", shared_cache)
+    assert run_main(monkeypatch, *command) == 0
+    out = capsys.readouterr().out
+    limits = told["site_thresholds"]["birch"]
+    assert f"threshold of birch: {limits['before']:.4g} to {limits['now']:.4g}" in out
+    assert "Evaluate again: other thresholds catch other defects." in out
+
+
 def test_a_site_of_a_federation_forgets_another_of_which_it_has_the_shared_rows(
     run: Path, plants: Path, shared_cache: Path
 ) -> None:

@@ -85,9 +85,18 @@ def forget(
     rows = ", ".join(f"{count} of {name}" for name, count in told["rows_removed"].items())
     typer.echo(f"{what} left {run}: rows removed: {rows}; sites left: {len(told['sites_left'])}")
     typer.echo(f"thresholds: {told['thresholds']}")
+    limits = told["site_thresholds"]
+    for name, limit in limits.items():
+        typer.echo(f"threshold of {name}: {_known(limit['before'])} to {_known(limit['now'])}")
+    if any(limit["before"] != limit["now"] for limit in limits.values()):
+        typer.echo("Evaluate again: other thresholds catch other defects.")
     if told["removed"]:
         typer.echo(f"removed, as they show or measure its images: {', '.join(told['removed'])}")
     if told["receipt"]:
         typer.echo(f"receipt: {told['receipt']} (fedvad inspect FILE --trust PUBLIC_KEY)")
     else:
         typer.echo("no receipt: --key signs one")
+
+
+def _known(limit: float | None) -> str:
+    return "none" if limit is None else f"{limit:.4g}"

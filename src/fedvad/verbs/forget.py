@@ -135,6 +135,7 @@ def forget(
             "before": before,
             "version": __version__,
         }
+        limits = _limits(run, left)
         removed = _clean(run_folder, config, None if digest else name)
 
         def sign(after: bytes) -> None:
@@ -149,6 +150,7 @@ def forget(
     return {
         "run": str(run_folder),
         **statement,
+        "site_thresholds": limits,
         "removed": removed,
         "receipt": None if signing is None else str(target),
     }
@@ -239,6 +241,18 @@ def _with_images(
     return run, relied
 
 
+def _limits(run: TrainedRun, left: TrainedRun) -> dict[str, dict[str, float | None]]:
+    """The threshold of each site that stays, before and now."""
+    found = {}
+    for name in sorted(left.sites):
+        before, now = run.threshold(name), left.threshold(name)
+        found[name] = {
+            "before": None if before is None else before.value,
+            "now": None if now is None else now.value,
+        }
+    return found
+
+
 def _rows(run: TrainedRun) -> dict[str, int]:
     return {"global": len(run.memory)} | {n: len(s.bank) for n, s in sorted(run.sites.items())}
 
@@ -296,7 +310,13 @@ def _finished(folder: Path, site: str | None, receipt: Path | None) -> dict[str,
         return None
     target = receipt or _receipt(folder, told.site, told.image)
     _move(pending, target)
-    return {"run": str(folder), **told.model_dump(), "removed": [], "receipt": str(target)}
+    return {
+        "run": str(folder),
+        **told.model_dump(),
+        "site_thresholds": {},
+        "removed": [],
+        "receipt": str(target),
+    }
 
 
 def _receipt(folder: Path, site: str, image: str | None) -> Path:
