@@ -58,6 +58,9 @@ def forget(
             show_default=False,
         ),
     ] = None,
+    no_receipt: Annotated[
+        bool, typer.Option("--no-receipt", help="Sign no receipt, in place of --key.")
+    ] = False,
     weights: WeightsOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
@@ -71,12 +74,11 @@ def forget(
     """
     from fedvad.verbs.forget import forget as run_forget
 
-    if receipt is not None and key is None:
-        raise typer.BadParameter("--receipt needs --key, which signs it")
     with showing() as progress:
         told = run_forget(
-            run, site=site, image=image, data=data, key=key, receipt=receipt, weights=weights,
-            engine=cast(Any, engine), device=device, cache=open_cache(cache), progress=progress,
+            run, site=site, image=image, data=data, key=key, receipt=receipt,
+            no_receipt=no_receipt, weights=weights, engine=cast(Any, engine),
+            device=device, cache=open_cache(cache), progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(told)
@@ -95,7 +97,7 @@ def forget(
     if told["receipt"]:
         typer.echo(f"receipt: {told['receipt']} (fedvad inspect FILE --trust PUBLIC_KEY)")
     else:
-        typer.echo("no receipt: --key signs one")
+        typer.echo("no receipt, as asked")
 
 
 def _known(limit: float | None) -> str:

@@ -73,6 +73,8 @@ def _print(described: dict[str, Any]) -> None:
             )  # fmt: skip
         console.print(whose)
     for key, value in described.items():
+        if key == "image" and value is None:  # a receipt of a whole site
+            continue
         if isinstance(value, dict | list):
             console.print(f"[bold]{key}[/bold]")
             console.print_json(json.dumps(_brief(value)))

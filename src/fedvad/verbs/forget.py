@@ -21,6 +21,7 @@ from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.signed import read_private_key
 from fedvad.memory.bank import MemoryBank
+from fedvad.memory.distances import nearest
 from fedvad.report.audit_sheet import TITLE
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import load_sites
@@ -70,6 +71,7 @@ def forget(
     data: Path | None = None,
     key: Path | None = None,
     receipt: Path | None = None,
+    no_receipt: bool = False,
     weights: Path | str | None = None,
     engine: Engine | None = None,
     device: str | None = None,
@@ -88,12 +90,19 @@ def forget(
     sites that stay, for that and for exact thresholds; without it, thresholds rest on scores
     against the memory before, and a warning says so. key: private key that signs the receipt;
     receipt: where to write it, by default `forgot-SITE.fedvad` or `forgot-SITE-IMAGE.fedvad` in
-    the run folder.
+    the run folder; no_receipt: do without, in place of `key`.
 
     Results, pages (HTML, PDF) and pictures made of the run are removed, as are thresholds before a
     calibration and what `update` kept. Raises `ConfigError` (also while another process works on
     the run), `DataError`.
     """
+    if (key is None) != no_receipt:
+        raise ConfigError(
+            "give either --key (key=), which signs a receipt of what leaves, or --no-receipt "
+            "(no_receipt=True)"
+        )
+    if no_receipt and receipt is not None:
+        raise ConfigError("--receipt (receipt=) needs --key (key=), which signs it")
     with only_one(run_folder):
         signing = None if key is None else read_private_key(key)
         if (done := _finished(run_folder, site, receipt)) is not None:
@@ -258,10 +267,20 @@ def _rows(run: TrainedRun) -> dict[str, int]:
 
 
 def _removed(run: TrainedRun, name: str, image: str | None) -> dict[str, int]:
-    """Rows of what leaves, by memory."""
-    if image is not None:
-        return {name: int(_of_image(run.sites[name].bank, name, image).sum())}
+    """Rows of what leaves, by memory.
+
+    The global memory does not know images: of the site's rows in it, those count that come
+    nearest to rows of the image in its own memory, as they are the same patches.
+    """
     assert run.memory.origin is not None
+    if image is not None:
+        import torch
+
+        bank = run.sites[name].bank
+        own = _of_image(bank, name, image)
+        sent = run.memory.vectors[run.memory.origin.share_of(name) > 0]
+        _, index = nearest(torch.from_numpy(sent), torch.from_numpy(bank.vectors))
+        return {"global": int(own[index.numpy()].sum()), name: int(own.sum())}
     found = {"global": int((run.memory.origin.share_of(name) > 0).sum())}
     return found | ({name: len(run.sites[name].bank)} if name in run.sites else {})
 
