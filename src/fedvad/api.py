@@ -180,12 +180,17 @@ def plan(
     )
 
 
-def inspect(path: AnyPath, *, good: Names = (), defect: Names = ()) -> dict[str, Any]:
+def inspect(
+    path: AnyPath, *, trust: AnyPath | None = None, good: Names = (), defect: Names = ()
+) -> dict[str, Any]:
     """What is in a run folder, a detector file or a message, or how a data folder will be read.
 
     Parameters
     ----------
     path : path
+    trust : path, optional
+        Public key, or folder of them, that a message or receipt must be signed with: `trusted` in
+        the result says whether it is.
     good, defect : str or list of str, default=()
         Names of folders with normal images and with defects, beyond `good`.
 
@@ -198,6 +203,8 @@ def inspect(path: AnyPath, *, good: Names = (), defect: Names = ()) -> dict[str,
     ------
     ArtefactError, DataError
         For a file or folder that is none of these.
+    ConfigError
+        For `trust` with what carries no signature.
 
     Examples
     --------
@@ -207,7 +214,7 @@ def inspect(path: AnyPath, *, good: Names = (), defect: Names = ()) -> dict[str,
     >>> fedvad.inspect("plants")["data"]["sites"]["alder"]["train"]
     6
     """
-    return _inspect(as_path(path, "path"), good=good, defect=defect)
+    return _inspect(as_path(path, "path"), trust=maybe(trust, "trust"), good=good, defect=defect)
 
 
 def write_report(

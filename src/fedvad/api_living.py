@@ -77,6 +77,7 @@ def forget(
     data: AnyPath | None = None,
     key: AnyPath | None = None,
     receipt: AnyPath | None = None,
+    no_receipt: bool = False,
     weights: AnyPath | None = None,
     engine: Engine | None = None,
     device: str | None = None,
@@ -88,9 +89,10 @@ def forget(
     site: who leaves. image: file of the site, or the digest of one that is gone, to forget
     instead of the site. data: folder of the sites that stay, which then fill in what they relied
     on the leaving site for, and get exact thresholds. key: private key that signs a receipt;
-    receipt: its file, `forgot-SITE.fedvad` in the run folder by default.
+    receipt: its file, `forgot-SITE.fedvad` in the run folder by default. no_receipt: do without
+    one, in place of `key`.
 
-    Results, report and pictures of the training are removed. Returns what the receipt says.
+    Results, pages and pictures made of the run are removed. Returns what the receipt says.
     Raises `ConfigError` (also while another process works on the run), `DataError`.
     """
     return _forget(
@@ -100,6 +102,7 @@ def forget(
         data=maybe(data, "data"),
         key=maybe(key, "key"),
         receipt=maybe(receipt, "receipt"),
+        no_receipt=no_receipt,
         weights=maybe(weights, "weights"),
         engine=engine,
         device=device,

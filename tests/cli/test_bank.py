@@ -182,11 +182,15 @@ class TestAudit:
         fedvad.keys()
         fedvad.first("alder")
         fedvad.ok("bank", "merge", "alder.fedvad", *fedvad.server)
-        told = fedvad.ok("inspect", "global.fedvad", "--trust", "trust")
+        code, out, _ = fedvad("inspect", "global.fedvad", "--trust", "trust", "--json")
+        told = json.loads(out)
+        assert code == 4
+        assert told["trusted"] is False
         assert told["contents"]["what"] == "global memory of a server"
         assert told["contents"]["site"] is None
         assert told["signature"]["signer"] is None
-        assert "NOT among the trusted keys" in told["says"][-1]
+        assert "NOT among the trusted keys" in told["says"][0]
+        assert fedvad.ok("inspect", "global.fedvad")["signature"]["verifies"] is True
 
     def test_what_was_tampered_with(self, fedvad: Commands) -> None:
         fedvad.keys()
@@ -194,7 +198,10 @@ class TestAudit:
         data = bytearray(Path("alder.fedvad").read_bytes())
         data[-1] ^= 1
         Path("alder.fedvad").write_bytes(data)
-        told = fedvad.ok("inspect", "alder.fedvad", "--trust", "trust")
+        code, out, _ = fedvad("inspect", "alder.fedvad", "--trust", "trust")
+        assert code == 4
+        assert out.startswith("• CAUTION: its signature by the key")
+        told = fedvad.ok("inspect", "alder.fedvad")
         assert told["signature"]["verifies"] is False
         assert "does NOT verify" in told["says"][-1]
         Path("cut.fedvad").write_bytes(data[:400])
@@ -216,6 +223,10 @@ class TestAudit:
         told = fedvad.ok("inspect", "plain")
         assert told["contents"]["nothing_else"] is True
         assert "not signed" in told["says"][-1]
+        fedvad.keys()
+        code, out, _ = fedvad("inspect", "plain", "--trust", "trust")
+        assert code == 4
+        assert out.startswith("• CAUTION: it is not signed")
         length = int.from_bytes(plain[:8], "little")
         metadata = json.loads(plain[8 : 8 + length])["__metadata__"]
         Path("beside").write_bytes(save(load(plain), metadata | {"note": "train/0001.png"}))

@@ -67,7 +67,7 @@ def test_after_one_round_it_is_the_federation_that_never_had_the_site(
     few = without(plants, tmp_path / "few")
     fedvad.train(plants, tmp_path / "run", **given)
     fedvad.train(few, tmp_path / "never", **given)
-    fedvad.forget(tmp_path / "run", site="cedar", data=few, cache=shared_cache)
+    fedvad.forget(tmp_path / "run", site="cedar", data=few, cache=shared_cache, no_receipt=True)
     left, never = (TrainedRun.load(tmp_path / name) for name in ("run", "never"))
     assert left.sites.keys() == never.sites.keys() == {"alder", "birch"}
     same(left, never)
@@ -84,7 +84,9 @@ def test_after_more_rounds_the_later_ones_are_done_again(
     few = without(plants, tmp_path / "few")
     fedvad.train(plants, tmp_path / "run", **given)
     fedvad.train(few, tmp_path / "never", **given)
-    told = fedvad.forget(tmp_path / "run", site="cedar", data=few, cache=shared_cache)
+    told = fedvad.forget(
+        tmp_path / "run", site="cedar", data=few, cache=shared_cache, no_receipt=True
+    )
     left, never = (TrainedRun.load(tmp_path / name) for name in ("run", "never"))
     assert told["repaired"] is True
     np.testing.assert_array_equal(left.memory.vectors, never.memory.vectors)
@@ -99,7 +101,7 @@ def test_what_joined_later_stays_when_others_fill_in(
 ) -> None:
     fedvad.update(run, plants / "birch/test/good", site="birch", cache=shared_cache)
     few = without(plants, tmp_path / "few")
-    told = fedvad.forget(run, site="cedar", data=few, cache=shared_cache)
+    told = fedvad.forget(run, site="cedar", data=few, cache=shared_cache, no_receipt=True)
     left = TrainedRun.load(run)
     assert told["repaired"] is True
     assert told["thresholds"] == "found again"
@@ -115,7 +117,7 @@ def test_without_images_the_rest_of_the_memory_stays(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = TrainedRun.load(run)
-    told = fedvad.forget(run, site="birch")
+    told = fedvad.forget(run, site="birch", no_receipt=True)
     left = TrainedRun.load(run)
     assert "false alarms may rise" in caplog.text
     assert told["thresholds"] == "of the memory before"
@@ -128,7 +130,7 @@ def test_without_images_the_rest_of_the_memory_stays(
 
 def test_pictures_and_earlier_states_go_too(run: Path, plants: Path, shared_cache: Path) -> None:
     fedvad.update(run, plants / "birch/test/good", site="birch", cache=shared_cache)
-    told = fedvad.forget(run, site="birch")
+    told = fedvad.forget(run, site="birch", no_receipt=True)
     assert {"gallery", "report.html", "heatmaps.png", "results.json"} <= set(told["removed"])
     assert sorted(p.name for p in run.iterdir() if not p.name.startswith(".")) == [
         "config.json", "detector.safetensors", "ledger.json",
@@ -137,28 +139,54 @@ def test_pictures_and_earlier_states_go_too(run: Path, plants: Path, shared_cach
         fedvad.undo_update(run)
 
 
+@pytest.mark.parametrize("image", [None, "002.png"])
+def test_every_page_and_picture_of_the_run_goes_and_nothing_else(
+    run: Path, plants: Path, shared_cache: Path, image: str | None
+) -> None:
+    fedvad.write_report(run, pdf=True)
+    fedvad.write_report(run, pdf=True, out=run / "board.pdf")
+    fedvad.write_report(run, out=run / "page.html")
+    shutil.copy(run / "heatmaps.png", run / "more.png")
+    fedvad.calibrate(
+        run, [plants / "birch/test/good"], site="birch", force=True, cache=shared_cache
+    )
+    ours = {"audit.pdf", "board.pdf", "page.html", "more.png", "earlier-thresholds.json"}
+    assert ours <= {path.name for path in run.iterdir()}
+    (run / "minutes.pdf").write_bytes(b"%PDF-1.4 of the board")
+    file = None if image is None else plants / "birch/train/good" / image
+    told = fedvad.forget(run, site="birch", image=file, cache=shared_cache, no_receipt=True)
+    assert ours <= set(told["removed"])
+    left = {path.name for path in run.iterdir()}
+    assert not ours & left
+    assert "minutes.pdf" in left
+
+
 def test_an_image_leaves_its_site(run: Path, plants: Path, shared_cache: Path) -> None:
     before = TrainedRun.load(run)
     file = plants / "birch/train/good/002.png"
     digest = content_key(file.read_bytes())[:16]
-    told = fedvad.forget(run, site="birch", image=file, cache=shared_cache)
+    told = fedvad.forget(run, site="birch", image=file, cache=shared_cache, no_receipt=True)
     left = TrainedRun.load(run)
     bank = left.sites["birch"].bank
     assert told["image"] == digest
     assert bank.origin is not None
     assert digest not in {source.image for source in bank.origin.sources}
-    assert told["rows_removed"] == {"birch": len(before.sites["birch"].bank) - len(bank)}
-    assert len(left.memory) == len(before.memory) - told["rows_removed"]["birch"]
+    assert told["rows_removed"] == {
+        "birch": len(before.sites["birch"].bank) - len(bank),
+        "global": len(before.memory) - len(left.memory),
+    }
     assert left.sites["birch"].n_images == 5
     with pytest.raises(ConfigError, match="nothing has to be forgotten"):
-        fedvad.forget(run, site="birch", image=digest, cache=shared_cache)
+        fedvad.forget(run, site="birch", image=digest, cache=shared_cache, no_receipt=True)
 
 
 def test_the_image_stays_out_when_the_others_fill_in(
     run: Path, plants: Path, shared_cache: Path
 ) -> None:
     file = plants / "birch/train/good/002.png"
-    told = fedvad.forget(run, site="birch", image=file, data=plants, cache=shared_cache)
+    told = fedvad.forget(
+        run, site="birch", image=file, data=plants, cache=shared_cache, no_receipt=True
+    )
     assert told["repaired"] is True
     bank = TrainedRun.load(run).sites["birch"].bank
     assert bank.origin is not None
@@ -211,14 +239,14 @@ def test_what_cannot_be_forgotten_is_said(
     run: Path, plants: Path, tmp_path: Path, shared_cache: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"one of .*'alder'.* not 'oak'"):
-        fedvad.forget(run, site="oak")
+        fedvad.forget(run, site="oak", no_receipt=True)
     few = without(plants, tmp_path / "few", "birch")
     with pytest.raises(ConfigError, match=r"lacks the images of \['birch'\]"):
-        fedvad.forget(run, site="cedar", data=few, cache=shared_cache)
+        fedvad.forget(run, site="cedar", data=few, cache=shared_cache, no_receipt=True)
     assert list(fedvad.load(run).sites) == ["alder", "birch", "cedar"]
     fedvad.train(plants / "alder", tmp_path / "one", cache=shared_cache, **OPTIONS)
     with pytest.raises(ConfigError, match="only site"):
-        fedvad.forget(tmp_path / "one", site="alder")
+        fedvad.forget(tmp_path / "one", site="alder", no_receipt=True)
 
 
 def test_the_command(
@@ -227,13 +255,57 @@ def test_the_command(
     receipt = run.parent / "receipt.fedvad"
     common = ("forget", run, "--site", "cedar", "--receipt", receipt)
     assert run_main(monkeypatch, *common) == 2
+    assert run_main(monkeypatch, *common, "--no-receipt") == 2
     assert run_main(monkeypatch, *common, "--key", keys / "server.key", "--json") == 0
     assert json.loads(capsys.readouterr().out)["receipt"] == str(receipt)
     assert run_main(monkeypatch, "inspect", receipt, "--trust", keys / "server.pub") == 0
     out = capsys.readouterr().out
     assert "'server' made it" in out
-    assert run_main(monkeypatch, "forget", run, "--site", "birch") == 0
+    assert "image None" not in out
+    assert run_main(monkeypatch, "forget", run, "--site", "birch") == 2
+    assert "--no-receipt" in capsys.readouterr().err
+    assert set(TrainedRun.load(run).sites) == {"alder", "birch"}
+    assert run_main(monkeypatch, "forget", run, "--site", "birch", "--no-receipt") == 0
     assert "no receipt" in capsys.readouterr().out
+
+
+def test_thresholds_that_changed_are_shown(
+    run: Path,
+    plants: Path,
+    tmp_path: Path,
+    shared_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = TrainedRun.load(run)
+    shutil.copytree(run, tmp_path / "other")
+    few = without(plants, tmp_path / "few")
+    told = fedvad.forget(
+        tmp_path / "other", site="cedar", data=few, cache=shared_cache, no_receipt=True
+    )
+    left = TrainedRun.load(tmp_path / "other")
+    assert list(told["site_thresholds"]) == ["alder", "birch"]
+    for name, limit in told["site_thresholds"].items():
+        assert limit == {
+            "before": before.threshold(name).value,
+            "now": left.threshold(name).value,
+        }
+    command = (
+        "forget",
+        run,
+        "--site",
+        "cedar",
+        "--data",
+        few,
+        "--no-receipt",
+        "--cache",
+        shared_cache,
+    )
+    assert run_main(monkeypatch, *command) == 0
+    out = capsys.readouterr().out
+    limits = told["site_thresholds"]["birch"]
+    assert f"threshold of birch: {limits['before']:.4g} to {limits['now']:.4g}" in out
+    assert "Evaluate again: other thresholds catch other defects." in out
 
 
 def test_a_site_of_a_federation_forgets_another_of_which_it_has_the_shared_rows(
@@ -251,7 +323,7 @@ def test_a_site_of_a_federation_forgets_another_of_which_it_has_the_shared_rows(
             m.take(m.origin.share_of(name) > 0) for m in (updated.memory, before.memory)
         )
         np.testing.assert_array_equal(mine.vectors, theirs.vectors)
-    fedvad.forget(run, site="birch")
+    fedvad.forget(run, site="birch", no_receipt=True)
     left = TrainedRun.load(run).memory
     assert left.origin is not None
     assert {source.site for source in left.origin.sources} == {"alder", "cedar"}

@@ -12,7 +12,7 @@ from PIL import Image
 import fedvad
 from fedvad.data.folders import read_set
 from fedvad.detectors.registry import create
-from fedvad.errors import ArtefactError, DataError
+from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.features.cache import content_key
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -82,6 +82,7 @@ def test_a_detector(plants: Path, tmp_path: Path) -> None:
     assert told["kind"] == "detector"
     assert told["detector"] == "patchcore"
     assert told["arrays"]["bank/vectors"]["shape"] == [20, 72]
+    assert "provenance" not in told
 
 
 def test_a_message(tmp_path: Path) -> None:
@@ -90,8 +91,16 @@ def test_a_message(tmp_path: Path) -> None:
     assert told["kind"] == "message"
     assert told["manifest"]["site"] == "Werk Süd"
     assert told["manifest"]["n_images"] == 4
+    assert "provenance" not in told
+    assert "Rows are all of the site that sent it." in told["says"]
     assert told["arrays"]["vectors"]["dtype"] == "float16"
     assert told["arrays"]["vectors"]["shape"] == [9, 6]
+
+
+def test_trust_is_not_ignored_where_nothing_is_signed(trained: Run, tmp_path: Path) -> None:
+    for path in (trained[0], trained[0] / "detector.safetensors"):
+        with pytest.raises(ConfigError, match="carries no signature"):
+            fedvad.inspect(path, trust=tmp_path)
 
 
 def test_anything_else(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ def forget(
             show_default=False,
         ),
     ] = None,
+    no_receipt: Annotated[
+        bool, typer.Option("--no-receipt", help="Sign no receipt, in place of --key.")
+    ] = False,
     weights: WeightsOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
@@ -66,16 +69,16 @@ def forget(
 ) -> None:
     """Take a site, or one image of it, out of every memory of a run, with a signed receipt.
 
-    Results, report and pictures of the training are removed, as is what an update kept.
+    Results, pages (HTML, PDF) and pictures made of the run are removed, as are thresholds before a
+    calibration and what an update kept.
     """
     from fedvad.verbs.forget import forget as run_forget
 
-    if receipt is not None and key is None:
-        raise typer.BadParameter("--receipt needs --key, which signs it")
     with showing() as progress:
         told = run_forget(
-            run, site=site, image=image, data=data, key=key, receipt=receipt, weights=weights,
-            engine=cast(Any, engine), device=device, cache=open_cache(cache), progress=progress,
+            run, site=site, image=image, data=data, key=key, receipt=receipt,
+            no_receipt=no_receipt, weights=weights, engine=cast(Any, engine),
+            device=device, cache=open_cache(cache), progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(told)
@@ -84,9 +87,18 @@ def forget(
     rows = ", ".join(f"{count} of {name}" for name, count in told["rows_removed"].items())
     typer.echo(f"{what} left {run}: rows removed: {rows}; sites left: {len(told['sites_left'])}")
     typer.echo(f"thresholds: {told['thresholds']}")
+    limits = told["site_thresholds"]
+    for name, limit in limits.items():
+        typer.echo(f"threshold of {name}: {_known(limit['before'])} to {_known(limit['now'])}")
+    if any(limit["before"] != limit["now"] for limit in limits.values()):
+        typer.echo("Evaluate again: other thresholds catch other defects.")
     if told["removed"]:
         typer.echo(f"removed, as they show or measure its images: {', '.join(told['removed'])}")
     if told["receipt"]:
         typer.echo(f"receipt: {told['receipt']} (fedvad inspect FILE --trust PUBLIC_KEY)")
     else:
-        typer.echo("no receipt: --key signs one")
+        typer.echo("no receipt, as asked")
+
+
+def _known(limit: float | None) -> str:
+    return "none" if limit is None else f"{limit:.4g}"

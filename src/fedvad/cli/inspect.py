@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvad.cli.common import DefectOption, GoodOption, JsonOption, print_json
+from fedvad.errors import FederationError
 
 __all__ = ["inspect"]
 
@@ -24,7 +25,9 @@ def inspect(
     trust: Annotated[
         Path | None,
         typer.Option(
-            help="Public key, or folder of them, to name the signer by.", show_default=False
+            help="Public key, or folder of them, that the file must be signed with: exit code 4 "
+            "when it is not.",
+            show_default=False,
         ),
     ] = None,
     good: GoodOption = None,
@@ -35,9 +38,12 @@ def inspect(
     from fedvad.verbs.inspect import inspect as run_inspect
 
     described = run_inspect(path, trust=trust, good=good or (), defect=defect or ())
-    if as_json:
-        print_json(described)
-        return
+    print_json(described) if as_json else _print(described)
+    if described.get("trusted") is False:
+        raise typer.Exit(FederationError.exit_code)
+
+
+def _print(described: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -48,6 +54,7 @@ def inspect(
 
         console.print(rich_data_table(described["data"]))
         return
+    described = dict(described)
     arrays: dict[str, dict[str, Any]] = described.pop("arrays")
     if summary := described.pop("summary", ""):
         console.print(summary, style="bold", highlight=False, markup=False)
@@ -66,6 +73,8 @@ def inspect(
             )  # fmt: skip
         console.print(whose)
     for key, value in described.items():
+        if key == "image" and value is None:  # a receipt of a whole site
+            continue
         if isinstance(value, dict | list):
             console.print(f"[bold]{key}[/bold]")
             console.print_json(json.dumps(_brief(value)))

@@ -19,6 +19,7 @@ from fedvad.runs.run_region import found_region, stored_region
 __all__ = [
     "CONFIG_FILE",
     "DETECTOR_FILE",
+    "EARLIER_THRESHOLDS_FILE",
     "LEDGER_FILE",
     "RESULTS_FILE",
     "finite",
@@ -34,6 +35,7 @@ DETECTOR_FILE = "detector.safetensors"
 CONFIG_FILE = "config.json"
 LEDGER_FILE = "ledger.json"
 RESULTS_FILE = "results.json"
+EARLIER_THRESHOLDS_FILE = "earlier-thresholds.json"  # to undo a calibration
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:

@@ -10,9 +10,9 @@ from fedvad.data.images import read_mask
 from fedvad.data.region import is_shape
 from fedvad.runs.config import TrainConfig
 
-__all__ = ["found_region", "keep_region", "stored_region"]
+__all__ = ["REGION_FILE", "found_region", "keep_region", "stored_region"]
 
-_FILE = "region.png"
+REGION_FILE = "region.png"
 
 
 def keep_region(folder: Path, config: TrainConfig) -> TrainConfig:
@@ -34,13 +34,13 @@ def keep_region(folder: Path, config: TrainConfig) -> TrainConfig:
 
 def stored_region(folder: Path, region: str | None) -> str | None:
     """A region as the configuration of the run folder holds it."""
-    return _FILE if region == _place(folder) else region
+    return REGION_FILE if region == _place(folder) else region
 
 
 def found_region(folder: Path, region: str | None) -> str | None:
     """What `stored_region` was made of, in the folder as it lies now."""
-    return _place(folder) if region == _FILE else region
+    return _place(folder) if region == REGION_FILE else region
 
 
 def _place(folder: Path) -> str:
-    return str((folder / _FILE).absolute())
+    return str((folder / REGION_FILE).absolute())

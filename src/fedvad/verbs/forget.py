@@ -13,6 +13,7 @@ from typing import Any
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
+from fedvad.data.outputs import OWN_PNG
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
@@ -20,6 +21,8 @@ from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.signed import read_private_key
 from fedvad.memory.bank import MemoryBank
+from fedvad.memory.distances import nearest
+from fedvad.report.audit_sheet import TITLE
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import load_sites
 from fedvad.runs.memory_run import TrainedRun
@@ -38,22 +41,26 @@ from fedvad.runs.renewal import (
 from fedvad.runs.repair import leave_out, repaired
 from fedvad.runs.run_folder import (
     DETECTOR_FILE,
+    EARLIER_THRESHOLDS_FILE,
     read_config,
     read_ledger,
     write_config,
     write_ledger,
 )
+from fedvad.runs.run_region import REGION_FILE
 
 __all__ = ["forget"]
 
 log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{16}(#\d+)?")
 _PENDING = "forgetting.fedvad"
-# what a training leaves that shows or measures images of all its sites
+# what a training and a calibration leave that shows or measures images of all its sites
 _SHOWS = (
     "results.json", "scores.json", "report.html", "heatmaps.png", "gallery.json", "gallery",
-    "tables",
+    "tables", EARLIER_THRESHOLDS_FILE,
 )  # fmt: skip
+# what a page or picture of ours holds, whatever its name
+_MARKS = {".pdf": TITLE.encode(), ".html": b"<title>fedvad report", ".png": OWN_PNG}
 
 
 def forget(
@@ -64,6 +71,7 @@ def forget(
     data: Path | None = None,
     key: Path | None = None,
     receipt: Path | None = None,
+    no_receipt: bool = False,
     weights: Path | str | None = None,
     engine: Engine | None = None,
     device: str | None = None,
@@ -82,11 +90,19 @@ def forget(
     sites that stay, for that and for exact thresholds; without it, thresholds rest on scores
     against the memory before, and a warning says so. key: private key that signs the receipt;
     receipt: where to write it, by default `forgot-SITE.fedvad` or `forgot-SITE-IMAGE.fedvad` in
-    the run folder.
+    the run folder; no_receipt: do without, in place of `key`.
 
-    Results, report and pictures of the training are removed, as is what `update` kept. Raises
-    `ConfigError` (also while another process works on the run), `DataError`.
+    Results, pages (HTML, PDF) and pictures made of the run are removed, as are thresholds before a
+    calibration and what `update` kept. Raises `ConfigError` (also while another process works on
+    the run), `DataError`.
     """
+    if (key is None) != no_receipt:
+        raise ConfigError(
+            "give either --key (key=), which signs a receipt of what leaves, or --no-receipt "
+            "(no_receipt=True)"
+        )
+    if no_receipt and receipt is not None:
+        raise ConfigError("--receipt (receipt=) needs --key (key=), which signs it")
     with only_one(run_folder):
         signing = None if key is None else read_private_key(key)
         if (done := _finished(run_folder, site, receipt)) is not None:
@@ -128,6 +144,7 @@ def forget(
             "before": before,
             "version": __version__,
         }
+        limits = _limits(run, left)
         removed = _clean(run_folder, config, None if digest else name)
 
         def sign(after: bytes) -> None:
@@ -142,6 +159,7 @@ def forget(
     return {
         "run": str(run_folder),
         **statement,
+        "site_thresholds": limits,
         "removed": removed,
         "receipt": None if signing is None else str(target),
     }
@@ -232,15 +250,37 @@ def _with_images(
     return run, relied
 
 
+def _limits(run: TrainedRun, left: TrainedRun) -> dict[str, dict[str, float | None]]:
+    """The threshold of each site that stays, before and now."""
+    found = {}
+    for name in sorted(left.sites):
+        before, now = run.threshold(name), left.threshold(name)
+        found[name] = {
+            "before": None if before is None else before.value,
+            "now": None if now is None else now.value,
+        }
+    return found
+
+
 def _rows(run: TrainedRun) -> dict[str, int]:
     return {"global": len(run.memory)} | {n: len(s.bank) for n, s in sorted(run.sites.items())}
 
 
 def _removed(run: TrainedRun, name: str, image: str | None) -> dict[str, int]:
-    """Rows of what leaves, by memory."""
-    if image is not None:
-        return {name: int(_of_image(run.sites[name].bank, name, image).sum())}
+    """Rows of what leaves, by memory.
+
+    The global memory does not know images: of the site's rows in it, those count that come
+    nearest to rows of the image in its own memory, as they are the same patches.
+    """
     assert run.memory.origin is not None
+    if image is not None:
+        import torch
+
+        bank = run.sites[name].bank
+        own = _of_image(bank, name, image)
+        sent = run.memory.vectors[run.memory.origin.share_of(name) > 0]
+        _, index = nearest(torch.from_numpy(sent), torch.from_numpy(bank.vectors))
+        return {"global": int(own[index.numpy()].sum()), name: int(own.sum())}
     found = {"global": int((run.memory.origin.share_of(name) > 0).sum())}
     return found | ({name: len(run.sites[name].bank)} if name in run.sites else {})
 
@@ -248,7 +288,8 @@ def _removed(run: TrainedRun, name: str, image: str | None) -> dict[str, int]:
 def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
     """Remove what shows images, and the site's name from what is told of the rounds."""
     removed = []
-    for name in _SHOWS:
+    found = sorted(path.name for path in folder.iterdir() if _shows(path))
+    for name in dict.fromkeys([*_SHOWS, *found]):
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -268,6 +309,14 @@ def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
     return removed
 
 
+def _shows(path: Path) -> bool:
+    """Whether a file is a page or a picture that fedvad made of the run."""
+    mark = _MARKS.get(path.suffix.lower())
+    if mark is None or not path.is_file() or path.name == REGION_FILE:
+        return False
+    return mark in path.read_bytes()
+
+
 def _finished(folder: Path, site: str | None, receipt: Path | None) -> dict[str, Any] | None:
     """What a killed call had done, but for handing out the receipt."""
     pending = folder / _PENDING
@@ -280,7 +329,13 @@ def _finished(folder: Path, site: str | None, receipt: Path | None) -> dict[str,
         return None
     target = receipt or _receipt(folder, told.site, told.image)
     _move(pending, target)
-    return {"run": str(folder), **told.model_dump(), "removed": [], "receipt": str(target)}
+    return {
+        "run": str(folder),
+        **told.model_dump(),
+        "site_thresholds": {},
+        "removed": [],
+        "receipt": str(target),
+    }
 
 
 def _receipt(folder: Path, site: str, image: str | None) -> Path:

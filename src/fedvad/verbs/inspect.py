@@ -18,7 +18,7 @@ from fedvad.data.view_choice import USUAL_SIZE, choose_size, sizes_of
 from fedvad.data.views import Size
 from fedvad.detectors.artefact import read_arrays
 from fedvad.detectors.student.parameters import under
-from fedvad.errors import ArtefactError, DataError, PayloadError
+from fedvad.errors import ArtefactError, ConfigError, DataError, PayloadError
 from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload
 from fedvad.federation.signed import (
@@ -36,6 +36,7 @@ from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
 __all__ = ["inspect"]
 
 _SHOWN = 5
+_UNSIGNED = "{} carries no signature to check: --trust (trust=) is for messages and receipts"
 _ARRAYS = {"vectors", "weights", "spread"}
 
 
@@ -53,10 +54,13 @@ def inspect(
     every array its shape, type, bytes and range. Of a folder of images the keys are path, kind and
     `data`: what of it is read, as which label, and what is not, with image_size in view. good,
     defect: names of folders with normal images and with defects, beyond `good`. Of messages also
-    `contents` (numbers), `signature` and `says` (sentences for an auditor). trust: public keys to
-    name the signer by. Raises `ArtefactError` for anything else, `DataError` for a folder of
-    neither images nor a run.
+    `contents` (numbers), `signature` and `says` (sentences for an auditor). trust: public key, or
+    folder of them, that a message must be signed with: then `trusted` says whether it is, and where
+    it is not, `says` begins with that. Raises `ArtefactError` for anything else, `ConfigError` for
+    `trust` with what carries no signature, `DataError` for a folder of neither images nor a run.
     """
+    if trust is not None and path.is_dir():
+        raise ConfigError(_UNSIGNED.format(path))
     if path.is_dir():
         file = path / DETECTOR_FILE
         if not (file.exists() or (path / CONFIG_FILE).exists()):
@@ -85,6 +89,8 @@ def inspect(
         raise ArtefactError(f"{path} does not exist")
     try:
         arrays, values = read_arrays(path)
+        if trust is not None:
+            raise ConfigError(_UNSIGNED.format(path))
     except ArtefactError as not_an_artefact:
         try:
             arrays, values = _message(read_bounded(path), trust)
@@ -101,7 +107,7 @@ def inspect(
         "path": str(path),
         "bytes": path.stat().st_size,
         **values,
-        **_shares(arrays),
+        **_shares(arrays, values),
         "arrays": {name: _describe(array) for name, array in sorted(arrays.items())},
     }
 
@@ -124,18 +130,19 @@ def _summary(described: Mapping[str, Any]) -> str:
     )
 
 
-def _shares(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+def _shares(arrays: Mapping[str, npt.NDArray[Any]], values: Mapping[str, Any]) -> dict[str, Any]:
     """What each site gave to a memory: rows, and its share of the patches that they stand for.
 
-    None, under the same key, where the file does not say whose its rows are.
+    None, under the same key, where a memory of several sites does not say whose its rows are.
     """
     found = under("global/", arrays) or arrays
     if "vectors" not in found or "weights" not in found:
         return {}
     weights = found["weights"].astype(np.float64)
     origin = origin_from(found, len(weights))
-    if origin is None:
-        return {"provenance": None}
+    if origin is None:  # the rows of a detector and of an upload are of one place
+        one = values.get("kind") == "detector" or values.get("contents", {}).get("site")
+        return {} if one else {"provenance": None}
     rows, patches = origin.by_site(np.ones(len(weights))), origin.by_site(weights)
     return {
         "provenance": {
@@ -170,8 +177,8 @@ def _message(
     signed = SignedMessage.parse(data) if is_signed(data) else None
     if signed is not None and (receipt := read_receipt(data)) is not None:
         signature = _signature(signed, trust)
-        says = [*_on_receipt(receipt), _on_signature(signature)]
-        return {}, {**receipt.model_dump(), "signature": signature, "says": says}
+        values = {**receipt.model_dump(), "signature": signature}
+        return {}, values | _judged(_on_receipt(receipt), signature, trust)
     body = data if signed is None else signed.message
     try:
         payload = Payload.from_bytes(body)
@@ -187,14 +194,13 @@ def _message(
         known if weights else set(payload.arrays) - set(ORIGIN_ARRAYS) == _ARRAYS
     )
     contents = _contents(payload) | {"nothing_else": nothing_else}
-    values: dict[str, Any] = {
+    values = {
         "kind": "message" if signed is None else "signed message",
         "manifest": payload.manifest.model_dump(),
         "contents": contents,
         "signature": None if signed is None else _signature(signed, trust),
     }
-    values["says"] = _sentences(contents, values["signature"])
-    return payload.arrays, values
+    return payload.arrays, values | _judged(_sentences(contents), values["signature"], trust)
 
 
 def _contents(payload: Payload) -> dict[str, Any]:
@@ -226,16 +232,32 @@ def _signature(signed: SignedMessage, trust: Path | None) -> dict[str, Any]:
     }
 
 
-def _sentences(contents: dict[str, Any], signature: dict[str, Any] | None) -> list[str]:
+def _judged(
+    says: list[str], signature: dict[str, Any] | None, trust: Path | None
+) -> dict[str, Any]:
+    """The sentences with that on the signature: first, where trust was asked for and is denied."""
+    if trust is None:
+        return {"says": [*says, _on_signature(signature)]}
+    trusted = signature is not None and signature["verifies"] and signature["signer"] is not None
+    if trusted:
+        return {"trusted": True, "says": [*says, _on_signature(signature)]}
+    caution = _on_signature(signature)
+    if signature is None:
+        caution = f"CAUTION: {caution[0].lower()}{caution[1:]}"
+    return {"trusted": False, "says": [caution, *says]}
+
+
+def _sentences(contents: dict[str, Any]) -> list[str]:
     whose = f"what site {contents['site']!r} sends up" if contents["site"] else "of all its sites"
     says = [f"This is the {contents['what']}: {whose}, round {contents['round']}."]
     if contents["weights"] is not None:
-        return [*says, *_on_weights(contents), _on_signature(signature)]
+        return [*says, *_on_weights(contents)]
     says += [
         f"It holds {contents['rows']} rows of {contents['values_per_row']} numbers "
         f"({contents['dtype']}), and for each row a weight and a spread.",
         f"The rows stand for {contents['n_patches']} patches of {contents['n_images']} normal "
         "images (as the sender counts).",
+        *(["Rows are all of the site that sent it."] if contents["site"] else []),
         "A row is what the backbone makes of one real image patch, or an average of several such; "
         "the file does not say which, the configuration of the sender does.",
         f"Its features are of configuration {contents['features']}; only files of one "
@@ -251,7 +273,7 @@ def _sentences(contents: dict[str, Any], signature: dict[str, Any] | None) -> li
             "CAUTION: the file holds more than the rows and the manifest shown, or was written by "
             "another program; what else is inside is not known."
         )
-    return [*says, _on_signature(signature)]
+    return says
 
 
 def _on_weights(contents: dict[str, Any]) -> list[str]:

@@ -25,12 +25,12 @@ from fedvad.runs.method import make_method
 from fedvad.runs.opening import open_run
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Run
+from fedvad.runs.run_folder import EARLIER_THRESHOLDS_FILE
 from fedvad.runs.run_values import threshold_from
 from fedvad.runs.thresholds import find_thresholds
 
 __all__ = ["recalibrate"]
 
-_EARLIER = "earlier-thresholds.json"  # in the run folder, for `undo`
 _SUSPICIOUS = 1.5  # times the present threshold; resampled good images move it by a fifth at most
 
 
@@ -165,11 +165,11 @@ def _check_rise(
 
 def _remember(folder: Path, site: str, thresholds: Mapping[str, Threshold]) -> None:
     entry = {"site": site, "thresholds": {ref: asdict(t) for ref, t in thresholds.items()}}
-    write_sealed(folder / _EARLIER, {"calibrations": [*_remembered(folder), entry]})
+    write_sealed(folder / EARLIER_THRESHOLDS_FILE, {"calibrations": [*_remembered(folder), entry]})
 
 
 def _remembered(folder: Path) -> list[dict[str, Any]]:
-    path = folder / _EARLIER
+    path = folder / EARLIER_THRESHOLDS_FILE
     if not path.exists():
         return []
     entries = read_sealed(path).get("calibrations")
@@ -192,7 +192,7 @@ def _undo(folder: Path, site: str | None) -> dict[str, Any]:
         run.sites[name].thresholds.update(earlier)
         run.save(folder)
         entries.remove(last)
-        write_sealed(folder / _EARLIER, {"calibrations": entries})
+        write_sealed(folder / EARLIER_THRESHOLDS_FILE, {"calibrations": entries})
     return _changed(run, name, before, earlier)
 
 
