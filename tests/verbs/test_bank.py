@@ -723,6 +723,15 @@ def test_a_site_leaves_by_files_and_the_rest_is_as_if_it_had_never_sent(
             assert federation.take("alder", file)["round"] == 2
             # what the memory lacks now is what the sites send next
             assert federation.merge(federation.export("alder"), out="next").is_file()
+            late = federation.root / "stick/cedar.fedvad"
+            before = files_of(federation.state("server"))
+            with pytest.raises(FederationError, match="--take-back cedar"):
+                federation.merge(late, out="next")
+            with pytest.raises(ConfigError, match="--take-back birch"):
+                federation.merge(late, out="next", take_back=["birch"])
+            assert files_of(federation.state("server")) == before
+            federation.merge(late, out="next", take_back=["cedar"])
+            assert "cedar" in federation.told["accepted"]
         memories[name] = bank_from(
             Payload.from_bytes(SignedMessage.parse(file.read_bytes()).message)
         )

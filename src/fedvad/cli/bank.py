@@ -156,6 +156,10 @@ def merge(
     ] = None,
     config: ConfigOption = None,
     allow_weights: AllowWeightsOption = False,
+    take_back: Annotated[
+        list[str] | None,
+        typer.Option(help="Site that bank forget took out and that returns.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The server's round: check the sites' files, merge them, write the signed global memory.
@@ -167,6 +171,7 @@ def merge(
     answer = merge_uploads(
         files or [], trust, key, state, out, quorum=quorum, features=features,
         config_file=config, options=given_options(context), allow_weights=allow_weights,
+        take_back=take_back or (),
     )  # fmt: skip
     if as_json:
         print_json(answer)

@@ -36,4 +36,4 @@ def forget(
         f"{site} left: {told['rows_removed'][site]} rows; round {told['round']} holds "
         f"{told['rows_now']['global']} rows of {', '.join(told['sites_left'])}   {out}"
     )
-    typer.echo(f"Remove {site}.pub from the trusted keys, so that it cannot send again.")
+    typer.echo(f"bank merge refuses files of {site} from now on, unless --take-back {site}.")

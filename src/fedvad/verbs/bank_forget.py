@@ -18,7 +18,7 @@ from fedvad.federation.server import Server
 from fedvad.federation.signed import read_private_key
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.receipt import ForgetReceipt, now, receipt_bytes
-from fedvad.verbs.bank_server import read_federation
+from fedvad.verbs.bank_server import forgotten_sites, read_federation, save_forgotten
 
 __all__ = ["forget_site"]
 
@@ -28,11 +28,11 @@ def forget_site(
 ) -> dict[str, Any]:
     """The server's round without a site: merge what the others sent, write the signed memory.
 
-    The sites take it as any other; in their next round they send what it covers worst. After a
-    kill the same command ends it. receipt: where to write the signed statement. Raises
-    `ConfigError` for a site of which the server holds nothing, the only one, or weights of
-    students, in which no site's part can be told from another's; `ArtefactError` for a damaged
-    state.
+    The sites take it as any other; in their next round they send what it covers worst. Files of the
+    site are refused from now on, see `merge_uploads`. After a kill the same command ends it.
+    receipt: where to write the signed statement. Raises `ConfigError` for a site of which the
+    server holds nothing, the only one, or weights of students, in which no site's part can be told
+    from another's; `ArtefactError` for a damaged state.
     """
     with only_one(state_dir):
         signing = read_private_key(key)
@@ -69,6 +69,7 @@ def forget_site(
         if receipt is not None:
             write_atomically(receipt, receipt_bytes(told, signing))
         write_atomically(out, signed)
+        save_forgotten(state_dir, forgotten_sites(state_dir) | {site})
         save_state(state_dir, server.state())
     return {
         **told.model_dump(),

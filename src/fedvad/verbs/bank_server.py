@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -36,9 +36,10 @@ from fedvad.runs.config import Defence, TrainConfig, resolve_config
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.plan import upload_limits
 
-__all__ = ["merge_uploads", "read_federation"]
+__all__ = ["forgotten_sites", "merge_uploads", "read_federation", "save_forgotten"]
 
 _FEDERATION = "federation.json"
+_FORGOTTEN = "forgotten.json"
 _SHARED = ("merge", "memory_rows", "precision", "seed", "defence", "malicious")
 
 
@@ -112,6 +113,7 @@ def merge_uploads(
     options: Mapping[str, Any] | None = None,
     max_bytes: int = MAX_BYTES,
     allow_weights: bool = False,
+    take_back: Collection[str] = (),
 ) -> dict[str, Any]:
     """A server's round: check every file, merge those that pass, write the signed global memory.
 
@@ -123,7 +125,8 @@ def merge_uploads(
     `memory_rows`, `precision`, `seed`, `defence`, `malicious`, `method` of `TrainConfig`. Uploads
     are limited by `upload_bytes` and `upload_rows` where the first merge's `config_file` has
     either. Without `files` the last global memory is written again. allow_weights: whether files
-    may hold weights of a student, which are averaged.
+    may hold weights of a student, which are averaged. take_back: sites that `forget_site` took out
+    and whose files count again from now on; those of others that left are refused.
 
     Raises `FederationError` when too few files pass (nothing is changed then), `ConfigError` for
     keys and options and when another process works on `state_dir`, `ArtefactError` for a damaged
@@ -144,6 +147,10 @@ def merge_uploads(
         if trust is None:
             raise ConfigError("--trust is missing: the folder of the sites' public keys")
         trusted = read_trusted_keys(trust)
+        forgotten = forgotten_sites(state_dir)
+        if unknown := sorted(set(take_back) - forgotten):
+            raise ConfigError(f"--take-back {unknown[0]}: this server took out {sorted(forgotten)}")
+        forgotten -= set(take_back)
         given = {name: value for name, value in (options or {}).items() if value is not None}
         # a later round may omit all of it
         config = resolve_config(config_file, **given) if given or config_file is not None else None
@@ -158,13 +165,15 @@ def merge_uploads(
         if state is not None:
             server.restore(state)
         server.open(server.round + 1)
-        receipts = receive_files(server, files, trusted)
+        receipts = receive_files(server, files, trusted, forgotten)
         server.close()
         accepted = [receipt for receipt in receipts if receipt.accepted]
         if begun is None:  # the mark of the round comes after it, so a kill here is harmless
             record = federation_of(accepted[0].payloads[0])
             write_sealed(state_dir / _FEDERATION, record.model_dump(mode="json"))
         save_state(state_dir, server.state())
+        if take_back:
+            save_forgotten(state_dir, forgotten)
         return _write_global(server.state(), signing, out, accepted)
 
 
@@ -211,6 +220,22 @@ def read_federation(state_dir: Path) -> _Federation:
         return parse_values(_Federation, read_sealed(path), str(path))
     except ArtefactError as error:
         raise ArtefactError(f"the server's state is damaged: {error}") from error
+
+
+def forgotten_sites(state_dir: Path) -> set[str]:
+    """Sites that were taken out; raises `ArtefactError` for a damaged state."""
+    path = state_dir / _FORGOTTEN
+    if not path.exists():
+        return set()
+    sites = read_sealed(path).get("sites")
+    if not isinstance(sites, list):
+        raise ArtefactError(f"the server's state is damaged: {path} names no sites")
+    return set(map(str, sites))
+
+
+def save_forgotten(state_dir: Path, sites: Collection[str]) -> None:
+    """Remember which sites were taken out."""
+    write_sealed(state_dir / _FORGOTTEN, {"sites": sorted(sites)})
 
 
 def _write_global(

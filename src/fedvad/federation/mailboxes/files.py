@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from fedvad.errors import PayloadError
@@ -13,12 +13,16 @@ __all__ = ["receive_files"]
 
 
 def receive_files(
-    server: Server, files: Sequence[Path], trusted: Mapping[bytes, str]
+    server: Server,
+    files: Sequence[Path],
+    trusted: Mapping[bytes, str],
+    forgotten: Collection[str] = (),
 ) -> list[Receipt]:
     """Give the open round of a server what files hold; a file that is refused stops no other.
 
     files: in any order. trusted: 32-byte public keys to the names of the sites that they speak
-    for. A refusal is entered under the file's path. Source: ours.
+    for. forgotten: sites that left, whose files are refused. A refusal is entered under the file's
+    path. Source: ours.
     """
     receipts = []
     for path in files:
@@ -26,6 +30,10 @@ def receive_files(
             data = read_bounded(path, server.max_bytes)
             signed = SignedMessage.parse(data)
             name = signed.check(dict(trusted))
+            if name in forgotten:
+                raise PayloadError(
+                    f"{name} was taken out (bank forget): to let it return, --take-back {name}"
+                )
         except PayloadError as error:
             server.refuse(str(path), str(error))
         else:
