@@ -27,7 +27,9 @@ const percent = (share, places = 2) => `${Number((100 * share).toPrecision(place
 
 async function ask(path, options = {}) {
   let answer;
+  let used;
   for (let attempt = 1; ; attempt += 1) {
+    used = token;
     try {
       answer = await fetch(path, { ...options, headers: headers() });
     } catch {
@@ -37,7 +39,8 @@ async function ask(path, options = {}) {
     await pause(Number(answer.headers.get("Retry-After")) || 1);
   }
   if (answer.ok) return answer;
-  if (answer.status === 401) askForToken();
+  // a late refusal of an earlier token says nothing about the one typed since
+  if (answer.status === 401 && token === used) askForToken();
   const problem = await answer.json().catch(() => null);
   throw new Error(problem?.error?.message ?? `The service answered ${answer.status}.`);
 }
