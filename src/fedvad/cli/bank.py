@@ -13,6 +13,7 @@ from fedvad.cli.common import (
     CacheSizeOption,
     JsonOption,
     WeightsOption,
+    limit_words,
     open_cache,
     print_json,
     showing,
@@ -273,5 +274,5 @@ def import_(
         return
     typer.echo(f"round {answer['round']}: {_held(answer)}")
     if out is not None:
-        limit = "none" if answer["threshold"] is None else f"{answer['threshold']:.4g}"
+        limit = limit_words(answer["threshold"])
         typer.echo(f"threshold of {answer['site']}: {limit}   Run folder: {out}")

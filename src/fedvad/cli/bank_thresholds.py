@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json
+from fedvad.cli.common import JsonOption, limit_words, print_json
 
 __all__ = ["apply", "scores", "thresholds"]
 
@@ -64,5 +64,5 @@ def apply(
     if as_json:
         print_json(made)
         return
-    limit = "none" if made["threshold"] is None else f"{made['threshold']:.4g}"
+    limit = limit_words(made["threshold"])
     typer.echo(f"threshold of {made['site']}: {limit}   Run folder: {run}")

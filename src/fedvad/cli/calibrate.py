@@ -15,6 +15,7 @@ from fedvad.cli.common import (
     MaxPixelsOption,
     RunArgument,
     WeightsOption,
+    limit_words,
     open_cache,
     print_json,
     showing,
@@ -78,7 +79,7 @@ def calibrate(
         print_json(answer)
         return
     found = answer["thresholds"][answer["reference"]]
-    before = "none" if found["before"] is None else f"{found['before']:.4g}"
+    before = limit_words(found["before"])
     change = f"threshold of {answer['site']}: {found['now']:.4g} (before: {before})"
     if undo:
         typer.echo(f"{change}, as it was before the last calibration")

@@ -35,6 +35,7 @@ __all__ = [
     "ThresholdOption",
     "WeightsOption",
     "by_backbone",
+    "limit_words",
     "numbers",
     "open_cache",
     "print_json",
@@ -173,6 +174,11 @@ def by_backbone(values: list[str]) -> dict[str, Path]:
             raise typer.BadParameter(f"--weights {value}: a file for {name or 'all'} twice")
         found[name] = Path(file)
     return found
+
+
+def limit_words(limit: float | None) -> str:
+    """A threshold as people read it."""
+    return "none" if limit is None else f"{limit:.4g}"
 
 
 def print_json(value: Any) -> None:

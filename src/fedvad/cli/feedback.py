@@ -14,6 +14,7 @@ from fedvad.cli.common import (
     JsonOption,
     RunArgument,
     WeightsOption,
+    limit_words,
     numbers,
     open_cache,
     print_json,
@@ -78,8 +79,8 @@ def feedback(
             typer.echo(_line(row) if row else "no answers")
         return
     if undo is not None:
-        told = verb.undo_feedback(run, undo)
-        print_json(told) if as_json else typer.echo(_line(told))
+        answer = verb.undo_feedback(run, undo)
+        print_json(answer) if as_json else typer.echo(_line(answer))
         return
     if normal == defect:
         raise typer.BadParameter("say either --normal or --defect")
@@ -88,17 +89,18 @@ def feedback(
     if box is not None and len(box) != 4:
         raise typer.BadParameter("--region takes four numbers: X,Y,W,H")
     assert image is not None
-    told = verb.feedback(
+    answer = verb.feedback(
         run, image, verdict, site=site, region=cast(Any, box and tuple(box)), weights=weights,
         engine=cast(Any, engine), device=device, cache=open_cache(cache),
     )  # fmt: skip
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    limit = "none" if told["threshold"] is None else f"{told['threshold']:.4g}"
-    typer.echo(_line(told))
-    typer.echo(f"score {told['score']:.4g} to {told['score_now']:.4g}, threshold {limit}")
-    typer.echo(f"To take this back: fedvad feedback {run} --undo {told['number']}")
+    typer.echo(_line(answer))
+    typer.echo(
+        f"score {answer['score']:.4g} to {answer['score_now']:.4g}, threshold {limit_words(answer['threshold'])}"
+    )
+    typer.echo(f"To take this back: fedvad feedback {run} --undo {answer['number']}")
 
 
 def _line(row: dict[str, Any]) -> str:

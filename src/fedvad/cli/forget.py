@@ -14,6 +14,7 @@ from fedvad.cli.common import (
     JsonOption,
     RunArgument,
     WeightsOption,
+    limit_words,
     open_cache,
     print_json,
     showing,
@@ -75,30 +76,28 @@ def forget(
     from fedvad.verbs.forget import forget as run_forget
 
     with showing() as progress:
-        told = run_forget(
+        done = run_forget(
             run, site=site, image=image, data=data, key=key, receipt=receipt,
             no_receipt=no_receipt, weights=weights, engine=cast(Any, engine),
             device=device, cache=open_cache(cache), progress=progress,
         )  # fmt: skip
     if as_json:
-        print_json(told)
+        print_json(done)
         return
-    what = f"image {told['image']} of {told['site']}" if told["image"] else told["site"]
-    rows = ", ".join(f"{count} of {name}" for name, count in told["rows_removed"].items())
-    typer.echo(f"{what} left {run}: rows removed: {rows}; sites left: {len(told['sites_left'])}")
-    typer.echo(f"thresholds: {told['thresholds']}")
-    limits = told["site_thresholds"]
+    what = f"image {done['image']} of {done['site']}" if done["image"] else done["site"]
+    rows = ", ".join(f"{count} of {name}" for name, count in done["rows_removed"].items())
+    typer.echo(f"{what} left {run}: rows removed: {rows}; sites left: {len(done['sites_left'])}")
+    typer.echo(f"thresholds: {done['thresholds']}")
+    limits = done["site_thresholds"]
     for name, limit in limits.items():
-        typer.echo(f"threshold of {name}: {_known(limit['before'])} to {_known(limit['now'])}")
+        typer.echo(
+            f"threshold of {name}: {limit_words(limit['before'])} to {limit_words(limit['now'])}"
+        )
     if any(limit["before"] != limit["now"] for limit in limits.values()):
         typer.echo("Evaluate again: other thresholds catch other defects.")
-    if told["removed"]:
-        typer.echo(f"removed, as they show or measure its images: {', '.join(told['removed'])}")
-    if told["receipt"]:
-        typer.echo(f"receipt: {told['receipt']} (fedvad inspect FILE --trust PUBLIC_KEY)")
+    if done["removed"]:
+        typer.echo(f"removed, as they show or measure its images: {', '.join(done['removed'])}")
+    if done["receipt"]:
+        typer.echo(f"receipt: {done['receipt']} (fedvad inspect FILE --trust PUBLIC_KEY)")
     else:
         typer.echo("no receipt, as asked")
-
-
-def _known(limit: float | None) -> str:
-    return "none" if limit is None else f"{limit:.4g}"

@@ -14,6 +14,7 @@ from fedvad.cli.common import (
     JsonOption,
     RunArgument,
     WeightsOption,
+    limit_words,
     open_cache,
     print_json,
     showing,
@@ -61,26 +62,25 @@ def update(
     if undo == (data is not None):
         raise typer.BadParameter("give either DATA, the new images, or --undo")
     if data is None:
-        told = undo_update(run)
-        print_json(told) if as_json else typer.echo(f"{run} is as it was before the update")
+        done = undo_update(run)
+        print_json(done) if as_json else typer.echo(f"{run} is as it was before the update")
         return
     with showing() as progress:
-        told = run_update(
+        done = run_update(
             run, data, site=site, dry_run=dry_run, weights=weights, engine=cast(Any, engine),
             device=device, cache=open_cache(cache), progress=progress,
         )  # fmt: skip
     if as_json:
-        print_json(told)
+        print_json(done)
         return
-    for name, found in told["sites"].items():
-        limits = found["threshold"].values()
-        limit = " to ".join("none" if value is None else f"{value:.4g}" for value in limits)
+    for name, found in done["sites"].items():
+        limit = " to ".join(map(limit_words, found["threshold"].values()))
         typer.echo(
             f"{name}: {found['images']} new images; rows {found['rows']['before']} to "
             f"{found['rows']['now']}; threshold {limit}; alarms on {found['scored']} of them "
             f"{_known(found['alarms']['before'])} to {_known(found['alarms']['now'])}"
         )
-    rows = told["memory_rows"]
+    rows = done["memory_rows"]
     typer.echo(f"memory of all sites: {rows['before']} to {rows['now']} rows")
     typer.echo(
         "nothing was changed" if dry_run else f"To take this back: fedvad update {run} --undo"

@@ -96,7 +96,7 @@ class Ledger(BaseModel):
         self.images_computed += earlier.images_computed
 
     def forget(self, site: str) -> None:
-        """Remove a site, by name, from all that is told of the rounds and of the images."""
+        """Remove a site, by name, from the record of rounds and images."""
         self.images.pop(site, None)
         for entry in self.rounds:
             entry.sites = [name for name in entry.sites if name != site]

@@ -108,7 +108,7 @@ def answered(run: TrainedRun, site: str, values: AnswerValues, vectors: FloatArr
 
 
 def undone(run: TrainedRun, number: int, date: str) -> tuple[TrainedRun, str, AnswerValues]:
-    """The run without an answer that counted, its site, and what is told of it.
+    """The run without an answer that counted, its site, and its values.
 
     Raises `ConfigError` for a number that there is not, or that was undone before.
     """

@@ -43,6 +43,7 @@ __all__ = [
     "merged_memory",
     "renew_thresholds",
     "replace_run",
+    "rows_of_round",
     "take_back",
     "upload_of",
 ]
@@ -136,14 +137,18 @@ def _patches(site: SiteMemory) -> int:
     return round(site.bank.total_weight)
 
 
+def rows_of_round(bank: MemoryBank, round_: int) -> MemoryBank:
+    """The rows that were sent in a round."""
+    assert bank.origin is not None  # see `check_origin`
+    of_round = np.array([source.round == round_ for source in bank.origin.sources])
+    return bank.take(of_round[bank.origin.source])
+
+
 def upload_of(
     run: TrainedRun, config: TrainConfig, name: str, site: SiteMemory, round_: int
 ) -> Payload:
     """What a site sent in a round, as far as its memory still holds it."""
-    origin = site.bank.origin
-    assert origin is not None
-    of_round = np.array([source.round == round_ for source in origin.sources])
-    rows = site.bank.take(of_round[origin.source])
+    rows = rows_of_round(site.bank, round_)
     manifest = Manifest(
         kind="upload",
         site=name,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from fedvad.detectors.memory.site import MemorySite
 from fedvad.detectors.scoring import distance_scale
 from fedvad.federation.ledger import Ledger
@@ -15,7 +13,7 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.method_memory import MemoryMethod, wire_exact
 from fedvad.runs.plan import plan, site_seed
-from fedvad.runs.renewal import bounded, last_round, merge_again, upload_of
+from fedvad.runs.renewal import bounded, last_round, merge_again, rows_of_round, upload_of
 
 __all__ = ["leave_out", "repaired"]
 
@@ -71,10 +69,7 @@ def _trained_on(
         member = MemorySite(method.fitting[name], options, seed=seed, rounds=config.rounds)
         if (1, name) in _sent(run):
             exchange.accept(upload_of(run, config, name, model, 1))
-            assert model.bank.origin is not None
-            first = np.array([source.round == 1 for source in model.bank.origin.sources])
-            rows = model.bank.take(first[model.bank.origin.source])
-            member.bank = rows.rescaled(float(member.n_patches))
+            member.bank = rows_of_round(model.bank, 1).rescaled(float(member.n_patches))
         members[name] = member
     after = 1, exchange.merge(1)
     merged = bank_from(run_rounds(exchange, members, schedule, ledger=Ledger(), after=after))

@@ -286,7 +286,7 @@ def _removed(run: TrainedRun, name: str, image: str | None) -> dict[str, int]:
 
 
 def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
-    """Remove what shows images, and the site's name from what is told of the rounds."""
+    """Remove what shows images, and the site's name from the record of the rounds."""
     removed = []
     found = sorted(path.name for path in folder.iterdir() if _shows(path))
     for name in dict.fromkeys([*_SHOWS, *found]):

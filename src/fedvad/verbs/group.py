@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedvad.data.folders import Site
 from fedvad.data.locks import only_one
+from fedvad.detectors.base import NormalFeatures
 from fedvad.errors import ConfigError
 from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.grouping import find_groups, inlier_shares, summarise_site
 from fedvad.runs.config import TrainConfig
-from fedvad.runs.data import load_data, warm_up
+from fedvad.runs.data import Watcher, load_data, warm_up
 from fedvad.runs.guards import guard_output_folder
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_folder import write_json
@@ -103,13 +107,13 @@ def train_groups(
     guard_output_folder(out, "--out", data=data, sites=sites)
     with only_one(out):
         found = _group(sites, config, tolerance, cache, progress)
+        write_json(out / "groups.json", found.to_json())
         results = {}
         for number, names in enumerate(found.groups, 1):
             name = f"group{number}"
             folder = out / "sites" / name
             for site in names:
                 _link(data / site, folder / site)
-            write_json(out / "groups.json", found.to_json())
             results[name] = train(
                 folder, out / name, config, cache=cache, resume=resume, progress=progress
             )
@@ -136,19 +140,25 @@ def _group(
     progress: Progress,
 ) -> Grouping:
     extractor = FeatureExtractor(at_settled_size(config, sites).features(), cache)
-    features = warm_up(sites, extractor, config.max_bad, progress)
+    means: dict[str, list[npt.NDArray[np.float32]]] = {site.name: [] for site in sites}
+
+    def watch(features: Mapping[str, NormalFeatures]) -> Mapping[str, Watcher]:
+        return {name: partial(_add_mean, means[name]) for name in features}
+
+    # in the pass that computes the descriptors: without a cache another would compute them again
+    warm_up(sites, extractor, config.max_bad, progress, watch)
     summaries = {
-        name: summarise_site(
-            np.stack([np.nanmean(image.astype(np.float32), axis=(0, 1)) for image in images]),
-            seed=config.seed,
-        )
-        for name, images in features.items()
+        name: summarise_site(np.stack(found), seed=config.seed) for name, found in means.items()
     }
     shares = inlier_shares(summaries)
     names = sorted(summaries)
     groups = find_groups(names, shares, tolerance=tolerance)
     size = max(summary.nbytes for summary, _ in summaries.values())
     return Grouping(groups, names, shares.tolist(), size)
+
+
+def _add_mean(means: list[npt.NDArray[np.float32]], descriptors: npt.NDArray[np.float16]) -> None:
+    means.append(np.nanmean(descriptors.astype(np.float32), axis=(0, 1)))
 
 
 def _link(source: Path, link: Path) -> None:
