@@ -97,9 +97,8 @@ def feedback(
         print_json(answer)
         return
     typer.echo(_line(answer))
-    typer.echo(
-        f"score {answer['score']:.4g} to {answer['score_now']:.4g}, threshold {limit_words(answer['threshold'])}"
-    )
+    limit = limit_words(answer["threshold"])
+    typer.echo(f"score {answer['score']:.4g} to {answer['score_now']:.4g}, threshold {limit}")
     typer.echo(f"To take this back: fedvad feedback {run} --undo {answer['number']}")
 
 
