@@ -15,7 +15,7 @@ from fedvad.report.verdict import baseline_of, mean_rate, percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["own_normals_table", "results_table", "rich_tables", "sites_table"]
+__all__ = ["own_normals_table", "results_table", "rich_tables", "sites_table", "tradeoff_table"]
 
 _INTERVAL_HEAD = " (95 % interval)"
 _AT_MOST = "false alarms, at most (95 % sure)"
@@ -99,6 +99,21 @@ def sites_table(
         if baseline is not None:
             row.append(_gain(None if over is None else over.sites.get(site)))
         rows.append(row)
+    return rows
+
+
+def tradeoff_table(results: Results) -> list[list[str]]:
+    """One row per wanted false-alarm rate: what all sites together would stop and catch."""
+    rows = [["false alarms wanted", "good stopped", "defects caught"]]
+    for at in results.tradeoff:
+        n = at.counts
+        rows.append(
+            [
+                f"{100 * at.target_fpr:g} %",
+                f"{n.stopped} of {n.good}" if n.good else UNKNOWN,
+                f"{n.caught} of {n.defects}" if n.defects else UNKNOWN,
+            ]
+        )
     return rows
 
 
