@@ -131,7 +131,7 @@ def rich_tables(results: Results) -> list[Table]:
 
     The intervals of sites and the ranking of all images together are left to the report.
     Each site's own normal images only where no test image tells how good the detector is; what was
-    read of the data only where it was not everything.
+    read of the data only where something was guessed or omitted, and then only that.
     """
     sites = [
         [INTERVAL.sub("", cell).removesuffix(_INTERVAL_HEAD) for cell in row]
@@ -146,7 +146,7 @@ def rich_tables(results: Results) -> list[Table]:
     if len(moved) > 1 and results.image_auroc.mean is None:
         tables.append(rich_table("Own normal images", moved))
     if results.data is not None and not results.data.complete:
-        tables.append(rich_data_table(results.data.to_dict()))
+        tables.append(rich_data_table(results.data.to_dict(), guesses_only=True))
     return tables
 
 
