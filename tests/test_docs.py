@@ -18,12 +18,12 @@ import pytest
 
 from fedvad.data.synthesis import KINDS
 from fedvad.drawing.demo import write_demo
-from fedvad.errors import PayloadError
 from fedvad.experiments.bench.suite import load_suite, shipped_suites
 from fedvad.experiments.continual.stream import load_stream
 from fedvad.experiments.distill.recipe import StageOptions, load_recipe
-from fedvad.federation.payload import Payload
 from fedvad.runs.config import resolve_config
+from tests.contract import test_exchanges
+from tests.contract.exchanges import EXCHANGES, Case
 from tests.helpers import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,8 +140,8 @@ def test_a_page_runs_as_written(
     assert Path(MADE[name]).exists()
 
 
-def test_the_exchange_of_the_tutorial_prints_what_it_says(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_exchange_of_the_tutorial_prints_what_it_says_and_keeps_the_contract(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = _page("howto/write-an-exchange")
     (program,) = _blocks("python", marked=True, page=page)
@@ -149,21 +149,19 @@ def test_the_exchange_of_the_tutorial_prints_what_it_says(
     names = runpy.run_path(str(tmp_path / "moments.py"))
     (printed,) = _blocks("text", marked=False, page=page)
     assert capsys.readouterr().out == printed
-    # what the page promises of an exchange: any order and a restart give the same bytes
-    sites, make = names["sites"], names["MomentsExchange"]
-    uploads = [make("x", size=4).site_step(site, None, 1) for site in sites.values()]
-    merged = []
-    for order in (uploads, uploads[::-1]):
-        exchange, restarted = make("x", size=4), make("x", size=4)
-        for upload in order:
-            exchange.accept(upload)
-        restarted.restore(exchange.server_state())
-        merged += [exchange.merge(1).to_bytes(), restarted.merge(1).to_bytes()]
-    assert len(set(merged)) == 1
-    exchange = make("x", size=4)
-    for arrays in ({"sum": np.zeros(5)}, {"sum": np.zeros((4, 4))}, {"sum": np.zeros(4, np.int64)}):
-        with pytest.raises(PayloadError, match="4 numbers in float64"):
-            exchange.accept(Payload(uploads[0].manifest, uploads[0].arrays | arrays))
+    # added to the list of exchanges, it keeps the contract of all
+    make, patches = names["MomentsExchange"], np.random.default_rng(1).normal(size=(3, 40, 4))
+    case = Case(
+        lambda: make("x", size=4),
+        lambda: {
+            n: names["Site"](n, own, n_images=5) for n, own in zip("abc", patches, strict=True)
+        },
+        lambda upload: make(upload.manifest.features, size=len(upload.arrays["sum"])),
+    )
+    monkeypatch.setitem(EXCHANGES, "moments", case)
+    for name, check in vars(test_exchanges).items():
+        if name.startswith("test_"):
+            check("moments", case)
 
 
 @pytest.mark.slow

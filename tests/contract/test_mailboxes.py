@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.errors import FederationError
-from fedvad.federation.exchange.memory import MemoryExchange, kind_of
-from fedvad.federation.exchange.terms import WeightConfig
-from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.mailboxes.files import receive_files
 from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
@@ -24,67 +20,27 @@ from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.mailboxes.state import load_state, save_state
 from fedvad.federation.payload import Payload
 from fedvad.federation.server import Server
+from tests.contract.exchanges import EXCHANGES, NAMES, Case
 from tests.deploy.support import FakeLinks
 from tests.federation.test_golden import signing_key
-from tests.federation.test_weights import exchange as weight_exchange
-from tests.federation.test_weights import sites as weight_sites
-from tests.helpers import fake_site
 
-NAMES = ("a", "b", "c")
 # what a site sends instead of its message; None for nothing at all
 Spoil = Callable[[str, int, bytes], bytes | None]
 Made = tuple[list[bytes], list[RoundEntry]]
 
 
-@dataclass(frozen=True)
-class Family:
-    """An exchange with its sites, and how a server makes one from an upload."""
-
-    exchange: Callable[[], Any]
-    members: Callable[[], dict[str, Any]]
-    exchange_for: Callable[[Payload], Any]
-
-
-def memory(**options: Any) -> Family:
-    config = FedDyMemConfig(rows=6, candidates=1.0, projection=None)
-
-    def of(upload: Payload) -> MemoryExchange:
-        features, dim, _ = kind_of(upload)
-        return MemoryExchange(features=features, dim=dim, **options)
-
-    return Family(
-        lambda: MemoryExchange(features="feature-key", dim=6, **options),
-        lambda: {name: fake_site(name, config) for name in NAMES},
-        of,
-    )
-
-
-def weights(config: WeightConfig) -> Family:
-    return Family(lambda: weight_exchange(config), weight_sites, weights_for)
-
-
-FAMILIES = {
-    "memory": memory(),
-    "memory-int8": memory(precision="int8"),
-    "memory-kcenter": memory(merge_mode="kcenter", size=9, seed=3),
-    "fedavg": weights(WeightConfig()),
-    "fedprox": weights(WeightConfig("fedprox", prox=0.5)),
-    "moon": weights(WeightConfig("moon")),
-}
-
-
 @dataclass(eq=False)
-class Case:
+class Federation:
     """A federation to run: rounds `first` to `last`, its state in `folder`."""
 
-    family: Family
+    case: Case
     folder: Path
     spoil: Spoil = lambda site, round_, message: message
     quorum: int = 1
     members: dict[str, Any] | None = None
 
     def sites(self) -> dict[str, Any]:
-        self.members = self.family.members() if self.members is None else self.members
+        self.members = self.case.members() if self.members is None else self.members
         return self.members
 
 
@@ -113,44 +69,44 @@ class _Spoiling:
         return _Sent(b"" if message is None else message)
 
 
-def in_process(case: Case, rounds: int, *, resume: bool = False) -> Made:
+def in_process(run: Federation, rounds: int, *, resume: bool = False) -> Made:
     made: list[bytes] = []
     ledger = Ledger()
     run_rounds(
-        _Spoiling(case.family.exchange(), case.spoil), case.sites(), Schedule(rounds),
-        ledger=ledger, state_dir=case.folder, resume=resume,
+        _Spoiling(run.case.exchange(), run.spoil), run.sites(), Schedule(rounds),
+        ledger=ledger, state_dir=run.folder, resume=resume,
         on_round=lambda _, merged: made.append(merged.to_bytes()),
     )  # fmt: skip
     return made, ledger.rounds
 
 
-def by_file(case: Case, rounds: int, *, resume: bool = False) -> Made:
+def by_file(run: Federation, rounds: int, *, resume: bool = False) -> Made:
     """Each round in a process of its own, as on a server that only reads a stick."""
     keys = {signing_key(name).public: name for name in NAMES}
-    made, exchange = [], case.family.exchange()
-    case.folder.mkdir(exist_ok=True)
+    made, exchange = [], run.case.exchange()
+    run.folder.mkdir(exist_ok=True)
     while True:
-        server = Server(exchange_for=case.family.exchange_for, quorum=case.quorum)
-        if (state := load_state(case.folder)) is not None:
+        server = Server(exchange_for=run.case.exchange_for, quorum=run.quorum)
+        if (state := load_state(run.folder)) is not None:
             server.restore(state)
         if server.round == rounds:
             return made, server.ledger.rounds
         files = []
         down = server.open(server.round + 1)
         incoming = Payload.from_bytes(down) if down else None
-        for name, site in case.sites().items():
+        for name, site in run.sites().items():
             sent = exchange.site_step(site, incoming, server.round).to_bytes()
-            message = case.spoil(name, server.round, sent)
+            message = run.spoil(name, server.round, sent)
             if message is not None:
-                files.append(case.folder / f"{name}-{server.round}.fedvad")
+                files.append(run.folder / f"{name}-{server.round}.fedvad")
                 files[-1].write_bytes(signing_key(name).sign(message))
         receive_files(server, files[::-1], keys)
         made.append(server.close().to_bytes())
-        save_state(case.folder, server.state())
+        save_state(run.folder, server.state())
 
 
-def over_flower(case: Case, rounds: int, *, resume: bool = False) -> Made:
-    sites, exchange = case.sites(), case.family.exchange()
+def over_flower(run: Federation, rounds: int, *, resume: bool = False) -> Made:
+    sites, exchange = run.sites(), run.case.exchange()
     sent: dict[tuple[str, int], bytes] = {}
 
     def answering(name: str) -> Callable[[Instruction], Reply | None]:
@@ -160,19 +116,19 @@ def over_flower(case: Case, rounds: int, *, resume: bool = False) -> Made:
             if (name, round_) not in sent:
                 step = exchange.site_step(sites[name], incoming, round_)
                 sent[name, round_] = step.to_bytes()
-            message = case.spoil(name, round_, sent[name, round_])
+            message = run.spoil(name, round_, sent[name, round_])
             return None if message is None else Reply(name, round_, (message,))
 
         return answer
 
     links = FakeLinks({name: answering(name) for name in NAMES})
     made = RemoteRounds(
-        links, NAMES, Schedule(rounds), WaitPolicy(5, case.quorum), case.family.exchange_for,
-        federation="f-1", config="{}", state_dir=case.folder, clock=links.clock,
+        links, NAMES, Schedule(rounds), WaitPolicy(5, run.quorum), run.case.exchange_for,
+        federation="f-1", config="{}", state_dir=run.folder, clock=links.clock,
     )  # fmt: skip
     made.run()
     downs = {i.round: i.payload for _, i in links.asked if i.payload}
-    state = load_state(case.folder)
+    state = load_state(run.folder)
     assert state is not None
     return [*(downs[r] for r in sorted(downs)), state.merged.to_bytes()], made.ledger.rounds
 
@@ -180,14 +136,27 @@ def over_flower(case: Case, rounds: int, *, resume: bool = False) -> Made:
 MAILBOXES = {"process": in_process, "files": by_file, "flower": over_flower}
 
 
-@pytest.fixture(params=list(FAMILIES))
-def family(request: pytest.FixtureRequest) -> Family:
-    return FAMILIES[request.param]
+# where the server must know the common start, sites are in the same process
+PAIRS = [
+    (exchange, mailbox)
+    for exchange, case in EXCHANGES.items()
+    for mailbox in (MAILBOXES if case.exchange_for else ("process",))
+]
 
 
-@pytest.fixture(params=list(MAILBOXES))
-def mailbox(request: pytest.FixtureRequest) -> Callable[..., Made]:
-    return MAILBOXES[request.param]
+@pytest.fixture(params=PAIRS, ids="-".join)
+def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def case(pair: tuple[str, str]) -> Case:
+    return EXCHANGES[pair[0]]
+
+
+@pytest.fixture
+def mailbox(pair: tuple[str, str]) -> Callable[..., Made]:
+    return MAILBOXES[pair[1]]
 
 
 def _values(payload: Payload, name: str, value: Any) -> Payload:
@@ -226,10 +195,10 @@ WRONG: dict[str, tuple[Callable[[Payload], Payload], str]] = {
 
 
 def test_every_mailbox_gives_the_same_bytes(
-    family: Family, mailbox: Callable[..., Made], tmp_path: Path
+    case: Case, mailbox: Callable[..., Made], tmp_path: Path
 ) -> None:
-    expected, ledger = in_process(Case(family, tmp_path / "process"), 3)
-    made, rounds = mailbox(Case(family, tmp_path / "state"), 3)
+    expected, ledger = in_process(Federation(case, tmp_path / "process"), 3)
+    made, rounds = mailbox(Federation(case, tmp_path / "state"), 3)
     assert made == expected
     for ours, theirs in zip(rounds, ledger, strict=True):
         for part in ("round", "sites", "rows_up", "memory_rows", "coverage", "drift", "rejected"):
@@ -238,14 +207,14 @@ def test_every_mailbox_gives_the_same_bytes(
 
 
 def test_a_resumed_federation_is_an_uninterrupted_one(
-    family: Family, mailbox: Callable[..., Made], tmp_path: Path
+    case: Case, mailbox: Callable[..., Made], tmp_path: Path
 ) -> None:
-    whole, ledger = mailbox(Case(family, tmp_path / "whole"), 3)
-    case = Case(family, tmp_path / "state")
-    first, _ = mailbox(case, 1)
+    whole, ledger = mailbox(Federation(case, tmp_path / "whole"), 3)
+    run = Federation(case, tmp_path / "state")
+    first, _ = mailbox(run, 1)
     if mailbox is in_process:
-        case = replace(case, members=None)  # sites start again, from their snapshots
-    rest, rounds = mailbox(case, 3, resume=True)
+        run = replace(run, members=None)  # sites start again, from their snapshots
+    rest, rounds = mailbox(run, 3, resume=True)
     assert first == whole[:1]
     assert rest[-1] == whole[-1]
     # a first run ends with the hand-out of what was final then
@@ -257,7 +226,7 @@ def test_a_resumed_federation_is_an_uninterrupted_one(
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_refused_with_its_reason_and_the_others_go_on(
-    family: Family, mailbox: Callable[..., Made], what: str, tmp_path: Path
+    case: Case, mailbox: Callable[..., Made], what: str, tmp_path: Path
 ) -> None:
     change, reason = WRONG[what]
 
@@ -266,27 +235,27 @@ def test_what_is_wrong_is_refused_with_its_reason_and_the_others_go_on(
             return message
         return change(Payload.from_bytes(message)).to_bytes()
 
-    made, (entry,) = mailbox(Case(family, tmp_path / "state", spoil), 1)
+    made, (entry,) = mailbox(Federation(case, tmp_path / "state", spoil), 1)
     (refused,) = entry.rejected.values()
     assert re.search(reason, refused), refused
     assert "c" not in entry.rows_up
-    without = Case(family, tmp_path / "two", lambda s, r, m: None if s == "c" else m)
+    without = Federation(case, tmp_path / "two", lambda s, r, m: None if s == "c" else m)
     assert made == in_process(without, 1)[0]
 
 
 @pytest.mark.parametrize("cut", [0, 20, -4])
 def test_what_is_cut_short_is_refused(
-    family: Family, mailbox: Callable[..., Made], cut: int, tmp_path: Path
+    case: Case, mailbox: Callable[..., Made], cut: int, tmp_path: Path
 ) -> None:
     def spoil(site: str, round_: int, message: bytes) -> bytes | None:
         return message[:cut] if site == "c" else message
 
-    _, (entry,) = mailbox(Case(family, tmp_path, spoil), 1)
+    _, (entry,) = mailbox(Federation(case, tmp_path, spoil), 1)
     assert len(entry.rejected) == 1
 
 
 def test_a_message_beyond_the_limit_is_refused_unparsed(
-    family: Family, mailbox: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, mailbox: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Server, "max_bytes", property(lambda self: 50_000))
     parsed = []
@@ -303,32 +272,33 @@ def test_a_message_beyond_the_limit_is_refused_unparsed(
     def spoil(site: str, round_: int, message: bytes) -> bytes | None:
         return message + bytes(long - len(message)) if site == "c" else message
 
-    _, (entry,) = mailbox(Case(family, tmp_path, spoil), 1)
+    _, (entry,) = mailbox(Federation(case, tmp_path, spoil), 1)
     (reason,) = entry.rejected.values()
     assert "limit of 50000" in reason
     assert long not in parsed
 
 
 def test_a_site_that_is_missing_is_not_in_the_round(
-    family: Family, mailbox: Callable[..., Made], tmp_path: Path
+    case: Case, mailbox: Callable[..., Made], tmp_path: Path
 ) -> None:
     def spoil(site: str, round_: int, message: bytes) -> bytes | None:
         return None if (site, round_) == ("b", 2) else message
 
-    made, rounds = mailbox(Case(family, tmp_path / "state", spoil), 3)
-    expected, _ = in_process(Case(family, tmp_path / "process", spoil), 3)
+    made, rounds = mailbox(Federation(case, tmp_path / "state", spoil), 3)
+    expected, _ = in_process(Federation(case, tmp_path / "process", spoil), 3)
     assert made == expected
     assert [sorted(entry.rows_up) for entry in rounds] == [["a", "b", "c"], ["a", "c"], [*"abc"]]
 
 
-def test_too_few_sites_change_nothing(family: Family, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name, case in EXCHANGES.items() if case.exchange_for])
+def test_too_few_sites_change_nothing(name: str, tmp_path: Path) -> None:
     def spoil(site: str, round_: int, message: bytes) -> bytes | None:
         return None if (site, round_) == ("b", 2) else message
 
-    for name in ("files", "flower"):
-        case = Case(family, tmp_path / name, spoil, quorum=3)
-        MAILBOXES[name](replace(case, spoil=Case.spoil), 1)
-        before = {p: p.read_bytes() for p in case.folder.rglob("round-*/*")}
+    for box in ("files", "flower"):
+        run = Federation(EXCHANGES[name], tmp_path / box, spoil, quorum=3)
+        MAILBOXES[box](replace(run, spoil=Federation.spoil), 1)
+        before = {p: p.read_bytes() for p in run.folder.rglob("round-*/*")}
         with pytest.raises(FederationError, match="of 2 sites, the quorum is 3"):
-            MAILBOXES[name](case, 2)
-        assert {p: p.read_bytes() for p in case.folder.rglob("round-*/*")} == before
+            MAILBOXES[box](run, 2)
+        assert {p: p.read_bytes() for p in run.folder.rglob("round-*/*")} == before

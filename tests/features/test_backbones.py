@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedvad.errors import ConfigError, WeightsError
-from fedvad.features import backbones
+from fedvad.features import timm_backbone
 from fedvad.features.backbones import Backbone, build_backbone, weights_hash
 from fedvad.features.compat import import_timm
 from fedvad.features.names import bundled_file
@@ -293,7 +293,7 @@ def test_offline_without_weights_is_quick_and_helps(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import_timm()
-    monkeypatch.setattr(backbones, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(timm_backbone, "_hub_reachable", lambda: False)
     start = time.perf_counter()
     with pytest.raises(WeightsError) as caught:
         build_backbone("resnet18")
@@ -312,7 +312,7 @@ def test_failed_download_helps_too(hub: Path, monkeypatch: pytest.MonkeyPatch) -
         return create(name, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", failing)
-    monkeypatch.setattr(backbones, "_hub_reachable", lambda: True)
+    monkeypatch.setattr(timm_backbone, "_hub_reachable", lambda: True)
     with pytest.raises(WeightsError, match=r"\(401 Unauthorized\).*Ways out"):
         build_backbone("test_resnet")
 
@@ -334,7 +334,7 @@ def test_cached_download_is_used_without_asking_the_network(
     def asked() -> bool:
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(backbones, "_hub_reachable", asked)
+    monkeypatch.setattr(timm_backbone, "_hub_reachable", asked)
     found = build_backbone("test_resnet")
     state = whole.state_dict()
     for key, value in found.network.state_dict().items():
@@ -348,10 +348,10 @@ def test_hub_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
-        assert backbones._hub_reachable()
-    assert not backbones._hub_reachable()  # closed by now
+        assert timm_backbone._hub_reachable()
+    assert not timm_backbone._hub_reachable()  # closed by now
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
-    assert backbones._hub_reachable()  # cannot be told from here, so tried
+    assert timm_backbone._hub_reachable()  # cannot be told from here, so tried
 
 
 # -- the rest -----------------------------------------------------------------------------------

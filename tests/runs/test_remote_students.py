@@ -178,7 +178,7 @@ class TestByFile:
         [
             (lambda a: a | {"weight/more": np.zeros(2, np.float32)}, "another model"),
             (lambda a: {n: np.full_like(v, np.inf) for n, v in a.items()}, "no numbers"),
-            (lambda a: {n: v[..., :1] for n, v in a.items()}, "not what was handed out"),
+            (lambda a: {n: v[..., :1] for n, v in a.items()}, "of another shape or type"),
         ],
     )
     def test_other_weights_are_refused(

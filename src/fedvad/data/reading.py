@@ -132,19 +132,22 @@ def _site_json(part: SiteReading) -> dict[str, Any]:
 def data_table(data: Mapping[str, Any], *, guesses_only: bool = False) -> list[list[str]]:
     """Rows of the JSON form as a table for people: what each folder was read as, and why.
 
-    guesses_only: of the folders that were read only those whose label was guessed.
-    The first row is the header. Of very many folders only the first are shown, and a last row
-    says how many more there are.
+    guesses_only: of the folders that were read only those whose label was guessed. The first row is
+    the header; masks have a row where they were counted. Of very many folders only the first are
+    shown, and a last row says how many more there are.
     """
     rows: list[list[str]] = []
     unread: list[list[str]] = []
-    for site in data.get("sites", {}).values():
+    for name, site in data.get("sites", {}).items():
         rows += [
             [label["folder"], str(label["images"]), f"{label['part']}: {label['label']}",
              label["rule"]]
             for label in site["read"]
             if label.get("notable") or not guesses_only
         ]  # fmt: skip
+        if (masks := site.get("masks")) and masks["of"]:
+            images = f"with {masks['images']} of {masks['of']} defective images"
+            rows.append([f"masks of {name}", str(masks["files"]), "paired", images])
         unread += _unread(site["not_read"])
         unread += [["(note)", "", "", note] for note in site["notes"]]
     unread += _unread(data.get("not_read", []))

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedvad.errors import ConfigError
-from fedvad.features.mcunet import MCUNET, build_mcunet
+from fedvad.features.families import builder_of
 from fedvad.features.taps import check_taps
-from fedvad.features.timm_models import describe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,8 +41,6 @@ class Architecture:
 
         Raises `ConfigError` for a backbone that cannot be trained, unknown layers or options.
         """
-        if backbone == "filterbank":
-            raise ConfigError("the filter bank has nothing to train: choose another student")
         if options and backbone != "tiny":
             raise ConfigError(f"options are those of a tiny student, not of {backbone}")
         if backbone == "tiny":
@@ -53,11 +50,8 @@ class Architecture:
             # all of them, so that a file does not depend on what is usual later
             options = {k: list(v) if type(v) is tuple else v for k, v in asdict(tiny).items()}
             chosen = check_taps(backbone, layers or (1, 2), range(len(tiny.widths)))
-        elif backbone in MCUNET:
-            chosen = check_taps(backbone, layers or (3, 6, 9), range(len(MCUNET[backbone][1])))
         else:
-            model = describe(backbone)
-            chosen = check_taps(backbone, layers or model.taps, range(len(model.strides)))
+            chosen, _ = builder_of(backbone).trainable(backbone, layers)
         if heads and len(heads) != len(chosen):
             raise ConfigError(f"{len(chosen)} layers need as many heads, not {len(heads)}")
         return cls(backbone, chosen, dict(options or {}), tuple(heads))
@@ -85,15 +79,14 @@ class Architecture:
 
     def build(self) -> nn.Module:
         """The network with weights of no meaning: images (b, 3, S, S) to one map per layer."""
-        from fedvad.features.modules import BlockTaps, Headed
+        from fedvad.features.modules import Headed
 
         network: nn.Module
         if self.backbone == "tiny":
             from fedvad.features.tiny import TinyConfig, TinyNet
 
             network = TinyNet(TinyConfig.of(self.options), self.layers)
-        elif self.backbone in MCUNET:
-            network = BlockTaps(build_mcunet(self.backbone), self.layers)
         else:
-            network = describe(self.backbone).build(self.layers)
+            _, make = builder_of(self.backbone).trainable(self.backbone, self.layers)
+            network = make()
         return Headed(network, self.heads) if self.heads else network

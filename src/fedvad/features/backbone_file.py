@@ -7,9 +7,10 @@ float32; computing is in float32. Nothing in it is executed.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,15 @@ from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.errors import ConfigError, WeightsError
 from fedvad.features.architecture import Architecture
+from fedvad.features.backbones import Backbone, weights_hash
+from fedvad.features.names import BUNDLED, bundled_file, is_readable
 from fedvad.features.state_file import shapes_of
+from fedvad.features.taps import check_taps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["BackboneFile", "is_readable", "read_backbone", "write_backbone"]
+__all__ = ["BackboneFile", "build", "read_backbone", "trainable", "write_backbone"]
 
 _KEY = "fedvad_backbone"
 _SCHEMA = 1
@@ -79,14 +83,6 @@ def write_backbone(path: Path, file: BackboneFile, values: dict[str, Any] | None
     return len(data)
 
 
-def is_readable(path: Path) -> bool:
-    """Whether it is a file that this process may read, in folders that it may enter."""
-    try:
-        return path.is_file() and os.access(path, os.R_OK)
-    except OSError:
-        return False
-
-
 def read_backbone(path: Path) -> BackboneFile:
     """Read a backbone file and build its network.
 
@@ -126,6 +122,40 @@ def read_backbone(path: Path) -> BackboneFile:
         raise WeightsError(f"{path} describes no backbone that can be built: {error}") from error
     _load(network, tensors, path)
     return BackboneFile(name, architecture, network, mean, std)
+
+
+def build(
+    name: str,
+    weights: Path | None,
+    layers: Sequence[int] | None,
+    sides: tuple[int, int] | None,
+) -> Backbone:
+    """See `families.Builder.build`: of a file, or of the bundled one."""
+    from fedvad.features.modules import Taps
+
+    if name == BUNDLED:
+        if weights is not None:
+            raise ConfigError(
+                f"{BUNDLED} brings its weights: take --weights away, or name the backbone that "
+                "they are of with --backbone"
+            )
+        return replace(build(str(bundled_file()), None, layers, sides), name="")
+    file = read_backbone(weights or Path(name))
+    own = file.architecture.layers
+    chosen = check_taps(f"backbone file {file.name}", layers or own, own)
+    network = file.network.eval()
+    # of the whole file, also where only some of its layers are taken
+    identity = hashlib.sha256(f"{weights_hash(network)}{file.described()}".encode()).hexdigest()
+    if chosen != own:
+        network = Taps(network, [own.index(tap) for tap in chosen]).eval()
+    return Backbone(network, file.mean, file.std, chosen, identity, file.name)
+
+
+def trainable(
+    name: str, layers: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], Callable[[], nn.Module]]:
+    """See `families.Builder.trainable`: a file is trained already."""
+    raise ConfigError(f"{name} is trained already: distil the student `tiny`, or another backbone")
 
 
 def _triple(values: Any) -> _Triple:

@@ -1,10 +1,22 @@
-"""The families of backbones that are known to work, one entry each."""
+"""The families of backbones, one entry each: what to expect of them, and who builds them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
-__all__ = ["FAMILIES", "Family"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedvad.features.backbones import Backbone
+
+__all__ = ["FAMILIES", "FILE", "Builder", "Family", "builder_of", "family_of", "own_names"]
+
+_TIMM = "timm_backbone"
 
 _CONV = "any"
 _OWN = "Apache-2.0 or MIT, see the model's card"
@@ -19,6 +31,7 @@ class Family:
     and dim (channels of a descriptor) are its at the default taps. sizes: image sizes that fit.
     weights: where they come from. licence: of the usual weights. mark: regular expression of a
     name that only this family's files hold. variants: timm models that a file is compared with.
+    module: of this folder, a `Builder`. brings_weights: whether its members need none from anyone.
     """
 
     name: str
@@ -32,20 +45,47 @@ class Family:
     licence: str = _OWN
     mark: str = ""
     variants: tuple[str, ...] = ()
+    module: str = _TIMM
+    brings_weights: bool = False
+
+
+class Builder(Protocol):
+    """The module that builds the backbones of a family."""
+
+    def build(
+        self,
+        name: str,
+        weights: Path | None,
+        layers: Sequence[int] | None,
+        sides: tuple[int, int] | None,
+    ) -> Backbone:
+        """See `backbones.build_backbone`; sides: height and width of the images to come."""
+        ...
+
+    def trainable(
+        self, name: str, layers: tuple[int, ...] | None
+    ) -> tuple[tuple[int, ...], Callable[[], nn.Module]]:
+        """The taps of a network to be distilled, and what makes it with weights of no meaning.
+
+        Raises `ConfigError` for unknown layers, and where there is nothing to train.
+        """
+        ...
 
 
 FAMILIES = (
     Family(
         "fedvad-tiny", ("fedvad-tiny",), "fedvad-tiny", (1, 2), (8, 16), 192,
         weights="comes with fedvad", licence="Apache-2.0",
+        module="backbone_file", brings_weights=True,
     ),
     Family(
         "filter bank", ("filterbank",), "filterbank", (0, 1, 2), (4, 8, 16), 72,
         sizes="multiples of 16", weights="needs none", licence="Apache-2.0",
+        module="filterbank", brings_weights=True,
     ),
     Family(
         "MCUNet", ("mcunet_in3", "mcunet_in4"), "mcunet_in3", (3, 6, 9), (4, 8, 16), 80,
-        weights="--weights", licence="MIT",
+        weights="--weights", licence="MIT", module="mcunet",
     ),
     Family(
         "ResNet", ("resnet*", "resnext*", "wide_resnet*", "seresnet*"), "resnet18",
@@ -112,3 +152,30 @@ FAMILIES = (
                   "vit_base_patch16_dinov3", "vit_large_patch16_dinov3"),
     ),
 )  # fmt: skip
+
+
+# of `fedvad distill`, or of anyone
+FILE = Family(
+    "backbone file", ("*.safetensors", "file:*"), "mine.safetensors", (), (), 0,
+    weights="in the file", licence="its maker's", module="backbone_file", brings_weights=True,
+)  # fmt: skip
+
+
+def family_of(name: str) -> Family | None:
+    """The family of a backbone that is not timm's; None for any of timm."""
+    for family in (*FAMILIES, FILE):
+        if family.module != _TIMM and any(fnmatchcase(name, each) for each in family.names):
+            return family
+    return None
+
+
+def own_names() -> list[str]:
+    """Names that `--backbone` takes and timm does not know."""
+    return [name for family in FAMILIES if family.module != _TIMM for name in family.names]
+
+
+def builder_of(name: str) -> Builder:
+    """Who builds the backbone of a name; imported when first asked for."""
+    family = family_of(name)
+    module = _TIMM if family is None else family.module
+    return cast(Builder, import_module(f"{__package__}.{module}"))

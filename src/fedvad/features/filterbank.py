@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FilterBank"]
+from fedvad.errors import ConfigError
+from fedvad.features.backbones import Backbone
+from fedvad.features.modules import Taps
+from fedvad.features.taps import check_taps
+
+__all__ = ["FilterBank", "build", "trainable"]
 
 _RADIUS = 5
 _ORIENTATIONS = 6
@@ -141,3 +149,26 @@ class FilterBank(nn.Module):
             planes = F.conv2d(wide, self.soft, stride=2, groups=3)
             maps.append(self._level(planes))
         return maps
+
+
+def build(
+    name: str,
+    weights: Path | None,
+    layers: Sequence[int] | None,
+    sides: tuple[int, int] | None,
+) -> Backbone:
+    """See `families.Builder.build`."""
+    if weights is not None:
+        raise ConfigError("the filter bank is analytic: --weights does not go with it")
+    bank = FilterBank()
+    chosen = check_taps(name, layers or (0, 1, 2), range(len(bank.channels)))
+    # Not a hash of the kernels: their last bits differ between processors, and sites must agree.
+    identity = hashlib.sha256(FilterBank.recipe.encode()).hexdigest()
+    return Backbone(Taps(bank, chosen).eval(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), chosen, identity)
+
+
+def trainable(
+    name: str, layers: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], Callable[[], nn.Module]]:
+    """See `families.Builder.trainable`: nothing is."""
+    raise ConfigError("the filter bank has nothing to train: choose another student")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedvad.errors import ConfigError
-from fedvad.features.families import FAMILIES
+from fedvad.features.families import FAMILIES, own_names
 
 __all__ = ["families", "models"]
 
@@ -15,7 +15,7 @@ _DESCRIBED = 20  # models that are looked into: a third of a second each
 
 def families() -> list[dict[str, Any]]:
     """What is known of each family, as JSON values; imports nothing large."""
-    hidden = ("mark", "variants")
+    hidden = ("mark", "variants", "module", "brings_weights")
     return [{k: v for k, v in asdict(f).items() if k not in hidden} for f in FAMILIES]
 
 
@@ -27,16 +27,14 @@ def models(pattern: str) -> list[dict[str, Any]]:
     `ConfigError` for a pattern that no name matches.
     """
     from fedvad.features.compat import import_timm
-    from fedvad.features.mcunet import MCUNET
 
     timm = import_timm()
     wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     names = timm.list_models(wanted) or timm.list_pretrained(wanted)
     if not names:
-        extra = ", ".join(("fedvad-tiny", "filterbank", *MCUNET))
         raise ConfigError(
             f"no timm model's name matches {pattern!r}; `fedvad backbones` without it lists the "
-            f"families, among them those that are not timm's: {extra}"
+            f"families, among them those that are not timm's: {', '.join(own_names())}"
         )
     if len(names) > _DESCRIBED:
         return [{"name": name} for name in names]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedvad.errors import WeightsError
+from fedvad.features.backbones import Backbone, weights_hash
 from fedvad.features.compat import import_timm
+from fedvad.features.state_file import load_weights
+from fedvad.features.taps import check_taps
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MCUNET", "build_mcunet"]
+__all__ = ["MCUNET", "build", "build_mcunet", "trainable"]
+
+_HALF = (0.5, 0.5, 0.5)
 
 # (kernel, expand, out, stride) of each block, after a 3x3 stride-2 stem of `stem` channels; read
 # from the released configurations of mit-han-lab/mcunet (MIT). The names are the paper's.
@@ -34,6 +42,40 @@ MCUNET: dict[str, tuple[int, tuple[tuple[int, int, int, int], ...]]] = {
         ),
     ),
 }  # fmt: skip
+
+
+def build(
+    name: str,
+    weights: Path | None,
+    layers: Sequence[int] | None,
+    sides: tuple[int, int] | None,
+) -> Backbone:
+    """See `families.Builder.build`."""
+    from fedvad.features.modules import BlockTaps
+
+    if weights is None:
+        raise WeightsError(
+            f"{name} has no automatic download: give --weights FILE.safetensors "
+            "(state dict of mit-han-lab/mcunet in timm's key names), or another --backbone"
+        )
+    chosen = _taps(name, layers)
+    network = BlockTaps(build_mcunet(name), chosen).eval()
+    load_weights(network, weights, name, of_timm=False)
+    return Backbone(network, _HALF, _HALF, chosen, weights_hash(network))
+
+
+def trainable(
+    name: str, layers: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], Callable[[], torch.nn.Module]]:
+    """See `families.Builder.trainable`."""
+    from fedvad.features.modules import BlockTaps
+
+    chosen = _taps(name, layers)
+    return chosen, lambda: BlockTaps(build_mcunet(name), chosen)
+
+
+def _taps(name: str, layers: Sequence[int] | None) -> tuple[int, ...]:
+    return check_taps(name, layers or (3, 6, 9), range(len(MCUNET[name][1])))
 
 
 def build_mcunet(name: str) -> torch.nn.Module:

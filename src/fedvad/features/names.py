@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from fedvad.features.families import FILE, family_of
 
 __all__ = [
     "BUNDLED",
@@ -11,6 +14,7 @@ __all__ = [
     "bundled_file",
     "default_backbone",
     "is_backbone_file",
+    "is_readable",
     "name_of_file",
 ]
 
@@ -32,7 +36,7 @@ def default_backbone(weights: str | Path | None) -> str:
 
 def is_backbone_file(name: str) -> bool:
     """Whether a backbone's name means a file: its path, or `file:` and what it calls itself."""
-    return name.endswith(_SUFFIX) or name.startswith(_MARK)
+    return family_of(name) is FILE
 
 
 def name_of_file(name: str) -> str:
@@ -41,5 +45,14 @@ def name_of_file(name: str) -> str:
 
 
 def brings_weights(backbone: str) -> bool:
-    """Whether a backbone of this name has its weights: the bundled one, files, the filter bank."""
-    return backbone in (BUNDLED, "filterbank") or is_backbone_file(backbone)
+    """Whether a backbone of this name needs weights from nobody, as files and some families do."""
+    family = family_of(backbone)
+    return family is not None and family.brings_weights
+
+
+def is_readable(path: Path) -> bool:
+    """Whether it is a file that this process may read, in folders that it may enter."""
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:
+        return False

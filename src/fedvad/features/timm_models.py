@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedvad.data.views import SIDES
 from fedvad.errors import ConfigError
 from fedvad.features.compat import import_timm
-from fedvad.features.mcunet import MCUNET
-from fedvad.features.names import BUNDLED
+from fedvad.features.families import own_names
 from fedvad.features.taps import default_taps
 
 if TYPE_CHECKING:
@@ -112,12 +111,12 @@ def describe(name: str) -> TimmModel:
     """
     timm = import_timm()
     if not timm.is_model(name):
-        known = [*timm.list_models(), *MCUNET, "filterbank", BUNDLED]
+        known = [*timm.list_models(), *own_names()]
         close = difflib.get_close_matches(name.split(".")[0], known, 5)
         hint = f" (close: {', '.join(close)})" if close else ""
         raise ConfigError(
-            f"unknown backbone {name!r}{hint}; any timm model, mcunet_in3, mcunet_in4, {BUNDLED}, "
-            "filterbank or a backbone file (.safetensors, of `fedvad distill`) is accepted"
+            f"unknown backbone {name!r}{hint}; any timm model, {', '.join(own_names())} or a "
+            "backbone file (.safetensors, of `fedvad distill`) is accepted"
         )
     try:
         network = skeleton(lambda: timm.create_model(name, features_only=True))

@@ -126,9 +126,17 @@ def fingerprint(data: Path, names: LabelNames | None = None) -> str:
 
 
 def data_with_masks(reading: DataReading, image_size: Size | View) -> dict[str, Any]:
-    """JSON values of a reading, with what all masks of its test images are worth."""
+    """JSON values of a reading, with how many masks were paired with images, by site, and what all
+    of them are worth.
+    """
     found = {site.name: read_truth(site.test, image_size).note() for site in reading.sites}
-    return reading.noted(f"{name}: {note}" for name, note in found.items() if note).to_json()
+    values = reading.noted(f"{name}: {note}" for name, note in found.items() if note).to_json()
+    for site in reading.sites:
+        masks = [len(item.masks) for item in site.test if item.label]
+        values["sites"][site.name]["masks"] = {
+            "files": sum(masks), "images": sum(map(bool, masks)), "of": len(masks),
+        }  # fmt: skip
+    return values
 
 
 def data_of(reading: DataReading, results: Sequence[SiteResult]) -> DataRead:

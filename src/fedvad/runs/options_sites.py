@@ -12,6 +12,8 @@ from fedvad.data.bounds import MAX_BAD, MAX_PIXELS
 from fedvad.data.views import SIDES, Size
 from fedvad.detectors.memory.site import ROUNDS, FedDyMemConfig
 from fedvad.features.config import Engine, FeatureConfig
+from fedvad.features.families import own_names
+from fedvad.features.names import brings_weights
 from fedvad.federation.codecs import Precision
 from fedvad.memory.merge import MergeMode
 from fedvad.runs.families import DEFAULT_METHOD, FAMILIES, METHODS, family_of
@@ -53,15 +55,16 @@ class SiteOptions(BaseModel):
     )
     backbone: str = _features(
         FeatureConfig.backbone,
-        "Pretrained network that describes the patches of an image: fedvad-tiny (in the package), "
-        "filterbank, mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad distill.",
+        "Pretrained network that describes the patches of an image: "
+        f"{', '.join(own_names())}, any timm model, or a file written by fedvad distill.",
         default_text=f"{FeatureConfig.backbone}; resnet18 where weights are given",
         everyday=True,
     )
     weights: Path | None = _features(
         None,
-        "File with the weights of the backbone, in safetensors format. fedvad-tiny and filterbank "
-        "need none; a timm model without it is downloaded, or read from timm's cache.",
+        "File with the weights of the backbone, in safetensors format. "
+        f"{' and '.join(filter(brings_weights, own_names()))} need none; a timm model without it "
+        "is downloaded, or read from timm's cache.",
         everyday=True,
         free=True,
         own=True,

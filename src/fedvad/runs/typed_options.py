@@ -64,9 +64,9 @@ class TrainOptions(TypedDict, total=False):
         exchange the weights of a small network. A method changes some of the defaults of other
         options. [one of feddymem, feddymem-trained, feddymem-cluster, feddymem-position, patchcore,
         aand, dcam, dmdd, paste, rd, stfpm; default: feddymem]
-    backbone: Pretrained network that describes the patches of an image: fedvad-tiny (in the
-        package), filterbank, mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad
-        distill. [default: fedvad-tiny; resnet18 where weights are given]
+    backbone: Pretrained network that describes the patches of an image: fedvad-tiny, filterbank,
+        mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad distill. [default:
+        fedvad-tiny; resnet18 where weights are given]
     weights: File with the weights of the backbone, in safetensors format. fedvad-tiny and
         filterbank need none; a timm model without it is downloaded, or read from timm's cache.
         [default: none]

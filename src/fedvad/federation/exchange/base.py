@@ -7,10 +7,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from fedvad.errors import PayloadError
+from fedvad.errors import FederationError, PayloadError
 from fedvad.federation.payload import Manifest, Payload
 
-__all__ = ["Exchange", "Member", "check_answer", "merged_manifest"]
+__all__ = ["Exchange", "Member", "check_answer", "check_incoming", "merged_manifest"]
 
 
 class Member(Protocol):
@@ -94,6 +94,10 @@ class Exchange(Protocol[State]):
         """
         ...
 
+    def rows(self, payload: Payload) -> int:
+        """Rows of a memory in a message, for the ledger; 0 where it holds none."""
+        ...
+
     def drift(self, before: Payload, after: Payload) -> float:
         """How far the merged state moved in a round, in the exchange's own measure."""
         ...
@@ -123,8 +127,8 @@ def check_answer(payload: Payload, before: Payload | None, features: str, start:
     Raises
     ------
     PayloadError
-        For another kind of message, other features, another start, and a round that is not after
-        that of `before`.
+        For another kind of message, other features, another start, no image or patch, and a round
+        that is not after that of `before`.
 
     Examples
     --------
@@ -147,9 +151,44 @@ def check_answer(payload: Payload, before: Payload | None, features: str, start:
         )
     if manifest.generator != start:
         raise PayloadError(f"site {manifest.site} started from another generator or other weights")
+    if manifest.n_images < 1 or manifest.n_patches < 1:
+        raise PayloadError(f"site {manifest.site} says that it trained on no image or no patches")
     if before is not None and manifest.round <= before.manifest.round:
         raise PayloadError(f"site {manifest.site} already answered round {manifest.round}")
     return manifest
+
+
+def check_incoming(incoming: Payload, features: str) -> None:
+    """Check at a site that a message is the merged one of its federation.
+
+    Parameters
+    ----------
+    incoming : Payload
+    features : str
+        Key of the feature configuration of the federation.
+
+    Raises
+    ------
+    FederationError
+        For an upload, and for other features.
+
+    Examples
+    --------
+    >>> from fedvad.federation.exchange.base import check_incoming
+    >>> from fedvad.federation.payload import Manifest, Payload
+    >>> merged = Manifest(kind="global", round=1, features="key", n_images=4, n_patches=90)
+    >>> check_incoming(Payload(merged, {}), "key")
+    """
+    manifest = incoming.manifest
+    if manifest.kind != "global":
+        raise FederationError(
+            f"expected the merged message of a server, got the upload of site {manifest.site}"
+        )
+    if manifest.features != features:
+        raise FederationError(
+            f"the merged message is of another feature configuration, {manifest.features}; this "
+            f"site has {features}"
+        )
 
 
 def merged_manifest(round_: int, sent: Collection[Payload], **more: Any) -> Manifest:

@@ -13,7 +13,7 @@ from fedvad.errors import FederationError, MemoryBankError, PayloadError
 from fedvad.federation.codecs import Precision, downlink_precision
 from fedvad.federation.defence.robust import RobustConfig, Verdict, defend
 from fedvad.federation.defence.validation import Limits, check_upload
-from fedvad.federation.exchange.base import check_answer, merged_manifest
+from fedvad.federation.exchange.base import check_answer, check_incoming, merged_manifest
 from fedvad.federation.payload import WITH_ORIGIN, Manifest, Payload, bank_arrays, bank_from
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.distances import nearest
@@ -70,13 +70,11 @@ class MemoryExchange:
         """One site's round: update its memory from what is known, send the reduced rows."""
         known = None
         if incoming is not None:
-            if incoming.manifest.features != self.features:
-                raise FederationError("the global memory is of another feature configuration")
+            check_incoming(incoming, self.features)
             known = bank_from(incoming)
-            if incoming.manifest.kind != "global" or known.dim != self.dim:
+            if known.dim != self.dim:
                 raise FederationError(
-                    f"expected a global memory of {self.dim} values per row, got "
-                    f"{incoming.manifest.kind} of {known.dim}"
+                    f"expected a global memory of {self.dim} values per row, got one of {known.dim}"
                 )
         rows = state.update(round_, known if known is not None and len(known) else None)
         manifest = Manifest(
@@ -153,6 +151,10 @@ class MemoryExchange:
     def distrusted(self) -> dict[str, str]:
         """See `Exchange.distrusted`."""
         return {} if self.verdict is None else dict(self.verdict.reasons)
+
+    def rows(self, payload: Payload) -> int:
+        """See `Exchange.rows`."""
+        return payload.rows
 
     def drift(self, before: Payload, after: Payload) -> float:
         """Mean distance of (a sample of) the new memory's rows to the old memory."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +28,10 @@ from fedvad.detectors.student.training import Trainer
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.weights import bound_weights
-from fedvad.federation.exchange.base import check_answer, merged_manifest
+from fedvad.federation.exchange.base import check_answer, check_incoming, merged_manifest
 from fedvad.federation.exchange.scope import Scope, fuse_scopes, scope_of
 from fedvad.federation.exchange.terms import ClientTerms, WeightConfig
 from fedvad.federation.payload import Manifest, Payload
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "WeightExchange",
@@ -118,10 +115,11 @@ class WeightExchange:
     def site_step(self, state: WeightSite, incoming: Payload | None, round_: int) -> Payload:
         """One site's round: take the mean, train on, send weights (and change of the control)."""
         student = state.trainer.student
+        if incoming is not None:
+            check_incoming(incoming, self.features)
+            _check_arrays("the server", incoming.arrays, self._message())
         handed = incoming.arrays if incoming is not None else self._message()
         start = under(_WEIGHT, handed)
-        if incoming is not None and incoming.manifest.features != self.features:
-            raise FederationError("the global weights are of another feature configuration")
         load_parameters(student, start)
         target = _scope_from(under(_SCOPE, handed), start)
         terms = ClientTerms(self.config, start, under(_CONTROL, handed), state.kept, target)
@@ -150,29 +148,14 @@ class WeightExchange:
         """See `Exchange.accept`: refuses other features, starts, names, shapes, stale rounds."""
         before = self._sites.get(payload.manifest.site)
         manifest = check_answer(payload, before, self.features, self._start)
-        if manifest.n_images < 1:
-            raise PayloadError(f"site {manifest.site} says that it trained on no image")
-        wanted = self._expected()
-        if set(payload.arrays) != set(wanted):
-            raise PayloadError(f"site {manifest.site} sent the weights of another model")
-        for name, array in payload.arrays.items():
-            if array.shape != wanted[name].shape or array.dtype != np.float32:
-                raise PayloadError(f"site {manifest.site}: {name} is not what was handed out")
-            if not np.isfinite(array).all():
-                raise PayloadError(f"site {manifest.site}: {name} holds values that are no numbers")
+        _check_arrays(f"site {manifest.site}", payload.arrays, self._expected())
         self._sites[manifest.site] = payload
 
     def merge(self, round_: int, without: Collection[str] = ()) -> Payload:
-        """See `Exchange.merge`: of the sites that answered this round; without any, no change.
-
-        What a site sent in an earlier round is in no mean, so `without` changes nothing.
-        """
-        answered = [
-            self._sites[name]
-            for name in sorted(self._sites)
-            if self._sites[name].manifest.round == round_
-        ]
-        if not self._sites:
+        """See `Exchange.merge`: of the sites that answered this round; without any, no change."""
+        sites = [self._sites[name] for name in sorted(set(self._sites) - set(without))]
+        answered = [payload for payload in sites if payload.manifest.round == round_]
+        if not sites:
             raise FederationError("no site has answered: nothing to merge")
         self._reasons = {}
         if answered:
@@ -195,7 +178,7 @@ class WeightExchange:
                     before=self._target,
                     averaged=scope_of(self._weights, self.config.wsa),
                 )
-        manifest = merged_manifest(round_, self._sites.values(), generator=self._start)
+        manifest = merged_manifest(round_, sites, generator=self._start)
         return Payload(manifest, self._message())
 
     @property
@@ -215,6 +198,10 @@ class WeightExchange:
     def distrusted(self) -> Mapping[str, str]:
         """See `Exchange.distrusted`."""
         return dict(self._reasons)
+
+    def rows(self, payload: Payload) -> int:
+        """See `Exchange.rows`: weights are none."""
+        return 0
 
     def drift(self, before: Payload, after: Payload) -> float:
         """Length of the change of the weights, relative to their length."""
@@ -279,6 +266,17 @@ def weights_for(upload: Payload, *, defence: RobustConfig | None = None) -> Weig
         start=upload.manifest.generator,
         defence=defence,
     )
+
+
+def _check_arrays(who: str, arrays: Arrays, wanted: Arrays) -> None:
+    """Raise `PayloadError` unless a message holds finite arrays of the wanted names and shapes."""
+    if set(arrays) != set(wanted):
+        raise PayloadError(f"{who} sent the weights of another model")
+    for name, array in arrays.items():
+        if array.shape != wanted[name].shape or array.dtype != wanted[name].dtype:
+            raise PayloadError(f"{who} sent {name} of another shape or type than expected")
+        if not np.isfinite(array).all():
+            raise PayloadError(f"{who} sent {name} with values that are no numbers")
 
 
 def _mean(arrays: list[npt.NDArray[np.float32]], shares: npt.NDArray[np.float64]) -> Any:
