@@ -158,8 +158,11 @@ class ChangeWatch:
         """What `add` needs to know of a photograph uint8 (H, W, 3), as values of JSON."""
         small, looks = thumbnail(pixels), appearance(pixels)
         if self._mean is not None:
-            return {"looks": looks | placement(small, self._mean)}
-        return {"looks": looks, "thumbnail": base64.b64encode(small.tobytes()).decode("ascii")}
+            looks |= placement(small, self._mean)
+        found: dict[str, Any] = {"looks": {name: round(look, 6) for name, look in looks.items()}}
+        if self._mean is None:
+            found["thumbnail"] = base64.b64encode(small.tobytes()).decode("ascii")
+        return found
 
     def add(self, score: float, looked: Mapping[str, Any], when: str) -> None:
         """Take in an image: its score, what `look` gave, and when it came."""
