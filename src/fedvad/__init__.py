@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         demo,
         distill_backbone,
         doctor,
+        drift_state,
         evaluate,
         export,
         feedback,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
         undo_feedback,
         undo_update,
         update,
+        watch,
+        week,
         write_report,
     )
     from fedvad.errors import FedvadError
@@ -52,6 +55,7 @@ __all__ = [
     "demo",
     "distill_backbone",
     "doctor",
+    "drift_state",
     "evaluate",
     "export",
     "feedback",
@@ -69,6 +73,8 @@ __all__ = [
     "undo_feedback",
     "undo_update",
     "update",
+    "watch",
+    "week",
     "write_report",
 ]
 

@@ -19,6 +19,7 @@ from fedvad.api_living import (
 from fedvad.api_research import bench, group, run_stream
 from fedvad.api_tools import backbones, distill_backbone, gallery, score_scenes
 from fedvad.api_use import calibrate, evaluate, export, predict
+from fedvad.api_watch import drift_state, watch, week
 from fedvad.data.labels import Names
 from fedvad.evaluation.results import Results
 from fedvad.runs.config import as_path, resolve_config
@@ -41,6 +42,7 @@ __all__ = [
     "demo",
     "distill_backbone",
     "doctor",
+    "drift_state",
     "evaluate",
     "export",
     "feedback",
@@ -58,6 +60,8 @@ __all__ = [
     "undo_feedback",
     "undo_update",
     "update",
+    "watch",
+    "week",
     "write_report",
 ]
 

@@ -45,6 +45,8 @@ from fedvad.cli.serve import serve
 from fedvad.cli.spectral import spectral
 from fedvad.cli.train import train
 from fedvad.cli.update import update
+from fedvad.cli.watch import watch
+from fedvad.cli.week import week
 from fedvad.errors import ConfigError, FedvadError, StorageError
 
 __all__ = ["app", "main"]
@@ -79,7 +81,19 @@ app = typer.Typer(
 _START, _USE, _FEDERATION, _RESEARCH = "Start", "Use", "Federation", "Research"
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     _START: (demo, plan, train, config, inspect, doctor),
-    _USE: (evaluate, predict, calibrate, feedback, update, forget, report, serve, export),
+    _USE: (
+        evaluate,
+        predict,
+        watch,
+        week,
+        calibrate,
+        feedback,
+        update,
+        forget,
+        report,
+        serve,
+        export,
+    ),
     _FEDERATION: (server, site, launch, status, group),
     _RESEARCH: (bench, continual, distill, gallery, backbones, spectral),
 }

@@ -1,0 +1,110 @@
+"""`fedvad watch`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from fedvad.cli.common import (
+    DeviceOption,
+    EngineOption,
+    ReferenceOption,
+    RunArgument,
+    SiteOption,
+    TargetFprOption,
+    ThresholdOption,
+    WeightsOption,
+    print_json,
+)
+
+__all__ = ["watch"]
+
+
+def watch(
+    run: RunArgument,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder that fills with images, number or address of a camera, or video file."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the log and pictures of this watch.")],
+    site: SiteOption = None,
+    normals: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of normal images of now, which pictures are compared with "
+            "[default: the first 50 watched]",
+            show_default=False,
+        ),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(help="Address to which each row is sent, as JSON.", show_default=False),
+    ] = None,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(
+            help="Where each row is published: mqtt://[NAME:PASSWORD@]HOST/TOPIC.",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[
+        float,
+        typer.Option(help="Seconds between looks into the folder, or frames of the camera."),
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Score what is there, and end.")] = False,
+    alpha: Annotated[
+        float, typer.Option(help="Probability that a change is ever reported without one.")
+    ] = 0.01,
+    most_stopped: Annotated[
+        float, typer.Option(help="Share of stopped images that is no change.")
+    ] = 0.1,
+    reference: ReferenceOption = None,
+    threshold: ThresholdOption = None,
+    target_fpr: TargetFprOption = None,
+    weights: WeightsOption = None,
+    engine: EngineOption = None,
+    device: DeviceOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per image and line.")
+    ] = False,
+) -> None:
+    """Score images as they arrive, and say when something changed. Ctrl-C or SIGTERM ends it.
+
+    The log in --out loses no image, whatever ends the watch; started again, it goes on.
+    """
+    from fedvad.serving.watch.watch import watch as run_watch
+
+    stop = threading.Event()
+    with suppress(ValueError):  # not the main thread
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda *_: stop.set())
+    rows = run_watch(
+        run, source, out=out, site=site, reference=cast(Any, reference), threshold=threshold,
+        target_fpr=target_fpr, normals=normals, alpha=alpha, most_stopped=most_stopped,
+        every=every, once=once, webhook=webhook, mqtt=mqtt, weights=weights,
+        engine=cast(Any, engine), device=device, stop=stop,
+    )  # fmt: skip
+    count = stopped = unreadable = 0
+    for row in rows:
+        count, stopped = count + 1, stopped + bool(row["anomalous"])
+        unreadable += row["error"] is not None
+        if as_json:
+            print_json({key: row[key] for key in row if key not in ("looks", "thumbnail")})
+        else:
+            typer.echo(_line(row))
+    if not as_json:
+        typer.echo(f"{count} images, {stopped} stopped, {unreadable} unreadable; log in {out}")
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["error"] is not None:
+        return f"unreadable  {row['error']}"
+    verdict = {True: "ANOMALOUS", False: "normal   ", None: "scored   "}[row["anomalous"]]
+    return f"{verdict}  {row['score']:.4g}  {row['path']}"

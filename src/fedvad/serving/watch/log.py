@@ -1,0 +1,124 @@
+"""The log of a watch: a row per image, on the disk before anybody hears of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import IO, Any
+
+from fedvad.data.files import write_atomically
+from fedvad.data.sealed import parse_json
+from fedvad.errors import ArtefactError, StorageError
+from fedvad.report.tables import neutral_cell
+
+__all__ = ["LOG_FILE", "TABLE_FILE", "WatchLog", "read_log"]
+
+LOG_FILE, TABLE_FILE = "results.jsonl", "results.csv"
+_COLUMNS = ("number", "time", "path", "site", "score", "threshold", "anomalous", "reason", "error")
+
+
+class WatchLog:
+    """Appends rows to `results.jsonl`, which is what counts, and to `results.csv`, its copy.
+
+    A line that a kill cut off is removed at the next start, as if its image had not been scored
+    yet; the copy is written again then. size: bytes of the log that are safely on the disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `ArtefactError` for a damaged log, `StorageError` when the disk refuses."""
+        self._path, self._table_path = folder / LOG_FILE, folder / TABLE_FILE
+        try:
+            self._path.touch()
+            self._log: IO[bytes] = self._path.open("r+b")
+            self.size = _whole(self._log)
+            self._log.truncate(self.size)
+            self._log.seek(self.size)
+        except OSError as error:
+            raise _refused(self._path, error) from error
+        cells = (row.values() for row in _cells(read_log(folder)))
+        write_atomically(self._table_path, _csv([_COLUMNS, *cells]))
+        try:
+            self._table: IO[bytes] = self._table_path.open("ab")
+        except OSError as error:
+            raise _refused(self._table_path, error) from error
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows; when this returns, no kill and no loss of power loses them."""
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode("ascii")
+        table = _csv(row.values() for row in _cells(rows))
+        for path, file, data in (
+            (self._path, self._log, lines), (self._table_path, self._table, table),
+        ):  # fmt: skip
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise _refused(path, error) from error
+        self.size += len(lines)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._log.close()
+        self._table.close()
+
+
+def read_log(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a watch folder, oldest first; one that is being written is left out.
+
+    Raises `ArtefactError` for a folder without a log, or a damaged line.
+    """
+    path = folder / LOG_FILE
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    row = parse_json(line)
+                    if not isinstance(row, dict) or row["number"] != number:
+                        raise ValueError("a row is missing")
+                except (ValueError, KeyError) as error:
+                    raise ArtefactError(
+                        f"line {number} of {path} is damaged ({error}): restore the file from a "
+                        "copy, or watch into another folder"
+                    ) from error
+                yield row
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"{folder} holds no {LOG_FILE}: give the folder that `fedvad watch --out` wrote"
+        ) from error
+
+
+def _whole(file: IO[bytes]) -> int:
+    """Bytes up to the end of the last whole line."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        begin = max(0, end - 65536)
+        file.seek(begin)
+        at = file.read(end - begin).rfind(b"\n")
+        if at >= 0:
+            return begin + at + 1
+        end = begin
+    return 0
+
+
+def _cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    return ({column: neutral_cell(row.get(column)) for column in _COLUMNS} for row in rows)
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
+    buffer = StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode(errors="backslashreplace")
+
+
+def _refused(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}; free some space and start again: "
+        "nothing that was written is lost"
+    )

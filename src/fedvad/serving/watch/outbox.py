@@ -1,0 +1,101 @@
+"""Rows of a log passed on to somebody else, in order, until they are taken; scoring never waits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from fedvad.data.files import write_atomically
+from fedvad.errors import ArtefactError
+from fedvad.serving.watch.log import LOG_FILE
+
+__all__ = ["Deliver", "Outbox"]
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[bytes, str], None]  # a row as JSON, and its name; raises until it is taken
+_SLOWEST = 60.0
+_INNER = ("thumbnail", "looks")  # of no use to others
+
+
+class Outbox:
+    """A thread that delivers the rows of a watch folder's log, one by one.
+
+    How far it came is kept in a file, so that rows of an outage, or of a kill, are delivered later.
+    A row whose delivery was cut off comes twice; its name is the same both times.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, watch: str, deliver: Deliver, *, patience: float = 1.0
+    ) -> None:
+        """name: of the file that keeps the place. patience: seconds before the first retry."""
+        self._log, self._place = folder / LOG_FILE, folder / f"sent-{name}.json"
+        self._name, self._watch, self._deliver, self._patience = name, watch, deliver, patience
+        self._at, self._count = self._read_place()
+        self._safe, self._closing = self._at, False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name=f"fedvad-{name}", daemon=True)
+        self._thread.start()
+
+    def ready(self, size: int) -> None:
+        """The log is safely on the disk up to this byte."""
+        with self._news:
+            self._safe = size
+            self._news.notify()
+
+    def close(self, wait: float) -> bool:
+        """End, after `wait` seconds at most or the next failure; whether all was delivered."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
+        self._thread.join(wait)
+        done = self._at >= self._safe
+        if not done:
+            log.warning("%s: some rows are not delivered yet; the next start does it", self._name)
+        return done
+
+    def _work(self) -> None:
+        pause, failed = self._patience, False
+        while True:
+            with self._news:
+                while self._at >= self._safe and not self._closing:
+                    self._news.wait()
+                if self._at >= self._safe:
+                    return
+            with self._log.open("rb") as file:
+                file.seek(self._at)
+                line = file.readline()
+            row = {key: value for key, value in json.loads(line).items() if key not in _INNER}
+            name = f"{self._watch}-{row['number']}"
+            try:
+                self._deliver(json.dumps(row | {"watch": self._watch}).encode("ascii"), name)
+            except Exception as error:  # whatever a network and others' servers come up with
+                if not failed:
+                    log.warning("%s: %s; trying again until it works", self._name, error)
+                failed = True
+                with self._news:
+                    if self._closing:
+                        return
+                    self._news.wait(pause)
+                pause = min(2 * pause, _SLOWEST)
+                continue
+            if failed:
+                log.warning("%s: works again", self._name)
+            pause, failed = self._patience, False
+            self._at, self._count = self._at + len(line), self._count + 1
+            place = {"bytes": self._at, "rows": self._count}
+            write_atomically(self._place, json.dumps(place).encode())
+
+    def _read_place(self) -> tuple[int, int]:
+        try:
+            place = json.loads(self._place.read_bytes())
+            return int(place["bytes"]), int(place["rows"])
+        except FileNotFoundError:
+            return 0, 0
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtefactError(
+                f"{self._place} is damaged: remove it, and every row is delivered once more"
+            ) from error

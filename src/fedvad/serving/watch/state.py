@@ -1,0 +1,162 @@
+"""What a watch folder says: its settings, what changed, and the rows of a week. Nothing is written.
+
+For pages and reports; all of it can be read while the watch goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from fedvad.data.checked import STRICT, parse_values
+from fedvad.data.sealed import read_sealed, write_sealed
+from fedvad.errors import ArtefactError
+from fedvad.evaluation.change import Change, ChangeWatch, Normals
+from fedvad.serving.watch.log import read_log
+
+__all__ = [
+    "Settings",
+    "change_watch",
+    "drift_state",
+    "holds_watch",
+    "read_settings",
+    "replay",
+    "week_rows",
+    "write_normals",
+]
+
+_SETTINGS, _NORMALS = "watch.json", "normals.json"
+_DAYS = 7
+
+
+class Settings(BaseModel):
+    """What a watch was started with.
+
+    id: in messages to others. limit, scores: threshold, and the held-out normal scores behind it.
+    normals: folder of images that pictures are compared with, None for the first ones. since:
+    number of the first row that is compared; others came before the run changed.
+    """
+
+    model_config = STRICT
+
+    id: str
+    source: str
+    site: str | None
+    limit: float | None
+    scores: tuple[float, ...]
+    normals: str | None
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    most_stopped: Annotated[float, Field(gt=0, lt=1)]
+    since: Annotated[int, Field(ge=1)] = 1
+
+    def write(self, folder: Path) -> None:
+        """Raises `StorageError`."""
+        write_sealed(folder / _SETTINGS, self.model_dump())
+
+
+class _Kept(BaseModel):
+    model_config = STRICT
+
+    looks: dict[str, list[float]]
+    mean: list[list[float]]
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a watch folder; raises `ArtefactError`."""
+    if not holds_watch(folder):
+        raise ArtefactError(
+            f"{folder} holds no {_SETTINGS}: give the folder that `fedvad watch --out` wrote"
+        )
+    return parse_values(Settings, read_sealed(folder / _SETTINGS), str(folder / _SETTINGS))
+
+
+def holds_watch(folder: Path) -> bool:
+    """Whether a watch has begun to write into a folder."""
+    return (folder / _SETTINGS).exists()
+
+
+def write_normals(folder: Path, normals: Normals) -> None:
+    """Keep what pictures are compared with; raises `StorageError`."""
+    write_sealed(folder / _NORMALS, {"looks": normals.looks, "mean": normals.mean.tolist()})
+
+
+def change_watch(folder: Path, settings: Settings) -> ChangeWatch:
+    """What compares the images of a watch, before the first of them."""
+    normals = None
+    if settings.normals is not None:
+        kept = parse_values(_Kept, read_sealed(folder / _NORMALS), str(folder / _NORMALS))
+        normals = Normals(kept.looks, np.array(kept.mean))
+    return ChangeWatch(
+        settings.limit, settings.scores, normals,
+        alpha=settings.alpha, most_stopped=settings.most_stopped,
+    )  # fmt: skip
+
+
+def replay(watch: ChangeWatch, settings: Settings, rows: Iterable[dict[str, Any]]) -> None:
+    """Let `watch` see rows of a log."""
+    for row in rows:
+        if row["score"] is not None and row["number"] >= settings.since:
+            watch.add(row["score"], row, row["time"])
+
+
+def drift_state(folder: Path) -> Change:
+    """What changed at the site of a watch folder.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    Change
+        See `fedvad.evaluation.change`.
+
+    Raises
+    ------
+    ArtefactError
+        For a folder without a watch, and a damaged one.
+    """
+    settings = read_settings(folder)
+    watch = change_watch(folder, settings)
+    replay(watch, settings, read_log(folder))
+    return watch.change()
+
+
+def week_rows(folder: Path, until: date | None = None) -> list[dict[str, Any]]:
+    """The rows of the seven days that end with `until`, or with the last row's day.
+
+    Parameters
+    ----------
+    folder : Path
+    until : date, optional
+
+    Returns
+    -------
+    list of dict
+        number, time, path, site, score, threshold, anomalous, reason, error, changed, and day, in
+        the time of the machine that watched.
+
+    Raises
+    ------
+    ArtefactError
+        For a folder without a watch, and a damaged one.
+    """
+    read_settings(folder)
+    kept: deque[dict[str, Any]] = deque()
+    for row in read_log(folder):
+        row["day"] = date.fromisoformat(row["time"][:10])
+        if until is not None and row["day"] > until:
+            break
+        for name in ("looks", "thumbnail", "size", "modified"):
+            row.pop(name, None)
+        kept.append(row)
+        last = until or row["day"]
+        while kept and kept[0]["day"] <= last - timedelta(days=_DAYS):
+            kept.popleft()
+    return list(kept)

@@ -1,0 +1,73 @@
+"""`week`: one page about the last week of a watch, as PDF or HTML."""
+
+from __future__ import annotations
+
+import heapq
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.files import write_atomically
+from fedvad.data.outputs import guard_file
+from fedvad.errors import ConfigError, DataError
+from fedvad.report.week_sheet import Week, week_html, week_pdf
+from fedvad.serving.watch.pictures import picture_of
+from fedvad.serving.watch.state import drift_state, read_settings, week_rows
+
+__all__ = ["week"]
+
+_SHOWN = 8  # a few more than the page shows
+
+
+def week(folder: Path, out: Path, *, until: date | None = None) -> dict[str, Any]:
+    """Write the page and say what it counts; see `fedvad.week`.
+
+    Raises `ConfigError` for another ending than .pdf or .html or a file that is not ours,
+    `ArtefactError` for a folder without a watch, `DataError` for a week without any image.
+    """
+    kinds = {".pdf": (week_pdf, b"%PDF"), ".html": (week_html, b"fedvad")}
+    if out.suffix.lower() not in kinds:
+        raise ConfigError(f"--out {out} must end in .pdf or .html")
+    settings = read_settings(folder)
+    rows = week_rows(folder, until)
+    if not rows:
+        raise DataError(f"{folder}: no image came in that week")
+    last = until or rows[-1]["day"]
+    make, own = kinds[out.suffix.lower()]
+    guard_file(out, "--out", own=own)
+    highest = heapq.nlargest(
+        _SHOWN, (row for row in rows if row["score"] is not None), key=lambda row: row["score"]
+    )
+    pictures = {row["number"]: _picture(picture_of(folder, row["number"])) for row in highest}
+    found = Week(
+        site=settings.site,
+        source=settings.source,
+        first=last - timedelta(days=6),
+        last=last,
+        rows=rows,
+        change=drift_state(folder),
+        pictures={number: picture for number, picture in pictures.items() if picture is not None},
+        changed=_picture(folder / "changed.png"),
+    )
+    write_atomically(out, make(found))
+    images, stopped, unreadable = found.counts
+    return {
+        "path": str(out),
+        "first": str(found.first),
+        "last": str(found.last),
+        "images": images,
+        "stopped": stopped,
+        "unreadable": unreadable,
+        "changed": found.change["changed"],
+    }
+
+
+def _picture(path: Path) -> npt.NDArray[np.uint8] | None:
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    return np.asarray(Image.open(path).convert("RGB"))

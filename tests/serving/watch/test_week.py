@@ -1,0 +1,102 @@
+"""The page of a week counts what the log holds, and fits on one sheet."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fedvad
+from fedvad.errors import ArtefactError, ConfigError, DataError
+from fedvad.report.week_sheet import TITLE
+from fedvad.serving.watch.log import WatchLog
+from fedvad.serving.watch.pictures import picture_of
+from fedvad.serving.watch.state import Settings, week_rows
+from tests.helpers import run_main
+
+LAST = datetime.fromisoformat("2026-03-08T12:00:00+01:00")
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A watch of ten days: 30 images a day, one unreadable each, three stopped."""
+    folder = tmp_path_factory.mktemp("line")
+    Settings(
+        id="w", source="/line", site="alder", limit=2.0, scores=(), normals=None, alpha=0.01,
+        most_stopped=0.2,
+    ).write(folder)  # fmt: skip
+    rng = np.random.default_rng(0)
+    thumbnail = base64.b64encode(rng.integers(0, 255, 4096, np.uint8).tobytes()).decode()
+    rows: list[dict[str, Any]] = []
+    for number in range(1, 301):
+        day, place = divmod(number - 1, 30)
+        score = None if place == 5 else 2.5 + day / 10 if place % 10 == 3 else rng.uniform(0.5, 1.5)
+        time = LAST - timedelta(days=9 - day) + timedelta(minutes=place)
+        rows.append({
+            "number": number, "time": time.isoformat(timespec="milliseconds"),
+            "path": f"/line/{number}.png", "size": 1, "modified": 1, "site": "alder",
+            "score": score, "threshold": 2.0, "anomalous": None if score is None else score > 2,
+            "error": f"/line/{number}.png: is broken" if score is None else None, "reason": None,
+            "changed": [], "looks": {}, "thumbnail": thumbnail,
+        })  # fmt: skip
+    log = WatchLog(folder)
+    log.append(rows)
+    log.close()
+    drawn = rng.integers(0, 255, (120, 260, 3), np.uint8)
+    for number in (274, 284, 294):
+        picture_of(folder, number).parent.mkdir(exist_ok=True)
+        Image.fromarray(drawn).save(picture_of(folder, number))
+    return folder
+
+
+def test_the_rows_of_a_week_are_those_of_seven_days(line: Path) -> None:
+    rows = week_rows(line)
+    assert (len(rows), rows[0]["number"], rows[-1]["number"]) == (210, 91, 300)
+    assert "looks" not in rows[0]
+    before = week_rows(line, date(2026, 3, 2))
+    assert (before[0]["number"], before[-1]["number"]) == (1, 120)
+
+
+def test_a_page_as_pdf_and_as_html(line: Path, tmp_path: Path) -> None:
+    out = tmp_path / "week.pdf"
+    assert fedvad.week(line, out) == {
+        "path": str(out), "first": "2026-03-02", "last": "2026-03-08", "images": 210,
+        "stopped": 21, "unreadable": 7, "changed": [],
+    }  # fmt: skip
+    data = out.read_bytes()
+    assert data.startswith(b"%PDF")
+    assert TITLE.encode() in data
+    assert data.count(b"/Type /Page ") == 1
+    fedvad.week(line, out)  # ours may be written over
+    assert out.read_bytes() == data
+    page = tmp_path / "week.html"
+    fedvad.week(line, page, until=date(2026, 3, 2))
+    text = page.read_text()
+    assert "alder, 2026-02-24 to 2026-03-02" in text
+    assert "120 images came, 12 were stopped (10.0%), 4 could not be read." in text
+
+
+def test_the_command_and_its_mistakes(
+    line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "week.html"
+    words = ["week", line, "--out", out]
+    assert run_main(monkeypatch, *words, "--until", "2026-03-02", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 120
+    assert run_main(monkeypatch, *words) == 0
+    assert "210 images, 21 stopped, 7 unreadable" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="must end in"):
+        fedvad.week(line, tmp_path / "week.png")
+    with pytest.raises(ArtefactError, match=r"fedvad watch --out"):
+        fedvad.week(tmp_path, out)
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(ConfigError, match="exists"):
+        fedvad.week(line, tmp_path / "mine.html")
+    with pytest.raises(DataError, match="no image"):
+        fedvad.week(line, out, until=date(2020, 1, 1))
