@@ -37,6 +37,7 @@ def feedback(
     engine: Engine | None = None,
     device: str | None = None,
     cache: DescriptorCache | None = None,
+    file_name: str | None = None,
 ) -> dict[str, Any]:
     """Keep what somebody says of an image of a site: a false alarm is normal, a defect is one.
 
@@ -44,7 +45,8 @@ def feedback(
     defect: its highest patches raise the score of patches that are nearer to them than to
     anything normal, and are never taken as normal at the site. Other sites, and the threshold,
     stay as they are. site: may be omitted where the run has one. region: x, y, width, height in
-    pixels of the image, if the answer is about a part of it.
+    pixels of the image, if the answer is about a part of it. file_name: what the list calls the
+    image, if not by the name of its file.
 
     Returns the answer with the score of the image before and now. Raises `ConfigError` (also
     while another process works on the run, and for an image answered before), `DataError`, and
@@ -75,7 +77,7 @@ def feedback(
         )  # fmt: skip
         told = AnswerValues(
             number=next_number(run), date=now(), verdict=verdict, image=found.digest,
-            name=image.name, region=region, score=score, rows=len(patches),
+            name=file_name or image.name, region=region, score=score, rows=len(patches),
         )  # fmt: skip
         changed = answered(run, name, told, patches)
         _check_room(changed, name, config.rows(run.memory.dim) * config.rounds)

@@ -65,6 +65,13 @@ class SitePredictors:
                 self._loaded[site] = loaded
             return self._loaded[site]
 
+    def renew(self, site: str) -> None:
+        """Load the predictor of a site again, if it is at work, since its run was changed."""
+        with self._lock:
+            at_work = self.default if site == self.default.site else self._loaded.get(site)
+            if at_work is not None and self._load is not None:
+                at_work.follow(self._load(site))
+
     def close(self) -> None:
         """Close those that were made here; the default is its owner's."""
         with self._lock:
