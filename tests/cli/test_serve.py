@@ -100,8 +100,8 @@ def test_answers_need_a_token_where_others_reach_the_service(
     assert run_main(monkeypatch, *call, "--host", "0.0.0.0") == 2
     assert "--token-file" in capsys.readouterr().err
     assert run_main(monkeypatch, *call) == 0
-    with TestClient(served[0], base_url="http://127.0.0.1") as client:
-        assert client.get("/v1/info").json()["feedback"] is True
+    client = TestClient(served[0], base_url="http://127.0.0.1")
+    assert client.get("/v1/info").json()["feedback"] is True
 
 
 def test_a_folder_that_is_no_run_is_told(
