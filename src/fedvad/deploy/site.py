@@ -32,6 +32,7 @@ from fedvad.runs.bank_state import (
     save_site,
 )
 from fedvad.runs.config import OWN_OF_SITE, TrainConfig
+from fedvad.runs.feedback import keep_answers
 from fedvad.runs.method import make_method, method_class
 from fedvad.runs.progress import no_progress
 from fedvad.runs.remote import remote
@@ -189,6 +190,8 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         )
         if config.shared_threshold:
             write_counts(fresh, calibration.counts)
+        if (out / DETECTOR_FILE).is_file():
+            keep_answers(out, fresh)
         (fresh / mark.name).write_text(digest)
         shutil.rmtree(out, ignore_errors=True)
         fresh.rename(out)
