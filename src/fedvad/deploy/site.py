@@ -24,6 +24,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights, is_backbone_file
 from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
 from fedvad.federation.payload import Payload
+from fedvad.memory.bank import FloatArray
 from fedvad.runs.bank_state import (
     SiteState,
     load_site,
@@ -37,6 +38,7 @@ from fedvad.runs.method import make_method, method_class
 from fedvad.runs.progress import no_progress
 from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import DETECTOR_FILE, write_json
+from fedvad.runs.sharing import normals_of
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, adopt, scores_of
 from fedvad.verbs.bank import one_round, one_site
 from fedvad.verbs.bank_import import make_run
@@ -113,7 +115,11 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
         if known is not None:
             note_round(folder, before, known, len(instruction.payload))
     if before is None or before.round < round_:
-        state, told = _make_round(site, config, index, before, known, round_)
+        run = run_folder(site, instruction.federation)
+        answered: dict[str, FloatArray] = {}
+        if site.share_answers and (run / DETECTOR_FILE).is_file():
+            answered = normals_of(run, site.name)
+        state, told = _make_round(site, config, index, before, known, round_, answered)
         # all of the answer before the state that counts it as made: a kill repeats the round
         save_sent(folder, round_, state.upload.to_bytes())
         write_json(folder / _TOLD, told)
@@ -147,13 +153,16 @@ def _make_round(
     before: SiteState | None,
     known: Payload | None,
     round_: int,
+    answered: Mapping[str, FloatArray],
 ) -> tuple[SiteState, dict[str, Any]]:
     data = _data(site)
     images = one_site(data, config, site.name, before)
     extractor = FeatureExtractor(config.features(), _cache(site))
     method = make_method(config, extractor)
     method.max_weight_bytes = site.max_weight_bytes
-    state = one_round(method, images, data, index, before, known, round_, no_progress)
+    state = one_round(
+        method, images, data, index, before, known, round_, no_progress, answered
+    )  # fmt: skip
     told = {
         "fedvad": __version__,
         "repeated": False,

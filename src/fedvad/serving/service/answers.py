@@ -54,7 +54,7 @@ class Answers:
                     self._run, path, verdict, site=predictor.site, region=region, file_name=name,
                     **self._ways,
                 )  # fmt: skip
-                self._sites.renew(told["site"])
+                self._sites.renew()
             except FedvadError as error:
                 raise _refusal(error) from error
         return _answered(told)
@@ -68,7 +68,7 @@ class Answers:
         with self._lock:
             try:
                 told = undo_feedback(self._run, number)
-                self._sites.renew(told["site"])
+                self._sites.renew()
             except FedvadError as error:
                 raise _refusal(error) from error
         return _answered(told)

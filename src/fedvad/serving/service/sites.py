@@ -26,7 +26,7 @@ class SitePredictors:
         self,
         default: Predictor,
         names: Sequence[str] = (),
-        load: Callable[[str], Predictor] | None = None,
+        load: Callable[[str | None], Predictor] | None = None,
     ) -> None:
         self.default = default
         self.names = sorted(names) if load is not None else []
@@ -65,12 +65,12 @@ class SitePredictors:
                 self._loaded[site] = loaded
             return self._loaded[site]
 
-    def renew(self, site: str) -> None:
-        """Load the predictor of a site again, if it is at work, since its run was changed."""
+    def renew(self) -> None:
+        """Load again what is at work, since the run was changed."""
         with self._lock:
-            at_work = self.default if site == self.default.site else self._loaded.get(site)
-            if at_work is not None and self._load is not None:
-                at_work.follow(self._load(site))
+            for predictor in (self.default, *self._loaded.values()):
+                if self._load is not None:
+                    predictor.follow(self._load(predictor.site))
 
     def close(self) -> None:
         """Close those that were made here; the default is its owner's."""
