@@ -14,6 +14,7 @@ from fedvad.verbs.doctor import PORT
 from fedvad.verbs.doctor import doctor as _doctor
 from fedvad.verbs.feedback import feedback as _feedback
 from fedvad.verbs.feedback import list_feedback as _list_feedback
+from fedvad.verbs.feedback import share_feedback as _share_feedback
 from fedvad.verbs.feedback import undo_feedback as _undo_feedback
 from fedvad.verbs.forget import forget as _forget
 from fedvad.verbs.update import undo_update as _undo_update
@@ -24,6 +25,7 @@ __all__ = [
     "feedback",
     "forget",
     "list_feedback",
+    "share_feedback",
     "undo_feedback",
     "undo_update",
     "update",
@@ -148,6 +150,14 @@ def feedback(
 def list_feedback(run: AnyPath) -> list[dict[str, Any]]:
     """All answers in run folder `run`, those undone as well."""
     return _list_feedback(as_path(run, "run"))
+
+
+def share_feedback(run: AnyPath) -> dict[str, Any]:
+    """Let the answered false alarms of each site of run folder `run` count at all its sites.
+
+    Returns the rows that joined, by site; raises `ConfigError`.
+    """
+    return _share_feedback(as_path(run, "run"))
 
 
 def undo_feedback(run: AnyPath, number: int) -> dict[str, Any]:

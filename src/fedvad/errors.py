@@ -14,6 +14,7 @@ __all__ = [
     "FederationError",
     "FedvadError",
     "ImageError",
+    "InUseError",
     "MemoryBankError",
     "MismatchError",
     "PayloadError",
@@ -33,6 +34,10 @@ class ConfigError(FedvadError):
     """A wrong option, an unknown configuration key, an impossible combination."""
 
     exit_code = 2
+
+
+class InUseError(ConfigError):
+    """Another process, or thread, works on the folder."""
 
 
 class WeightsError(ConfigError):

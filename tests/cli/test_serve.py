@@ -92,6 +92,18 @@ def test_wrong_options_are_usage_errors(
     assert told in capsys.readouterr().err
 
 
+def test_answers_need_a_token_where_others_reach_the_service(
+    trained: Run, served: list[FastAPI], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    call = ("serve", trained[0], "--port", 0, "--feedback")
+    assert run_main(monkeypatch, *call, "--host", "0.0.0.0") == 2
+    assert "--token-file" in capsys.readouterr().err
+    assert run_main(monkeypatch, *call) == 0
+    client = TestClient(served[0], base_url="http://127.0.0.1")
+    assert client.get("/v1/info").json()["feedback"] is True
+
+
 def test_a_folder_that_is_no_run_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

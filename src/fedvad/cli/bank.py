@@ -99,6 +99,13 @@ def export(
             show_default=False,
         ),
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder of this site, whose answered false alarms go to all sites.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     allow_weights: AllowWeightsOption = False,
     cache: CacheOption = None,
@@ -116,7 +123,7 @@ def export(
         answer = export_upload(
             data, state, key, out, site=site, index=site_index, config_file=config,
             options=given_options(context), cache=open_cache(cache, cache_size), progress=progress,
-            allow_weights=allow_weights,
+            allow_weights=allow_weights, answers=answers,
         )  # fmt: skip
     if as_json:
         print_json(answer)
@@ -257,6 +264,13 @@ def import_(
         Path | None,
         typer.Option(help="Where the images are now, if they moved.", show_default=False),
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder before, whose answers to alarms count in --out, too.",
+            show_default=False,
+        ),
+    ] = None,
     weights: WeightsOption = None,
     cache: CacheOption = None,
     as_json: JsonOption = False,
@@ -267,7 +281,7 @@ def import_(
     with showing() as progress:
         answer = import_global(
             file, state, trust, out=out, data=data, weights=weights, cache=open_cache(cache),
-            progress=progress,
+            answers=answers, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(answer)

@@ -60,6 +60,30 @@ def init(
 
 
 @deploy_app.command()
+def forget(
+    site: Annotated[str, typer.Argument(help="Name of the site that leaves.")],
+    folder: Annotated[Path, typer.Argument(help="Folder `server` of `deploy init`.")],
+    key: Annotated[Path, typer.Option(help="Private key (.key) that signs the receipt.")],
+    receipt: Annotated[Path, typer.Option(help="Signed statement to write of what left.")],
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "federation",
+    as_json: JsonOption = False,
+) -> None:
+    """Take a site out of a run that was made; the next launch hands the rest out without it."""
+    from fedvad.deploy.changes import forget_site
+    from fedvad.deploy.settings import read_server
+
+    told = forget_site(read_server(folder), name, site, key, receipt)
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(f"{site} left run {name}   receipt: {told['receipt']}")
+    typer.echo(
+        f"The others get the memory without it from: fedvad launch {folder} --name {name} --out "
+        "NEW; with --more 1 they also send what it had sent for them."
+    )
+
+
+@deploy_app.command()
 def app() -> None:
     """Print the folder of the Flower App, for those who start it with `flwr run` themselves."""
     from fedvad.deploy.guard import APP
@@ -166,6 +190,10 @@ def launch(
     name: Annotated[
         str, typer.Option(help="Name of the run; an interrupted one continues under its name.")
     ] = "federation",
+    more: Annotated[
+        int,
+        typer.Option(min=0, help="Further rounds of a finished run, on the sites' images of now."),
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Start a federated run on the server's machine, follow it, fetch its result.
@@ -177,7 +205,7 @@ def launch(
     from fedvad.deploy.settings import read_running
 
     with showing() as progress:
-        answer = start(read_running(folder), name, out, progress=progress, note=_say)
+        answer = start(read_running(folder), name, out, more=more, progress=progress, note=_say)
     if as_json:
         print_json(answer)
         return

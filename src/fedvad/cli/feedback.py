@@ -56,6 +56,10 @@ def feedback(
         int | None,
         typer.Option(metavar="N", help="Let answer N count no longer.", show_default=False),
     ] = None,
+    share: Annotated[
+        bool,
+        typer.Option("--share", help="Let the answered false alarms count at all sites."),
+    ] = False,
     weights: WeightsOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
@@ -68,14 +72,24 @@ def feedback(
     """
     from fedvad.verbs import feedback as verb
 
-    if sum([image is not None, show, undo is not None]) != 1:
-        raise typer.BadParameter("give an image with --normal or --defect, or --list, or --undo N")
-    if show:
-        found = verb.list_feedback(run)
+    if sum([image is not None, show, share, undo is not None]) != 1:
+        raise typer.BadParameter(
+            "give an image with --normal or --defect, or --list, or --share, or --undo N"
+        )
+    if share:
+        found = verb.share_feedback(run)
         if as_json:
             print_json(found)
             return
-        for row in found or [{}]:
+        rows = ", ".join(f"{n} of {site}" for site, n in found["rows"].items())
+        typer.echo(f"patches that count at all sites now: {rows}")
+        return
+    if show:
+        listed = verb.list_feedback(run)
+        if as_json:
+            print_json(listed)
+            return
+        for row in listed or [{}]:
             typer.echo(_line(row) if row else "no answers")
         return
     if undo is not None:

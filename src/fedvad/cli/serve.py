@@ -75,12 +75,19 @@ def serve(
         bool,
         typer.Option("--samples/--no-samples", help="Offer some of the run's test images."),
     ] = True,
+    feedback: Annotated[
+        bool,
+        typer.Option("--feedback", help="Take answers to alarms, which change the run."),
+    ] = False,
 ) -> None:
     """Serve a run: an HTTP API and a page to drop images on. Ctrl-C ends it."""
     _check_extra()
     from fedvad.data.bounds import SERVICE_EXPANSION
+    from fedvad.errors import ConfigError
+    from fedvad.runs.memory_run import TrainedRun
     from fedvad.runs.run import Run
     from fedvad.serving.predictor import Predictor
+    from fedvad.serving.service.answers import Answers
     from fedvad.serving.service.app import create_app
     from fedvad.serving.service.samples import load_samples
     from fedvad.serving.service.settings import ServiceSettings, read_token
@@ -88,6 +95,13 @@ def serve(
 
     token = None if token_file is None else read_token(token_file)
     loopback = _is_loopback(host)
+    if feedback and token is None and not loopback:
+        raise ConfigError(
+            f"with --feedback whoever reaches {host} could change the run: ask for a token with "
+            "--token-file, or listen on 127.0.0.1"
+        )
+    if feedback:
+        TrainedRun.load(run)  # a student takes no answers
     hosts = allow_host or []
     settings = ServiceSettings(
         token=token,
@@ -119,14 +133,17 @@ def serve(
     ):
         predictor.warm_up()  # here its errors still become one line
         names = [] if predictor.site is not None else sorted(Run.load(run).sites)
+        sites = SitePredictors(
+            predictor, names, lambda name: Predictor.load(run, site=name, **ways)
+        )
+        where = {"weights": weights, "engine": engine, "device": device}
         app = create_app(
             predictor,
             settings,
-            sites=SitePredictors(
-                predictor, names, lambda name: Predictor.load(run, site=name, **ways)
-            ),
+            sites=sites,
             samples=load_samples(run, predictor.site) if samples else (),
             name=run.resolve().name,
+            answers=Answers(run, sites, **where) if feedback else None,
         )
         if token is None and not loopback:
             typer.echo(

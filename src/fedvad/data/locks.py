@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from fedvad.errors import ConfigError, StorageError
+from fedvad.errors import InUseError, StorageError
 
 __all__ = ["LOCK_FILE", "only_one", "sweep"]
 
@@ -33,7 +33,7 @@ def only_one(folder: Path) -> Iterator[None]:
     The lock ends with its process, however that ends. Unfinished files that a killed process left
     in the folder are removed. The lock file goes at the end, and so does the folder if it was made
     here and nothing came into it. On a disk that keeps no locks (some network drives) a warning
-    says so and the work goes on. Raises `ConfigError` when another process, or thread, works on
+    says so and the work goes on. Raises `InUseError` when another process, or thread, works on
     the folder, `StorageError` when the folder cannot be written.
     """
     made = not folder.exists()
@@ -89,7 +89,7 @@ def _hold(folder: Path, path: Path) -> IO[str]:
         except OSError as error:
             if error.errno in _TAKEN:
                 file.close()
-                raise ConfigError(
+                raise InUseError(
                     f"{folder} is in use: {_holder(path)} works on it now. Wait until that ends, "
                     "or choose another folder"
                 ) from error
@@ -108,7 +108,7 @@ def _hold(folder: Path, path: Path) -> IO[str]:
         return file
     if not folder.exists():
         raise StorageError(f"cannot write {folder}: {refused.strerror}") from refused
-    raise ConfigError(f"{folder} is in use: other processes come and go; try again")
+    raise InUseError(f"{folder} is in use: other processes come and go; try again")
 
 
 def _lock(file: IO[str]) -> None:

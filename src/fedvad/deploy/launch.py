@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedvad.deploy.changes import more_rounds
 from fedvad.deploy.follow import describe
 from fedvad.deploy.guard import APP
 from fedvad.deploy.processes import (
@@ -39,13 +40,15 @@ def launch(
     name: str,
     out: Path,
     *,
+    more: int = 0,
     progress: Progress = no_progress,
     note: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Run the federation `name` to its end and put the server's run folder at `out`.
 
     A run that was interrupted continues after its last round; one that is under way is followed;
-    of a finished one, sites that missed the final memory get it. `note` hears what is waited for:
+    of a finished one, sites that missed the final memory get it. more: rounds that a finished run
+    makes in addition. `note` hears what is waited for:
     the server while it starts, sites by name. Raises `FederationError` with
     the reason when the run fails or the server stops.
     """
@@ -61,6 +64,8 @@ def launch(
             f"no server answers for {settings.folder}: start it with `fedvad server`, on this "
             "machine, and launch again"
         )
+    if more:
+        more_rounds(settings, name, more)
     started = time.time()
     run_id = None
     if not _under_way(read_status(folder), started):

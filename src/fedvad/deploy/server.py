@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
@@ -31,11 +32,27 @@ from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import write_config, write_json, write_ledger
 from fedvad.runs.site_scores import SCORES
 
-__all__ = ["begin", "federate", "read_status", "site_keys"]
+__all__ = [
+    "LEAVING",
+    "LEFT",
+    "RESULT",
+    "ROUNDS",
+    "STATE",
+    "begin",
+    "federate",
+    "read_record",
+    "read_status",
+    "rounds_of",
+    "site_keys",
+    "write_record",
+]
 
 log = logging.getLogger(__name__)
 _CONFIG = "federation.toml"
-_RECORD, _STATUS, _RESULT = "federation.json", "status.json", "result"
+_RECORD, _STATUS = "federation.json", "status.json"
+RESULT, STATE = "result", "state"
+# of a run's record: who has left, who is about to, and the last round if not that of the config
+LEFT, LEAVING, ROUNDS = "left", "leaving", "rounds"
 
 
 def begin(settings: ServerSettings, name: str) -> Path:
@@ -56,7 +73,9 @@ def begin(settings: ServerSettings, name: str) -> Path:
         identity = f"{name[:48]}-{secrets.token_hex(4)}"
         write_json(folder / _RECORD, {"federation": identity, "fedvad": __version__} | wanted)
         return folder
-    before = _record(folder)
+    before = read_record(folder)
+    left = set(before.get(LEFT, []))
+    wanted["sites"] = sorted(set(settings.sites) | left)
     # through the model: a newer fedvad may have got options that the record does not have yet
     stored = TrainConfig.model_validate(before["config"]).model_dump(mode="json")
     changed = [
@@ -103,27 +122,38 @@ def _federate(
     status: _Status,
     clock: Callable[[], float],
 ) -> Path:
-    record = _record(folder)
+    record = read_record(folder)
+    if LEAVING in record:
+        raise ConfigError(
+            f"{record[LEAVING]} was being taken out of {folder.name} when that was interrupted: "
+            f"finish it with fedvad deploy forget {record[LEAVING]}"
+        )
     config = TrainConfig.model_validate(record["config"])
     kind = _checked(config, settings)
+    last = rounds_of(record)
+    present = sorted(set(record["sites"]) - set(record.get(LEFT, [])))
+    patience = settings.patience()
+    patience = replace(patience, quorum=min(patience.quorum, len(present)))
+    joins = {site: round_ for site, round_ in config.join.items() if site in present}
 
     def waiting(round_: int, names: Sequence[str]) -> None:
-        status.write(state="running", round=round_, rounds=config.rounds, waiting=list(names))
+        status.write(state="running", round=round_, rounds=last, waiting=list(names))
 
     def done(entry: RoundEntry) -> None:
         for site, told in rounds.told.items():
             record.setdefault("told", {}).setdefault(site, {}).update(told)
-        write_json(folder / _RECORD, record)
+        write_record(folder, record)
 
     rounds = RemoteRounds(
         links,
-        settings.sites,
-        Schedule(config.rounds, config.participation, config.join, config.seed),
-        settings.patience(),
+        present,
+        Schedule(last, config.participation, joins, config.seed),
+        patience,
         partial(kind.exchange_for, config),
         federation=record["federation"],
         config=config.model_dump_json(exclude=set(OWN_OF_SITE) - {"engine"}),
-        state_dir=folder / "state",
+        state_dir=folder / STATE,
+        names=record["sites"],
         features=settings.features,
         max_bytes=kind.max_upload(config, settings.max_weight_bytes),
         clock=clock,
@@ -147,10 +177,10 @@ def _federate(
         parts = together(rounds, finished, config.target_fpr)
         without = hand_back(rounds, finished, parts, final.manifest.round)
         record["thresholds_together"] = {"sites": sorted(parts), "without": sorted(without)}
-    write_json(folder / _RECORD, record)
-    result = folder / _RESULT
+    write_record(folder, record)
+    result = folder / RESULT
     _write_result(result, config, final, record, rounds, missing, replies)
-    status.write(state="done", round=config.rounds, rounds=config.rounds, missing=sorted(missing))
+    status.write(state="done", round=last, rounds=last, missing=sorted(missing))
     return result
 
 
@@ -169,7 +199,7 @@ def _write_result(
         "method": config.method,
         "backbone": config.backbone,
         "sites": sorted(rounds.sites),
-        "rounds": config.rounds,
+        "rounds": rounds_of(record),
         "n_images": final.manifest.n_images,
         "n_patches": final.manifest.n_patches,
         "told": record.get("told", {}),
@@ -246,7 +276,18 @@ def _checked(config: TrainConfig, settings: ServerSettings) -> type[Method]:
     )
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def rounds_of(record: Mapping[str, Any]) -> int:
+    """The last round that a run is to make."""
+    return int(record.get(ROUNDS, record["config"]["rounds"]))
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Keep what a run is; raises `StorageError`."""
+    write_json(folder / _RECORD, dict(record))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a run of this server is; raises `ArtefactError` for a missing or damaged record."""
     try:
         record = json.loads((folder / _RECORD).read_text())
         TrainConfig.model_validate(record["config"])

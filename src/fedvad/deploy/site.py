@@ -24,6 +24,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights, is_backbone_file
 from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
 from fedvad.federation.payload import Payload
+from fedvad.memory.bank import FloatArray
 from fedvad.runs.bank_state import (
     SiteState,
     load_site,
@@ -33,10 +34,12 @@ from fedvad.runs.bank_state import (
 )
 from fedvad.runs.config import OWN_OF_SITE, TrainConfig
 from fedvad.runs.families import method_class
+from fedvad.runs.feedback import keep_answers
 from fedvad.runs.method import make_method
 from fedvad.runs.progress import no_progress
 from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import DETECTOR_FILE, write_json
+from fedvad.runs.sharing import normals_of
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, adopt, scores_of
 from fedvad.verbs.bank import one_round, one_site
 from fedvad.verbs.bank_import import make_run
@@ -113,7 +116,11 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
         if known is not None:
             note_round(folder, before, known, len(instruction.payload))
     if before is None or before.round < round_:
-        state, told = _make_round(site, config, index, before, known, round_)
+        run = run_folder(site, instruction.federation)
+        answered: dict[str, FloatArray] = {}
+        if site.share_answers and (run / DETECTOR_FILE).is_file():
+            answered = normals_of(run, site.name)
+        state, told = _make_round(site, config, index, before, known, round_, answered)
         # all of the answer before the state that counts it as made: a kill repeats the round
         save_sent(folder, round_, state.upload.to_bytes())
         write_json(folder / _TOLD, told)
@@ -147,13 +154,16 @@ def _make_round(
     before: SiteState | None,
     known: Payload | None,
     round_: int,
+    answered: Mapping[str, FloatArray],
 ) -> tuple[SiteState, dict[str, Any]]:
     data = _data(site)
     images = one_site(data, config, site.name, before)
     extractor = FeatureExtractor(config.features(), _cache(site))
     method = make_method(config, extractor)
     method.max_weight_bytes = site.max_weight_bytes
-    state = one_round(method, images, data, index, before, known, round_, no_progress)
+    state = one_round(
+        method, images, data, index, before, known, round_, no_progress, answered
+    )  # fmt: skip
     told = {
         "fedvad": __version__,
         "repeated": False,
@@ -190,6 +200,8 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         )
         if config.shared_threshold:
             write_counts(fresh, calibration.counts)
+        if (out / DETECTOR_FILE).is_file():
+            keep_answers(out, fresh)
         (fresh / mark.name).write_text(digest)
         shutil.rmtree(out, ignore_errors=True)
         fresh.rename(out)

@@ -39,7 +39,8 @@ class AnswerValues(BaseModel):
     number: of the answer, from 1, over all sites of a run. date, undone: in UTC, ISO 8601; undone
     is "" while the answer counts. image: digest of the image, whose file was called `name`.
     region: x, y, width and height in pixels, None for the whole image. score: of the image when
-    it was answered. rows: number of patches kept.
+    it was answered. rows: number of patches kept. shared: round in which they went to all sites, 0
+    for none.
     """
 
     model_config = STRICT
@@ -53,6 +54,7 @@ class AnswerValues(BaseModel):
     score: float
     rows: Annotated[int, Field(ge=0)]
     undone: str = ""
+    shared: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, eq=False)

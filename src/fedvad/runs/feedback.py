@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,17 @@ from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.runs.answers import Answer, AnswerValues, Verdict, rows_of
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
+from fedvad.runs.run import Run
 
-__all__ = ["Box", "answered", "chosen_patches", "never_normal", "next_number", "undone"]
+__all__ = [
+    "Box",
+    "answered",
+    "chosen_patches",
+    "keep_answers",
+    "never_normal",
+    "next_number",
+    "undone",
+]
 
 Box = tuple[int, int, int, int]
 _SHARE = 8  # of an image's patches that an answer keeps at most: one in so many
@@ -105,6 +115,17 @@ def answered(run: TrainedRun, site: str, values: AnswerValues, vectors: FloatArr
                 f"feedback RUN --undo {told.number}"
             )
     return _with(run, site, [*model.answers, Answer(values, vectors)])
+
+
+def keep_answers(before: Path, after: Path) -> None:
+    """Let what was answered in one run folder count in the one that takes its place."""
+    old, new = Run.load(before), Run.load(after)
+    if not (isinstance(old, TrainedRun) and isinstance(new, TrainedRun)):
+        return
+    for name in new.sites.keys() & old.sites.keys():
+        if old.sites[name].answers:
+            new = _with(new, name, old.sites[name].answers)
+            new.save(after)
 
 
 def undone(run: TrainedRun, number: int, date: str) -> tuple[TrainedRun, str, AnswerValues]:

@@ -63,7 +63,7 @@ def check_origin(run: TrainedRun, folder: Path) -> None:
         )
 
 
-def check_growing(config: TrainConfig, folder: Path) -> None:
+def check_growing(config: TrainConfig, folder: Path | str) -> None:
     """Raise `ConfigError` for a method to whose memories no rows can be added."""
     if config.update != "grow":
         raise ConfigError(

@@ -153,6 +153,13 @@ class Predictor:
         self._detector.share_engine(other._detector)
         self._lock = other._lock
 
+    def follow(self, other: Predictor) -> None:
+        """Score as another predictor of the same run does from the next image on; closes that."""
+        other.share_engine(self)
+        with self._lock:
+            self._detector, self.threshold = other._detector, other.threshold
+        other.close()
+
     def predict(
         self, images: Iterable[ImageLike], *, names: Sequence[str] | None = None
     ) -> list[Prediction]:

@@ -21,6 +21,7 @@ from fedvad.federation.signed import (
     key_fingerprint,
     read_private_key,
 )
+from fedvad.memory.bank import FloatArray
 from fedvad.runs.bank_state import (
     SiteState,
     load_global,
@@ -35,6 +36,8 @@ from fedvad.runs.guards import guard_output_file
 from fedvad.runs.method import Method, make_method
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.remote import remote
+from fedvad.runs.renewal import check_growing
+from fedvad.runs.sharing import normals_of
 
 __all__ = ["export_upload", "one_round", "one_site"]
 
@@ -54,6 +57,7 @@ def export_upload(
     cache: DescriptorCache | None = None,
     progress: Progress = no_progress,
     allow_weights: bool = False,
+    answers: Path | None = None,
 ) -> dict[str, Any]:
     """A site's round: read its images, update its memory or its student, write what it sends as
     one signed file.
@@ -63,7 +67,8 @@ def export_upload(
     index: the site's position, from 0, among the sorted names of all sites of the federation; it
     sets the site's seed as in `train` and must be given at the first export. options: values of
     `TrainConfig`, see `next_config`. allow_weights: whether the file may hold weights, which a
-    method with a student sends. Returns what the file holds, in numbers. Raises
+    method with a student sends. answers: run folder of this site; patches of the false alarms that
+    were answered there are sent before others. Returns what the file holds, in numbers. Raises
     `ConfigError` (also when another process works on `state_dir`), `DataError`, `FederationError`
     (see `fedvad.errors`).
     """
@@ -85,7 +90,10 @@ def export_upload(
             log.info("round %d was made before: written again as it was", before.round)
             return _write_upload(before, signing, state_dir, out)
         method = make_method(config, FeatureExtractor(config.features(), cache))
-        state = one_round(method, member_site, data, index, before, known, round_, progress)
+        told = {} if answers is None else normals_of(answers, member_site.name)
+        state = one_round(
+            method, member_site, data, index, before, known, round_, progress, told
+        )  # fmt: skip
         save_site(state_dir, state)
         return _write_upload(state, signing, state_dir, out)
 
@@ -130,9 +138,16 @@ def one_round(
     known: Payload | None,
     round_: int,
     progress: Progress,
+    told: Mapping[str, FloatArray] | None = None,
 ) -> SiteState:
-    """A site's state after a round, with its upload; `before` is that after the last one."""
+    """A site's state after a round, with its upload; `before` is that after the last one.
+
+    told: see `MemorySite`. Raises `ConfigError` for it where memories do not grow.
+    """
     with method.member(site, index, round_, progress) as (exchange, member):
+        if told:
+            check_growing(method.config, site.name)
+            member.told = told
         if before is not None:
             member.restore(before.kept)
         upload = exchange.site_step(member, known, round_)

@@ -12,15 +12,16 @@ from fedvad.data.locks import only_one
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ConfigError
 from fedvad.federation.exchange.weights import has_weights
-from fedvad.federation.mailboxes.state import load_state, save_state
+from fedvad.federation.mailboxes.state import RunState, load_state, save_state
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.server import Server
 from fedvad.federation.signed import read_private_key
+from fedvad.federation.vote import ExchangeFor
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.receipt import ForgetReceipt, now, receipt_bytes
 from fedvad.verbs.bank_server import forgotten_sites, read_federation, save_forgotten
 
-__all__ = ["forget_site"]
+__all__ = ["forget_site", "without_site"]
 
 
 def forget_site(
@@ -39,31 +40,14 @@ def forget_site(
         for target, option in ((out, "--out"), (receipt, "--receipt")):
             guard_output_file(target, option, others=[key, *state_dir.glob("**/*")])
         state = load_state(state_dir)
-        held = {} if state is None else dict(state.server)
-        if state is None or site not in held:
-            raise ConfigError(f"the server holds nothing of {site!r}, it has {sorted(held)}")
-        if has_weights(held[site]):
-            raise ConfigError(
-                "this federation averages weights of students, which all sites have trained "
-                "together: train again without the site"
-            )
-        left = {name: payload for name, payload in held.items() if name != site}
-        if not left:
-            raise ConfigError(f"{site} is the only site: remove {state_dir} instead")
-        exchange = read_federation(state_dir).exchange_for(next(iter(left.values())))
-        server = Server(exchange, quorum=0)
-        server.restore(replace(state, server=left))
-        server.open(state.round + 1)
-        merged = server.close([])
-        server.ledger.forget(site)
+        server, merged, facts = without_site(
+            state, site, lambda upload: read_federation(state_dir).exchange_for(upload)
+        )
+        assert state is not None  # `without_site` saw to it
         signed = signing.sign(merged.to_bytes())
         told = ForgetReceipt(
-            date=now(), file=out.name, site=site, image=None, sites_left=sorted(left),
-            rows_removed={site: held[site].rows, "global": _rows_of(state.merged, site)},
-            rows_now={"global": merged.rows} | {n: p.rows for n, p in sorted(left.items())},
-            repaired=False, thresholds="of the memory before",
-            before=sha256_of(signing.sign(state.merged.to_bytes())), after=sha256_of(signed),
-            version=__version__,
+            **facts, file=out.name, after=sha256_of(signed),
+            before=sha256_of(signing.sign(state.merged.to_bytes())),
         )  # fmt: skip
         # the state last: until then the same command does the same once more
         if receipt is not None:
@@ -77,6 +61,43 @@ def forget_site(
         "round": merged.manifest.round,
         "receipt": None if receipt is None else str(receipt),
     }
+
+
+def without_site(
+    state: RunState | None, site: str, exchange_for: ExchangeFor
+) -> tuple[Server, Payload, dict[str, Any]]:
+    """A server after the round in which a site leaves, its message, and the facts of a receipt.
+
+    Raises `ConfigError` as `forget_site` does.
+    """
+    held = {} if state is None else dict(state.server)
+    if state is None or site not in held:
+        raise ConfigError(f"the server holds nothing of {site!r}, it has {sorted(held)}")
+    if has_weights(held[site]):
+        raise ConfigError(
+            "this federation averages weights of students, which all sites have trained "
+            "together: train again without the site"
+        )
+    left = {name: payload for name, payload in held.items() if name != site}
+    if not left:
+        raise ConfigError(f"{site} is the only site: remove what the server keeps instead")
+    server = Server(exchange_for(next(iter(left.values()))), quorum=0)
+    server.restore(replace(state, server=left))
+    server.open(state.round + 1)
+    merged = server.close([])
+    server.ledger.forget(site)
+    facts = {
+        "date": now(),
+        "site": site,
+        "image": None,
+        "sites_left": sorted(left),
+        "rows_removed": {site: held[site].rows, "global": _rows_of(state.merged, site)},
+        "rows_now": {"global": merged.rows} | {n: p.rows for n, p in sorted(left.items())},
+        "repaired": False,
+        "thresholds": "of the memory before",
+        "version": __version__,
+    }
+    return server, merged, facts
 
 
 def _rows_of(merged: Payload, site: str) -> int:

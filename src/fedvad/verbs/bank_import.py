@@ -29,6 +29,7 @@ from fedvad.runs.bank_state import (
 )
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import fingerprint
+from fedvad.runs.feedback import keep_answers
 from fedvad.runs.guards import guard_output_folder, guard_plain_folder
 from fedvad.runs.method import Method, make_method
 from fedvad.runs.progress import Progress, no_progress
@@ -58,12 +59,14 @@ def import_global(
     weights: Path | None = None,
     cache: DescriptorCache | None = None,
     max_bytes: int = MAX_BYTES,
+    answers: Path | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Take the global memory that a server signed; with `out` make a run folder of it.
 
     trust: the server's public key. data, weights: where the site's images and backbone weights
-    are now, if not where they were at the export. The run folder holds the site's own memory and
+    are now, if not where they were at the export. answers: run folder whose answers to alarms count
+    in the new one, too. The run folder holds the site's own memory and
     thresholds from its own normal images, as `train` makes them. Importing the same file again
     changes nothing. `own_rows` of the result: rows of the last upload that came back. Raises
     `PayloadError` naming the file for one that is not to be trusted, is older than what the site
@@ -120,6 +123,8 @@ def import_global(
                 config = config.model_copy(update={"weights": weights})
             made, _ = make_run(config, state, merged, state_dir, out, data, cache, progress)
             answer |= made
+            if answers is not None:
+                keep_answers(answers, out)
             if state.config.shared_threshold:
                 log.warning(
                     "one threshold for all sites needs their counts, which files do not carry: "

@@ -20,8 +20,11 @@ from fedvad.runs.feedback import Box, answered, chosen_patches, next_number, und
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.opening import known_site, open_memory_run
 from fedvad.runs.receipt import now
+from fedvad.runs.renewal import check_growing, check_origin
+from fedvad.runs.run_folder import read_config
+from fedvad.runs.sharing import shared, unshared
 
-__all__ = ["feedback", "list_feedback", "undo_feedback"]
+__all__ = ["feedback", "list_feedback", "share_feedback", "undo_feedback"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ def feedback(
     engine: Engine | None = None,
     device: str | None = None,
     cache: DescriptorCache | None = None,
+    file_name: str | None = None,
 ) -> dict[str, Any]:
     """Keep what somebody says of an image of a site: a false alarm is normal, a defect is one.
 
@@ -44,7 +48,8 @@ def feedback(
     defect: its highest patches raise the score of patches that are nearer to them than to
     anything normal, and are never taken as normal at the site. Other sites, and the threshold,
     stay as they are. site: may be omitted where the run has one. region: x, y, width, height in
-    pixels of the image, if the answer is about a part of it.
+    pixels of the image, if the answer is about a part of it. file_name: what the list calls the
+    image, if not by the name of its file.
 
     Returns the answer with the score of the image before and now. Raises `ConfigError` (also
     while another process works on the run, and for an image answered before), `DataError`, and
@@ -75,7 +80,7 @@ def feedback(
         )  # fmt: skip
         told = AnswerValues(
             number=next_number(run), date=now(), verdict=verdict, image=found.digest,
-            name=image.name, region=region, score=score, rows=len(patches),
+            name=file_name or image.name, region=region, score=score, rows=len(patches),
         )  # fmt: skip
         changed = answered(run, name, told, patches)
         _check_room(changed, name, config.rows(run.memory.dim) * config.rounds)
@@ -100,11 +105,31 @@ def list_feedback(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def undo_feedback(run_folder: Path, number: int) -> dict[str, Any]:
-    """Let an answer count no longer; raises `ConfigError` for one that does not count."""
+    """Let an answer count no longer, at sites that it was shared with neither.
+
+    Raises `ConfigError` for one that does not count.
+    """
     with only_one(run_folder):
         run, site, told = undone(TrainedRun.load(run_folder), number, now())
-        run.save(run_folder)
+        unshared(run, read_config(run_folder), site, told).save(run_folder)
     return _row(site, told)
+
+
+def share_feedback(run_folder: Path) -> dict[str, Any]:
+    """Let false alarms that were answered at one site count at all sites of a run.
+
+    Their patches become rows of the site's memory, and all memories are merged again with the
+    defence of the training, as after one more round. Thresholds stay. Returns the number of rows
+    that joined, by site. Raises `ConfigError` where there is nothing to share, and for a run to
+    whose memories no rows can be added.
+    """
+    with only_one(run_folder):
+        run, config = TrainedRun.load(run_folder), read_config(run_folder)
+        check_growing(config, run_folder)
+        check_origin(run, run_folder)
+        run, rows = shared(run, config)
+        run.save(run_folder)
+    return {"run": str(run_folder), "rows": rows, "memory_rows": len(run.memory)}
 
 
 def _row(site: str, told: AnswerValues) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from fedvad.serving.predictor import Predictor
+from fedvad.serving.service.answers import Answers
 from fedvad.serving.service.app import create_app
 from fedvad.serving.service.server import make_server
 from fedvad.serving.service.settings import ServiceSettings
+from fedvad.serving.service.sites import SitePredictors
 
 Run = tuple[Path, dict[str, Any]]
 MakeClient = Callable[..., TestClient]
@@ -43,6 +46,18 @@ def make_client(predictor: Predictor) -> Iterator[MakeClient]:
 
 
 @pytest.fixture
+def answering(trained: Run, tmp_path: Path) -> Iterator[tuple[SitePredictors, Answers]]:
+    """Two sites of a copy of the run, which takes answers."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    with Predictor.load(run, max_pixels=4_000_000) as everything:
+        sites = SitePredictors(
+            everything, ["alder", "birch"], lambda name: Predictor.load(run, site=name)
+        )
+        yield sites, Answers(run, sites)
+
+
+@pytest.fixture
 def client(make_client: MakeClient) -> TestClient:
     return make_client()
 
@@ -58,11 +73,13 @@ def serve(predictor: Predictor) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(
-            scorer: Any = predictor, samples: Any = (), sites: Any = None, **settings: Any
-        ) -> str:
+            scorer: Any = predictor, samples: Any = (), sites: Any = None, answers: Any = None,
+            **settings: Any,
+        ) -> str:  # fmt: skip
             app = create_app(
-                scorer, ServiceSettings(**settings), samples=samples, name="run 1", sites=sites
-            )
+                scorer, ServiceSettings(**settings), samples=samples, name="run 1", sites=sites,
+                answers=answers,
+            )  # fmt: skip
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             server = make_server(app)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

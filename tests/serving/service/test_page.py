@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.serving.predictor import Predictor
+from fedvad.serving.service.answers import Answers
 from fedvad.serving.service.samples import load_samples
 from fedvad.serving.service.sites import SitePredictors
 from tests.browser import Open, needs_chromium
@@ -249,3 +250,54 @@ def test_a_score_just_below_the_threshold_is_borderline(
     expect(shown.locator("#use")).to_contain_text("--threshold")
     shown.locator("#threshold").fill(str(score * 1.5))
     expect(shown.locator("#say")).to_contain_text("Below the threshold")
+
+
+def test_a_false_alarm_is_answered_seen_gone_and_undone(
+    serve: Serve, page: Open, files: list[Path], answering: tuple[SitePredictors, Answers]
+) -> None:
+    sites, answers = answering
+    birch = sites.get("birch")
+    worst = max(zip(birch.predict(files), files, strict=True), key=lambda p: p[0].score or 0)[1]
+    shown = page(serve(sites.default, sites=sites, answers=answers), may_complain="422")
+    shown.set_input_files("#file", [worst])
+    expect(shown.locator("#answer-hint")).to_contain_text("Choose your site")
+    expect(shown.locator("#normal")).to_be_disabled()
+    shown.select_option("#site", "birch")
+    shown.set_input_files("#file", [worst])
+    expect(shown.locator("#say")).to_have_text(f"Anomalous: {worst.name}")
+    before = shown.inner_text("#figures")
+
+    shown.click("#normal")
+    expect(shown.locator("#say")).to_have_text(f"Below the threshold: {worst.name}")
+    expect(shown.locator("#history .what")).to_contain_text("Below the threshold")
+    told = shown.locator("#answer-list li")
+    expect(told).to_contain_text([f"{worst.name}, birch: normal"])
+    shown.click("#normal")  # twice is once
+    expect(shown.locator("#problem")).to_contain_text("answer 1 calls this normal already")
+
+    shown.click("text=Undo answer 1")
+    expect(shown.locator("#say")).to_have_text(f"Anomalous: {worst.name}")
+    expect(shown.locator("#figures")).to_have_text(before)
+    expect(told).to_contain_text(["undone"])
+
+
+def test_a_rectangle_says_which_part_is_a_defect(
+    serve: Serve, page: Open, files: list[Path], answering: tuple[SitePredictors, Answers]
+) -> None:
+    sites, answers = answering
+    shown = page(serve(sites.default, sites=sites, answers=answers))
+    shown.select_option("#site", "birch")
+    shown.set_input_files("#file", [files[0]])
+    expect(shown.locator("#figures")).to_contain_text("Score")
+    frame = shown.locator("#picture").bounding_box()
+    assert frame is not None
+    x, y, width = frame["x"], frame["y"], frame["width"]
+    shown.mouse.move(x + width / 4, y + width / 4)
+    shown.mouse.down()
+    shown.mouse.move(x + width / 2, y + 3 * width / 4, steps=3)
+    shown.mouse.up()
+    expect(shown.locator("#answer-hint")).to_contain_text("about the rectangle")
+    shown.click("#defect")
+    # of 64 x 64 pixels
+    expect(shown.locator("#answer-list")).to_contain_text("region 16, 16, 16, 32")
+    expect(shown.locator("#region")).to_be_hidden()

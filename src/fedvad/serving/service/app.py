@@ -18,6 +18,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from fedvad._version import __version__
 from fedvad.serving.predictor import Predictor
+from fedvad.serving.service.answer_routes import answer_routes
+from fedvad.serving.service.answers import Answers
 from fedvad.serving.service.guard import Guard, HeadAsGet, KnownHosts, SameOrigin
 from fedvad.serving.service.heat import heat_png
 from fedvad.serving.service.intake import FIELD, Intake
@@ -93,12 +95,13 @@ def create_app(
     sites: SitePredictors | None = None,
     samples: Sequence[Sample] = (),
     name: str = "",
+    answers: Answers | None = None,
 ) -> FastAPI:
     """The service over a predictor, which it warms up at its start and leaves open at its end.
 
     `sites` are offered in addition. `samples` are shown on the page, under the same token as
-    everything else. Every refusal is a `Problem`; a file that cannot be read is a result with an
-    error, not a refusal.
+    everything else. `answers` takes what people say of images; None refuses it. Every refusal is a
+    `Problem`; a file that cannot be read is a result with an error, not a refusal.
     """
     settings = settings or ServiceSettings()
     sites = sites or SitePredictors(predictor)
@@ -196,7 +199,10 @@ def create_app(
                 max_total_bytes=settings.max_total_bytes,
                 max_pixels=predictor.max_pixels,
             ),
+            feedback=answers is not None,
         )
+
+    app.include_router(answer_routes(answers, sites, intake, queue, _BODY, guarded))
 
     @app.get("/v1/metrics", response_class=Response, responses=_METRICS | described(401, 422),
              **guarded)  # fmt: skip

@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from fedvad.runs.answers import Verdict
+
 __all__ = [
+    "Answered",
     "Calibration",
     "Explanation",
     "FileResult",
@@ -94,6 +97,25 @@ class Calibration(BaseModel):
     promised: str | None
 
 
+class Answered(BaseModel):
+    """What somebody said of an image: a false alarm is "normal", a defect is "defect".
+
+    number: of the answer in its run. date, undone: in UTC, ISO 8601; undone is "" while the answer
+    counts. name: of the image's file. region: x, y, width and height in pixels, null for all of it.
+    score: of the image when it was answered. rows: patches that are kept.
+    """
+
+    number: int
+    site: str
+    verdict: Verdict
+    date: str
+    undone: str
+    name: str
+    region: tuple[int, int, int, int] | None
+    score: float
+    rows: int
+
+
 class Limits(BaseModel):
     """What a request may hold."""
 
@@ -107,7 +129,8 @@ class Info(BaseModel):
     """What is served.
 
     site: None stands for the global memory and the sites' median threshold. sites: what the
-    parameter `site` may be; empty where one site alone is served.
+    parameter `site` may be; empty where one site alone is served. feedback: whether /v1/feedback
+    takes answers.
     """
 
     name: str
@@ -116,6 +139,7 @@ class Info(BaseModel):
     version: str
     calibration: Calibration | None
     limits: Limits
+    feedback: bool
 
 
 class SampleInfo(BaseModel):

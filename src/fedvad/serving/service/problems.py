@@ -17,9 +17,10 @@ __all__ = ["add_handlers", "described", "problem", "refuse_unknown_parameters"]
 _REFUSALS = {
     400: "Damaged multipart, or too many files",
     401: "The bearer token is missing or wrong",
-    403: "Sent by a web page of another site",
+    403: "Sent by a web page of another site, or not allowed by this service",
     404: "There is no such thing",
     408: "The upload took too long",
+    409: "Another program is changing the run",
     413: "Too many bytes",
     415: "Not multipart/form-data",
     422: "No file, a wrong or an unknown parameter or field",

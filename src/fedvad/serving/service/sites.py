@@ -26,7 +26,7 @@ class SitePredictors:
         self,
         default: Predictor,
         names: Sequence[str] = (),
-        load: Callable[[str], Predictor] | None = None,
+        load: Callable[[str | None], Predictor] | None = None,
     ) -> None:
         self.default = default
         self.names = sorted(names) if load is not None else []
@@ -64,6 +64,13 @@ class SitePredictors:
                 loaded.share_engine(self.default)
                 self._loaded[site] = loaded
             return self._loaded[site]
+
+    def renew(self) -> None:
+        """Load again what is at work, since the run was changed."""
+        with self._lock:
+            for predictor in (self.default, *self._loaded.values()):
+                if self._load is not None:
+                    predictor.follow(self._load(predictor.site))
 
     def close(self) -> None:
         """Close those that were made here; the default is its owner's."""

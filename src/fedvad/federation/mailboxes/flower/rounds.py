@@ -121,9 +121,10 @@ def gather(
 class RemoteRounds:
     """Rounds of one federation; state on disk after each, so that a killed server goes on.
 
-    sites: all names of the federation. exchange_for, features, max_bytes: see `Server`, which has
-    no images here. federation, config: see `Instruction`. told: by site, what it said with its
-    last accepted answer.
+    sites: names of those that take part. names: all with which the federation began, if some have
+    left; a site's position among them sets its seed. exchange_for, features, max_bytes: see
+    `Server`, which has no images here. federation, config: see `Instruction`. told: by site, what
+    it said with its last accepted answer.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class RemoteRounds:
         federation: str,
         config: str,
         state_dir: Path,
+        names: Sequence[str] | None = None,
         features: str | None = None,
         max_bytes: int = 1 << 28,
         clock: Callable[[], float] = monotonic,
@@ -157,7 +159,7 @@ class RemoteRounds:
             max_bytes=max_bytes,
         )
         self.template = Instruction(
-            "round", federation=federation, sites=tuple(self.sites), config=config
+            "round", federation=federation, sites=tuple(sorted(names or sites)), config=config
         )
         self.state_dir = state_dir
         self.clock = clock

@@ -11,11 +11,12 @@ let info = null;
 let site = ""; // of those that the service offers; empty: all
 let token = sessionStorage.getItem("fedvad-token") || "";
 let threshold = null; // what decides now
-const results = []; // newest first: {name, url, score, heat, aspect, error, item, what}
+const results = []; // newest first: {name, url, score, heat, blob, size, error, item, what}
 let current = null;
 let stream = null;
 let working = Promise.resolve(); // images are sent one after another
 let waiting = 0;
+let region = null; // [x, y, width, height] in pixels of the current image, if a part is meant
 
 const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
 const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
@@ -52,10 +53,14 @@ async function score(blob, name) {
   if (limit && blob.size > limit) {
     throw new Error(`${name} is larger than ${Math.floor(limit / 1e6)} MB, the limit of this service.`);
   }
+  const answer = await post(`/v1/predict?heatmap=true${chosen("&")}`, blob, name);
+  return (await answer.json()).results[0];
+}
+
+function post(path, blob, name) {
   const form = new FormData();
   form.append("files", blob, name);
-  const answer = await ask(`/v1/predict?heatmap=true${chosen("&")}`, { method: "POST", body: form });
-  return (await answer.json()).results[0];
+  return ask(path, { method: "POST", body: form });
 }
 
 // ---- images in
@@ -73,22 +78,26 @@ async function judge(blob, name) {
   $("result").setAttribute("aria-busy", "true");
   name = distinct(name);
   const asked = site;
-  const entry = { name, url: URL.createObjectURL(blob), score: null, heat: null, error: null };
-  try {
-    const found = await score(blob, name);
-    entry.score = found.score;
-    entry.heat = found.heatmap && `data:image/png;base64,${found.heatmap}`;
-    entry.error = found.error && `This file is damaged, too large, or no image. (${found.error.message})`;
-    entry.aspect = found.width / found.height;
-  } catch (error) {
-    entry.error = error.message;
-  }
+  const entry = { name, blob, url: URL.createObjectURL(blob), score: null, heat: null, error: null };
+  await look(entry);
   waiting -= 1;
   if (asked !== site) return; // another one was chosen meanwhile
   $("result").setAttribute("aria-busy", "false");
   remember(entry, blob);
   stretch();
   show(entry);
+}
+
+async function look(entry) {
+  try {
+    const found = await score(entry.blob, entry.name);
+    entry.score = found.score;
+    entry.heat = found.heatmap && `data:image/png;base64,${found.heatmap}`;
+    entry.error = found.error && `This file is damaged, too large, or no image. (${found.error.message})`;
+    entry.size = [found.width, found.height];
+  } catch (error) {
+    entry.error = error.message;
+  }
 }
 
 function distinct(name) { // images of several folders often have the same name
@@ -115,13 +124,14 @@ function show(entry) {
   if (entry.score !== null) {
     $("photo").alt = `The image ${entry.name}`;
     $("picture").classList.remove("alone");
-    $("picture").style.setProperty("--aspect", entry.aspect);
+    $("picture").style.setProperty("--aspect", entry.size[0] / entry.size[1]);
     $("photo").hidden = $("no-photo").hidden = true;
     $("photo").src = entry.url;
     $("heat").src = entry.heat;
     $("heat").alt = `Heat-map of ${entry.name}`;
     fade();
   }
+  mark(null);
   tell();
 }
 
@@ -144,6 +154,94 @@ function tell() { // all that depends on the threshold
     entry.item.firstChild.setAttribute("aria-current", String(entry === current));
   }
   $("tally").textContent = Object.entries(counts).map(([word, n]) => `${n} ${word.toLowerCase()}`).join(", ");
+}
+
+// ---- answers to what was decided
+
+const mayAnswer = () => info?.feedback && (info.site || !info.sites.length);
+
+function mark(box) { // what an answer is about
+  region = box;
+  $("answering").hidden = !info?.feedback || current?.score == null;
+  $("normal").disabled = $("defect").disabled = !mayAnswer();
+  $("picture").classList.toggle("drawing", Boolean(mayAnswer()));
+  $("whole").hidden = $("region").hidden = !box;
+  $("answer-hint").textContent = !mayAnswer() ? "Choose your site above to answer: an answer counts at one site."
+    : box ? "The answer will be about the rectangle." : "The answer will be about what the heat-map marks. To mean another part, draw a rectangle.";
+  if (!box) return;
+  const [width, height] = current.size;
+  const share = (value, of) => `${(100 * value) / of}%`;
+  Object.assign($("region").style, {
+    left: share(box[0], width), top: share(box[1], height), width: share(box[2], width), height: share(box[3], height),
+  });
+}
+
+function draw(event) {
+  if (!mayAnswer() || event.button) return;
+  event.preventDefault();
+  const frame = $("picture").getBoundingClientRect();
+  const [width, height] = current.size;
+  const at = (e) => [
+    Math.min(Math.max(Math.round(((e.clientX - frame.left) / frame.width) * width), 0), width),
+    Math.min(Math.max(Math.round(((e.clientY - frame.top) / frame.height) * height), 0), height),
+  ];
+  const from = at(event);
+  $("picture").setPointerCapture(event.pointerId);
+  $("picture").onpointermove = (e) => {
+    const to = at(e);
+    const box = [Math.min(from[0], to[0]), Math.min(from[1], to[1]), Math.abs(from[0] - to[0]), Math.abs(from[1] - to[1])];
+    mark(box[2] && box[3] ? box : null);
+  };
+  $("picture").onpointerup = $("picture").onpointercancel = () => { $("picture").onpointermove = null; };
+}
+
+async function answer(verdict) {
+  const entry = current;
+  const about = region ? `&region=${region.join(",")}` : "";
+  await change(async () => {
+    await post(`/v1/feedback?verdict=${verdict}${about}${chosen("&")}`, entry.blob, entry.name);
+  });
+}
+
+async function change(work) { // of the run, then the images of the session are scored again
+  complain("");
+  $("normal").disabled = $("defect").disabled = true;
+  try {
+    await work();
+  } catch (error) {
+    mark(region);
+    complain(error.message);
+    return;
+  }
+  const entry = current;
+  if (entry?.score != null) {
+    await look(entry);
+    show(entry);
+  }
+  await showAnswers().catch((error) => complain(error.message));
+}
+
+async function showAnswers() {
+  $("answers").hidden = true;
+  if (!info.feedback) return;
+  const found = await (await ask("/v1/feedback")).json();
+  $("answers").hidden = !found.length;
+  $("answer-list").replaceChildren(...found.reverse().map((told) => {
+    const item = document.createElement("li");
+    const part = told.region ? `, region ${told.region.join(", ")}` : "";
+    const when = (date) => new Date(date).toLocaleString();
+    item.append(text("", `${told.number}: ${told.name}${part}, ${told.site}: ${told.verdict}, ${when(told.date)}`));
+    if (told.undone) {
+      item.append(text("quiet", `, undone ${when(told.undone)}`));
+    } else {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = `Undo answer ${told.number}`;
+      button.addEventListener("click", () => change(() => ask(`/v1/feedback/${told.number}/undo`, { method: "POST" })));
+      item.append(document.createElement("br"), button);
+    }
+    return item;
+  }));
 }
 
 function say(text, kind) {
@@ -268,7 +366,7 @@ function save() {
 function clear() {
   for (const entry of results.splice(0)) forget(entry);
   current = null;
-  $("shown").hidden = true;
+  $("shown").hidden = $("answering").hidden = true;
   complain("");
   say("No image yet.", "");
   tell();
@@ -375,7 +473,12 @@ async function start() {
     $("threshold").max = 2 * threshold || 1;
     decide(threshold);
   }
+  if (info.feedback) {
+    $("kept").textContent = "Of images that you answer the run keeps some patches, and their names; other images are scored and kept nowhere.";
+  }
+  mark(null);
   await showSamples().catch((error) => complain(error.message));
+  await showAnswers().catch((error) => complain(error.message));
 }
 
 function choose() { // scores of another site's memory do not compare
@@ -408,6 +511,10 @@ $("photo").addEventListener("error", () => { // TIFF, in most browsers
   $("no-photo").hidden = false;
   fade();
 });
+$("picture").addEventListener("pointerdown", draw);
+$("normal").addEventListener("click", () => answer("normal"));
+$("defect").addEventListener("click", () => answer("defect"));
+$("whole").addEventListener("click", () => mark(null));
 $("opacity").addEventListener("input", fade);
 $("threshold").addEventListener("input", () => decide(Number($("threshold").value)));
 $("reset").addEventListener("click", () => decide(info.calibration.threshold));
