@@ -34,7 +34,7 @@ from tests.helpers import FLAGS, OPTIONS, run_main
 # what options of a training are called by a detector's constructor
 NAMES = {"rows": "upload_rows", "held_out": "holdout", "cache_bytes": "student.cache_bytes"}
 METHODS = ("feddymem", "patchcore")
-STUDENTS = ("stfpm", "paste", "dcam", "rd", "aand", "dmdd")
+STUDENTS = ("stfpm", "paste", "dcam", "rd", "aand", "dmdd", "daad", "amsl")
 
 
 def _default(option: str, method: str) -> Any:

@@ -17,7 +17,7 @@ from fedvad.api_living import (
     undo_update,
     update,
 )
-from fedvad.api_research import bench, group, run_stream
+from fedvad.api_research import bench, connectivity, group, run_stream
 from fedvad.api_tools import backbones, distill_backbone, gallery, score_scenes
 from fedvad.api_use import calibrate, evaluate, export, predict
 from fedvad.api_watch import drift_state, watch, week
@@ -40,6 +40,7 @@ __all__ = [
     "backbones",
     "bench",
     "calibrate",
+    "connectivity",
     "demo",
     "distill_backbone",
     "doctor",

@@ -13,10 +13,12 @@ from fedvad.experiments.continual.stream import load_stream
 from fedvad.runs.config import as_path, resolve_config
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.typed_options import TrainOptions
+from fedvad.verbs.connectivity import Curve
+from fedvad.verbs.connectivity import connectivity as _connectivity
 from fedvad.verbs.group import Grouping, train_groups
 from fedvad.verbs.group import group as _group
 
-__all__ = ["bench", "group", "run_stream"]
+__all__ = ["bench", "connectivity", "group", "run_stream"]
 
 
 def bench(
@@ -73,6 +75,60 @@ def bench(
         as_path(out, "out"),
         data=maybe(data, "data"),
         weights=maybe(weights, "weights"),
+        cache=cache_at(cache),
+        progress=progress,
+    )
+
+
+def connectivity(
+    run_a: AnyPath,
+    run_b: AnyPath,
+    data: AnyPath,
+    *,
+    beside: tuple[AnyPath, AnyPath] | None = None,
+    out: AnyPath | None = None,
+    points: int = 21,
+    cache: AnyPath | None = None,
+    progress: Progress = no_progress,
+) -> list[Curve]:
+    """Follow loss and AUROC on the straight line between the weights of two trained students.
+
+    Parameters
+    ----------
+    run_a, run_b : path
+        Run folders of one method and backbone.
+    data : path
+        Folder of the sites that both trained on, with test images.
+    beside : (path, path), optional
+        A second pair of runs, for the same picture.
+    out : path, optional
+        HTML page with the curves.
+    points : int, default=21
+        Of a curve, both ends among them.
+    cache, progress
+        As those of `bench`.
+
+    Returns
+    -------
+    list of Curve
+        One of each pair: `at`, `loss`, `auroc` and `barrier`.
+
+    Raises
+    ------
+    ConfigError, DataError, ArtefactError, MismatchError
+        For runs that cannot be mixed, or whose sites `data` does not have.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> (curve,) = fedvad.connectivity("A", "B", "DATA")  # doctest: +SKIP
+    """
+    pairs = [(run_a, run_b), *([] if beside is None else [beside])]
+    return _connectivity(
+        [(as_path(a, "run_a"), as_path(b, "run_b")) for a, b in pairs],
+        as_path(data, "data"),
+        out=maybe(out, "out"),
+        points=points,
         cache=cache_at(cache),
         progress=progress,
     )

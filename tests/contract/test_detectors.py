@@ -35,6 +35,8 @@ ALL = list_detectors()
 # students need a backbone with layers of its own, and shall not train for long here
 STUDENTS: dict[str, dict[str, Any]] = {
     **{name: {"train": support.QUICK} for name in list_detectors(family="student")},
+    "amsl": {"train": support.QUICK_ADAM, "memories": support.MEMORIES},
+    "daad": {"train": support.QUICK_ADAM, "blocks": support.BLOCKS},
     "rd": {"train": support.QUICK_ADAM},
     "aand": {
         "train": support.QUICK_ADAM,

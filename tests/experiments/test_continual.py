@@ -35,6 +35,7 @@ from tests.helpers import SIZE
 
 STREAM = """
 name = "tiny"
+analysis = { top = 0.02, images = 4 }
 tasks = [{name = "a", path = "alder"}, {name = "b", path = "birch"}, {name = "c", path = "cedar"}]
 
 [defaults]
@@ -45,6 +46,13 @@ train = { steps = 3, warmup = 1 }
 name = "naive"
 detector = "paste"
 strategy = "naive"
+options = { bootstrap = 0 }
+
+[[methods]]
+name = "important"
+detector = "paste"
+strategy = "naive"
+top_features = 0.1
 options = { bootstrap = 0 }
 
 [[methods]]
@@ -107,7 +115,14 @@ def ran(
 def test_every_method_has_figures_of_every_task(ran: tuple[Path, dict[str, Any]]) -> None:
     _, summary = ran
     assert summary["failed"] == {}
-    assert list(summary["methods"]) == ["naive", "compressed", "joint", "single", "bank"]
+    assert list(summary["methods"]) == [
+        "naive",
+        "important",
+        "compressed",
+        "joint",
+        "single",
+        "bank",
+    ]
     for method in summary["methods"].values():
         assert set(method["by_task"]) == {"a", "b", "c"}
         assert all(0 <= figure["mean"] <= 1 for figure in method["figures"].values())
@@ -149,12 +164,30 @@ def test_tables_pictures_and_a_page_that_needs_no_network(ran: tuple[Path, dict[
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     for name in summary["methods"]:
         assert f'<th scope="row">{name}</th>' in page
-    assert page.count("data:image/png;base64,") == 2
-    for file in ("curves.png", "forgetting.png"):
+    assert page.count("data:image/png;base64,") == 3
+    for file in ("curves.png", "forgetting.png", "features.png"):
         assert (out / file).stat().st_size > 10_000
     lines = (out / "continual.csv").read_text().splitlines()
     assert len(lines) == 1 + len(summary["methods"])
     assert "## Forgetting" in (out / "continual.md").read_text()
+
+
+def test_important_features_of_tasks_and_training_on_them_alone(
+    ran: tuple[Path, dict[str, Any]],
+) -> None:
+    out, summary = ran
+    found = summary["analysis"]
+    assert {name: np.shape(points) for name, points in found["points"].items()} == dict.fromkeys(
+        "abc", (4, 2)
+    )
+    assert [pair[:2] for pair in found["overlaps"]] == [["a", "b"], ["a", "c"], ["b", "c"]]
+    assert all(0 <= share <= 1 for *_, share in found["overlaps"])
+    naive, important = (summary["methods"][name] for name in ("naive", "important"))
+    assert important["top_features"] == 0.1
+    assert important["by_task"] != naive["by_task"]
+    text = (out / "continual.md").read_text()
+    assert "| 10.0% | important |" in text
+    assert "Overlap of the most important features" in text
 
 
 def test_what_was_learned_can_be_loaded_and_scores_the_same(
@@ -258,10 +291,12 @@ def test_shipped_streams_can_be_read() -> None:
     ("old", "new", "message"),
     [
         ('detector = "stfpm"\nstrategy = "joint"', 'detector = "stfpm"', "needs a codec"),
-        ('codec = { name = "uint8" }', 'codec = { name = "zip" }', "methods.1.codec.name"),
+        ('codec = { name = "uint8" }', 'codec = { name = "zip" }', "methods.2.codec.name"),
         ("budget = 20_000", 'codec = { name = "uint8" }', "takes no codec"),
-        ("slots = 6", "slot = 6", "methods.1.slot"),
+        ("slots = 6", "slot = 6", "methods.2.slot"),
         ("steps = 3", "steps = 0", "train.steps"),
+        ('strategy = "joint"', 'strategy = "joint"\ntop_features = 0.5', "strategy naive"),
+        ("top = 0.02", "top = 2", "analysis.top"),
         ('name = "b", path', 'name = "a", path', "only once"),
         ("[defaults]", "[defaults", "not valid TOML"),
     ],

@@ -25,6 +25,8 @@ def lost(start: float) -> dict[str, Any]:
 
 
 METHOD = {
+    "strategy": "replay",
+    "top_features": 1.0,
     "figures": {
         "image_auroc": spread(0.91, 0.012),
         "image_f1": spread(0.82),
@@ -44,7 +46,7 @@ METHOD = {
 }  # fmt: skip
 SUMMARY = {
     "stream": "tiny", "title": "", "seeds": [0, 1], "tasks": ["a", "b"], "order": "given",
-    "failed": {"other": "no disk"},
+    "failed": {"other": "no disk"}, "analysis": None,
     "methods": {
         "ours": METHOD,
         "joint": METHOD | {"forgetting": {}, "figures": {"image_auroc": spread(0.99)}},

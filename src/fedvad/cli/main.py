@@ -25,6 +25,7 @@ from fedvad.cli.cache import cache_app
 from fedvad.cli.calibrate import calibrate
 from fedvad.cli.common import QUIET
 from fedvad.cli.config import config
+from fedvad.cli.connectivity import connectivity
 from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
 from fedvad.cli.deploy import deploy_app, launch, server, site, status
@@ -95,7 +96,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         export,
     ),
     _FEDERATION: (server, site, launch, status, group),
-    _RESEARCH: (bench, continual, distill, gallery, backbones, spectral),
+    _RESEARCH: (bench, continual, distill, connectivity, gallery, backbones, spectral),
 }
 _MORE = "More options: --help-all. All of them as a file to edit: fedvad config."
 for panel, verbs in _PANELS.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fedvad.continual.base import Arrays, Cost, Task
+from fedvad.continual.importance import feature_importance, most_important
 from fedvad.continual.memory import ReplayMemory
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Strategy", "StudentLearner"]
 
 Strategy = Literal["naive", "joint", "single", "replay"]
+_LOOKED_AT = 64  # images of a task by which features are ranked
 
 
 class StudentLearner:
@@ -45,7 +47,8 @@ class StudentLearner:
     each task, kept apart; `replay` on as many samples of `memory` as of the current task in each
     step, from the second task on. A memory of features needs a student with a shared trunk, since
     nothing before the trunk's end is trained. carry_optimiser: whether the momentum of one task
-    goes on into the next, as in the thesis.
+    goes on into the next, as in the thesis. top_features: share of the teacher's features, at each
+    level those most important for the task (`feature_importance`), on which `naive` trains.
 
     Memory samples are decoded once per task, and the teacher's answers to them computed then.
     Source: continual-learning thesis and arXiv 2503.02691, less what its specification corrects.
@@ -58,6 +61,7 @@ class StudentLearner:
         strategy: Strategy,
         memory: ReplayMemory | None = None,
         carry_optimiser: bool = False,
+        top_features: float = 1.0,
     ) -> None:
         check_choice("strategy", strategy, Strategy)
         if (strategy == "replay") != (memory is not None):
@@ -65,6 +69,7 @@ class StudentLearner:
         self.strategy: Strategy = strategy
         self.memory = memory
         self.carry_optimiser = carry_optimiser
+        self.top_features = top_features
         self._detector = detector
         self._net = detector.network()
         self._tasks: list[str] = []
@@ -96,6 +101,8 @@ class StudentLearner:
         replayed: TrainingSet | None = None
         try:
             replayed = self._replayed(site)
+            if self.top_features < 1:
+                site.select(self._most_important(site))
             if self._optimiser is None or not self.carry_optimiser:
                 self._optimiser = make_optimiser(self._net.student, self._detector.train)
             log = site.train(
@@ -169,6 +176,14 @@ class StudentLearner:
             self._set_momenta(under("momentum/", arrays))
         except (KeyError, TypeError, ValueError, MismatchError) as error:
             raise ArtefactError(f"damaged checkpoint of a student: {error}") from error
+
+    def _most_important(self, site: StudentSite) -> list[Any]:
+        chosen = []
+        for level in range(site.levels):
+            maps = site.teacher_maps(level, _LOOKED_AT)
+            importance = feature_importance(maps.transpose(0, 2, 3, 1)).transpose(2, 0, 1)
+            chosen.append(most_important(importance, self.top_features))
+        return chosen
 
     def _replayed(self, site: StudentSite) -> TrainingSet | None:
         if self.memory is None or not len(self.memory):

@@ -28,6 +28,8 @@ class _Entry(NamedTuple):
 _DETECTORS = {
     "aand": _Entry("student", "student.aand.detector", "AAND"),
     "adaptor": _Entry(None, "memory.adaptor", "AdaptorDetector"),
+    "amsl": _Entry("student", "student.amsl.detector", "AMSL"),
+    "daad": _Entry("student", "student.daad.detector", "DAAD"),
     "dcam": _Entry("student", "student.dcam.detector", "DCAM"),
     "dmdd": _Entry("student", "student.dmdd.detector", "DMDD"),
     "feddymem": _Entry("memory", "memory.feddymem", "FedDyMem"),

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from fedvad.report.continual_tables import selection
 from fedvad.report.overlay import plot_png
 
-__all__ = ["plot_continual"]
+__all__ = ["plot_continual", "plot_features"]
 
 _ACROSS = 4
 
@@ -71,4 +72,39 @@ def _heat_maps(summary: Mapping[str, Any]) -> bytes:
         axis.set_yticklabels(labels, fontsize=7)
     if drawn is not None:
         figure.colorbar(drawn, ax=axes.tolist(), shrink=0.6, label="image AUROC")
+    return plot_png(figure)
+
+
+def plot_features(summary: Mapping[str, Any]) -> bytes | None:
+    """PNG of the tasks in the plane of their important features, and of F1 by the share of the
+    features trained on; None where there is neither.
+    """
+    from matplotlib.figure import Figure
+
+    analysis, chosen = summary["analysis"], selection(summary)
+    if analysis is None and not chosen:
+        return None
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    if analysis is None:
+        left.set_axis_off()
+    else:
+        for name, points in analysis["points"].items():
+            left.scatter(*np.array(points).T, s=12, label=name)
+        title = f"t-SNE of the {analysis['features']} most important features, one point an image"
+        left.set(title=title, xticks=[], yticks=[])
+        left.legend(fontsize="small")
+    if not chosen:
+        right.set_axis_off()
+        return plot_png(figure)
+    shares = [100 * share for share, _ in chosen]
+    for key, label in (("image_f1", "image F1 (oracle)"), ("pixel_f1", "pixel F1 (oracle)")):
+        known = [summary["methods"][name]["figures"].get(key) or {} for _, name in chosen]
+        if all(value.get("mean") is not None for value in known):
+            means, spreads = ([value[k] or 0 for value in known] for k in ("mean", "sd"))
+            right.errorbar(shares, means, spreads, marker="o", capsize=3, label=label)
+    right.set(xscale="log", xlabel="p, % of the features trained on", ylabel="mean of all tasks")
+    right.set_title("F1 by share of features")
+    right.grid(alpha=0.3)
+    right.legend(fontsize="small")
     return plot_png(figure)

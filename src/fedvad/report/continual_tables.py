@@ -8,7 +8,16 @@ from typing import Any
 from fedvad.report.bench_tables import size
 from fedvad.report.tables import spread, to_markdown
 
-__all__ = ["brief_rows", "continual_markdown", "continual_rows", "forgetting_rows", "memory_rows"]
+__all__ = [
+    "brief_rows",
+    "continual_markdown",
+    "continual_rows",
+    "forgetting_rows",
+    "memory_rows",
+    "overlap_rows",
+    "selection",
+    "selection_rows",
+]
 
 Rows = list[list[str]]
 _FIGURES = {
@@ -93,6 +102,34 @@ def memory_rows(summary: Mapping[str, Any]) -> Rows:
     return rows
 
 
+def selection(summary: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """Share of the features trained on, and the method, where methods differ in that share."""
+    found = [
+        (method["top_features"], name)
+        for name, method in summary["methods"].items()
+        if method["strategy"] == "naive"
+    ]
+    return sorted(found) if len({share for share, _ in found}) > 1 else []
+
+
+def selection_rows(summary: Mapping[str, Any]) -> Rows:
+    """F1 by share of the features trained on; empty where nothing was selected."""
+    rows = [["p", "method", "image F1 (oracle)", "pixel F1 (oracle)", "image AUROC"]]
+    for share, name in selection(summary):
+        figures = summary["methods"][name]["figures"]
+        known = (spread(figures.get(key)) for key in ("image_f1", "pixel_f1", "image_auroc"))
+        rows.append([f"{share:.1%}", name, *known])
+    return rows if len(rows) > 1 else []
+
+
+def overlap_rows(summary: Mapping[str, Any]) -> Rows:
+    """Overlap of important features by pair of tasks; empty without an analysis."""
+    found = summary["analysis"]
+    if found is None:
+        return []
+    return [["tasks", "overlap"], *([f"{a}, {b}", f"{x:.2f}"] for a, b, x in found["overlaps"])]
+
+
 def continual_markdown(summary: Mapping[str, Any]) -> str:
     """All tables, with what they mean."""
     seeds, tasks = summary["seeds"], summary["tasks"]
@@ -112,6 +149,10 @@ def continual_markdown(summary: Mapping[str, Any]) -> str:
             parts += [f"\n{title}:\n\n", to_markdown(rows)]
     parts += ["\n## Bytes\n\n", to_markdown(memory_rows(summary))]
     parts += ["\n## Image AUROC of each task at the end\n\n", to_markdown(_by_task(summary))]
+    if rows := selection_rows(summary):
+        parts += ["\n## F1 by share p of the features trained on\n\n", to_markdown(rows)]
+    if rows := overlap_rows(summary):
+        parts += ["\n## Overlap of the most important features\n\n", to_markdown(rows)]
     for name, reason in summary["failed"].items():
         parts.append(f"\nfailed: {name}: {reason}\n")
     return "".join(parts)

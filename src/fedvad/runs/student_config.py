@@ -67,14 +67,14 @@ class StudentOptions(Averaging):
     batch: int | None = _student(
         None,
         "Images in a training step; pairs of images for dmdd.",
-        default_text="8; 16 for rd and aand; 4 for dmdd",
+        default_text="8; 16 for rd, aand, daad and amsl; 4 for dmdd",
         ge=1,
         example=8,
     )
     learning_rate: float | None = _student(
         None,
         "Learning rate of a site's optimiser.",
-        default_text="0.4; 0.005 for rd, aand and dmdd",
+        default_text="0.4; 0.005 for rd, aand, dmdd, daad and amsl",
         gt=0,
         example=0.4,
     )

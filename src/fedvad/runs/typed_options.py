@@ -10,7 +10,7 @@ __all__ = ["StudentTable", "TrainOptions"]
 
 
 class StudentTable(TypedDict, total=False):
-    """The table `student`, for the methods aand, dcam, dmdd, paste, rd, stfpm.
+    """The table `student`, for the methods aand, amsl, daad, dcam, dmdd, paste, rd, stfpm.
 
     algorithm: How the sites' weights become one set. scaffold goes with methods that train with
         SGD. [one of fedavg, fedprox, scaffold, moon; default: fedavg]
@@ -24,10 +24,10 @@ class StudentTable(TypedDict, total=False):
         first of layers]
     combine: How the anomaly maps of the layers become one. [one of product, sum; default: the
         method's own]
-    batch: Images in a training step; pairs of images for dmdd. [at least 1; default: 8; 16 for rd
-        and aand; 4 for dmdd]
-    learning_rate: Learning rate of a site's optimiser. [above 0; default: 0.4; 0.005 for rd, aand
-        and dmdd]
+    batch: Images in a training step; pairs of images for dmdd. [at least 1; default: 8; 16 for rd,
+        aand, daad and amsl; 4 for dmdd]
+    learning_rate: Learning rate of a site's optimiser. [above 0; default: 0.4; 0.005 for rd, aand,
+        dmdd, daad and amsl]
     warmup: Training steps of each round over which the learning rate rises. [at least 0 steps;
         default: 5]
     mixed_precision: Compute convolutions in bfloat16: faster on a processor with AMX, not for
@@ -63,7 +63,7 @@ class TrainOptions(TypedDict, total=False):
     method: How a detector is made: feddymem to patchcore exchange patch vectors; aand to stfpm
         exchange the weights of a small network. A method changes some of the defaults of other
         options. [one of feddymem, feddymem-trained, feddymem-cluster, feddymem-position, patchcore,
-        aand, dcam, dmdd, paste, rd, stfpm; default: feddymem]
+        aand, amsl, daad, dcam, dmdd, paste, rd, stfpm; default: feddymem]
     backbone: Pretrained network that describes the patches of an image: fedvad-tiny, filterbank,
         mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad distill. [default:
         fedvad-tiny; resnet18 where weights are given]

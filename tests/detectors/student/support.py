@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from fedvad.detectors.student.aand.options import AmplifyConfig
+from fedvad.detectors.student.amsl.options import MemoriesConfig
 from fedvad.detectors.student.branches import reinitialise
+from fedvad.detectors.student.daad.options import BlockConfig
 from fedvad.detectors.student.dmdd.options import DualConfig
 from fedvad.detectors.student.training import TrainConfig
 from fedvad.features.compat import import_timm
@@ -22,6 +24,8 @@ QUICK = TrainConfig(epochs=60, learning_rate=0.4, warmup=5, patience=None)
 QUICK_ADAM = TrainConfig(
     steps=25, learning_rate=0.005, warmup=3, patience=None, optimiser="adam", momentum=0.5
 )
+MEMORIES = MemoriesConfig(items=8)
+BLOCKS = BlockConfig(items=8, adversary=0.01)
 AMPLIFY = AmplifyConfig(items=4, pairs=8)
 
 

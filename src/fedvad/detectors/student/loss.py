@@ -20,13 +20,17 @@ _EPS = 1e-4
 
 
 def level_maps(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], *, eps: float = _EPS
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    *,
+    eps: float = _EPS,
+    masks: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Per level the (b, h, w) map of 1/2 ||T^ - S^||^2, with F^ = F / max(||F||, eps).
 
     teacher, student: maps (b, c, h, w), one pair per level. Norms are over the channels at each
     position; wherever both are above eps this is 1 - cosine. It is computed in float32, whatever
-    the maps are in. Source: STFPM, eq. 1.
+    the maps are in. masks: (c, h, w) per level, factors of the squared gaps. Source: STFPM, eq. 1.
     """
     from torch.nn.functional import normalize
 
@@ -34,7 +38,10 @@ def level_maps(
         (normalize(t.float(), dim=1, eps=eps), normalize(s.float(), dim=1, eps=eps))
         for t, s in zip(teacher, student, strict=True)
     )
-    return [0.5 * (t - s).square().sum(1) for t, s in units]
+    gaps = [(t - s).square() for t, s in units]
+    if masks is not None:
+        gaps = [gap * mask for gap, mask in zip(gaps, masks, strict=True)]
+    return [0.5 * gap.sum(1) for gap in gaps]
 
 
 def cosine_loss(
@@ -43,13 +50,15 @@ def cosine_loss(
     *,
     reduction: Reduction = "mean",
     eps: float = _EPS,
+    masks: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Sum over the levels of the mean of each level's map over positions and images; a scalar.
 
     `batch_sum` adds the images up instead, as some public code does (the step then grows with
-    the batch). Source: STFPM, eqs. 1-3.
+    the batch). Source: STFPM, eqs. 1-3. masks: by level (c, h, w), 0 for features that are left
+    out and 1 / share for the others, which keeps the size of the loss (ours).
     """
-    maps = level_maps(teacher, student, eps=eps)
+    maps = level_maps(teacher, student, eps=eps, masks=masks)
     total = added([level.mean() for level in maps])
     return total * len(maps[0]) if reduction == "batch_sum" else total
 

@@ -64,6 +64,7 @@ class StudentSite(Trainer):
         self.config = self.settings = train
         self.seed = seed
         self.choose = True
+        self._masks: list[torch.Tensor] | None = None
         self._set = TrainingSet(
             net,
             normalise,
@@ -157,6 +158,22 @@ class StudentSite(Trainer):
         """The shared feature (c, h, w) of uint8 (S, S, 3) images, in order."""
         return self._set.shared(images)
 
+    @property
+    def levels(self) -> int:
+        """Number of the teacher's maps."""
+        return len(self._set.grids)
+
+    def teacher_maps(self, level: int, images: int) -> npt.NDArray[np.float32]:
+        """The teacher's maps (n, c, h, w) of the first `images` trained on, at one level."""
+        found = self._set.batches(self._own[:images], self.config.batch)
+        return np.concatenate([batch.teacher[level].cpu().numpy() for batch in found])
+
+    def select(self, chosen: Sequence[npt.NDArray[np.bool_]]) -> None:
+        """From here on train on these of the teacher's features alone, (c, h, w) by level."""
+        import torch
+
+        self._masks = [torch.from_numpy(own / own.mean()).float() for own in chosen]
+
     def part(self, name: str) -> Any:
         """What trains a part of `StudentDetector.starts`, as the weight exchange wants it."""
         return self
@@ -206,23 +223,33 @@ class StudentSite(Trainer):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """What training lowers for one batch: here the cosine loss of the maps that score."""
-        return self._score_loss(batch)
+        if self._masks is None:
+            return self._score_loss(batch)
+        masks = [mask.to(batch.teacher[0].device) for mask in self._masks]
+        return cosine_loss(*self.net.compared(batch.teacher, batch.inputs), masks=masks)
 
     def validate(self) -> float:
         """Mean cosine loss of the held-out normal images, in the mode in which the student is. It
         is the mean of the maps that score, whatever loss a method trains with.
         """
-        import torch
+        return self._mean_loss(self._held_out)
 
-        total = 0.0
-        with torch.inference_mode():
-            for batch in self._set.batches(self._held_out, self.config.batch):
-                total += float(self._score_loss(batch)) * len(batch)
-        return total / len(self._held_out)
+    def mean_loss(self) -> float:
+        """As `validate`, of all readable normal images, trained on or not."""
+        return self._mean_loss(np.arange(self.n_images))
 
     def close(self) -> None:
         """Give back what was kept for training."""
         self._set.close()
+
+    def _mean_loss(self, indices: npt.NDArray[np.int64]) -> float:
+        import torch
+
+        total = 0.0
+        with torch.inference_mode():
+            for batch in self._set.batches(indices, self.config.batch):
+                total += float(self._score_loss(batch)) * len(batch)
+        return total / len(indices)
 
     def _chooses(self, config: TrainConfig) -> bool:
         """Whether the held-out normals choose the pass whose weights a training keeps."""

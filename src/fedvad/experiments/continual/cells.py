@@ -33,7 +33,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights
 from fedvad.runs.data import digest_of
 
-__all__ = ["FIGURES", "CellContext", "make_learner", "run_cell"]
+__all__ = ["FIGURES", "CellContext", "make_extractor", "make_learner", "run_cell"]
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ def run_cell(
     return record
 
 
-def make_learner(method: Method, seed: int, where: CellContext) -> Learner:
-    """The untrained learner of a method; raises `ConfigError` for options that do not fit it."""
+def make_extractor(method: Method, where: CellContext) -> FeatureExtractor:
+    """The features of a method."""
     features = method.features
     config = FeatureConfig(
         features.backbone,
@@ -114,7 +114,12 @@ def make_learner(method: Method, seed: int, where: CellContext) -> Learner:
         engine=features.engine,
         device=features.device,
     )
-    extractor = FeatureExtractor(config, where.cache)
+    return FeatureExtractor(config, where.cache)
+
+
+def make_learner(method: Method, seed: int, where: CellContext) -> Learner:
+    """The untrained learner of a method; raises `ConfigError` for options that do not fit it."""
+    features, extractor = method.features, make_extractor(method, where)
     try:
         if method.is_bank:
             budget: dict[str, Any] = {} if method.budget is None else {"budget": method.budget}
@@ -147,6 +152,7 @@ def make_learner(method: Method, seed: int, where: CellContext) -> Learner:
         strategy=method.strategy,
         memory=memory,
         carry_optimiser=method.train.carry_optimiser,
+        top_features=method.top_features,
     )
 
 

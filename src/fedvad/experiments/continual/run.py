@@ -18,11 +18,12 @@ from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
 from fedvad.drawing.demo import write_demo
 from fedvad.errors import ConfigError, FedvadError
-from fedvad.experiments.continual.cells import FIGURES, CellContext, run_cell
+from fedvad.experiments.continual.cells import FIGURES, CellContext, make_extractor, run_cell
+from fedvad.experiments.continual.features import analyse_features
 from fedvad.experiments.continual.stream import Method, Stream
 from fedvad.experiments.store import cell_path
 from fedvad.features.cache import DescriptorCache
-from fedvad.report.continual_plots import plot_continual
+from fedvad.report.continual_plots import plot_continual, plot_features
 from fedvad.report.continual_tables import continual_markdown, continual_rows
 from fedvad.report.html.continual import render_continual
 from fedvad.report.tables import write_csv
@@ -90,7 +91,15 @@ def continual(
                 if found
             },
             "failed": failed,
+            "analysis": None,
         }
+        if stream.analysis is not None:
+            where = CellContext(out / "cells", weights or {}, cache)
+            extractor = make_extractor(stream.methods[0], where)
+            order = [sites[task.name] for task in stream.tasks]
+            summary["analysis"] = analyse_features(
+                order, extractor, stream.analysis, seed=stream.seeds[0]
+            )
         _write(out, summary)
         return summary
 
@@ -128,6 +137,7 @@ def _summarised(
         "detector": method.detector,
         "strategy": "bank" if method.is_bank else method.strategy,
         "backbone": method.features.backbone,
+        "top_features": method.top_features,
         "figures": {name: _spread(values) for name, values in finals.items()},
         "forgetting": {
             figure: {name: _spread(values) for name, values in found.items()}
@@ -195,4 +205,7 @@ def _write(out: Path, summary: Mapping[str, Any]) -> None:
     curves, heat = plot_continual(summary)
     write_atomically(out / "curves.png", curves)
     write_atomically(out / "forgetting.png", heat)
-    write_atomically(out / "report.html", render_continual(summary, curves, heat))
+    features = plot_features(summary)
+    if features is not None:
+        write_atomically(out / "features.png", features)
+    write_atomically(out / "report.html", render_continual(summary, curves, heat, features))

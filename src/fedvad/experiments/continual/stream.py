@@ -21,7 +21,7 @@ from fedvad.experiments.experiment import (
 from fedvad.features.config import Engine
 from fedvad.features.names import BUNDLED, IMAGE_SIZE
 
-__all__ = ["Method", "Stream", "TaskSpec", "load_stream", "shipped_streams"]
+__all__ = ["Analysis", "Method", "Stream", "TaskSpec", "load_stream", "shipped_streams"]
 
 
 class TaskSpec(Strict):
@@ -62,7 +62,8 @@ class Method(Strict):
 
     detector: `stfpm` and `paste` learn by `strategy`; `patchcore` and `feddymem` keep a bank of
     at most `budget` bytes. codec: how the replay memory of at most `slots` samples and `budget`
-    bytes keeps what it keeps. options: more of the detector's constructor.
+    bytes keeps what it keeps. top_features: share of the teacher's features, those most important
+    for a task, on which a `naive` student trains. options: more of the detector's constructor.
     """
 
     name: str = Field(min_length=1)
@@ -72,6 +73,7 @@ class Method(Strict):
     slots: int = Field(default=100, ge=1)
     budget: int | None = Field(default=None, ge=1)
     remainder: Remainder = "drop"
+    top_features: float = Field(default=1.0, gt=0, le=1)
     features: Features = Features()
     train: Training = Training()
     options: dict[str, Any] = Field(default_factory=dict)
@@ -87,12 +89,24 @@ class Method(Strict):
             raise ValueError("a bank takes no codec: its rows are kept by options.precision")
         if not self.is_bank and (self.codec is not None) != (self.strategy == "replay"):
             raise ValueError("strategy replay needs a codec (pixels keeps images), others none")
+        if self.top_features < 1 and (self.is_bank or self.strategy != "naive"):
+            raise ValueError("top_features below 1 goes with a student and strategy naive")
         return self
+
+
+class Analysis(Strict):
+    """What the report says of the features of tasks: of at most `images` normal images of each, the
+    share `top` that is most important, over all tasks.
+    """
+
+    top: float = Field(default=0.01, gt=0, le=1)
+    images: int = Field(default=20, ge=2)
 
 
 class Stream(Experiment):
     """Tasks, methods and seeds. order: `given`, or `random` by each seed. good, defect: names of
-    folders with normal images and with defects, beyond `good`.
+    folders with normal images and with defects, beyond `good`. analysis: of the first method's
+    features.
     """
 
     kind: ClassVar[str] = "stream"
@@ -101,6 +115,7 @@ class Stream(Experiment):
     order: Literal["given", "random"] = "given"
     good: tuple[str, ...] = ()
     defect: tuple[str, ...] = ()
+    analysis: Analysis | None = None
     tasks: tuple[TaskSpec, ...] = Field(min_length=2)
     methods: tuple[Method, ...] = Field(min_length=1)
 

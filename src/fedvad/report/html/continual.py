@@ -10,14 +10,22 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from fedvad.report.continual_tables import continual_rows, forgetting_rows, memory_rows
+from fedvad.report.continual_tables import (
+    continual_rows,
+    forgetting_rows,
+    memory_rows,
+    overlap_rows,
+    selection_rows,
+)
 from fedvad.report.tables import spread
 
 __all__ = ["render_continual"]
 
 
-def render_continual(summary: Mapping[str, Any], curves: bytes, heat: bytes) -> bytes:
-    """One HTML file with tables and both PNG pictures inside; no network."""
+def render_continual(
+    summary: Mapping[str, Any], curves: bytes, heat: bytes, features: bytes | None = None
+) -> bytes:
+    """One HTML file with tables and all PNG pictures inside; no network."""
     folder = files("fedvad.report.html")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -35,6 +43,9 @@ def render_continual(summary: Mapping[str, Any], curves: bytes, heat: bytes) -> 
         memory=memory_rows(summary),
         curves=base64.b64encode(curves).decode(),
         heat=base64.b64encode(heat).decode(),
+        features=None if features is None else base64.b64encode(features).decode(),
+        selection=selection_rows(summary),
+        overlaps=overlap_rows(summary),
     )
     return html.encode("utf-8", "replace")
 

@@ -1,0 +1,64 @@
+"""`fedvad connectivity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import (
+    CacheOption,
+    CacheSizeOption,
+    JsonOption,
+    open_cache,
+    print_json,
+    showing,
+)
+
+__all__ = ["connectivity"]
+
+
+def connectivity(
+    run_a: Annotated[Path, typer.Argument(help="Run folder of a student.")],
+    run_b: Annotated[Path, typer.Argument(help="Run folder of another one, of the same shape.")],
+    data: Annotated[Path, typer.Argument(help="Folder of the sites that both trained on.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML page with the curve.", show_default=False)
+    ] = None,
+    beside: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            help="A second pair of runs for the same picture, for instance trained with WSA.",
+            show_default=False,
+        ),
+    ] = None,
+    points: Annotated[int, typer.Option(help="Of a curve, both ends among them.", min=2)] = 21,
+    cache: CacheOption = None,
+    cache_size: CacheSizeOption = "20G",
+    as_json: JsonOption = False,
+) -> None:
+    """Follow loss and AUROC on the line between the weights of two trained students."""
+    from fedvad.report.html.connectivity import connectivity_rows
+    from fedvad.report.tables import rich_table
+    from fedvad.verbs.connectivity import connectivity as run_connectivity
+
+    pairs = [(run_a, run_b), *([] if beside is None else [beside])]
+    with showing() as progress:
+        curves = run_connectivity(
+            pairs,
+            data,
+            out=out,
+            points=points,
+            cache=open_cache(cache, cache_size),
+            progress=progress,
+        )
+    found = [curve.to_dict() for curve in curves]
+    if as_json:
+        print_json(found)
+        return
+    from rich.console import Console
+
+    Console().print(rich_table("Connectivity", connectivity_rows(found)))
+    if out is not None:
+        typer.echo(f"Curve: {out}")

@@ -1,0 +1,1 @@
+"""Adaptive memories with self-supervised views."""

@@ -1,0 +1,91 @@
+"""AMSL as a detector of images: views of a backbone's maps, rebuilt with the help of memories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedvad.detectors.student.amsl.options import MemoriesConfig
+from fedvad.detectors.student.detector import StudentDetector
+from fedvad.detectors.student.loss import Combine, cosine_loss
+from fedvad.detectors.student.rd.detector import adam
+from fedvad.detectors.student.site import StudentSite
+from fedvad.detectors.student.targets import Batch
+from fedvad.detectors.student.training import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvad.detectors.student.amsl.net import ViewNet
+    from fedvad.detectors.student.branches import PaSTeNet
+    from fedvad.detectors.student.graphs import MapNet
+
+__all__ = ["AMSL"]
+
+_MEMORIES, _TRAIN = MemoriesConfig(), adam(600)
+
+
+class ViewSite(StudentSite):
+    """A site whose memories learn views of its normal images."""
+
+    options: ClassVar[tuple[str, ...]] = ("memories",)
+    net: ViewNet
+
+    def __init__(self, net: ViewNet, *given: Any, memories: MemoriesConfig, **options: Any) -> None:
+        self.memories = memories
+        super().__init__(net, *given, **options)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Error of all views, telling them apart, and the entropy of the items' weights."""
+        student = self.net.student
+        answer = student.answer(student.joined(batch.teacher))
+        error = cosine_loss(answer.views, answer.rebuilt)
+        return error + answer.regulariser(self.memories)
+
+    def _chooses(self, config: TrainConfig) -> bool:
+        """See `ReverseSite._chooses`."""
+        return super()._chooses(config) and config.patience is not None
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class AMSL(StudentDetector):
+    """Adaptive memories with self-supervised views (Zhang et al., TKDE 2022, arXiv 2201.00464).
+
+    The paper is on signals; here the input is the maps of a backbone, of
+    which a row takes the place of time. memories: see `MemoriesConfig`. A map is the sum over the
+    views of the distance of what was rebuilt. train: a fixed number of steps, the last of which is
+    kept. The rest is as for `StudentDetector`.
+    """
+
+    name: ClassVar[str] = "amsl"
+    site: ClassVar[type[StudentSite]] = ViewSite
+
+    memories: MemoriesConfig = _MEMORIES
+    combine: Combine = "sum"
+    train: TrainConfig = _TRAIN
+
+    @classmethod
+    def round_training(cls, steps: int | None) -> TrainConfig:
+        """See `StudentDetector.round_training`."""
+        from fedvad.detectors.student.rd.detector import RD
+
+        return RD.round_training(steps)
+
+    def network(self) -> ViewNet:
+        """See `StudentDetector.network`."""
+        from fedvad.detectors.student.amsl.net import MapMemories, ViewNet
+        from fedvad.detectors.student.rd.net import build_reverse, tap_shapes
+
+        self._check()
+        given, side = self.extractor.config.layers or (), self.extractor.config.side
+        network = self.extractor.network.network
+        teacher = build_reverse(
+            network, given, self.layers or given, image_size=side, seed=self.seed
+        ).teacher
+        student = MapMemories(tap_shapes(teacher, side), self.memories, seed=self.seed)
+        return ViewNet(teacher, student).to(self.extractor.config.device)
+
+    def _map_net(self, net: PaSTeNet) -> MapNet:
+        made = super()._map_net(net)
+        made.grid = self.extractor.grid[0], self.extractor.grid[1]  # maps are on the coarsest
+        return made

@@ -1,0 +1,1 @@
+"""Divide and assemble: maps rebuilt from block-wise memories."""

@@ -1,0 +1,69 @@
+"""The page of curves between the weights of trained students."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from fedvad._version import __version__
+from fedvad.report.overlay import plot_png
+
+__all__ = ["connectivity_rows", "render_connectivity"]
+
+Curves = Sequence[Mapping[str, Any]]
+
+
+def render_connectivity(curves: Curves) -> bytes:
+    """One HTML file with a plot of loss and AUROC, and a table; no network."""
+    folder = files("fedvad.report.html")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((folder / "connectivity.html.j2").read_text("utf-8"))
+    html: str = template.render(
+        style=Markup((folder / "report.css").read_text("utf-8")),
+        rows=connectivity_rows(curves),
+        plot=base64.b64encode(_plot(curves)).decode(),
+        version=__version__,
+    )
+    return html.encode("utf-8", "replace")
+
+
+def connectivity_rows(curves: Curves) -> list[list[str]]:
+    """Ends and extremes of each curve."""
+    rows = [["runs", "loss at the ends", "highest loss", "barrier", "AUROC at the ends", "lowest"]]
+    for curve in curves:
+        loss, known = curve["loss"], [x for x in curve["auroc"] if x is not None]
+        ends = f"{known[0]:.4f}, {known[-1]:.4f}" if known else "–"
+        rows.append(
+            [
+                curve["name"],
+                f"{loss[0]:.4f}, {loss[-1]:.4f}",
+                f"{max(loss):.4f}",
+                f"{curve['barrier']:.4f}",
+                ends,
+                f"{min(known):.4f}" if known else "–",
+            ]
+        )
+    return rows
+
+
+def _plot(curves: Curves) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2)
+    kinds = (("loss", "loss of normal images"), ("auroc", "image AUROC"))
+    for axis, (key, label) in zip(axes, kinds, strict=True):
+        for curve in curves:
+            values = [float("nan") if value is None else value for value in curve[key]]
+            axis.plot(curve["at"], values, marker="o", markersize=3, label=curve["name"])
+        axis.set(xlabel="share of the second run in the weights", ylabel=label, title=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    return plot_png(figure)

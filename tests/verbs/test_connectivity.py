@@ -1,0 +1,118 @@
+"""`connectivity`: the ends are the runs' own, and what lies between is mixed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import fedvad
+from fedvad.cli.main import app
+from fedvad.errors import ConfigError
+from fedvad.runs.data import load_sites
+from fedvad.runs.opening import open_run
+from fedvad.runs.student_run import StudentRun
+from fedvad.runs.students import prepare_sites
+from fedvad.verbs.connectivity import mixed
+from tests.detectors.student import support
+from tests.helpers import OPTIONS
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def train(plants: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Trains a run into a folder of that name."""
+    root = tmp_path_factory.mktemp("connectivity")
+    weights = support.write_weights(root / "tiny.safetensors")
+
+    def make(name: str, **more: Any) -> Path:
+        given = {
+            "method": "stfpm",
+            "student": {"steps": 4, "warmup": 0},
+            "rounds": 1,
+            **support.options(weights),
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
+            fedvad.train(
+                plants, root / name, cache=shared_cache, **{"method": "stfpm"} | given | more
+            )
+        return root / name
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def runs(train: Train) -> tuple[Path, Path]:
+    return train("a"), train("b", seed=1)
+
+
+def test_the_ends_are_the_runs_own_figures(
+    runs: tuple[Path, Path], plants: Path, tmp_path: Path
+) -> None:
+    (curve,) = fedvad.connectivity(*runs, plants, points=3, out=tmp_path / "curve.html")
+    assert curve.at == [0, 0.5, 1]
+    for run, auroc in zip(runs, (curve.auroc[0], curve.auroc[-1]), strict=True):
+        sites = fedvad.evaluate(run, plants)["image_auroc"]["sites"]
+        assert auroc == pytest.approx(np.mean(list(sites.values())), abs=1e-12)
+    assert curve.barrier == pytest.approx(
+        max(0.0, curve.loss[1] - (curve.loss[0] + curve.loss[2]) / 2)
+    )
+    page = (tmp_path / "curve.html").read_text("utf-8")
+    assert "a to b, without WSA" in page
+    assert f"{curve.barrier:.4f}" in page
+
+
+def test_statistics_estimated_again_are_those_of_the_training(
+    runs: tuple[Path, Path], plants: Path
+) -> None:
+    run, config, extractor = open_run(runs[0])
+    assert isinstance(run, StudentRun)
+    images = {s.name: s.train for s in load_sites(plants, None, 0, config.label_names())}
+    for name, member in prepare_sites(images, config, extractor).items():
+        member.net.student.load_state_dict(
+            run.detector(name, extractor).net_.student.state_dict()  # type: ignore[attr-defined]
+        )
+        member.recalibrate_batch_norm()
+        state = member.net.student.state_dict()
+        for buffer, array in run.sites[name].buffers.items():
+            np.testing.assert_allclose(state[buffer].numpy(), array, rtol=1e-5, atol=1e-6)
+        member.close()
+
+
+def test_weights_are_mixed_array_by_array() -> None:
+    first, other = {"w": np.float32([0, 4])}, {"w": np.float32([2, -4])}
+    assert mixed(first, other, 0.25)["w"].tolist() == [0.5, 2]
+    assert mixed(first, other, 1)["w"].tolist() == [2, -4]
+
+
+def test_a_run_is_connected_to_itself_and_the_command_says_so(
+    runs: tuple[Path, Path], plants: Path
+) -> None:
+    a, _ = map(str, runs)
+    words = ["connectivity", a, a, str(plants), "--beside", a, a, "--points", "2", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    first, second = json.loads(done.stdout)
+    assert first == second
+    assert first["barrier"] == 0
+    assert first["loss"][0] == first["loss"][1] > 0
+
+
+def test_runs_that_cannot_be_mixed_are_named(
+    runs: tuple[Path, Path], train: Train, plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    other = train("rd", method="rd", student={"steps": 1, "warmup": 0})
+    with pytest.raises(ConfigError, match="different shapes"):
+        fedvad.connectivity(runs[0], other, plants)
+    fedvad.train(plants, tmp_path / "m", cache=shared_cache, method="patchcore", **OPTIONS)
+    with pytest.raises(ConfigError, match="no student"):
+        fedvad.connectivity(tmp_path / "m", tmp_path / "m", plants)
+    with pytest.raises(ConfigError, match="2 points"):
+        fedvad.connectivity(*runs, plants, points=1)
