@@ -193,7 +193,7 @@ class TrainedRun(Run):
 
     @classmethod
     def _assembled(cls, parts: Parts) -> Self:
-        shared, told, own, thresholds, features = parts
+        shared, described, own, thresholds, features = parts
         prefix = "global/"
         left = {name.removeprefix(prefix): array for name, array in shared.items()}
         if strange := {name for name in shared if not name.startswith(prefix)}:
@@ -201,7 +201,7 @@ class TrainedRun(Run):
         memory = _bank("global", left)
         scale = _scale(left.pop("scale", None), len(memory))
         sites = {}
-        for site, arrays, limits in zip(told.sites, own, thresholds, strict=True):
+        for site, arrays, limits in zip(described.sites, own, thresholds, strict=True):
             bank = _bank(site.name, arrays)
             generator = Generator.identity(bank.dim)
             if "generator/weight" in arrays:
@@ -223,11 +223,11 @@ class TrainedRun(Run):
         return cls(
             memory=memory,
             sites=sites,
-            scoring=ScoringConfig.from_values(told.scoring),
-            reference=told.reference,
+            scoring=ScoringConfig.from_values(described.scoring),
+            reference=described.reference,
             features=features,
-            method=told.method,
-            data=told.data,
+            method=described.method,
+            data=described.data,
             scale=scale,
         )
 
