@@ -23,9 +23,10 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.runs.config import COMMON_OPTIONS, TrainConfig, resolve_config
 from fedvad.runs.data import warm_up
-from fedvad.runs.families import FAMILIES, METHODS, family_of, method_class, run_class
+from fedvad.runs.families import FAMILIES, METHODS, detector_of, family_of, method_class, run_class
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method import Method, make_method
+from fedvad.runs.opening import open_run
 from fedvad.runs.progress import no_progress
 from fedvad.runs.student_config import StudentOptions
 from fedvad.serving.predictor import Predictor
@@ -124,8 +125,9 @@ class TestEveryMethod:
         self, name: str, finished: Callable[[str], Finished], plants: Path
     ) -> None:
         out, results, _ = finished(name)
-        run = fedvad.load(out)
+        run, _, extractor = open_run(out)
         assert run.method == name
+        assert type(run.detector("birch", extractor)) is detector_class(detector_of(name))
         assert set(run.sites) == {"alder", "birch", "cedar"}
         files = sorted((plants / "birch/test").rglob("*.png"))[:3]
         rows = list(fedvad.predict(out, files, site="birch"))
