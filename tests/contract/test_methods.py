@@ -13,7 +13,7 @@ import pytest
 
 import fedvad
 from fedvad.data.folders import read_sites
-from fedvad.detectors.memory.feddymem import MemoryDetector
+from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.registry import detector_class, list_detectors
 from fedvad.errors import ConfigError, PayloadError
 from fedvad.experiments.bench.cells import Prepared, run_cell
@@ -212,6 +212,13 @@ class TestEveryMethod:
             assert method.downlink_bytes(made["alder"].detector) > 0
             if (name, baseline) == ("feddymem", "local"):  # it grows in every round
                 assert made["alder"].detector.memory_rows == config.rounds * config.upload_rows
+                memory = config.memory(ready.extractor.grid[2])
+                alone = FedDyMem(extractor=ready.extractor, config=memory, rounds=config.rounds)
+                alone.fit(read_sites(plants)[0].train)
+                found = cast(MemoryDetector, made["alder"].detector)
+                assert found.bank_ is not None
+                assert alone.bank_ is not None
+                np.testing.assert_array_equal(found.bank_.vectors, alone.bank_.vectors)
 
     def test_where_only_rows_travel(
         self, name: str, given: Callable[[str], dict[str, Any]], plants: Path, tmp_path: Path
@@ -230,6 +237,28 @@ class TestEveryMethod:
         assert family.options >= COMMON_OPTIONS
         assert set(METHODS[name]) <= family.options
         assert resolve_config(method=name).method == name
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "known"),
+    [("feddymem", "iid:2", True), ("feddymem-cluster", "iid:2", False),
+     ("feddymem-cluster", None, True)],
+)  # fmt: skip
+def test_a_stranger_gets_a_threshold_where_own_rows_can_be_told_from_others(
+    name: str,
+    split: str | None,
+    known: bool,
+    given: Callable[[str], dict[str, Any]],
+    prepared: Callable[[TrainConfig], Prepared],
+) -> None:
+    config = resolve_config(**given(name), split=split)
+    ready = prepared(config)
+    method = make_method(config, ready.extractor)
+    method.take(ready.features)
+    made = method.baseline("pooled")
+    assert made is not None
+    limit = method.new_threshold(made["alder"].detector, ready.sites[0].train.paths, "new")
+    assert (limit is not None) == known
 
 
 def test_the_identity_is_the_same_federation_without_trained_generators(
