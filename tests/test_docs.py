@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -162,6 +163,35 @@ def test_the_exchange_of_the_tutorial_prints_what_it_says_and_keeps_the_contract
     for name, check in vars(test_exchanges).items():
         if name.startswith("test_"):
             check("moments", case)
+
+
+@pytest.mark.slow
+def test_what_a_researcher_adds_passes_the_contract(tmp_path: Path) -> None:
+    page = _page("researcher")
+    for folder in ("src", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    files = re.findall(r"New file `([^`]+)`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    for name, text in files:
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).write_text(text)
+    lines = re.findall(
+        r"[Ll]ine in `([^`]+)`, below `([^`]+)`:\n\n```python\n(.*?)```", page, re.DOTALL
+    )
+    assert (len(files), len(lines)) == (3, 5)
+    for name, above, text in lines:
+        before = (tmp_path / name).read_text()
+        assert before.count(f"{above}\n") == 1
+        (tmp_path / name).write_text(before.replace(f"{above}\n", f"{above}\n{text}"))
+    (command,) = re.findall(r"```\n(python -m pytest .*?)\n```", page)
+    env = _environment() | {"PYTHONPATH": f"{tmp_path / 'src'}{os.pathsep}{tmp_path}"}
+    done = subprocess.run(
+        [*shlex.split(command), "-n", "0", "-q"], cwd=tmp_path, env=env, capture_output=True,
+        text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    passed = int(re.findall(r"(\d+) passed", done.stdout)[0])
+    assert passed > 40
 
 
 @pytest.mark.slow

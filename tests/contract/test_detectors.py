@@ -89,7 +89,14 @@ def tests(plants: Path) -> ImageSet:
 
 @pytest.fixture(scope="session")
 def fitted(extractors: dict[str, FeatureExtractor], images: ImageSet) -> dict[str, Detector]:
-    return {name: make(name, extractor=extractors[name], seed=3).fit(images) for name in ALL}
+    """Each detector, fitted when it is first asked for."""
+
+    class Fitted(dict[str, Detector]):
+        def __missing__(self, name: str) -> Detector:
+            self[name] = make(name, extractor=extractors[name], seed=3).fit(images)
+            return self[name]
+
+    return Fitted()
 
 
 def _broken(images: ImageSet, folder: Path) -> ImageSet:

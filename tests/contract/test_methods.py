@@ -13,7 +13,7 @@ import pytest
 
 import fedvad
 from fedvad.data.folders import read_sites
-from fedvad.detectors.memory.feddymem import MemoryDetector
+from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector
 from fedvad.detectors.registry import detector_class, list_detectors
 from fedvad.errors import ConfigError, PayloadError
 from fedvad.experiments.bench.cells import Prepared, run_cell
@@ -23,9 +23,10 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.runs.config import COMMON_OPTIONS, TrainConfig, resolve_config
 from fedvad.runs.data import warm_up
-from fedvad.runs.families import FAMILIES, METHODS, family_of, method_class, run_class
+from fedvad.runs.families import FAMILIES, METHODS, detector_of, family_of, method_class, run_class
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method import Method, make_method
+from fedvad.runs.opening import open_run
 from fedvad.runs.progress import no_progress
 from fedvad.runs.student_config import StudentOptions
 from fedvad.serving.predictor import Predictor
@@ -124,9 +125,14 @@ class TestEveryMethod:
         self, name: str, finished: Callable[[str], Finished], plants: Path
     ) -> None:
         out, results, _ = finished(name)
-        run = fedvad.load(out)
+        run, _, extractor = open_run(out)
         assert run.method == name
+        assert type(run.detector("birch", extractor)) is detector_class(detector_of(name))
         assert set(run.sites) == {"alder", "birch", "cedar"}
+        if isinstance(run, TrainedRun):  # rows kept at home read as those that travel, in float16
+            for model in run.sites.values():
+                half = model.bank.vectors.astype(np.float16)
+                np.testing.assert_array_equal(half.astype(np.float32), model.bank.vectors)
         files = sorted((plants / "birch/test").rglob("*.png"))[:3]
         rows = list(fedvad.predict(out, files, site="birch"))
         with Predictor.load(out, site="birch") as predictor:
@@ -207,9 +213,21 @@ class TestEveryMethod:
             scores = {site: found.detector.score(files).image[0] for site, found in made.items()}
             assert (len(set(scores.values())) == 1) == (baseline == "pooled")
             assert np.isfinite(list(scores.values())).all()
-            assert method.downlink_bytes(made["alder"].detector) > 0
+            detector = made["alder"].detector
+            size, dim = method.downlink_bytes(detector), ready.extractor.grid[2]
+            if detector.memory_rows:  # vectors in float16
+                assert size == 2 * detector.memory_rows * dim
+            else:
+                assert size > 0
             if (name, baseline) == ("feddymem", "local"):  # it grows in every round
-                assert made["alder"].detector.memory_rows == config.rounds * config.upload_rows
+                assert detector.memory_rows == config.rounds * config.upload_rows
+                memory = config.memory(dim)
+                alone = FedDyMem(extractor=ready.extractor, config=memory, rounds=config.rounds)
+                alone.fit(read_sites(plants)[0].train)
+                found = cast(MemoryDetector, detector)
+                assert found.bank_ is not None
+                assert alone.bank_ is not None
+                np.testing.assert_array_equal(found.bank_.vectors, alone.bank_.vectors)
 
     def test_where_only_rows_travel(
         self, name: str, given: Callable[[str], dict[str, Any]], plants: Path, tmp_path: Path
@@ -228,6 +246,28 @@ class TestEveryMethod:
         assert family.options >= COMMON_OPTIONS
         assert set(METHODS[name]) <= family.options
         assert resolve_config(method=name).method == name
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "known"),
+    [("feddymem", "iid:2", True), ("feddymem-cluster", "iid:2", False),
+     ("feddymem-cluster", None, True)],
+)  # fmt: skip
+def test_a_stranger_gets_a_threshold_where_own_rows_can_be_told_from_others(
+    name: str,
+    split: str | None,
+    known: bool,
+    given: Callable[[str], dict[str, Any]],
+    prepared: Callable[[TrainConfig], Prepared],
+) -> None:
+    config = resolve_config(**given(name), split=split)
+    ready = prepared(config)
+    method = make_method(config, ready.extractor)
+    method.take(ready.features)
+    made = method.baseline("pooled")
+    assert made is not None
+    limit = method.new_threshold(made["alder"].detector, ready.sites[0].train.paths, "new")
+    assert (limit is not None) == known
 
 
 def test_the_identity_is_the_same_federation_without_trained_generators(
@@ -249,6 +289,50 @@ def test_the_identity_is_the_same_federation_without_trained_generators(
     student = make_method(resolve_config(**given("stfpm")), ready.extractor)
     with pytest.raises(ConfigError, match="no generator"):
         student.baseline("identity")
+
+
+def baseline_scores(
+    ready: Prepared, config: TrainConfig, baseline: Any, *, trained: bool = False
+) -> dict[str, list[float]]:
+    """Scores of three test images by each site's detector of a baseline."""
+    with closing(make_method(config, ready.extractor)) as method:
+        method.take(ready.features)
+        if trained:
+            method.train(Ledger())
+        made = method.baseline(baseline)
+        assert made is not None
+        files = ready.sites[0].test.paths[:3]
+        return {site: one.detector.score(files).image.tolist() for site, one in made.items()}
+
+
+@pytest.mark.parametrize("baseline", ["local", "pooled"])
+def test_whoever_joins_late_has_all_rounds_in_a_baseline(
+    baseline: str,
+    given: Callable[[str], dict[str, Any]],
+    prepared: Callable[[TrainConfig], Prepared],
+) -> None:
+    config = resolve_config(**given("stfpm") | {"rounds": 2})
+    late = config.model_copy(update={"join": {"birch": 2}})
+    ready = prepared(config)
+    assert baseline_scores(ready, late, baseline) == baseline_scores(ready, config, baseline)
+
+
+def test_a_site_alone_has_seen_nothing_of_the_federation(
+    given: Callable[[str], dict[str, Any]], prepared: Callable[[TrainConfig], Prepared]
+) -> None:
+    config = resolve_config(**given("aand"))  # whose sites amplify a common teacher first
+    ready = prepared(config)
+    after = baseline_scores(ready, config, "local", trained=True)
+    assert after == baseline_scores(ready, config, "local")
+
+
+def test_the_pooled_memory_is_chosen_in_the_dimensions_that_were_asked_for(
+    given: Callable[[str], dict[str, Any]], prepared: Callable[[TrainConfig], Prepared]
+) -> None:
+    config = resolve_config(**given("patchcore"), projection=4)
+    ready = prepared(config)
+    whole = config.model_copy(update={"projection": None})
+    assert baseline_scores(ready, config, "pooled") != baseline_scores(ready, whole, "pooled")
 
 
 @pytest.mark.parametrize("name", STUDENTS)

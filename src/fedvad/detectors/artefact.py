@@ -35,9 +35,9 @@ def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]], values: dict[s
     """
     from safetensors.numpy import save
 
-    told = {"digest": _NO_DIGEST, "schema": _SCHEMA, "version": __version__, **values}
+    header = {"digest": _NO_DIGEST, "schema": _SCHEMA, "version": __version__, **values}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    data = save(contiguous, {_KEY: json.dumps(told)})
+    data = save(contiguous, {_KEY: json.dumps(header)})
     at = _digest_at(data, _NO_DIGEST)
     digest = _digest(data, at).encode()
     write_atomically(path, b"".join([data[:at], digest, data[at + len(digest) :]]))
@@ -77,8 +77,8 @@ def _values(data: bytes) -> Any:
     if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
         raise ValueError(f"its header claims {length} bytes")
     header = parse_json(data[8 : 8 + length])
-    told = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    text = told.get(_KEY) if isinstance(told, dict) else None
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    text = metadata.get(_KEY) if isinstance(metadata, dict) else None
     # what training keeps of its losses may be NaN; runs check their own values
     return parse_json(text.encode(), constants=True) if isinstance(text, str) else None
 

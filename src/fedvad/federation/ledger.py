@@ -50,7 +50,7 @@ class RoundEntry(BaseModel):
 class Ledger(BaseModel):
     """Costs of a whole run; grows by rounds and survives a resume.
 
-    images: by site, which images it trains on, as a digest; empty where nobody told. options:
+    images: by site, which images it trains on, as a digest; empty where unknown. options:
     digest of the options that a resumed run must share, empty likewise.
     """
 

@@ -18,6 +18,7 @@ __all__ = [
     "FAMILIES",
     "METHODS",
     "Family",
+    "detector_of",
     "family_of",
     "method_class",
     "run_class",
@@ -62,8 +63,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-_FAMILY_OF = {
-    method: family
+_MADE = {
+    method: (family, detector)
     for family in FAMILIES
     for detector in list_detectors(family=family)
     for method in (detector, *(name for name in _PRESETS if name.startswith(f"{detector}-")))
@@ -72,7 +73,7 @@ DEFAULT_METHOD = "feddymem"
 # What `--method` means: defaults that a file or a flag may still change.
 METHODS = {
     method: FAMILIES[family].preset | _PRESETS.get(method, {})
-    for method, family in _FAMILY_OF.items()
+    for method, (family, _) in _MADE.items()
 }
 
 
@@ -80,7 +81,12 @@ def family_of(method: object) -> str:
     """The family of a method that `--method` takes; raises `ConfigError` for any other."""
     if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
-    return _FAMILY_OF[method]
+    return _MADE[method][0]
+
+
+def detector_of(method: str) -> str:
+    """The registered detector that a method makes."""
+    return _MADE[method][1]
 
 
 def method_class(method: object) -> type[Method]:

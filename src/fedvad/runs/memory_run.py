@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector
+from fedvad.detectors.memory.feddymem import MemoryDetector
 from fedvad.detectors.memory.generator import Generator
+from fedvad.detectors.registry import create
 from fedvad.detectors.scoring import ScoringConfig, distance_scale
 from fedvad.detectors.student.parameters import weights_hash
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
@@ -29,10 +30,11 @@ from fedvad.runs.answers import (
     with_answers,
 )
 from fedvad.runs.config import Reference, TrainConfig
+from fedvad.runs.families import detector_of
 from fedvad.runs.run import Arrays, Parts, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
 
-__all__ = ["SiteMemory", "TrainedRun"]
+__all__ = ["SiteMemory", "TrainedRun", "memory_detector"]
 
 
 class _SiteValues(SiteValues):
@@ -122,7 +124,7 @@ class TrainedRun(Run):
                 f"have {extractor.grid[2]}; train again"
             )
         reference = self.chosen_reference(site, reference)
-        detector = FedDyMem(extractor=extractor, scoring=self.scoring)
+        detector = memory_detector(self.method, extractor, self.scoring)
         model = self.sites.get(site) if site is not None else None
         if model is None:
             if reference == "local":
@@ -193,7 +195,7 @@ class TrainedRun(Run):
 
     @classmethod
     def _assembled(cls, parts: Parts) -> Self:
-        shared, told, own, thresholds, features = parts
+        shared, described, own, thresholds, features = parts
         prefix = "global/"
         left = {name.removeprefix(prefix): array for name, array in shared.items()}
         if strange := {name for name in shared if not name.startswith(prefix)}:
@@ -201,7 +203,7 @@ class TrainedRun(Run):
         memory = _bank("global", left)
         scale = _scale(left.pop("scale", None), len(memory))
         sites = {}
-        for site, arrays, limits in zip(told.sites, own, thresholds, strict=True):
+        for site, arrays, limits in zip(described.sites, own, thresholds, strict=True):
             bank = _bank(site.name, arrays)
             generator = Generator.identity(bank.dim)
             if "generator/weight" in arrays:
@@ -223,13 +225,22 @@ class TrainedRun(Run):
         return cls(
             memory=memory,
             sites=sites,
-            scoring=ScoringConfig.from_values(told.scoring),
-            reference=told.reference,
+            scoring=ScoringConfig.from_values(described.scoring),
+            reference=described.reference,
             features=features,
-            method=told.method,
-            data=told.data,
+            method=described.method,
+            data=described.data,
             scale=scale,
         )
+
+
+def memory_detector(
+    method: str, extractor: FeatureExtractor, scoring: ScoringConfig
+) -> MemoryDetector:
+    """The detector of a memory method, without its memory."""
+    made = create(detector_of(method), extractor=extractor, scoring=scoring)
+    assert isinstance(made, MemoryDetector)  # or its family were another
+    return made
 
 
 def _scale(values: npt.NDArray[Any] | None, rows: int) -> FloatArray | None:

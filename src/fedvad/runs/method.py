@@ -175,7 +175,7 @@ class Method(ABC):
         on_round: is given the `round_detector` of each round that has one.
         """
 
-        def told(round_: int, merged: Payload) -> None:
+        def after_round(round_: int, merged: Payload) -> None:
             if on_round is not None and (found := self.round_detector(merged)) is not None:
                 on_round(round_, found)
 
@@ -186,7 +186,7 @@ class Method(ABC):
             state_dir=state_dir,
             resume=resume,
             stage=Stage(progress, "rounds", self.rounds(self.config) * len(self.n_images)),
-            on_round=told,
+            on_round=after_round,
         )
         return self.run(data)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.calibration import RowLookup, held_out_scores
-from fedvad.detectors.memory.feddymem import FedDyMem, MemoryDetector, PatchCore
+from fedvad.detectors.memory.feddymem import MemoryDetector, PatchCore
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import MemorySite
 from fedvad.evaluation.sites import site_threshold
@@ -29,7 +29,7 @@ from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import Watcher, warm_up
-from fedvad.runs.memory_run import SiteMemory, TrainedRun
+from fedvad.runs.memory_run import SiteMemory, TrainedRun, memory_detector
 from fedvad.runs.method import Alone, Baseline, Method, Sites, Trained
 from fedvad.runs.phases import Phase
 from fedvad.runs.plan import memory_exchange, memory_sites, plan, sampling_ahead, split_held_out
@@ -200,8 +200,8 @@ class MemoryMethod(Method):
         """See `Method.close`; nothing is."""
 
     def _detector(self, bank: MemoryBank, generator: Generator | None = None) -> MemoryDetector:
-        detector = FedDyMem(extractor=self.extractor, scoring=self.config.scoring())
-        return detector.with_memory(bank, generator)
+        made = memory_detector(self.config.method, self.extractor, self.config.scoring())
+        return made.with_memory(bank, generator)
 
     def _threshold(self, site: str, detector: MemoryDetector) -> Threshold | None:
         assert detector.generator_ is not None

@@ -118,14 +118,14 @@ def privacy(config: TrainConfig) -> dict[str, Any] | None:
     """What the configuration guarantees for one image of a site; None if nothing was asked for."""
     if config.min_count == 1 and config.clip is None:
         return None
-    told: dict[str, Any] = {"min_count": config.min_count}
+    promised: dict[str, Any] = {"min_count": config.min_count}
     if config.clip is not None:
         spent = epsilon(config.noise, config.rounds, config.delta)
-        told |= {
+        promised |= {
             "clip": config.clip, "noise": config.noise, "releases": config.rounds,
             "delta": config.delta, "epsilon": spent, "neighbours": NEIGHBOURS,
         }  # fmt: skip
-    return told
+    return promised
 
 
 def memory_sites(

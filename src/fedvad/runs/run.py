@@ -51,12 +51,12 @@ class SiteModel(ABC):
 
 
 class Parts(NamedTuple):
-    """What the file of a run holds: `told` as its class describes it; `own` and `thresholds` by
-    site, in the order of `told.sites`.
+    """What the file of a run holds. described: its checked values. own, thresholds: by site, in the
+    order of `described.sites`.
     """
 
     shared: Arrays
-    told: Any
+    described: Any
     own: list[Arrays]
     thresholds: list[dict[str, Threshold]]
     features: FeatureConfig
@@ -116,8 +116,8 @@ class Run(ABC):
         for i, (name, model) in enumerate(sorted(self.sites.items())):
             arrays |= {f"site{i}/{n}": a for n, a in model.arrays().items()}
             thresholds = {k: asdict(t) for k, t in model.thresholds.items()}
-            told = {"name": name, "n_images": model.n_images} | model.values()
-            sites.append(told | {"thresholds": thresholds})
+            entry = {"name": name, "n_images": model.n_images} | model.values()
+            sites.append(entry | {"thresholds": thresholds})
         values = {"schema": self.schema, "kind": self.kind, "method": self.method}
         values["data"] = self.data
         write_arrays(
@@ -147,21 +147,21 @@ class Run(ABC):
     @classmethod
     def from_arrays(cls, arrays: Arrays, values: dict[str, Any], path: Path) -> Self:
         """What `save` wrote, as `read_arrays` gives it; raises `ArtefactError`."""
-        told = parse_values(cls.described, values, str(path))
+        described = parse_values(cls.described, values, str(path))
         check_finite(arrays, cls._must_be_finite(values), str(path))
         shared = {name: array for name, array in arrays.items() if not _OWN.match(name)}
-        own = [under(f"site{i}/", arrays) for i in range(len(told.sites))]
+        own = [under(f"site{i}/", arrays) for i in range(len(described.sites))]
         try:
             thresholds = [
                 {str(k): threshold_from(t) for k, t in site.thresholds.items()}
-                for site in told.sites
+                for site in described.sites
             ]
             if left := {n for n in arrays if _OWN.match(n)} - {
                 f"site{i}/{n}" for i, found in enumerate(own) for n in found
             }:
                 raise ArtefactError(f"array {min(left)!r} belongs to no site")
             features = feature_identity(values, path)
-            return cls._assembled(Parts(shared, told, own, thresholds, features))
+            return cls._assembled(Parts(shared, described, own, thresholds, features))
         except (KeyError, ConfigError, ArtefactError, MemoryBankError) as error:
             raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
 

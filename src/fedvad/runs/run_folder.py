@@ -68,7 +68,7 @@ def read_ledger(folder: Path) -> Ledger:
 def read_results(folder: Path) -> Results:
     """What `train` returned; raises `ArtefactError` when it is missing or damaged."""
     path = folder / RESULTS_FILE
-    told = _ledger(folder)[1].get(RESULTS_FILE)
+    wanted = _ledger(folder)[1].get(RESULTS_FILE)
     try:
         data = path.read_bytes()
         results = parse_json(data)
@@ -76,7 +76,7 @@ def read_results(folder: Path) -> Results:
             raise ValueError("it holds no table of values")
     except (OSError, ValueError) as error:
         raise ArtefactError(f"cannot read {path}, it is missing or damaged: {error}") from error
-    if told not in (None, sha256_of(data)):
+    if wanted not in (None, sha256_of(data)):
         raise ArtefactError(
             f"{path} was damaged or changed after it was written: restore it from a copy, or train "
             "again"

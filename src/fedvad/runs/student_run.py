@@ -128,15 +128,15 @@ class StudentRun(Run):
 
     @classmethod
     def _assembled(cls, parts: Parts) -> Self:
-        shared, told, own, thresholds, features = parts
+        shared, described, own, thresholds, features = parts
         sites = {}
-        for site, buffers, limits in zip(told.sites, own, thresholds, strict=True):
+        for site, buffers, limits in zip(described.sites, own, thresholds, strict=True):
             if _shapes(buffers) != _shapes(own[0]):
                 raise ArtefactError(f"site {site.name!r} has other batch statistics than the first")
             sites[site.name] = StudentModel(
                 buffers, site.own, thresholds=limits, n_images=site.n_images
             )
-        return cls(shared, told.student, sites, features, told.method, told.data)
+        return cls(shared, described.student, sites, features, described.method, described.data)
 
     @classmethod
     def _must_be_finite(cls, values: dict[str, Any]) -> dict[str, Any]:

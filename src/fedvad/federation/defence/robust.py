@@ -112,8 +112,8 @@ def defend(banks: Mapping[str, MemoryBank], config: RobustConfig, *, seed: int) 
     for name, why in _distrusted(trust, config).items():
         del kept[name]
         reasons[name].append(why)
-    told = {name: "; ".join(whys) for name, whys in reasons.items() if whys}
-    return Verdict({name: bank for name, bank in kept.items() if len(bank)}, told, trust)
+    by_site = {name: "; ".join(whys) for name, whys in reasons.items() if whys}
+    return Verdict({name: bank for name, bank in kept.items() if len(bank)}, by_site, trust)
 
 
 def supported_rows(

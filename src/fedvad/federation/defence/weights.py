@@ -71,8 +71,8 @@ def bound_weights(
             name: (centre[name] + part * (array - centre[name])).astype(np.float32)
             for name, array in weights[i].items()
         }
-    told = {name: "; ".join(whys) for name, whys in reasons.items() if whys}
-    return Bounded(kept, shares, told)
+    by_site = {name: "; ".join(whys) for name, whys in reasons.items() if whys}
+    return Bounded(kept, shares, by_site)
 
 
 def _distance(weights: Arrays, centre: Arrays) -> float:

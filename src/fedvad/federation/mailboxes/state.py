@@ -131,8 +131,8 @@ def _read(source: Path) -> RunState:
     data = _files(source, mark)
     sites: dict[str, dict[str, npt.NDArray[Any]]] = {}
     for name in _named(data, "site-"):
-        arrays, told = read_arrays(source / name)
-        sites[told["site"]] = arrays
+        arrays, values = read_arrays(source / name)
+        sites[values["site"]] = arrays
     server: dict[str, Payload] = {}
     for name in _named(data, "server-"):
         payload = Payload.from_bytes(data[name])
@@ -153,12 +153,12 @@ def _files(source: Path, mark: _Mark) -> dict[str, bytes]:
     if mark.files is None:
         return {path.name: path.read_bytes() for path in sorted(source.glob("*.safetensors"))}
     found = {}
-    for name, told in mark.files.items():
+    for name, wanted in mark.files.items():
         try:
             data = (source / name).read_bytes()
         except OSError as error:
             raise ArtefactError(f"{name} is missing: {error.strerror or error}") from error
-        if len(data) != told.bytes or sha256_of(data) != told.sha256:
+        if len(data) != wanted.bytes or sha256_of(data) != wanted.sha256:
             raise ArtefactError(f"{name} was changed after it was written")
         found[name] = data
     return found
