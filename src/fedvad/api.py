@@ -8,7 +8,6 @@ from typing import Any, Unpack
 
 from fedvad.api_arguments import AnyPath, cache_at, listed, maybe
 from fedvad.api_living import (
-    doctor,
     feedback,
     forget,
     list_feedback,
@@ -18,7 +17,7 @@ from fedvad.api_living import (
     update,
 )
 from fedvad.api_research import bench, connectivity, group, run_stream
-from fedvad.api_tools import backbones, distill_backbone, gallery, score_scenes
+from fedvad.api_tools import backbones, distill_backbone, doctor, gallery, score_scenes
 from fedvad.api_use import calibrate, evaluate, export, predict
 from fedvad.api_watch import drift_state, watch, week
 from fedvad.data.labels import Names

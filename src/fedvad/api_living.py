@@ -1,4 +1,4 @@
-"""The verbs that change a trained run, or examine it, with plain arguments; see `fedvad.api`."""
+"""The verbs that change a trained run, with plain arguments; see `fedvad.api`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from fedvad.runs.answers import Verdict
 from fedvad.runs.config import as_path
 from fedvad.runs.feedback import Box
 from fedvad.runs.progress import Progress, no_progress
-from fedvad.verbs.doctor import PORT
-from fedvad.verbs.doctor import doctor as _doctor
 from fedvad.verbs.feedback import feedback as _feedback
 from fedvad.verbs.feedback import list_feedback as _list_feedback
 from fedvad.verbs.feedback import share_feedback as _share_feedback
@@ -21,7 +19,6 @@ from fedvad.verbs.update import undo_update as _undo_update
 from fedvad.verbs.update import update as _update
 
 __all__ = [
-    "doctor",
     "feedback",
     "forget",
     "list_feedback",
@@ -44,14 +41,41 @@ def update(
     cache: AnyPath | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Let new normal images join run folder `run`, without reading the old ones.
+    """Let new normal images join a run, without reading the old ones.
 
-    data: folder of normal images of one site, or of sites as `train` reads them. site: whose
-    images these are, of the run or a new one; may be omitted where `data` has sites, or the run
-    has only one. dry_run: change nothing. Returns what changed: rows, thresholds and alarms on
-    the new images, before and now. `undo_update` takes it back.
+    Parameters
+    ----------
+    run : path
+        Run folder.
+    data : path
+        Folder of normal images of one site, or of sites as `train` reads them.
+    site : str, optional
+        Whose images these are, of the run or a new one; not needed where `data` has sites, or the
+        run has only one.
+    dry_run : bool, default=False
+        Change nothing.
+    weights, engine, device, cache : optional
+        As those of `fedvad.evaluate`.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
 
-    Raises `ConfigError` (also while another process works on the run), `DataError`.
+    Returns
+    -------
+    dict
+        What changed: rows, thresholds and alarms on the new images, before and now. `undo_update`
+        takes it back.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> told = fedvad.update("run", "plants/birch/test/good", site="birch", dry_run=True)
+    >>> told["sites"]["birch"]["images"], told["dry_run"]
+    (4, True)
     """
     return _update(
         as_path(run, "run"),
@@ -67,7 +91,32 @@ def update(
 
 
 def undo_update(run: AnyPath) -> dict[str, Any]:
-    """Put run folder `run` back as it was before the last `update`; raises `ConfigError`."""
+    """Put a run back as it was before the last `update`.
+
+    Parameters
+    ----------
+    run : path
+        Run folder.
+
+    Returns
+    -------
+    dict
+        `run` and `undone`.
+
+    Raises
+    ------
+    ConfigError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> grown = shutil.copytree("run", "grown")
+    >>> told = fedvad.update(grown, "plants/birch/test/good", site="birch")
+    >>> fedvad.undo_update(grown)["undone"]
+    True
+    """
     return _undo_update(as_path(run, "run"))
 
 
@@ -86,16 +135,48 @@ def forget(
     cache: AnyPath | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Take a site, or one image of it, out of every memory of run folder `run`.
+    """Take a site, or one image of it, out of every memory of a run.
 
-    site: who leaves. image: file of the site, or the digest of one that is gone, to forget
-    instead of the site. data: folder of the sites that stay, which then fill in what they relied
-    on the leaving site for, and get exact thresholds. key: private key that signs a receipt;
-    receipt: its file, `forgot-SITE.fedvad` in the run folder by default. no_receipt: do without
-    one, in place of `key`.
+    Parameters
+    ----------
+    run : path
+        Run folder.
+    site : str, optional
+        Who leaves; not needed with `image` where the run has only one.
+    image : path or str, optional
+        File of the site, or the digest of one that is gone, to forget instead of the site.
+    data : path, optional
+        Folder of the sites that stay, which then fill in what they relied on the leaving site
+        for, and get exact thresholds.
+    key : path, optional
+        Private key that signs a receipt.
+    receipt : path, optional
+        File of the receipt; `forgot-SITE.fedvad` in the run folder by default.
+    no_receipt : bool, default=False
+        Do without one, in place of `key`.
+    weights, engine, device, cache : optional
+        As those of `fedvad.evaluate`.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
 
-    Results, pages and pictures made of the run are removed. Returns what the receipt says.
-    Raises `ConfigError` (also while another process works on the run), `DataError`.
+    Returns
+    -------
+    dict
+        What the receipt says. Results, pages and pictures made of the run are removed.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> left = shutil.copytree("run", "left")
+    >>> told = fedvad.forget(left, site="birch", no_receipt=True)
+    >>> "birch" in told["sites_left"]
+    False
     """
     return _forget(
         as_path(run, "run"),
@@ -125,14 +206,42 @@ def feedback(
     device: str | None = None,
     cache: AnyPath | None = None,
 ) -> dict[str, Any]:
-    """Tell run folder `run` that an image of a site is "normal", or shows a "defect".
+    """Tell a run that an image of a site is normal, or shows a defect.
 
-    It counts at this site from the next image on; thresholds and other sites stay as they are.
-    site: may be omitted where the run has only one. region: x, y, width and height in pixels,
-    where a part of the image is meant. Returns the answer, with its number for `undo_feedback`
-    and the score of the image before and now.
+    Parameters
+    ----------
+    run : path
+        Run folder.
+    image : path
+        File of the image.
+    verdict : {"normal", "defect"}
+        What it shows. It counts at this site from the next image on; thresholds and other sites
+        stay as they are.
+    site : str, optional
+        Whose image it is; not needed where the run has only one.
+    region : four ints, optional
+        x, y, width and height in pixels, where a part of the image is meant.
+    weights, engine, device, cache : optional
+        As those of `fedvad.evaluate`.
 
-    Raises `ConfigError` (also for an image answered before), `DataError`.
+    Returns
+    -------
+    dict
+        The answer, with its number for `undo_feedback` and the score of the image before and now.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> run = shutil.copytree("run", "answered")
+    >>> told = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
+    >>> told["number"], told["verdict"], told["score_now"] < told["score"]
+    (1, 'normal', True)
     """
     return _feedback(
         as_path(run, "run"),
@@ -148,42 +257,89 @@ def feedback(
 
 
 def list_feedback(run: AnyPath) -> list[dict[str, Any]]:
-    """All answers in run folder `run`, those undone as well."""
+    """List all answers in a run, those undone as well.
+
+    Parameters
+    ----------
+    run : path
+        Run folder.
+
+    Returns
+    -------
+    list of dict
+        Number, site, verdict, date, name and digest of the image, and more of each answer.
+
+    Raises
+    ------
+    ArtefactError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.list_feedback("run")
+    []
+    """
     return _list_feedback(as_path(run, "run"))
 
 
 def share_feedback(run: AnyPath) -> dict[str, Any]:
-    """Let the answered false alarms of each site of run folder `run` count at all its sites.
+    """Let the answered false alarms of each site of a run count at all its sites.
 
-    Returns the rows that joined, by site; raises `ConfigError`.
+    Parameters
+    ----------
+    run : path
+        Run folder.
+
+    Returns
+    -------
+    dict
+        `rows` that joined, by site, and `memory_rows` of all sites together.
+
+    Raises
+    ------
+    ConfigError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> run = shutil.copytree("run", "shared")
+    >>> told = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
+    >>> fedvad.share_feedback(run)["rows"] == {"birch": told["rows"]}
+    True
     """
     return _share_feedback(as_path(run, "run"))
 
 
 def undo_feedback(run: AnyPath, number: int) -> dict[str, Any]:
-    """Let answer `number` of run folder `run` count no longer; raises `ConfigError`."""
-    return _undo_feedback(as_path(run, "run"), number)
+    """Let an answer count no longer, at sites that it was shared with neither.
 
+    Parameters
+    ----------
+    run : path
+        Run folder.
+    number : int
+        Of the answer, as `list_feedback` shows it.
 
-def doctor(
-    path: AnyPath | None = None,
-    *,
-    weights: AnyPath | None = None,
-    engine: Engine | None = None,
-    device: str | None = None,
-    port: int = PORT,
-    cache: AnyPath | None = None,
-) -> dict[str, Any]:
-    """Examine this installation, and the run, images or deployment in folder `path`.
+    Returns
+    -------
+    dict
+        The answer, with the date in `undone`.
 
-    port: on which `fedvad serve` would listen. Returns `ok` and `checks`, each with name, state
-    ("ok", "warning" or "wrong"), what is there and how to mend it. Nothing is changed.
+    Raises
+    ------
+    ConfigError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> run = shutil.copytree("run", "undone")
+    >>> told = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
+    >>> bool(fedvad.undo_feedback(run, told["number"])["undone"])
+    True
     """
-    return _doctor(
-        maybe(path, "path"),
-        cache=cache_at(cache),
-        weights=maybe(weights, "weights"),
-        engine=engine,
-        device=device,
-        port=port,
-    )
+    return _undo_feedback(as_path(run, "run"), number)

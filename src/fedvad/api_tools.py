@@ -7,17 +7,20 @@ from inspect import signature
 from os import PathLike
 from typing import Any
 
-from fedvad.api_arguments import AnyPath, by_backbone, listed, maybe
+from fedvad.api_arguments import AnyPath, by_backbone, cache_at, listed, maybe
 from fedvad.errors import ConfigError
+from fedvad.features.config import Engine
 from fedvad.runs.config import as_path
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.spectral.moments import Moments
 from fedvad.spectral.scene import Scene
+from fedvad.verbs.doctor import PORT
+from fedvad.verbs.doctor import doctor as _doctor
 from fedvad.verbs.gallery import gallery as _gallery
 from fedvad.verbs.spectral import ScoredScene
 from fedvad.verbs.spectral import score_scenes as _score_scenes
 
-__all__ = ["backbones", "distill_backbone", "gallery", "score_scenes"]
+__all__ = ["backbones", "distill_backbone", "doctor", "gallery", "score_scenes"]
 
 
 def distill_backbone(
@@ -214,3 +217,45 @@ def backbones(pattern: str | None = None) -> list[dict[str, Any]]:
     from fedvad.features.listing import families, models  # models loads torch
 
     return families() if pattern is None else models(pattern)
+
+
+def doctor(
+    path: AnyPath | None = None,
+    *,
+    weights: AnyPath | None = None,
+    engine: Engine | None = None,
+    device: str | None = None,
+    port: int = PORT,
+    cache: AnyPath | None = None,
+) -> dict[str, Any]:
+    """Examine this installation, and a run, images or a deployment; nothing is changed.
+
+    Parameters
+    ----------
+    path : path, optional
+        Run folder, folder of images, or folder of a deployment.
+    weights, engine, device, cache : optional
+        As those of `fedvad.evaluate`.
+    port : int, default=8000
+        On which `fedvad serve` would listen.
+
+    Returns
+    -------
+    dict
+        `ok` and `checks`, each with name, state ("ok", "warning" or "wrong"), what is there and
+        how to mend it.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> {check["state"] for check in fedvad.doctor("run")["checks"]} <= {"ok", "warning", "wrong"}
+    True
+    """
+    return _doctor(
+        maybe(path, "path"),
+        cache=cache_at(cache),
+        weights=maybe(weights, "weights"),
+        engine=engine,
+        device=device,
+        port=port,
+    )

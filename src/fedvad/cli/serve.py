@@ -75,6 +75,12 @@ def serve(
         bool,
         typer.Option("--samples/--no-samples", help="Offer some of the run's test images."),
     ] = True,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Further run folder whose sites the page shows next to these.", show_default=False
+        ),
+    ] = None,
     feedback: Annotated[
         bool,
         typer.Option("--feedback", help="Take answers to alarms, which change the run."),
@@ -89,6 +95,7 @@ def serve(
     from fedvad.serving.predictor import Predictor
     from fedvad.serving.service.answers import Answers
     from fedvad.serving.service.app import create_app
+    from fedvad.serving.service.overview import sites_of
     from fedvad.serving.service.samples import load_samples
     from fedvad.serving.service.settings import ServiceSettings, read_token
     from fedvad.serving.service.sites import SitePredictors
@@ -100,6 +107,8 @@ def serve(
             f"with --feedback whoever reaches {host} could change the run: ask for a token with "
             "--token-file, or listen on 127.0.0.1"
         )
+    runs = [run, *(also or ())]
+    sites_of(runs)  # what cannot be shown is said now
     if feedback:
         TrainedRun.load(run)  # a student takes no answers
     hosts = allow_host or []
@@ -144,6 +153,7 @@ def serve(
             samples=load_samples(run, predictor.site) if samples else (),
             name=run.resolve().name,
             answers=Answers(run, sites, **where) if feedback else None,
+            runs=runs,
         )
         if token is None and not loopback:
             typer.echo(

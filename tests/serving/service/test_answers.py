@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import fedvad
 from fedvad.data.locks import only_one
 from fedvad.serving.service.answers import Answers
 from fedvad.serving.service.app import create_app
+from fedvad.serving.service.overview import sites_of
 from fedvad.serving.service.sites import SitePredictors
-from tests.serving.service.conftest import MakeClient
+from tests.serving.service.conftest import MakeClient, Run
 from tests.serving.service.support import png_of_size, upload
 
 
@@ -87,6 +89,21 @@ def test_what_cannot_be_answered_is_refused_with_its_reason(
         assert str(tmp_path) not in why
     assert service.get("/v1/feedback").json() == []
     assert give(service, odd, "defect").status_code == 200
+
+
+def test_sites_of_several_runs_stand_side_by_side(
+    make_client: MakeClient, trained: Run, odd: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(trained[0], tmp_path / "other"))
+    fedvad.feedback(other, odd, "defect", site="alder")
+    rows = sites_of([trained[0], other])
+    assert [row.site for row in rows] == 2 * ["alder", "birch", "cedar"]
+    assert [row.answers for row in rows] == [0, 0, 0, 1, 0, 0]
+    for row in rows[:3]:
+        assert row.image_auroc == trained[1]["image_auroc"]["sites"][row.site]
+        assert row.promised is not None
+        assert row.n_images == 6
+    assert make_client().get("/v1/sites").json() == []
 
 
 def test_answers_are_refused_unless_the_service_allows_them(

@@ -253,12 +253,19 @@ def test_a_score_just_below_the_threshold_is_borderline(
 
 
 def test_a_false_alarm_is_answered_seen_gone_and_undone(
-    serve: Serve, page: Open, files: list[Path], answering: tuple[SitePredictors, Answers]
-) -> None:
+    serve: Serve, page: Open, files: list[Path], answering: tuple[SitePredictors, Answers],
+    trained: Run, tmp_path: Path,
+) -> None:  # fmt: skip
     sites, answers = answering
     birch = sites.get("birch")
     worst = max(zip(birch.predict(files), files, strict=True), key=lambda p: p[0].score or 0)[1]
-    shown = page(serve(sites.default, sites=sites, answers=answers), may_complain="422")
+    runs = [tmp_path / "run", trained[0]]
+    shown = page(serve(sites.default, sites=sites, answers=answers, runs=runs), may_complain="422")
+    rows = shown.locator("#overview-rows tr")
+    expect(rows).to_have_count(6)
+    expect(rows.nth(1)).to_contain_text("normal images promise at most")
+    counted = rows.nth(1).locator("td").last
+    expect(counted).to_have_text("0")
     shown.set_input_files("#file", [worst])
     expect(shown.locator("#answer-hint")).to_contain_text("Choose your site")
     expect(shown.locator("#normal")).to_be_disabled()
@@ -272,6 +279,7 @@ def test_a_false_alarm_is_answered_seen_gone_and_undone(
     expect(shown.locator("#history .what")).to_contain_text("Below the threshold")
     told = shown.locator("#answer-list li")
     expect(told).to_contain_text([f"{worst.name}, birch: normal"])
+    expect(counted).to_have_text("1")
     shown.click("#normal")  # twice is once
     expect(shown.locator("#problem")).to_contain_text("answer 1 calls this normal already")
 
@@ -279,6 +287,7 @@ def test_a_false_alarm_is_answered_seen_gone_and_undone(
     expect(shown.locator("#say")).to_have_text(f"Anomalous: {worst.name}")
     expect(shown.locator("#figures")).to_have_text(before)
     expect(told).to_contain_text(["undone"])
+    expect(counted).to_have_text("0")
 
 
 def test_a_rectangle_says_which_part_is_a_defect(

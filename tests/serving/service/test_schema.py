@@ -25,6 +25,7 @@ ROUTES = {
     "/v1/metrics": "GET",
     "/v1/samples": "GET",
     "/v1/samples/{number}": "GET",
+    "/v1/sites": "GET",
     "/v1/feedback": "POST",
     "/v1/feedback/{number}/undo": "POST",
 }

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from math import isfinite
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -34,7 +35,9 @@ from fedvad.serving.service.models import (
     Predictions,
     Promised,
     SampleInfo,
+    SiteInfo,
 )
+from fedvad.serving.service.overview import sites_of
 from fedvad.serving.service.problems import (
     add_handlers,
     described,
@@ -96,12 +99,14 @@ def create_app(
     samples: Sequence[Sample] = (),
     name: str = "",
     answers: Answers | None = None,
+    runs: Sequence[Path] = (),
 ) -> FastAPI:
     """The service over a predictor, which it warms up at its start and leaves open at its end.
 
     `sites` are offered in addition. `samples` are shown on the page, under the same token as
-    everything else. `answers` takes what people say of images; None refuses it. Every refusal is a
-    `Problem`; a file that cannot be read is a result with an error, not a refusal.
+    everything else. `answers` takes what people say of images; None refuses it. `runs`:
+    folders whose sites are shown side by side. Every refusal is a `Problem`; a file that cannot be
+    read is a result with an error, not a refusal.
     """
     settings = settings or ServiceSettings()
     sites = sites or SitePredictors(predictor)
@@ -203,6 +208,12 @@ def create_app(
         )
 
     app.include_router(answer_routes(answers, sites, intake, queue, _BODY, guarded))
+
+    @app.get("/v1/sites", responses=described(401, 422), **guarded)
+    async def list_sites() -> list[SiteInfo]:
+        """Sites of the run, and of others that are shown next to it, with their thresholds."""
+        found: list[SiteInfo] = await run_in_threadpool(sites_of, runs)
+        return found
 
     @app.get("/v1/metrics", response_class=Response, responses=_METRICS | described(401, 422),
              **guarded)  # fmt: skip

@@ -20,6 +20,7 @@ __all__ = [
     "Problem",
     "Promised",
     "SampleInfo",
+    "SiteInfo",
 ]
 
 
@@ -140,6 +141,21 @@ class Info(BaseModel):
     calibration: Calibration | None
     limits: Limits
     feedback: bool
+
+
+class SiteInfo(BaseModel):
+    """A site of a run: its threshold, what that promises, and the answers that count there.
+
+    n_images: normal images that it trained on. image_auroc: as it was measured at the training.
+    """
+
+    run: str
+    site: str
+    threshold: float | None
+    promised: str | None
+    n_images: int
+    image_auroc: float | None
+    answers: int
 
 
 class SampleInfo(BaseModel):

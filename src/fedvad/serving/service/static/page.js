@@ -218,7 +218,7 @@ async function change(work) { // of the run, then the images of the session are 
     await look(entry);
     show(entry);
   }
-  await showAnswers().catch((error) => complain(error.message));
+  for (const part of [showAnswers, showSites]) await part().catch((error) => complain(error.message));
 }
 
 async function showAnswers() {
@@ -436,6 +436,22 @@ async function showSamples() {
   $("sample-list").replaceChildren(...items);
 }
 
+async function showSites() {
+  const found = await (await ask("/v1/sites")).json();
+  $("overview").hidden = !found.length;
+  $("overview-rows").replaceChildren(...found.map((told) => {
+    const row = document.createElement("tr");
+    const shown = (value) => (value === null ? "–" : digits(value));
+    const cells = [told.run, told.site, shown(told.threshold), told.promised ?? "–", told.n_images, shown(told.image_auroc), told.answers];
+    row.append(...cells.map((content) => {
+      const cell = document.createElement("td");
+      cell.textContent = content;
+      return cell;
+    }));
+    return row;
+  }));
+}
+
 function askForToken() {
   token = "";
   sessionStorage.removeItem("fedvad-token");
@@ -478,7 +494,7 @@ async function start() {
   }
   mark(null);
   await showSamples().catch((error) => complain(error.message));
-  await showAnswers().catch((error) => complain(error.message));
+  for (const part of [showAnswers, showSites]) await part().catch((error) => complain(error.message));
 }
 
 function choose() { // scores of another site's memory do not compare
