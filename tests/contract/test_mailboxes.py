@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.errors import FederationError
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
+from fedvad.federation.exchange.sums import sums_for
 from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.ledger import Ledger, RoundEntry
@@ -26,6 +28,7 @@ from fedvad.federation.payload import Payload
 from fedvad.federation.server import Server
 from tests.deploy.support import FakeLinks
 from tests.federation.test_golden import signing_key
+from tests.federation.test_sums import sums_exchange, sums_sites
 from tests.federation.test_weights import exchange as weight_exchange
 from tests.federation.test_weights import sites as weight_sites
 from tests.helpers import fake_site
@@ -70,6 +73,8 @@ FAMILIES = {
     "fedavg": weights(WeightConfig()),
     "fedprox": weights(WeightConfig("fedprox", prox=0.5)),
     "moon": weights(WeightConfig("moon")),
+    # under masks a round without a site is refused, see tests/federation/test_sums.py
+    "sums": Family(partial(sums_exchange, secure=False), sums_sites, sums_for),
 }
 
 

@@ -43,7 +43,7 @@ def sums_sites(n: int = 7, names: tuple[str, ...] = NAMES) -> dict[str, SumsSite
 def sums_exchange(**options: Any) -> SumsExchange:
     config = SumsConfig(dimensions=4, **options)
     return SumsExchange(
-        features="feature-key", config=config, size=4, start=start_of(SPACE, config)
+        features="feature-key", config=config, size=4, dim=6, start=start_of(SPACE, config)
     )
 
 
@@ -140,7 +140,7 @@ def test_a_message_without_sums_is_refused() -> None:
     payload = steps(sums_exchange(), sums_sites(), 1, None)["a"]
     bare = Payload(payload.manifest, {"key": payload.arrays["key"]})
     with pytest.raises(PayloadError, match="must hold sums"):
-        sums_for(bare, SumsConfig())
+        sums_for(bare)
     with pytest.raises(PayloadError, match="rounds are missing"):
         gaussian_from(payload, SPACE)
 

@@ -94,10 +94,10 @@ def test_scores_are_mahalanobis_distances_and_noise_quiets_what_drowns_in_it() -
 def test_an_image_is_taken_out_exactly() -> None:
     space = Space.of(6, 4)
     images = [space.points(image) for image in _images(3)[:5]]
-    centre = np.zeros((1, 4))
     means = np.stack([image_mean(*image, space) for image in images])
+    centre = means.mean(0)
     scatters = np.stack([image_scatter(*image, space, centre, 0.3) for image in images])
-    left = Gaussian(means.mean(0), scatters.mean(0), 5).without(means[2], scatters[2])
+    left = Gaussian(centre, scatters.mean(0), 5, 0.3).without(*images[2], space)
     others = [0, 1, 3, 4]
     np.testing.assert_allclose(left.mean, means[others].mean(0), atol=1e-12)
     np.testing.assert_allclose(left.scatter, scatters[others].mean(0), atol=1e-12)

@@ -9,7 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.detectors.scoring import ScoringConfig, mean_of_highest, smooth
-from fedvad.detectors.sums.statistics import Array, Space, unpacked_scatter
+from fedvad.detectors.sums.statistics import (
+    Array,
+    Space,
+    image_mean,
+    image_scatter,
+    unpacked_scatter,
+)
 from fedvad.errors import DataError
 from fedvad.memory.bank import FloatArray
 
@@ -28,6 +34,8 @@ class Gaussian:
     scatter : (g * g, k (k + 1) / 2) float64 array
     images : int, >= 1
         Number of images behind the scatter.
+    bound : float, default=infinity
+        Of the length of an image's scatter.
     noise : float, default=0
         Standard deviation of the noise in an entry of `scatter`.
     """
@@ -35,19 +43,22 @@ class Gaussian:
     mean: Array
     scatter: Array
     images: int
+    bound: float = math.inf
     noise: float = 0.0
 
-    def without(self, mean: Array, scatter: Array) -> Gaussian:
-        """The averages of all other images, from what one image had added to each sum.
+    def without(self, points: Array, cells: npt.NDArray[np.int64], space: Space) -> Gaussian:
+        """The averages of all images but one, whose points these are; about the same mean.
 
         Raises `DataError` where there is no other.
         """
         if self.images < 2:
             raise DataError("one image alone is behind the sums: nothing is left without it")
         n = self.images
+        mean = image_mean(points, cells, space)
+        scatter = image_scatter(points, cells, space, self.centre(space), self.bound)
         return Gaussian(
             (n * self.mean - mean) / (n - 1), (n * self.scatter - scatter) / (n - 1), n - 1,
-            self.noise * n / (n - 1),
+            self.bound, self.noise * n / (n - 1),
         )  # fmt: skip
 
     def centre(self, space: Space) -> Array:

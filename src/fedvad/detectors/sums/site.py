@@ -10,10 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.detectors.base import NormalFeatures
-from fedvad.detectors.sums.statistics import Array, Space, image_mean, image_scatter
+from fedvad.detectors.sums.gaussian import Gaussian
+from fedvad.detectors.sums.statistics import (
+    Array,
+    Space,
+    image_mean,
+    image_scatter,
+    scatter_bound,
+)
 from fedvad.errors import ConfigError, FederationError
 
-__all__ = ["SumsConfig", "SumsSite"]
+__all__ = ["SumsConfig", "SumsSite", "gaussian_of"]
 
 
 @dataclass(frozen=True)
@@ -117,3 +124,13 @@ class SumsSite:
             )
         self.sent.add(name)
         return total + self._rng.normal(0.0, noise, total.shape) if noise else total
+
+
+def gaussian_of(space: Space, *sites: NormalFeatures) -> Gaussian:
+    """The averages over the images of one place or several, without noise."""
+    images = sum(map(len, sites))
+    members = [SumsSite(site, space) for site in sites]
+    mean = np.sum([member.mean_sum(0.0) for member in members], axis=0) / images
+    bound, centre = scatter_bound(mean), mean * space.grid
+    total = np.sum([member.scatter_sum(centre, bound, 0.0) for member in members], axis=0)
+    return Gaussian(mean, total / images, images, bound)

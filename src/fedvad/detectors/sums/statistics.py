@@ -9,10 +9,20 @@ import numpy.typing as npt
 
 from fedvad.memory.bank import FloatArray
 
-__all__ = ["Space", "clipped", "image_mean", "image_scatter", "unpacked_scatter"]
+__all__ = [
+    "Space",
+    "clipped",
+    "image_mean",
+    "image_scatter",
+    "scatter_bound",
+    "unpacked_scatter",
+]
 
 Array = npt.NDArray[np.float64]
 _TINY = 1e-6
+# of a scatter's length, as a share of the mean trace: chosen on hazelnuts under six lights
+_BOUND = 0.2
+_LEAST_TRACE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +52,11 @@ class Space:
     grid: int = 1
 
     @classmethod
-    def of(cls, dim: int, dimensions: int, grid: int = 1) -> Space:
-        """A fixed random projection from `dim` to at most `dimensions`, the same at every site."""
+    def of(cls, dim: int, dimensions: int, grid: int = 1, seed: int = 0) -> Space:
+        """A random projection from `dim` to at most `dimensions`, by the seed of the federation."""
         size = min(dim, dimensions)
         # the stream of RandomState is frozen: the same values in every version of NumPy
-        drawn = np.random.RandomState(dim).standard_normal((dim, size))
+        drawn = np.random.RandomState([seed, dim]).standard_normal((dim, size))
         axes, upper = np.linalg.qr(drawn)
         axes *= np.sign(np.diag(upper))  # a convention of the library, no fact of the matrix
         return cls((axes * np.sqrt(dim / size)).astype(np.float32), grid)
@@ -118,6 +128,16 @@ def image_scatter(
         if len(own):
             found[cell] = (own.T @ own)[above] * (weights / len(own))
     return clipped(found / space.grid, bound)
+
+
+def scatter_bound(mean: Array, noise: float = 0.0) -> float:
+    """The bound of `image_scatter`, which looks at no image: patches have length 1 on average, so
+    that 1 less the squared length of their mean is the trace of their covariance.
+
+    mean: (g * g, k) average of `image_mean`. noise: deviation of the noise in its entries.
+    """
+    trace = 1 - float(np.sum(mean**2)) + mean.size * noise**2
+    return _BOUND * min(1.0, max(trace, _LEAST_TRACE))
 
 
 def unpacked_scatter(triangles: Array, size: int) -> Array:

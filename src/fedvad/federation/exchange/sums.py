@@ -17,23 +17,32 @@ import numpy.typing as npt
 
 from fedvad.detectors.sums.gaussian import Gaussian
 from fedvad.detectors.sums.site import SumsConfig, SumsSite
-from fedvad.detectors.sums.statistics import Space
-from fedvad.errors import FederationError, PayloadError
+from fedvad.detectors.sums.statistics import Space, scatter_bound
+from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.exchange.base import check_answer, merged_manifest
 from fedvad.federation.masks import add, from_fixed, mask, new_secret, public_key, to_fixed
 from fedvad.federation.payload import Manifest, Payload
 from fedvad.federation.privacy import gaussian_mu
 
-__all__ = ["ROUNDS", "SumsExchange", "gaussian_from", "start_of", "sums_for"]
+__all__ = [
+    "ROUNDS",
+    "SumsExchange",
+    "gaussian_from",
+    "has_sums",
+    "largest_upload",
+    "start_of",
+    "sums_for",
+]
 
 Arrays = dict[str, npt.NDArray[Any]]
 ROUNDS = 3
-# of the budget, as squares of mu; and the bound of a scatter's length, as a share of its trace:
-# chosen on hazelnuts under six lights
+# of the budget, as squares of mu: chosen on hazelnuts under six lights
 _MEAN_SHARE = 0.3
-_BOUND = 0.2
-_LEAST_TRACE = 0.05
 _MEAN_CHANGE, _SCATTER_CHANGE = 2.0, math.sqrt(2.0)
+_ARRAYS = {
+    "form", "key", "names", "keys", "mean", "bound", "scatter", "noise", "images",
+}  # fmt: skip
+_LARGEST = 1 << 16
 _HEADER_BYTES = (1 << 16) + 8
 
 
@@ -53,6 +62,8 @@ class SumsExchange:
     config : SumsConfig
     size : int
         Dimensions of the space: of `config`, or as many as a patch has values.
+    dim : int
+        Values of a patch.
     start : str
         See `start_of`.
 
@@ -60,16 +71,19 @@ class SumsExchange:
     --------
     >>> from fedvad.detectors.sums.site import SumsConfig
     >>> from fedvad.federation.exchange.sums import SumsExchange
-    >>> SumsExchange(features="key", config=SumsConfig(), size=128, start="s").max_bytes
+    >>> SumsExchange(features="key", config=SumsConfig(), size=128, dim=384, start="s").max_bytes
     131592
     """
 
-    def __init__(self, *, features: str, config: SumsConfig, size: int, start: str) -> None:
+    def __init__(
+        self, *, features: str, config: SumsConfig, size: int, dim: int, start: str
+    ) -> None:
         self.features = features
         self.config = config
         self.size = size
         self.start = start
-        self._told: Arrays = {}
+        self._form: Arrays = {"form": _form(size, dim, config)}
+        self._told: Arrays = dict(self._form)
         self._sites: dict[str, Payload] = {}
         mu = math.inf if config.epsilon is None else gaussian_mu(config.epsilon, config.delta)
         self._mean_noise = _MEAN_CHANGE / (mu * math.sqrt(_MEAN_SHARE))
@@ -80,11 +94,13 @@ class SumsExchange:
         told: Arrays = {} if incoming is None else incoming.arrays
         if incoming is not None and incoming.manifest.features != self.features:
             raise FederationError("the sums handed out are of another feature configuration")
-        arrays: Arrays = {"size": np.array([self.size], np.int64)}
+        arrays = dict(self._form)
         stage = _stage(told)
         if stage == "key":
-            state.secret = state.secret or new_secret()
-            arrays["key"] = np.frombuffer(public_key(state.secret), np.uint8)
+            if self.config.secure:
+                state.secret = state.secret or new_secret()
+            key = public_key(state.secret) if self.config.secure else bytes(32)
+            arrays["key"] = np.frombuffer(key, np.uint8)
         else:
             arrays[stage] = self._sum(state, stage, told, round_)
         manifest = Manifest(
@@ -105,7 +121,7 @@ class SumsExchange:
         if manifest.n_images < 1:
             raise PayloadError(f"site {manifest.site} says that it summed no image")
         stage = _stage(self._told)
-        wanted = {"size": ((1,), np.int64), stage: self._form(stage)}
+        wanted = {"form": (self._form["form"].shape, np.float64), stage: self._shape(stage)}
         if set(payload.arrays) != set(wanted):
             raise PayloadError(
                 f"site {manifest.site} must hold {sorted(wanted)} in this round; it holds "
@@ -115,6 +131,10 @@ class SumsExchange:
             array = payload.arrays[name]
             if array.shape != shape or array.dtype != dtype:
                 raise PayloadError(f"site {manifest.site}: {name} is not of shape {shape}")
+        if not np.array_equal(payload.arrays["form"], self._form["form"]):
+            raise PayloadError(
+                f"site {manifest.site}: its form is not that of the federation, or not finite"
+            )
         if stage != "key" and self.config.secure and manifest.site not in _keys(self._told):
             raise PayloadError(
                 f"site {manifest.site} sent no key in round 1: the masks are those of others"
@@ -133,7 +153,7 @@ class SumsExchange:
         if answered and stage == "key":
             keys = [payload.arrays["key"] for payload in answered.values()]
             names = np.frombuffer("\n".join(answered).encode(), np.uint8)
-            self._told = {"names": names, "keys": np.stack(keys)}
+            self._told |= {"names": names, "keys": np.stack(keys)}
         elif answered:
             self._check_all_here(answered, round_)
             total = from_fixed(add([payload.arrays[stage] for payload in answered.values()]))
@@ -150,8 +170,7 @@ class SumsExchange:
     @property
     def max_bytes(self) -> int:
         """See `Exchange.max_bytes`: of the largest sum, and a header."""
-        (cells, entries), _ = self._form("scatter")
-        return 8 * cells * entries + _HEADER_BYTES
+        return largest_upload(self.config.grid, self.size)
 
     @property
     def distrusted(self) -> Mapping[str, str]:
@@ -171,14 +190,12 @@ class SumsExchange:
             return {}
         round_ = max(payload.manifest.round for payload in self._sites.values())
         manifest = merged_manifest(round_, self._sites.values(), generator=self.start)
-        told = self._told | {"size": np.array([self.size], np.int64)}
-        return {"": Payload(manifest, told), **self._sites}
+        return {"": Payload(manifest, dict(self._told)), **self._sites}
 
     def restore(self, state: Mapping[str, Payload]) -> None:
         """Go on from a saved `server_state`."""
         self._sites = {name: payload for name, payload in state.items() if name}
-        told = state[""].arrays if "" in state else {}
-        self._told = {name: array for name, array in told.items() if name != "size"}
+        self._told = dict(state[""].arrays if "" in state else self._form)
 
     def _sum(self, state: SumsSite, stage: str, told: Arrays, round_: int) -> Any:
         keys = _keys(told)
@@ -187,14 +204,15 @@ class SumsExchange:
             total = state.mean_sum(share * self._mean_noise)
         else:
             bound = float(told["bound"][0])
-            total = state.scatter_sum(told["mean"], bound, share * bound * self._scatter_noise)
+            centre = told["mean"] * self.config.grid
+            total = state.scatter_sum(centre, bound, share * bound * self._scatter_noise)
         fixed = to_fixed(total)
         if not self.config.secure:
             return fixed
         site = state.features.where
         return fixed + mask(site, state.secret, keys, round_=round_, shape=fixed.shape)
 
-    def _form(self, stage: str) -> tuple[tuple[int, ...], Any]:
+    def _shape(self, stage: str) -> tuple[tuple[int, ...], Any]:
         cells, size = self.config.grid**2, self.size
         if stage == "key":
             return (32,), np.uint8
@@ -221,26 +239,48 @@ class SumsExchange:
         if stage == "scatter":
             noise = times * float(self._told["bound"][0]) * self._scatter_noise / images
             return {"noise": np.array([noise]), "images": np.array([images], np.int64)}
-        # patches have length 1 on average, so this is the trace of the covariance, but for noise
         noise = times * self._mean_noise / images
-        trace = 1 - float(np.sum((total / images) ** 2)) + total.size * noise**2
-        return {"bound": np.array([_BOUND * min(1.0, max(trace, _LEAST_TRACE))])}
+        return {"bound": np.array([scatter_bound(total / images, noise)])}
 
 
-def sums_for(upload: Payload, config: SumsConfig) -> SumsExchange:
+def has_sums(payload: Payload) -> bool:
+    """Whether a message holds sums, or a key for them: nothing of a memory and no weights."""
+    return set(payload.arrays) <= _ARRAYS and "form" in payload.arrays
+
+
+def largest_upload(grid: int, size: int) -> int:
+    """Bytes of the scatters of grid x grid parts in `size` dimensions, and of a header."""
+    return 8 * grid**2 * (size * (size + 1) // 2) + _HEADER_BYTES
+
+
+def _form(size: int, dim: int, config: SumsConfig) -> npt.NDArray[np.float64]:
+    """What a server without images needs: dimensions, values of a patch, and the protection."""
+    epsilon = 0.0 if config.epsilon is None else config.epsilon
+    return np.array([size, dim, config.grid, epsilon, config.delta, config.secure], np.float64)
+
+
+def sums_for(upload: Payload) -> SumsExchange:
     """The exchange of uploads like this one, for a server without images.
 
     Raises `PayloadError` for an upload that holds no sums.
     """
-    size = upload.arrays.get("size")
-    if size is None or size.dtype != np.int64 or size.shape != (1,) or not 0 < size[0] <= 4096:
+    form = upload.arrays.get("form")
+    if form is None or form.dtype != np.float64 or form.shape != (6,):
         raise PayloadError(
-            f"the message must hold sums and their size; it holds {sorted(upload.arrays)[:6]}"
+            f"the message must hold sums and their form; it holds {sorted(upload.arrays)[:6]}"
         )
+    size, dim, grid, epsilon, delta, secure = form.tolist()
+    if not (0 < size <= dim <= _LARGEST and 0 < grid <= _LARGEST and 0 <= epsilon < math.inf):
+        raise PayloadError("the form of the sums holds values that are not finite or out of range")
+    config = SumsConfig(int(size), int(grid), epsilon or None, delta, bool(secure))
     manifest = upload.manifest
-    return SumsExchange(
-        features=manifest.features, config=config, size=int(size[0]), start=manifest.generator
-    )
+    try:
+        return SumsExchange(
+            features=manifest.features, config=config, size=int(size), dim=int(dim),
+            start=manifest.generator,
+        )  # fmt: skip
+    except ConfigError as error:
+        raise PayloadError(f"the form of the sums: {error}") from error
 
 
 def gaussian_from(merged: Payload, space: Space) -> Gaussian:
@@ -250,14 +290,17 @@ def gaussian_from(merged: Payload, space: Space) -> Gaussian:
     """
     arrays, size = merged.arrays, space.size
     shapes = {"mean": (space.cells, size), "scatter": (space.cells, size * (size + 1) // 2)}
-    for name, shape in (shapes | {"noise": (1,), "images": (1,)}).items():
+    for name, shape in (shapes | dict.fromkeys(("bound", "noise", "images"), (1,))).items():
         if name not in arrays or arrays[name].shape != shape:
             raise PayloadError(f"the message holds no {name} of shape {shape}: rounds are missing")
         if not np.isfinite(arrays[name]).all():
             raise PayloadError(f"{name} of the message holds values that are no numbers")
+    if arrays["images"][0] < 1:
+        raise PayloadError("the sums of the message are of no image")
     return Gaussian(
-        arrays["mean"], arrays["scatter"], int(arrays["images"][0]), float(arrays["noise"][0])
-    )
+        arrays["mean"], arrays["scatter"], int(arrays["images"][0]),
+        bound=float(arrays["bound"][0]), noise=float(arrays["noise"][0]),
+    )  # fmt: skip
 
 
 def _stage(told: Mapping[str, Any]) -> str:
