@@ -13,9 +13,11 @@ from fedvad.federation.defence.validation import Limits
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
 from fedvad.federation.exchange.scope import WSAConfig
+from fedvad.federation.exchange.sums import sums_for
 from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.payload import Payload
+from tests.federation.test_sums import sums_exchange, sums_sites
 from tests.federation.test_weights import exchange as weight_exchange
 from tests.federation.test_weights import sites as weight_sites
 from tests.helpers import fake_site
@@ -27,12 +29,14 @@ NAMES = ("a", "b", "c")
 class Case:
     """An exchange with sites a, b and c, and how a server makes one from an upload.
 
-    exchange_for: None for an exchange whose server must know the common start.
+    exchange_for: None for an exchange whose server must know the common start. telling: first round
+    after which what is merged differs with the sites' images.
     """
 
     exchange: Callable[[], Exchange[Any]]
     members: Callable[[], dict[str, Any]]
     exchange_for: Callable[[Payload], Exchange[Any]] | None
+    telling: int = 1
 
 
 def memory(site: FedDyMemConfig | None = None, **options: Any) -> Case:
@@ -70,4 +74,6 @@ EXCHANGES = {
     "moon": weights(WeightConfig("moon")),
     "scaffold": weights(WeightConfig("scaffold"), remote=False),
     "wsa": weights(WeightConfig(wsa=WSAConfig(0.1, min_numel=1)), remote=False),
+    # under masks a round without a site is refused, see tests/federation/test_sums.py
+    "sums": Case(partial(sums_exchange, secure=False), sums_sites, sums_for, telling=2),
 }

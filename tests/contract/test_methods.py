@@ -116,7 +116,8 @@ def test_a_family_has_one_class_of_methods_and_one_of_runs(name: str) -> None:
     assert kind.kind == family.kind
     assert get_type_hints(method_class(methods[0]).run)["return"] is kind
     help_ = TrainConfig.model_fields["method"].description or ""
-    assert f"{methods[-1]} exchange {family.sends}" in help_
+    verb = "exchanges" if len(methods) == 1 else "exchange"
+    assert f"{methods[-1]} {verb} {family.sends}" in help_
 
 
 @pytest.mark.parametrize("name", ALL)

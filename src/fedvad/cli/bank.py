@@ -131,6 +131,8 @@ def export(
     holds = (
         f"{answer['weights']:,} weights of a student, trained on"
         if answer["weights"]
+        else f"a key, or sums ({answer['sums']:,} numbers), of"
+        if answer["sums"]
         else f"{answer['rows']} rows of {answer['values_per_row']} values stand for "
         f"{answer['n_patches']} patches of"
     )
@@ -201,6 +203,8 @@ def _merged(answer: dict[str, Any]) -> str:
 
 def _held(answer: dict[str, Any]) -> str:
     """What a global message holds."""
+    if answer["sums"]:
+        return f"keys or averages of {answer['n_images']} images"
     if not answer["rows"]:
         return f"the mean weights of students trained on {answer['n_images']} images"
     stand_for = f"{answer['n_patches']} patches of {answer['n_images']} images"

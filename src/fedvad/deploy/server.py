@@ -19,13 +19,12 @@ from fedvad.deploy.sharing import KEY, hand_back, shared_values, summed, togethe
 from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
 from fedvad.evaluation.histograms import to_pairs
 from fedvad.features.config import FeatureConfig
-from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.ledger import RoundEntry
 from fedvad.federation.mailboxes.flower.rounds import Links, RemoteRounds
 from fedvad.federation.mailboxes.inprocess import Schedule
-from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.payload import Payload
 from fedvad.runs.config import OWN_OF_SITE, TrainConfig, resolve_config
-from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.families import method_class
 from fedvad.runs.method import Method
 from fedvad.runs.plan import check_join
 from fedvad.runs.remote import remote
@@ -219,11 +218,9 @@ def _write_result(
     write_ledger(out, rounds.ledger)
     write_json(out / "results.json", results)
     write_atomically(out / "global.safetensors", final.to_bytes())
-    if has_weights(final):  # what scores needs statistics of images, which only sites have
-        return
-    memory = bank_from(final)
-    alone = config.model_copy(update={"reference": "global"})
-    TrainedRun.of(memory, {}, alone, _features(record, final)).save(out)
+    kind = method_class(config.method)
+    if not kind.sends_weights:  # what scores needs statistics of images, which only sites have
+        kind.run_of_server(config, final, _features(record, final)).save(out)
 
 
 def _features(record: dict[str, Any], final: Payload) -> FeatureConfig:

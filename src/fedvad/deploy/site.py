@@ -133,8 +133,8 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
     elif (folder / _TOLD).is_file():
         told = json.loads((folder / _TOLD).read_text()) | {"repeated": True}
     told["seconds"] = round(perf_counter() - start, 3)
-    # weights replace what was sent before, rows of a memory may add to it
-    replaced = method_class(config.method).sends_weights
+    # only rows of a memory may add to what was sent before
+    replaced = "upload_rows" not in method_class(config.method).options
     held = max(instruction.held, round_ - 1) if replaced else instruction.held
     return Reply(site.name, round_, _unheld(folder, held, round_), told)
 

@@ -37,6 +37,7 @@ _DETECTORS = {
     "patchcore": _Entry("memory", "memory.feddymem", "PatchCore"),
     "rd": _Entry("student", "student.rd.detector", "RD"),
     "stfpm": _Entry("student", "student.stfpm", "STFPM"),
+    "sums": _Entry("sums", "sums.detector", "SumsDetector"),
 }
 
 

@@ -1,15 +1,17 @@
-"""What the noise of a site's uploads amounts to, by opacus' accountant."""
+"""What noise amounts to: by opacus' accountant for rows, exactly for sums."""
 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 
 from fedvad.errors import ConfigError
 
-__all__ = ["NEIGHBOURS", "epsilon"]
+__all__ = ["NEIGHBOURS", "ONE_REPLACED", "epsilon", "gaussian_delta", "gaussian_mu"]
 
 NEIGHBOURS = "data sets of a site that differ in one image, whose descriptors are set to zero"
+ONE_REPLACED = "data sets of all sites that differ in one image, in whose place is another"
 
 
 def epsilon(noise: float, releases: int, delta: float) -> float:
@@ -47,3 +49,46 @@ def epsilon(noise: float, releases: int, delta: float) -> float:
         warnings.simplefilter("ignore")  # "a larger alpha might be tighter": still an upper bound
         found, _ = rdp.get_privacy_spent(orders=orders, rdp=spent, delta=delta)
     return float(found)
+
+
+def gaussian_delta(epsilon: float, mu: float) -> float:
+    """The least delta at `epsilon` of Gaussian noise whose deviation is sensitivity / `mu`.
+
+    Releases compose: of several, mu is the root of the sum of their squares, exactly.
+
+    Examples
+    --------
+    >>> from fedvad.federation.privacy import gaussian_delta
+    >>> round(gaussian_delta(1.0, 1.0), 4)
+    0.1269
+
+    Source: Balle and Wang 2018, theorem 8; Dong, Roth and Su 2022, corollary 2.13.
+    """
+    from scipy.special import log_ndtr, ndtr
+
+    if mu == 0:
+        return 0.0
+    second = math.exp(epsilon + float(log_ndtr(-mu / 2 - epsilon / mu)))
+    return max(0.0, float(ndtr(mu / 2 - epsilon / mu)) - second)
+
+
+def gaussian_mu(epsilon: float, delta: float) -> float:
+    """The largest mu, see `gaussian_delta`, that keeps (epsilon, delta); to 12 digits, from below.
+
+    Raises `ConfigError` for impossible values.
+
+    Examples
+    --------
+    >>> from fedvad.federation.privacy import gaussian_mu
+    >>> round(1 / gaussian_mu(1.0, 1e-5), 3)  # noise for one release of sensitivity 1
+    3.731
+    """
+    if not 0 < epsilon < math.inf or not 0 < delta < 1:
+        raise ConfigError(f"epsilon > 0 and delta in (0, 1) are needed, got {epsilon}, {delta}")
+    low, high = 0.0, 1.0
+    while gaussian_delta(epsilon, high) <= delta:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if gaussian_delta(epsilon, middle) <= delta else (low, middle)
+    return low

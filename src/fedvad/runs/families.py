@@ -48,6 +48,10 @@ FAMILIES = {
         "method_student:StudentMethod", "student_run:StudentRun", "student run",
         "the weights of a small network", {"rounds": 5},
     ),
+    "sums": Family(
+        "method_sums:SumsMethod", "sums_run:SumsRun", "sums run", "sums over images",
+        {"rounds": 3, "threshold_rule": "own"},
+    ),
 }  # fmt: skip
 
 # what single methods set besides; DETECTOR-WORD is a method that trains this detector

@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector, NormalFeatures
+from fedvad.errors import ConfigError
 from fedvad.evaluation.sites import SiteResult, site_threshold
 from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.ledger import Ledger
@@ -155,6 +157,14 @@ class Method(ABC):
     @abstractmethod
     def run(self, data: str = "") -> Run:
         """What came of the rounds so far, without thresholds; data: fingerprint of the images."""
+
+    @classmethod
+    def run_of_server(cls, config: TrainConfig, merged: Payload, features: FeatureConfig) -> Run:
+        """The run that a server without images has: what all sites share, with no site in it.
+
+        Raises `ConfigError` where what scores needs something of a site.
+        """
+        raise ConfigError(f"{config.method} cannot score without a site's part")
 
     def round_detector(self, merged: Payload) -> Detector | None:
         """What scores at every site alike after a round, where the method has such a detector."""

@@ -18,6 +18,7 @@ from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import MemorySite
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
+from fedvad.features.config import FeatureConfig
 from fedvad.federation.codecs import downlink_precision, plain_dtype, rounding
 from fedvad.federation.defence.validation import Limits
 from fedvad.federation.exchange.base import Exchange
@@ -115,6 +116,12 @@ class MemoryMethod(Method):
         """See `Method.phases`."""
         exchange, schedule = self._plan
         yield Phase("", exchange, self.members, schedule, self._end, self.config.jobs)
+
+    @classmethod
+    def run_of_server(cls, config: TrainConfig, merged: Payload, features: FeatureConfig) -> Run:
+        """See `Method.run_of_server`."""
+        alone = config.model_copy(update={"reference": "global"})
+        return TrainedRun.of(bank_from(merged), {}, alone, features)
 
     def round_detector(self, merged: Payload) -> Detector | None:
         """See `Method.round_detector`; there is none where sites train generators of their own."""

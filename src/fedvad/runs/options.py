@@ -13,7 +13,7 @@ from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.evaluation.thresholds import LOWEST_FPR
 from fedvad.memory.neighbours import SearchMode
 from fedvad.runs.option import names_of, option
-from fedvad.runs.options_sites import SiteOptions
+from fedvad.runs.options_sums import SumsOptions
 from fedvad.runs.student_config import StudentOptions
 
 __all__ = [
@@ -42,7 +42,7 @@ _thresholds = partial(option, group="Thresholds")
 _run = partial(option, group="Run", common=True)
 
 
-class DeclaredOptions(SiteOptions):
+class DeclaredOptions(SumsOptions):
     """Every option of a training run, in the order of a configuration file."""
 
     reduce: Reduce = _memory(

@@ -18,7 +18,7 @@ from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.mailboxes.inprocess import Schedule
-from fedvad.federation.privacy import NEIGHBOURS, epsilon
+from fedvad.federation.privacy import NEIGHBOURS, ONE_REPLACED, epsilon
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.families import method_class
 
@@ -116,6 +116,8 @@ def upload_limits(config: TrainConfig, dim: int, patches: int) -> Limits:
 
 def privacy(config: TrainConfig) -> dict[str, Any] | None:
     """What the configuration guarantees for one image of a site; None if nothing was asked for."""
+    if config.epsilon is not None:
+        return {"epsilon": config.epsilon, "delta": config.delta, "neighbours": ONE_REPLACED}
     if config.min_count == 1 and config.clip is None:
         return None
     promised: dict[str, Any] = {"min_count": config.min_count}

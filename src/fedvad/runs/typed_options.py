@@ -61,9 +61,10 @@ class TrainOptions(TypedDict, total=False):
     """Options of `fedvad.train`; those left out have defaults.
 
     method: How a detector is made: feddymem to patchcore exchange patch vectors; aand to stfpm
-        exchange the weights of a small network. A method changes some of the defaults of other
-        options. [one of feddymem, feddymem-trained, feddymem-cluster, feddymem-position, patchcore,
-        aand, amsl, daad, dcam, dmdd, paste, rd, stfpm; default: feddymem]
+        exchange the weights of a small network; sums exchanges sums over images. A method changes
+        some of the defaults of other options. [one of feddymem, feddymem-trained, feddymem-cluster,
+        feddymem-position, patchcore, aand, amsl, daad, dcam, dmdd, paste, rd, stfpm, sums; default:
+        feddymem]
     backbone: Pretrained network that describes the patches of an image: fedvad-tiny, filterbank,
         mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad distill. [default:
         fedvad-tiny; resnet18 where weights are given]
@@ -130,6 +131,14 @@ class TrainOptions(TypedDict, total=False):
         position and update ema). [one of concat, kmeans, kcenter, average; default: concat]
     malicious: Share of the sites that may be manipulated together, for defence robust. [above 0 and
         below 0.5; default: 1/3]
+    dimensions: Random directions in which a patch is described. Fewer bear more noise and see less.
+        [from 2 to 512; default: 128]
+    grid: Parts along each side of an image with sums of their own, for parts that always lie at the
+        same place; 1 is the image as a whole. [from 1 to 8; default: 1]
+    epsilon: Privacy loss of one image over the whole training, at delta: noise of that strength is
+        added to the sums. None is added by default. [above 0; default: none]
+    masks: Hide each site's sums under masks that cancel in the total. Then every site must answer
+        every round; without, each site needs the whole noise for itself. [default: true]
     reduce: How a site's patches become memory rows: a representative selection (coreset), averages
         of similar patches (cluster), or averages by patch position (position, with update ema).
         [one of coreset, cluster, position; default: coreset]
@@ -226,6 +235,10 @@ class TrainOptions(TypedDict, total=False):
     memory_rows: int | None
     defence: Literal["none", "robust"]
     malicious: float
+    dimensions: int
+    grid: int
+    epsilon: float | None
+    masks: bool
     reduce: Literal["coreset", "cluster", "position"]
     pull: float
     update: Literal["grow", "ema"]

@@ -14,6 +14,8 @@ from fedvad.data.locks import only_one
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.sums import has_sums
+from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload
 from fedvad.federation.signed import (
     SigningKey,
@@ -175,7 +177,8 @@ def _write_upload(state: SiteState, key: SigningKey, folder: Path, out: Path) ->
         "round": state.round,
         "rows": state.upload.rows,
         "values_per_row": int(first.shape[1]) if "vectors" in arrays else None,
-        "weights": 0 if "vectors" in arrays else sum(array.size for array in arrays.values()),
+        "weights": sum(a.size for a in arrays.values()) if has_weights(state.upload) else 0,
+        "sums": sum(a.size for a in arrays.values()) if has_sums(state.upload) else 0,
         "dtype": str(first.dtype),
         "n_images": manifest.n_images,
         "n_patches": manifest.n_patches,

@@ -11,6 +11,7 @@ from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ConfigError
+from fedvad.federation.exchange.sums import has_sums
 from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.mailboxes.state import RunState, load_state, save_state
 from fedvad.federation.payload import Payload, bank_from
@@ -73,10 +74,10 @@ def without_site(
     held = {} if state is None else dict(state.server)
     if state is None or site not in held:
         raise ConfigError(f"the server holds nothing of {site!r}, it has {sorted(held)}")
-    if has_weights(held[site]):
+    if has_weights(held[site]) or has_sums(held[site]):
         raise ConfigError(
-            "this federation averages weights of students, which all sites have trained "
-            "together: train again without the site"
+            "this federation has weights of students or sums, in which no site's part can be "
+            "told from another's: train again without the site"
         )
     left = {name: payload for name, payload in held.items() if name != site}
     if not left:

@@ -11,6 +11,7 @@ from fedvad.data.locks import only_one
 from fedvad.errors import ArtefactError, ConfigError, PayloadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.sums import has_sums
 from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload, bank_from
 from fedvad.federation.signed import (
@@ -96,7 +97,7 @@ def import_global(
             kind = None if state is None else remote(state.config, allow_weights=True, consent="")
             if kind is not None:
                 kind.check_merged(merged)
-            elif not has_weights(merged):
+            elif not has_weights(merged) and not has_sums(merged):
                 bank_from(merged)
             _check_fits(merged, known, state)
         except PayloadError as error:
@@ -110,6 +111,7 @@ def import_global(
             "path": str(file),
             "round": merged.manifest.round,
             "rows": merged.rows,
+            "sums": has_sums(merged),
             "n_images": merged.manifest.n_images,
             "n_patches": merged.manifest.n_patches,
             "features": merged.manifest.features,
@@ -171,7 +173,11 @@ def _check_fits(merged: Payload, known: Payload | None, state: SiteState | None)
 
 
 def _shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
-    """What all messages of a federation share: values per row, or the shapes of weights."""
+    """What all messages of a federation share: values per row, the shapes of weights, or what
+    sums are about.
+    """
+    if has_sums(payload):
+        return {"form": tuple(payload.arrays["form"].tolist())}
     if "vectors" in payload.arrays:
         return {"vectors": payload.arrays["vectors"].shape[1:]}
     return {name: array.shape for name, array in payload.arrays.items()}

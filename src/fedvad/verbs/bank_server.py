@@ -19,6 +19,7 @@ from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
+from fedvad.federation.exchange.sums import has_sums, sums_for
 from fedvad.federation.exchange.weights import has_weights, weights_for
 from fedvad.federation.mailboxes.files import receive_files
 from fedvad.federation.mailboxes.state import RunState, load_state, save_state
@@ -44,7 +45,9 @@ _SHARED = ("merge", "memory_rows", "precision", "seed", "defence", "malicious")
 
 
 class _Federation(BaseModel):
-    """What all rounds of a server must share; start: hash of weights, empty for memories."""
+    """What all rounds of a server must share; start: hash of weights or of what sums are about,
+    empty for memories.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,7 +68,7 @@ class _Federation(BaseModel):
     def of(cls, upload: Payload, config: TrainConfig, *, limited: bool) -> Self:
         """The federation that an upload belongs to; limited: whether `config` limits uploads."""
         chosen = {name: getattr(config, name) for name in _SHARED}
-        if has_weights(upload):
+        if has_weights(upload) or has_sums(upload):
             manifest = upload.manifest
             return cls(features=manifest.features, dim=1, start=manifest.generator, **chosen)
         features, dim, patches = kind_of(upload)
@@ -78,6 +81,8 @@ class _Federation(BaseModel):
     def exchange_for(self, upload: Payload) -> Exchange[Any]:
         """See `Server`; an upload tells the shapes of weights, and nothing of a memory."""
         defence = RobustConfig(self.malicious) if self.defence == "robust" else None
+        if has_sums(upload):
+            return sums_for(upload)
         if self.start:
             return weights_for(upload, defence=defence)
         return MemoryExchange(
@@ -256,6 +261,7 @@ def _write_global(
         "distrusted": dict(entry.distrusted) if files else {},
         "kept": sorted({site for site in state.server if site} - set(files)),
         "rows": entry.memory_rows,
+        "sums": has_sums(state.merged),
         "n_images": manifest.n_images,
         "n_patches": manifest.n_patches,
         "features": manifest.features,

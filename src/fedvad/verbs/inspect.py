@@ -19,6 +19,7 @@ from fedvad.data.views import Size
 from fedvad.detectors.artefact import read_arrays
 from fedvad.detectors.student.parameters import under
 from fedvad.errors import ArtefactError, ConfigError, DataError, PayloadError
+from fedvad.federation.exchange.sums import has_sums
 from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload
 from fedvad.federation.signed import (
@@ -36,6 +37,10 @@ from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
 __all__ = ["inspect"]
 
 _SHOWN = 5
+_CAUTION = (
+    "CAUTION: the file holds more than {} and the manifest shown, or was written by another "
+    "program; what else is inside is not known."
+)
 _UNSIGNED = "{} carries no signature to check: --trust (trust=) is for messages and receipts"
 _ARRAYS = {"vectors", "weights", "spread"}
 
@@ -189,9 +194,9 @@ def _message(
         raise PayloadError(f"{error}{why}") from error
     # what would be written from the parts alone: nothing can hide beside them
     weights = has_weights(payload)
-    known = all(name.startswith("weight/") for name in payload.arrays)
+    known = all(name.startswith("weight/") for name in payload.arrays) or has_sums(payload)
     nothing_else = payload.to_bytes() == body and (
-        known if weights else set(payload.arrays) - set(ORIGIN_ARRAYS) == _ARRAYS
+        known if weights else known or set(payload.arrays) - set(ORIGIN_ARRAYS) == _ARRAYS
     )
     contents = _contents(payload) | {"nothing_else": nothing_else}
     values = {
@@ -207,7 +212,9 @@ def _contents(payload: Payload) -> dict[str, Any]:
     manifest, vectors = payload.manifest, payload.arrays.get("vectors")
     known = vectors is not None and vectors.ndim == 2
     weights = sum(a.size for a in payload.arrays.values()) if has_weights(payload) else None
-    of_all = "global memory of a server" if weights is None else "mean weights of a server"
+    sums = sum(a.size for a in payload.arrays.values()) if has_sums(payload) else None
+    of_all = "global memory" if weights is None else "mean weights"
+    of_all = f"{of_all if sums is None else 'averages'} of a server"
     return {
         "what": "upload of a site" if manifest.kind == "upload" else of_all,
         "site": manifest.site or None,
@@ -216,6 +223,7 @@ def _contents(payload: Payload) -> dict[str, Any]:
         "values_per_row": int(vectors.shape[1]) if vectors is not None and known else None,
         "dtype": str(vectors.dtype) if vectors is not None else None,
         "weights": weights,
+        "sums": sums,
         "n_images": manifest.n_images,
         "n_patches": manifest.n_patches,
         "features": manifest.features,
@@ -252,6 +260,8 @@ def _sentences(contents: dict[str, Any]) -> list[str]:
     says = [f"This is the {contents['what']}: {whose}, round {contents['round']}."]
     if contents["weights"] is not None:
         return [*says, *_on_weights(contents)]
+    if contents["sums"] is not None:
+        return [*says, *_on_sums(contents)]
     says += [
         f"It holds {contents['rows']} rows of {contents['values_per_row']} numbers "
         f"({contents['dtype']}), and for each row a weight and a spread.",
@@ -269,10 +279,7 @@ def _sentences(contents: dict[str, Any]) -> list[str]:
             "rows, weights, spreads and the manifest shown, and of nothing else, to the last byte."
         )
     else:
-        says.append(
-            "CAUTION: the file holds more than the rows and the manifest shown, or was written by "
-            "another program; what else is inside is not known."
-        )
+        says.append(_CAUTION.format("the rows"))
     return says
 
 
@@ -285,12 +292,20 @@ def _on_weights(contents: dict[str, Any]) -> list[str]:
         f"They go with features of configuration {contents['features']}; only files of one "
         "configuration can be merged.",
     ]
-    if not contents["nothing_else"]:
-        says.append(
-            "CAUTION: the file holds more than weights and the manifest shown, or was written by "
-            "another program; what else is inside is not known."
-        )
-    return says
+    return says if contents["nothing_else"] else [*says, _CAUTION.format("weights")]
+
+
+def _on_sums(contents: dict[str, Any]) -> list[str]:
+    whose = "sums over" if contents["site"] else "averages over"
+    says = [
+        f"It holds {contents['sums']:,} numbers: {whose} {contents['n_images']} normal images (as "
+        "the sender counts), or the public keys by which sites hide such sums from the server.",
+        "No image, no file name, no patch and no model weight is inside. What sums tell of a "
+        "single image, masks and noise decide: see the configuration of the sender.",
+        f"They go with features of configuration {contents['features']}; only files of one "
+        "configuration can be added.",
+    ]
+    return says if contents["nothing_else"] else [*says, _CAUTION.format("sums")]
 
 
 def _on_receipt(receipt: ForgetReceipt) -> list[str]:
