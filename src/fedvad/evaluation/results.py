@@ -24,6 +24,7 @@ __all__ = [
     "FolderRead",
     "Gain",
     "Gains",
+    "LearningCurve",
     "MaskCount",
     "MethodResults",
     "Metric",
@@ -219,6 +220,16 @@ class Privacy(_Part):
     neighbours: str | None = None
 
 
+class LearningCurve(_Part):
+    """How a site's student learned: steps done, mean loss since the measurement before, and the
+    loss on normal images held out from training; all lists are equally long.
+    """
+
+    at: list[int] = Field(default_factory=list)
+    loss: list[float] = Field(default_factory=list)
+    held_out: list[float] = Field(default_factory=list)
+
+
 class MethodResults(_Part, Mapping[str, Any]):
     """What one method achieves at the sites of a data set; also a mapping of its JSON form.
 
@@ -264,13 +275,15 @@ class Results(MethodResults):
     """All that `train` and `evaluate` return; what only one of them knows is empty in the other.
 
     compare: results of each baseline. gain: over each baseline, None where no site has both
-    classes. own_normals: of `train`. training_images: by site. unreadable: one reason per image.
+    classes. own_normals: of `train`. learning: of students, by site. training_images: by site.
+    unreadable: one reason per image.
     reference, sites_never_trained_on, drift: of `evaluate`. verdict: the figures in words.
     """
 
     compare: dict[str, MethodResults] = Field(default_factory=dict)
     gain: dict[str, Gains | None] = Field(default_factory=dict)
     own_normals: dict[str, OwnNormals] = Field(default_factory=dict)
+    learning: dict[str, LearningCurve] = Field(default_factory=dict)
     method: str | None = None
     backbone: str | None = None
     seed: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,7 +31,7 @@ def adam(steps: int) -> TrainConfig:
     )  # fmt: skip
 
 
-_TRAIN = adam(600)
+_TRAIN = adam(2400)
 
 
 class ReverseSite(StudentSite):
@@ -66,6 +67,7 @@ class ReverseDetector(StudentDetector):
     """
 
     site: ClassVar[type[StudentSite]] = ReverseSite
+    recipe: ClassVar[Mapping[str, int]] = {"student": 38_400}
 
     width: float = 1.0
     loss: ReverseLoss = "global"
@@ -74,9 +76,9 @@ class ReverseDetector(StudentDetector):
     train: TrainConfig = _TRAIN
 
     @classmethod
-    def round_training(cls, steps: int | None) -> TrainConfig:
-        """See `StudentDetector.round_training`: a rate that never drops, as rounds follow."""
-        return replace(adam(1), steps=steps, warmup=5, drop=1.0)
+    def round_training(cls) -> TrainConfig:
+        """See `StudentDetector.round_training`."""
+        return replace(adam(1), warmup=5, drop=1.0)
 
     def network(self) -> ReverseNet:
         """See `StudentDetector.network`."""
