@@ -175,9 +175,7 @@ def test_sites_start_equal_and_can_train_round_by_round(
     before = sites[0].validate()
     sites[0].choose = False
     logs = [sites[0].train(seed=round_) for round_ in range(3)]
-    # held-out normals are measured, but the last step is kept
-    assert len(logs[0].validation) == len(logs[0].loss) == 3
-    assert logs[0].best == 2
+    assert logs[0].validation == []
     assert sites[0].validate() < before
     adopted = detector.with_net(sites[0].net, sites[0].unseen)
     assert adopted.scale_ is not None

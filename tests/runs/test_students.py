@@ -327,7 +327,7 @@ def test_how_long_it_takes_is_said_before_a_long_training(
         patch.setattr(StudentSite, "seconds_per_step", lambda self: 0.5)
         method.read([Site("alder", read_set(plants / "alder").train, ImageSet(()))])
     # the recipe's 25 600 images in batches of 3: 2134 steps of each round
-    assert "about 142 min: 8536 steps of 0.5 s, 2 times" in caplog.text
+    assert "about 142 min: 8536 steps of 0.5 s for 2 students" in caplog.text
     assert "--student-steps 50 for each of 4 rounds" in caplog.text
     member = method.members["alder"]
     before = buffers_of(member.student)

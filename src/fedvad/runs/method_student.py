@@ -213,9 +213,9 @@ class StudentMethod(Method):
             return
         takes = f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.0f} h"
         log.warning(
-            "training %s takes about %s: %d steps of %.2g s, %d times (sites, and comparisons); "
-            "--student-steps 50 for each of %d rounds is a short try",
-            config.method, takes, steps, each, trainings, config.rounds,
+            "training %s takes about %s: %d steps of %.2g s for %d student%s (sites and "
+            "comparisons); --student-steps 50 for each of %d rounds is a short try",
+            config.method, takes, steps, each, trainings, "s" * (trainings > 1), config.rounds,
         )  # fmt: skip
 
     def _alone(self, name: str, config: TrainConfig, stage: Stage) -> Trained:

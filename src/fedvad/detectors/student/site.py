@@ -137,7 +137,8 @@ class StudentSite(Trainer):
         mix: Callable[[Batch, np.random.Generator], Batch] | None = None,
         on_step: Callable[[int, float], None] | None = None,
     ) -> TrainLog:
-        """Train the student of `net` from where it stands; see `train_student`.
+        """Train the student of `net` from where it stands; see `train_student`. The held-out loss
+        is measured where it chooses the weights, or as `validate_every` says.
 
         mix: makes of each batch the one that is trained on, with images of elsewhere for instance.
         """
@@ -145,6 +146,9 @@ class StudentSite(Trainer):
         if settings.whole is None and settings.steps is None:  # passes of a known length
             steps = -(-len(self._trained) // settings.batch)
             settings = replace(settings, whole=settings.epochs * steps)
+
+        chooses = self._chooses(settings)
+        measured = chooses or (settings.validate_every is not None and len(self._held_out) > 0)
 
         def batches(rng: np.random.Generator) -> Iterator[Batch]:
             own = self._batches(settings.batch, rng)
@@ -158,8 +162,8 @@ class StudentSite(Trainer):
             seed=self.seed if seed is None else seed,
             penalty=penalty,
             correction=correction,
-            validate=self._measured if len(self._held_out) else None,
-            choose=self._chooses(settings),
+            validate=self._measured if measured else None,
+            choose=chooses,
             optimiser=optimiser,
             on_step=on_step,
         )
