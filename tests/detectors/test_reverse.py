@@ -52,6 +52,8 @@ def test_the_last_step_is_kept_unless_held_out_normals_may_choose(
     site = RD(extractor=extractor, train=SHORT, seed=3).prepare(images)
     log = site.train()
     assert (log.steps, log.best, log.validation) == (6, 5, [])
+    measured = site.train(config=replace(SHORT, validate_every=2))
+    assert (measured.at, measured.best, len(measured.validation)) == ([2, 4, 6], 2, 3)
     patient = site.train(config=replace(SHORT, patience=3))
     assert len(patient.validation) == len(patient.loss)
     assert site.validate() == pytest.approx(min(patient.validation), rel=1e-5)

@@ -179,3 +179,12 @@ def test_folded_heads_keep_the_distances_of_the_aligned_features() -> None:
         aligned = level.aligned(raw) * level.spread
         a, b = (m.permute(0, 2, 3, 1).flatten(0, 2).detach() for m in (found, aligned))
         torch.testing.assert_close(torch.cdist(a, a), torch.cdist(b, b), atol=1e-3, rtol=1e-3)
+
+
+def test_masks_that_adapt_hide_other_cells_and_leave_the_plain_term() -> None:
+    plain = _terms(replace(CONFIG, enhance=0.0))
+    adapted = _terms(replace(CONFIG, enhance=2.0))
+    torch.testing.assert_close(adapted["plain"], plain["plain"])
+    assert not torch.equal(adapted["masked"], plain["masked"])
+    with pytest.raises(ConfigError, match="enhance"):
+        MaskedConfig(enhance=-1.0)

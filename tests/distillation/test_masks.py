@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedvad.distillation.masks import MaskMode, channel_attention, hide, mask, spatial_attention
+from fedvad.distillation.masks import (
+    MaskMode,
+    channel_attention,
+    enhanced,
+    hide,
+    mask,
+    spatial_attention,
+)
 from fedvad.errors import ConfigError
 
 FEATURES = torch.randn(3, 10, 5, 7, generator=torch.Generator().manual_seed(0))
@@ -54,6 +61,20 @@ def test_weighted_masks_prefer_high_attention_and_survive_an_underflow() -> None
     attention = torch.tensor([[8.0, 1.0, 1.0, 0.0]]).repeat(4000, 1).reshape(4000, 1, 2, 2)
     rate = (mask(attention, 0.25, "weighted", _generator()) == 0).float().mean((0, 1)).flatten()
     torch.testing.assert_close(rate, torch.tensor([0.8, 0.1, 0.1, 0.0]), atol=0.03, rtol=0)
+
+
+def test_enhanced_masks_go_where_the_teacher_looks_and_the_student_errs() -> None:
+    attention = torch.tensor([[2.0, 2.0, 1.0, 1.0]]).reshape(1, 1, 2, 2)
+    error = torch.tensor([[3.0, 1.0, 3.0, 1.0]]).reshape(1, 1, 2, 2)
+    assert enhanced(attention, error, 0.0) is attention
+    found = enhanced(attention, error, 1.0)
+    # G^2 E: 12, 4, 3, 1 of 20, with the sum of before
+    torch.testing.assert_close(found.flatten(), torch.tensor([12.0, 4.0, 3.0, 1.0]) * 6 / 20)
+    hidden = mask(found, 0.25, "attention")
+    assert hidden.flatten().tolist() == [0.0, 1.0, 1.0, 1.0]
+    assert torch.isfinite(enhanced(attention, torch.zeros_like(error), 1.0)).all()
+    for scale in (1e-3, 1e3):  # units do not matter
+        torch.testing.assert_close(enhanced(attention, scale * error, 1.0), found)
 
 
 def test_what_cannot_be_masked_is_refused() -> None:

@@ -214,11 +214,14 @@ def test_a_student_begins_with_what_fits_of_its_first_teacher(tmp_path: Path) ->
 
 
 def test_shipped_recipes_can_be_read() -> None:
-    assert shipped_recipes() == ["quick", "tiny"]
+    assert shipped_recipes() == ["dfmsd", "quick", "tiny"]
+    whole = load_recipe("dfmsd")
+    assert all(stage.w_m > 0 and stage.w_sem > 0 and stage.generator for stage in whole.stages)
+    assert [stage.enhance for stage in whole.stages] == [0.0, 1.0]
     tiny = load_recipe("tiny")
     assert [stage.teacher for stage in tiny.stages] == ["resnet18"]
     assert tiny.student.start == "teacher"
-    with pytest.raises(ConfigError, match="shipped are quick, tiny"):
+    with pytest.raises(ConfigError, match="shipped are dfmsd, quick, tiny"):
         load_recipe("large")
 
 

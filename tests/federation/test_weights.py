@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedvad.detectors.student.parameters import parameters_of
-from fedvad.detectors.student.training import TrainConfig, TrainLog, train_student
+from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog, train_student
 from fedvad.errors import ConfigError, FederationError, MismatchError, PayloadError
 from fedvad.federation.exchange.scope import WSAConfig, scope_of
 from fedvad.federation.exchange.terms import ClientTerms, WeightConfig
@@ -32,7 +32,7 @@ class Fit:
     def __init__(self, slope: float, config: TrainConfig = SGD) -> None:
         torch.manual_seed(0)
         self.student: torch.nn.Module = torch.nn.Linear(4, 4)
-        self.config = config
+        self.settings, self.log = config, TrainLog()
         rng = np.random.default_rng(int(100 * abs(slope)))
         self.x = torch.from_numpy(rng.normal(size=(64, 4)).astype(np.float32))
         self.y = slope * self.x
@@ -44,6 +44,7 @@ class Fit:
         seed: int,
         penalty: Callable[[torch.nn.Module, Any], torch.Tensor] | None,
         correction: Mapping[str, torch.Tensor] | None,
+        config: TrainConfig,
     ) -> TrainLog:
         def batches(rng: np.random.Generator) -> Iterator[torch.Tensor]:
             for rows in np.array_split(rng.permutation(64), 4):
@@ -62,7 +63,7 @@ class Fit:
             self.student,
             loss,
             batches,
-            self.config,
+            config,
             seed=seed,
             penalty=None if penalty is None else noted,
             correction=correction,
@@ -72,8 +73,7 @@ class Fit:
         out: torch.Tensor = student(self.x[batch])
         return out
 
-    def rate(self, step: int) -> float:
-        return self.config.learning_rate
+    in_round = Trainer.in_round
 
 
 def sites(config: TrainConfig = SGD) -> dict[str, WeightSite]:

@@ -196,3 +196,12 @@ def test_little_is_known() -> None:
     assert "no test images" in gain(Results())
     nothing = Results.parse({"image_auroc": metric({"a": None})}, "results")
     assert "no site has test images of both" in gain(nothing)
+
+
+def test_a_student_whose_held_out_loss_still_falls_is_called_unfinished() -> None:
+    at = list(range(10, 210, 10))
+    falling = {"at": at, "loss": [1.0] * 20, "held_out": [1 - step / 400 for step in at]}
+    settled = falling | {"held_out": [0.3] * 20}
+    found = told({"alder": 0.9, "birch": 0.9}, learning={"alder": falling, "birch": settled})
+    assert "Unfinished: the held-out loss is still falling at alder (by 32 %" in verdict(found)
+    assert "Unfinished" not in verdict(told({"birch": 0.9}, learning={"birch": settled}))

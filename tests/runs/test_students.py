@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import numpy as np
 import pytest
 
 import fedvad
-from fedvad.data.folders import read_set
+from fedvad.data.folders import ImageSet, Site, read_set
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.deploy.settings import to_toml
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.student.dcam.options import AttentionConfig, ImitationConfig
-from fedvad.detectors.student.parameters import under
+from fedvad.detectors.student.parameters import buffers_of, under
 from fedvad.detectors.student.site import StudentSite
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.features.extractor import FeatureExtractor
@@ -27,6 +28,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import resolve_config
 from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.method_student import StudentMethod
 from fedvad.runs.student_run import StudentModel, StudentRun
 from fedvad.runs.students import averaged, make_student, prepare_sites
 from tests.detectors.student import support
@@ -127,7 +129,10 @@ class TestARun:
         student = under("student/", read_arrays(out / "detector.safetensors")[0])
         size = sum(array.nbytes for array in student.values())
         assert size < results["ledger"]["bytes_up_max"] < 1.1 * size + 5000
+        assert results["learning"]["birch"]["at"] == [3, 6]
+        assert len(results["learning"]["birch"]["held_out"]) == 2
         page = (out / "report.html").read_text()
+        assert "held-out loss, birch" in page
         assert "student network in float32" in page
         assert "only the weights described below" in page
         assert "one real patch" not in page
@@ -290,6 +295,10 @@ def test_interrupted_training_goes_on_to_the_bit(
     for name, array in first.shared.items():
         np.testing.assert_array_equal(array, again.shared[name])
     assert first.threshold("birch") == again.threshold("birch")
+    log = first.sites["birch"].own["log"]
+    assert log["at"] == [3, 6]  # of two rounds
+    assert len(log["validation"]) == 2
+    assert again.sites["birch"].own["log"] == log
 
 
 @pytest.mark.parametrize(
@@ -306,6 +315,27 @@ def test_options_that_do_not_fit_the_method(
     given = options | {"student": student}
     with pytest.raises(ConfigError, match=reason):
         fedvad.train(plants, tmp_path / "run", method="rd", **given)
+
+
+def test_how_long_it_takes_is_said_before_a_long_training(
+    plants: Path, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    given = options | {"student": {"batch": 3}, "rounds": 4, "compare": ("local",)}
+    config = resolve_config(method="paste", **given)
+    method = StudentMethod(config, FeatureExtractor(config.features()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StudentSite, "seconds_per_step", lambda self: 0.5)
+        method.read([Site("alder", read_set(plants / "alder").train, ImageSet(()))])
+    # the recipe's 25 600 images in batches of 3: 2134 steps of each round
+    assert "about 142 min: 8536 steps of 0.5 s for 2 students" in caplog.text
+    assert "--student-steps 50 for each of 4 rounds" in caplog.text
+    member = method.members["alder"]
+    before = buffers_of(member.student)
+    assert member.seconds_per_step() > 0
+    for name, buffer in buffers_of(member.student).items():
+        np.testing.assert_array_equal(before[name], buffer)
+    assert not any(p.grad is not None for p in member.student.parameters())
+    method.close()
 
 
 @pytest.mark.usefixtures("quick")
@@ -382,8 +412,9 @@ def test_a_round_ends_with_its_last_step(plants: Path, options: dict[str, Any]) 
     config = resolve_config(method="stfpm", **options)
     images = {"alder": read_set(plants / "alder").train}
     sites = prepare_sites(images, config, FeatureExtractor(config.features()))
-    log = sites["alder"].train()
-    assert log.validation == []
+    log = sites["alder"].train(config=replace(sites["alder"].config, validate_every=1))
+    assert len(log.validation) == log.steps == 3
+    assert log.best == 2
     sites["alder"].close()
 
 

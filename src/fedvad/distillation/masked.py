@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedvad.detectors.student.loss import level_maps
-from fedvad.distillation.masks import channel_attention, mask, spatial_attention
+from fedvad.distillation.masks import channel_attention, enhanced, mask, spatial_attention
 from fedvad.distillation.options import Distance, Grid, MaskedConfig, SemStats
 from fedvad.errors import ConfigError, DataError
 
@@ -201,6 +201,10 @@ class MaskedHeads(nn.Module):
         seen = _resize(teacher, level.grid)
         spatial = spatial_attention(seen, config.temperature)
         channel = channel_attention(seen, config.temperature)
+        if config.enhance:
+            wrong = (aligned.detach() - target).square()
+            spatial = enhanced(spatial, wrong.mean(1, keepdim=True), config.enhance)
+            channel = enhanced(channel, wrong.mean((2, 3), keepdim=True), config.enhance)
         rebuilt = level.rebuilt(
             aligned,
             mask(spatial, config.rho_s, config.mode, generator),

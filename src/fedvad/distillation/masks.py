@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["MaskMode", "channel_attention", "hide", "mask", "spatial_attention"]
+__all__ = ["MaskMode", "channel_attention", "enhanced", "hide", "mask", "spatial_attention"]
 
 MaskMode = Literal["attention", "random", "weighted"]
+_TINY = 1e-12
 
 
 def spatial_attention(features: Tensor, temperature: float = 0.5) -> Tensor:
@@ -34,6 +35,24 @@ def channel_attention(features: Tensor, temperature: float = 0.5) -> Tensor:
     b, c = features.shape[:2]
     logits = features.abs().mean((2, 3)) / temperature
     return (c * logits.softmax(1)).reshape(b, c, 1, 1)
+
+
+def enhanced(attention: Tensor, error: Tensor, strength: float) -> Tensor:
+    """Attention (b, ...) sharpened, and raised where the student still errs: G^(1 + s) E^s.
+
+    error: of the attention's shape, not negative, in any unit; it is taken relative to its mean per
+    image. strength: s; 0 gives the attention as it is. Each image keeps its sum. Source: DFMSD
+    names masks that are enhanced adaptively, stage by stage; the sharpening by stages is that of
+    its specification (inferred), the student's error ours.
+    """
+    if strength == 0:
+        return attention
+    rows, errors = attention.flatten(1), error.detach().flatten(1)
+    errors = errors / errors.mean(1, keepdim=True).clamp_min(_TINY)
+    raised = (rows / rows.mean(1, keepdim=True).clamp_min(_TINY)) ** (1 + strength)
+    raised = raised * errors**strength + _TINY
+    shares = raised / raised.sum(1, keepdim=True)
+    return (shares * rows.sum(1, keepdim=True)).reshape(attention.shape)
 
 
 def hide(scores: Tensor, count: int) -> Tensor:

@@ -13,6 +13,7 @@ __all__ = ["Distance", "Grid", "MaskedConfig", "SemStats"]
 Distance = Literal["cosine", "mse"]
 Grid = Literal["teacher", "student", "min"]
 SemStats = Literal["batch", "sample"]
+_MOST = 4  # beyond, one cell would be hidden again and again
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,24 @@ class MaskedConfig:
     """What a student is asked for at each level; see `level_losses`.
 
     rho_s, rho_c: shares of positions and of channels that are hidden. mode, temperature: which,
-    see `mask`. generator: whether a small network fills in what is hidden; hidden: its inner
-    channels (None: the teacher's). w_m, w_a, w_sem: weights of the masked, the plain and the
-    semantic term. distance: `cosine` per position, or `mse` in units of the teacher's spread: 0
+    see `mask`. enhance: how much the masks adapt to the student, see `enhanced`; 0 is not at all,
+    and later stages take more. generator: whether a small network fills in what is hidden; hidden:
+    its inner channels (None: the teacher's). w_m, w_a, w_sem: weights of the masked, the plain and
+    the semantic term. distance: `cosine` per position, or `mse` in units of the teacher's spread: 0
     is perfect, 1 as wrong as each channel's mean; it also fixes the scale of what is learned.
     sem_stats: what L_sem standardises over: the `batch`, or each `sample` by itself. grid: on
     which grid levels are compared. pool: cells whose mean is compared instead of each alone, 3 for
     those that descriptors average over.
 
-    Switches for ablations: rho_s = rho_c = 0 (no mask), generator = False, w_sem = 0 (no
-    alignment of semantics), mode = "random"; one stage is one stage in the list.
+    Switches for ablations: rho_s = rho_c = 0 (no mask), enhance = 0, generator = False, w_sem = 0
+    (no alignment of semantics), mode = "random"; one stage is one stage in the list.
     """
 
     rho_s: float = 0.4
     rho_c: float = 0.15
     temperature: float = 0.5
     mode: MaskMode = "attention"
+    enhance: float = 0.0
     generator: bool = True
     hidden: int | None = None
     w_m: float = 1.0
@@ -51,6 +54,8 @@ class MaskedConfig:
             raise ConfigError(f"rho must lie in [0, 1), got {self.rho_s} and {self.rho_c}")
         if not self.temperature > 0:
             raise ConfigError(f"the temperature must be positive, got {self.temperature}")
+        if not 0 <= self.enhance <= _MOST:
+            raise ConfigError(f"enhance must lie in [0, {_MOST}], got {self.enhance}")
         if self.hidden is not None and self.hidden < 1:
             raise ConfigError(f"a generator needs hidden channels, got {self.hidden}")
         if self.pool < 1 or self.pool % 2 == 0:

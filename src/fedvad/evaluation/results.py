@@ -25,6 +25,7 @@ __all__ = [
     "FolderRead",
     "Gain",
     "Gains",
+    "LearningCurve",
     "MaskCount",
     "MethodResults",
     "Metric",
@@ -235,6 +236,16 @@ class Privacy(_Part):
     neighbours: str | None = None
 
 
+class LearningCurve(_Part):
+    """How a site's student learned: steps done, mean loss since the measurement before, and the
+    loss on normal images held out from training; all lists are equally long.
+    """
+
+    at: list[int] = Field(default_factory=list)
+    loss: list[float] = Field(default_factory=list)
+    held_out: list[float] = Field(default_factory=list)
+
+
 class MethodResults(_Part, Mapping[str, Any]):
     """What one method achieves at the sites of a data set; also a mapping of its JSON form.
 
@@ -281,7 +292,8 @@ class Results(MethodResults):
 
     compare: results of each baseline. gain: over each baseline, None where no site has both
     classes. own_normals: of `train`. tradeoff: what other wanted false-alarm rates stop and catch,
-    see `runs.tradeoff`. training_images: by site. unreadable: one reason per image.
+    see `runs.tradeoff`. learning: of students, by site. training_images: by site. unreadable: one
+    reason per image.
     reference, sites_never_trained_on, drift: of `evaluate`. verdict: the figures in words.
     """
 
@@ -289,6 +301,7 @@ class Results(MethodResults):
     gain: dict[str, Gains | None] = Field(default_factory=dict)
     own_normals: dict[str, OwnNormals] = Field(default_factory=dict)
     tradeoff: list[AtRate] = Field(default_factory=list)
+    learning: dict[str, LearningCurve] = Field(default_factory=dict)
     method: str | None = None
     backbone: str | None = None
     seed: int | None = None

@@ -12,6 +12,7 @@ from typing import Literal
 from fedvad.evaluation.results import Counts, Gain, MethodResults, Promised, Results
 from fedvad.evaluation.thresholds import images_needed
 from fedvad.features.names import BUNDLED
+from fedvad.report.learning import unfinished
 
 __all__ = [
     "ALONE",
@@ -82,7 +83,7 @@ def fitness(results: Results) -> str:
 
 def advice(results: Results) -> list[str]:
     """What would make the detector fitter for use, as far as the figures say; [] for nothing."""
-    found = []
+    found = unfinished(results.learning)
     target = results.threshold.target_fpr
     promises = {
         site: limit.promise

@@ -48,6 +48,7 @@ from fedvad.runs.thresholds import Calibration, find_thresholds
 __all__ = ["StudentMethod"]
 
 log = logging.getLogger(__name__)
+_SHORT = 2  # minutes of a training that nobody is warned of
 
 _LAYERS = {"resnet": (1, 2, 3), "mcunet": (6, 10, 14)}
 
@@ -152,6 +153,8 @@ class StudentMethod(Method):
         self.unreadable = [reason for member in self.members.values() for reason in member.bad]
         self.copies = {name: own.copies for name, own in self.members.items() if own.copies}
         self.images_read = sum(self.n_images.values())
+        if alone is None:
+            self._say_how_long()
 
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
         """See `Method.take`; the images are read again, as a student needs other features."""
@@ -216,6 +219,23 @@ class StudentMethod(Method):
         for member in self.members.values():
             member.close()
 
+    def _say_how_long(self) -> None:
+        """Log how long training will take by a step that is measured, unless it is short."""
+        config, member = self.config, next(iter(self.members.values()))
+        steps = config.rounds * (member.config.steps or 0)
+        each = member.seconds_per_step()
+        # pooled training has as many steps as all sites together
+        trainings = len(self.members) * (1 + len({"local", "pooled"} & set(config.compare)))
+        minutes = trainings * steps * each / 60
+        if minutes < _SHORT:
+            return
+        takes = f"{minutes:.0f} min" if minutes < 180 else f"{minutes / 60:.0f} h"
+        log.warning(
+            "training %s takes about %s: %d steps of %.2g s for %d student%s (sites and "
+            "comparisons); --student-steps 50 for each of %d rounds is a short try",
+            config.method, takes, steps, each, trainings, "s" * (trainings > 1), config.rounds,
+        )  # fmt: skip
+
     def _alone(self, name: str, config: TrainConfig, stage: Stage) -> Trained:
         member = self.members[name]
         if len(student_class(config).parts) == 1:
@@ -229,9 +249,9 @@ class StudentMethod(Method):
             used.close()
 
     def _pooled(self, config: TrainConfig, stage: Stage) -> Trained:
-        options = config.student
-        if options.steps is not None:
-            options = options.model_copy(update={"steps": options.steps * len(self.members)})
+        steps = make_student(config, self.extractor).train.steps
+        assert steps is not None  # of a round
+        options = config.student.model_copy(update={"steps": steps * len(self.members)})
         config = config.model_copy(update={"student": options})
         everything = ImageSet(tuple(item for own in self._images.values() for item in own))
         whole = prepare_sites({"all": everything}, config, self.extractor)["all"]

@@ -100,6 +100,7 @@ def weight_phase(
             n_images=images[site],
             n_patches=images[site] * height * width,
             seed=seeds[site],
+            first=schedule.first,
         )
         for site, trainer in trainers.items()
     }

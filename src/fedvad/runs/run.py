@@ -16,6 +16,7 @@ from fedvad.detectors.artefact import feature_identity, read_arrays, write_array
 from fedvad.detectors.base import Detector
 from fedvad.detectors.student.parameters import under, weights_hash
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
+from fedvad.evaluation.results import LearningCurve
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -104,6 +105,10 @@ class Run(ABC):
             return self._own_threshold(model, reference)
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
         return middle(known)
+
+    def learning(self) -> dict[str, LearningCurve]:
+        """By site how its training went; none of a site or method that has no curve."""
+        return {}
 
     def shared_hash(self) -> str:
         """Digest of what all sites share: equal at every site of one federation."""

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fedvad.detectors.student.loss import Combine
+from fedvad.detectors.student.schedule import Decay
 from fedvad.federation.exchange.scope import Fusion, WSAConfig
 from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 from fedvad.runs.option import option
@@ -36,7 +37,13 @@ class Averaging(BaseModel):
         "How weight-scope alignment combines the sites' scopes (mean and deviation of the weights "
         "of a layer).",
     )
-    steps: int | None = _student(None, "Training steps of a site in each round.", ge=1)
+    steps: int | None = _student(
+        None,
+        "Training steps of a site in each round. 50 is a short try.",
+        default_text="the images of the method's paper, spread over the rounds",
+        ge=1,
+        example=50,
+    )
 
     def terms(self) -> WeightConfig:
         """As the exchange takes them."""
@@ -50,7 +57,6 @@ class StudentOptions(Averaging):
     None takes the method's own value. mixed_precision: see `distill.training.TrainConfig`.
     """
 
-    steps: int | None = _student(50, "Training steps of a site in each round.", ge=1)
     bootstrap: int | None = _student(
         None,
         "Last layer that the student shares with the backbone.",
@@ -74,12 +80,24 @@ class StudentOptions(Averaging):
     learning_rate: float | None = _student(
         None,
         "Learning rate of a site's optimiser.",
-        default_text="0.4; 0.005 for rd, aand, dmdd, daad and amsl",
+        default_text="0.4; 0.1 for dcam; 0.005 for rd, aand, dmdd, daad and amsl",
         gt=0,
         example=0.4,
     )
+    decay: Decay = _student(
+        "cosine",
+        "How the learning rate falls over all rounds: cosine to a hundredth along half a cosine, "
+        "none not at all.",
+    )
     warmup: int = _student(
         5, "Training steps of each round over which the learning rate rises.", unit="steps", ge=0
+    )
+    jitter: float = _student(
+        0.0,
+        "Also learn each image under three other lights: brightness and contrast scaled by up to "
+        "this share. Not for dmdd.",
+        ge=0,
+        lt=1,
     )
     mixed_precision: bool = _student(
         False,

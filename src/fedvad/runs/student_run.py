@@ -15,6 +15,7 @@ from fedvad.detectors.registry import detector_class
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.parameters import under
 from fedvad.errors import ArtefactError, ConfigError
+from fedvad.evaluation.results import LearningCurve
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.config import Reference
@@ -90,7 +91,7 @@ class StudentRun(Run):
             arrays, values = detector.state()
             buffers = under("buffers/", arrays)
             shared = {n: a for n, a in arrays.items() if not n.startswith("buffers/")}
-            own = {key: values[key] for key in detector.own_values}
+            own = {key: values.pop(key) for key in detector.own_values}
             sites[name] = StudentModel(buffers, own, n_images=images[name])
         features = next(iter(detectors.values())).extractor.config
         return cls(shared, values, sites, features, method, data)
@@ -102,6 +103,15 @@ class StudentRun(Run):
                 f"reference {wanted!r} chooses a memory, and this run has a student: omit it"
             )
         return "global"
+
+    def learning(self) -> dict[str, LearningCurve]:
+        """See `Run.learning`; an earlier version of fedvad kept no curves."""
+        logs = {name: model.own.get("log") for name, model in self.sites.items()}
+        return {
+            name: LearningCurve(at=log["at"], loss=log["loss"], held_out=log["validation"])
+            for name, log in logs.items()
+            if log and log.get("at") and len(log["at"]) == len(log["validation"])
+        }
 
     def detector(
         self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None

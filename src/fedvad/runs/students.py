@@ -109,7 +109,7 @@ def student_detectors(
 ) -> dict[str, StudentDetector]:
     """Detectors by site of the students as they are now, each with its own batch statistics."""
     return {
-        name: make_student(config, extractor).with_net(site.net, site.unseen)
+        name: make_student(config, extractor).with_net(site.net, site.unseen, site.log)
         for name, site in sites.items()
     }
 
@@ -134,9 +134,9 @@ def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDet
     """The untrained detector that a configuration asks for; raises `ConfigError`."""
     options = config.student
     kind = student_class(config)
-    own = {"batch", "learning_rate", "warmup", "mixed_precision"}
+    own = {"batch", "learning_rate", "warmup", "decay", "mixed_precision"}
     given = options.model_dump(include=own, exclude_none=True)
-    training = replace(kind.round_training(options.steps), **given)
+    training = replace(kind.round_training(), **given)
     if options.algorithm == "scaffold":
         if training.optimiser != "sgd":
             raise ConfigError(
@@ -145,9 +145,10 @@ def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDet
             )
         # its control is the mean gradient, which momentum would count ten times
         training = replace(training, momentum=0.0)
+    training = training.in_rounds(config.rounds, kind.recipe["student"], options.steps)
     try:
         table = {name: getattr(options, name) for name in kind.own_options} | options.options
-        more = kind.round_options(table, training)
+        more = kind.round_options(table, training, options.steps)
         if options.combine is not None:
             more["combine"] = options.combine
         return kind(
@@ -157,6 +158,7 @@ def make_student(config: TrainConfig, extractor: FeatureExtractor) -> StudentDet
             held_out=config.holdout,
             smooth=config.smooth,
             top=config.top,
+            jitter=options.jitter,
             cache_bytes=options.cache_bytes,
             seed=config.seed,
             max_bad=config.max_bad,

@@ -19,17 +19,22 @@ class StudentTable(TypedDict, total=False):
     wsa: Strength of weight-scope alignment. 0 is none. [at least 0; default: 0]
     fusion: How weight-scope alignment combines the sites' scopes (mean and deviation of the weights
         of a layer). [one of average, average_var, mixture, init, global_model; default: average]
-    steps: Training steps of a site in each round. [at least 1; default: 50]
+    steps: Training steps of a site in each round. 50 is a short try. [at least 1; default: the
+        images of the method's paper, spread over the rounds]
     bootstrap: Last layer that the student shares with the backbone. [default: the one before the
         first of layers]
     combine: How the anomaly maps of the layers become one. [one of product, sum; default: the
         method's own]
     batch: Images in a training step; pairs of images for dmdd. [at least 1; default: 8; 16 for rd,
         aand, daad and amsl; 4 for dmdd]
-    learning_rate: Learning rate of a site's optimiser. [above 0; default: 0.4; 0.005 for rd, aand,
-        dmdd, daad and amsl]
+    learning_rate: Learning rate of a site's optimiser. [above 0; default: 0.4; 0.1 for dcam; 0.005
+        for rd, aand, dmdd, daad and amsl]
+    decay: How the learning rate falls over all rounds: cosine to a hundredth along half a cosine,
+        none not at all. [one of cosine, none; default: cosine]
     warmup: Training steps of each round over which the learning rate rises. [at least 0 steps;
         default: 5]
+    jitter: Also learn each image under three other lights: brightness and contrast scaled by up to
+        this share. Not for dmdd. [at least 0 and below 1; default: 0]
     mixed_precision: Compute convolutions in bfloat16: faster on a processor with AMX, not for
         mobile nets. [default: false]
     amplify_rounds: Rounds in which the sites advance their common teacher, before the rounds of the
@@ -50,7 +55,9 @@ class StudentTable(TypedDict, total=False):
     combine: Literal["product", "sum"] | None
     batch: int | None
     learning_rate: float | None
+    decay: Literal["cosine", "none"]
     warmup: int
+    jitter: float
     mixed_precision: bool
     amplify_rounds: int
     cache_bytes: int

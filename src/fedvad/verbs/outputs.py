@@ -105,6 +105,7 @@ def _results_of(
         gain={name: gains(results, other, seed=config.seed) for name, other in comparisons.items()},
         tradeoff=tradeoff(results, limits),
         own_normals={site: OwnNormals(**moved) for site, moved in fitted.own_normals.items()},
+        learning=run.learning(),
         method=run.method,
         backbone=run.features.backbone,
         seed=config.seed,

@@ -58,7 +58,7 @@ def test_features_and_masks_are_those_of_the_defects_drawn(
 ) -> None:
     made = pool(normals, paths)
     assert len(made) == 7
-    rows = made._defects.batch(range(7)).teacher
+    rows = made._first.defects.batch(range(7)).teacher
     for index in range(7):
         source = made._sources[index]
         pixels = resize_rgb(read_rgb(paths[source]), 64)
@@ -68,8 +68,26 @@ def test_features_and_masks_are_those_of_the_defects_drawn(
         for level, grid in enumerate(normals.grids):
             torch.testing.assert_close(rows[level][index], expected[level][0], rtol=2e-3, atol=2e-3)
             cells = covered(defect.mask, grid) > 0.3
-            np.testing.assert_array_equal(made._masks[level][index], cells)
+            np.testing.assert_array_equal(made._first.masks[level][index], cells)
     made.close()
+
+
+def test_each_pass_draws_its_own_defects_on_the_same_images(
+    normals: TrainingSet, paths: list[Path]
+) -> None:
+    def masks(made: PairPool, seed: int) -> torch.Tensor:
+        # in the order of the sources, whatever the order of the pass
+        order = np.argsort(np.random.default_rng(seed).permutation(7))
+        (batch,) = made.batches(16, np.random.default_rng(seed))
+        return batch.masks[0][order]
+
+    config = replace(CONFIG, anomaly_prob=1.0)
+    made, kept = (pool(normals, paths, config=replace(config, fresh=f)) for f in (True, False))
+    assert torch.equal(masks(made, 1), masks(made, 1))
+    assert not torch.equal(masks(made, 1), masks(made, 2))
+    assert torch.equal(masks(kept, 1), masks(kept, 2))
+    made.close()
+    kept.close()
 
 
 def test_sources_come_in_turn_and_are_never_held_out(

@@ -109,6 +109,32 @@ def test_the_rate_drops_twice_towards_the_last_step() -> None:
     assert TrainConfig(steps=20, learning_rate=1.0).rate(100) == 1.0
 
 
+def test_the_rate_falls_along_half_a_cosine_over_all_rounds() -> None:
+    config = TrainConfig(batch=8, learning_rate=1.0, warmup=0, decay="cosine")
+    config = config.in_rounds(2, images=72)
+    assert (config.steps, config.whole, config.validate_every) == (5, 10, 5)
+    assert config.in_rounds(4, images=72, steps=200).validate_every == 50
+    rates = [replace(config, begun=b).rate(s) for b in (0, 5) for s in range(1, 6)]
+    expected = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * np.arange(10) / 10))
+    np.testing.assert_allclose(rates, expected)
+    assert replace(config, begun=50).rate(1) == pytest.approx(0.01)  # a round more than planned
+    assert replace(config, decay="none").rate(9) == 1.0
+
+
+def test_it_is_validated_as_often_as_asked_for_and_the_last_step_kept_if_not_to_choose() -> None:
+    point, values = Point(), iter([1.0, 5.0, 4.0])
+    config = TrainConfig(steps=7, learning_rate=0.1, validate_every=3, patience=1)
+    record = train_student(
+        point, _pulled(point), lambda _: [torch.tensor(1.0)] * 4, config,
+        seed=0, validate=lambda: next(values), choose=False,
+    )  # fmt: skip
+    assert record.at == [3, 6, 7]
+    assert record.validation == [1.0, 5.0, 4.0]
+    assert (record.best, record.steps, record.stopped_early) == (2, 7, False)
+    both = record.then(record, begun=7)
+    assert (both.at, both.steps, both.best) == ([3, 6, 7, 10, 13, 14], 14, 5)
+
+
 def test_adams_first_step_has_the_length_of_the_rate_and_momentum_is_its_first_decay() -> None:
     config = TrainConfig(**{**vars(PLAIN), "optimiser": "adam", "momentum": 0.5})
     point = Point()
@@ -218,7 +244,8 @@ def test_nothing_to_train_and_nothing_to_train_on_are_refused() -> None:
     "wrong",
     [{"epochs": 0}, {"steps": 0}, {"learning_rate": 0.0}, {"momentum": 1.0}, {"warmup": -1},
      {"clip": 0.0}, {"patience": 0}, {"batch": 0}, {"weight_decay": math.nan},
-     {"optimiser": "lion"}, {"drop": 0.0, "steps": 9}, {"drop": 0.5}],
+     {"optimiser": "lion"}, {"drop": 0.0, "steps": 9}, {"drop": 0.5},
+     {"decay": "linear"}, {"begun": -1}, {"whole": 0}, {"validate_every": 0}],
 )  # fmt: skip
 def test_impossible_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["StudentDetector"]
 
 _Pixels = npt.NDArray[np.uint8]
-_TRAIN = TrainConfig()
+_TRAIN = TrainConfig(decay="cosine", patience=None, validate_every=50)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -54,20 +54,23 @@ class StudentDetector(Detector):
     layers: taps to distil, by the backbone's count; None takes the extractor's. combine: see
     `combine_maps`. train: options of the training. held_out: share of the normal images that
     only decide when to stop and the scale of the scores. smooth, top: as in `ScoringConfig`, but
-    the paper's by default: no smoothing, the maximum. cache_bytes: bound of the memory for what
-    is computed once, see `TrainingSet`.
+    the paper's by default: no smoothing, the maximum. jitter: images are learned under three other
+    lights as well, with brightness and contrast scaled by up to 1 +- this; 0 is none. cache_bytes:
+    bound of the memory for what is computed once, see `TrainingSet`.
 
     Map: m = M / s, M the combined map of the levels and s the median image score of M over the
     held-out normal images (of the training images, if there is but one image). So an image score
     of 1 is that of a typical unseen normal image, at every site and for every backbone. Ours.
 
-    parts: what sites train and average one after another. own_values: what of `state` is each
+    parts: what sites train and average one after another. recipe: images that each of them is
+    trained on in all, as in the method's paper. own_values: what of `state` is each
     site's own where sites share a student. site: what trains. net_: the trained net. scale_: s.
     log_: how the training went.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("student",)
-    own_values: ClassVar[tuple[str, ...]] = ("scale",)
+    recipe: ClassVar[Mapping[str, int]] = {"student": 25_600}
+    own_values: ClassVar[tuple[str, ...]] = ("scale", "log")
     site: ClassVar[type[StudentSite]] = StudentSite
 
     layers: tuple[int, ...] | None = None
@@ -75,6 +78,7 @@ class StudentDetector(Detector):
     held_out: float = 0.2
     smooth: int = ScoringConfig.smooth
     top: float = ScoringConfig.top
+    jitter: float = 0.0
     cache_bytes: int = 256 << 20
     max_bad: float = MAX_BAD
     train: TrainConfig = _TRAIN
@@ -107,15 +111,18 @@ class StudentDetector(Detector):
         return self._parts(self.network())
 
     @classmethod
-    def round_training(cls, steps: int | None) -> TrainConfig:
-        """How a site trains in one of several rounds; None for its passes over the images."""
-        return TrainConfig(steps=steps, warmup=5, patience=None)
+    def round_training(cls) -> TrainConfig:
+        """How a site trains in rounds; how many steps is said by `TrainConfig.in_rounds`."""
+        return TrainConfig(warmup=5, patience=None)
 
     @classmethod
-    def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
+    def round_options(
+        cls, table: Mapping[str, Any], train: TrainConfig, steps: int | None
+    ) -> dict[str, Any]:
         """Options of the constructor from a configuration's table, for a site that trains in rounds
         by `train`; tables within it, where keys may be missing, become what the constructor takes.
-        Raises `TypeError` for keys that do not belong there, `ConfigError` for values.
+        steps: of a round, where the configuration says so. Raises `TypeError` for keys that do not
+        belong there, `ConfigError` for values.
         """
         tables = {
             name: replace(getattr(cls, name), **tupled(value))
@@ -146,6 +153,7 @@ class StudentDetector(Detector):
             cache_bytes=self.cache_bytes,
             seed=self.seed,
             max_bad=self.max_bad,
+            jitter=self.jitter,
             where=f"{self.name} training set",
             **self._site_options(own),
         )
@@ -279,6 +287,8 @@ class StudentDetector(Detector):
             raise ConfigError(f"combine must be product or sum, not {self.combine!r}")
         if not 0 <= self.held_out < 1 or not 0 <= self.top <= 1:
             raise ConfigError("held_out must lie in [0, 1) and top in [0, 1]")
+        if not 0 <= self.jitter < 1:
+            raise ConfigError(f"jitter must lie in [0, 1), got {self.jitter}")
         if self.smooth < 1 or self.smooth % 2 == 0:
             raise ConfigError(f"smoothing needs an odd number of cells, got {self.smooth}")
 

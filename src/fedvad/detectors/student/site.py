@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.detectors.student.jitter import VIEWS, jittered
 from fedvad.detectors.student.layout import memory_format
 from fedvad.detectors.student.loss import cosine_loss
+from fedvad.detectors.student.parameters import buffers_of, load_buffers
 from fedvad.detectors.student.pixels import read_pixels
 from fedvad.detectors.student.targets import Batch, TrainingSet
 from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog, train_student
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["StudentSite"]
 
 log = logging.getLogger(__name__)
+_RECALIBRATED = 16  # batches, before each validation
 
 
 class StudentSite(Trainer):
@@ -58,6 +64,7 @@ class StudentSite(Trainer):
         seed: int,
         max_bad: float,
         where: str,
+        jitter: float = 0.0,
     ) -> None:
         self.net = net
         net.student.to(memory_format=memory_format(net.student))  # type: ignore[call-overload]
@@ -69,7 +76,7 @@ class StudentSite(Trainer):
             net,
             normalise,
             image_size=config.side,
-            capacity=len(paths),
+            capacity=len(paths) * (1 + VIEWS * bool(jitter)),
             engine=config.engine,
             device=config.device,
             budget=cache_bytes,
@@ -111,6 +118,10 @@ class StudentSite(Trainer):
         self._own = np.array([i for i, path in enumerate(kept) if path not in out])
         self.paths = [kept[i] for i in self._own]
         self.unseen = [kept[i] for i in self._held_out] if count > 0 else self.paths
+        self._trained = self._own
+        if jitter:
+            self._set.extend(self._views(jitter, config))
+            self._trained = np.append(self._own, np.arange(len(kept), len(self._set)))
 
     def __len__(self) -> int:
         """Number of images trained on."""
@@ -127,11 +138,18 @@ class StudentSite(Trainer):
         mix: Callable[[Batch, np.random.Generator], Batch] | None = None,
         on_step: Callable[[int, float], None] | None = None,
     ) -> TrainLog:
-        """Train the student of `net` from where it stands; see `train_student`.
+        """Train the student of `net` from where it stands; see `train_student`. The held-out loss
+        is measured where it chooses the weights, or as `validate_every` says.
 
         mix: makes of each batch the one that is trained on, with images of elsewhere for instance.
         """
         settings = config or self.config
+        if settings.whole is None and settings.steps is None:  # passes of a known length
+            steps = -(-len(self._trained) // settings.batch)
+            settings = replace(settings, whole=settings.epochs * steps)
+
+        chooses = self._chooses(settings)
+        measured = chooses or (settings.validate_every is not None and len(self._held_out) > 0)
 
         def batches(rng: np.random.Generator) -> Iterator[Batch]:
             own = self._batches(settings.batch, rng)
@@ -145,7 +163,8 @@ class StudentSite(Trainer):
             seed=self.seed if seed is None else seed,
             penalty=penalty,
             correction=correction,
-            validate=self.validate if self._chooses(settings) else None,
+            validate=self._measured if measured else None,
+            choose=chooses,
             optimiser=optimiser,
             on_step=on_step,
         )
@@ -192,9 +211,11 @@ class StudentSite(Trainer):
         last: torch.Tensor = student(batch.inputs)[-1]
         return last.mean((2, 3))
 
-    def recalibrate_batch_norm(self) -> None:
-        """Give the student the batch statistics of this site's images: for weights that were
-        averaged elsewhere, whose statistics nobody has measured.
+    def recalibrate_batch_norm(self, most: int | None = None) -> None:
+        """Give the student the batch statistics of this site's images, by its weights as they are:
+        those averaged elsewhere have none, and at a high rate running means lag behind.
+
+        most: batches to measure, evenly spaced over the images (None: all).
         """
         import torch
 
@@ -206,8 +227,9 @@ class StudentSite(Trainer):
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
         self.student.train()
+        stride = 1 if most is None else max(1, len(self._trained) // (most * self.config.batch))
         with torch.inference_mode():
-            for batch in self._batches(self.config.batch):
+            for batch in islice(self._batches(self.config.batch), 0, None, stride):
                 self._run(batch)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -238,6 +260,25 @@ class StudentSite(Trainer):
         """As `validate`, of all readable normal images, trained on or not."""
         return self._mean_loss(np.arange(self.n_images))
 
+    def seconds_per_step(self) -> float:
+        """Seconds of a training step's two passes through the student, which stays as it is."""
+        batch, before = next(self._batches(self.config.batch)), buffers_of(self.student)
+        self.student.train()
+        seconds = []
+        for _ in range(2):  # the first one also makes what is made once
+            start = perf_counter()
+            self.loss(batch).backward()  # type: ignore[no-untyped-call]
+            seconds.append(perf_counter() - start)
+            self.student.zero_grad()
+        load_buffers(self.student, before)
+        self.student.eval()
+        return min(seconds)
+
+    def _measured(self) -> float:
+        """`validate` after a stretch of steps, with batch statistics of the weights as they are."""
+        self.recalibrate_batch_norm(_RECALIBRATED)
+        return self.validate()
+
     def close(self) -> None:
         """Give back what was kept for training."""
         self._set.close()
@@ -257,7 +298,16 @@ class StudentSite(Trainer):
 
     def _batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """One pass over what the site trains on; in order without a generator."""
-        return self._set.batches(self._own, size, rng)
+        return self._set.batches(self._trained, size, rng)
+
+    def _views(self, jitter: float, config: FeatureConfig) -> Iterator[npt.NDArray[np.uint8]]:
+        """The images trained on, each under `VIEWS` other lights."""
+        for item in read_pixels(self.paths, config.side, max_pixels=config.max_pixels):
+            if item.pixels is None:
+                raise DataError(f"an image vanished meanwhile: {item.error}")
+            rng = np.random.default_rng([self.seed, item.index])
+            for _ in range(VIEWS):
+                yield jittered(item.pixels, jitter, rng)
 
     def _run(self, batch: Batch) -> None:
         """One pass of a batch through the whole student."""

@@ -6,8 +6,9 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,13 +18,13 @@ from fedvad.detectors.student.parameters import (
     load_parameters,
     parameters_of,
 )
-from fedvad.errors import ConfigError, DataError, MismatchError, check_choice
+from fedvad.detectors.student.schedule import TrainConfig
+from fedvad.errors import ConfigError, DataError, MismatchError
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Optimiser",
     "TrainConfig",
     "TrainLog",
     "Trainer",
@@ -37,68 +38,16 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 B = TypeVar("B")
-Optimiser = Literal["sgd", "adam"]
-_DROPS = (0.8, 0.9)
 _SECOND = 0.999  # Adam's decay rate of squared gradients
 _SHARE = "rate_share"  # key of an optimiser's group of parameters
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Options of the optimiser and of when to stop.
-
-    epochs: passes over the batches; steps: if given, the number of optimiser steps instead,
-    in as many passes as they take. batch: images per step, for those who make the batches.
-    warmup: steps over which the learning rate rises linearly to its value. clip: largest norm
-    of the whole gradient (None: no limit). patience: passes without a better validation value
-    after which training stops (None: never).
-    optimiser: `sgd`, or `adam`, where momentum is the first of its two decay rates and the other
-    one is 0.999. drop: factor of the learning rate after 80 % of the steps, and again after 90 %.
-    mixed_precision: convolutions of the steps (not of the validation) in bfloat16, weights, norms
-    and losses in float32; quicker where the processor multiplies bfloat16 in hardware.
-    """
-
-    epochs: int = 100
-    steps: int | None = None
-    batch: int = 8
-    learning_rate: float = 0.4
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup: int = 20
-    clip: float | None = 1.0
-    patience: int | None = 20
-    optimiser: Optimiser = "sgd"
-    drop: float = 1.0
-    mixed_precision: bool = False
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or (self.steps is not None and self.steps < 1):
-            raise ConfigError("training needs epochs, steps and batch of at least 1")
-        if not self.learning_rate > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise ConfigError("training needs learning_rate > 0, momentum in [0, 1), decay >= 0")
-        if self.warmup < 0 or (self.clip is not None and not self.clip > 0):
-            raise ConfigError("training needs warmup >= 0, and clip > 0 or none at all")
-        if self.patience is not None and self.patience < 1:
-            raise ConfigError("patience must be at least 1 epoch, or none at all")
-        check_choice("optimiser", self.optimiser, Optimiser)
-        if not 0 < self.drop <= 1 or (self.drop < 1 and self.steps is None):
-            raise ConfigError(
-                f"drop must lie in (0, 1], got {self.drop}; below 1 it needs a number of steps"
-            )
-
-    def rate(self, step: int) -> float:
-        """Learning rate of the step-th step of a training, from 1."""
-        rate = self.learning_rate * min(1.0, step / (self.warmup + 1))
-        if self.steps is not None:
-            rate *= self.drop ** sum(step > share * self.steps for share in _DROPS)
-        return rate
-
-
 @dataclass
 class TrainLog:
-    """What happened: per epoch the mean loss (with its penalty) and the validation value.
+    """What happened, by stretches of steps: the mean loss (with its penalty) of each, the value of
+    the validation after it, if there is any, and the step that it ended with.
 
-    best: the epoch, from 0, whose weights were kept (the last one without validation).
+    best: the stretch, from 0, whose weights were kept (the last one without validation).
     """
 
     loss: list[float] = field(default_factory=list)
@@ -106,6 +55,17 @@ class TrainLog:
     steps: int = 0
     best: int = -1
     stopped_early: bool = False
+    at: list[int] = field(default_factory=list)
+
+    def then(self, other: TrainLog, begun: int) -> TrainLog:
+        """This and a later training, which came after `begun` steps; its last weights are kept."""
+        return TrainLog(
+            loss=self.loss + other.loss,
+            validation=self.validation + other.validation,
+            steps=self.steps + other.steps,
+            best=len(self.loss) + other.best,
+            at=self.at + [begun + step for step in other.at],
+        )
 
 
 def make_optimiser(
@@ -152,6 +112,7 @@ def train_student(
     penalty: Callable[[torch.nn.Module, B], torch.Tensor] | None = None,
     correction: Mapping[str, torch.Tensor] | None = None,
     validate: Callable[[], float] | None = None,
+    choose: bool = True,
     optimiser: torch.optim.Optimizer | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainLog:
@@ -161,10 +122,12 @@ def train_student(
     generator it is given, which depends on `seed` and the number of the pass alone. penalty:
     added to the loss of each step (a proximal term, for instance). correction: by parameter
     name, added to the clipped gradient before each step (SCAFFOLD's control variates).
-    validate: a value of data not trained on, lower is better, asked for after each pass with the
-    student in eval mode; the best weights and buffers are restored at the end. It must come from
-    normal images: never from test labels. optimiser: one to carry on with, momentum included;
-    None makes a new one. on_step: called with the number of the step and its loss.
+    validate: a value of data not trained on, lower is better, measured after each pass or as
+    `validate_every` says, with the student in eval mode. It must come from normal images: never
+    from test labels. choose: whether the best weights and buffers are restored at the end, and
+    training may stop early; else the value is only recorded. optimiser: one to carry on with,
+    momentum included; None makes a new one. on_step: called with the number of the step and its
+    loss.
 
     Raises `ConfigError` when the loss is no longer finite, `DataError` when a pass has no batch,
     `MismatchError` for a correction that does not fit.
@@ -202,30 +165,52 @@ def train_student(
             on_step(record.steps, number)
         return number
 
+    losses: list[float] = []
+
+    def ended() -> bool:
+        """Close a stretch of steps; whether training is to stop."""
+        nonlocal lowest, best
+        record.loss.append(float(np.mean(losses)))
+        record.at.append(record.steps)
+        losses.clear()
+        record.best = len(record.loss) - 1
+        if validate is None:
+            return False
+        student.eval()
+        value = validate()
+        student.train()
+        record.validation.append(value)
+        if not choose:
+            return False
+        # a value that is not finite compares as no improvement
+        if value < lowest:
+            lowest, best = value, _snapshot(student)
+        since = record.best
+        record.best = int(np.argmin(np.nan_to_num(record.validation, nan=math.inf)))
+        record.stopped_early = config.patience is not None and (
+            since - record.best >= config.patience
+        )
+        return record.stopped_early
+
+    every = config.validate_every
     for epoch in range(config.epochs if config.steps is None else config.steps):
         student.train()
-        losses = []
+        begun, over = record.steps, False
         for batch in batches(np.random.default_rng([seed, epoch])):
             losses.append(one_step(batch))
-            if record.steps == config.steps:
+            over = record.steps == config.steps
+            if over or (every is not None and record.steps % every == 0):
+                over = ended() or over
+            if over:
                 break
-        if not losses:
+        if record.steps == begun:
             raise DataError("training got no batch: give it at least one normal image")
-        record.loss.append(float(np.mean(losses)))
-        record.best = epoch
-        if validate is not None:
-            student.eval()
-            value = validate()
-            record.validation.append(value)
-            # a value that is not finite compares as no improvement
-            if value < lowest:
-                lowest, best = value, _snapshot(student)
-            record.best = int(np.argmin(np.nan_to_num(record.validation, nan=math.inf)))
-            if config.patience is not None and epoch - record.best >= config.patience:
-                record.stopped_early = True
-                break
-        if record.steps == config.steps:
+        if every is None and losses:
+            over = ended() or over
+        if over:
             break
+    if losses:
+        ended()
     if best is not None:
         student.load_state_dict(best)
     student.eval()
@@ -236,6 +221,11 @@ class Trainer(ABC):
     """A trainable part of a site, whose weights sites may average; settings: of its training."""
 
     settings: TrainConfig
+
+    @cached_property
+    def log(self) -> TrainLog:
+        """Of all trainings in rounds so far, one after another."""
+        return TrainLog()
 
     @property
     @abstractmethod
@@ -260,17 +250,18 @@ class Trainer(ABC):
         seed: int,
         penalty: Callable[[torch.nn.Module, Any], torch.Tensor] | None = None,
         correction: Mapping[str, torch.Tensor] | None = None,
+        config: TrainConfig | None = None,
         on_step: Callable[[int, float], None] | None = None,
     ) -> TrainLog:
-        """Train from where the student stands; see `train_student`."""
+        """Train from where the student stands; see `train_student`. config: replaces `settings`."""
         return train_student(
-            self.student, self.losses(seed), self.batches, self.settings,
+            self.student, self.losses(seed), self.batches, config or self.settings,
             seed=seed, penalty=penalty, correction=correction, on_step=on_step,
         )  # fmt: skip
 
-    def rate(self, step: int) -> float:
-        """Learning rate of the step-th step of a training, from 1."""
-        return self.settings.rate(step)
+    def in_round(self, number: int) -> TrainConfig:
+        """The settings of a round, from 0: as many steps are over as those before it have."""
+        return replace(self.settings, begun=number * (self.settings.steps or 0))
 
 
 def _check_correction(

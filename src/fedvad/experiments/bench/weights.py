@@ -54,9 +54,7 @@ class WeightOptions(Averaging):
     def of_student(self, config: TrainConfig) -> TrainConfig:
         """The configuration of a student's training with the part as its method."""
         averaging = self.model_dump(include=set(Averaging.model_fields))
-        student = StudentOptions(
-            **averaging | {"steps": self.steps or _STEPS, "bootstrap": self.bootstrap}
-        )
+        student = StudentOptions(**averaging, bootstrap=self.bootstrap)
         return config.model_copy(update={"method": self.part, "student": student})
 
 
@@ -70,7 +68,6 @@ class Averaged:
 
 _PARTS = ("adaptor", "generator")
 _Site = AdaptorSite | GeneratorSite
-_STEPS = 20
 
 
 def average_weights(

@@ -78,6 +78,7 @@ class StageOptions(Strict):
     rho_c: float = Field(default=0.15, ge=0, lt=1)
     temperature: float = Field(default=0.5, gt=0)
     mode: MaskMode = "attention"
+    enhance: float = Field(default=0.0, ge=0, le=4)
     generator: bool = True
     hidden: int | None = Field(default=None, ge=1)
     w_m: float = Field(default=1.0, ge=0)

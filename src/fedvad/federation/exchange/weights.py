@@ -24,7 +24,7 @@ from fedvad.detectors.student.parameters import (
     under,
     weights_hash,
 )
-from fedvad.detectors.student.training import Trainer
+from fedvad.detectors.student.training import Trainer, TrainLog
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.weights import bound_weights
@@ -42,6 +42,7 @@ __all__ = [
 
 Arrays = dict[str, npt.NDArray[Any]]
 _WEIGHT, _CONTROL, _SCOPE, _BUFFER = "weight/", "control/", "scope/", "buffer/"
+_LOG, _CURVES = "log/", ("loss", "validation", "at")
 # of a message besides its arrays: manifest, names and shapes
 _HEADER_BYTES = (1 << 16) + 8
 
@@ -50,7 +51,8 @@ _HEADER_BYTES = (1 << 16) + 8
 class WeightSite:
     """A site's state: its trainer, and what its algorithm keeps between rounds.
 
-    kept: own control variate (SCAFFOLD) and last model (MOON), under the names of the messages.
+    first: number of its first round. kept: own control variate (SCAFFOLD) and last model (MOON),
+    under the names of the messages.
     """
 
     name: str
@@ -58,17 +60,23 @@ class WeightSite:
     n_images: int
     n_patches: int
     seed: int = 0
+    first: int = 1
     kept: Arrays = field(default_factory=dict)
     spread: float | None = None
-    losses: list[float] = field(default_factory=list)
 
     def snapshot(self) -> Arrays:
         """See `Member.snapshot`; batch statistics among it, which MOON's frozen models use."""
-        return self.kept | _named(_BUFFER, buffers_of(self.trainer.student))
+        log = {name: np.array(getattr(self.trainer.log, name), np.float64) for name in _CURVES}
+        found = self.kept | _named(_BUFFER, buffers_of(self.trainer.student))
+        return found | _named(_LOG, {name: array for name, array in log.items() if array.size})
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """See `Member.restore`."""
-        self.kept = {n: array for n, array in arrays.items() if not n.startswith(_BUFFER)}
+        self.kept = {n: a for n, a in arrays.items() if not n.startswith((_BUFFER, _LOG))}
+        loss, validation, at = (under(_LOG, arrays).get(n, np.zeros(0)).tolist() for n in _CURVES)
+        steps = [int(step) for step in at]
+        done, best = max(steps, default=0), len(loss) - 1
+        self.trainer.log = TrainLog(loss, validation, steps=done, best=best, at=steps)
         if buffers := under(_BUFFER, arrays):  # an earlier fedvad kept none
             load_buffers(self.trainer.student, buffers)
 
@@ -123,14 +131,16 @@ class WeightExchange:
         load_parameters(student, start)
         target = _scope_from(under(_SCOPE, handed), start)
         terms = ClientTerms(self.config, start, under(_CONTROL, handed), state.kept, target)
+        settings = state.trainer.in_round(round_ - state.first)
         log = state.trainer.train(
             seed=state.seed * 1009 + round_,
             penalty=terms.penalty(student, state.trainer.represent),
             correction=terms.correction(student),
+            config=settings,
         )
-        state.losses += log.loss[-1:]  # none of a closed form
+        state.trainer.log = state.trainer.log.then(log, settings.begun)
         trained = parameters_of(student)
-        rates = sum(state.trainer.rate(step) for step in range(1, log.steps + 1))
+        rates = sum(settings.rate(step) for step in range(1, log.steps + 1))
         change = terms.finish(trained, rates)
         arrays = _named(_WEIGHT, trained) | _named(_CONTROL, change)
         manifest = Manifest(

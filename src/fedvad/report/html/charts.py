@@ -98,8 +98,18 @@ def histogram(
     return _svg(drawn, size, f"Scores of the test images of {site}")
 
 
-def steps(title: str, values: Sequence[float | None], *, limit: float | None = None) -> Markup:
-    """One figure per round as a line; None (unknown, infinite) breaks it. `limit`: a warning."""
+def steps(
+    title: str,
+    values: Sequence[float | None],
+    *,
+    limit: float | None = None,
+    at: tuple[str, Sequence[int]] | None = None,
+) -> Markup:
+    """One figure per round as a line; None (unknown, infinite) breaks it. `limit`: a warning.
+
+    at: what the figures belong to in place of rounds, and its numbers, equally spaced.
+    """
+    unit, numbers = at or ("round", range(1, len(values) + 1))
     known = [v for v in values if v is not None]
     top = max([*known, *([] if limit is None or not known else [min(limit, 2 * max(known))]), 1e-9])
     width, height, left, head = 220, 70, 8, 22
@@ -112,7 +122,7 @@ def steps(title: str, values: Sequence[float | None], *, limit: float | None = N
         x, y = left + i * gap, head + (1 - value / top) * height
         path += f"{'L' if joined else 'M'}{x:.1f},{y:.1f}"
         joined = True
-        dots.append((x, y, value, i + 1))
+        dots.append((x, y, value, numbers[i]))
     drawn = [
         Markup('<path class="axis" d="M{},{}h{}"/>').format(left, head + height, width),
         Markup('<path class="curve m0" d="{}"/>').format(path),
@@ -120,12 +130,12 @@ def steps(title: str, values: Sequence[float | None], *, limit: float | None = N
     if limit is not None and limit <= top:
         y = head + (1 - limit / top) * height
         drawn.append(Markup('<path class="limit" d="M{},{:.1f}h{}"/>').format(left, y, width))
-    for x, y, value, round_ in dots if len(dots) <= 40 else dots[-1:]:
+    for x, y, value, number in dots if len(dots) <= 40 else dots[-1:]:
         drawn.append(
             Markup(
-                '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"><title>round {}: {}</title>'
+                '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"><title>{} {}: {}</title>'
                 "</circle>"
-            ).format(x, y, round_, f"{value:,.4g}")
+            ).format(x, y, unit, number, f"{value:,.4g}")
         )
     if dots:
         last = dots[-1][2]
@@ -135,14 +145,18 @@ def steps(title: str, values: Sequence[float | None], *, limit: float | None = N
             )
         )
     drawn.append(Markup('<text class="name" x="{}" y="14">{}</text>').format(left, title))
-    drawn.append(Markup('<text x="{}" y="{}">round 1</text>').format(left, head + height + 15))
+    drawn.append(
+        Markup('<text x="{}" y="{}">{} {}</text>').format(
+            left, head + height + 15, unit, numbers[0]
+        )
+    )
     if len(values) > 1:
         drawn.append(
             Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(
-                left + width, head + height + 15, len(values)
+                left + width, head + height + 15, numbers[-1]
             )
         )
-    return _svg(drawn, (width + 2 * left, head + height + 22), f"{title} by round")
+    return _svg(drawn, (width + 2 * left, head + height + 22), f"{title} by {unit}")
 
 
 def _roc_points(scores: Floats, bad: NDArray[np.bool_]) -> list[tuple[float, float]]:

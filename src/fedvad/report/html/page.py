@@ -136,6 +136,7 @@ def _values(contents: Contents) -> dict[str, object]:
         "undrawn": undrawn,
         "rounds": costs.rounds_table(ledger),
         "rounds_drawn": _round_drawings(ledger),
+        "learned": _learned(results),
         "covered": costs.is_covered(ledger),
         "coverage_warning": COVERAGE_WARNING,
         "site_bytes": costs.site_bytes_table(ledger),
@@ -277,6 +278,15 @@ def _round_drawings(ledger: Ledger) -> list[Markup]:
     if any(e.drift is not None for e in entries):
         drawn.append(charts.steps("drift of the memory", [_finite(e.drift) for e in entries]))
     return drawn
+
+
+def _learned(results: Results) -> list[Markup]:
+    """The held-out loss of each of the first sites over its training."""
+    return [
+        charts.steps(f"held-out loss, {site}", curve.held_out, at=("step", curve.at))
+        for site, curve in list(results.learning.items())[:_MOST_CHARTS]
+        if len(curve.at) > 1
+    ]
 
 
 def _finite(value: float | None) -> float | None:

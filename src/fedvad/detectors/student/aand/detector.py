@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["AAND"]
 
 
-_AMPLIFY, _STAGE1 = AmplifyConfig(), adam(300)
+_AMPLIFY, _STAGE1 = AmplifyConfig(), adam(2000)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -46,6 +46,7 @@ class AAND(ReverseDetector):
     name: ClassVar[str] = "aand"
     own_options: ClassVar[tuple[str, ...]] = ("amplify_rounds",)
     parts: ClassVar[tuple[str, ...]] = ("amplifier", "student")
+    recipe: ClassVar[Mapping[str, int]] = {"amplifier": 32_000, "student": 38_400}
     site: ClassVar[type[StudentSite]] = AANDSite
 
     loss: ReverseLoss = "hard+global"
@@ -70,10 +71,13 @@ class AAND(ReverseDetector):
         return advanced.to(self.extractor.config.device)
 
     @classmethod
-    def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
+    def round_options(
+        cls, table: Mapping[str, Any], train: TrainConfig, steps: int | None
+    ) -> dict[str, Any]:
         """See `StudentDetector.round_options`."""
-        table = {key: value for key, value in table.items() if key != "amplify_rounds"}
-        return super().round_options(table, train) | {"stage1": train}
+        table = dict(table)
+        stage1 = train.in_rounds(table.pop("amplify_rounds"), cls.recipe["amplifier"], steps)
+        return super().round_options(table, train, steps) | {"stage1": stage1}
 
     def fit(self, images: ImageSet) -> Self:
         """See `Detector.fit`."""

@@ -29,7 +29,8 @@ class AmplifyConfig:
     the focal loss. mask_share: a cell is anomalous if the mask covers more of it than this.
     anomaly_prob: share of the images of a batch that have a defect. normals, anomalies: most cells
     of a batch and level that the amplification loss compares.
-    pairs: how many synthetic images are made, once, before training.
+    pairs: how many synthetic images a pass has. fresh: whether they are drawn for each pass, or
+    once.
 
     Source: arXiv 2405.02068 and its public code, defaults too; `pairs`, `additive` and `mul` are
     not from there. Raises `ConfigError`.
@@ -52,6 +53,7 @@ class AmplifyConfig:
     normals: int = 5000
     anomalies: int = 1000
     pairs: int = 200
+    fresh: bool = True
 
     def __post_init__(self) -> None:
         check_choice("residual", self.residual, ResidualKind)

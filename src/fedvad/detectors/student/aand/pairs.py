@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fedvad.data.synthesis import SynthesisConfig, find_foreground
 from fedvad.detectors.student.aand.options import AmplifyConfig
-from fedvad.detectors.student.defects import DefectPool
+from fedvad.detectors.student.defects import DefectPool, Drawn
 from fedvad.detectors.student.targets import TrainingSet
 
 if TYPE_CHECKING:
@@ -59,32 +59,35 @@ class PairPool(DefectPool):
         objects: list[list[_Cells]] = []
 
         def marked(pixels: npt.NDArray[np.uint8], mask: _Cells) -> list[_Cells]:
-            found = find_foreground(pixels, synthesis)
-            objects.append([covered(found, grid) >= _OBJECT_SHARE for grid in normals.grids])
+            if len(objects) < config.pairs:  # the objects of a later drawing are the same
+                found = find_foreground(pixels, synthesis)
+                objects.append([covered(found, grid) >= _OBJECT_SHARE for grid in normals.grids])
             return [covered(mask, grid) > config.mask_share for grid in normals.grids]
 
         super().__init__(
-            normals, own, paths, marked, count=config.pairs, synthesis=synthesis, **options
-        )
+            normals, own, paths, marked, count=config.pairs, fresh=config.fresh,
+            synthesis=synthesis, **options,
+        )  # fmt: skip
         self._objects = [np.stack(level) for level in zip(*objects, strict=True)]
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[PairBatch]:
         """One pass over the pool in random order; each image without its defect by chance."""
-        for defective, sound in self.chosen(size, self.config.anomaly_prob, rng):
-            yield self._batch(defective, sound, rng)
+        for drawn, defective, sound in self.chosen(size, self.config.anomaly_prob, rng):
+            yield self._batch(drawn, defective, sound, rng)
 
     def _batch(
         self,
+        drawn: Drawn,
         defective: npt.NDArray[np.int64],
         sound: npt.NDArray[np.int64],
         rng: np.random.Generator,
     ) -> PairBatch:
         import torch
 
-        teacher = self.images(defective, sound).teacher
+        teacher = self.images(drawn, defective, sound).teacher
         both = np.concatenate([defective, sound])
         masks, normal, anomalous = [], [], []
-        for inside, found in zip(self.cells(defective, sound), self._objects, strict=True):
+        for inside, found in zip(drawn.cells(defective, sound), self._objects, strict=True):
             masks.append(inside[:, None].astype(np.float32))
             normal.append(_some(found[both] & ~inside, self.config.normals, rng))
             anomalous.append(_some(inside, self.config.anomalies, rng))

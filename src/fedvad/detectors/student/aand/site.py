@@ -140,10 +140,10 @@ class AANDSite(ReverseSite):
         self.amplify()
         return super().train(**options)
 
-    def recalibrate_batch_norm(self) -> None:
-        """See `StudentSite.settle`."""
+    def recalibrate_batch_norm(self, most: int | None = None) -> None:
+        """See `StudentSite.recalibrate_batch_norm`."""
         self.amplify()
-        super().recalibrate_batch_norm()
+        super().recalibrate_batch_norm(most)
 
     def empty_like(self, capacity: int) -> TrainingSet:
         """Refused: the maps of another set would not be amplified as this site's are."""

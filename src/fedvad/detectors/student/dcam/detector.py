@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedvad.detectors.student.dcam.loss import imitation_loss
@@ -58,7 +59,10 @@ class AttendedSite(StudentSite):
 
 
 _ATTENTION, _LOSS = AttentionConfig(), ImitationConfig()
-_TRAIN = TrainConfig(epochs=400, batch=32, learning_rate=0.1)
+_RATE = 0.1
+_TRAIN = TrainConfig(
+    epochs=400, batch=32, learning_rate=_RATE, decay="cosine", patience=None, validate_every=50
+)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -73,11 +77,17 @@ class DCAM(StudentDetector):
     name: ClassVar[str] = "dcam"
 
     site: ClassVar[type[StudentSite]] = AttendedSite
+    recipe: ClassVar[Mapping[str, int]] = {"student": 102_400}
 
     attention: AttentionConfig = _ATTENTION
     loss: ImitationConfig = _LOSS
     combine: Combine = "sum"
     train: TrainConfig = _TRAIN
+
+    @classmethod
+    def round_training(cls) -> TrainConfig:
+        """See `StudentDetector.round_training`."""
+        return replace(super().round_training(), learning_rate=_RATE)
 
     def network(self) -> PaSTeNet:
         """The net that scores, before training; without any attention unless it is kept."""

@@ -42,7 +42,7 @@ _SOURCES: tuple[ScoreSource, ...] = get_args(ScoreSource)
 _LEAST = 0.01
 _SCALED_BY = 256
 _PAIRS = 4  # of a batch, for the time of a step
-_DUAL, _TRAIN = DualConfig(), replace(adam(600), batch=_PAIRS)
+_DUAL, _TRAIN = DualConfig(), replace(adam(20_000), batch=_PAIRS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,8 @@ class DMDD(StudentDetector):
     """
 
     name: ClassVar[str] = "dmdd"
-    own_values: ClassVar[tuple[str, ...]] = ("scale", "scales", "parts")
+    recipe: ClassVar[Mapping[str, int]] = {"student": 80_000}  # pairs
+    own_values: ClassVar[tuple[str, ...]] = ("scale", "log", "scales", "parts")
     site: ClassVar[type[StudentSite]] = DMDDSite
 
     dual: DualConfig = _DUAL
@@ -92,17 +93,19 @@ class DMDD(StudentDetector):
         self.parts_: dict[str, float] | None = None
 
     @classmethod
-    def round_training(cls, steps: int | None) -> TrainConfig:
+    def round_training(cls) -> TrainConfig:
         """See `StudentDetector.round_training`."""
-        return replace(adam(1), steps=steps, batch=_PAIRS, warmup=5, drop=1.0)
+        return replace(adam(1), batch=_PAIRS, warmup=5, drop=1.0)
 
     @classmethod
-    def round_options(cls, table: Mapping[str, Any], train: TrainConfig) -> dict[str, Any]:
+    def round_options(
+        cls, table: Mapping[str, Any], train: TrainConfig, steps: int | None
+    ) -> dict[str, Any]:
         """See `StudentDetector.round_options`. A site cannot know how many of all steps are behind
         it, so the head learns from the first one.
         """
         given = {"head_start_step": 0} | table.get("dual", {})
-        found = super().round_options({**table, "dual": given}, train)
+        found = super().round_options({**table, "dual": given}, train, steps)
         if found["dual"].head_start_step:
             raise ConfigError("head_start_step must be 0 in rounds, whose steps nobody counts")
         return found
@@ -238,5 +241,7 @@ class DMDD(StudentDetector):
 
     def _check(self) -> None:
         super()._check()
+        if self.jitter:
+            raise ConfigError(f"{self.name} draws its images by pairs, without jitter: use another")
         check_choice("source", self.source, ScoreSource)
         check_drawing(self.synthesis, self.textures)

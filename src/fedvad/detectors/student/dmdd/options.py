@@ -39,8 +39,9 @@ class DualConfig:
     aim: form of the loss that drives the abnormality branch away; margin: its m. aim_reference:
     what it is held against, the teacher's maps of the image itself or of the paired normal one.
     mask: how a mask becomes cells, `bilinear` and at least a half, or the maximum. anomaly_prob:
-    chance that an image of a batch has its defect. pairs: synthetic images made once, before
-    training, and at least one of each normal image: the student sees no others.
+    chance that an image of a batch has its defect. pairs: synthetic images of a pass, and at least
+    one of each normal image: the student sees no others. fresh: whether each pass has defects drawn
+    for it, as the relatives' recipes do, or all passes have the same.
     head_input: of the fusion head, one `map` per level and branch or the `product` of unit
     features. head_channels: its width. head_sees: both images of a pair, or the defective alone.
     joint: whether its loss moves the branches, too. head_start_step: optimiser step of a site from
@@ -55,7 +56,7 @@ class DualConfig:
     student: InitialStudent = "decoder"
     width: float = 0.5
     layers: int = 2
-    factor: float = 1.0
+    factor: float = 2.0
     self_weight: float = 1.0
     flatten: bool = False
     aim: Aim = "l1mask"
@@ -64,6 +65,7 @@ class DualConfig:
     mask: MaskCells = "bilinear"
     anomaly_prob: float = 1.0
     pairs: int = 200
+    fresh: bool = True
     head_input: HeadInput = "map"
     head_channels: int = 16
     head_sees: HeadSees = "pairs"

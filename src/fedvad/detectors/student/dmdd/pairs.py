@@ -52,17 +52,17 @@ class DualPool(DefectPool):
 
         # the student sees images by their pairs alone: none may be left out
         count = max(config.pairs, len(own))
-        super().__init__(normals, own, paths, marked, count=count, **options)
+        super().__init__(normals, own, paths, marked, count=count, fresh=config.fresh, **options)
 
     def batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[DualBatch]:
         """One pass over the pool, see `DefectPool.chosen`."""
         import torch
 
-        for defective, sound in self.chosen(size, self.config.anomaly_prob, rng):
-            images = self.images(defective, sound)
+        for drawn, defective, sound in self.chosen(size, self.config.anomaly_prob, rng):
+            images = self.images(drawn, defective, sound)
             masks = [
                 torch.from_numpy(level[:, None].astype(np.float32)).to(images.teacher[0].device)
-                for level in self.cells(defective, sound)
+                for level in drawn.cells(defective, sound)
             ]
             normal = self._normals.batch(self._sources[np.concatenate([defective, sound])])
             yield DualBatch(images.inputs, images.teacher, normal, masks)

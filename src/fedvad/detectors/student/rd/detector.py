@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,11 +27,11 @@ def adam(steps: int) -> TrainConfig:
     """The optimiser of the papers' public code, for so many steps; the last one is kept."""
     return TrainConfig(
         steps=steps, batch=16, learning_rate=0.005, optimiser="adam", momentum=0.5,
-        weight_decay=0.0, drop=0.2, patience=None,
+        weight_decay=0.0, drop=0.2, patience=None, validate_every=max(1, steps // 20),
     )  # fmt: skip
 
 
-_TRAIN = adam(600)
+_TRAIN = adam(2400)
 
 
 class ReverseSite(StudentSite):
@@ -66,6 +67,7 @@ class ReverseDetector(StudentDetector):
     """
 
     site: ClassVar[type[StudentSite]] = ReverseSite
+    recipe: ClassVar[Mapping[str, int]] = {"student": 38_400}
 
     width: float = 1.0
     loss: ReverseLoss = "global"
@@ -74,9 +76,9 @@ class ReverseDetector(StudentDetector):
     train: TrainConfig = _TRAIN
 
     @classmethod
-    def round_training(cls, steps: int | None) -> TrainConfig:
-        """See `StudentDetector.round_training`: a rate that never drops, as rounds follow."""
-        return replace(adam(1), steps=steps, warmup=5, drop=1.0)
+    def round_training(cls) -> TrainConfig:
+        """See `StudentDetector.round_training`."""
+        return replace(adam(1), warmup=5, drop=1.0)
 
     def network(self) -> ReverseNet:
         """See `StudentDetector.network`."""
