@@ -65,11 +65,11 @@ class AMSL(StudentDetector):
     train: TrainConfig = _TRAIN
 
     @classmethod
-    def round_training(cls, steps: int | None) -> TrainConfig:
+    def round_training(cls) -> TrainConfig:
         """See `StudentDetector.round_training`."""
         from fedvad.detectors.student.rd.detector import RD
 
-        return RD.round_training(steps)
+        return RD.round_training()
 
     def network(self) -> ViewNet:
         """See `StudentDetector.network`."""
