@@ -14,9 +14,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from fedvad.runs.config import FREE_ON_RESUME, METHODS, TrainConfig
+from fedvad.runs.config import FREE_ON_RESUME, TrainConfig
+from fedvad.runs.families import FAMILIES, METHODS, family_of, method_class
 from fedvad.runs.option import Option, declared
-from fedvad.runs.student_config import STUDENT_METHODS, StudentOptions
+from fedvad.runs.student_config import StudentOptions
 from fedvad.runs.template import as_toml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,16 +62,23 @@ def tables() -> str:
 
 def _row(one: Option) -> str:
     key = f"**`{one.name}`**" if one.everyday else f"`{one.name}`"
-    methods = one.only or ("all" if len(one.families) == 2 else one.families[0])
+    taking = _taking(one.name.partition(".")[0])
+    families = [key for key in FAMILIES if any(family_of(name) == key for name in taking)]
+    methods = one.only or ("all" if one.common else ", ".join(families))
     cells = [key, one.default_text, one.allowed, methods, one.help]
     return f"| {' | '.join(cells)} |"
+
+
+def _taking(option: str) -> list[str]:
+    """Methods that have a use for an option."""
+    return [name for name in METHODS if option in method_class(name).options]
 
 
 def typed() -> str:
     """The module of types that `fedvad.train` is annotated with."""
     student = _typed_dict(
         "StudentTable",
-        f"The table `student`, for the methods {', '.join(STUDENT_METHODS)}.",
+        f"The table `student`, for the methods {', '.join(_taking('student'))}.",
         StudentOptions,
     )
     train = _typed_dict(

@@ -451,6 +451,16 @@ def test_help_and_import_do_not_load_the_heavy_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_waiting_threads_sleep_unless_told_otherwise(monkeypatch: Patch) -> None:
+    for given, kept in ((None, "passive"), ("active", "active")):
+        if given is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        else:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        assert run_main(monkeypatch, "train", "") == 2
+        assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
 def test_progress_on_a_terminal_goes_to_standard_error(
     trained: Run, plants: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:

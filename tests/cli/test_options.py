@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from fedvad.cli.main import app
 from fedvad.errors import ConfigError
-from fedvad.runs.config import METHODS, TrainConfig, resolve_config
+from fedvad.runs.config import TrainConfig, resolve_config
+from fedvad.runs.families import METHODS, method_class
 from fedvad.runs.option import Option, declared
 from fedvad.runs.template import template
 
@@ -136,11 +137,14 @@ def test_the_printed_file_changes_nothing_with_or_without_its_comment_signs(
     file.write_text(set_, encoding="utf-8")
     before = resolve_config(method=method).model_dump()
     assert resolve_config(file).model_dump() == before
-    family = "student" if method == "stfpm" else "memory"
     keys = set(re.findall(r"^#? ?([a-z_]+) = ", text, flags=re.MULTILINE))
-    if method in ("stfpm", "feddymem"):
-        wanted = [one for one in OPTIONS.values() if family in one.families and not one.only]
-        assert keys == {one.name.rpartition(".")[2] for one in wanted}
+    takes = method_class(method).options
+    wanted = [
+        one
+        for one in OPTIONS.values()
+        if one.name.partition(".")[0] in takes and one.only in ("", method)
+    ]
+    assert keys == {one.name.rpartition(".")[2] for one in wanted}
 
 
 def test_examples_of_the_printed_file_can_be_set(tmp_path: Path) -> None:

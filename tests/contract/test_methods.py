@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 import pytest
@@ -21,10 +21,11 @@ from fedvad.experiments.bench.suite import BenchMethod, Suite
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
-from fedvad.runs.config import METHODS, TrainConfig, resolve_config
+from fedvad.runs.config import COMMON_OPTIONS, TrainConfig, resolve_config
 from fedvad.runs.data import warm_up
+from fedvad.runs.families import FAMILIES, METHODS, family_of, method_class, run_class
 from fedvad.runs.memory_run import TrainedRun
-from fedvad.runs.method import Method, make_method, method_class
+from fedvad.runs.method import Method, make_method
 from fedvad.runs.progress import no_progress
 from fedvad.runs.student_config import StudentOptions
 from fedvad.serving.predictor import Predictor
@@ -32,8 +33,8 @@ from tests.detectors.student import support
 from tests.helpers import OPTIONS
 
 ALL = sorted(METHODS)
-STUDENTS = list_detectors(family="student")
-TRAINABLE = [*STUDENTS, *list_detectors(family="memory")]
+TRAINABLE = [name for family in FAMILIES for name in list_detectors(family=family)]
+STUDENTS = [name for name in ALL if "student" in method_class(name).options]
 Finished = tuple[Path, dict[str, Any], dict[str, Any]]
 # a few steps; a site must not amplify or draw for long
 MORE: dict[str, dict[str, Any]] = {
@@ -53,7 +54,9 @@ def given(tiny: Path) -> Callable[[str], dict[str, Any]]:
 
     def options(name: str) -> dict[str, Any]:
         if name not in STUDENTS:
-            return OPTIONS | {"method": name, "upload_rows": 300, "memory_rows": 300}
+            own = {"upload_rows": 300, "memory_rows": 300}
+            takes = method_class(name).options
+            return OPTIONS | {"method": name} | {k: v for k, v in own.items() if k in takes}
         student = {"steps": 2, "warmup": 0} | MORE.get(name, {})
         more = {"method": name, "rounds": 1, "holdout": 0.5, "student": student}
         return support.options(tiny) | more
@@ -99,6 +102,20 @@ def prepared(plants: Path, shared_cache: Path) -> Callable[[TrainConfig], Prepar
 
 def test_every_trainable_detector_is_a_method() -> None:
     assert set(TRAINABLE) <= set(ALL)
+    assert set(list_detectors()) - set(TRAINABLE) == {"adaptor"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_has_one_class_of_methods_and_one_of_runs(name: str) -> None:
+    family = FAMILIES[name]
+    methods = [method for method in METHODS if family_of(method) == name]
+    assert len({method_class(method) for method in methods}) == 1
+    kind = run_class(family.kind)
+    assert kind is not None
+    assert kind.kind == family.kind
+    assert get_type_hints(method_class(methods[0]).run)["return"] is kind
+    help_ = TrainConfig.model_fields["method"].description or ""
+    assert f"{methods[-1]} exchange {family.sends}" in help_
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -160,15 +177,15 @@ class TestEveryMethod:
         )
         config = suite.config(method, None, 0)
         cell = run_cell(method, config, prepared(config), convergence=True, progress=no_progress)
-        kept_apart = (
-            name not in STUDENTS and resolve_config(**options).calibration_mode == "holdout"
+        kept_apart = "calibration" in method_class(name).options and (
+            resolve_config(**options).calibration_mode == "holdout"
         )
         if not kept_apart:  # or the training had fewer images to learn from
             for site, auroc in results["image_auroc"]["sites"].items():
                 assert cell["image_auroc"]["sites"][site] == auroc
         assert cell["costs"]["rounds"] == method_class(name).rounds(config)
         assert min(cell["costs"]["bytes_up"].values()) > 0
-        assert (cell["costs"]["memory_rows"] > 0) == (name not in STUDENTS)
+        assert (cell["costs"]["memory_rows"] > 0) == ("memory_rows" in method_class(name).options)
 
     @pytest.mark.parametrize("baseline", ["local", "pooled"])
     def test_it_is_compared_with_others(
@@ -200,15 +217,17 @@ class TestEveryMethod:
         from fedvad.verbs.audit import audit
 
         config = resolve_config(**given(name))
-        wanted = f"bank audit: {name} has a student" if name in STUDENTS else "no such file"
+        rows = "memory_rows" in method_class(name).options
+        wanted = "no such file" if rows else f"bank audit: {name} has"
         with pytest.raises((ConfigError, PayloadError), match=wanted):
             audit(tmp_path / "nothing", plants / "alder", config)
 
     def test_its_options_are_those_of_a_configuration(self, name: str) -> None:
         family: type[Method] = method_class(name)
         assert family.options <= set(TrainConfig.model_fields)
-        assert {"method", "backbone", "rounds", "seed"} <= family.options
-        assert family.sends == ("weights" if name in STUDENTS else "memory rows")
+        assert family.options >= COMMON_OPTIONS
+        assert set(METHODS[name]) <= family.options
+        assert resolve_config(method=name).method == name
 
 
 def test_the_identity_is_the_same_federation_without_trained_generators(

@@ -9,13 +9,13 @@ import pytest
 
 from fedvad.errors import ConfigError
 from fedvad.runs.config import (
+    COMMON_OPTIONS,
     FREE_ON_RESUME,
-    METHODS,
     OWN_OF_SITE,
-    STUDENT_OPTIONS,
     TrainConfig,
     resolve_config,
 )
+from fedvad.runs.families import METHODS
 from fedvad.runs.option import Option, declared
 
 
@@ -96,8 +96,8 @@ def test_lists_of_options_follow_from_the_declarations() -> None:
         "method", "backbone", "weights", "image_size", "layers", "engine", "device", "split",
         "good", "defect", "leave_out", "max_bad", "max_pixels", "rounds", "participation", "join",
         "smooth", "top", "target_fpr", "holdout", "shared_threshold", "threshold_rule", "compare",
-        "seed", "jobs", "student", "defence", "malicious",
-    } == STUDENT_OPTIONS  # fmt: skip
+        "seed", "jobs", "defence", "malicious",
+    } == COMMON_OPTIONS  # fmt: skip
 
 
 @pytest.mark.parametrize("option", list(declared(TrainConfig)), ids=lambda option: option.name)

@@ -18,8 +18,8 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank
 from fedvad.runs.config import Reference
+from fedvad.runs.families import method_class
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
-from fedvad.runs.method import method_class
 from fedvad.runs.run import Run
 from fedvad.runs.student_run import StudentModel, StudentRun
 from tests.helpers import make_bank
@@ -165,5 +165,5 @@ def test_a_site_scores_by_its_own_statistics_and_a_stranger_by_the_middle_scale(
 
 
 def test_every_method_has_a_family() -> None:
-    assert method_class("patchcore").sends == "memory rows"
-    assert method_class("paste").sends == "weights"
+    assert not method_class("patchcore").sends_weights
+    assert method_class("paste").sends_weights

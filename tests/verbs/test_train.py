@@ -31,14 +31,14 @@ from fedvad.federation.ledger import Ledger
 from fedvad.half import to_float
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.report.results_tables import rich_tables
-from fedvad.runs.config import METHODS, resolve_config
+from fedvad.runs.config import resolve_config
 from fedvad.runs.data import load_sites, warm_up
+from fedvad.runs.families import METHODS, method_class
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method import make_method
 from fedvad.runs.plan import split_held_out
 from fedvad.runs.progress import no_progress
 from fedvad.runs.run_folder import read_config
-from fedvad.runs.student_config import STUDENT_METHODS
 from tests.helpers import OPTIONS, TRAIN, without_masks
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
@@ -159,7 +159,7 @@ class TestAnOrdinaryRun:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in STUDENT_METHODS])
+@pytest.mark.parametrize("method", [m for m in METHODS if "memory_rows" in method_class(m).options])
 def test_every_method_runs_end_to_end(
     method: str, plants: Path, shared_cache: Path, tmp_path: Path
 ) -> None:

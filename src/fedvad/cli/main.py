@@ -139,6 +139,9 @@ def main() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
     if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid in any encoding
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Threads that wait for others of a computation sleep, unless somebody wants otherwise: those of
+    # torch would spin, which beside another busy program makes scoring about ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _end_on_signals()
     try:
         if "" in sys.argv[1:]:  # as a path it would mean the folder one is in

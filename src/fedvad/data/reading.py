@@ -129,9 +129,10 @@ def _site_json(part: SiteReading) -> dict[str, Any]:
     }
 
 
-def data_table(data: Mapping[str, Any]) -> list[list[str]]:
+def data_table(data: Mapping[str, Any], *, guesses_only: bool = False) -> list[list[str]]:
     """Rows of the JSON form as a table for people: what each folder was read as, and why.
 
+    guesses_only: of the folders that were read only those whose label was guessed.
     The first row is the header. Of very many folders only the first are shown, and a last row
     says how many more there are.
     """
@@ -142,6 +143,7 @@ def data_table(data: Mapping[str, Any]) -> list[list[str]]:
             [label["folder"], str(label["images"]), f"{label['part']}: {label['label']}",
              label["rule"]]
             for label in site["read"]
+            if label.get("notable") or not guesses_only
         ]  # fmt: skip
         unread += _unread(site["not_read"])
         unread += [["(note)", "", "", note] for note in site["notes"]]

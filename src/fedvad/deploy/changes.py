@@ -26,8 +26,8 @@ from fedvad.errors import ConfigError
 from fedvad.federation.mailboxes.state import load_state, save_state
 from fedvad.federation.signed import read_private_key
 from fedvad.runs.config import TrainConfig
+from fedvad.runs.families import method_class
 from fedvad.runs.guards import guard_output_file
-from fedvad.runs.method import method_class
 from fedvad.runs.receipt import ForgetReceipt, receipt_bytes
 from fedvad.verbs.bank_forget import without_site
 

@@ -33,8 +33,9 @@ from fedvad.runs.bank_state import (
     save_site,
 )
 from fedvad.runs.config import OWN_OF_SITE, TrainConfig
+from fedvad.runs.families import method_class
 from fedvad.runs.feedback import keep_answers
-from fedvad.runs.method import make_method, method_class
+from fedvad.runs.method import make_method
 from fedvad.runs.progress import no_progress
 from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import DETECTOR_FILE, write_json
@@ -133,8 +134,8 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
         told = json.loads((folder / _TOLD).read_text()) | {"repeated": True}
     told["seconds"] = round(perf_counter() - start, 3)
     # weights replace what was sent before, rows of a memory may add to it
-    sends = method_class(config.method).sends
-    held = max(instruction.held, round_ - 1) if sends == "weights" else instruction.held
+    replaced = method_class(config.method).sends_weights
+    held = max(instruction.held, round_ - 1) if replaced else instruction.held
     return Reply(site.name, round_, _unheld(folder, held, round_), told)
 
 
@@ -264,8 +265,8 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
             f"the federation's backbone is {config.backbone[:80]}, and a site downloads nothing: "
             "put its file on this machine and name it as weights in site.toml"
         )
-    rows = method_class(config.method).sends == "memory rows"
-    if rows and config.upload_bytes > site.max_upload_bytes:
+    limited = "upload_bytes" in method_class(config.method).options
+    if limited and config.upload_bytes > site.max_upload_bytes:
         raise ConfigError(
             f"the server asks for uploads of up to {config.upload_bytes} bytes per round, this "
             f"site sends at most {site.max_upload_bytes} (max_upload_bytes in site.toml)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from fedvad.data.checked import check_finite
 from fedvad.detectors.artefact import feature_identity, read_arrays
@@ -15,22 +15,19 @@ from fedvad.features.extractor import FeatureExtractor
 if TYPE_CHECKING:
     from fedvad.detectors.base import Detector
 
-__all__ = ["Family", "create", "detector_class", "list_detectors", "load_detector"]
-
-Family = Literal["memory", "student", "other"]
+__all__ = ["create", "detector_class", "list_detectors", "load_detector"]
 
 
 class _Entry(NamedTuple):
-    family: Family
+    family: str | None
     module: str
     cls: str
 
 
-# family: by what `train` makes it. `memory` merges rows of patches, `student` averages weights;
-# `other` is not trained by `train`.
+# family: of the methods of `train` that make it, see `fedvad.runs.families`; None where none does
 _DETECTORS = {
     "aand": _Entry("student", "student.aand.detector", "AAND"),
-    "adaptor": _Entry("other", "memory.adaptor", "AdaptorDetector"),
+    "adaptor": _Entry(None, "memory.adaptor", "AdaptorDetector"),
     "dcam": _Entry("student", "student.dcam.detector", "DCAM"),
     "dmdd": _Entry("student", "student.dmdd.detector", "DMDD"),
     "feddymem": _Entry("memory", "memory.feddymem", "FedDyMem"),
@@ -41,7 +38,7 @@ _DETECTORS = {
 }
 
 
-def list_detectors(pattern: str = "*", *, family: Family | None = None) -> list[str]:
+def list_detectors(pattern: str = "*", *, family: str | None = None) -> list[str]:
     """Names of the registered detectors that match a shell pattern, of one family or of any."""
     return sorted(
         name

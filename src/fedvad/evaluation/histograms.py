@@ -13,10 +13,11 @@ import numpy.typing as npt
 from fedvad.errors import DataError
 from fedvad.evaluation.thresholds import Threshold, conformal_rank
 
-__all__ = ["BINS", "count", "from_pairs", "threshold_of_counts", "to_pairs"]
+__all__ = ["BINS", "SUMMED_COUNTS", "count", "from_pairs", "threshold_of_counts", "to_pairs"]
 
 # the same at every site and for any data: bins of 1.4 % from 1e-3 to 1e3
 BINS = 1000
+SUMMED_COUNTS = "conformal, summed counts"  # method of such a threshold
 _EDGES = np.geomspace(1e-3, 1e3, BINS + 1)
 
 
@@ -127,4 +128,4 @@ def threshold_of_counts(counts: npt.NDArray[np.integer], target_fpr: float) -> T
     at = int(np.searchsorted(np.cumsum(counts), rank))
     if at in (0, BINS - 1):
         return None
-    return Threshold(float(_EDGES[at + 1]), n, "conformal, summed counts", target_fpr)
+    return Threshold(float(_EDGES[at + 1]), n, SUMMED_COUNTS, target_fpr)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fedvad.data.checked import parse_values
 
 __all__ = [
+    "AtRate",
     "Costs",
     "Counts",
     "DataRead",
@@ -80,10 +81,18 @@ class Counts(_Part):
     good, defects: normal and anomalous images. stopped, caught: those with score > threshold.
     """
 
-    good: int
-    stopped: int
-    defects: int
-    caught: int
+    good: int = 0
+    stopped: int = 0
+    defects: int = 0
+    caught: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            good=self.good + other.good,
+            stopped=self.stopped + other.stopped,
+            defects=self.defects + other.defects,
+            caught=self.caught + other.caught,
+        )
 
 
 class SiteThreshold(_Part):
@@ -110,6 +119,13 @@ class Thresholds(_Part):
     mean_fpr: float | None = None
     mean_recall: float | None = None
     sites: dict[str, SiteThreshold] = Field(default_factory=dict)
+
+
+class AtRate(_Part):
+    """Test images of all sites at the thresholds for another wanted false-alarm rate."""
+
+    target_fpr: float
+    counts: Counts
 
 
 class Gain(_Part):
@@ -264,13 +280,15 @@ class Results(MethodResults):
     """All that `train` and `evaluate` return; what only one of them knows is empty in the other.
 
     compare: results of each baseline. gain: over each baseline, None where no site has both
-    classes. own_normals: of `train`. training_images: by site. unreadable: one reason per image.
+    classes. own_normals: of `train`. tradeoff: what other wanted false-alarm rates stop and catch,
+    see `runs.tradeoff`. training_images: by site. unreadable: one reason per image.
     reference, sites_never_trained_on, drift: of `evaluate`. verdict: the figures in words.
     """
 
     compare: dict[str, MethodResults] = Field(default_factory=dict)
     gain: dict[str, Gains | None] = Field(default_factory=dict)
     own_normals: dict[str, OwnNormals] = Field(default_factory=dict)
+    tradeoff: list[AtRate] = Field(default_factory=list)
     method: str | None = None
     backbone: str | None = None
     seed: int | None = None

@@ -43,6 +43,7 @@ from fedvad.memory.bank import FloatArray
 __all__ = [
     "MIN_HELD_OUT",
     "SiteResult",
+    "counted",
     "evaluate_site",
     "figures_of",
     "gains",
@@ -192,15 +193,16 @@ def figures_of(threshold: Threshold | None, result: SiteResult | None = None) ->
         promise=None if promised is None else Promised(**asdict(promised)),
         fpr=None if result is None else result.fpr,
         recall=None if result is None else result.recall,
-        counts=None if result is None else _counts(result),
+        counts=None if result is None else counted(result, result.threshold),
     )
 
 
-def _counts(result: SiteResult) -> Counts | None:
-    if result.threshold is None or not len(result.test):
+def counted(result: SiteResult, threshold: Threshold | None) -> Counts | None:
+    """Test images at a threshold; None without it, or without test images."""
+    if threshold is None or not len(result.test):
         return None
     defective = result.test.labels == 1
-    flagged = result.scores > result.threshold.value
+    flagged = result.scores > threshold.value
     return Counts(
         good=int((~defective).sum()),
         stopped=int((flagged & ~defective).sum()),

@@ -15,7 +15,7 @@ from fedvad.report.verdict import baseline_of, mean_rate, percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["own_normals_table", "results_table", "rich_tables", "sites_table"]
+__all__ = ["own_normals_table", "results_table", "rich_tables", "sites_table", "tradeoff_table"]
 
 _INTERVAL_HEAD = " (95 % interval)"
 _AT_MOST = "false alarms, at most (95 % sure)"
@@ -102,6 +102,21 @@ def sites_table(
     return rows
 
 
+def tradeoff_table(results: Results) -> list[list[str]]:
+    """One row per wanted false-alarm rate: what all sites together would stop and catch."""
+    rows = [["false alarms wanted", "good stopped", "defects caught"]]
+    for at in results.tradeoff:
+        n = at.counts
+        rows.append(
+            [
+                f"{100 * at.target_fpr:g} %",
+                f"{n.stopped} of {n.good}" if n.good else UNKNOWN,
+                f"{n.caught} of {n.defects}" if n.defects else UNKNOWN,
+            ]
+        )
+    return rows
+
+
 def own_normals_table(results: Results) -> list[list[str]]:
     """What a site sees without any defect: whether its unseen normals came nearer to memory."""
     head = ["site", "median score alone", "median score federated", "share that came nearer"]
@@ -116,7 +131,7 @@ def rich_tables(results: Results) -> list[Table]:
 
     The intervals of sites and the ranking of all images together are left to the report.
     Each site's own normal images only where no test image tells how good the detector is; what was
-    read of the data only where it was not everything.
+    read of the data only where something was guessed or omitted, and then only that.
     """
     sites = [
         [INTERVAL.sub("", cell).removesuffix(_INTERVAL_HEAD) for cell in row]
@@ -131,7 +146,7 @@ def rich_tables(results: Results) -> list[Table]:
     if len(moved) > 1 and results.image_auroc.mean is None:
         tables.append(rich_table("Own normal images", moved))
     if results.data is not None and not results.data.complete:
-        tables.append(rich_data_table(results.data.to_dict()))
+        tables.append(rich_data_table(results.data.to_dict(), guesses_only=True))
     return tables
 
 

@@ -82,9 +82,9 @@ def to_markdown(rows: Rows) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rich_data_table(data: Mapping[str, Any]) -> Table:
-    """What was read of a data folder and what was not, for the terminal."""
-    return rich_table("Data", data_table(data), numbers=1)
+def rich_data_table(data: Mapping[str, Any], *, guesses_only: bool = False) -> Table:
+    """What was read of a data folder and what was not, for the terminal; see `data_table`."""
+    return rich_table("Data", data_table(data, guesses_only=guesses_only), numbers=1)
 
 
 def rich_table(title: str, rows: Rows, *, numbers: int | None = None) -> Table:

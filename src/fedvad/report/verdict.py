@@ -155,13 +155,7 @@ def baseline_of(results: Results) -> str | None:
 
 def total(results: MethodResults) -> Counts:
     """Counts summed over the sites that judged test images."""
-    every = _counted(results).values()
-    return Counts(
-        good=sum(one.good for one in every),
-        stopped=sum(one.stopped for one in every),
-        defects=sum(one.defects for one in every),
-        caught=sum(one.caught for one in every),
-    )
+    return sum(_counted(results).values(), Counts())
 
 
 def mean_rate(results: MethodResults, which: Literal["fpr", "recall"]) -> float | None:

@@ -19,7 +19,7 @@ from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.payload import Manifest, Payload
 from fedvad.federation.signed import SignedMessage, read_bounded
 from fedvad.runs.config import FREE_ON_RESUME, TrainConfig, resolve_config
-from fedvad.runs.method import method_class
+from fedvad.runs.families import method_class
 
 __all__ = [
     "SiteState",
@@ -115,7 +115,7 @@ def next_config(state: SiteState | None, file: Path | None, options: dict[str, A
         now = resolve_config(file, **options)
     else:
         given = {key: value for key, value in options.items() if value is not None}
-        # where only a student's options have a meaning, others must not be given
+        # options without a meaning must not be given
         means = method_class(state.config.method).options
         now = resolve_config(None, **{k: v for k, v in before.items() if k in means} | given)
     changed = [k for k, v in now.model_dump().items() if k not in FREE_ON_RESUME and before[k] != v]

@@ -16,28 +16,29 @@ from fedvad.data.view_choice import USUAL_SIZE
 from fedvad.data.views import Size, is_plain
 from fedvad.errors import ConfigError
 from fedvad.features.names import is_backbone_file
+from fedvad.runs.families import DEFAULT_METHOD, METHODS, method_class
 from fedvad.runs.option import declared
 from fedvad.runs.options import (
     CALIBRATION_IMAGES,
+    COMMON_OPTIONS,
     COMPARISONS,
     FREE_ON_RESUME,
     OWN_OF_SITE,
-    STUDENT_OPTIONS,
     TARGET_FPR,
     Reference,
     ThresholdRule,
 )
-from fedvad.runs.options_sites import METHODS, Defence
-from fedvad.runs.student_config import STUDENT_METHODS, StudentOptions
+from fedvad.runs.options_sites import Defence
+from fedvad.runs.student_config import StudentOptions
 from fedvad.runs.train_config import TrainConfig
 
 __all__ = [
     "CALIBRATION_IMAGES",
+    "COMMON_OPTIONS",
     "COMPARISONS",
     "FREE_ON_RESUME",
     "METHODS",
     "OWN_OF_SITE",
-    "STUDENT_OPTIONS",
     "TARGET_FPR",
     "Defence",
     "Reference",
@@ -92,10 +93,8 @@ def resolve_config(
     single keys of the file's. Raises `ConfigError` naming the key and the mend.
     """
     values = given_values(plan) | given_values(file, **flags)
-    method = values.get("method", TrainConfig.model_fields["method"].default)
-    if not isinstance(method, str) or method not in METHODS:
-        raise ConfigError(f"unknown method {method!r}; choose from {sorted(METHODS)}")
-    _check_families(method, values)
+    method = values.get("method", DEFAULT_METHOD)
+    _check_meaning(method, values)
     try:
         config = TrainConfig(**(METHODS[method] | _absolute(values)))
         config.memory(1)
@@ -136,17 +135,19 @@ def _absolute(values: Mapping[str, Any]) -> dict[str, Any]:
     return placed
 
 
-def _check_families(method: str, values: Mapping[str, Any]) -> None:
+def _check_meaning(method: str, values: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for options that the method has no use for."""
-    student = method in STUDENT_METHODS
     table = values.get("student") or {}
     # a whole configuration, as a site keeps it, has the table with its defaults
     default = StudentOptions().model_dump()
     changed = isinstance(table, Mapping) and default | dict(table) != default
-    if changed and not student:
+    given = set(values) & set(TrainConfig.model_fields) - ({"student"} if not changed else set())
+    if foreign := given - method_class(method).options:
+        fit = ", ".join(name for name in METHODS if foreign <= method_class(name).options)
+        names = ", ".join(sorted(foreign)).replace("student", "the table [student]")
         raise ConfigError(
-            f"the table [student] is for --method {', '.join(sorted(STUDENT_METHODS))}; "
-            f"{method} has a memory and no student"
+            f"{method} has no use for {names}: omit what changes nothing"
+            + (f", or choose --method {fit}" if fit else "")
         )
     for option in declared(StudentOptions) if changed else ():
         if option.only and option.only != method and table.get(option.name) not in (
@@ -155,12 +156,6 @@ def _check_families(method: str, values: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"student.{option.name} is of {option.only}: {method} has no use for it"
             )
-    foreign = sorted((set(values) & set(TrainConfig.model_fields)) - STUDENT_OPTIONS)
-    if student and foreign:
-        raise ConfigError(
-            f"{method} has a student and no memory: {', '.join(foreign)} would change nothing; "
-            "take it away, or choose another --method"
-        )
 
 
 def _explain(error: ValidationError) -> str:

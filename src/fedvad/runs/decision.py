@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Protocol
 
-import numpy as np
-
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import MIN_HELD_OUT
 from fedvad.evaluation.thresholds import Threshold, check_target, images_needed, promise
 from fedvad.runs.config import Reference
 from fedvad.runs.run import middle
-from fedvad.runs.thresholds import find_thresholds
+from fedvad.runs.thresholds import retarget
 
 __all__ = [
     "check_threshold_options",
@@ -146,11 +144,7 @@ def _retargeted(
     wanted = reference
     if site not in run.sites and reference in (None, "union"):
         wanted = "global"
-    found = {name: run.threshold(name, wanted) for name in run.sites}
-    kept = {name: t for name, t in found.items() if t is not None and t.scores}
-    federated = any(t.method.startswith("federated") for t in kept.values())
-    scores = {name: np.asarray(t.scores) for name, t in kept.items()}
-    new = find_thresholds(scores, target_fpr, "federated" if federated else "own")
+    new = retarget({name: run.threshold(name, wanted) for name in run.sites}, target_fpr)
     known = site is not None and site in run.sites
     chosen = new.get(str(site)) if known else middle(list(new.values()))
     if chosen is None:

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -15,7 +14,6 @@ import numpy.typing as npt
 
 from fedvad.data.folders import Site
 from fedvad.detectors.base import Detector, NormalFeatures
-from fedvad.detectors.registry import list_detectors
 from fedvad.evaluation.sites import SiteResult, site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor, check_bad_share
@@ -23,6 +21,7 @@ from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import TrainConfig
+from fedvad.runs.families import method_class
 from fedvad.runs.phases import Phase, run_phases
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Arrays, Run, SiteModel
@@ -37,9 +36,7 @@ __all__ = [
     "Sites",
     "Trained",
     "compare",
-    "family_of",
     "make_method",
-    "method_class",
 ]
 
 # of one message of weights, unless a server or site says otherwise
@@ -48,11 +45,6 @@ MAX_WEIGHT_BYTES = 200_000_000
 Baseline = Literal["local", "pooled", "identity"]
 Sites = Sequence[Site]
 Alone = tuple[int, int] | None
-
-_FAMILIES = {
-    "memory": ("method_memory", "MemoryMethod"),
-    "student": ("method_student", "StudentMethod"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +67,16 @@ class Method(ABC):
     a round and `run_at` in the end; their server calls `max_upload`, `exchange_for` and
     `check_merged`, and has no images.
 
-    sends: what leaves a site, in words. options: names of the options in `TrainConfig` that mean
-    something to it. n_images: by site, normal images that could be read. unreadable: why others
-    could not. copies: by site, near copies among its normal images, which calibrate nothing.
-    images_read: how often an image passed the backbone meanwhile. max_weight_bytes: of weights
-    that a site on its own machine sends at once.
+    options: names of the options in `TrainConfig` that mean something to it, `COMMON_OPTIONS`
+    among them. sends_weights: whether a site sends weights of a network that it trained: only
+    where that is allowed, and in place of those it sent before. n_images: by site, normal images
+    that could be read. unreadable: why others could not. copies: by site, near copies among its
+    normal images, which calibrate nothing. images_read: how often an image passed the backbone
+    meanwhile. max_weight_bytes: of weights that a site on its own machine sends at once.
     """
 
-    sends: ClassVar[Literal["memory rows", "weights"]]
     options: ClassVar[frozenset[str]]
+    sends_weights: ClassVar[bool] = False
 
     def __init__(self, config: TrainConfig, extractor: FeatureExtractor) -> None:
         self.config = config
@@ -93,6 +86,16 @@ class Method(ABC):
         self.copies: dict[str, int] = {}
         self.images_read = 0
         self.max_weight_bytes = MAX_WEIGHT_BYTES
+
+    @classmethod
+    def layers(cls, backbone: str) -> tuple[int, ...] | None:
+        """Layers of a backbone that describe a patch unless given; None for its own default."""
+        return None
+
+    @classmethod
+    def viewed(cls, config: TrainConfig) -> TrainConfig:
+        """With the size at which it reads images, where that does not follow from the images."""
+        return config
 
     @classmethod
     def rounds(cls, config: TrainConfig) -> int:
@@ -282,17 +285,6 @@ class Method(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back what was kept for training."""
-
-
-def family_of(name: str) -> Literal["memory", "student"]:
-    """The family of a method that `--method` takes."""
-    return "student" if name in list_detectors(family="student") else "memory"
-
-
-def method_class(name: str) -> type[Method]:
-    """The class of a method that `--method` takes."""
-    module, cls = _FAMILIES[family_of(name)]
-    return cast(type[Method], getattr(import_module(f"{__package__}.{module}"), cls))
 
 
 def make_method(config: TrainConfig, extractor: FeatureExtractor) -> Method:

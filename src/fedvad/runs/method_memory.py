@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +48,7 @@ class MemoryMethod(Method):
     members: the sites. fitting, held_out: images that they learn from, and calibrate on.
     """
 
-    sends: ClassVar[Literal["memory rows", "weights"]] = "memory rows"
-    options: ClassVar[frozenset[str]] = frozenset(TrainConfig.model_fields)
+    options: ClassVar[frozenset[str]] = frozenset(TrainConfig.model_fields) - {"student"}
 
     members: dict[str, MemorySite]
     fitting: dict[str, NormalFeatures]

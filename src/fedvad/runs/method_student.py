@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fedvad.data.folders import ImageItem, ImageSet, Site
+from fedvad.data.view_choice import USUAL_SIZE
 from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.parameters import parameters_of, under
@@ -21,11 +22,12 @@ from fedvad.evaluation.histograms import count
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import is_backbone_file
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
-from fedvad.runs.config import STUDENT_OPTIONS, TrainConfig
+from fedvad.runs.config import COMMON_OPTIONS, TrainConfig, at_size
 from fedvad.runs.method import Alone, Baseline, Method, Sites, Trained
 from fedvad.runs.phases import Phase
 from fedvad.runs.plan import robust
@@ -47,6 +49,8 @@ __all__ = ["StudentMethod"]
 
 log = logging.getLogger(__name__)
 
+_LAYERS = {"resnet": (1, 2, 3), "mcunet": (6, 10, 14)}
+
 
 class StudentMethod(Method):
     """Sites send the weights of their students; the server averages them. See `Method`.
@@ -54,12 +58,26 @@ class StudentMethod(Method):
     members: the sites, with all that is frozen computed.
     """
 
-    sends: ClassVar[Literal["memory rows", "weights"]] = "weights"
-    options: ClassVar[frozenset[str]] = frozenset(STUDENT_OPTIONS)
+    options: ClassVar[frozenset[str]] = COMMON_OPTIONS | {"student"}
+    sends_weights: ClassVar[bool] = True
 
     def __init__(self, config: TrainConfig, extractor: FeatureExtractor) -> None:
         super().__init__(config, extractor)
         self.members: dict[str, StudentSite] = {}
+
+    @classmethod
+    def layers(cls, backbone: str) -> tuple[int, ...] | None:
+        """See `Method.layers`: levels of the papers, where a memory takes fewer."""
+        if is_backbone_file(backbone):
+            return None
+        return next((taps for name, taps in _LAYERS.items() if backbone.startswith(name)), None)
+
+    @classmethod
+    def viewed(cls, config: TrainConfig) -> TrainConfig:
+        """See `Method.viewed`: a square; raises `ConfigError` for another view."""
+        if config.image_size == "auto":
+            return at_size(config, USUAL_SIZE)
+        return at_size(config, config.features().side)
 
     @classmethod
     def rounds(cls, config: TrainConfig) -> int:

@@ -11,11 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
-__all__ = ["BOTH", "Family", "Kind", "Option", "declared", "names_of", "option"]
+__all__ = ["Kind", "Option", "declared", "names_of", "option"]
 
-Family = Literal["memory", "student"]
 Kind = Literal["bool", "int", "float", "text", "path", "texts", "ints", "table"]
-BOTH: tuple[Family, ...] = ("memory", "student")
 _SCALARS: dict[type, Kind] = {bool: "bool", int: "int", float: "float", str: "text", Path: "path"}
 _LIMITS = ("ge", "gt", "le", "lt")
 
@@ -31,8 +29,8 @@ class Option:
     limits: of its values, by `ge`, `gt`, `le`, `lt`. unit: of a number, in the plural.
     everyday: shown by `--help`; the others by `--help-all` only.
     free: may differ between an interrupted run and its `--resume`. own: a site's own affair in a
-    federation of real machines. families: kinds of method for which it means something; only: the
-    one method that has it, where there is just one.
+    federation of real machines. common: means something to every method; for any other option,
+    `Method.options` says to which. only: the one method that has it, where there is just one.
     """
 
     name: str
@@ -48,7 +46,7 @@ class Option:
     everyday: bool
     free: bool
     own: bool
-    families: tuple[Family, ...]
+    common: bool
     only: str
 
     @property
@@ -83,7 +81,7 @@ def option(
     everyday: bool = False,
     free: bool = False,
     own: bool = False,
-    families: tuple[Family, ...] = ("memory",),
+    common: bool = False,
     only: str = "",
     **limits: float,
 ) -> Any:
@@ -94,7 +92,7 @@ def option(
     extra = {
         "group": group, "example": example, "unit": unit, "default_text": default_text,
         "choices": list(choices), "everyday": everyday, "free": free, "own": own,
-        "families": list(families), "only": only,
+        "common": common, "only": only,
     }  # fmt: skip
     made: Callable[..., Any] = Field
     if callable(default):
@@ -135,10 +133,9 @@ def _read(name: str, field: FieldInfo) -> Option:
         default_text=extra.pop("default_text") or _text(default),
         choices=choices or tuple(extra["choices"]),
         limits=limits,
-        families=tuple(extra.pop("families")),
         **{
             key: extra[key]
-            for key in ("group", "example", "unit", "everyday", "free", "own", "only")
+            for key in ("group", "example", "unit", "everyday", "free", "own", "common", "only")
         },
     )
 

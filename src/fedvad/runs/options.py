@@ -12,16 +12,16 @@ from fedvad.detectors.memory.site import ROUNDS, Anchors, FedDyMemConfig, Reduce
 from fedvad.detectors.scoring import MapMode, ScoringConfig
 from fedvad.evaluation.thresholds import LOWEST_FPR
 from fedvad.memory.neighbours import SearchMode
-from fedvad.runs.option import BOTH, names_of, option
+from fedvad.runs.option import names_of, option
 from fedvad.runs.options_sites import SiteOptions
 from fedvad.runs.student_config import StudentOptions
 
 __all__ = [
     "CALIBRATION_IMAGES",
+    "COMMON_OPTIONS",
     "COMPARISONS",
     "FREE_ON_RESUME",
     "OWN_OF_SITE",
-    "STUDENT_OPTIONS",
     "TARGET_FPR",
     "DeclaredOptions",
     "Reference",
@@ -39,7 +39,7 @@ _privacy = partial(option, group="Privacy")
 _generator = partial(option, group="Generator")
 _scoring = partial(option, group="Scoring")
 _thresholds = partial(option, group="Thresholds")
-_run = partial(option, group="Run", families=BOTH)
+_run = partial(option, group="Run", common=True)
 
 
 class DeclaredOptions(SiteOptions):
@@ -159,7 +159,7 @@ class DeclaredOptions(SiteOptions):
         ScoringConfig.smooth,
         "Side of the mean filter over the anomaly map, in cells; an odd number, 1 for no filter.",
         ge=1,
-        families=BOTH,
+        common=True,
     )
     top: float = _scoring(
         ScoringConfig.top,
@@ -167,7 +167,7 @@ class DeclaredOptions(SiteOptions):
         "0 takes the maximum.",
         ge=0,
         le=1,
-        families=BOTH,
+        common=True,
     )
     top_cells: int = _scoring(
         ScoringConfig.top_cells,
@@ -191,7 +191,7 @@ class DeclaredOptions(SiteOptions):
         ge=LOWEST_FPR,
         le=0.5,
         everyday=True,
-        families=BOTH,
+        common=True,
     )
     calibration: Literal["auto", "leave-one-out", "holdout", "none"] = _thresholds(
         "auto",
@@ -210,20 +210,20 @@ class DeclaredOptions(SiteOptions):
         "Share of the normal images that calibration holdout keeps out of the training.",
         gt=0,
         lt=1,
-        families=BOTH,
+        common=True,
     )
     threshold_rule: ThresholdRule = _thresholds(
         "federated",
         "Whether the upper end of a site's normal scores is estimated from the scores of all "
         "sites (federated) or from its own alone (own).",
         default_text="federated; own with defence robust",
-        families=BOTH,
+        common=True,
     )
     shared_threshold: bool = _thresholds(
         False,
         "Use one threshold for all sites, from the sum of their histograms of normal scores; for "
         "sites with too few normal images. Not with signed files.",
-        families=BOTH,
+        common=True,
     )
     student: StudentOptions = Field(
         default_factory=StudentOptions, description="Options of student methods."
@@ -253,5 +253,5 @@ class DeclaredOptions(SiteOptions):
 FREE_ON_RESUME = names_of(DeclaredOptions, lambda option: option.free)
 # what each site decides for itself in a federation of real machines
 OWN_OF_SITE = names_of(DeclaredOptions, lambda option: option.own)
-# what means something where there is no memory
-STUDENT_OPTIONS = names_of(DeclaredOptions, lambda option: "student" in option.families)
+# what means something to every method
+COMMON_OPTIONS = names_of(DeclaredOptions, lambda option: option.common)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,32 +14,28 @@ from fedvad.detectors.memory.site import ROUNDS, FedDyMemConfig
 from fedvad.features.config import Engine, FeatureConfig
 from fedvad.federation.codecs import Precision
 from fedvad.memory.merge import MergeMode
-from fedvad.runs.option import BOTH, option
-from fedvad.runs.student_config import STUDENT_METHODS
+from fedvad.runs.families import DEFAULT_METHOD, FAMILIES, METHODS, family_of
+from fedvad.runs.option import option
 
-__all__ = ["METHODS", "Defence", "SiteOptions"]
+__all__ = ["Defence", "SiteOptions"]
 
 Defence = Literal["none", "robust"]
 
-# What `--method` means: defaults that a file or a flag may still change.
-METHODS: dict[str, dict[str, Any]] = {
-    "feddymem": {},
-    "feddymem-trained": {"train_generator": True, "update": "ema", "merge": "kmeans"},
-    "feddymem-cluster": {"reduce": "cluster", "update": "ema", "merge": "kmeans"},
-    "feddymem-position": {"reduce": "position", "update": "ema", "merge": "kmeans"},
-    "patchcore": {
-        "rounds": 1,
-        "merge": "kcenter",
-        "memory_rows": 2000,
-        "candidates": FedDyMemConfig.candidates,
-    },
-    **STUDENT_METHODS,
-}
 
-_method = partial(option, group="Method", families=BOTH)
-_features = partial(option, group="Features", families=BOTH)
+def _exchanged() -> str:
+    """What sites send, by the methods of each family."""
+    said = []
+    for key, family in FAMILIES.items():
+        names = [name for name in METHODS if family_of(name) == key]
+        verb = "exchanges" if len(names) == 1 else f"to {names[-1]} exchange"
+        said.append(f"{names[0]} {verb} {family.sends}")
+    return "; ".join(said)
+
+
+_method = partial(option, group="Method", common=True)
+_features = partial(option, group="Features", common=True)
 _memory_features = partial(option, group="Features")
-_data = partial(option, group="Data", families=BOTH)
+_data = partial(option, group="Data", common=True)
 _federation = partial(option, group="Federation")
 
 
@@ -49,10 +45,9 @@ class SiteOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str = _method(
-        "feddymem",
-        "How a detector is made. The memory methods (feddymem to patchcore) exchange patch "
-        "vectors; the student methods (all others) exchange the weights of a small network. A "
-        "method changes some of the defaults of other options.",
+        DEFAULT_METHOD,
+        f"How a detector is made: {_exchanged()}. A method changes some of the defaults of other "
+        "options.",
         choices=tuple(METHODS),
         everyday=True,
     )
@@ -179,16 +174,16 @@ class SiteOptions(BaseModel):
         default_text="2; 1 for patchcore; 5 for students",
         ge=1,
         everyday=True,
-        families=BOTH,
+        common=True,
     )
     participation: float = _federation(
-        1.0, "Share of the sites drawn to take part in a round.", gt=0, le=1, families=BOTH
+        1.0, "Share of the sites drawn to take part in a round.", gt=0, le=1, common=True
     )
     join: dict[str, int] = _federation(
         dict,
         "First round of a site that joins late. On the command line SITE:ROUND, which may be "
         "repeated; in a file a table of site = round.",
-        families=BOTH,
+        common=True,
         example={"site3": 2},
     )
     upload_bytes: int = _federation(
@@ -230,13 +225,13 @@ class SiteOptions(BaseModel):
         "Whether the server protects itself from manipulated uploads. robust leaves out sites "
         "whose rows too few other sites support (reference is then union, unless given), and "
         "bounds how far the weights of one site move a student.",
-        families=BOTH,
+        common=True,
         everyday=True,
     )
     malicious: float = _federation(
         1 / 3,
         "Share of the sites that may be manipulated together, for defence robust.",
-        families=BOTH,
+        common=True,
         default_text="1/3",
         gt=0,
         lt=0.5,

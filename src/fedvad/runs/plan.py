@@ -20,7 +20,7 @@ from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.mailboxes.inprocess import Schedule
 from fedvad.federation.privacy import NEIGHBOURS, epsilon
 from fedvad.runs.config import TrainConfig
-from fedvad.runs.method import method_class
+from fedvad.runs.families import method_class
 
 __all__ = [
     "check_join",

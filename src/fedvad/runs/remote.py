@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fedvad.errors import ConfigError
 from fedvad.runs.config import TrainConfig
-from fedvad.runs.method import Method, method_class
+from fedvad.runs.families import method_class
+from fedvad.runs.method import Method
 
 __all__ = ["remote"]
 
@@ -19,7 +20,7 @@ def remote(config: TrainConfig, *, allow_weights: bool, consent: str) -> type[Me
     Raises `ConfigError` for a method that does not travel, or may not.
     """
     kind = method_class(config.method)
-    if kind.sends == "weights" and not allow_weights:
+    if kind.sends_weights and not allow_weights:
         raise ConfigError(
             f"{config.method} trains a student at each site and sends its weights, which were "
             "made from the site's images and can hold more of them than a memory's rows do.\n"

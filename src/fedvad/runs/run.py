@@ -6,9 +6,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy.typing as npt
 
@@ -21,6 +20,7 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.config import Reference
+from fedvad.runs.families import run_class
 from fedvad.runs.run_folder import DETECTOR_FILE
 from fedvad.runs.run_values import RunValues, threshold_from
 
@@ -28,9 +28,6 @@ __all__ = ["Arrays", "Parts", "Run", "SiteModel", "middle"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-# What the file of a run says it is, to the class that reads and writes it. Files of every earlier
-# version must load: a new form gets a new kind and a line of its own.
-_KINDS = {"run": ("memory_run", "TrainedRun"), "student run": ("student_run", "StudentRun")}
 _OWN = re.compile(r"site\d+/")
 
 
@@ -137,16 +134,15 @@ class Run(ABC):
         """Read a run; raises `ArtefactError` when it is incomplete, damaged or of another kind."""
         path = _file(folder)
         arrays, values = read_arrays(path)
-        if values.get("kind") not in _KINDS:
+        kind = run_class(values.get("kind"))
+        if kind is None:
             raise ArtefactError(f"{path} holds a {values.get('kind')}, not a run")
-        module, name = _KINDS[values["kind"]]
-        kind = getattr(import_module(f"{__package__}.{module}"), name)
         if not issubclass(kind, cls):
             raise ArtefactError(
                 f"{folder} holds {kind.holds}, and {cls.holds} is needed here; `fedvad evaluate`, "
                 "`predict`, `serve`, `export` and `inspect` take it, and `fedvad.load`"
             )
-        return cast(Self, kind.from_arrays(arrays, values, path))
+        return kind.from_arrays(arrays, values, path)
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, values: dict[str, Any], path: Path) -> Self:

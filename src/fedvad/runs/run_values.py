@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field, model_validator
 from fedvad.data.checked import STRICT, strictly
 from fedvad.errors import ArtefactError
 from fedvad.evaluation.thresholds import Threshold
-from fedvad.runs.config import METHODS, Reference
+from fedvad.runs.config import Reference
+from fedvad.runs.families import METHODS
 
 __all__ = ["RunValues", "SiteValues", "threshold_from"]
 

@@ -7,33 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fedvad.detectors.registry import list_detectors
 from fedvad.detectors.student.loss import Combine
-from fedvad.features.names import is_backbone_file
 from fedvad.federation.exchange.scope import Fusion, WSAConfig
 from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 from fedvad.runs.option import option
 
-__all__ = [
-    "STUDENT_METHODS",
-    "Averaging",
-    "StudentOptions",
-    "student_layers",
-]
+__all__ = ["Averaging", "StudentOptions"]
 
-STUDENT_METHODS: dict[str, dict[str, Any]] = {
-    name: {"rounds": 5} for name in list_detectors(family="student")
-}
-_student = partial(option, group="Students", families=("student",))
-# levels of the papers, where a memory takes fewer
-_LAYERS = {"resnet": (1, 2, 3), "mcunet": (6, 10, 14)}
-
-
-def student_layers(backbone: str) -> tuple[int, ...] | None:
-    """Taps that a student of the backbone imitates; None for the backbone's own default."""
-    if is_backbone_file(backbone):
-        return None
-    return next((taps for name, taps in _LAYERS.items() if backbone.startswith(name)), None)
+_student = partial(option, group="Students")
 
 
 class Averaging(BaseModel):

@@ -10,7 +10,7 @@ from textwrap import wrap
 from typing import Any
 
 from fedvad.runs.config import given_values, resolve_config
-from fedvad.runs.method import family_of
+from fedvad.runs.families import method_class
 from fedvad.runs.option import Option, declared
 from fedvad.runs.train_config import TrainConfig
 
@@ -27,11 +27,11 @@ def template(file: Path | None = None, **flags: Any) -> str:
     config = resolve_config(file, **flags)
     given = _flat(given_values(file, **flags)) | {"method": config.method}
     values = _flat(config.model_dump(mode="json", exclude_none=True))
-    family = family_of(config.method)
+    takes = method_class(config.method).options
     options = [
         one
         for one in declared(TrainConfig)
-        if family in one.families and one.only in ("", config.method)
+        if one.name.partition(".")[0] in takes and one.only in ("", config.method)
     ]
     # in TOML, the keys of a table follow all others
     options.sort(key=lambda one: "." in one.name)

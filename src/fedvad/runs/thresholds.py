@@ -23,7 +23,7 @@ from fedvad.runs.config import Reference, ThresholdRule, TrainConfig
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.progress import Progress, Stage
 
-__all__ = ["Calibration", "Counts", "calibrate", "find_thresholds", "share_threshold"]
+__all__ = ["Calibration", "Counts", "calibrate", "find_thresholds", "retarget", "share_threshold"]
 
 log = logging.getLogger(__name__)
 Scores = npt.NDArray[np.float64]
@@ -123,6 +123,17 @@ def find_thresholds(
         return federated_thresholds(scores, target_fpr)
     own = {name: site_threshold(values.tolist(), target_fpr) for name, values in scores.items()}
     return {name: threshold for name, threshold in own.items() if threshold is not None}
+
+
+def retarget(limits: Mapping[str, Threshold | None], target_fpr: float) -> dict[str, Threshold]:
+    """Thresholds for another rate, by the rule of the present ones and from the scores they keep.
+
+    A site whose threshold keeps no scores gets none.
+    """
+    known = {name: limit for name, limit in limits.items() if limit is not None and limit.scores}
+    federated = any(limit.method.startswith("federated") for limit in known.values())
+    scores = {name: np.asarray(limit.scores) for name, limit in known.items()}
+    return find_thresholds(scores, target_fpr, "federated" if federated else "own")
 
 
 class _HasThresholds(Protocol):

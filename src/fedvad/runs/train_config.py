@@ -19,8 +19,8 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.names import default_backbone
 from fedvad.federation.codecs import overhead_bytes, plain_dtype, rounding, row_bytes
 from fedvad.memory.bank import FloatArray
+from fedvad.runs.families import METHODS, method_class
 from fedvad.runs.options import COMPARISONS, DeclaredOptions
-from fedvad.runs.student_config import STUDENT_METHODS, student_layers
 
 __all__ = ["TrainConfig"]
 
@@ -52,14 +52,17 @@ class TrainConfig(DeclaredOptions):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method[:50]!r}; choose from {sorted(METHODS)}")
         unknown = sorted(set(self.compare) - set(COMPARISONS))
         if unknown:
             raise ValueError(
                 f"compare: {', '.join(map(repr, unknown))} is unknown; choose local (each site "
                 "alone), pooled (all images in one place) or identity, several with a comma between"
             )
-        if self.has_student and "identity" in self.compare:
-            raise ValueError("compare 'identity' leaves the generator away, and a student has none")
+        takes = method_class(self.method).options
+        if "identity" in self.compare and "train_generator" not in takes:
+            raise ValueError(f"compare 'identity' omits the generator, and {self.method} has none")
         if self.calibration == "leave-one-out" and not self.keeps_patches:
             raise ValueError(
                 "calibration 'leave-one-out' needs a memory of real patches (reduce coreset, pull "
@@ -94,11 +97,6 @@ class TrainConfig(DeclaredOptions):
         return self
 
     @property
-    def has_student(self) -> bool:
-        """Whether the method trains a student, whose weights sites average, and has no memory."""
-        return self.method in STUDENT_METHODS
-
-    @property
     def keeps_patches(self) -> bool:
         """Whether the rows of the memory are real patches, not averages or moved vectors."""
         return (
@@ -123,8 +121,8 @@ class TrainConfig(DeclaredOptions):
     def features(self) -> FeatureConfig:
         """The feature part."""
         layers = self.layers
-        if layers is None and self.has_student:
-            layers = student_layers(self.backbone)
+        if layers is None:
+            layers = method_class(self.method).layers(self.backbone)
         return self._part(FeatureConfig, layers=layers, image_size=self._plain_size())
 
     def _plain_size(self) -> Size:

@@ -60,11 +60,10 @@ class StudentTable(TypedDict, total=False):
 class TrainOptions(TypedDict, total=False):
     """Options of `fedvad.train`; those left out have defaults.
 
-    method: How a detector is made. The memory methods (feddymem to patchcore) exchange patch
-        vectors; the student methods (all others) exchange the weights of a small network. A method
-        changes some of the defaults of other options. [one of feddymem, feddymem-trained,
-        feddymem-cluster, feddymem-position, patchcore, aand, dcam, dmdd, paste, rd, stfpm; default:
-        feddymem]
+    method: How a detector is made: feddymem to patchcore exchange patch vectors; aand to stfpm
+        exchange the weights of a small network. A method changes some of the defaults of other
+        options. [one of feddymem, feddymem-trained, feddymem-cluster, feddymem-position, patchcore,
+        aand, dcam, dmdd, paste, rd, stfpm; default: feddymem]
     backbone: Pretrained network that describes the patches of an image: fedvad-tiny (in the
         package), filterbank, mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad
         distill. [default: fedvad-tiny; resnet18 where weights are given]

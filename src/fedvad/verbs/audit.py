@@ -27,8 +27,8 @@ from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 from fedvad.report.overlay import save_png
 from fedvad.runs.config import TrainConfig
+from fedvad.runs.families import method_class
 from fedvad.runs.guards import guard_output_file
-from fedvad.runs.method import method_class
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.verbs.bank import one_site
 

@@ -34,6 +34,7 @@ from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run import Run
 from fedvad.runs.run_folder import read_ledger
 from fedvad.runs.scoring import score_with
+from fedvad.runs.tradeoff import tradeoff
 from fedvad.verbs.outputs import keep_evaluation, keeps_evaluation, panels
 
 __all__ = ["evaluate"]
@@ -116,6 +117,9 @@ def evaluate(
     if not results:
         raise DataError(f"{data} has no test images: expected test/good and test/<defect> folders")
     ours = summarise(results, target_fpr=config.target_fpr)
+    # thresholds may learn from the scores of sites that have no test images here
+    limits = {name: run.threshold(name, reference) for name in run.sites}
+    limits |= {result.name: result.threshold for result in results}
     found = Results.of(
         ours,
         compare={},
@@ -126,6 +130,7 @@ def evaluate(
         ledger=Costs.model_validate(ledger.summary()),
         reference=reference or run.reference,
         sites_never_trained_on=[site.name for site in new],
+        tradeoff=tradeoff(results, limits),
         drift=_drifts(results),
     )
     found = found.model_copy(update={"verdict": verdict(found)})

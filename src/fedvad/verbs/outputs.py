@@ -13,7 +13,12 @@ from fedvad.evaluation.sites import SiteResult, figures_of, gains, summarise
 from fedvad.federation.ledger import Ledger
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.panels import Panel
-from fedvad.report.results_tables import own_normals_table, results_table, sites_table
+from fedvad.report.results_tables import (
+    own_normals_table,
+    results_table,
+    sites_table,
+    tradeoff_table,
+)
 from fedvad.report.tables import to_markdown, without_empty, write_csv
 from fedvad.report.verdict import total, verdict
 from fedvad.runs.config import TrainConfig
@@ -28,6 +33,7 @@ from fedvad.runs.run_folder import (
     write_json,
     write_ledger,
 )
+from fedvad.runs.tradeoff import tradeoff
 from fedvad.verbs.report import keep_record, report
 
 __all__ = ["keep_evaluation", "keeps_evaluation", "panels", "write_outputs"]
@@ -37,6 +43,7 @@ log = logging.getLogger(__name__)
 _HEADINGS = {
     "method": "By method",
     "site": "By site",
+    "rate": "At other false-alarm rates, over all sites",
     "own normals": "Each site's own unseen normals",
 }
 
@@ -96,6 +103,7 @@ def _results_of(
             for name, other in comparisons.items()
         },
         gain={name: gains(results, other, seed=config.seed) for name, other in comparisons.items()},
+        tradeoff=tradeoff(results, limits),
         own_normals={site: OwnNormals(**moved) for site, moved in fitted.own_normals.items()},
         method=run.method,
         backbone=run.features.backbone,
@@ -152,6 +160,8 @@ def _write_tables(out: Path, found: Results, method: str) -> None:
         "method": results_table(found, name=method),
         "site": sites_table(found, name=method),
     }
+    if found.tradeoff:
+        tables["rate"] = tradeoff_table(found)
     if found.own_normals:
         tables["own normals"] = own_normals_table(found)
     for name, rows in tables.items():

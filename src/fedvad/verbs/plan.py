@@ -18,6 +18,7 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.choosing import Choice, choose_options, remarks
 from fedvad.runs.config import at_size, given_values, resolve_config
+from fedvad.runs.families import method_class
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.template import as_toml
 from fedvad.runs.train_config import TrainConfig
@@ -127,7 +128,7 @@ def plan(
     Source: ours, after nnU-Net's fingerprint and plan (Isensee et al. 2021).
     """
     config = resolve_config(**options)
-    if config.has_student:
+    if "memory_rows" not in method_class(config.method).options:
         raise ConfigError(f"plan is for methods with a memory, and {config.method} has none")
     if budget is not None and not budget > 0:
         raise ConfigError(f"budget is {budget} s per image; it must be above 0")

@@ -28,8 +28,8 @@ from fedvad.report.html.record import (
     printable,
 )
 from fedvad.report.panels import Panel
+from fedvad.runs.families import DEFAULT_METHOD, method_class
 from fedvad.runs.guards import guard_output_file
-from fedvad.runs.method import method_class
 from fedvad.runs.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
@@ -110,7 +110,7 @@ def _contents(run: Path, pictures: bool) -> Contents:
             "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
         )
     identity, dim = _identity(run / DETECTOR_FILE)
-    method = method_class(str(results.method))
+    method = method_class(results.method or DEFAULT_METHOD)
     config = {key: value for key, value in config.items() if key in method.options}
     return Contents(
         name=printable(run.resolve().name),
@@ -124,7 +124,7 @@ def _contents(run: Path, pictures: bool) -> Contents:
         identity=identity,
         dim=dim,
         missing=missing,
-        weights=method.sends == "weights",
+        weights=method.sends_weights,
     )
 
 

@@ -22,6 +22,7 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.state import clear_state, has_state
 from fedvad.runs.config import FREE_ON_RESUME, TrainConfig, at_size
 from fedvad.runs.data import data_of, digest_of, fingerprint, load_data
+from fedvad.runs.families import method_class
 from fedvad.runs.fitted import Fitted
 from fedvad.runs.guards import guard_output_folder
 from fedvad.runs.method import compare, make_method
@@ -76,8 +77,7 @@ def _train(
     progress: Progress,
 ) -> Results:
     config = _as_before(out, config) if resume else config
-    if config.has_student:
-        config = _squared(config)
+    config = method_class(config.method).viewed(config)
     _prepare(out, config, resume)
     names = config.label_names()
     reading, sites = load_data(
@@ -155,16 +155,9 @@ def _as_before(out: Path, config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _squared(config: TrainConfig) -> TrainConfig:
-    """With the square in which students see images; raises `ConfigError` for another view."""
-    if config.image_size == "auto":
-        return at_size(config, USUAL_SIZE)
-    return at_size(config, config.features().side)
-
-
 def at_settled_size(config: TrainConfig, sites: Sequence[Site]) -> TrainConfig:
     """With the size at which `train` would read the images of these sites."""
-    return _settled(_squared(config) if config.has_student else config, sites)[0]
+    return _settled(method_class(config.method).viewed(config), sites)[0]
 
 
 def _settled(config: TrainConfig, sites: Sequence[Site]) -> tuple[TrainConfig, Sizes | None]:

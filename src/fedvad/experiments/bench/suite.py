@@ -12,7 +12,7 @@ from fedvad.experiments.bench.weights import WeightOptions
 from fedvad.experiments.experiment import Experiment, Strict, read_experiment, shipped
 from fedvad.features.names import brings_weights
 from fedvad.runs.config import TrainConfig, resolve_config
-from fedvad.runs.method import method_class
+from fedvad.runs.families import DEFAULT_METHOD, method_class
 
 __all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite", "shipped_suites"]
 
@@ -81,7 +81,7 @@ class Suite(Experiment):
 
         weights: for methods that do not say otherwise, and whose backbone needs any.
         """
-        takes = method_class(str(method.options.get("method"))).options
+        takes = method_class(method.options.get("method", DEFAULT_METHOD)).options
         shared = {"calibration": "none"} | self.options
         # options of all methods mean nothing to some; unknown ones are refused below
         known = set(TrainConfig.model_fields)

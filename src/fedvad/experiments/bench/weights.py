@@ -11,13 +11,13 @@ from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.detectors.memory.adaptor import AdaptorConfig, AdaptorDetector, AdaptorSite
 from fedvad.detectors.memory.feddymem import FedDyMem
 from fedvad.detectors.memory.generator_site import GeneratorConfig, GeneratorSite
-from fedvad.detectors.registry import list_detectors
 from fedvad.detectors.student.parameters import load_parameters, parameters_of, under
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import TrainConfig
+from fedvad.runs.families import METHODS, method_class
 from fedvad.runs.phases import run_phases, weight_phase
 from fedvad.runs.plan import site_seed
 from fedvad.runs.student_config import Averaging, StudentOptions
@@ -41,7 +41,7 @@ class WeightOptions(Averaging):
     @field_validator("part")
     @classmethod
     def _known(cls, part: str) -> str:
-        known = (*_PARTS, *list_detectors(family="student"))
+        known = (*_PARTS, *(name for name in METHODS if method_class(name).sends_weights))
         if part not in known:
             raise ValueError(f"there is no part {part!r}; choose one of {', '.join(known)}")
         return part

@@ -30,7 +30,12 @@ from fedvad.report.choice import RULE
 from fedvad.report.html import charts, costs, words
 from fedvad.report.html.cards import Card, choices, make_card, outcomes
 from fedvad.report.html.record import Gallery, Scores
-from fedvad.report.results_tables import own_normals_table, results_table, sites_table
+from fedvad.report.results_tables import (
+    own_normals_table,
+    results_table,
+    sites_table,
+    tradeoff_table,
+)
 from fedvad.report.tables import without_empty
 from fedvad.report.verdict import ALONE, advice, fitness, gain, total
 
@@ -123,6 +128,7 @@ def _values(contents: Contents) -> dict[str, object]:
         "data": [] if data is None or data.complete else data_table(data.to_dict()),
         "methods": without_empty(results_table(results, name=_NAME)),
         "sites": without_empty(sites_table(results, name=_NAME)),
+        "tradeoff": tradeoff_table(results),
         "own_normals": own_normals_table(results),
         "target": results.threshold.target_fpr,
         "compared": list(results.compare),
