@@ -75,7 +75,7 @@ def update(
     >>> import fedvad
     >>> told = fedvad.update("run", "plants/birch/test/good", site="birch", dry_run=True)
     >>> told["sites"]["birch"]["images"], told["dry_run"]
-    (4, True)
+    (3, True)
     """
     return _update(
         as_path(run, "run"),
