@@ -16,7 +16,7 @@ from fedvad.api_living import (
     undo_update,
     update,
 )
-from fedvad.api_research import bench, connectivity, group, run_stream
+from fedvad.api_research import bench, connectivity, group, run_stream, train_signals
 from fedvad.api_tools import backbones, distill_backbone, gallery, score_scenes
 from fedvad.api_use import calibrate, evaluate, export, predict
 from fedvad.data.labels import Names
@@ -56,6 +56,7 @@ __all__ = [
     "run_stream",
     "score_scenes",
     "train",
+    "train_signals",
     "undo_feedback",
     "undo_update",
     "update",
