@@ -16,7 +16,7 @@ from fedvad.api_living import (
     undo_update,
     update,
 )
-from fedvad.api_research import bench, connectivity, group, run_stream
+from fedvad.api_research import bench, connectivity, group, run_stream, train_signals
 from fedvad.api_tools import backbones, distill_backbone, doctor, gallery, score_scenes
 from fedvad.api_use import calibrate, evaluate, export, predict
 from fedvad.api_watch import drift_state, watch, week
@@ -59,6 +59,7 @@ __all__ = [
     "score_scenes",
     "share_feedback",
     "train",
+    "train_signals",
     "undo_feedback",
     "undo_update",
     "update",

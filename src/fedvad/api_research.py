@@ -17,8 +17,10 @@ from fedvad.verbs.connectivity import Curve
 from fedvad.verbs.connectivity import connectivity as _connectivity
 from fedvad.verbs.group import Grouping, train_groups
 from fedvad.verbs.group import group as _group
+from fedvad.verbs.signals import SignalResult
+from fedvad.verbs.signals import train_signals as _signals
 
-__all__ = ["bench", "connectivity", "group", "run_stream"]
+__all__ = ["bench", "connectivity", "group", "run_stream", "train_signals"]
 
 
 def bench(
@@ -234,5 +236,59 @@ def run_stream(
         data=maybe(data, "data"),
         weights=by_backbone(weights),
         cache=cache_at(cache),
+        progress=progress,
+    )
+
+
+def train_signals(
+    data: AnyPath,
+    out: AnyPath | None = None,
+    *,
+    rounds: int = 5,
+    steps: int = 100,
+    seed: int = 0,
+    quantile: float = 0.98,
+    progress: Progress = no_progress,
+) -> list[SignalResult]:
+    """`fedvad signals`: find odd windows of multivariate signals, learned by all sites together.
+
+    Parameters
+    ----------
+    data : path
+        Folder with one folder per site: train.npy (n, channels, length) of normal windows, and
+        perhaps test.npy and labels.npy (0 normal, 1 anomalous).
+    out : path, optional
+        Folder for scores and models.
+    rounds, steps : int, default=5, 100
+        Rounds, and training steps of a site in each.
+    seed : int, default=0
+        Of all random choices.
+    quantile : float in (0, 1), default=0.98
+        Of the scores of held-out normal windows: the threshold.
+    progress : callable, optional
+        As that of `bench`.
+
+    Returns
+    -------
+    list of SignalResult
+        One of each site: `model`, `scores`, `auroc` and `f1`.
+
+    Raises
+    ------
+    ConfigError, DataError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.train_signals("DATA")[0].scores  # doctest: +SKIP
+    """
+    return _signals(
+        as_path(data, "data"),
+        maybe(out, "out"),
+        rounds=rounds,
+        steps=steps,
+        seed=seed,
+        quantile=quantile,
         progress=progress,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +18,26 @@ from fedvad.runs.data import load_sites
 from fedvad.runs.opening import open_run
 from fedvad.runs.student_run import StudentRun
 from fedvad.runs.students import prepare_sites
-from fedvad.verbs.connectivity import mixed
+from fedvad.verbs.connectivity import _students, mixed
 from tests.detectors.student import support
-from tests.helpers import OPTIONS
-
-Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def train(plants: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Trains a run into a folder of that name."""
+def runs(
+    plants: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Runs of two seeds, in the folders a and b."""
     root = tmp_path_factory.mktemp("connectivity")
     weights = support.write_weights(root / "tiny.safetensors")
 
-    def make(name: str, **more: Any) -> Path:
-        given = {
-            "method": "stfpm",
-            "student": {"steps": 4, "warmup": 0},
-            "rounds": 1,
-            **support.options(weights),
-        }
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
-            fedvad.train(
-                plants, root / name, cache=shared_cache, **{"method": "stfpm"} | given | more
-            )
-        return root / name
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def runs(train: Train) -> tuple[Path, Path]:
-    return train("a"), train("b", seed=1)
+    given = {"method": "stfpm", "student": {"steps": 4, "warmup": 0}, "rounds": 1}
+    given |= support.options(weights) | {"cache": shared_cache}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
+        patch.setattr("fedvad.verbs.outputs._write_report", lambda *a, **k: None)
+        for seed, name in enumerate("ab"):
+            fedvad.train(plants, root / name, seed=seed, **given)
+    return root / "a", root / "b"
 
 
 def test_the_ends_are_the_runs_own_figures(
@@ -106,13 +93,14 @@ def test_a_run_is_connected_to_itself_and_the_command_says_so(
 
 
 def test_runs_that_cannot_be_mixed_are_named(
-    runs: tuple[Path, Path], train: Train, plants: Path, shared_cache: Path, tmp_path: Path
+    runs: tuple[Path, Path], trained: tuple[Path, Any], plants: Path
 ) -> None:
-    other = train("rd", method="rd", student={"steps": 1, "warmup": 0})
+    a = StudentRun.load(runs[0])
+    name, array = next(iter(a.shared.items()))
+    other = replace(a, shared=a.shared | {name: array[1:]})
     with pytest.raises(ConfigError, match="different shapes"):
-        fedvad.connectivity(runs[0], other, plants)
-    fedvad.train(plants, tmp_path / "m", cache=shared_cache, method="patchcore", **OPTIONS)
+        _students(a, other, *runs)
     with pytest.raises(ConfigError, match="no student"):
-        fedvad.connectivity(tmp_path / "m", tmp_path / "m", plants)
+        fedvad.connectivity(trained[0], trained[0], plants)
     with pytest.raises(ConfigError, match="2 points"):
         fedvad.connectivity(*runs, plants, points=1)

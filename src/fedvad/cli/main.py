@@ -43,6 +43,7 @@ from fedvad.cli.plan import plan
 from fedvad.cli.predict import predict
 from fedvad.cli.report import report
 from fedvad.cli.serve import serve
+from fedvad.cli.signals import signals
 from fedvad.cli.spectral import spectral
 from fedvad.cli.train import train
 from fedvad.cli.update import update
@@ -96,7 +97,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
         export,
     ),
     _FEDERATION: (server, site, launch, status, group),
-    _RESEARCH: (bench, continual, distill, connectivity, gallery, backbones, spectral),
+    _RESEARCH: (bench, continual, distill, connectivity, gallery, backbones, spectral, signals),
 }
 _MORE = "More options: --help-all. All of them as a file to edit: fedvad config."
 for panel, verbs in _PANELS.items():

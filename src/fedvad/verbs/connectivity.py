@@ -22,7 +22,6 @@ from fedvad.detectors.student.site import StudentSite
 from fedvad.errors import ConfigError, DataError
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.cache import DescriptorCache
-from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.report.html.connectivity import render_connectivity
 from fedvad.runs.config import TrainConfig
@@ -30,6 +29,8 @@ from fedvad.runs.data import load_sites
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.opening import open_run
 from fedvad.runs.progress import Progress, Stage, no_progress
+from fedvad.runs.run import Run
+from fedvad.runs.run_folder import read_config
 from fedvad.runs.student_run import StudentRun
 from fedvad.runs.students import make_student, prepare_sites, student_class
 
@@ -74,9 +75,6 @@ def connectivity(
     *,
     out: Path | None = None,
     points: int = POINTS,
-    weights: Path | str | None = None,
-    engine: Engine | None = None,
-    device: str | None = None,
     cache: DescriptorCache | None = None,
     progress: Progress = no_progress,
 ) -> list[Curve]:
@@ -95,8 +93,6 @@ def connectivity(
         HTML page to write.
     points : int, default=21
         Of a curve, both ends among them; 2 at least.
-    weights, engine, device
-        In place of those of the training.
 
     Raises
     ------
@@ -109,12 +105,9 @@ def connectivity(
     stage = Stage(progress, "points", points * len(pairs))
     curves = []
     for first, other in pairs:
-        run_a, config, extractor = open_run(
-            first, weights=weights, engine=engine, device=device, cache=cache
-        )
-        run_b, config_b, _ = open_run(other, weights=weights, engine=engine, device=device)
-        a, b = _students(run_a, run_b, first, other)
-        name = f"{first.name} to {other.name}{_alignment(config, config_b)}"
+        run_a, config, extractor = open_run(first, cache=cache)
+        a, b = _students(run_a, Run.load(other), first, other)
+        name = f"{first.name} to {other.name}{_alignment(config, read_config(other))}"
         curves.append(_curve(name, a, b, data, config, extractor, points, stage))
     if out is not None:
         write_atomically(out, render_connectivity([curve.to_dict() for curve in curves]))
@@ -131,10 +124,10 @@ def mixed(
     }
 
 
-def _students(run_a: Any, run_b: Any, first: Path, other: Path) -> tuple[StudentRun, StudentRun]:
-    for run, folder in ((run_a, first), (run_b, other)):
-        if not isinstance(run, StudentRun):
-            raise ConfigError(f"{folder} has no student whose weights could be mixed")
+def _students(run_a: Run, run_b: Run, first: Path, other: Path) -> tuple[StudentRun, StudentRun]:
+    if not (isinstance(run_a, StudentRun) and isinstance(run_b, StudentRun)):
+        bare = first if not isinstance(run_a, StudentRun) else other
+        raise ConfigError(f"{bare} has no student whose weights could be mixed")
     run_a.features.check_same(run_b.features, f"run {first.name}")
     shapes = [{n: array.shape for n, array in run.shared.items()} for run in (run_a, run_b)]
     if run_a.method != run_b.method or shapes[0] != shapes[1]:

@@ -51,7 +51,7 @@ class ViewSite(StudentSite):
 class AMSL(StudentDetector):
     """Adaptive memories with self-supervised views (Zhang et al., TKDE 2022, arXiv 2201.00464).
 
-    The paper is on signals; here the input is the maps of a backbone, of
+    The paper is on signals (`fedvad signals`); here the input is the maps of a backbone, of
     which a row takes the place of time. memories: see `MemoriesConfig`. A map is the sum over the
     views of the distance of what was rebuilt. train: a fixed number of steps, the last of which is
     kept. The rest is as for `StudentDetector`.

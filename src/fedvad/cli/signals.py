@@ -1,0 +1,56 @@
+"""`fedvad signals`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedvad.cli.common import JsonOption, print_json, showing
+
+__all__ = ["signals"]
+
+
+def signals(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with one folder per site: train.npy, and perhaps test.npy, labels.npy."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of scores and models.", show_default=False)
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of averaging.", min=1)] = 5,
+    steps: Annotated[
+        int, typer.Option(help="Training steps of a site in each round.", min=1)
+    ] = 100,
+    seed: Annotated[int, typer.Option(help="Of all random choices.", min=0)] = 0,
+    quantile: Annotated[
+        float, typer.Option(help="Of the scores of held-out normal windows: the threshold.")
+    ] = 0.98,
+    as_json: JsonOption = False,
+) -> None:
+    """Find odd windows of multivariate signals, with memories that sites learn together (AMSL).
+
+    Arrays are (n, channels, length) numbers. No window leaves a site.
+    """
+    from fedvad.verbs.signals import train_signals
+
+    with showing() as progress:
+        found = train_signals(
+            data, out, rounds=rounds, steps=steps, seed=seed, quantile=quantile, progress=progress
+        )
+    if as_json:
+        print_json([result.to_dict() for result in found])
+        return
+    from rich.console import Console
+
+    from fedvad.report.tables import UNKNOWN, rich_table
+
+    rows = [["site", "AUROC", "F1 at the threshold", "threshold"]]
+    for result in found:
+        figures = (UNKNOWN if x is None else f"{x:.3f}" for x in (result.auroc, result.f1))
+        rows.append([result.site, *figures, f"{result.model.threshold:.4g}"])
+    Console().print(rich_table("Signals", rows))

@@ -1,0 +1,165 @@
+"""`signals`: adaptive memories of multivariate signals, averaged over sites."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedvad.data.signals import SignalSite, read_signal_sites
+from fedvad.detectors.student.amsl.options import MemoriesConfig
+from fedvad.detectors.student.amsl.signals import SignalMemories, SignalModel
+from fedvad.detectors.student.parameters import load_parameters, parameters_of, under
+from fedvad.detectors.student.training import TrainConfig
+from fedvad.errors import ConfigError
+from fedvad.evaluation.metrics import image_auroc
+from fedvad.federation.exchange.terms import WeightConfig
+from fedvad.federation.exchange.weights import WeightExchange, WeightSite
+from fedvad.federation.ledger import Ledger
+from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
+from fedvad.runs.guards import guard_plain_folder
+from fedvad.runs.plan import site_seed
+from fedvad.runs.progress import Progress, Stage, no_progress
+from fedvad.runs.run_folder import write_json
+
+__all__ = ["SignalResult", "train_signals"]
+
+
+@dataclass(frozen=True, eq=False)
+class SignalResult:
+    """What was learned of a site's signals, and found in its test windows.
+
+    Attributes
+    ----------
+    site : str
+    model : SignalModel
+        Scores windows.
+    scores : (m,) float64 array or None
+        Of the test windows; None where there are none.
+    auroc, f1 : float or None
+        Of the scores, and at the threshold; None without labels of both kinds.
+    """
+
+    site: str
+    model: SignalModel
+    scores: npt.NDArray[np.float64] | None
+    auroc: float | None
+    f1: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "site": self.site,
+            "threshold": self.model.threshold,
+            "auroc": self.auroc,
+            "f1": self.f1,
+            "scores": None if self.scores is None else self.scores.tolist(),
+        }
+
+
+def train_signals(
+    data: Path,
+    out: Path | None = None,
+    *,
+    rounds: int = 5,
+    steps: int = 100,
+    seed: int = 0,
+    quantile: float = 0.98,
+    memories: MemoriesConfig | None = None,
+    progress: Progress = no_progress,
+) -> list[SignalResult]:
+    """Train adaptive memories (AMSL) on normal windows of all sites, and score their test windows.
+
+    Only weights travel, the memories among them; each site keeps its channels' scale.
+
+    Parameters
+    ----------
+    data : Path
+        See `fedvad.data.signals.read_signal_sites`.
+    out : Path, default=None
+        Folder for signals.json and a model of each site, SITE.safetensors.
+    rounds, steps : int, default=5, 100
+        Rounds, and training steps of a site in each.
+    seed : int, default=0
+    quantile : float in (0, 1), default=0.98
+        Of the scores of held-out normal windows; windows above it are anomalous.
+    memories : MemoriesConfig, default=None
+        None takes its defaults.
+
+    Raises
+    ------
+    ConfigError, DataError, StorageError
+    """
+    if not 0 < quantile < 1:
+        raise ConfigError(f"quantile must lie in (0, 1), not {quantile}")
+    if out is not None:
+        guard_plain_folder(out, "--out", [data])
+    config = memories or MemoriesConfig()
+    # Adam as in the paper's public code; the warm-up is ours
+    train = TrainConfig(
+        steps=steps, batch=16, learning_rate=0.001, optimiser="adam", weight_decay=0.0, warmup=5,
+        patience=None,
+    )  # fmt: skip
+    sites = read_signal_sites(data)
+    trainers = {
+        site.name: SignalMemories(
+            site.train, config, train, start=seed, seed=site_seed(seed, index)
+        )
+        for index, site in enumerate(sites)
+    }
+    _average(sites, trainers, config, rounds, seed, Stage(progress, "rounds", rounds * len(sites)))
+    results = [_result(site, trainers[site.name].finish(quantile)) for site in sites]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "signals.json", [result.to_dict() for result in results])
+        for result in results:
+            result.model.save(out / f"{result.site}.safetensors")
+    return results
+
+
+def _average(
+    sites: list[SignalSite],
+    trainers: dict[str, SignalMemories],
+    config: MemoriesConfig,
+    rounds: int,
+    seed: int,
+    stage: Stage,
+) -> None:
+    shape = sites[0].train.shape[1:]
+    features = hashlib.sha256(repr((shape, asdict(config))).encode()).hexdigest()[:16]
+    members = {
+        site.name: WeightSite(
+            site.name,
+            trainers[site.name],
+            n_images=len(site.train),
+            n_patches=len(site.train),
+            seed=site_seed(seed, index),
+        )
+        for index, site in enumerate(sites)
+    }
+    initial = parameters_of(trainers[sites[0].name].student)
+    merged = run_rounds(
+        WeightExchange(features=features, initial=initial, config=WeightConfig(), sites=len(sites)),
+        members,
+        Schedule(rounds, seed=seed),
+        ledger=Ledger(),
+        on_step=lambda round_, site: stage(),
+    )
+    for trainer in trainers.values():
+        load_parameters(trainer.student, under("weight/", merged.arrays))
+
+
+def _result(site: SignalSite, model: SignalModel) -> SignalResult:
+    if site.test is None:
+        return SignalResult(site.name, model, None, None, None)
+    scores = model.score(site.test)
+    if site.labels is None:
+        return SignalResult(site.name, model, scores, None, None)
+    auroc = image_auroc(scores, site.labels)
+    found, truth = scores > model.threshold, site.labels
+    f1 = 2 * (found & truth).sum() / max(1, found.sum() + truth.sum())
+    return SignalResult(site.name, model, scores, auroc, None if auroc is None else float(f1))

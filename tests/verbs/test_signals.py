@@ -1,0 +1,131 @@
+"""`signals`: odd windows are found by sites that learn together, and files are refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from typer.testing import CliRunner
+
+import fedvad
+from fedvad.cli.main import app
+from fedvad.data.signals import read_signal_sites
+from fedvad.detectors.student.amsl.options import MemoriesConfig
+from fedvad.detectors.student.amsl.signals import SignalModel
+from fedvad.detectors.student.parameters import parameters_of
+from fedvad.errors import ArtefactError, ConfigError, DataError
+from fedvad.verbs.signals import SignalResult, train_signals
+
+SMALL = MemoriesConfig(items=10, channels=(8, 12))
+
+
+def waves(count: int, rng: np.random.Generator, *, odd: bool = False) -> npt.NDArray[np.float32]:
+    """Three channels of one wave; odd ones have a burst of noise."""
+    time = np.linspace(0, 4 * np.pi, 30)
+    phase = rng.uniform(0, 0.5, (count, 1, 1))
+    found = np.sin(time + phase + np.arange(3)[:, None]) + rng.normal(0, 0.05, (count, 3, 30))
+    if odd:
+        found[:, :, 10:18] += rng.normal(0, 2, (count, 3, 8))
+    return found.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, rng = tmp_path_factory.mktemp("signals"), np.random.default_rng(0)
+    for name in ("east", "west"):
+        (root / name).mkdir()
+        np.save(root / name / "train.npy", waves(24, rng))
+        np.save(root / name / "test.npy", np.concatenate([waves(8, rng), waves(8, rng, odd=True)]))
+        np.save(root / name / "labels.npy", np.repeat([0, 1], 8))
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SignalResult]]:
+    out = tmp_path_factory.mktemp("out")
+    return out, train_signals(data, out, rounds=2, steps=15, memories=SMALL)
+
+
+def test_odd_windows_score_higher_at_every_site(found: tuple[Path, list[SignalResult]]) -> None:
+    for result in found[1]:
+        assert result.auroc is not None
+        assert result.auroc > 0.95
+        assert result.f1 is not None
+        assert result.f1 > 0.8
+
+
+def test_sites_end_with_one_net_and_scales_of_their_own(
+    found: tuple[Path, list[SignalResult]],
+) -> None:
+    east, west = (result.model for result in found[1])
+    for name, array in parameters_of(east.net).items():
+        np.testing.assert_array_equal(array, parameters_of(west.net)[name])
+    assert (east.mean != west.mean).all()
+
+
+def test_a_score_is_the_sum_over_the_views_of_the_mean_squared_error(
+    found: tuple[Path, list[SignalResult]], data: Path
+) -> None:
+    model = found[1][0].model
+    windows = np.load(data / "east/test.npy")[:3]
+    scaled = (windows - model.mean[:, None]) / model.spread[:, None]
+    assert model.inputs(windows)[1, 0, 7, 2] == pytest.approx(scaled[1, 2, 7])
+    answer = model.net.answer(model.inputs(windows))
+    pairs = zip(answer.views, answer.rebuilt, strict=True)
+    wanted = sum(((v - r).detach().numpy() ** 2).mean((1, 2, 3)) for v, r in pairs)
+    np.testing.assert_allclose(model.score(windows), wanted, rtol=1e-5)
+
+
+def test_a_model_of_a_file_scores_the_same(
+    found: tuple[Path, list[SignalResult]], data: Path
+) -> None:
+    out, (east, _) = found
+    loaded = SignalModel.load(out / "east.safetensors")
+    np.testing.assert_array_equal(loaded.score(np.load(data / "east/test.npy")), east.scores)
+    assert loaded.threshold == east.model.threshold
+    assert json.loads((out / "signals.json").read_text())[1]["auroc"] == found[1][1].auroc
+    (out / "bad.safetensors").write_bytes((out / "east.safetensors").read_bytes()[:-8])
+    with pytest.raises(ArtefactError):
+        SignalModel.load(out / "bad.safetensors")
+
+
+def test_the_command_and_python_say_the_same(data: Path) -> None:
+    words = ["signals", str(data), "--rounds", "1", "--steps", "1", "--seed", "3", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    again = fedvad.train_signals(data, rounds=1, steps=1, seed=3)
+    assert json.loads(done.stdout) == [result.to_dict() for result in again]
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "match"),
+    [
+        ("train.npy", np.zeros((4, 30)), "channels, length"),
+        ("train.npy", np.zeros((1, 3, 30)), "1 window"),
+        ("train.npy", np.full((4, 3, 30), np.nan), "not finite"),
+        ("train.npy", np.array([{}]), "cannot read"),
+        ("test.npy", np.zeros((4, 3, 29)), "test windows"),
+        ("labels.npy", np.zeros(3), "0 or 1"),
+        ("labels.npy", np.full(4, 2), "0 or 1"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(
+    name: str, array: npt.NDArray[np.generic], match: str, tmp_path: Path
+) -> None:
+    for file in ("train.npy", "test.npy"):
+        np.save(tmp_path / file, np.zeros((4, 3, 30)))
+    np.save(tmp_path / name, array)
+    with pytest.raises(DataError, match=match):
+        read_signal_sites(tmp_path)
+
+
+def test_impossible_requests_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no train\.npy"):
+        read_signal_sites(tmp_path)
+    with pytest.raises(ConfigError, match="quantile"):
+        fedvad.train_signals(data, quantile=1.0)
+    with pytest.raises(ConfigError):
+        fedvad.train_signals(data, data / "east")
