@@ -15,7 +15,7 @@ from fedvad.errors import ConfigError, WeightsError
 from fedvad.features.backbone_file import is_readable, read_backbone
 from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import MCUNET, build_mcunet
-from fedvad.features.names import BUNDLED, bundled_file, is_backbone_file
+from fedvad.features.names import BUNDLED, SPECTRAL, bundled_file, is_backbone_file
 from fedvad.features.state_file import load_weights
 from fedvad.features.taps import check_taps
 from fedvad.features.timm_models import TimmModel, describe, resize
@@ -42,7 +42,8 @@ class Backbone:
     """A frozen network and what is needed to feed it.
 
     network: maps float32 (b, 3, S, S) RGB, normalised by mean and std, to one map per tap.
-    mean, std: of RGB scaled to 0..1.
+    mean, std: of RGB scaled to 0..1. bands: of cubes that the network takes as they are; 0 where it
+    takes pictures.
     layers: the taps.
     weights_hash: SHA-256 over names and values of the parameters that matter to the taps, and
         over what else was changed in the network to suit them.
@@ -50,11 +51,12 @@ class Backbone:
     """
 
     network: torch.nn.Module
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     layers: tuple[int, ...]
     weights_hash: str
     name: str = ""
+    bands: int = 0
 
 
 def build_backbone(
@@ -75,6 +77,8 @@ def build_backbone(
     weights = None if weights is None else Path(weights)
     if name == "filterbank":
         return _filterbank(weights, layers)
+    if name == SPECTRAL:
+        return _spectral(weights, layers)
     if name == BUNDLED:
         return _bundled(weights, layers)
     if is_backbone_file(name):
@@ -134,6 +138,22 @@ def _filterbank(weights: Path | None, layers: Sequence[int] | None) -> Backbone:
     # Not a hash of the kernels: their last bits differ between processors, and sites must agree.
     identity = hashlib.sha256(FilterBank.recipe.encode()).hexdigest()
     return Backbone(Taps(bank, chosen).eval(), *_IDENTITY, chosen, identity)
+
+
+def _spectral(weights: Path | None, layers: Sequence[int] | None) -> Backbone:
+    from fedvad.features.bands import read_bands_file
+
+    if weights is None:
+        raise WeightsError(
+            "spectral has weights of the sites' own normal pixels. fedvad train finds them; else "
+            "write them, fedvad spectral --moments FILE --save-backbone FILE, and give --weights"
+        )
+    network = read_bands_file(weights).eval()
+    chosen = check_taps(SPECTRAL, layers or (0,), range(1))
+    bands = network.mean.numel()
+    # what undoes the scaling of pictures to 0..1
+    as_they_are = (0.0,) * bands, (1 / 255,) * bands
+    return Backbone(network, *as_they_are, chosen, weights_hash(network), bands=bands)
 
 
 def _mcunet(name: str, weights: Path | None, layers: Sequence[int] | None) -> Backbone:

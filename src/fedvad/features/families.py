@@ -44,6 +44,10 @@ FAMILIES = (
         sizes="multiples of 16", weights="needs none", licence="Apache-2.0",
     ),
     Family(
+        "spectral", ("spectral",), "spectral", (0,), (1,), 20, sizes="cubes of bands, of any size",
+        weights="of the sites' own normal pixels", licence="Apache-2.0",
+    ),
+    Family(
         "MCUNet", ("mcunet_in3", "mcunet_in4"), "mcunet_in3", (3, 6, 9), (4, 8, 16), 80,
         weights="--weights", licence="MIT",
     ),

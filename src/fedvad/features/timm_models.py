@@ -11,7 +11,7 @@ from fedvad.data.views import SIDES
 from fedvad.errors import ConfigError
 from fedvad.features.compat import import_timm
 from fedvad.features.mcunet import MCUNET
-from fedvad.features.names import BUNDLED
+from fedvad.features.names import BUNDLED, SPECTRAL
 from fedvad.features.taps import default_taps
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def describe(name: str) -> TimmModel:
     """
     timm = import_timm()
     if not timm.is_model(name):
-        known = [*timm.list_models(), *MCUNET, "filterbank", BUNDLED]
+        known = [*timm.list_models(), *MCUNET, "filterbank", SPECTRAL, BUNDLED]
         close = difflib.get_close_matches(name.split(".")[0], known, 5)
         hint = f" (close: {', '.join(close)})" if close else ""
         raise ConfigError(

@@ -59,14 +59,16 @@ class SiteOptions(BaseModel):
     backbone: str = _features(
         FeatureConfig.backbone,
         "Pretrained network that describes the patches of an image: fedvad-tiny (in the package), "
-        "filterbank, mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad distill.",
+        "filterbank, mcunet_in3, mcunet_in4, any timm model, a file written by fedvad distill, or "
+        "spectral for cubes of bands.",
         default_text=f"{FeatureConfig.backbone}; resnet18 where weights are given",
         everyday=True,
     )
     weights: Path | None = _features(
         None,
         "File with the weights of the backbone, in safetensors format. fedvad-tiny and filterbank "
-        "need none; a timm model without it is downloaded, or read from timm's cache.",
+        "need none, and spectral finds its own in training; a timm model without it is downloaded, "
+        "or read from timm's cache.",
         everyday=True,
         free=True,
         own=True,
