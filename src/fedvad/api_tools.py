@@ -8,12 +8,12 @@ from os import PathLike
 from typing import Any
 
 from fedvad.api_arguments import AnyPath, by_backbone, cache_at, listed, maybe
+from fedvad.data.cubes.scene import Scene
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
 from fedvad.runs.config import as_path
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.spectral.moments import Moments
-from fedvad.spectral.scene import Scene
 from fedvad.verbs.doctor import PORT
 from fedvad.verbs.doctor import doctor as _doctor
 from fedvad.verbs.gallery import gallery as _gallery
@@ -127,6 +127,7 @@ def score_scenes(
     masks: AnyPath | Iterable[AnyPath] = (),
     moments: Iterable[AnyPath | Moments] = (),
     save_moments: AnyPath | None = None,
+    save_backbone: AnyPath | None = None,
     out: AnyPath | None = None,
     progress: Progress = no_progress,
     **options: Any,
@@ -136,7 +137,7 @@ def score_scenes(
     Parameters
     ----------
     scenes : path or Scene, or several
-        Files, or `fedvad.spectral.scene.Scene` objects.
+        Files, or `fedvad.data.cubes.scene.Scene` objects.
     method : str, default="rx"
         Detector; see `fedvad.spectral.methods`.
     masks : path, or several, default=()
@@ -145,6 +146,8 @@ def score_scenes(
         Of all sites, in place of the scene's own.
     save_moments : path, optional
         File to write the scenes' moments into.
+    save_backbone : path, optional
+        File to write weights of the backbone "spectral" into, from the moments.
     out : path, optional
         Folder for the maps.
     progress : callable, optional
@@ -166,7 +169,7 @@ def score_scenes(
     --------
     >>> import fedvad
     >>> import numpy as np
-    >>> from fedvad.spectral.scene import Scene
+    >>> from fedvad.data.cubes.scene import Scene
     >>> cube = np.random.default_rng(0).normal(size=(20, 20, 5)).astype("float32")
     >>> cube[3, 4] += 20
     >>> found = fedvad.score_scenes(Scene("field", cube))[0]
@@ -184,6 +187,7 @@ def score_scenes(
             for one in listed(moments, "moments")
         ],
         save_moments=maybe(save_moments, "save_moments"),
+        save_backbone=maybe(save_backbone, "save_backbone"),
         out=maybe(out, "out"),
         progress=progress,
         **options,

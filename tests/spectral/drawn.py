@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedvad.spectral.scene import Scene
+from fedvad.data.cubes.scene import Scene
 
 ODD = ((5, 6), (5, 7), (14, 20), (22, 4))
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from fedvad.errors import ConfigError, DataError
+from fedvad.errors import ConfigError, DataError, WeightsError
 from fedvad.spectral.attention import SamplingAttention
 from fedvad.spectral.hypersigma import _mixed, hypersigma, starts, stitched
 from fedvad.spectral.masked import pretrain
-from fedvad.spectral.sigma import SIZES, Enhancement, SigmaNet, SigmaSize
+from fedvad.spectral.published import load_branch
+from fedvad.spectral.sigma import SIZES, Branch, Enhancement, SigmaNet, SigmaSize
 
 SMALL = SigmaSize(16, 2, 2, 3, 2, 9, (1, 2), width=8)
 
@@ -118,3 +121,51 @@ def test_wrong_calls_say_what_is_right() -> None:
         hypersigma(cube, coarse=np.zeros((20, 19)))
     with pytest.raises(ConfigError, match="overlap is 32"):
         hypersigma(cube, overlap=32)
+
+
+def _published(branch: Branch) -> dict[str, torch.Tensor]:
+    """A branch's values under the public code's names, of pre-training: full attention."""
+    names = {
+        "before": "norm1",
+        "between": "norm2",
+        "attention.qkv": "attn.qkv",
+        "attention.out": "attn.proj",
+        "layers.0": "mlp.fc1",
+        "layers.2": "mlp.fc2",
+    }
+    found = {"module.pos_embed": branch.places.detach().clone()}
+    for name, value in branch.blocks.state_dict().items():
+        number, rest = name.split(".", 1)
+        part, kind = rest.rsplit(".", 1)
+        if part in names:
+            found[f"module.blocks.{number}.{names[part]}.{kind}"] = value.clone()
+    return found
+
+
+def test_published_weights_are_those_of_the_branch(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    theirs, ours = Branch(7, (3, 3), SMALL), Branch(5, (3, 3), SMALL)
+    file = tmp_path / "spectral.safetensors"
+    save_file(_published(theirs), file)
+    load_branch(ours, file)
+    for mine, other in zip(ours.blocks, theirs.blocks, strict=True):
+        tokens = torch.randn(1, 9, 16)
+        assert torch.equal(mine(tokens, (3, 3), sparse=False), other(tokens, (3, 3), sparse=False))
+    assert torch.equal(ours.places, theirs.places)
+    wide = Branch(5, (6, 6), SMALL)
+    load_branch(wide, file)
+    assert wide.places.shape == (1, 36, 16)
+    # bicubic keeps the mean of what it enlarges, nearly
+    assert torch.allclose(wide.places.mean(1), theirs.places.mean(1), atol=0.02)
+
+
+def test_published_weights_of_another_size_or_kind_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "spectral.safetensors"
+    save_file(_published(Branch(7, (3, 3), SMALL)), file)
+    with pytest.raises(WeightsError, match=r"depth 4 and dim 64.*it is of depth 2 and dim 16"):
+        load_branch(Branch(7, (6, 6), SIZES["tiny"]), file)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "spectral.pth")
+    with pytest.raises(WeightsError, match="pickle"):
+        load_branch(Branch(7, (3, 3), SMALL), tmp_path / "spectral.pth")
+    with pytest.raises(ConfigError, match="spatial"):
+        hypersigma(np.zeros((40, 40, 5)), branches="spatial", spectral_weights=file)

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from fedvad.data.cubes.reading import read_scene
+from fedvad.data.cubes.scene import Scene, normalised
 from fedvad.errors import ConfigError, DataError
 from fedvad.spectral.areas import areas
 from fedvad.spectral.crd import crd
 from fedvad.spectral.local_rx import local_rx
+from fedvad.spectral.lrasr import dictionary, low_rank
 from fedvad.spectral.methods import METHODS, score_cube
 from fedvad.spectral.moments import Moments
-from fedvad.spectral.reading import read_scene
 from fedvad.spectral.rings import rings
 from fedvad.spectral.rpca import robust_pca
 from fedvad.spectral.rx import LineRx, line_rx, rx
-from fedvad.spectral.scene import Scene, normalised
 from tests.spectral.drawn import ODD, drawn_scene
 
 # AUC1, AUC2, AUC3 and average precision of plain RX; measured apart from this code, in float64
@@ -36,6 +37,7 @@ RX = {
 
 QUICK: dict[str, dict[str, Any]] = {
     "auto-ad": {"channels": 8, "steps": 101},
+    "lrasr": {"clusters": 4},
     "hypersigma": {"tile": 20, "overlap": 0, "components": 10},
 }
 
@@ -86,6 +88,26 @@ def test_every_detector_finds_what_is_odd(method: str) -> None:
     found = areas(scores, scene.mask)
     assert found is not None
     assert found.auc1 > 0.98
+
+
+def test_lrasr_leaves_what_the_dictionary_says_too_dearly() -> None:
+    # of one pixel (3, 4) and unit atoms: taking it all in costs 5 + 0.1 (3 + 4), leaving it 5 w
+    pixel = np.array([[3.0, 4.0]])
+    for weight, left in ((1.1, pixel), (1.2, 0 * pixel)):
+        share, rest = low_rank(pixel, np.eye(2), beta=0.1, weight=weight, steps=500)
+        np.testing.assert_allclose(rest, left, atol=1e-3)
+        np.testing.assert_allclose(share + rest, pixel, atol=1e-3)
+
+
+def test_the_dictionary_takes_the_most_usual_of_each_cluster() -> None:
+    rng = np.random.default_rng(0)
+    near, far = rng.normal(0, 1, (40, 3)), rng.normal(50, 1, (30, 3))
+    rare = np.full((4, 3), 200.0)
+    near[7] = (9, -9, 9)
+    found = dictionary(np.concatenate([near, far, rare]), 3, 5, seed=0)
+    assert found.shape == (10, 3)  # none of a cluster of four
+    assert np.abs(found).max() < 60
+    assert np.abs(found - near[7]).sum(1).min() > 9
 
 
 def test_rx_of_summed_moments_is_that_of_all_pixels(scene: Scene, tmp_path: Path) -> None:

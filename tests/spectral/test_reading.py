@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from fedvad.data.cubes import reading
+from fedvad.data.cubes.reading import read_scene, read_truth
 from fedvad.errors import DataError
-from fedvad.spectral import reading
-from fedvad.spectral.reading import read_scene, read_truth
 
 CUBE = np.random.default_rng(0).integers(0, 4000, (6, 7, 5)).astype(np.uint16)
 MASK = np.zeros((6, 7), np.uint8)

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import fedvad
+from fedvad.data.cubes.scene import Scene
 from fedvad.errors import ConfigError
 from fedvad.spectral.moments import Moments
 from fedvad.spectral.rx import rx
-from fedvad.spectral.scene import Scene
 from fedvad.verbs.spectral import spectral_rows
 from tests.helpers import run_main
 from tests.spectral.drawn import drawn_scene

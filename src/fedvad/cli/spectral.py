@@ -14,17 +14,19 @@ __all__ = ["spectral"]
 
 def spectral(
     scenes: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="SCENE...",
             help="Hyperspectral scenes: .mat, .npz, .npy, ENVI .hdr, .tif with a band on each "
             "page, or a folder of images as bands.",
             show_default=False,
         ),
-    ],
+    ] = None,
     method: Annotated[
         str,
-        typer.Option(help="Detector: rx, line-rx, lrx, crd, rpca, rpca-rx, auto-ad or hypersigma."),
+        typer.Option(
+            help="Detector: rx, line-rx, lrx, crd, rpca, rpca-rx, lrasr, auto-ad or hypersigma."
+        ),
     ] = "rx",
     out: Annotated[
         Path | None,
@@ -52,6 +54,14 @@ def spectral(
         Path | None,
         typer.Option(
             help="Write count, mean and scatter of the pixels of all scenes here, for other sites.",
+            show_default=False,
+        ),
+    ] = None,
+    save_backbone: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write weights for fedvad train --backbone spectral here: of the pixels in "
+            "--moments, else of those of the scenes.",
             show_default=False,
         ),
     ] = None,
@@ -89,7 +99,7 @@ def spectral(
     norm: Annotated[
         str | None,
         typer.Option(
-            help="Scaling for crd and rpca: global_minmax, band_minmax, band_std or none "
+            help="Scaling for crd, rpca and lrasr: global_minmax, band_minmax, band_std or none "
             "[default: global_minmax]",
             show_default=False,
         ),
@@ -101,7 +111,8 @@ def spectral(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Most steps of auto-ad, rpca and rpca-rx [default: 1001, 200]", show_default=False
+            help="Most steps of auto-ad, rpca, rpca-rx and lrasr [default: 1001, 200, 200, 115]",
+            show_default=False,
         ),
     ] = None,
     size: Annotated[
@@ -111,9 +122,24 @@ def spectral(
             show_default=False,
         ),
     ] = None,
+    spatial_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Published weights of hypersigma's spatial branch, of the same --size, in "
+            "safetensors format.",
+            show_default=False,
+        ),
+    ] = None,
+    spectral_weights: Annotated[
+        Path | None,
+        typer.Option(help="The same of its spectral branch.", show_default=False),
+    ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Of the networks' weights and training [default: 0]", show_default=False),
+        typer.Option(
+            help="Of the networks' weights and training, and of lrasr's clusters [default: 0]",
+            show_default=False,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,11 +151,12 @@ def spectral(
         raise typer.BadParameter(f"--windows takes two numbers like 17,15, not {windows!r}")
     with showing() as progress:
         found = score_scenes(
-            scenes,
+            scenes or (),
             method=method,
             masks=mask or (),
             moments=moments or (),
             save_moments=save_moments,
+            save_backbone=save_backbone,
             out=out,
             windows=None if sides is None else tuple(sides),
             border=border,
@@ -139,11 +166,17 @@ def spectral(
             channels=channels,
             steps=steps,
             size=size,
+            spatial_weights=spatial_weights,
+            spectral_weights=spectral_weights,
             seed=seed,
             progress=progress,
         )
     if as_json:
         print_json({"method": method, "scenes": [one.to_dict() for one in found]})
+        return
+    if save_backbone is not None:
+        typer.echo(f"weights of the backbone spectral: {save_backbone}")
+    if not found:
         return
     from rich.console import Console
 

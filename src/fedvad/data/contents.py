@@ -6,13 +6,16 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 
+from fedvad.data.cubes.names import files_of
 from fedvad.data.headers import read_header
 from fedvad.data.reading import DataReading
 from fedvad.data.sets import ImageItem, Site
 from fedvad.data.views import Size, View, is_plain
+from fedvad.errors import DataError
 
 __all__ = ["check_contents", "copies", "described", "distinct", "normals", "once"]
 
@@ -71,7 +74,7 @@ def copies(paths: Iterable[Path]) -> list[list[Path]]:
     sizes: dict[int, list[Path]] = defaultdict(list)
     for path in paths:
         try:
-            sizes[path.stat().st_size].append(path)
+            sizes[_values(path).stat().st_size].append(path)
         except OSError:
             continue
     left = _MOST_BYTES
@@ -101,7 +104,7 @@ def _by(key: Callable[[Path, int], bytes], paths: list[Path], size: int) -> Iter
 
 
 def _blocks(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
+    with _values(path).open("rb") as file:
         parts = []
         for start in sorted({0, max(0, size // 2), max(0, size - _BLOCK)}):
             file.seek(start)
@@ -109,8 +112,15 @@ def _blocks(path: Path, size: int) -> bytes:
     return hashlib.sha256(b"".join(parts)).digest()
 
 
+def _values(path: Path) -> Path:
+    """The file in which an image's values lie: of ENVI's not the header, which others share."""
+    with suppress(DataError):  # whoever reads it says what is missing
+        return files_of(path)[-1] if path.suffix.lower() == ".hdr" else path
+    return path
+
+
 def _whole(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
+    with _values(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fedvad.data.bounds import MAX_PIXELS
-from fedvad.data.images import read_rgb
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.synthesis.config import SynthesisConfig
 from fedvad.data.synthesis.foreground import find_foreground
 from fedvad.errors import DataError, ImageError
@@ -106,7 +106,7 @@ def fingerprint_of(paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS) -> Fi
     shares: list[float] = []
     for path in _chosen(paths):
         try:
-            image = read_rgb(path, max_pixels=max_pixels)
+            image = read_picture(path, max_pixels=max_pixels)
         except ImageError:  # training counts these, and says why
             continue
         sides.append(image.shape[:2])

@@ -48,11 +48,11 @@ def read_data(
     normal training image, or a folder whose label has to be given.
     """
     names = names or LabelNames()
-    top = scan(Path(root))
+    top = scan(Path(root), cubes=names.cubes)
     found = _sets_in(top, names)
     if not found:
-        raise DataError(f"{root}: no image set found{_deeper(top, names)}.\n{_LAYOUT}\n"
-                        f"found: {_found(top)}")  # fmt: skip
+        why = f"{_deeper(top, names)}{_cubes(top)}"
+        raise DataError(f"{root}: no image set found{why}.\n{_LAYOUT}\nfound: {_found(top)}")
     parts = []
     for folder, layout in sorted(found, key=lambda pair: natural(pair[0].path)):
         name = folder.path.name or folder.path.resolve().name or "site"
@@ -64,7 +64,8 @@ def read_data(
 
 def holds_sets(root: Path, names: LabelNames | None = None) -> bool:
     """Whether a folder is a set of a known layout or holds some; `DataError` if it is no folder."""
-    return bool(_sets_in(scan(Path(root)), names or LabelNames()))
+    names = names or LabelNames()
+    return bool(_sets_in(scan(Path(root), cubes=names.cubes), names))
 
 
 def read_sites(
@@ -94,7 +95,7 @@ def read_one(
 ) -> DataReading:
     """The reading of one set, where `read_data` would also take a folder of sets."""
     names = names or LabelNames()
-    top = scan(Path(root))
+    top = scan(Path(root), cubes=names.cubes)
     name = name or top.path.name or top.path.resolve().name or "site"
     layout = layout_of(top, names)
     if layout is None:
@@ -123,7 +124,8 @@ def _no_normals(folder: Folder, name: str) -> DataError:
     else:
         inside = "" if train is None else f"; in {train.path.name}/: {_found(train)}"
         advice = f"{_LAYOUT}\nfound: {_found(folder)}{inside}"
-    return DataError(f"site {name!r} ({folder.path}) has no normal training image.\n{advice}")
+    where = f"{folder.path}{_cubes(folder)}"
+    return DataError(f"site {name!r} ({where}) has no normal training image.\n{advice}")
 
 
 def _sets_in(top: Folder, names: LabelNames) -> list[tuple[Folder, Layout]]:
@@ -193,6 +195,11 @@ def _deeper(top: Folder, names: LabelNames) -> str:
     if top.images():
         return f"; {len(top.images())} images lie in it without a label: move them to train/good"
     return ""
+
+
+def _cubes(top: Folder) -> str:
+    """That cubes take another backbone, where there are some and nobody asked for them."""
+    return "; it holds cubes of bands, for --backbone spectral" if top.holds_cubes() else ""
 
 
 def _found(folder: Folder) -> str:

@@ -21,7 +21,17 @@ from fedvad.data.containers import check_count, gif_frames, pick_frame, tiff_pag
 from fedvad.data.formats import FRAME_SUFFIXES, HEAD, decoder_of, format_of, image_suffix
 from fedvad.errors import ImageError
 
-__all__ = ["frame_path", "frames_in", "frames_of", "pick_frame", "split_frame", "stem_of"]
+__all__ = [
+    "BANDS",
+    "frame_path",
+    "frames_in",
+    "frames_of",
+    "pick_frame",
+    "split_frame",
+    "stem_of",
+]
+
+BANDS = "#bands"  # after the name of a file of which all images are bands of one cube
 
 _FRAME = re.compile(r"(.+)#([1-9][0-9]{0,5})", re.DOTALL)
 
@@ -29,11 +39,14 @@ _FRAME = re.compile(r"(.+)#([1-9][0-9]{0,5})", re.DOTALL)
 def split_frame(path: Path) -> tuple[Path, int | None]:
     """The file of an image, and its number among those of the file; None is the only one.
 
-    By the name alone: a name that ends in "#" and a number means that image of the file before it.
+    By the name alone: a name that ends in "#" and a number means that image of the file before it,
+    and one that ends in "#bands" all of them as one cube.
 
     >>> split_frame(Path("scans/part.tif#2"))[1]
     2
     """
+    if path.name.endswith(BANDS):
+        return path.with_name(path.name.removesuffix(BANDS)), None
     found = _FRAME.fullmatch(path.name)
     if found is None:
         return path, None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from fedvad.data.cubes.names import CUBE_SUFFIXES, cubes_of, is_cube, is_stack
 from fedvad.data.formats import IMAGE_SUFFIXES
 from fedvad.data.frames import frames_of, split_frame, stem_of
 from fedvad.data.listing import exists, folder_reason, is_folder, is_image
@@ -63,25 +64,26 @@ class Listing:
         )
 
 
-def list_images(paths: Iterable[Path]) -> Listing:
+def list_images(paths: Iterable[Path], *, cubes: bool = False) -> Listing:
     """Expand files and folders to image files, each once, in the order given.
 
     A file named outright is kept, whatever it is. Folders are searched at any depth, sorted by
     name. Left out there, and counted: what fedvad wrote (marked PNG files, run folders),
     ground-truth masks (folders named ground_truth, gt or masks; `x_mask` beside `x`), thumbnails,
     hidden entries, other suffixes. A folder named outright is searched whatever its name.
+    cubes: images are cubes of bands, see `cubes.names`.
     Outputs mirror the one folder given; of several, their names come first. Raises `DataError`
     when a path does not exist or no image is found.
     """
     given = [path if isinstance(path, Path) else Path(path) for path in paths]  # of Picture, too
-    tops = [path for path in given if is_folder(path)]
+    tops = [p for p in given if is_folder(p) and not (cubes and is_stack(p.name))]
     left_out: Counter[str] = Counter()
     found: dict[tuple[Path, str], Listed] = {}
     for path in given:
         if path in tops:
-            images = _walk(path, real(path).name if len(given) > 1 else "", left_out)
+            images = _walk(path, real(path).name if len(given) > 1 else "", left_out, cubes)
         elif exists(path) or path.is_symlink():  # reading a broken link says what it is
-            named = frames_of(path) or [path]
+            named = (cubes_of(path) if cubes else frames_of(path)) or [path]
             images = [Listed(image, PurePath(stem_of(image))) for image in named]
         elif exists(split_frame(path)[0]):
             images = [Listed(path, PurePath(stem_of(path)))]
@@ -95,22 +97,23 @@ def list_images(paths: Iterable[Path]) -> Listing:
     if not found:
         where = ", ".join(map(str, given)) or "no path was given"
         besides = listing.left_out_words()
+        wanted = {*CUBE_SUFFIXES, ".tif", ".bands"} if cubes else IMAGE_SUFFIXES
         raise DataError(
-            f"no image found ({where}); looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"no image found ({where}); looked for {', '.join(sorted(wanted))}"
             + (f"; left out: {besides} (a file named outright is always scored)" if besides else "")
         )
     return listing
 
 
-def read_images(paths: Iterable[Path]) -> list[Path]:
+def read_images(paths: Iterable[Path], *, cubes: bool = False) -> list[Path]:
     """The files of `list_images`; what was left out is logged as one line."""
-    listing = list_images(paths)
+    listing = list_images(paths, cubes=cubes)
     if left_out := listing.left_out_words():
         log.warning("not taken as images: %s", left_out)
     return listing.paths
 
 
-def _walk(top: Path, prefix: str, left_out: Counter[str]) -> list[Listed]:
+def _walk(top: Path, prefix: str, left_out: Counter[str], cubes: bool) -> list[Listed]:
     """Images at any depth below `top`; each real folder once, so links in a loop end."""
     found: list[Listed] = []
     seen: set[Path] = set()
@@ -120,7 +123,7 @@ def _walk(top: Path, prefix: str, left_out: Counter[str]) -> list[Listed]:
         if (actual := real(folder)) in seen:
             continue
         seen.add(actual)
-        entries = _entries(folder)
+        entries = _entries(folder, cubes)
         files = {path.name for path, is_dir in entries if not is_dir}
         if all(name in files for name in _RUN):  # the demo keeps its data in one
             left_out["runs"] += 1
@@ -132,14 +135,14 @@ def _walk(top: Path, prefix: str, left_out: Counter[str]) -> list[Listed]:
             if is_dir:
                 reason = _folder_reason(path, folders, left_out)
             else:
-                reason = _file_reason(path, beside)
+                reason = _file_reason(path, beside, cubes)
             if reason:
                 left_out[reason] += reason != "counted"
             elif is_dir:
                 below.append(path)
             else:
                 place = PurePath(prefix, path.parent.relative_to(top))
-                images = frames_of(path)
+                images = cubes_of(path) if cubes else frames_of(path)
                 left_out["other"] += not images
                 found += [Listed(image, place / stem_of(image)) for image in images]
         waiting += reversed(below)
@@ -158,22 +161,25 @@ def _folder_reason(folder: Path, beside: Sequence[str], left_out: Counter[str]) 
     return ""
 
 
-def _file_reason(path: Path, beside: Mapping[Path, str]) -> str:
+def _file_reason(path: Path, beside: Mapping[Path, str], cubes: bool) -> str:
     if path.name in INDEX_FILES:
         return "index"
     if path.name.startswith("."):
         return "hidden"
-    if not is_image(path):
+    if not is_image(path) and not (cubes and is_cube(path)):
         return "other"
     if path in beside:
         return "masks" if beside[path] == BESIDE else "thumbnails"
     return "own" if path.suffix.lower() == ".png" and is_own_png(path) else ""
 
 
-def _entries(folder: Path) -> list[tuple[Path, bool]]:
-    """All entries sorted by name, with whether each is a folder."""
+def _entries(folder: Path, cubes: bool) -> list[tuple[Path, bool]]:
+    """All entries sorted by name, with whether each is a folder (and no cube)."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((folder / entry.name, is_folder(entry)) for entry in entries)
+            return sorted(
+                (folder / entry.name, is_folder(entry) and not (cubes and is_stack(entry.name)))
+                for entry in entries
+            )
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed: {error.strerror}") from error

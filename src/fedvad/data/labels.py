@@ -52,13 +52,15 @@ class LabelNames:
 
     A folder called `good` needs no naming, in any case of its letters. before: names that were
     given earlier, to a training for example, and hold where these say nothing. left_out: files of
-    normal images, relative to the data folder, that a person takes from the training.
+    normal images, relative to the data folder, that a person takes from the training. cubes:
+    whether images are cubes of bands.
     """
 
     good: tuple[str, ...] = ()
     defect: tuple[str, ...] = ()
     before: LabelNames | None = None
     left_out: tuple[str, ...] = ()
+    cubes: bool = False
 
     def __post_init__(self) -> None:
         both = {n.casefold() for n in self.good} & {n.casefold() for n in self.defect}
@@ -69,7 +71,8 @@ class LabelNames:
     def of(cls, good: Names, defect: Names, before: LabelNames | None = None) -> LabelNames:
         """As a caller gives them: a name, several, or None; raises `ConfigError` otherwise."""
         left_out = () if before is None else before.left_out
-        return cls(_names(good, "good"), _names(defect, "defect"), before, left_out)
+        cubes = before is not None and before.cubes
+        return cls(_names(good, "good"), _names(defect, "defect"), before, left_out, cubes)
 
     def rule(self, name: str) -> tuple[bool, str] | None:
         """Whether the folder is one of normal images, and by which rule; None: it looks like one.

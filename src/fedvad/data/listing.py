@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedvad.data.cubes.names import cubes_of, is_cube, is_stack
 from fedvad.data.formats import image_suffix, unread_reason
 from fedvad.data.frames import frames_of
 from fedvad.data.output_folder import INDEX_FILES, outputs_in
@@ -55,7 +56,7 @@ class Folder:
     barred: why nothing in it counts as data ("system folder", "hidden", ...); None where it does.
     files and folders: sorted by name, hidden ones included. no_pixels: files with an image's name
     and no image inside (reports in DICOM), once `images` has looked. outputs: pictures that
-    `predict` wrote, here or below; they are no data.
+    `predict` wrote, here or below; they are no data. cubes: whether cubes of bands count as images.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Folder:
     files: list[Path] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
     no_pixels: list[Path] = field(default_factory=list)
+    cubes: bool = False
     outputs: frozenset[Path] = frozenset()
     _images: list[Path] | None = None
 
@@ -91,7 +93,7 @@ class Folder:
         if self._images is None:
             self._images = []
             for path in self._candidates():
-                found = frames_of(path)
+                found = cubes_of(path) if self.cubes else frames_of(path)
                 self._images += found
                 if not found:
                     self.no_pixels.append(path)
@@ -107,20 +109,31 @@ class Folder:
         """Whether an image lies at any depth, outside barred folders."""
         return any(self._candidates()) or any(f.holds_images() for f in self.usable())
 
+    def holds_cubes(self) -> bool:
+        """Whether there are cubes at any depth that nobody asked to read."""
+        return not self.cubes and any(
+            is_cube(path) for folder in self.walk() for path in (folder.path, *folder.files)
+        )
+
     def _candidates(self) -> Iterator[Path]:
-        return (path for path in self.files if is_image(path) and path not in self.outputs)
+        return (
+            path
+            for path in self.files
+            if (is_image(path) or (self.cubes and is_cube(path))) and path not in self.outputs
+        )
 
 
-def scan(root: Path) -> Folder:
+def scan(root: Path, *, cubes: bool = False) -> Folder:
     """The tree of folders and files below `root`; no file is opened or looked at.
 
+    cubes: whether cubes of bands count as images, and folders called `.bands` as files of them.
     Links to folders are followed, but not to a folder that holds the link itself, nor, within a
     folder that was linked to, to one that was seen before. Raises `DataError` when `root` is not
     a folder or cannot be listed; a folder further down that cannot is barred.
     """
     if not is_folder(root):
         raise DataError(f"{root}: {'is not a folder' if exists(root) else 'no such folder'}")
-    top = Folder(root, root, (), os.path.realpath(root))
+    top = Folder(root, root, (), os.path.realpath(root), cubes=cubes)
     seen: set[str] = set()
     _fill(top, (top.real,), seen, linked=False)
     if top.barred is not None:
@@ -140,12 +153,12 @@ def _fill(folder: Folder, above: tuple[str, ...], seen: set[str], *, linked: boo
         folder.outputs |= outputs_in(folder.path)
     for name, is_dir, is_link in sorted(found):
         path = folder.path / name
-        if not is_dir:
+        if not is_dir or (folder.cubes and is_stack(name)):
             folder.files.append(path)
             continue
         real = os.path.realpath(path) if is_link else f"{folder.real.rstrip(os.sep)}{os.sep}{name}"
         barred = folder.barred or folder_reason(name)
-        child = Folder(path, folder.root, (*folder.parts, name), real, barred)
+        child = Folder(path, folder.root, (*folder.parts, name), real, barred, cubes=folder.cubes)
         child.outputs = folder.outputs
         folder.folders.append(child)
         if is_link and any(_within(place, real) for place in above):

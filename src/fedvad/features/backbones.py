@@ -23,7 +23,8 @@ class Backbone:
     """A frozen network and what is needed to feed it.
 
     network: maps float32 (b, 3, S, S) RGB, normalised by mean and std, to one map per tap.
-    mean, std: of RGB scaled to 0..1.
+    mean, std: of RGB scaled to 0..1. bands: of cubes that the network takes as they are; 0 where it
+    takes pictures.
     layers: the taps.
     weights_hash: SHA-256 over names and values of the parameters that matter to the taps, and
         over what else was changed in the network to suit them.
@@ -31,11 +32,12 @@ class Backbone:
     """
 
     network: torch.nn.Module
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     layers: tuple[int, ...]
     weights_hash: str
     name: str = ""
+    bands: int = 0
 
 
 def build_backbone(

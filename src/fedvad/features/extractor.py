@@ -12,12 +12,13 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.cubes.pixels import cube_at, read_parts
 from fedvad.data.frames import split_frame
 from fedvad.data.images import check_rgb, decode_rgb, read_bytes, read_rgb
 from fedvad.data.pictures import Picture
@@ -65,7 +66,7 @@ class Extracted:
 class _Loaded:
     key: str = ""
     hit: HalfArray | None = None
-    pixels: npt.NDArray[np.uint8] | None = None
+    pixels: npt.NDArray[Any] | None = None
     error: str | None = None
 
 
@@ -95,6 +96,7 @@ class FeatureExtractor:
         # what is refused must not depend on what another limit let into the cache
         limit = self.config.max_pixels
         self._rules = f"{_RULES}" if limit == MAX_PIXELS else f"{_RULES}-{limit}"
+        self.bands = self._backbone.bands
         self.computed = 0
         # content by file state: a second pass over the same images need not read them again
         self._keys: dict[_FileState | None, str] = {}
@@ -132,7 +134,7 @@ class FeatureExtractor:
         return make_engine(
             self.network,
             image_size=self._view.input,
-            kind=self.config.engine,
+            kind="torch" if self.bands else self.config.engine,
             device=self.config.device,
         )
 
@@ -148,12 +150,13 @@ class FeatureExtractor:
     def chunk(self) -> int:
         """Number of images whose descriptors are held at a time."""
         height, width, dim = self.grid
-        return max(1, min(_CHUNK, _CHUNK_BYTES // (2 * height * width * dim)))
+        held = 2 * dim + 4 * self.bands
+        return max(1, min(_CHUNK, _CHUNK_BYTES // (height * width * held)))
 
     def seconds(self) -> float:
         """Time that the backbone takes for one of the largest images on this machine."""
         tiling = self._tiling((self._view.height, self._view.width))
-        blank = np.zeros((1, *self._view.input, 3), np.uint8)
+        blank = np.zeros((1, *self._view.input, self.bands or 3), np.uint8)
         for _ in range(2):  # the first run is the slower one
             start = time.perf_counter()
             for _ in self.engine.run([(0, blank)]):
@@ -246,6 +249,8 @@ class FeatureExtractor:
 
     def _load(self, path: Path) -> _Loaded:
         try:
+            if self.bands:
+                return self._load_cube(path)
             if isinstance(path, Picture):
                 whole = read_rgb(path, max_pixels=self.config.max_pixels)
                 return _Loaded(pixels=self._view.scaled(whole))
@@ -266,6 +271,13 @@ class FeatureExtractor:
         except ImageError as error:
             return _Loaded(error=str(error))
         return _Loaded(key, pixels=pixels)
+
+    def _load_cube(self, path: Path) -> _Loaded:
+        key = f"{content_key(read_parts(path))}-{self._rules}-0"
+        if (hit := self._cached(key)) is not None:
+            return _Loaded(key, hit=hit)
+        cube = cube_at(path, self._view, self.bands, self.config.max_pixels)
+        return _Loaded(key, pixels=cube)
 
     def _content(self, path: Path, frame: int | None, seen: _FileState | None) -> tuple[bytes, str]:
         """Bytes of an image's file, and the key of their content; read once for all pages."""

@@ -84,6 +84,10 @@ FAMILIES = (
         module="filterbank", brings_weights=True,
     ),
     Family(
+        "spectral", ("spectral",), "spectral", (0,), (1,), 20, sizes="cubes of bands, of any size",
+        weights="of the sites' own normal pixels", licence="Apache-2.0", module="bands",
+    ),
+    Family(
         "MCUNet", ("mcunet_in3", "mcunet_in4"), "mcunet_in3", (3, 6, 9), (4, 8, 16), 80,
         weights="--weights", licence="MIT", module="mcunet",
     ),

@@ -84,15 +84,15 @@ class DescriptorNet(torch.nn.Module):
         # sizes are settled here, because a traced graph cannot compare them
         sides = (image_size, image_size) if isinstance(image_size, int) else image_size
         with torch.inference_mode():
-            shapes = [m.shape for m in network(torch.zeros(1, 3, *sides))]
+            shapes = [m.shape for m in network(torch.zeros(1, len(mean), *sides))]
         self.grid = max(int(s[2]) for s in shapes), max(int(s[3]) for s in shapes)
         self.dim = sum(int(s[1]) for s in shapes)
         self._resize = [tuple(s[2:]) != self.grid for s in shapes]
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, 3, 1, 1)))
-        self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, -1, 1, 1)))
+        self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(b, H, W, 3) uint8 RGB to (b, h, w, d) float32 descriptors."""
+        """(b, H, W, 3) uint8 RGB, or float32 cubes, to (b, h, w, d) float32 descriptors."""
         x = images.permute(0, 3, 1, 2).float() * self.get_buffer("scale") + self.get_buffer("shift")
         maps = [self._smooth(m) for m in self.network(x)]
         resized = [

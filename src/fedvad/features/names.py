@@ -10,6 +10,7 @@ from fedvad.features.families import FILE, family_of
 __all__ = [
     "BUNDLED",
     "IMAGE_SIZE",
+    "SPECTRAL",
     "brings_weights",
     "bundled_file",
     "default_backbone",
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 BUNDLED = "fedvad-tiny"
+SPECTRAL = "spectral"  # for cubes of bands, not for pictures
 IMAGE_SIZE = 256  # side in pixels, by default
 _SUFFIX = ".safetensors"
 _MARK = "file:"  # before the name of a file's backbone in configurations that know its content

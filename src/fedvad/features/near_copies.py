@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fedvad.data.bounds import MAX_PIXELS
-from fedvad.data.images import read_rgb
+from fedvad.data.cubes.pixels import read_picture
 
 __all__ = ["Sketches", "confirmed", "copies_of", "same_picture", "thumbnail"]
 
@@ -74,7 +74,7 @@ def confirmed(
     """Of groups of suspects, by the path of one those that are the same picture, read again."""
     found: dict[Path, list[Path]] = {}
     for group in groups:
-        images = [(path, _small(read_rgb(path, max_pixels=max_pixels))) for path in group]
+        images = [(path, _small(read_picture(path, max_pixels=max_pixels))) for path in group]
         while len(images) > 1:
             (first, picture), *others = images
             same = [same_picture(picture, other) for _, other in others]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvad.data.bounds import ANY_SIZE
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.files import write_atomically
-from fedvad.data.images import read_rgb
 from fedvad.data.views import Size, View
 from fedvad.errors import ImageError
 from fedvad.evaluation.judgement import BORDER
@@ -158,7 +158,7 @@ def _pair(
     from PIL import Image, ImageDraw
 
     try:
-        whole = read_rgb(panel.path, max_pixels=ANY_SIZE)
+        whole = read_picture(panel.path, max_pixels=ANY_SIZE)
     except ImageError:
         height = tile
         pictures = None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvad.data.bounds import ANY_SIZE
-from fedvad.data.images import read_rgb
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.memory.bank import FloatArray
 from fedvad.report.lettering import Fonts, fit, write
 from fedvad.report.overlay import heatmap_overlay, save_png
@@ -48,7 +48,7 @@ def doubt_sheet(images: Sequence[DoubtfulImage], out: Path, *, title: str) -> Pa
     for number, one in enumerate(images):
         left = _GAP + number % _PER_ROW * (2 * _TILE + _GAP)
         top = _HEAD + number // _PER_ROW * (_TILE + _FOOT)
-        photograph = _fitted(read_rgb(one.path, max_pixels=ANY_SIZE))
+        photograph = _fitted(read_picture(one.path, max_pixels=ANY_SIZE))
         low, high = (float(v) for v in np.quantile(one.map, [0.5, 1.0]))
         heated = heatmap_overlay(photograph, one.map, low=low, high=high)
         sheet.paste(Image.fromarray(photograph), (left, top))

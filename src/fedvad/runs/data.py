@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.contents import check_contents, normals
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.folders import ImageItem, Site, read_data, read_one, read_sites
 from fedvad.data.frames import split_frame
-from fedvad.data.images import read_rgb
 from fedvad.data.labels import LabelNames
 from fedvad.data.reading import DataReading
 from fedvad.data.split import parse_split, split_site
@@ -77,7 +77,8 @@ def load_data(
                 f"--split divides one set into sites, but {data} already holds {len(sites)} sites "
                 f"({', '.join(s.name for s in sites[:4])}, ...): omit --split, or give one"
             )
-        sites = split_site(sites[0], wanted, seed, loader=partial(read_rgb, max_pixels=max_pixels))
+        loader = partial(read_picture, max_pixels=max_pixels)
+        sites = split_site(sites[0], wanted, seed, loader=loader)
     _say(reading, names)
     return reading, sites
 

@@ -19,7 +19,7 @@ from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.run import Run
 from fedvad.runs.run_folder import read_config
 
-__all__ = ["known_site", "open_memory_run", "open_run"]
+__all__ = ["check_pictures", "known_site", "open_memory_run", "open_run"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,15 @@ def open_memory_run(
     run = TrainedRun.load(folder)
     config = _placed(read_config(folder), weights, engine, device)
     return run, config, _extractor(run, folder, config, cache)
+
+
+def check_pictures(extractor: FeatureExtractor, what: str) -> None:
+    """Raise `ConfigError` for a run of cubes where `what` takes pictures."""
+    if extractor.bands:
+        raise ConfigError(
+            f"the run scores cubes of {extractor.bands} bands, and {what} takes pictures: score "
+            "files of cubes with fedvad predict"
+        )
 
 
 def _placed(

@@ -56,15 +56,16 @@ class SiteOptions(BaseModel):
     backbone: str = _features(
         FeatureConfig.backbone,
         "Pretrained network that describes the patches of an image: "
-        f"{', '.join(own_names())}, any timm model, or a file written by fedvad distill.",
+        f"{', '.join(own_names())}, any timm model, or a file written by fedvad distill. spectral "
+        "is for cubes of bands.",
         default_text=f"{FeatureConfig.backbone}; resnet18 where weights are given",
         everyday=True,
     )
     weights: Path | None = _features(
         None,
         "File with the weights of the backbone, in safetensors format. "
-        f"{' and '.join(filter(brings_weights, own_names()))} need none; a timm model without it "
-        "is downloaded, or read from timm's cache.",
+        f"{' and '.join(filter(brings_weights, own_names()))} need none, and spectral finds its "
+        "own in training; a timm model without it is downloaded, or read from timm's cache.",
         everyday=True,
         free=True,
         own=True,

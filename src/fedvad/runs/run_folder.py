@@ -14,6 +14,7 @@ from fedvad.errors import ArtefactError
 from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger
 from fedvad.runs.config import TrainConfig
+from fedvad.runs.run_bands import found_bands, stored_bands
 from fedvad.runs.run_region import found_region, stored_region
 
 __all__ = [
@@ -40,7 +41,10 @@ EARLIER_THRESHOLDS_FILE = "earlier-thresholds.json"  # to undo a calibration
 
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Store the resolved configuration."""
-    values = config.model_dump(mode="json") | {"region": stored_region(folder, config.region)}
+    values = config.model_dump(mode="json") | {
+        "region": stored_region(folder, config.region),
+        "weights": stored_bands(folder, config.weights),
+    }
     write_sealed(folder / CONFIG_FILE, values)
 
 
@@ -51,7 +55,12 @@ def read_config(folder: Path) -> TrainConfig:
     """
     path = folder / CONFIG_FILE
     config = parse_values(TrainConfig, read_sealed(path, editable=True), str(path))
-    return config.model_copy(update={"region": found_region(folder, config.region)})
+    return config.model_copy(
+        update={
+            "region": found_region(folder, config.region),
+            "weights": found_bands(folder, config.weights),
+        }
+    )
 
 
 def write_ledger(folder: Path, ledger: Ledger, *, vouches_for: Sequence[str] = ()) -> None:

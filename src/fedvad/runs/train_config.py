@@ -16,7 +16,7 @@ from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.config import FeatureConfig
-from fedvad.features.names import default_backbone
+from fedvad.features.names import SPECTRAL, default_backbone
 from fedvad.federation.codecs import overhead_bytes, plain_dtype, rounding, row_bytes
 from fedvad.memory.bank import FloatArray
 from fedvad.runs.families import METHODS, method_class
@@ -63,6 +63,11 @@ class TrainConfig(DeclaredOptions):
         takes = method_class(self.method).options
         if "identity" in self.compare and "train_generator" not in takes:
             raise ValueError(f"compare 'identity' omits the generator, and {self.method} has none")
+        if method_class(self.method).sends_weights and self.backbone == SPECTRAL:
+            raise ValueError(
+                "backbone 'spectral' gives the spectra of cubes, which no student learns to draw: "
+                "choose feddymem or patchcore"
+            )
         if self.calibration == "leave-one-out" and not self.keeps_patches:
             raise ValueError(
                 "calibration 'leave-one-out' needs a memory of real patches (reduce coreset, pull "
@@ -129,7 +134,7 @@ class TrainConfig(DeclaredOptions):
         if is_plain(self.image_size):
             return self.image_size
         if self.image_size == "auto" and self.tiles is None:
-            return USUAL_SIZE
+            return f"fit:{USUAL_SIZE}x{USUAL_SIZE}" if self.backbone == SPECTRAL else USUAL_SIZE
         raise ConfigError(
             f"image size {self.image_size!r}"
             + f" in tiles of {self.tiles}" * bool(self.tiles)
@@ -139,7 +144,8 @@ class TrainConfig(DeclaredOptions):
 
     def label_names(self) -> LabelNames:
         """Names of folders with normal images and with defects; raises `ConfigError` for both."""
-        return LabelNames(self.good, self.defect, left_out=self.leave_out)
+        cubes = self.backbone == SPECTRAL
+        return LabelNames(self.good, self.defect, left_out=self.leave_out, cubes=cubes)
 
     def scoring(self) -> ScoringConfig:
         """The scoring part."""

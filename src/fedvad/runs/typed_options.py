@@ -73,11 +73,11 @@ class TrainOptions(TypedDict, total=False):
         feddymem-position, patchcore, aand, amsl, daad, dcam, dmdd, paste, rd, stfpm, sums; default:
         feddymem]
     backbone: Pretrained network that describes the patches of an image: fedvad-tiny, filterbank,
-        mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad distill. [default:
-        fedvad-tiny; resnet18 where weights are given]
+        spectral, mcunet_in3, mcunet_in4, any timm model, or a file written by fedvad distill.
+        spectral is for cubes of bands. [default: fedvad-tiny; resnet18 where weights are given]
     weights: File with the weights of the backbone, in safetensors format. fedvad-tiny and
-        filterbank need none; a timm model without it is downloaded, or read from timm's cache.
-        [default: none]
+        filterbank need none, and spectral finds its own in training; a timm model without it is
+        downloaded, or read from timm's cache. [default: none]
     image_size: Pixels at which images are read: 256 (a square), 256x512 (height x width),
         fit:256x512 or short:256 (proportions kept). auto chooses by the images of all sites; where
         nobody sees them all (bank, deploy) it is 256. [default: auto]

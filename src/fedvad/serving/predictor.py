@@ -24,7 +24,7 @@ from fedvad.features.config import Engine
 from fedvad.memory.bank import FloatArray
 from fedvad.runs.config import Reference, as_path, check_reference
 from fedvad.runs.decision import check_threshold_options, choose_threshold
-from fedvad.runs.opening import known_site, open_run
+from fedvad.runs.opening import check_pictures, known_site, open_run
 
 __all__ = ["ImageLike", "Prediction", "Predictor"]
 
@@ -130,6 +130,7 @@ class Predictor:
         trained, config, extractor = open_run(
             as_path(run, "run"), weights=weights, engine=engine, device=device
         )
+        check_pictures(extractor, "the service")
         site = known_site(trained, site)
         return cls(
             trained.detector(site, extractor, reference),

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from fedvad.data.cubes.scene import Cube, Mask
 from fedvad.errors import DataError
 from fedvad.evaluation.metrics import average_precision, image_auroc
-from fedvad.spectral.scene import Cube, Mask
 
 __all__ = ["Areas", "areas"]
 

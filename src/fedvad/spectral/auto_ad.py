@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedvad.data.cubes.scene import Cube, Norm, normalised
 from fedvad.errors import ConfigError, DataError
-from fedvad.spectral.scene import Cube, Norm, normalised
 
 __all__ = ["SkipNet", "auto_ad"]
 

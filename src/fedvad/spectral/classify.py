@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvad.data.cubes.scene import Cube, normalised
 from fedvad.errors import ConfigError, DataError
 from fedvad.spectral.dsformer import DSFormer, DSFormerSize
 from fedvad.spectral.local_rx import principal
-from fedvad.spectral.scene import Cube, normalised
 
 __all__ = ["Classified", "classify"]
 

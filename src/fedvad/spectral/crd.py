@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.cubes.scene import Cube, Norm, normalised
 from fedvad.errors import ConfigError
 from fedvad.spectral.rings import Border, check_windows, rings
-from fedvad.spectral.scene import Cube, Norm, normalised
 
 __all__ = ["crd"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvad.data.cubes.scene import Cube, normalised
 from fedvad.errors import ConfigError, DataError
 from fedvad.spectral.local_rx import principal
 from fedvad.spectral.masked import pretrain
+from fedvad.spectral.published import load_branch
 from fedvad.spectral.rx import rx
-from fedvad.spectral.scene import Cube, normalised
 from fedvad.spectral.sigma import SIZES, SigmaNet, SigmaSize
 
 __all__ = ["hypersigma", "pseudo_labels", "starts", "stitched"]
@@ -38,6 +40,8 @@ def hypersigma(
     pretraining: int = 1,
     epochs: int = 5,
     rate: float = 1e-3,
+    spatial_weights: Path | None = None,
+    spectral_weights: Path | None = None,
     seed: int = 0,
 ) -> NDArray[np.float64]:
     """Map of a network that learns, within the scene, what a coarse detector is surest of.
@@ -64,6 +68,8 @@ def hypersigma(
         Passes over the tiles of masked pre-training, and of training; the paper trains 10.
     rate : float, default=1e-3
         Of AdamW, falling to 0 by a cosine. The paper fine-tunes pre-trained weights with 6e-5.
+    spatial_weights, spectral_weights : Path, default=None
+        Published weights of the branches, of the same size; see `published.load_branch`.
     seed : int, default=0
 
     Returns
@@ -97,6 +103,8 @@ def hypersigma(
         )
     if coarse is not None and coarse.shape != cube.shape[:2]:
         raise DataError(f"the coarse map is {coarse.shape}, the scene {cube.shape[:2]}")
+    if spectral_weights is not None and branches == "spatial":
+        raise ConfigError("branches is 'spatial': omit spectral_weights")
     if pretraining < 0 or epochs < 1 or not rate > 0:
         raise ConfigError("pretraining must be at least 0, epochs 1, and rate above 0")
     spectra = normalised(cube, "band_std")
@@ -117,6 +125,12 @@ def hypersigma(
         torch.manual_seed(seed)
         chosen = SIZES[size] if isinstance(size, str) else size
         network = SigmaNet(features.shape[2], tile, chosen, spectral=branches == "both")
+        for branch, file in (
+            (network.spatial, spatial_weights),
+            (network.spectral, spectral_weights),
+        ):
+            if file is not None and branch is not None:
+                load_branch(branch, file)
         pretrain(network, *tiles, epochs=pretraining, rate=rate)
         _train(network, tiles, marks.long(), epochs, rate)
         with torch.no_grad():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.cubes.scene import Cube, check_cube
 from fedvad.errors import ConfigError
 from fedvad.spectral.moments import Moments
 from fedvad.spectral.rings import Border, rings
-from fedvad.spectral.scene import Cube, check_cube
 
 __all__ = ["local_rx", "principal"]
 

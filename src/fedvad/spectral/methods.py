@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.cubes.scene import Cube
 from fedvad.errors import ConfigError, DataError
-from fedvad.spectral.scene import Cube
 
 __all__ = ["METHODS", "score_cube"]
 
@@ -24,6 +24,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "crd": ("crd", "crd", {}),
     "rpca": ("rpca", "rpca", {}),
     "rpca-rx": ("rpca", "rpca", {"score": "rx"}),
+    "lrasr": ("lrasr", "lrasr", {}),
     "auto-ad": ("auto_ad", "auto_ad", {}),
     "hypersigma": ("hypersigma", "hypersigma", {}),
 }

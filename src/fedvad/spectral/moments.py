@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.cubes.scene import Cube, check_cube
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.errors import ArtefactError, DataError
-from fedvad.spectral.scene import Cube, check_cube
 
 __all__ = ["Moments"]
 

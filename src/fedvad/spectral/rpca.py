@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.cubes.scene import Cube, Norm, normalised
 from fedvad.errors import ConfigError
 from fedvad.spectral.rx import rx
-from fedvad.spectral.scene import Cube, Norm, normalised
 
-__all__ = ["robust_pca", "rpca"]
+__all__ = ["robust_pca", "rpca", "shrunk", "shrunk_rank"]
 
 _GROWTH = 1.5
 _START = 1.25  # first penalty, over the greatest singular value
@@ -87,9 +87,9 @@ def robust_pca(
     dual = matrix / max(largest, float(np.abs(matrix).max()) / weight)
     penalty = _START / largest
     for _ in range(steps):
-        low = _shrunk_rank(matrix - sparse + dual / penalty, 1 / penalty)
+        low = shrunk_rank(matrix - sparse + dual / penalty, 1 / penalty)
         rest = matrix - low
-        sparse = _shrunk(rest + dual / penalty, weight / penalty)
+        sparse = shrunk(rest + dual / penalty, weight / penalty)
         rest = rest - sparse
         dual += penalty * rest
         penalty = min(penalty * _GROWTH, _START / largest * 1e7)
@@ -98,11 +98,11 @@ def robust_pca(
     return low, sparse
 
 
-def _shrunk(values: NDArray[np.float64], by: float) -> NDArray[np.float64]:
+def shrunk(values: NDArray[np.float64], by: float) -> NDArray[np.float64]:
     return np.sign(values) * np.maximum(np.abs(values) - by, 0)
 
 
-def _shrunk_rank(matrix: NDArray[np.float64], by: float) -> NDArray[np.float64]:
+def shrunk_rank(matrix: NDArray[np.float64], by: float) -> NDArray[np.float64]:
     """Singular values less `by`; from the small Gram matrix, since pixels outnumber bands."""
     square, axes = np.linalg.eigh(matrix.T @ matrix)
     singular = np.sqrt(np.maximum(square, 0))

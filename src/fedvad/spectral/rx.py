@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.cubes.scene import Cube, check_cube
 from fedvad.errors import ConfigError, DataError
 from fedvad.spectral.moments import Moments
-from fedvad.spectral.scene import Cube, check_cube
 
 __all__ = ["LineRx", "line_rx", "mahalanobis", "rx"]
 

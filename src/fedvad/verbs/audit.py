@@ -12,8 +12,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from fedvad.data.bounds import ANY_SIZE
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.folders import ImageItem
-from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.images import resize_rgb
 from fedvad.data.inputs import list_images
 from fedvad.data.outputs import OWN_PNG
 from fedvad.detectors.base import NormalFeatures
@@ -73,7 +74,10 @@ def audit(
         )
     site = one_site(data, config, None, None)
     inside = [item.path for item in site.train if item.label == 0]
-    outside = list_images([outsiders]).paths if outsiders is not None else _normal(site.test)
+    if outsiders is None:
+        outside = _normal(site.test)
+    else:
+        outside = list_images([outsiders], cubes=config.label_names().cubes).paths
     guard_output_file(
         out, "--out", data=data, sites=[site],
         others=[file, others, extractor.config.weights, *outside], own=OWN_PNG,
@@ -176,7 +180,7 @@ def _windows(
     height, width, _ = extractor.grid
     size = extractor.config.side
     side = 2 * max(size // height, size // width)
-    image = resize_rgb(read_rgb(path, max_pixels=ANY_SIZE), size)
+    image = resize_rgb(read_picture(path, max_pixels=ANY_SIZE), size)
     padded = np.pad(image, ((side, side), (side, side), (0, 0)), mode="reflect")
     tops = ((cells // width + 0.5) * size / height - side / 2).astype(int) + side
     lefts = ((cells % width + 0.5) * size / width - side / 2).astype(int) + side

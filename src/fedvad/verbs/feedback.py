@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.images import read_rgb
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.locks import only_one
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
@@ -72,7 +72,7 @@ def feedback(
         score, map_ = scorer.score(model.generator(to_float(found.descriptors)))
         cells = np.ones(map_.shape, np.bool_)
         if region is not None:
-            height, width = read_rgb(image, max_pixels=config.max_pixels).shape[:2]
+            height, width = read_picture(image, max_pixels=config.max_pixels).shape[:2]
             cells = _cells(region, (height, width), map_.shape)
         patches = chosen_patches(
             found.descriptors, map_, verdict, None if limit is None else limit.value, cells,

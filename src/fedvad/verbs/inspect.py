@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.contents import check_contents
-from fedvad.data.folders import read_data
+from fedvad.data.folders import holds_sets, read_data
 from fedvad.data.labels import LabelNames, Names
 from fedvad.data.layouts.base import left_over
 from fedvad.data.listing import scan
+from fedvad.data.reading import DataReading
 from fedvad.data.view_choice import USUAL_SIZE, choose_size, sizes_of
 from fedvad.data.views import Size
 from fedvad.detectors.artefact import read_arrays
@@ -69,9 +71,7 @@ def inspect(
     if path.is_dir():
         file = path / DETECTOR_FILE
         if not (file.exists() or (path / CONFIG_FILE).exists()):
-            _check_images(path)
-            names = LabelNames.of(good, defect)
-            reading = read_data(path, names, allow_empty_train=True)
+            reading = _reading(path, LabelNames.of(good, defect))
             sizes = sizes_of(reading.sites)
             size = choose_size(image_size, sizes, tiled=False)
             if sizes is not None and size != image_size and size != USUAL_SIZE:
@@ -162,11 +162,20 @@ def _shares(arrays: Mapping[str, npt.NDArray[Any]], values: Mapping[str, Any]) -
     }
 
 
-def _check_images(folder: Path) -> None:
-    """Raise `DataError`, with what lies there, for a folder that holds neither images nor a run."""
+def _reading(folder: Path, names: LabelNames) -> DataReading:
+    """What of a folder is read: its pictures, or cubes where a site has no pictures.
+
+    Raises `DataError`, with what lies there, for one that holds neither these nor a run.
+    """
     top = scan(folder)
+    of_cubes = replace(names, cubes=True)
+    cubes = top.holds_cubes() and holds_sets(folder, of_cubes)
     if top.holds_images():
-        return
+        reading = read_data(folder, names, allow_empty_train=True)
+        if not cubes or all(len(site.train) + len(site.test) for site in reading.sites):
+            return reading
+    if cubes:
+        return read_data(folder, of_cubes, allow_empty_train=True)
     skipped = left_over(top, (), {})
     found = ", ".join(f"{s.files} files ({s.reason})" for s in skipped[:_SHOWN])
     raise DataError(f"{folder} holds neither images nor a run; found: {found or 'nothing'}")

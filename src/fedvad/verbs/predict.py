@@ -76,7 +76,7 @@ def predict(
     reason = why_no_threshold(run, site) if limit is None else None
     if reason and (wanted := kinds & NEED_THRESHOLD):
         raise ConfigError(f"{' and '.join(sorted(wanted))} cannot be saved: {reason}")
-    listing = list_images(paths)
+    listing = list_images(paths, cubes=extractor.bands > 0)
     if left_out := listing.left_out_words():
         log.warning("not scored: %s", left_out)
     files = None

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from fedvad._version import __version__
 from fedvad.data.bounds import ANY_SIZE
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.files import write_atomically
 from fedvad.data.frames import split_frame
-from fedvad.data.images import read_bytes, read_rgb
+from fedvad.data.images import read_bytes
 from fedvad.data.inputs import Listed, Listing
 from fedvad.data.output_folder import OutputFolder
 from fedvad.data.outputs import holding_folders, real
@@ -113,7 +114,7 @@ class SavedFiles:
         if "maps16" in kinds:
             write_atomically(places["maps16"], _sixteen_bit(map_))
         if kinds & {"overlays", "masks", "boxes"}:
-            photograph = read_rgb(image.path, max_pixels=ANY_SIZE)
+            photograph = read_picture(image.path, max_pixels=ANY_SIZE)
             if self._fonts is not None:
                 name = "  ".join(filter(None, [row["site"], str(image.path)]))
                 picture = result_picture(

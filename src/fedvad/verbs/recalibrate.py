@@ -25,7 +25,7 @@ from fedvad.runs.method import make_method
 from fedvad.runs.opening import open_run
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Run
-from fedvad.runs.run_folder import EARLIER_THRESHOLDS_FILE
+from fedvad.runs.run_folder import EARLIER_THRESHOLDS_FILE, read_config
 from fedvad.runs.run_values import threshold_from
 from fedvad.runs.thresholds import find_thresholds
 
@@ -72,7 +72,7 @@ def recalibrate(
     check_order(run_folder, normals, "calibrate RUN NORMALS")
     if not normals:
         raise ConfigError("give images of good parts (files or folders), or --undo (undo=True)")
-    given = read_images(normals)
+    given = read_images(normals, cubes=read_config(run_folder).label_names().cubes)
     paths = once(given)
     if len(paths) < MIN_HELD_OUT:
         raise DataError(

@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.cubes.colour import false_colour
+from fedvad.data.cubes.reading import read_scene
+from fedvad.data.cubes.scene import Mask, Scene
 from fedvad.data.files import write_atomically
 from fedvad.data.output_folder import OutputFolder
 from fedvad.data.outputs import holding_folders, real
 from fedvad.errors import ConfigError
+from fedvad.features.bands import write_bands_file
 from fedvad.report.overlay import draw_outline, heatmap_overlay, save_png
 from fedvad.report.tables import UNKNOWN, Rows, write_csv
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.spectral.areas import Areas, areas
-from fedvad.spectral.colour import false_colour
 from fedvad.spectral.methods import score_cube
 from fedvad.spectral.moments import Moments
-from fedvad.spectral.reading import read_scene
-from fedvad.spectral.scene import Mask, Scene
 
 __all__ = ["ScoredScene", "score_scenes", "spectral_rows"]
 
@@ -86,6 +87,7 @@ def score_scenes(
     masks: Sequence[Path] = (),
     moments: Sequence[Path | Moments] = (),
     save_moments: Path | None = None,
+    save_backbone: Path | None = None,
     out: Path | None = None,
     progress: Progress = no_progress,
     **options: Any,
@@ -95,7 +97,7 @@ def score_scenes(
     Parameters
     ----------
     scenes : sequence of Path or Scene
-        See `fedvad.spectral.reading.read_scene` for files.
+        See `fedvad.data.cubes.reading.read_scene` for files.
     method : str, default="rx"
         One of `fedvad.spectral.methods.METHODS`.
     masks : sequence of Path, default=()
@@ -104,6 +106,9 @@ def score_scenes(
         Of the background, of all sites; together they stand for the scene's own, for "rx".
     save_moments : Path, default=None
         File for the moments of all `scenes` together, to be sent to others.
+    save_backbone : Path, default=None
+        File for weights of the backbone "spectral", from `moments`, else from those of `scenes`,
+        which then must be of normal pixels. With `moments` there need be no scene.
     out : Path, default=None
         Folder for a picture and a map of each scene and a table.
     options
@@ -114,18 +119,21 @@ def score_scenes(
     ConfigError, DataError, StorageError
         For options and scenes that do not fit; when the disk refuses.
     """
-    if not scenes:
+    if not scenes and not (moments and save_backbone):
         raise ConfigError("no scene is given: name at least one file")
     if masks and len(masks) != len(scenes):
         raise ConfigError(f"{len(masks)} masks for {len(scenes)} scenes: give one for each")
     paths = [scene for scene in scenes if isinstance(scene, Path)]
+    files = [part for part in moments if isinstance(part, Path)]
     guard_output_file(save_moments, "--save-moments", others=[*paths, *masks])
+    guard_output_file(save_backbone, "--save-backbone", others=[*paths, *masks, *files])
     folder = None
     if out is not None:
         folder = OutputFolder(out, "--out", inputs=holding_folders([], [*paths, *masks]))
+    merged: Moments | None = None
     if moments:
         parts = [Moments.load(part) if isinstance(part, Path) else part for part in moments]
-        options["moments"] = sum(parts[1:], parts[0])
+        options["moments"] = merged = sum(parts[1:], parts[0])
     stage = Stage(progress, "scoring", len(scenes))
     found: list[ScoredScene] = []
     total: Moments | None = None
@@ -135,7 +143,7 @@ def score_scenes(
         start = time.process_time()
         scores = score_cube(scene.cube, method, **options)
         seconds = time.process_time() - start
-        if save_moments is not None:
+        if save_moments is not None or (save_backbone is not None and merged is None):
             own = Moments.of(scene.cube)
             total = own if total is None else total + own
         place = None
@@ -146,6 +154,8 @@ def score_scenes(
         stage()
     if total is not None and save_moments is not None:
         total.save(save_moments)
+    if save_backbone is not None and (known := merged or total) is not None:
+        write_bands_file(save_backbone, known.mean, known.covariance)
     if out is not None:
         write_csv(spectral_rows(found), out / _TABLE)
     return found

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from fedvad.data.contents import described
+from fedvad.data.cubes.pixels import size_of_cubes
 from fedvad.data.locks import only_one
 from fedvad.data.region import Region
 from fedvad.data.sealed import sha256_of
@@ -18,6 +19,7 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.features.names import SPECTRAL
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.state import clear_state, has_state
 from fedvad.runs.config import FREE_ON_RESUME, TrainConfig, at_size
@@ -28,6 +30,7 @@ from fedvad.runs.guards import guard_output_folder
 from fedvad.runs.method import compare, make_method
 from fedvad.runs.plan import check_join
 from fedvad.runs.progress import Progress, no_progress
+from fedvad.runs.run_bands import keep_bands
 from fedvad.runs.run_folder import (
     DETECTOR_FILE,
     RESULTS_FILE,
@@ -88,6 +91,7 @@ def _train(
     config = keep_region(out, config)
     guard_output_folder(out, "--out", data=data, sites=sites)
     check_join(config, [site.name for site in sites])
+    config = keep_bands(out, config, sites, progress, resume=resume)
     ledger = Ledger(
         images={site.name: digest_of(site.train) for site in sites}, options=_options(config)
     )
@@ -164,6 +168,8 @@ def _settled(config: TrainConfig, sites: Sequence[Site]) -> tuple[TrainConfig, S
     """With the size at which images are read, and theirs where it followed from them."""
     if is_plain(config.image_size):
         return config, None
+    if config.backbone == SPECTRAL and config.image_size == "auto":
+        return at_size(config, size_of_cubes(sites)), None
     sizes = sizes_of(sites)
     size = choose_size(config.image_size, sizes, tiled=config.tiles is not None)
     return at_size(config, size), None if size == USUAL_SIZE else sizes

@@ -166,7 +166,7 @@ def _paths(
 ) -> dict[str, Sequence[Path]]:
     names = config.label_names()
     if not (data.is_dir() and holds_sets(data, names)):
-        return {_one_site(run, site): read_images([data])}
+        return {_one_site(run, site): read_images([data], cubes=names.cubes)}
     sites = load_sites(
         data, None, config.seed, names, image_size=config.features().view,
         max_pixels=config.max_pixels,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedvad.data.cubes.names import files_of
 from fedvad.data.frames import split_frame
 from fedvad.data.labels import LabelNames, contradicts
 from fedvad.data.listing import UNLISTED, Folder, file_reason, is_image
 from fedvad.data.masks import Placed, companions, is_mask_folder, pair_masks
 from fedvad.data.reading import Label, SiteReading, Skipped
 from fedvad.data.sets import ImageItem, ImageSet, Site
+from fedvad.errors import DataError
 
 __all__ = ["LEFT_OUT", "UNPAIRED", "Draft", "Group", "every_fifth", "left_over", "placed_images"]
 
@@ -168,6 +171,7 @@ def left_over(top: Folder, read: Iterable[Path], why: Mapping[Path, str]) -> tup
     why: the reason by file or folder, where there is more to say than the name does.
     """
     known = {split_frame(path)[0] for path in read}.union(read)
+    known.update(file for path in read for file in _parts(path))
     why = {split_frame(path)[0]: reason for path, reason in why.items()} | dict(why)
     groups: dict[tuple[Path, str], list[Path]] = {}
     notable: set[tuple[Path, str]] = set()
@@ -204,6 +208,13 @@ def left_over(top: Folder, read: Iterable[Path], why: Mapping[Path, str]) -> tup
         )
         for (place, reason), paths in groups.items()
     )
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of a cube of several."""
+    with suppress(DataError):  # whoever reads it says what is missing
+        return files_of(path) if path.suffix.lower() == ".hdr" else []
+    return []
 
 
 def _reasons(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvad.data.bounds import ANY_SIZE
-from fedvad.data.images import read_rgb
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.errors import ImageError, StorageError
 from fedvad.report.choice import choose
 from fedvad.report.html.record import Gallery, Picture, printable
@@ -51,7 +51,7 @@ def write_gallery(panels: Sequence[Panel], folder: Path, *, limit: int = 200) ->
             old.unlink()
         for panel in chosen:
             try:
-                image = read_rgb(panel.path, max_pixels=ANY_SIZE)
+                image = read_picture(panel.path, max_pixels=ANY_SIZE)
             except ImageError:  # it was read when it was scored: gone since then
                 unreadable += 1
                 continue

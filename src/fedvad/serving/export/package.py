@@ -21,7 +21,7 @@ from fedvad.features.config import Engine
 from fedvad.runs.config import Reference, check_reference
 from fedvad.runs.decision import check_threshold_options, choose_threshold, warn_of_threshold
 from fedvad.runs.guards import guard_output_file, guard_plain_folder
-from fedvad.runs.opening import known_site, open_run
+from fedvad.runs.opening import check_pictures, known_site, open_run
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_folder import DETECTOR_FILE, write_json
 from fedvad.serving.export.check import (
@@ -100,6 +100,7 @@ def export(
     run, config, extractor = open_run(
         run_folder, weights=weights, engine=engine, device=device or "cpu"
     )
+    check_pictures(extractor, "an exported model")
     site = known_site(run, site)
     _guard(folder, run_folder, [data, verify], extractor.config.weights, site)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.cubes.envi import read_envi
+from fedvad.data.cubes.names import files_of
+from fedvad.data.cubes.scene import Mask, Scene
 from fedvad.data.formats import image_suffix
+from fedvad.data.frames import split_frame
 from fedvad.data.images import read_bands
 from fedvad.errors import DataError
-from fedvad.spectral.envi import read_envi
-from fedvad.spectral.scene import Mask, Scene
 
 __all__ = ["MAX_VALUES", "read_scene", "read_truth"]
 
@@ -49,7 +51,7 @@ def read_scene(path: Path, *, mask: Path | None = None) -> Scene:
     Examples
     --------
     >>> import numpy as np, tempfile
-    >>> from fedvad.spectral.reading import read_scene
+    >>> from fedvad.data.cubes.reading import read_scene
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/field.npy", np.zeros((4, 5, 30)))
     ...     scene = read_scene(Path(folder, "field.npy"))
@@ -57,9 +59,10 @@ def read_scene(path: Path, *, mask: Path | None = None) -> Scene:
     ('field', (4, 5, 30))
     """
     truth, wavelengths = None, None
+    path = split_frame(path)[0]
     suffix = path.suffix.lower()
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if image_suffix(p) and not p.name.startswith("."))
+        files = files_of(path)
         if not files:
             raise DataError(f"{path}: holds no images to take as bands")
         cube = _stacked([band for file in files for band in read_bands(file)], path)

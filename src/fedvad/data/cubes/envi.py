@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.cubes.names import values_beside
 from fedvad.errors import DataError
 
 __all__ = ["read_envi", "read_header"]
 
 _TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
-_SUFFIXES = (".img", ".dat", ".raw", ".bin", ".bsq", ".bil", ".bip", "")
 # the axes of the file, as places of lines, samples and bands
 _AXES = {"bsq": (1, 2, 0), "bil": (0, 2, 1), "bip": (0, 1, 2)}
 _MAX_HEADER = 1 << 24
@@ -70,7 +70,7 @@ def read_envi(header: Path, *, max_values: int) -> tuple[NDArray[Any], NDArray[n
     stored = [0, 0, 0]
     for axis, place in enumerate(axes):
         stored[place] = shape[axis]
-    file = _values_beside(header)
+    file = values_beside(header)
     try:
         if file.stat().st_size < offset + count * dtype.itemsize:
             raise DataError(f"{file}: is shorter than {header.name} says: copy both again")
@@ -78,14 +78,6 @@ def read_envi(header: Path, *, max_values: int) -> tuple[NDArray[Any], NDArray[n
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     return values, _wavelengths(entries, header)
-
-
-def _values_beside(header: Path) -> Path:
-    for suffix in _SUFFIXES:
-        file = header.with_suffix(suffix)
-        if file != header and file.is_file():
-            return file
-    raise DataError(f"{header}: there is no file of values beside it (.img, .dat, .raw, ...)")
 
 
 def _wavelengths(entries: dict[str, str], header: Path) -> NDArray[np.float64] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvad.spectral.scene import Scene
+from fedvad.data.cubes.scene import Scene
 
 __all__ = ["false_colour"]
 

@@ -41,7 +41,7 @@ class Scene:
     Examples
     --------
     >>> import numpy as np
-    >>> from fedvad.spectral.scene import Scene
+    >>> from fedvad.data.cubes.scene import Scene
     >>> Scene("field", np.zeros((4, 5, 3), np.float32)).cube.shape
     (4, 5, 3)
     """
@@ -106,7 +106,7 @@ def normalised(cube: Cube, norm: Norm = "global_minmax") -> NDArray[np.float64]:
     Examples
     --------
     >>> import numpy as np
-    >>> from fedvad.spectral.scene import normalised
+    >>> from fedvad.data.cubes.scene import normalised
     >>> normalised(np.array([[[2.0, 4.0], [3.0, 6.0]]])).tolist()
     [[[0.0, 0.5], [0.25, 1.0]]]
     """
