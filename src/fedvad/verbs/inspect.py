@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.data.contents import check_contents
 from fedvad.data.folders import holds_sets, read_data
 from fedvad.data.labels import LabelNames, Names
 from fedvad.data.layouts.base import left_over
