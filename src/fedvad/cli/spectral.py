@@ -25,7 +25,8 @@ def spectral(
     method: Annotated[
         str,
         typer.Option(
-            help="Detector: rx, line-rx, lrx, crd, rpca, rpca-rx, lrasr, auto-ad or hypersigma."
+            help="Detector: rx, line-rx, lrx, crd, rpca, rpca-rx, lrasr, auto-ad, dsformer "
+            "or hypersigma."
         ),
     ] = "rx",
     out: Annotated[
@@ -84,7 +85,7 @@ def spectral(
     components: Annotated[
         int | None,
         typer.Option(
-            help="Principal components kept by lrx and hypersigma [default: 10, 20]",
+            help="Principal components kept by lrx, dsformer and hypersigma [default: 10, 20, 20]",
             show_default=False,
         ),
     ] = None,
