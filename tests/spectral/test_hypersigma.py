@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from fedvad.errors import ConfigError, DataError, WeightsError
 from fedvad.spectral.attention import SamplingAttention
-from fedvad.spectral.hypersigma import _mixed, hypersigma, starts, stitched
+from fedvad.spectral.hypersigma import hypersigma, mixed, starts, stitched
 from fedvad.spectral.masked import pretrain
 from fedvad.spectral.published import load_branch
 from fedvad.spectral.sigma import SIZES, Branch, Enhancement, SigmaNet, SigmaSize
@@ -97,10 +97,10 @@ def test_a_scene_is_refined_the_same_for_one_seed(branches: str) -> None:
     assert found[5:8, 6:8].min() > np.quantile(found, 0.98)
 
 
-def test_a_mixed_map_has_the_seed_s_values_in_the_order_of_both() -> None:
+def test_amixed_map_has_the_seed_s_values_in_the_order_of_both() -> None:
     refined, coarse = np.array([[0.0, 5, 1, 3]]), np.array([[2.0, 9, 7, 1]])
     # ranks 1 4 2 3 and 2 4 3 1: sums 3, 8, 5, 4
-    assert _mixed(refined, coarse).tolist() == [[1, 9, 7, 2]]
+    assert mixed(refined, coarse).tolist() == [[1, 9, 7, 2]]
 
 
 def test_every_size_is_of_one_shape() -> None:

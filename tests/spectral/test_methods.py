@@ -38,6 +38,7 @@ RX = {
 QUICK: dict[str, dict[str, Any]] = {
     "auto-ad": {"channels": 8, "steps": 101},
     "lrasr": {"clusters": 4},
+    "dsformer": {"components": 10},
     "hypersigma": {"tile": 20, "overlap": 0, "components": 10},
 }
 

@@ -11,9 +11,11 @@ from PIL import Image
 
 import fedvad
 from fedvad.data.cubes.scene import Scene
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, DataError
+from fedvad.spectral.dsformer import DSFormerSize
 from fedvad.spectral.moments import Moments
 from fedvad.spectral.rx import rx
+from fedvad.verbs.classify import classify_scene
 from fedvad.verbs.spectral import spectral_rows
 from tests.helpers import run_main
 from tests.spectral.drawn import drawn_scene
@@ -103,3 +105,24 @@ def test_scenes_in_memory_are_shown_in_the_colours_of_their_wavelengths(tmp_path
     assert pixels[100, 200].tolist() == [255, 0, 0]
     assert pixels[400, 200].tolist() == [0, 0, 0]
     assert spectral_rows([found])[1][1] == "–"
+
+
+def test_classes_of_a_scene_are_learned_and_drawn(tmp_path: Path) -> None:
+    labels = np.repeat([[1, 2]], 30, axis=0).repeat(30, axis=1).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    spectra = np.stack([np.linspace(0, 1, 12), np.linspace(1, 0, 12)])
+    np.save(tmp_path / "field.npy", spectra[labels - 1] + rng.normal(0, 0.1, (30, 60, 12)))
+    labels[:3] = 0
+    np.save(tmp_path / "classes.npy", labels)
+    found, values = classify_scene(
+        tmp_path / "field.npy", tmp_path / "classes.npy", out=tmp_path / "named",
+        size=DSFormerSize(dim=16, depth=1, heads=2, groups=2), patch=4, epochs=40, rate=5e-3,
+    )  # fmt: skip
+    assert values["classes"] == [1, 2]
+    assert values["accuracy"] > 0.95
+    assert found.classes[1, 5] == 1
+    assert np.array_equal(np.load(values["map"]), found.classes)
+    assert len(np.unique(np.asarray(Image.open(values["picture"])).reshape(-1, 3), axis=0)) == 2
+    np.save(tmp_path / "classes.npy", labels - 0.5)
+    with pytest.raises(DataError, match="whole numbers"):
+        classify_scene(tmp_path / "field.npy", tmp_path / "classes.npy")

@@ -25,7 +25,8 @@ def spectral(
     method: Annotated[
         str,
         typer.Option(
-            help="Detector: rx, line-rx, lrx, crd, rpca, rpca-rx, lrasr, auto-ad or hypersigma."
+            help="Detector: rx, line-rx, lrx, crd, rpca, rpca-rx, lrasr, auto-ad, dsformer "
+            "or hypersigma."
         ),
     ] = "rx",
     out: Annotated[
@@ -84,7 +85,7 @@ def spectral(
     components: Annotated[
         int | None,
         typer.Option(
-            help="Principal components kept by lrx and hypersigma [default: 10, 20]",
+            help="Principal components kept by lrx, dsformer and hypersigma [default: 10, 20, 20]",
             show_default=False,
         ),
     ] = None,
@@ -141,9 +142,37 @@ def spectral(
             show_default=False,
         ),
     ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of odd pixels: learn classes of pixels by DSFormer from this file (a "
+            "grey image, .mat, .npz or .npy of one scene; 0 is unknown), and name those of all.",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Of the training on classes [default: 500]", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find odd pixels in hyperspectral scenes, and measure that where the truth is known."""
+    if classes is not None:
+        from fedvad.verbs.classify import classify_scene
+
+        if scenes is None or len(scenes) != 1:
+            raise typer.BadParameter("--classes takes one scene")
+        named = classify_scene(
+            scenes[0], classes, out=out, components=components, epochs=epochs, seed=seed
+        )[1]
+        if as_json:
+            print_json(named)
+        else:
+            typer.echo(
+                f"{named['name']}: accuracy {named['accuracy']:.4f}, mean of classes "
+                f"{named['mean_accuracy']:.4f}, kappa {named['kappa']:.4f}"
+            )
+        return
     from fedvad.verbs.spectral import score_scenes, spectral_rows
 
     sides = None if windows is None else numbers(windows, "--windows")

@@ -16,7 +16,7 @@ from fedvad.errors import ConfigError, DataError
 from fedvad.spectral.dsformer import DSFormer, DSFormerSize
 from fedvad.spectral.local_rx import principal
 
-__all__ = ["Classified", "classify"]
+__all__ = ["Classified", "classify", "logits_of", "patches_around", "train"]
 
 _BATCH = 256
 _FEW = 15  # of a class that has fewer labelled pixels than are wanted
@@ -100,17 +100,25 @@ def classify(
     trained = _chosen(labels, known, per_class, rng)
     pixels = principal(normalised(cube), components)
     image = pixels.reshape(*cube.shape[:2], -1).astype(np.float32)
-    before = patch // 2
-    wide = np.pad(image, ((before, patch - 1 - before),) * 2 + ((0, 0),), mode="symmetric")
-    # (h, w, bands, patch, patch), a view
-    around = np.lib.stride_tricks.sliding_window_view(wide, (patch, patch), axis=(0, 1))
+    around = patches_around(image, patch)
     targets = torch.from_numpy(np.searchsorted(known, labels[trained]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DSFormer(image.shape[2], known.size, size)
-        _train(network, torch.from_numpy(around[trained]), targets, epochs, rate, rng)
-    found = known[_named(network, around)].astype(np.int64)
+        train(network, torch.from_numpy(around[trained]), targets, epochs, rate, rng)
+    found = known[logits_of(network, around).argmax(2)].astype(np.int64)
     return Classified(found, trained, _agreement(found, labels, (labels > 0) & ~trained, known))
+
+
+def patches_around(image: NDArray[np.float32], patch: int) -> NDArray[np.float32]:
+    """What surrounds each pixel of (h, w, bands), mirrored at the edge: a view (h, w, bands, p, p).
+
+    >>> patches_around(np.zeros((3, 4, 2), np.float32), 5).shape
+    (3, 4, 2, 5, 5)
+    """
+    before = patch // 2
+    wide = np.pad(image, ((before, patch - 1 - before),) * 2 + ((0, 0),), mode="symmetric")
+    return np.lib.stride_tricks.sliding_window_view(wide, (patch, patch), axis=(0, 1))
 
 
 def _chosen(
@@ -129,7 +137,7 @@ def _chosen(
     return trained.reshape(labels.shape)
 
 
-def _train(
+def train(
     network: DSFormer,
     patches: Tensor,
     targets: Tensor,
@@ -137,6 +145,7 @@ def _train(
     rate: float,
     rng: np.random.Generator,
 ) -> None:
+    """Teach the network the classes of patches (n, bands, p, p), in batches of 256, turned."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-5)
     for _ in range(epochs):
         order = torch.from_numpy(rng.permutation(len(patches)))
@@ -158,9 +167,9 @@ def _turned(patch: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _named(network: DSFormer, around: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Numbers (h, w) of the classes of patches (h, w, bands, p, p), a row at a time."""
-    rows = [network(torch.from_numpy(row.copy())).argmax(1).numpy() for row in around]
+def logits_of(network: DSFormer, around: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (h, w, classes) of patches (h, w, bands, p, p), a row at a time."""
+    rows = [network(torch.from_numpy(row.copy())).numpy() for row in around]
     return np.stack(rows)
 
 

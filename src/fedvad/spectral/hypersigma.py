@@ -21,7 +21,7 @@ from fedvad.spectral.published import load_branch
 from fedvad.spectral.rx import rx
 from fedvad.spectral.sigma import SIZES, SigmaNet, SigmaSize
 
-__all__ = ["hypersigma", "pseudo_labels", "starts", "stitched"]
+__all__ = ["IGNORED", "hypersigma", "mixed", "pseudo_labels", "starts", "stitched", "whitened"]
 
 IGNORED = 255
 _BACKGROUND, _ODD = 0.3, 0.0015
@@ -108,7 +108,7 @@ def hypersigma(
     if pretraining < 0 or epochs < 1 or not rate > 0:
         raise ConfigError("pretraining must be at least 0, epochs 1, and rate above 0")
     spectra = normalised(cube, "band_std")
-    features = spectra if components is None else _whitened(cube, components)
+    features = spectra if components is None else whitened(cube, components)
     coarse = rx(cube) if coarse is None else coarse
     labels = pseudo_labels(coarse)
     height, width = labels.shape
@@ -137,7 +137,7 @@ def hypersigma(
             found = [network(*(part[n : n + 1] for part in tiles))[0] for n in range(len(marks))]
     scores = [(logits[1] - logits[0]).double().numpy() for logits in found]
     refined = stitched(scores, corners, labels.shape)[:height, :width]
-    return refined if score == "margin" else _mixed(refined, coarse)
+    return refined if score == "margin" else mixed(refined, coarse)
 
 
 def pseudo_labels(coarse: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -188,7 +188,8 @@ def stitched(
     return total / count
 
 
-def _mixed(refined: NDArray[np.float64], coarse: NDArray[np.floating]) -> NDArray[np.float64]:
+def mixed(refined: NDArray[np.floating], coarse: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The coarse map's values, in the order of the mean of the pixels' ranks in both maps."""
     from scipy.stats import rankdata
 
     order = np.argsort(rankdata(refined) + rankdata(coarse), kind="stable")
@@ -197,7 +198,8 @@ def _mixed(refined: NDArray[np.float64], coarse: NDArray[np.floating]) -> NDArra
     return found.reshape(coarse.shape)
 
 
-def _whitened(cube: Cube, components: int) -> NDArray[np.float64]:
+def whitened(cube: Cube, components: int) -> NDArray[np.float64]:
+    """Principal components (h, w, 2 k) of unit variance, and their magnitudes."""
     pixels = principal(cube, components)
     spread = pixels.std(axis=0)
     # of bands that say the same, all but one direction is rounding

@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rpca-rx": ("rpca", "rpca", {"score": "rx"}),
     "lrasr": ("lrasr", "lrasr", {}),
     "auto-ad": ("auto_ad", "auto_ad", {}),
+    "dsformer": ("refine", "dsformer", {}),
     "hypersigma": ("hypersigma", "hypersigma", {}),
 }
 

@@ -17,7 +17,7 @@ from fedvad.data.frames import split_frame
 from fedvad.data.images import read_bands
 from fedvad.errors import DataError
 
-__all__ = ["MAX_VALUES", "read_scene", "read_truth"]
+__all__ = ["MAX_VALUES", "read_classes", "read_scene", "read_truth"]
 
 MAX_VALUES = 1 << 30  # 4 GB in float32
 _Arrays = dict[str, NDArray[Any]]
@@ -96,13 +96,38 @@ def read_truth(path: Path) -> Mask:
     if image_suffix(path):
         bands = read_bands(path)
         return np.asarray(np.stack(bands).any(axis=0))
+    return _truth(*_flat(path))
+
+
+def read_classes(path: Path) -> NDArray[np.int64]:
+    """Classes (h, w) of pixels, 0 where unknown: a grey image, or the one array of two axes.
+
+    Raises `DataError` for anything else, and for values that are no whole numbers from 0.
+    """
+    if image_suffix(path):
+        values, *more = read_bands(path)
+        if more:
+            raise DataError(f"{path}: has colours: save a grey image whose values are classes")
+        name = str(path)
+    else:
+        values, name = _flat(path)
+    if (
+        values.dtype.kind not in "buif"
+        or not (np.equal(np.mod(values, 1), 0) & (values >= 0)).all()
+    ):
+        raise DataError(f"{name} holds more than whole numbers from 0, which classes are")
+    return values.astype(np.int64)
+
+
+def _flat(path: Path) -> tuple[NDArray[Any], str]:
+    """The one array of two axes in a file, and its name for messages."""
     arrays = _numpy(path) if path.suffix.lower() == ".npy" else _arrays(path)
     flat = {name: array for name, array in arrays.items() if min(array.shape) > 1}
     flat = {name: array for name, array in flat.items() if array.ndim == 2}
     if len(flat) != 1:
         raise DataError(f"{path}: holds {_listed(flat) or 'no array'} of two axes: give one mask")
     ((name, array),) = flat.items()
-    return _truth(array, f"{path}: {name}")
+    return array, f"{path}: {name}"
 
 
 def _cube_and_truth(arrays: _Arrays, path: Path) -> tuple[NDArray[Any], Mask | None]:
