@@ -17,6 +17,7 @@ import fedvad.api
 import fedvad.api_research
 import fedvad.api_tools
 import fedvad.api_use
+import fedvad.api_watch
 import fedvad.evaluation
 import fedvad.federation.exchange.base
 import fedvad.federation.payload
@@ -29,7 +30,9 @@ MODULES = [
     for package in (fedvad.memory, fedvad.evaluation, fedvad.spectral)
     for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
 ] + [fedvad.federation.exchange.base, fedvad.federation.payload, fedvad.federation.server]
-API = [fedvad.api, fedvad.api_use, fedvad.api_research, fedvad.api_tools]
+API = [
+    fedvad.api, fedvad.api_use, fedvad.api_research, fedvad.api_tools, fedvad.api_watch,
+]  # fmt: skip
 # inner loops on tensors; checks and readers that serve the other files of their room; site results
 INNER = {
     *(f"memory.distances.{name}" for name in (
