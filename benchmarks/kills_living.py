@@ -1,10 +1,11 @@
-"""update, feedback and forget killed with SIGKILL at random times: is anything lost?
+"""update, feedback, forget and watch killed with SIGKILL at random times: is anything lost?
 
     python benchmarks/kills_living.py [--kills 100] [--seed 0]
 
 Trains three tiny sites, acknowledges one answer, and kills the verbs in turn on copies of that run.
 After each kill the run must load and be as before or as after, with the answer in it, and the same
-command must end what was begun. Ends with exit code 1 otherwise. Needs a POSIX system.
+command must end what was begun. A watch must have in its log what it gave before a kill, and every
+image once in the end. Ends with exit code 1 otherwise. Needs a POSIX system.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import fedvad
 from fedvad.drawing.demo import write_demo
 from fedvad.features import engine  # noqa: F401 - imported before the fork
 from fedvad.federation.signed import generate_keys
+from fedvad.serving.watch.log import read_log
 
 
 def _start(work: Callable[[], object]) -> int:
@@ -42,6 +44,42 @@ def _start(work: Callable[[], object]) -> int:
         code = 2
     finally:
         os._exit(code)
+
+
+def watch_kills(run: Path, image: Path, folder: Path, kills: int, seed: int) -> list[str]:
+    """Kill a watch of a folder that fills, that many times; what went wrong."""
+    rng, line, out, wrong = np.random.default_rng(seed), folder / "line", folder / "out", []
+    options = {"out": out, "site": "alder", "once": True, "every": 0.01}
+    line.mkdir(parents=True)
+    given: list[str] = []
+
+    def work(told: int) -> None:
+        for row in fedvad.watch(run, line, **options):
+            os.write(told, f"{row['number']} {row['path']}\n".encode())
+
+    begin = time.perf_counter()
+    list(fedvad.watch(run, image.parent, **(options | {"out": folder / "first"})))
+    length = time.perf_counter() - begin
+    for kill in range(kills + 1):
+        for i in range(8):
+            shutil.copy(image, line / f"{kill:03d}-{i:02d}.png")
+        heard, told = os.pipe()
+        child = _start(lambda told=told: work(told))
+        os.close(told)
+        if kill < kills:  # the last one may end
+            time.sleep(float(rng.uniform(0.2, 2)) * length)
+            os.kill(child, signal.SIGKILL)
+        with os.fdopen(heard) as lines:
+            given += lines.read().splitlines()
+        os.waitpid(child, 0)
+    rows = list(read_log(out))
+    kept = [f"{row['number']} {row['path']}" for row in rows]
+    wrong += [f"lost: {row}" for row in given if row not in kept]
+    paths = Counter(row["path"] for row in rows)
+    wrong += [
+        f"{path} {paths[str(path)]} times" for path in line.iterdir() if paths[str(path)] != 1
+    ]
+    return wrong
 
 
 def main() -> None:
@@ -87,7 +125,7 @@ def main() -> None:
                 os.waitpid(_start(work), 0)
                 times.append(time.perf_counter() - begin)
                 shutil.rmtree(run)
-            for _ in range(given.kills // len(verbs)):
+            for _ in range(given.kills // (len(verbs) + 1)):
                 shutil.copytree(whole, run)
                 child = _start(work)
                 time.sleep(float(rng.uniform(0, 1.05)) * times[-1])
@@ -104,6 +142,11 @@ def main() -> None:
                 when = "before" if found == before else "after"
                 told[f"{verb}: {'killed' if killed else 'ended'}, the run is as {when}"] += 1
                 shutil.rmtree(run)
+        kills = given.kills - len(verbs) * (given.kills // (len(verbs) + 1))
+        lost = watch_kills(whole, good / "000.png", folder / "watched", kills, given.seed)
+        told["watch: killed"] += kills
+        wrong += len(lost)
+        print(*lost, sep="\n")
         for what, number in sorted(told.items()):
             print(f"  {number:4d} {what}")
         print(f"runs that lost something, or could not be ended: {wrong}")

@@ -122,6 +122,7 @@ MADE = {
     "howto/a-false-alarm": "answered",
     "howto/new-normals": "grown",
     "howto/a-site-leaves": "without-image",
+    "howto/watch": "week.pdf",
     "howto/no-network": "birch/run/detector.safetensors",
     "glossary": "run",
 }

@@ -18,6 +18,7 @@ import fedvad.api_living
 import fedvad.api_research
 import fedvad.api_tools
 import fedvad.api_use
+import fedvad.api_watch
 import fedvad.evaluation
 import fedvad.federation.exchange.base
 import fedvad.federation.payload
@@ -31,7 +32,8 @@ MODULES = [
     for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
 ] + [fedvad.federation.exchange.base, fedvad.federation.payload, fedvad.federation.server]
 API = [
-    fedvad.api, fedvad.api_use, fedvad.api_research, fedvad.api_tools, fedvad.api_living
+    fedvad.api, fedvad.api_use, fedvad.api_research, fedvad.api_tools, fedvad.api_living,
+    fedvad.api_watch,
 ]  # fmt: skip
 # inner loops on tensors; checks and readers that serve the other files of their room; site results
 INNER = {

@@ -137,9 +137,9 @@ def drift_state(folder: AnyPath) -> Change:
     Examples
     --------
     >>> import fedvad
-    >>> rows = list(fedvad.watch("run", "plants/alder/test/good", out="line", site="alder",
+    >>> rows = list(fedvad.watch("run", "plants/alder/test/good", out="line2", site="alder",
     ...                          once=True, every=0.01))
-    >>> fedvad.drift_state("line")["says"]
+    >>> fedvad.drift_state("line2")["says"]
     'No change in 3 images.'
     """
     return _drift_state(as_path(folder, "folder"))
@@ -170,9 +170,9 @@ def week(folder: AnyPath, out: AnyPath, *, until: date | None = None) -> dict[st
     Examples
     --------
     >>> import fedvad
-    >>> rows = list(fedvad.watch("run", "plants/alder/test/good", out="line", site="alder",
+    >>> rows = list(fedvad.watch("run", "plants/alder/test/good", out="line3", site="alder",
     ...                          once=True, every=0.01))
-    >>> fedvad.week("line", "week.pdf")["images"]
+    >>> fedvad.week("line3", "week.pdf")["images"]
     3
     """
     return _week(as_path(folder, "folder"), as_path(out, "out"), until=until)

@@ -30,12 +30,23 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def thumbnail(pixels: Pixels) -> Pixels:
-    """Grey values (64, 64) of a photograph uint8 (H, W, 3), for `mean_picture`."""
+    """Grey values (64, 64) of a photograph uint8 (H, W, 3), for `mean_picture`.
+
+    >>> from fedvad.evaluation.appearance import thumbnail
+    >>> thumbnail(np.full((100, 200, 3), 7, np.uint8)).shape
+    (64, 64)
+    """
     return _reduced(Image.fromarray(pixels).convert("L"), _SIDE, _SIDE)
 
 
 def mean_picture(thumbnails: Iterable[Pixels]) -> Floats:
-    """The mean (64, 64) of thumbnails, each at mean 0 and spread 1."""
+    """The mean (64, 64) of thumbnails, each at mean 0 and spread 1.
+
+    >>> from fedvad.evaluation.appearance import mean_picture
+    >>> drawn = np.arange(4096, dtype=np.uint8).reshape(64, 64)
+    >>> float(mean_picture([drawn, 255 - drawn]).round(6).max())
+    0.0
+    """
     mean: Floats = np.mean([_standard(each.astype(np.float64)) for each in thumbnails], axis=0)
     return mean
 

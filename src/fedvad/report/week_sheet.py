@@ -24,7 +24,7 @@ __all__ = ["TITLE", "Week", "week_html", "week_pdf"]
 
 TITLE = "fedvad week"
 _STOPPED, _LET = "#c62828", "#5a8f98"
-_PICTURES, _UNREADABLE = 4, 6
+_PICTURES, _A_ROW, _UNREADABLE = 6, 3, 6
 _POINTS = 20_000  # of the chart; beyond these, dots lie upon one another anyway
 
 
@@ -101,12 +101,12 @@ def drawn(week: Week) -> Figure:
     shown = [row for row in _highest(week) if row["number"] in week.pictures][:_PICTURES]
     if shown:
         sheet.heading("Highest scores: photograph and heat map")
-        side = (WIDTH - 2 * MARGIN - 6) / 2
-        for at in range(0, len(shown), 2):
+        side = (WIDTH - 2 * MARGIN - 6 * (_A_ROW - 1)) / _A_ROW
+        for at in range(0, len(shown), _A_ROW):
             sheet.pictures(
                 [
                     (week.pictures[row["number"]], (row["time"][:16].replace("T", " "),))
-                    for row in shown[at : at + 2]
+                    for row in shown[at : at + _A_ROW]
                 ],
                 side, height=side * 0.6,
             )  # fmt: skip

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import fedvad
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.serving.watch.log import WatchLog
 from fedvad.serving.watch.outbox import Outbox
@@ -116,6 +118,29 @@ def test_a_webhook_posts_json_with_a_key_and_only_2xx_is_taken() -> None:
         for status in (302, 404, 500):
             with pytest.raises(OSError, match=str(status)):
                 deliver(b"{}", "w-2")
+
+
+def test_a_watch_delivers_what_was_not_taken_at_its_next_start(
+    trained: tuple[Path, dict[str, Any]], plants: Path, tmp_path: Path
+) -> None:
+    line = plants / "alder/test/good"
+    options: dict[str, Any] = {"out": tmp_path / "out", "site": "alder", "once": True}
+    found = []
+
+    def answer(_: BaseHTTPRequestHandler, body: bytes) -> int:
+        found.append(json.loads(body))
+        return 200 if works else 503
+
+    works = False
+    with server(answer) as url:
+        rows = list(fedvad.watch(trained[0], line, webhook=url, every=0.01, **options))
+        assert {row["number"] for row in found} == {1}  # nothing overtakes
+        works = True
+        found.clear()
+        assert list(fedvad.watch(trained[0], line, webhook=url, every=0.01, **options)) == []
+    assert [row["number"] for row in found] == [1, 2, 3]
+    assert [row["score"] for row in found] == [row["score"] for row in rows]
+    assert "looks" not in found[0]
 
 
 def test_addresses_that_are_none_are_refused() -> None:

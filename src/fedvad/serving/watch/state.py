@@ -6,7 +6,7 @@ For pages and reports; all of it can be read while the watch goes on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ __all__ = [
     "change_watch",
     "drift_state",
     "holds_watch",
+    "minute",
     "read_settings",
     "replay",
     "week_rows",
@@ -102,7 +103,12 @@ def replay(watch: ChangeWatch, settings: Settings, rows: Iterable[dict[str, Any]
     """Let `watch` see rows of a log."""
     for row in rows:
         if row["score"] is not None and row["number"] >= settings.since:
-            watch.add(row["score"], row, row["time"])
+            watch.add(row["score"], row, minute(row))
+
+
+def minute(row: Mapping[str, Any]) -> str:
+    """When an image came, for people."""
+    return str(row["time"])[:16].replace("T", " ")
 
 
 def drift_state(folder: Path) -> Change:

@@ -29,7 +29,7 @@ from fedvad.runs.guards import check_order, guard_run_folder
 from fedvad.serving.predictor import Prediction, Predictor
 from fedvad.serving.watch.camera import CameraSource, VideoSource
 from fedvad.serving.watch.log import WatchLog, read_log
-from fedvad.serving.watch.outbox import Outbox
+from fedvad.serving.watch.outbox import Deliver, Outbox
 from fedvad.serving.watch.pictures import DayPictures, Recent
 from fedvad.serving.watch.senders import mqtt as mqtt_sender
 from fedvad.serving.watch.senders import webhook as webhook_sender
@@ -38,6 +38,7 @@ from fedvad.serving.watch.state import (
     Settings,
     change_watch,
     holds_watch,
+    minute,
     read_settings,
     replay,
     write_normals,
@@ -119,7 +120,7 @@ def watch(
         working = _Watch(out, predictor, images, settings, normals)
         stack.callback(working.close)
         for name, deliver in deliveries:
-            working.boxes.append(Outbox(out, name, working.settings.id, deliver))
+            working.send(name, deliver)
         kept = stack.pop_all()
     return _rows(working, kept, stop or threading.Event())
 
@@ -148,7 +149,7 @@ class _Watch:
         self._out, self._predictor = out, predictor
         self._log = WatchLog(out)
         self.done: set[Key] = set()
-        self.boxes: list[Outbox] = []
+        self._boxes: list[Outbox] = []
         self._pictures, self._recent = DayPictures(out), Recent(out)
         self._number = 0
         for row in read_log(out):
@@ -166,6 +167,12 @@ class _Watch:
         if self._known:
             log.warning("%s", self._change.change()["says"])
 
+    def send(self, name: str, deliver: Deliver) -> None:
+        """Deliver every row of the log, those of earlier starts first."""
+        box = Outbox(self._out, name, self.settings.id, deliver)
+        self._boxes.append(box)
+        box.ready(self._log.size)
+
     def score(self, arrived: Sequence[Arrived]) -> list[dict[str, Any]]:
         """Score images; their rows are in the log when this returns."""
         pixels = [self._read(one) for one in arrived]
@@ -182,13 +189,13 @@ class _Watch:
             self.done.add(one.key)
         if rows:
             self._log.append(rows)
-            for box in self.boxes:
+            for box in self._boxes:
                 box.ready(self._log.size)
         return rows
 
     def close(self) -> None:
         """Deliver what can be, and close the log."""
-        for box in self.boxes:
+        for box in self._boxes:
             box.close(_LAST_WAIT)
         self._log.close()
 
@@ -213,7 +220,7 @@ class _Watch:
         if given is None or given.score is None or given.map is None or isinstance(image, str):
             return row
         row |= {"score": given.score, "anomalous": given.anomalous} | self._change.look(image)
-        self._change.add(given.score, row, row["time"])
+        self._change.add(given.score, row, minute(row))
         self._recent.add(image)
         if self._pictures.add(self._number, row["time"][:10], given.score):
             self._pictures.keep(
