@@ -42,7 +42,8 @@ _LONGEST = (
 _SLOW = (
     "contract", "deploy/test_end_to_end.py", "deploy/test_page.py", "deploy/test_site.py",
     "damage/test_kills.py", "experiments", "features/test_state_file.py", "integrations",
-    "runs/test_families.py", "runs/test_remote_students.py", "runs/test_students.py",
+    "runs/test_families.py", "runs/test_remote_students.py", "runs/test_remote_sums.py",
+    "runs/test_students.py",
     "runs/test_views.py", "serving/export/test_package.py", "serving/service/test_page.py",
     "serving/service/test_schema.py", "test_docs.py", "test_docs_site.py",
     "verbs/test_tracking.py",
