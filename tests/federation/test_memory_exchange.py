@@ -12,6 +12,7 @@ from fedvad.errors import FederationError, PayloadError
 from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.payload import Payload, bank_arrays, bank_from
 from fedvad.memory.bank import MemoryBank
+from fedvad.memory.origin import Origin, Source, origin_arrays
 from tests.helpers import fake_site, make_bank, upload
 
 Make = Callable[[], MemoryExchange]
@@ -137,3 +138,10 @@ def test_bad_uploads_are_refused_and_leave_no_trace(make: Make, what: str) -> No
     with pytest.raises(PayloadError):
         exchange.accept(BAD[what])
     assert exchange.merge(1).to_bytes() == before
+
+
+def test_a_site_does_not_say_whose_its_rows_are() -> None:
+    good = upload("a", bank=make_bank(5))
+    claimed = origin_arrays(Origin.of([Source("b", 1)], [0] * 5))
+    with pytest.raises(PayloadError, match="they are its own"):
+        EXCHANGES["concat-float16"]().accept(Payload(good.manifest, good.arrays | claimed))
