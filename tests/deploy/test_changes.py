@@ -97,6 +97,30 @@ def test_more_rounds_bring_new_images_and_keep_answers(
     np.testing.assert_array_equal(own.bank.vectors[:12], before.bank.vectors)
 
 
+def test_a_kill_while_the_run_folder_is_replaced_loses_no_answer(
+    deployment: Deployment, plants: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.federate()
+    odd = sorted((plants / "birch/test").glob("[!g]*/*.png"))[0]
+    fedvad.feedback(deployment.run_of("birch"), odd, "normal", region=(0, 0, 8, 8))
+    more_rounds(deployment.server(), "run", 1)
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name.endswith(".new") and path.is_relative_to(deployment.run_of("birch").parent):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as killing:
+        killing.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            deployment.federate()
+    deployment.federate()
+    run = deployment.run_of("birch")
+    assert [a.values.name for a in TrainedRun.load(run).sites["birch"].answers] == [odd.name]
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
 def test_the_command(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -19,6 +19,7 @@ from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.masks import add, from_fixed, mask, new_secret, public_key, to_fixed
 from fedvad.federation.payload import Payload
 from fedvad.federation.privacy import gaussian_delta, gaussian_mu
+from fedvad.federation.server import Server
 from tests.helpers import FakeFeatures
 
 NAMES = ("a", "b", "c")
@@ -97,6 +98,38 @@ def test_a_round_under_masks_needs_every_site_and_says_which_is_missing() -> Non
         exchange.merge(2)
     exchange.accept(sent["b"])
     assert "mean" in exchange.merge(2).arrays
+
+
+def test_a_server_begins_a_round_again_in_which_a_site_was_missing() -> None:
+    sites = sums_sites()
+    server = Server(sums_exchange(), quorum=2)
+    server.open(1)
+    for name, payload in steps(sums_exchange(), sites, 1, None).items():
+        server.receive(name, [payload.to_bytes()])
+    sent = steps(sums_exchange(), sites, 2, server.close(NAMES))
+    server.open(2)
+    for name in ("a", "c"):
+        server.receive(name, [sent[name].to_bytes()])
+    with pytest.raises(FederationError, match="b sent no sum"):
+        server.close(NAMES)
+    server.open(2)
+    for name in NAMES:
+        server.receive(name, [sent[name].to_bytes()])
+    assert "mean" in server.close(NAMES).arrays
+    assert server.ledger.rounds[-1].rejected == {}
+
+
+@pytest.mark.parametrize("bound", [0.0, -0.1])
+def test_a_site_takes_no_bound_that_is_none(bound: float) -> None:
+    exchange, sites = sums_exchange(epsilon=1.0), sums_sites()
+    for round_ in (1, 2):
+        down = None if round_ == 1 else exchange.merge(1)
+        for payload in steps(exchange, sites, round_, down).values():
+            exchange.accept(payload)
+    down = exchange.merge(2)
+    false = Payload(down.manifest, down.arrays | {"bound": np.array([bound])})
+    with pytest.raises(FederationError, match="bound"):
+        exchange.site_step(sites["a"], false, 3)
 
 
 def test_a_sum_leaves_a_site_once() -> None:

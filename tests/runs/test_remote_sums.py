@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fedvad
+from fedvad.deploy.changes import more_rounds
 from fedvad.deploy.init import init
 from fedvad.deploy.server import federate
 from fedvad.deploy.settings import SiteSettings, read_server, read_site
@@ -82,6 +83,9 @@ def test_over_flower(plants: Path, trained: SumsRun, tmp_path: Path) -> None:
     for name in SITES:
         same(fedvad.load(run_folder(settings(name), found["federation"])), trained)
     same(fedvad.load(result), trained)  # a server has all that scores
+    with pytest.raises(ConfigError, match="take 3 rounds"):
+        more_rounds(server, "run", 1)
+    assert federate(server, "run", links, clock=links.clock) == result
 
 
 @pytest.mark.parametrize(

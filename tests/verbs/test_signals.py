@@ -14,8 +14,9 @@ import fedvad
 from fedvad.cli.main import app
 from fedvad.data.signals import read_signal_sites
 from fedvad.detectors.student.amsl.options import MemoriesConfig
-from fedvad.detectors.student.amsl.signals import SignalModel
+from fedvad.detectors.student.amsl.signals import SignalMemories, SignalModel
 from fedvad.detectors.student.parameters import parameters_of
+from fedvad.detectors.student.training import TrainConfig
 from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.verbs.signals import SignalResult, train_signals
 
@@ -129,3 +130,14 @@ def test_impossible_requests_are_refused(data: Path, tmp_path: Path) -> None:
         fedvad.train_signals(data, quantile=1.0)
     with pytest.raises(ConfigError):
         fedvad.train_signals(data, data / "east")
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1234.56])
+def test_a_channel_that_never_changes_is_left_as_it_is(value: float) -> None:
+    windows = np.random.default_rng(0).normal(size=(100, 2, 128)).astype(np.float32)
+    windows[:, 1] = value
+    train = TrainConfig(steps=1)
+    model = SignalMemories(windows, MemoriesConfig(items=4), train, start=0, seed=0).model
+    assert model.spread[1] == 1
+    assert model.mean[1] == np.float32(value)
+    assert model.spread[0] == pytest.approx(1, abs=0.1)

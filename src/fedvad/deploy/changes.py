@@ -80,7 +80,8 @@ def forget_site(
 def more_rounds(settings: ServerSettings, name: str, more: int) -> None:
     """Let a finished run make more rounds, which read the sites' folders as they are then.
 
-    Raises `ConfigError` for a run that is not finished or under way.
+    Raises `ConfigError` for a run that is not finished or under way, and for a method with a fixed
+    number of rounds.
     """
     folder = _run(settings, name)
     with _alone(folder, name):
@@ -91,6 +92,8 @@ def more_rounds(settings: ServerSettings, name: str, more: int) -> None:
             raise ConfigError(
                 f"run {name} has made {made} of its {total} rounds: launch it without --more first"
             )
+        config = TrainConfig.model_validate(record["config"])
+        method_class(config.method).check_remote(config.model_copy(update={"rounds": total + more}))
         write_record(folder, record | {ROUNDS: total + more, "finished": {}})
 
 

@@ -192,9 +192,11 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
     mark = out / "memory.sha256"
     told: dict[str, Any] = {"fedvad": __version__, "run": out.name, "repeated": True}
     if not ((out / DETECTOR_FILE).is_file() and mark.is_file() and mark.read_text() == digest):
-        # made aside, so that a kill leaves no half run folder
-        fresh = out.with_name(f".{out.name}.new")
+        # made aside, so that a kill leaves no half run folder, and no answer is lost in one
+        fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
         shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
         made, calibration = make_run(
             config, state, merged, folder, fresh, _data(site), _cache(site), no_progress
         )
@@ -203,8 +205,11 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         if (out / DETECTOR_FILE).is_file():
             keep_answers(out, fresh)
         (fresh / mark.name).write_text(digest)
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
         fresh.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
         told |= {"repeated": False, "calibration_images": made["calibration_images"]}
         told["own_normals"] = made["own_normals"].get(site.name, {})
     if config.shared_threshold:

@@ -185,7 +185,8 @@ class Server:
         sent to sites for this round. spreads: see `RoundEntry.generator_spread`.
 
         Raises `FederationError`, after which nothing has changed, when fewer sites than the quorum
-        are accepted, and where the first uploads do not agree on what the federation is.
+        are accepted, where the first uploads do not agree on what the federation is, and where the
+        exchange cannot merge them.
         """
         with self.ledger.phase("merge"):
             before = None if self.exchange is None else dict(self.exchange.server_state())
@@ -197,7 +198,12 @@ class Server:
                 self._undo(before)
                 raise FederationError(self._too_few(len(accepted), quorum))
             absent = set(names) - set(accepted) if self.missing == "drop" else set()
-            last, self.merged = self.merged, self.exchange.merge(self.round, absent)
+            try:
+                merged = self.exchange.merge(self.round, absent)
+            except FederationError:
+                self._undo(before)
+                raise
+            last, self.merged = self.merged, merged
             drift = None if last is None else self.exchange.drift(last, self.merged)
         rows = self.exchange.rows
         self.ledger.close_round(

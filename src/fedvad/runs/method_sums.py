@@ -233,10 +233,11 @@ class SumsMethod(Method):
         """
         scores, scoring = [], self.config.scoring()
         for descriptors, copies in features.with_copies():
-            left = gaussian
+            gone = (descriptors, *copies) if own else ()
             try:
-                for each in (descriptors, *copies) if own else ():
-                    left = left.without(*self.space.points(to_float(each)), self.space)
+                left = gaussian.without(
+                    [self.space.points(to_float(each)) for each in gone], self.space
+                )
             except DataError:  # it and its copies are all images there are
                 continue
             scores.append(SumsScorer(self.space, left, scoring).score(to_float(descriptors))[0])

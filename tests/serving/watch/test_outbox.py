@@ -81,6 +81,17 @@ def test_a_damaged_place_is_named(tmp_path: Path) -> None:
         Outbox(tmp_path, "webhook", "w", lambda body, name: None)
 
 
+def test_a_log_that_lost_rows_is_named(tmp_path: Path) -> None:
+    box = Outbox(tmp_path, "webhook", "w", lambda body, name: None)
+    box.ready(written(tmp_path, 3))
+    assert box.close(10)
+    (tmp_path / "results.jsonl").unlink()
+    again = Outbox(tmp_path, "webhook", "w", lambda body, name: None)
+    with pytest.raises(ArtefactError, match="shorter than what sent-webhook"):
+        again.ready(written(tmp_path, 1))
+    again.close(10)
+
+
 @contextmanager
 def server(answer: Callable[[BaseHTTPRequestHandler, bytes], int]) -> Iterator[str]:
     """Address of a server that says what it makes of a POST."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,20 +47,27 @@ class Gaussian:
     bound: float = math.inf
     noise: float = 0.0
 
-    def without(self, points: Array, cells: npt.NDArray[np.int64], space: Space) -> Gaussian:
-        """The averages of all images but one, whose points these are; about the same mean.
+    def without(
+        self, images: Sequence[tuple[Array, npt.NDArray[np.int64]]], space: Space
+    ) -> Gaussian:
+        """The averages of all images but these, of which the points and their cells are given; the
+        scatter stays about the mean of all.
 
         Raises `DataError` where there is no other.
         """
-        if self.images < 2:
-            raise DataError("one image alone is behind the sums: nothing is left without it")
-        n = self.images
-        mean = image_mean(points, cells, space)
-        scatter = image_scatter(points, cells, space, self.centre(space), self.bound)
-        return Gaussian(
-            (n * self.mean - mean) / (n - 1), (n * self.scatter - scatter) / (n - 1), n - 1,
-            self.bound, self.noise * n / (n - 1),
-        )  # fmt: skip
+        left = self.images - len(images)
+        if left < 1:
+            raise DataError("no other image is behind the sums: nothing is left without these")
+        mean, scatter, about = (
+            self.images * self.mean,
+            self.images * self.scatter,
+            self.centre(space),
+        )
+        for points, cells in images:
+            mean = mean - image_mean(points, cells, space)
+            scatter = scatter - image_scatter(points, cells, space, about, self.bound)
+        noise = self.noise * self.images / left
+        return Gaussian(mean / left, scatter / left, left, self.bound, noise)
 
     def centre(self, space: Space) -> Array:
         """(g * g, k) mean patch of each part."""

@@ -241,6 +241,8 @@ class SumsExchange:
                 )
         if not np.array_equal(told["form"], self._form["form"]):
             raise FederationError("the sums handed out are of another form")
+        if "bound" in shapes and not told["bound"][0] > 0:
+            raise FederationError("the bound of the sums handed out is not positive")
 
     def _check_all_here(self, answered: Collection[str], round_: int) -> None:
         missing = sorted(set(_keys(self._told)) - set(answered))

@@ -41,7 +41,15 @@ class Outbox:
         self._thread.start()
 
     def ready(self, size: int) -> None:
-        """The log is safely on the disk up to this byte."""
+        """The log is safely on the disk up to this byte.
+
+        Raises `ArtefactError` for a log that has fewer than were delivered.
+        """
+        if size < self._at:
+            raise ArtefactError(
+                f"{self._log} is shorter than what {self._place.name} says was delivered: restore "
+                "the log from a copy, or watch into another folder"
+            )
         with self._news:
             self._safe = size
             self._news.notify()

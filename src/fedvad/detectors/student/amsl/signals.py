@@ -120,11 +120,13 @@ class SignalMemories(Trainer):
         seed: int,
     ) -> None:
         self.settings = train
-        spread = windows.std((0, 2))
         net = signal_net(windows.shape[1], windows.shape[2], config, start)
-        # a channel that never changes is left as it is
-        spread = np.where(spread > 0, spread, 1).astype(np.float32)
-        self.model = SignalModel(net, config, start, windows.mean((0, 2)), spread)
+        mean, spread = (f(windows, (0, 2), np.float64) for f in (np.mean, np.std))
+        # a channel that never changes is left as it is; its computed spread may be rounding
+        spread = np.where(np.ptp(windows, (0, 2)) > 0, spread, 1)
+        self.model = SignalModel(
+            net, config, start, mean.astype(np.float32), spread.astype(np.float32)
+        )
         order = np.random.default_rng(seed).permutation(len(windows))
         count = max(1, round(_HELD_OUT * len(windows)))
         self._unseen, self._own = windows[order[:count]], windows[order[count:]]
