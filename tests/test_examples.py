@@ -45,11 +45,15 @@ INNER = {
         "check_labelled", "check_scores", "flag_counts", "gather", "pixel_pairs",
     )),
     *(f"evaluation.sites.{name}" for name in (
-        "evaluate_site", "figures_of", "gains", "map_mask_pairs", "site_threshold", "summarise",
+        "counted", "evaluate_site", "figures_of", "gains", "map_mask_pairs", "site_threshold",
+        "summarise",
     )),
     "evaluation.thresholds.check_target", "evaluation.thresholds.lifted", "memory.density.holds",
     "memory.cells.principal_axes",
-    "spectral.envi.read_envi", "spectral.reading.read_truth",
+    *(f"spectral.{name}" for name in (
+        "classify.logits_of", "classify.train", "hypersigma.mixed", "hypersigma.whitened",
+        "lrasr.dictionary", "published.load_branch", "rpca.shrunk", "rpca.shrunk_rank",
+    )),
 }  # fmt: skip
 
 

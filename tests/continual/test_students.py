@@ -66,6 +66,7 @@ def loss_on(found: StudentLearner, task: Task) -> float:
     return float(cosine_loss(batch.teacher, found._net.student(batch.inputs)).detach())
 
 
+@pytest.mark.slow
 def test_a_naive_student_forgets_and_a_replaying_one_does_not(
     extractor: FeatureExtractor, make_images: MakeImages
 ) -> None:

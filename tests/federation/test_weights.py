@@ -210,6 +210,7 @@ def test_scaffold_divides_by_all_sites_when_some_do_not_answer() -> None:
         np.testing.assert_allclose(merged.arrays[f"control/{key}"], changes / 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_scaffold_corrects_drift_that_plain_averaging_keeps() -> None:
     """On quadratics with unequal curvature FedAvg's fixed point is off the joint optimum."""
     many = replace(SGD, steps=40, learning_rate=0.1)

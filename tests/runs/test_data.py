@@ -104,7 +104,12 @@ def test_the_terminal_shows_one_table(odd: Made, monkeypatch: Patch, capsys: Cap
     inspected = json.loads(capsys.readouterr().out)
     assert inspected["kind"] == "folder of images"
     assert inspected["data"] == fedvad.inspect(data)["data"]
-    assert inspected["data"]["sites"] == odd[2]["data"]["sites"]
+    # training reads masks with the test images, and says what they are worth
+    sites = {
+        n: {k: v for k, v in site.items() if k != "masks"}
+        for n, site in inspected["data"]["sites"].items()
+    }
+    assert sites == odd[2]["data"]["sites"]
     assert run_main(monkeypatch, "train", data, "--out", run, "--resume", *FLAGS) == 0
     told = capsys.readouterr()
     assert "move it to test/<defect>, for example stray.png" in told.out

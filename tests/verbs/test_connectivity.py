@@ -21,6 +21,8 @@ from fedvad.runs.students import prepare_sites
 from fedvad.verbs.connectivity import _students, mixed
 from tests.detectors.student import support
 
+pytestmark = pytest.mark.slow  # trains two students
+
 
 @pytest.fixture(scope="module")
 def runs(

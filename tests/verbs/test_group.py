@@ -50,6 +50,7 @@ def test_sites_of_one_product_are_a_group(mixed: Path) -> None:
     assert found.bytes_per_site < 5000
 
 
+@pytest.mark.slow
 def test_each_group_gets_a_run(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

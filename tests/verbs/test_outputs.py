@@ -61,6 +61,9 @@ class MadeRun:
     def threshold(self, name: str) -> Threshold:
         return conformal_threshold(np.arange(1.0, 31.0) / 30, 0.1)
 
+    def learning(self) -> dict[str, Any]:
+        return {}
+
 
 def made_results(folder: Path) -> tuple[list[SiteResult], dict[str, list[SiteResult]]]:
     ours = [made_site("alder", folder, better=0.3), made_site("birch", folder, better=0.2)]

@@ -114,7 +114,8 @@ class TestAnOrdinaryRun:
         assert files == {
             "config.json", "detector.safetensors", "gallery.json", "heatmaps.png", "ledger.json",
             "report.html", "results.json", "scores.json",
-            "tables/method.csv", "tables/own-normals.csv", "tables/results.md", "tables/site.csv",
+            "tables/method.csv", "tables/own-normals.csv", "tables/rate.csv", "tables/results.md",
+            "tables/site.csv",
         }  # fmt: skip
         with Image.open(out / "heatmaps.png") as sheet:
             assert min(sheet.size) > 100
