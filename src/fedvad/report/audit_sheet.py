@@ -64,7 +64,7 @@ def drawn(contents: Contents) -> Figure:
     if len(rows) - 1 > len(shown):
         sheet.line(f"{len(rows) - 1 - len(shown)} more sites: see the report.", SMALL)
     sheet.paragraph(_worst(results))
-    found = words.warnings(results, contents.ledger, contents.scores, weights=contents.weights)
+    found = words.warnings(results, contents.ledger, contents.scores, sends=contents.sends)
     remarks = [*advice(results), *found]
     if remarks:
         sheet.heading("Remarks")
@@ -97,9 +97,7 @@ def _data(contents: Contents) -> list[str]:
 
 def _left(contents: Contents) -> list[str]:
     ledger, results = contents.ledger, contents.results
-    what = words.what_weights_are() if contents.weights else (
-        words.what_rows_are(contents.config, contents.dim)
-    )  # fmt: skip
+    what = words.what_is_sent(contents.config, contents.dim, contents.sends)
     sent = sum(sum(entry.bytes_up.values()) for entry in ledger.rounds)
     rounds = len(ledger.rounds)
     sentences = [f"No image leaves a site. {what}"]

@@ -124,7 +124,13 @@ def _contents(run: Path, pictures: bool) -> Contents:
         identity=identity,
         dim=dim,
         missing=missing,
-        weights=method.sends_weights,
+        sends=(
+            "weights"
+            if method.sends_weights
+            else "rows"
+            if "memory_rows" in method.options
+            else "sums"
+        ),
     )
 
 

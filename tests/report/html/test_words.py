@@ -10,7 +10,7 @@ import pytest
 from fedvad.evaluation.results import Results
 from fedvad.evaluation.thresholds import promise
 from fedvad.report.html.record import Scores
-from fedvad.report.html.words import warnings, what_left, what_rows_are
+from fedvad.report.html.words import warnings, what_is_sent, what_left
 from tests.report.html.support import ledger, results, site_scores
 
 
@@ -80,11 +80,11 @@ def test_warnings_are_bounded() -> None:
     ],
 )
 def test_what_a_row_is(config: dict[str, Any], real: bool) -> None:
-    text = what_rows_are(config, 72)
+    text = what_is_sent(config, 72, "rows")
     assert "72 numbers in float16" in text
     assert ("one real patch" in text) == real
     assert ("averages or moved values" in text) == (not real)
-    assert "float32" in what_rows_are(config | {"precision": "float32"}, None)
+    assert "float32" in what_is_sent(config | {"precision": "float32"}, None, "rows")
 
 
 def test_what_left_each_site() -> None:
@@ -98,3 +98,12 @@ def test_what_left_each_site() -> None:
         "b": "sent once, together 300 rows (3,000 values), 50 kB; its 4 training images stayed.",
         "c": "sent nothing: it took part in no round.",
     }
+
+
+def test_sums_are_no_rows_and_their_noise_is_said() -> None:
+    config = {"masks": True, "epsilon": 8.0}
+    text = what_is_sent(config, None, "sums")
+    assert "masks that cancel" in text
+    assert "epsilon 8" in text
+    assert "patch of a normal training image" not in text
+    assert "no noise" in what_is_sent({"masks": False, "epsilon": None}, None, "sums")

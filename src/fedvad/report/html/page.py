@@ -67,7 +67,7 @@ class Contents:
     identity: Mapping[str, str] = field(default_factory=dict)
     dim: int | None = None
     missing: Sequence[str] = ()
-    weights: bool = False
+    sends: words.Sends = "rows"
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def _values(contents: Contents) -> dict[str, object]:
         "verdict": lines[0],
         "more": lines[1:],
         "advice": advice(results),
-        "tiles": _tiles(results, ledger, "weights" if contents.weights else "rows"),
-        "warnings": words.warnings(results, ledger, contents.scores, weights=contents.weights),
+        "tiles": _tiles(results, ledger, contents.sends),
+        "warnings": words.warnings(results, ledger, contents.scores, sends=contents.sends),
         "missing": list(contents.missing),
         "data": [] if data is None or data.complete else data_table(data.to_dict()),
         "methods": without_empty(results_table(results, name=_NAME)),
@@ -145,11 +145,9 @@ def _values(contents: Contents) -> dict[str, object]:
         "seconds": sum(ledger.seconds.values()),
         "peak": ledger.peak_rss_mb or results.ledger.peak_rss_mb,
         "computed": ledger.images_computed,
-        "weights": contents.weights,
-        "rows_are": words.what_weights_are()
-        if contents.weights
-        else words.what_rows_are(contents.config, contents.dim),
-        "left": words.what_left(results, ledger, contents.dim, weights=contents.weights),
+        "weights": contents.sends == "weights",
+        "rows_are": words.what_is_sent(contents.config, contents.dim, contents.sends),
+        "left": words.what_left(results, ledger, contents.dim, sends=contents.sends),
         "config": costs.config_table(contents.config),
         "identity": contents.identity,
         "hashes": contents.hashes,

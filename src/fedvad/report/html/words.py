@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger
@@ -11,7 +12,9 @@ from fedvad.report.bench_tables import size
 from fedvad.report.html.record import Scores
 from fedvad.report.verdict import ALONE
 
-__all__ = ["warnings", "what_left", "what_rows_are", "what_weights_are"]
+__all__ = ["Sends", "warnings", "what_is_sent", "what_left"]
+
+Sends = Literal["rows", "weights", "sums"]
 
 _CHANCE = 0.01  # more false alarms than the target brings once in a hundred times are reported
 _MOST = 40  # warnings
@@ -20,11 +23,11 @@ _PLAIN = {"reduce": "coreset", "pull": 0.0, "update": "grow", "train_generator":
 
 
 def warnings(
-    results: Results, ledger: Ledger, scores: Scores | None, *, weights: bool = False
+    results: Results, ledger: Ledger, scores: Scores | None, *, sends: Sends = "rows"
 ) -> list[str]:
     """What an operator should know before trusting the numbers; at most 41 sentences.
 
-    weights: sites share the weights of a student, and there is no memory.
+    sends: what sites share; with `weights` there is a student and no memory.
     """
     found = []
     for entry in ledger.rounds:
@@ -41,7 +44,7 @@ def warnings(
     over = results.gain.get(ALONE)
     for site, change in ({} if over is None else over.sites).items():
         if change.high < 0:
-            better = "a student of its own" if weights else "--reference local"
+            better = "a student of its own" if sends == "weights" else "--reference local"
             found.append(
                 f"{site} is worse off than alone, by more than chance; for it {better} "
                 "may be the better choice."
@@ -104,7 +107,14 @@ def _too_many(alarms: int, n: int, target: float | None) -> bool:
     return float(binom.sf(alarms - 1, n, target)) < _CHANCE
 
 
-def what_rows_are(config: Mapping[str, object], dim: int | None) -> str:
+def what_is_sent(config: Mapping[str, object], dim: int | None, sends: Sends) -> str:
+    """What one upload is, by the configuration."""
+    if sends == "weights":
+        return _weights()
+    return _sums(config) if sends == "sums" else _rows(config, dim)
+
+
+def _rows(config: Mapping[str, object], dim: int | None) -> str:
     """What one uploaded row is, by the configuration: a real patch's features, or an average."""
     values = "a vector" if dim is None else f"a vector of {dim} numbers"
     precision = config.get("precision", "float16")
@@ -126,7 +136,7 @@ def what_rows_are(config: Mapping[str, object], dim: int | None) -> str:
     )
 
 
-def what_weights_are() -> str:
+def _weights() -> str:
     """What one upload of a student is."""
     return (
         "Each upload is the weights of the site's student network in float32, which the server "
@@ -135,8 +145,29 @@ def what_weights_are() -> str:
     )
 
 
+def _sums(config: Mapping[str, object]) -> str:
+    """What one upload of sums is, and what protects it."""
+    hidden = (
+        "under masks that cancel in the total of all sites, so the server sees that alone"
+        if config.get("masks", True)
+        else "without masks, so the server sees those of each site"
+    )
+    epsilon = config.get("epsilon")
+    noise = (
+        "There is no noise: what the total tells of single images is not bounded."
+        if epsilon is None
+        else f"Noise bounds what they tell of one image: differential privacy with epsilon "
+        f"{epsilon:g} at a delta of {config.get('delta', 1e-5):g}."
+    )
+    return (
+        "Uploads are a public key, then sums over all normal images of the site: of their patch "
+        f"features, then of products of these, {hidden}. No patch and no picture is among them. "
+        f"{noise}"
+    )
+
+
 def what_left(
-    results: Results, ledger: Ledger, dim: int | None, *, weights: bool = False
+    results: Results, ledger: Ledger, dim: int | None, *, sends: Sends = "rows"
 ) -> list[tuple[str, str]]:
     """(site, sentence) on what each site sent during training; names in order of first upload."""
     names = dict.fromkeys(s for entry in ledger.rounds for s in entry.sites)
@@ -151,7 +182,7 @@ def what_left(
             continue
         times = "once" if len(sent) == 1 else f"{len(sent)} times"
         values = "" if dim is None else f" ({rows * dim:,} values)"
-        what = "" if weights else f" {rows:,} rows{values},"
+        what = f" {rows:,} rows{values}," if sends == "rows" else ""
         text = f"sent {times}, together{what} {size(sum(sent))}"
         images = results.training_images.get(site)
         if images is not None:
