@@ -121,12 +121,11 @@ class SignalMemories(Trainer):
     ) -> None:
         self.settings = train
         net = signal_net(windows.shape[1], windows.shape[2], config, start)
-        mean, spread = (f(windows, (0, 2), np.float64) for f in (np.mean, np.std))
+        mean = windows.mean((0, 2), dtype=np.float64)
         # a channel that never changes is left as it is; its computed spread may be rounding
-        spread = np.where(np.ptp(windows, (0, 2)) > 0, spread, 1)
-        self.model = SignalModel(
-            net, config, start, mean.astype(np.float32), spread.astype(np.float32)
-        )
+        varies = np.ptp(windows, (0, 2)) > 0
+        spread = np.where(varies, windows.std((0, 2), dtype=np.float64), 1).astype(np.float32)
+        self.model = SignalModel(net, config, start, mean.astype(np.float32), spread)
         order = np.random.default_rng(seed).permutation(len(windows))
         count = max(1, round(_HELD_OUT * len(windows)))
         self._unseen, self._own = windows[order[:count]], windows[order[count:]]
