@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fedvad
+from fedvad.data.locks import only_one
 from fedvad.deploy import changes
 from fedvad.deploy.changes import forget_site, more_rounds
 from fedvad.errors import ConfigError
@@ -119,6 +120,18 @@ def test_a_kill_while_the_run_folder_is_replaced_loses_no_answer(
     run = deployment.run_of("birch")
     assert [a.values.name for a in TrainedRun.load(run).sites["birch"].answers] == [odd.name]
     assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
+def test_a_run_folder_in_use_is_replaced_at_the_next_launch(deployment: Deployment) -> None:
+    deployment.federate()
+    run = deployment.run_of("birch")
+    before = TrainedRun.load(run).memory
+    with only_one(run):  # somebody gives an answer
+        more_rounds(deployment.server(), "run", 1)
+        deployment.federate()
+        assert len(TrainedRun.load(run).memory) == len(before)
+    deployment.federate()
+    assert len(TrainedRun.load(run).memory) == 2 * len(before)
 
 
 def test_the_command(

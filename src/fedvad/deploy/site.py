@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fedvad._version import __version__
 from fedvad.data.files import locked
+from fedvad.data.locks import only_one
 from fedvad.deploy.settings import SiteSettings, check_run_name
 from fedvad.deploy.sharing import KEY, read_counts, take, write_counts
 from fedvad.errors import ConfigError, DataError, FedvadError, PayloadError
@@ -203,7 +204,8 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         if config.shared_threshold:
             write_counts(fresh, calibration.counts)
         if (out / DETECTOR_FILE).is_file():
-            keep_answers(out, fresh)
+            with only_one(out):  # an answer that is being written would bring the old run back
+                keep_answers(out, fresh)
         (fresh / mark.name).write_text(digest)
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():

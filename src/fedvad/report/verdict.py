@@ -105,6 +105,8 @@ def advice(results: Results) -> list[str]:
             )
         if short:
             ways.insert(0, "more good images")
+        if results.privacy is not None and results.privacy.epsilon is not None:
+            ways.insert(0, "less noise (--epsilon, or --noise)")
         last = ways.pop()
         ways = [f"{', '.join(ways)} or {last}"] if ways else [last]
         found.append(

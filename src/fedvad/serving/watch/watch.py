@@ -49,6 +49,7 @@ __all__ = ["watch"]
 log = logging.getLogger(__name__)
 
 _CHUNK = 16  # images scored before their rows are written
+_LEAST_NORMALS = 30  # of fewer, half of which make the mean picture, nothing can be said
 _LAST_WAIT = 10.0  # seconds that rows may take to be delivered at the end
 
 Pixels = npt.NDArray[np.uint8]
@@ -258,6 +259,11 @@ class _Watch:
             settings = kept.model_copy(update={"since": self._number + 1})
         if normals is not None:
             paths = read_images([normals])
+            if len(paths) < _LEAST_NORMALS:
+                raise DataError(
+                    f"--normals {normals} holds {len(paths)} images: give {_LEAST_NORMALS} or more, "
+                    "or omit it, and the first images of the watch are compared with"
+                )
             write_normals(self._out, normals_from(read_rgb(p, max_pixels=ANY_SIZE) for p in paths))
             self._recent.before([read_rgb(p, max_pixels=ANY_SIZE) for p in paths[:6]])
         settings.write(self._out)
