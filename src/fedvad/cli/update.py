@@ -77,8 +77,8 @@ def update(
         limit = " to ".join(map(limit_words, found["threshold"].values()))
         typer.echo(
             f"{name}: {found['images']} new images; rows {found['rows']['before']} to "
-            f"{found['rows']['now']}; threshold {limit}; alarms on {found['scored']} of them "
-            f"{_known(found['alarms']['before'])} to {_known(found['alarms']['now'])}"
+            f"{found['rows']['now']}; threshold {limit}; alarms among {found['scored']} of them: "
+            f"{_known(found['alarms']['before'])} before, {_known(found['alarms']['now'])} now"
         )
     rows = done["memory_rows"]
     typer.echo(f"memory of all sites: {rows['before']} to {rows['now']} rows")

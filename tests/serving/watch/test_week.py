@@ -17,7 +17,7 @@ from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.report.week_sheet import TITLE
 from fedvad.serving.watch.log import WatchLog
 from fedvad.serving.watch.pictures import picture_of
-from fedvad.serving.watch.state import Settings, week_rows
+from fedvad.serving.watch.state import Settings, read_settings, week_rows
 from tests.helpers import run_main
 
 LAST = datetime.fromisoformat("2026-03-08T12:00:00+01:00")
@@ -100,3 +100,15 @@ def test_the_command_and_its_mistakes(
         fedvad.week(line, tmp_path / "mine.html")
     with pytest.raises(DataError, match="no image"):
         fedvad.week(line, out, until=date(2020, 1, 1))
+
+
+def test_a_file_that_was_still_being_written_is_counted_once(line: Path, tmp_path: Path) -> None:
+    read_settings(line).write(tmp_path)
+    row = (line / "results.jsonl").read_text().splitlines()[0]
+    good = json.loads(row) | {"path": "/line/slow.png"}
+    bad = good | {"score": None, "anomalous": None, "error": "is cut off"}
+    log = WatchLog(tmp_path)
+    log.append([bad | {"number": 1}, good | {"number": 2}])
+    log.close()
+    found = fedvad.week(tmp_path, tmp_path / "week.html")
+    assert (found["images"], found["unreadable"]) == (1, 0)

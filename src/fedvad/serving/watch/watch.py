@@ -261,8 +261,8 @@ class _Watch:
             paths = read_images([normals])
             if len(paths) < _LEAST_NORMALS:
                 raise DataError(
-                    f"--normals {normals} holds {len(paths)} images: give {_LEAST_NORMALS} or more, "
-                    "or omit it, and the first images of the watch are compared with"
+                    f"--normals {normals} holds {len(paths)} images: give {_LEAST_NORMALS} or "
+                    "more, or omit it, and the first images of the watch take their place"
                 )
             write_normals(self._out, normals_from(read_rgb(p, max_pixels=ANY_SIZE) for p in paths))
             self._recent.before([read_rgb(p, max_pixels=ANY_SIZE) for p in paths[:6]])

@@ -33,6 +33,9 @@ def week(folder: Path, out: Path, *, until: date | None = None) -> dict[str, Any
         raise ConfigError(f"--out {out} must end in .pdf or .html")
     settings = read_settings(folder)
     rows = week_rows(folder, until)
+    # a file that was looked at while somebody still wrote it is counted once it could be read
+    read = {row["path"] for row in rows if row["error"] is None}
+    rows = [row for row in rows if row["error"] is None or row["path"] not in read]
     if not rows:
         raise DataError(f"{folder}: no image came in that week")
     last = until or rows[-1]["day"]
