@@ -130,6 +130,7 @@ def test_every_row_is_on_the_disk_before_it_is_given(
         ({"webhook": "ftp://here"}, ConfigError, "--webhook"),
         ({"source": "nowhere"}, DataError, "no such folder"),
         ({"out": "inside"}, ConfigError, "folder"),
+        ({"normals": "few"}, DataError, "30 or more"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_scored(
@@ -139,6 +140,8 @@ def test_wrong_options_are_refused_before_anything_is_scored(
     given: dict[str, Any] = ONCE | {"source": line, "out": tmp_path / "out"} | options
     if given["out"] == "inside":
         given["out"] = line / "out"
+    if "normals" in given:
+        given["normals"] = line
     with pytest.raises(error, match=words):
         fedvad.watch(trained[0], **given)
     assert not (tmp_path / "out/results.jsonl").exists()
