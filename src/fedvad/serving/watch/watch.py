@@ -88,6 +88,11 @@ def watch(
             raise ConfigError(f"{name} is {value}; it must lie between 0 and 1")
     if not 0 < every < 86400:
         raise ConfigError(f"every is {every}; it must be a number of seconds, above 0")
+    if normals is not None and (count := len(read_images([normals]))) < _LEAST_NORMALS:
+        raise DataError(
+            f"--normals {normals} holds {count} images: give {_LEAST_NORMALS} or more, or omit it, "
+            "and the first images of the watch take their place"
+        )
     with ExitStack() as stack:
         stack.enter_context(only_one(out))
         predictor = stack.enter_context(
@@ -259,11 +264,6 @@ class _Watch:
             settings = kept.model_copy(update={"since": self._number + 1})
         if normals is not None:
             paths = read_images([normals])
-            if len(paths) < _LEAST_NORMALS:
-                raise DataError(
-                    f"--normals {normals} holds {len(paths)} images: give {_LEAST_NORMALS} or "
-                    "more, or omit it, and the first images of the watch take their place"
-                )
             write_normals(self._out, normals_from(read_rgb(p, max_pixels=ANY_SIZE) for p in paths))
             self._recent.before([read_rgb(p, max_pixels=ANY_SIZE) for p in paths[:6]])
         settings.write(self._out)
