@@ -26,6 +26,7 @@ __all__ = ["FIRST", "MOST_STOPPED", "Change", "ChangeWatch", "Normals", "normals
 FIRST = 50  # images that are compared with, where there are no others
 MOST_STOPPED = 0.1
 _RECENT = 20
+_NOW = 6  # latest images: after an alarm most of the last 20 may be from before
 _SCORES = {"score": "scores", "stopped": "scores"}
 # Smaller moves are certain after many images and of no use to anybody. Of the score: a share.
 _LEAST = {
@@ -94,6 +95,13 @@ class _Series:
     def middle(self, values: Iterable[float]) -> float:
         """The median, or the share of those that have a property."""
         return fmean(values) if isinstance(self.test, ShareTest) else median(values)
+
+    def now(self) -> float | None:
+        """What it is now; None before the first image."""
+        recent = list(self.recent)
+        if not isinstance(self.test, ShareTest):
+            recent = recent[-_NOW:]
+        return float(self.middle(recent)) if recent else None
 
 
 class ChangeWatch:
@@ -193,7 +201,7 @@ class ChangeWatch:
                 name=name,
                 kind=(KINDS | _SCORES)[name],
                 before=one.before,
-                now=float(one.middle(one.recent)) if one.recent else None,
+                now=one.now(),
                 peak=one.test.peak,
                 since=one.since,
             )
