@@ -67,6 +67,7 @@ def test_the_thread_ends_with_the_work() -> None:
 def _scoring(request: pytest.FixtureRequest, monkeypatch: Patch) -> Iterator[None]:
     sent = getattr(signal, request.param)
     before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and so it stays
 
     def predict(*_: Any, progress: Any, **__: Any) -> Any:
         Stage(progress, "scoring", 1)()
