@@ -18,7 +18,6 @@ from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.parameters import parameters_of, under
 from fedvad.detectors.student.site import StudentSite
 from fedvad.errors import ConfigError, PayloadError
-from fedvad.evaluation.histograms import count
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
@@ -43,7 +42,7 @@ from fedvad.runs.students import (
     student_detectors,
     student_phases,
 )
-from fedvad.runs.thresholds import Calibration, find_thresholds
+from fedvad.runs.thresholds import Calibration, calibrate_shared
 
 __all__ = ["StudentMethod"]
 
@@ -181,19 +180,11 @@ class StudentMethod(Method):
 
     def calibration(self, run: Run, progress: Progress) -> Calibration:
         """See `Method.calibration`; no site has a student of its own to compare with."""
-        config = self.config
         scores = {
             name: detector.score(self.members[name].unseen).image
             for name, detector in self._live.items()
         }
-        found = find_thresholds(scores, config.target_fpr, config.threshold_rule)
-        for name, model in run.sites.items():
-            if name in found:
-                model.thresholds["global"] = found[name]
-            else:
-                log.warning("%s: too few normal images for a threshold", name)
-        counts = sum((count(own) for own in scores.values()), count([]))
-        return Calibration(counts={"global": counts}, images=sum(map(len, scores.values())))
+        return calibrate_shared(run, scores, self.config)
 
     def baseline(
         self, name: Baseline, progress: Progress = no_progress

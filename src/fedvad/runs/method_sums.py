@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -17,7 +16,6 @@ from fedvad.detectors.sums.gaussian import Gaussian, SumsScorer
 from fedvad.detectors.sums.site import SumsConfig, SumsSite, gaussian_of
 from fedvad.detectors.sums.statistics import Space
 from fedvad.errors import ConfigError, DataError
-from fedvad.evaluation.histograms import count
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
@@ -42,11 +40,9 @@ from fedvad.runs.phases import Phase
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Run
 from fedvad.runs.sums_run import SumsModel, SumsRun
-from fedvad.runs.thresholds import Calibration, find_thresholds
+from fedvad.runs.thresholds import Calibration, calibrate_shared
 
 __all__ = ["SumsMethod"]
-
-log = logging.getLogger(__name__)
 
 
 class SumsMethod(Method):
@@ -178,14 +174,7 @@ class SumsMethod(Method):
             asked = site.features.subset([able[i] for i in chosen[name]])
             own = "scatter" in site.sent
             scores[name] = self._unseen(run.gaussian, asked, own, stage)
-        found = find_thresholds(scores, self.config.target_fpr, self.config.threshold_rule)
-        for name, model in run.sites.items():
-            if name in found:
-                model.thresholds["global"] = found[name]
-            else:
-                log.warning("%s: too few normal images for a threshold", name)
-        counts = sum((count(own) for own in scores.values()), count([]))
-        return Calibration(counts={"global": counts}, images=sum(map(len, scores.values())))
+        return calibrate_shared(run, scores, self.config)
 
     def baseline(
         self, name: Baseline, progress: Progress = no_progress

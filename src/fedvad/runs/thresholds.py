@@ -22,8 +22,17 @@ from fedvad.half import to_float
 from fedvad.runs.config import Reference, ThresholdRule, TrainConfig
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.progress import Progress, Stage
+from fedvad.runs.run import Run
 
-__all__ = ["Calibration", "Counts", "calibrate", "find_thresholds", "retarget", "share_threshold"]
+__all__ = [
+    "Calibration",
+    "Counts",
+    "calibrate",
+    "calibrate_shared",
+    "find_thresholds",
+    "retarget",
+    "share_threshold",
+]
 
 log = logging.getLogger(__name__)
 Scores = npt.NDArray[np.float64]
@@ -110,6 +119,21 @@ def calibrate(
                 "share_nearer": float(np.mean(ours < alone)),
             }
     return found
+
+
+def calibrate_shared(run: Run, scores: Mapping[str, Scores], config: TrainConfig) -> Calibration:
+    """Fill in the thresholds of a run in which no site has a memory of its own.
+
+    scores: by site, (n,) of held-out normal images.
+    """
+    found = find_thresholds(scores, config.target_fpr, config.threshold_rule)
+    for name, model in run.sites.items():
+        if name in found:
+            model.thresholds["global"] = found[name]
+        else:
+            log.warning("%s: too few normal images for a threshold", name)
+    counts = sum((count(own) for own in scores.values()), count([]))
+    return Calibration(counts={"global": counts}, images=sum(map(len, scores.values())))
 
 
 def find_thresholds(
