@@ -66,11 +66,18 @@ def _page(name: str) -> str:
     return (DOCS / f"{name}.md").read_text(encoding="utf-8")
 
 
+def _files(pattern: str) -> list[str]:
+    return sorted(map(str, Path().glob(pattern)))
+
+
 def _play(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Run a block of a page in the current folder, its `fedvad` commands in this process."""
     for line in script.replace("\\\n", " ").splitlines():
         if line.startswith("fedvad "):
-            code = run_main(monkeypatch, *shlex.split(line, comments=True)[1:])
+            words = shlex.split(line, comments=True)[1:]
+            # as a shell would
+            words = [w for word in words for w in (_files(word) if "*" in word else [word])]
+            code = run_main(monkeypatch, *words)
             assert code == 0, f"{line}\n{capsys.readouterr().err}"
         elif line and not line.startswith("#"):
             subprocess.run(["bash", "-euo", "pipefail", "-c", line], env=_environment(), check=True)
@@ -177,7 +184,7 @@ def test_what_a_researcher_adds_passes_the_contract(tmp_path: Path) -> None:
         assert not (tmp_path / name).exists()
         (tmp_path / name).write_text(text)
     lines = re.findall(
-        r"[Ll]ine in `([^`]+)`, below `([^`]+)`:\n\n```python\n(.*?)```", page, re.DOTALL
+        r"[Ll]ine in `([^`]+)`, below `([^`]+)`:\n\n```text\n(.*?)```", page, re.DOTALL
     )
     assert (len(files), len(lines)) == (3, 5)
     for name, above, text in lines:
