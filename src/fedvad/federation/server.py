@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.federation.mailboxes.state import RunState
 from fedvad.federation.payload import Payload
+from fedvad.federation.receipt import Receipt
 from fedvad.federation.vote import ExchangeFor, choose_exchange
 
 __all__ = ["Missing", "Receipt", "Server"]
@@ -27,39 +27,6 @@ log = logging.getLogger(__name__)
 
 Missing = Literal["keep", "drop"]
 _MAX_BYTES = 1 << 30
-
-
-@dataclass(eq=False)
-class Receipt:
-    """What became of one answer of a site.
-
-    Attributes
-    ----------
-    site, label : str
-        Who sent it, and what the answer is called in the ledger when it is refused.
-    size : int
-        Its bytes as they travelled.
-    payloads : list of Payload
-        What it holds; empty where it could not be parsed.
-    refused : str
-        Why nothing of it counts, "" if nothing speaks against it; final once the round is closed.
-    """
-
-    site: str
-    label: str
-    size: int
-    payloads: list[Payload] = field(default_factory=list)
-    refused: str = ""
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the answer counts, as far as is known."""
-        return not self.refused
-
-    @property
-    def first_round(self) -> int:
-        """The earliest round that the answer speaks of; 0 for none."""
-        return min((p.manifest.round for p in self.payloads), default=0)
 
 
 class Server:
