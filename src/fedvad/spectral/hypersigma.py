@@ -21,7 +21,16 @@ from fedvad.spectral.published import load_branch
 from fedvad.spectral.rx import rx
 from fedvad.spectral.sigma import SIZES, SigmaNet, SigmaSize
 
-__all__ = ["IGNORED", "hypersigma", "mixed", "pseudo_labels", "starts", "stitched", "whitened"]
+__all__ = [
+    "IGNORED",
+    "coarse_map",
+    "hypersigma",
+    "mixed",
+    "pseudo_labels",
+    "starts",
+    "stitched",
+    "whitened",
+]
 
 IGNORED = 255
 _BACKGROUND, _ODD = 0.3, 0.0015
@@ -101,15 +110,13 @@ def hypersigma(
         raise ConfigError(
             f"branches is {branches!r}: both or spatial; score {score!r}: mixed or margin"
         )
-    if coarse is not None and coarse.shape != cube.shape[:2]:
-        raise DataError(f"the coarse map is {coarse.shape}, the scene {cube.shape[:2]}")
     if spectral_weights is not None and branches == "spatial":
         raise ConfigError("branches is 'spatial': omit spectral_weights")
     if pretraining < 0 or epochs < 1 or not rate > 0:
         raise ConfigError("pretraining must be at least 0, epochs 1, and rate above 0")
     spectra = normalised(cube, "band_std")
     features = spectra if components is None else whitened(cube, components)
-    coarse = rx(cube) if coarse is None else coarse
+    coarse = coarse_map(cube, coarse)
     labels = pseudo_labels(coarse)
     height, width = labels.shape
     missing = [(0, max(0, tile - side)) for side in (height, width)]
@@ -138,6 +145,19 @@ def hypersigma(
     scores = [(logits[1] - logits[0]).double().numpy() for logits in found]
     refined = stitched(scores, corners, labels.shape)[:height, :width]
     return refined if score == "margin" else mixed(refined, coarse)
+
+
+def coarse_map(cube: Cube, given: NDArray[np.floating] | None) -> NDArray[np.floating]:
+    """The map that is refined: RX of the cube unless another is given.
+
+    Raises `DataError` for a map of another size.
+
+    >>> coarse_map(np.random.default_rng(0).random((9, 8, 3)), None).shape
+    (9, 8)
+    """
+    if given is not None and given.shape != cube.shape[:2]:
+        raise DataError(f"the coarse map is {given.shape}, the scene {cube.shape[:2]}")
+    return rx(cube) if given is None else given
 
 
 def pseudo_labels(coarse: NDArray[np.floating]) -> NDArray[np.uint8]:

@@ -7,11 +7,10 @@ import torch
 from numpy.typing import NDArray
 
 from fedvad.data.cubes.scene import Cube
-from fedvad.errors import ConfigError, DataError
+from fedvad.errors import ConfigError
 from fedvad.spectral.classify import logits_of, patches_around, train
 from fedvad.spectral.dsformer import DSFormer, DSFormerSize
-from fedvad.spectral.hypersigma import mixed, pseudo_labels, whitened
-from fedvad.spectral.rx import rx
+from fedvad.spectral.hypersigma import coarse_map, mixed, pseudo_labels, whitened
 
 __all__ = ["dsformer"]
 
@@ -73,9 +72,7 @@ def dsformer(
             f"background and epochs must be at least 1, rate above 0, and {_PATCH} a multiple of "
             f"the token's side {size.token}"
         )
-    if coarse is not None and coarse.shape != cube.shape[:2]:
-        raise DataError(f"the coarse map is {coarse.shape}, the scene {cube.shape[:2]}")
-    coarse = rx(cube) if coarse is None else coarse
+    coarse = coarse_map(cube, coarse)
     labels = pseudo_labels(coarse)
     rng = np.random.default_rng(seed)
     usual = np.argwhere(labels == 0)

@@ -88,10 +88,11 @@ def watch(
             raise ConfigError(f"{name} is {value}; it must lie between 0 and 1")
     if not 0 < every < 86400:
         raise ConfigError(f"every is {every}; it must be a number of seconds, above 0")
-    if normals is not None and (count := len(read_images([normals]))) < _LEAST_NORMALS:
+    usual = () if normals is None else read_images([normals])
+    if normals is not None and len(usual) < _LEAST_NORMALS:
         raise DataError(
-            f"--normals {normals} holds {count} images: give {_LEAST_NORMALS} or more, or omit it, "
-            "and the first images of the watch take their place"
+            f"--normals {normals} holds {len(usual)} images: give {_LEAST_NORMALS} or more, or "
+            "omit it, and the first images of the watch take their place"
         )
     with ExitStack() as stack:
         stack.enter_context(only_one(out))
@@ -123,7 +124,7 @@ def watch(
             alpha=alpha,
             most_stopped=most_stopped,
         )  # fmt: skip
-        working = _Watch(out, predictor, images, settings, normals)
+        working = _Watch(out, predictor, images, settings, usual)
         stack.callback(working.close)
         for name, deliver in deliveries:
             working.send(name, deliver)
@@ -149,7 +150,7 @@ class _Watch:
 
     def __init__(
         self, out: Path, predictor: Predictor, source: Source, settings: Settings,
-        normals: Path | None,
+        normals: Sequence[Path],
     ) -> None:  # fmt: skip
         self.source = source
         self._out, self._predictor = out, predictor
@@ -247,7 +248,7 @@ class _Watch:
         except ImageError as error:
             return str(error)
 
-    def _settled(self, settings: Settings, normals: Path | None) -> Settings:
+    def _settled(self, settings: Settings, normals: Sequence[Path]) -> Settings:
         """The settings to go on with; raises `ConfigError` for those of another watch."""
         if holds_watch(self._out):
             before = read_settings(self._out)
@@ -262,10 +263,10 @@ class _Watch:
                 return before
             log.warning("the run or the options changed: the comparison begins again")
             settings = kept.model_copy(update={"since": self._number + 1})
-        if normals is not None:
-            paths = read_images([normals])
-            write_normals(self._out, normals_from(read_rgb(p, max_pixels=ANY_SIZE) for p in paths))
-            self._recent.before([read_rgb(p, max_pixels=ANY_SIZE) for p in paths[:6]])
+        if normals:
+            found = normals_from(read_rgb(p, max_pixels=ANY_SIZE) for p in normals)
+            write_normals(self._out, found)
+            self._recent.before([read_rgb(p, max_pixels=ANY_SIZE) for p in normals[:6]])
         settings.write(self._out)
         return settings
 
