@@ -53,7 +53,7 @@ from fedvad.report.contact_sheet import contact_sheet
 from fedvad.verbs.outputs import panels
 
 # The first of each method is its shipped default. Amplification and the loss of hard examples are
-# crossed, so that each can be told from the other.
+# crossed, so that their effects can be separated.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "patchcore": ("patchcore", {}),
     "feddymem": ("feddymem", {}),
@@ -113,10 +113,10 @@ def pooled(folder: Path) -> Site:
 
 def measured(name: str, seed: int, data: Site, arguments: argparse.Namespace) -> dict[str, Any]:
     """The result of one run, from its file if it is there."""
-    told = {k: str(v) for k, v in vars(arguments).items() if k not in _NO_MATTER}
+    reported = {k: str(v) for k, v in vars(arguments).items() if k not in _NO_MATTER}
     files = "\n".join(map(str, (*data.train.paths, *data.test.paths)))
     digest = hashlib.sha256(files.encode(errors="replace")).hexdigest()
-    key = json.dumps([name, repr(VARIANTS[name]), seed, digest, told], sort_keys=True)
+    key = json.dumps([name, repr(VARIANTS[name]), seed, digest, reported], sort_keys=True)
     file = None
     if arguments.out is not None:
         file = arguments.out / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

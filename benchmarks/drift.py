@@ -120,10 +120,10 @@ def main() -> None:
                             float(np.mean(np.array(scores[first:]) > limit.value))
                         )
         for change, found in named.items():
-            told = ", ".join(f"{kinds} ({count})" for kinds, count in found.most_common())
+            reported = ", ".join(f"{kinds} ({count})" for kinds, count in found.most_common())
             delay = f"{np.median(delays[change]):.0f}" if delays[change] else "–"
             share = f"{np.mean(shares[change]):.2f}" if shares[change] else "–"
-            print(f"| {name} | {change} | {told} | {delay} | {share} |", flush=True)
+            print(f"| {name} | {change} | {reported} | {delay} | {share} |", flush=True)
 
 
 if __name__ == "__main__":

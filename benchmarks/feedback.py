@@ -89,11 +89,11 @@ def answer(
         )  # fmt: skip
     except fedvad.FedvadError:  # nothing of it may be normal, or it is known
         return run, True
-    told = AnswerValues(
+    reported = AnswerValues(
         number=given + 1, date="", verdict=verdict, image=f"{at}", name="", region=None,
         score=score, rows=len(patches),
     )  # fmt: skip
-    return answered(run, case.site, told, patches), True
+    return answered(run, case.site, reported, patches), True
 
 
 def main() -> None:

@@ -53,9 +53,9 @@ def watch_kills(run: Path, image: Path, folder: Path, kills: int, seed: int) -> 
     line.mkdir(parents=True)
     given: list[str] = []
 
-    def work(told: int) -> None:
+    def work(writer: int) -> None:
         for row in fedvad.watch(run, line, **options):
-            os.write(told, f"{row['number']} {row['path']}\n".encode())
+            os.write(writer, f"{row['number']} {row['path']}\n".encode())
 
     begin = time.perf_counter()
     list(fedvad.watch(run, image.parent, **(options | {"out": folder / "first"})))
@@ -63,13 +63,13 @@ def watch_kills(run: Path, image: Path, folder: Path, kills: int, seed: int) -> 
     for kill in range(kills + 1):
         for i in range(8):
             shutil.copy(image, line / f"{kill:03d}-{i:02d}.png")
-        heard, told = os.pipe()
-        child = _start(lambda told=told: work(told))
-        os.close(told)
+        reader, writer = os.pipe()
+        child = _start(lambda writer=writer: work(writer))
+        os.close(writer)
         if kill < kills:  # the last one may end
             time.sleep(float(rng.uniform(0.2, 2)) * length)
             os.kill(child, signal.SIGKILL)
-        with os.fdopen(heard) as lines:
+        with os.fdopen(reader) as lines:
             given += lines.read().splitlines()
         os.waitpid(child, 0)
     rows = list(read_log(out))
@@ -115,7 +115,7 @@ def main() -> None:
                 (3, 2),
             ),
         }
-        told: Counter[str] = Counter()
+        reported: Counter[str] = Counter()
         wrong = 0
         for verb, (work, state, (before, after)) in verbs.items():
             times = []
@@ -140,14 +140,14 @@ def main() -> None:
                 fine &= os.waitstatus_to_exitcode(ended) == 0 or found == after
                 wrong += not fine
                 when = "before" if found == before else "after"
-                told[f"{verb}: {'killed' if killed else 'ended'}, the run is as {when}"] += 1
+                reported[f"{verb}: {'killed' if killed else 'ended'}, the run is as {when}"] += 1
                 shutil.rmtree(run)
         kills = given.kills - len(verbs) * (given.kills // (len(verbs) + 1))
         lost = watch_kills(whole, good / "000.png", folder / "watched", kills, given.seed)
-        told["watch: killed"] += kills
+        reported["watch: killed"] += kills
         wrong += len(lost)
         print(*lost, sep="\n")
-        for what, number in sorted(told.items()):
+        for what, number in sorted(reported.items()):
             print(f"  {number:4d} {what}")
         print(f"runs that lost something, or could not be ended: {wrong}")
     sys.exit(wrong > 0)

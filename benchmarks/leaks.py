@@ -139,7 +139,7 @@ def measure(
         own = federate(replaced(config), members, extractor)[0]
         for site in sites:
             home[site.name] = own[site.name], auroc(site, own[site.name], config, extractor, every)
-    told: dict[str, list[float]] = {}
+    reported: dict[str, list[float]] = {}
     for site in sites:
         mine, alone = home[site.name]
         both = concatenate([merged, mine])
@@ -148,7 +148,7 @@ def measure(
             ("union", auroc(site, both, config, extractor, every)),
             ("alone", alone),
         ):
-            told.setdefault(key, []).append(value)
+            reported.setdefault(key, []).append(value)
         others = concatenate([b for n, b in uploads.items() if n != site.name])
         audited, _ = audit_rows(
             uploads[site.name].vectors,
@@ -164,11 +164,11 @@ def measure(
             ("explained", audited["inversion"]["explained"]),
             ("ceiling", audited["inversion"]["ceiling"]),
         ):
-            told.setdefault(key, []).append(value)
+            reported.setdefault(key, []).append(value)
     guarantee = privacy(config) or {}
     return {
-        **{key: mean(values) for key, values in told.items()},
-        "worst": min(told["global"]),
+        **{key: mean(values) for key, values in reported.items()},
+        "worst": min(reported["global"]),
         "rows": len(uploads[sites[0].name]),
         "epsilon": guarantee.get("epsilon"),
         "clip": config.clip,

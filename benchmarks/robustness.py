@@ -117,7 +117,7 @@ def measure(
 ) -> dict[str, Any]:
     """Every attack by these malicious sites: rows by scenario, then AUROC and recall."""
     memories: dict[str, np.ndarray] = {}
-    told: dict[str, dict[str, str]] = {}
+    reported: dict[str, dict[str, str]] = {}
     trust: dict[str, dict[str, float]] = {}
 
     def merge(name: str, sent: Uploads) -> None:
@@ -129,7 +129,7 @@ def measure(
             key = f"{name}|{'defended' if defended else 'attacked'}"
             memories[key] = merged.vectors
             if exchange.verdict:
-                told[name] = exchange.verdict.reasons
+                reported[name] = exchange.verdict.reasons
                 trust[name] = exchange.verdict.trust
 
     merge("none", uploads)
@@ -146,7 +146,7 @@ def measure(
         }
         for key, values in tested[name].scores(at_home).items():
             scores.setdefault(key, {})[name] = _figures(values, tested[name].labels)
-    return {"scores": scores, "told": told, "trust": trust}
+    return {"scores": scores, "reported": reported, "trust": trust}
 
 
 def attacks(

@@ -175,12 +175,14 @@ def main() -> None:
     images = [to_float(x) for x in described([path for path, _ in scored])]
     for seed in map(int, arguments.seeds.split(",")):
         for lying, robust in ((False, False), (True, False), (True, True)):
-            bank, told = simulate(
+            bank, reported = simulate(
                 flat[0], flat[1], sites=arguments.sites, region=arguments.region, lying=lying,
                 robust=robust, seed=seed,
             )  # fmt: skip
-            told["auroc"] = auroc(bank, images, [label for _, label in scored])
-            print(json.dumps({"seed": seed, "lying": lying, "robust": robust, **told}), flush=True)
+            reported["auroc"] = auroc(bank, images, [label for _, label in scored])
+            print(
+                json.dumps({"seed": seed, "lying": lying, "robust": robust, **reported}), flush=True
+            )
 
 
 if __name__ == "__main__":

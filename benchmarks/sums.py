@@ -167,21 +167,21 @@ def measure(
             times[name] = rng.multinomial(int(size), np.full(len(own), 1 / len(own)))
     found = federate(points, space, times, epsilon, seed)
     scorer = SumsScorer(space, found, scoring)
-    told: dict[str, Any] = {"auroc": [auroc(scorer, *tests[name]) for name in points]}
+    reported: dict[str, Any] = {"auroc": [auroc(scorer, *tests[name]) for name in points]}
     if math.isinf(epsilon):
         alone = [federate({name: points[name]}, space, times, epsilon, seed) for name in points]
-        told["alone"] = [
+        reported["alone"] = [
             auroc(SumsScorer(space, own, scoring), *tests[name])
             for name, own in zip(points, alone, strict=True)
         ]
     if size == "half":
-        told["membership"] = attack(points, space, times, outside, found, seed, list(points))
-        told["membership_site"] = []
+        reported["membership"] = attack(points, space, times, outside, found, seed, list(points))
+        reported["membership_site"] = []
         for one in points:
             bare = federate({one: points[one]}, space, times, epsilon, seed)
             found_out = attack(points, space, times, outside, bare, seed, [one])
-            told["membership_site"].append(found_out)
-    return told
+            reported["membership_site"].append(found_out)
+    return reported
 
 
 def federate(

@@ -73,8 +73,8 @@ def update(
     Examples
     --------
     >>> import fedvad
-    >>> told = fedvad.update("run", "plants/birch/test/good", site="birch", dry_run=True)
-    >>> told["sites"]["birch"]["images"], told["dry_run"]
+    >>> result = fedvad.update("run", "plants/birch/test/good", site="birch", dry_run=True)
+    >>> result["sites"]["birch"]["images"], result["dry_run"]
     (3, True)
     """
     return _update(
@@ -113,7 +113,7 @@ def undo_update(run: AnyPath) -> dict[str, Any]:
     >>> import shutil
     >>> import fedvad
     >>> grown = shutil.copytree("run", "grown")
-    >>> told = fedvad.update(grown, "plants/birch/test/good", site="birch")
+    >>> result = fedvad.update(grown, "plants/birch/test/good", site="birch")
     >>> fedvad.undo_update(grown)["undone"]
     True
     """
@@ -174,8 +174,8 @@ def forget(
     >>> import shutil
     >>> import fedvad
     >>> left = shutil.copytree("run", "left")
-    >>> told = fedvad.forget(left, site="birch", no_receipt=True)
-    >>> "birch" in told["sites_left"]
+    >>> result = fedvad.forget(left, site="birch", no_receipt=True)
+    >>> "birch" in result["sites_left"]
     False
     """
     return _forget(
@@ -239,8 +239,8 @@ def feedback(
     >>> import shutil
     >>> import fedvad
     >>> run = shutil.copytree("run", "answered")
-    >>> told = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
-    >>> told["number"], told["verdict"], told["score_now"] < told["score"]
+    >>> result = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
+    >>> result["number"], result["verdict"], result["score_now"] < result["score"]
     (1, 'normal', True)
     """
     return _feedback(
@@ -306,8 +306,8 @@ def share_feedback(run: AnyPath) -> dict[str, Any]:
     >>> import shutil
     >>> import fedvad
     >>> run = shutil.copytree("run", "shared")
-    >>> told = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
-    >>> fedvad.share_feedback(run)["rows"] == {"birch": told["rows"]}
+    >>> result = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
+    >>> fedvad.share_feedback(run)["rows"] == {"birch": result["rows"]}
     True
     """
     return _share_feedback(as_path(run, "run"))
@@ -338,8 +338,8 @@ def undo_feedback(run: AnyPath, number: int) -> dict[str, Any]:
     >>> import shutil
     >>> import fedvad
     >>> run = shutil.copytree("run", "undone")
-    >>> told = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
-    >>> bool(fedvad.undo_feedback(run, told["number"])["undone"])
+    >>> result = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
+    >>> bool(fedvad.undo_feedback(run, result["number"])["undone"])
     True
     """
     return _undo_feedback(as_path(run, "run"), number)

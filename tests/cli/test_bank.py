@@ -79,22 +79,22 @@ def fedvad(monkeypatch: Patch, capsys: Capture, plants: Path, tmp_path: Path) ->
 def test_the_whole_walk(fedvad: Commands) -> None:
     fedvad.keys()
     for site in SITES:
-        told = fedvad.first(site)
-        assert told["round"] == 1
-        assert told["bytes"] == Path(f"{site}.fedvad").stat().st_size
+        reported = fedvad.first(site)
+        assert reported["round"] == 1
+        assert reported["bytes"] == Path(f"{site}.fedvad").stat().st_size
     files = [f"{site}.fedvad" for site in SITES]
     assert fedvad.ok("bank", "merge", *files, *fedvad.server)["accepted"].keys() == set(SITES)
     for site in SITES:
         assert fedvad.ok(*fedvad.take(site))["run"] is None
     for site in ("alder", "cedar"):  # birch skips; options are remembered
         assert fedvad.export(site)["round"] == 2
-    told = fedvad.ok("bank", "merge", "alder.fedvad", "cedar.fedvad", *fedvad.server)
-    assert told["round"] == 2
-    assert told["kept"] == ["birch"]
-    told = fedvad.ok(*fedvad.take("birch"), "--out", "run")
-    assert told["threshold"] > 0
+    reported = fedvad.ok("bank", "merge", "alder.fedvad", "cedar.fedvad", *fedvad.server)
+    assert reported["round"] == 2
+    assert reported["kept"] == ["birch"]
+    reported = fedvad.ok(*fedvad.take("birch"), "--out", "run")
+    assert reported["threshold"] > 0
     results = fedvad.ok("evaluate", "run", fedvad.plants / "birch")
-    assert results["threshold"]["sites"]["birch"]["threshold"] == told["threshold"]
+    assert results["threshold"]["sites"]["birch"]["threshold"] == reported["threshold"]
     image = next((fedvad.plants / "birch/test").rglob("*.png"))
     assert fedvad.ok("predict", "run", image)["site"] == "birch"
     assert fedvad.ok("inspect", "run")["sites"][0]["name"] == "birch"
@@ -156,15 +156,15 @@ class TestAudit:
     def test_an_upload(self, fedvad: Commands) -> None:
         fedvad.keys()
         made = fedvad.first("alder")
-        told = fedvad.ok("inspect", "alder.fedvad", "--trust", "trust")
-        assert told["kind"] == "signed message"
+        reported = fedvad.ok("inspect", "alder.fedvad", "--trust", "trust")
+        assert reported["kind"] == "signed message"
         shared = ("site", "round", "rows", "values_per_row", "dtype", "features")
         for key in (*shared, "n_images", "n_patches"):
-            assert told["contents"][key] == made[key]
-        assert told["contents"]["nothing_else"] is True
-        assert told["signature"]["fingerprint"] == made["fingerprint"]
-        assert told["signature"]["verifies"] is True
-        assert told["signature"]["signer"] == "alder"
+            assert reported["contents"][key] == made[key]
+        assert reported["contents"]["nothing_else"] is True
+        assert reported["signature"]["fingerprint"] == made["fingerprint"]
+        assert reported["signature"]["verifies"] is True
+        assert reported["signature"]["signer"] == "alder"
         code, out, _ = fedvad("inspect", "alder.fedvad")
         assert code == 0
         for words in (
@@ -183,13 +183,13 @@ class TestAudit:
         fedvad.first("alder")
         fedvad.ok("bank", "merge", "alder.fedvad", *fedvad.server)
         code, out, _ = fedvad("inspect", "global.fedvad", "--trust", "trust", "--json")
-        told = json.loads(out)
+        reported = json.loads(out)
         assert code == 4
-        assert told["trusted"] is False
-        assert told["contents"]["what"] == "global memory of a server"
-        assert told["contents"]["site"] is None
-        assert told["signature"]["signer"] is None
-        assert "NOT among the trusted keys" in told["says"][0]
+        assert reported["trusted"] is False
+        assert reported["contents"]["what"] == "global memory of a server"
+        assert reported["contents"]["site"] is None
+        assert reported["signature"]["signer"] is None
+        assert "NOT among the trusted keys" in reported["says"][0]
         assert fedvad.ok("inspect", "global.fedvad")["signature"]["verifies"] is True
 
     def test_what_was_tampered_with(self, fedvad: Commands) -> None:
@@ -201,9 +201,9 @@ class TestAudit:
         code, out, _ = fedvad("inspect", "alder.fedvad", "--trust", "trust")
         assert code == 4
         assert out.startswith("• CAUTION: its signature by the key")
-        told = fedvad.ok("inspect", "alder.fedvad")
-        assert told["signature"]["verifies"] is False
-        assert "does NOT verify" in told["says"][-1]
+        reported = fedvad.ok("inspect", "alder.fedvad")
+        assert reported["signature"]["verifies"] is False
+        assert "does NOT verify" in reported["says"][-1]
         Path("cut.fedvad").write_bytes(data[:400])
         code, _, err = fedvad("inspect", "cut.fedvad")
         assert code == 3
@@ -220,9 +220,9 @@ class TestAudit:
 
         plain = upload("alder").to_bytes()
         Path("plain").write_bytes(plain)
-        told = fedvad.ok("inspect", "plain")
-        assert told["contents"]["nothing_else"] is True
-        assert "not signed" in told["says"][-1]
+        reported = fedvad.ok("inspect", "plain")
+        assert reported["contents"]["nothing_else"] is True
+        assert "not signed" in reported["says"][-1]
         fedvad.keys()
         code, out, _ = fedvad("inspect", "plain", "--trust", "trust")
         assert code == 4
@@ -232,9 +232,9 @@ class TestAudit:
         Path("beside").write_bytes(save(load(plain), metadata | {"note": "train/0001.png"}))
         Path("more").write_bytes(save(load(plain) | {"pixels": load(plain)["vectors"]}, metadata))
         for name in ("beside", "more"):
-            told = fedvad.ok("inspect", name)
-            assert told["contents"]["nothing_else"] is False
-            assert any("CAUTION: the file holds more" in sentence for sentence in told["says"])
+            reported = fedvad.ok("inspect", name)
+            assert reported["contents"]["nothing_else"] is False
+            assert any("CAUTION: the file holds more" in sentence for sentence in reported["says"])
 
 
 def test_an_audit_says_what_a_file_gives_away(fedvad: Commands, monkeypatch: Patch) -> None:
@@ -243,11 +243,13 @@ def test_an_audit_says_what_a_file_gives_away(fedvad: Commands, monkeypatch: Pat
     site = fedvad.plants / "alder"
     foreign = ("--outsiders", fedvad.plants / "birch/train/good")
     same = ("--backbone", "filterbank", "--image-size", 64, *foreign)
-    told = fedvad.ok("bank", "audit", "alder.fedvad", "--data", site, *same, "--out", "p/shown.png")
-    assert told["rows"] > 10
-    assert told["retrieval"]["copies"] == 1.0  # rows are patches of the members by default
-    assert told["retrieval"]["found"] == 1.0
-    assert told["membership"]["auc"] > 0.9
+    reported = fedvad.ok(
+        "bank", "audit", "alder.fedvad", "--data", site, *same, "--out", "p/shown.png"
+    )
+    assert reported["rows"] > 10
+    assert reported["retrieval"]["copies"] == 1.0  # rows are patches of the members by default
+    assert reported["retrieval"]["found"] == 1.0
+    assert reported["membership"]["auc"] > 0.9
     assert Path("p/shown.png").stat().st_size > 100
     code, out, _ = fedvad("bank", "audit", "alder.fedvad", "--data", site, *same)
     assert code == 0

@@ -264,9 +264,9 @@ class TestCache:
         extractor = FeatureExtractor(FeatureConfig(**OPTIONS), DescriptorCache(tmp_path))
         list(extractor.stream(sorted((plants / "alder/test/good").glob("*.png"))))
         assert run_main(monkeypatch, "cache", "info", "--cache", tmp_path, "--json") == 0
-        told = _one_document(capsys.readouterr().out)
-        assert told["entries"] == 3
-        assert told["bytes"] > 3 * 256 * 72 * 2
+        reported = _one_document(capsys.readouterr().out)
+        assert reported["entries"] == 3
+        assert reported["bytes"] > 3 * 256 * 72 * 2
         assert run_main(monkeypatch, "cache", "info", "--cache", tmp_path) == 0
         assert "3 entries" in capsys.readouterr().out
         assert run_main(monkeypatch, "cache", "clear", "--cache", tmp_path) == 0
@@ -451,7 +451,7 @@ def test_help_and_import_do_not_load_the_heavy_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_waiting_threads_sleep_unless_told_otherwise(monkeypatch: Patch) -> None:
+def test_waiting_threads_sleep_unless_asked_otherwise(monkeypatch: Patch) -> None:
     for given, kept in ((None, "passive"), ("active", "active")):
         if given is None:
             monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)

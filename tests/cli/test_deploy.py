@@ -49,9 +49,9 @@ def test_init_as_json(
         monkeypatch, "deploy", "init", deployed, "--server", "plant.example,10.0.0.5",
         "--site", "cedar", "--json",
     ) == 0  # fmt: skip
-    told = json.loads(capsys.readouterr().out)
-    assert told["sites"] == ["alder", "birch", "cedar"]
-    assert told["made"] == [str(deployed / "sites" / "cedar")]
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["sites"] == ["alder", "birch", "cedar"]
+    assert reported["made"] == [str(deployed / "sites" / "cedar")]
 
 
 def test_app_is_a_folder_with_a_description(

@@ -23,10 +23,10 @@ def test_json_is_the_manifest_and_its_folder(
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.count("\n") == 1
-    told = json.loads(captured.out)
-    assert told.pop("folder") == str(tmp_path)
-    assert told == json.loads((tmp_path / "model.xml.json").read_text())
-    assert (told["site"], told["reference"], told["int8"]) == ("cedar", "union", None)
+    reported = json.loads(captured.out)
+    assert reported.pop("folder") == str(tmp_path)
+    assert reported == json.loads((tmp_path / "model.xml.json").read_text())
+    assert (reported["site"], reported["reference"], reported["int8"]) == ("cedar", "union", None)
 
 
 def test_people_learn_where_it_is_and_how_to_try_it(

@@ -30,13 +30,17 @@ def test_every_kind_is_drawn_and_outlined(
     captured = capsys.readouterr()
     assert code == 0
     assert re.fullmatch(r"\d\d:\d\d:\d\d drawing: 12 pictures, \d+ s\n", captured.err)
-    told = json.loads(captured.out)
-    assert told["path"] == str(out)
-    assert told["bytes"] == out.stat().st_size
-    assert set(told["milliseconds"]) == set(KINDS)
-    assert [defect["kind"] for defect in told["defects"]] == [k for k in KINDS for _ in range(2)]
-    assert {defect["site"] for defect in told["defects"]} == {"alder", "birch"}
-    assert all(0 < defect["area"] <= 0.06 and defect["change"] >= 8 for defect in told["defects"])
+    reported = json.loads(captured.out)
+    assert reported["path"] == str(out)
+    assert reported["bytes"] == out.stat().st_size
+    assert set(reported["milliseconds"]) == set(KINDS)
+    assert [defect["kind"] for defect in reported["defects"]] == [
+        k for k in KINDS for _ in range(2)
+    ]
+    assert {defect["site"] for defect in reported["defects"]} == {"alder", "birch"}
+    assert all(
+        0 < defect["area"] <= 0.06 and defect["change"] >= 8 for defect in reported["defects"]
+    )
     sheet = np.asarray(Image.open(out).convert("RGB"))
     assert sheet.shape[1] == 1920
     line = (sheet == LINE).all(axis=2)
@@ -89,7 +93,9 @@ def test_textures_and_foreground_reach_the_defects(
     assert max(d["area"] for d in plain) * 64 * 64 > 32
 
 
-def test_what_no_kind_can_show_is_told(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
+def test_what_no_kind_can_show_is_reported(
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
     (tmp_path / "set/train/good").mkdir(parents=True)
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "set/train/good/a.png")
     out = tmp_path / "a.png"

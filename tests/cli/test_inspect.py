@@ -27,5 +27,5 @@ def test_a_run_fits_on_few_pages_and_json_has_all_of_it(
     assert run_main(monkeypatch, "inspect", trained[0]) == 0
     assert len(capsys.readouterr().out.splitlines()) < 150
     assert run_main(monkeypatch, "inspect", trained[0], "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert len(told["sites"][0]["thresholds"]["global"]["scores"]) == 6
+    reported = json.loads(capsys.readouterr().out)
+    assert len(reported["sites"][0]["thresholds"]["global"]["scores"]) == 6

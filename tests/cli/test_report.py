@@ -56,14 +56,14 @@ def test_the_scores_that_are_kept_give_the_rates_of_the_results(trained: Run) ->
     assert set(sites) == SITES
     for name, site in sites.items():
         assert set(site["compared"]) == {"local", "pooled", "identity"}
-        told = results["threshold"]["sites"][name]
-        assert site["threshold"] == told["threshold"]
+        reported = results["threshold"]["sites"][name]
+        assert site["threshold"] == reported["threshold"]
         flagged = [
             s > site["threshold"]
             for s, label in zip(site["scores"], site["labels"], strict=True)
             if label
         ]
-        assert sum(flagged) / len(flagged) == told["recall"]
+        assert sum(flagged) / len(flagged) == reported["recall"]
 
 
 def test_it_is_made_again_byte_for_byte_without_the_data(
@@ -121,7 +121,9 @@ def test_a_run_of_an_earlier_version_has_no_curves_or_pictures(run: Path) -> Non
     assert page.row("alder")
 
 
-def test_damaged_records_are_told_and_left_out(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_records_are_reported_and_left_out(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (run / "gallery.json").write_text("{")
     (run / "scores.json").write_text("[]")
     (run / "config.json").write_text("[]")

@@ -61,7 +61,7 @@ def test_a_missing_extra_is_named(
     assert "uvicorn: pip install 'fedvad[serve]'" in capsys.readouterr().err
 
 
-def test_a_taken_port_is_told(
+def test_a_taken_port_is_reported(
     trained: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -71,7 +71,7 @@ def test_a_taken_port_is_told(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         (("--site", "oak"), "oak"),
         (("--engine", "tpu"), "openvino or torch"),
@@ -83,13 +83,13 @@ def test_a_taken_port_is_told(
 )
 def test_wrong_options_are_usage_errors(
     options: tuple[str, str],
-    told: str,
+    reported: str,
     trained: Run,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run_main(monkeypatch, "serve", trained[0], "--port", 0, *options) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
 
 
 def test_answers_need_a_token_where_others_reach_the_service(
@@ -104,7 +104,7 @@ def test_answers_need_a_token_where_others_reach_the_service(
     assert client.get("/v1/info").json()["feedback"] is True
 
 
-def test_a_folder_that_is_no_run_is_told(
+def test_a_folder_that_is_no_run_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(monkeypatch, "serve", tmp_path, "--port", 0) == 3

@@ -154,8 +154,8 @@ def test_single_students_keep_to_themselves_and_share_the_rest(
 
 def test_a_joint_student_learns_all_at_once(extractor: FeatureExtractor, tasks: list[Task]) -> None:
     found = learner(extractor, strategy="joint")
-    told = found.learn(tasks)
-    assert told["images"] == sum(len(task.images) for task in tasks)
+    reported = found.learn(tasks)
+    assert reported["images"] == sum(len(task.images) for task in tasks)
     assert found.state()[1]["tasks"] == ["alder", "birch", "cedar"]
 
 

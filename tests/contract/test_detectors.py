@@ -180,10 +180,10 @@ class TestEveryDetector:
     ) -> None:
         paths = tests.paths[:2]
         pixels = np.stack([resize_rgb(read_rgb(path), SIZE) for path in paths])
-        told = fitted[name].score(paths)
+        reported = fitted[name].score(paths)
         found = list(fitted[name].score_pixels(pixels))
-        assert [score for score, _ in found] == told.image.tolist()
-        np.testing.assert_array_equal(np.stack([map_ for _, map_ in found]), told.maps)
+        assert [score for score, _ in found] == reported.image.tolist()
+        np.testing.assert_array_equal(np.stack([map_ for _, map_ in found]), reported.maps)
 
     def test_it_can_be_served(
         self, name: str, fitted: dict[str, Detector], tests: ImageSet
@@ -415,7 +415,7 @@ def test_loading_as_another_kind_is_refused(fitted: dict[str, Detector], tmp_pat
     assert isinstance(Detector.load(tmp_path / "p.safetensors", extractor=extractor), PatchCore)
 
 
-def test_images_that_vanish_between_passes_are_told(
+def test_images_that_vanish_between_passes_are_reported(
     plants: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
     from fedvad.detectors.base import NormalFeatures

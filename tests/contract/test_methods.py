@@ -154,20 +154,20 @@ class TestEveryMethod:
     def test_it_is_inspected_by_its_name(
         self, name: str, finished: Callable[[str], Finished]
     ) -> None:
-        told = fedvad.inspect(finished(name)[0])
-        assert told["method"] == name
-        assert [site["name"] for site in told["sites"]] == ["alder", "birch", "cedar"]
+        reported = fedvad.inspect(finished(name)[0])
+        assert reported["method"] == name
+        assert [site["name"] for site in reported["sites"]] == ["alder", "birch", "cedar"]
 
     def test_it_is_exported(
         self, name: str, finished: Callable[[str], Finished], plants: Path, tmp_path: Path
     ) -> None:
-        told = fedvad.export(
+        reported = fedvad.export(
             finished(name)[0], format="openvino", site="alder", out=tmp_path, verify=plants
         )
-        assert told["difference_from_run"]["score"] < 1e-3
-        assert told["verified"]["images"] == 7
-        assert told["verified"]["score"] < 1e-3
-        assert told["run"]["method"] == name
+        assert reported["difference_from_run"]["score"] < 1e-3
+        assert reported["verified"]["images"] == 7
+        assert reported["verified"]["score"] < 1e-3
+        assert reported["run"]["method"] == name
 
     def test_it_has_a_cell_in_a_bench(
         self,
@@ -258,7 +258,7 @@ class TestEveryMethod:
     [("feddymem", "iid:2", True), ("feddymem-cluster", "iid:2", False),
      ("feddymem-cluster", None, True)],
 )  # fmt: skip
-def test_a_stranger_gets_a_threshold_where_own_rows_can_be_told_from_others(
+def test_a_stranger_gets_a_threshold_where_own_rows_can_be_distinguished_from_others(
     name: str,
     split: str | None,
     known: bool,

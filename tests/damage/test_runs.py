@@ -252,9 +252,9 @@ class TestNoDecisionWithoutNumbers:
         with pytest.raises(ArtefactError, match=rf"{images[0].name}.*nan"):
             detector.score(images)
         with Predictor(detector, run.threshold("alder")) as predictor:
-            (told,) = predictor.predict(images)
-        assert told.anomalous is told.score is told.map is None
-        assert "no finite number" in str(told.error)
+            (reported,) = predictor.predict(images)
+        assert reported.anomalous is reported.score is reported.map is None
+        assert "no finite number" in str(reported.error)
 
 
 def test_a_memory_beyond_float16_but_finite_still_loads(

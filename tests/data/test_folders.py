@@ -218,8 +218,8 @@ def test_missing_folder_and_unknown_layout(tmp_path: Path) -> None:
         read_sites(tmp_path / "a.png")
     with pytest.raises(DataError, match="no image set found") as caught:
         read_sites(tmp_path)
-    for told in ("train/good", "ground_truth/<defect>", "images/", "a.png", "11 in all"):
-        assert told in str(caught.value)
+    for reported in ("train/good", "ground_truth/<defect>", "images/", "a.png", "11 in all"):
+        assert reported in str(caught.value)
     with pytest.raises(DataError, match="found: nothing"):
         read_sites(touch(tmp_path / "empty", ".x"))
 

@@ -359,13 +359,13 @@ def decodes_or_refuses(data: bytes) -> None:
         try:
             pixels = decode_rgb(data, "fuzz", max_pixels=4_000_000)
         except ImageError as error:
-            told = str(error)
+            reported = str(error)
         else:
             assert pixels.dtype == np.uint8
             assert pixels.ndim == 3
             assert pixels.shape[2] == 3
             return
-    assert told.startswith("fuzz: ")
+    assert reported.startswith("fuzz: ")
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

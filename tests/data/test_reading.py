@@ -230,14 +230,14 @@ def test_other_folders_beside_sites_are_named(tmp_path: Path) -> None:
 
 def test_the_table_and_json_say_all_without_absolute_paths(tmp_path: Path) -> None:
     touch(tmp_path / "a", *BASE, "test/hole/scan.xyz")
-    told = read_data(tmp_path).to_json()
-    assert str(tmp_path) not in str(told)
-    assert not told["complete"]
-    rows = data_table(told)
+    reported = read_data(tmp_path).to_json()
+    assert str(tmp_path) not in str(reported)
+    assert not reported["complete"]
+    rows = data_table(reported)
     assert rows[0] == ["folder", "images", "read as", "why"]
     assert ["a/test/hole", "1", "test: defect hole", "not called good"] in rows
     assert ["a/test/hole", "1", "not read", "unknown suffix .xyz, for example scan.xyz"] in rows
-    many = {"sites": {}, "not_read": told["sites"]["a"]["not_read"] * 50, "notes": []}
+    many = {"sites": {}, "not_read": reported["sites"]["a"]["not_read"] * 50, "notes": []}
     assert data_table(many)[-1][-1] == "10 more rows; --json has all"
 
 
@@ -288,7 +288,7 @@ def test_pictures_that_predict_wrote_are_no_data(tmp_path: Path) -> None:
     }
 
 
-def test_large_copies_are_told_from_files_of_equal_size(tmp_path: Path) -> None:
+def test_large_copies_are_distinguished_from_files_of_equal_size(tmp_path: Path) -> None:
     for index, middle in enumerate((b"x", b"x", b"y")):
         data = bytes(9000) + middle + bytes(40_000)
         (tmp_path / str(index)).write_bytes(data)

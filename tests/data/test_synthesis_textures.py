@@ -32,7 +32,7 @@ def test_a_folder_is_read_when_used_at_any_depth(make_images, tmp_path: Path) ->
     assert first.image.tobytes() == again.image.tobytes()
 
 
-def test_unusable_folders_and_files_are_told_by_name(make_images, tmp_path: Path) -> None:
+def test_unusable_folders_and_files_are_named(make_images, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         TextureFolder(tmp_path / "missing")
     (tmp_path / "empty").mkdir()

@@ -59,11 +59,11 @@ def test_after_one_round_a_site_that_left_was_never_there(
         own = TrainedRun.load(deployment.run_of(name))
         np.testing.assert_array_equal(own.memory.vectors, never.memory.vectors)
         assert own.sites[name].thresholds == never.sites[name].thresholds
-    told = read_receipt(receipt.read_bytes())
-    assert told is not None
-    assert (told.site, told.rows_removed) == ("cedar", {"cedar": 12, "global": 12})
+    reported = read_receipt(receipt.read_bytes())
+    assert reported is not None
+    assert (reported.site, reported.rows_removed) == ("cedar", {"cedar": 12, "global": 12})
     memory = (result / "global.safetensors").read_bytes()
-    assert told.after == hashlib.sha256(memory).hexdigest()
+    assert reported.after == hashlib.sha256(memory).hexdigest()
     assert b"cedar" not in memory
     with pytest.raises(ConfigError, match="holds nothing of 'cedar'"):
         forget_site(*call[:-1], tmp_path / "again.fedvad")

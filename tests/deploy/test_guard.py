@@ -167,12 +167,15 @@ class TestInFlower:
 
         guard.guard_server({b"a key": "alder"})
         state, request = MagicMock(), MagicMock(public_key=b"a key", heartbeat_interval=30)
-        for node, activated, told in ((None, False, "not registered"), (7, False, "is connected")):
+        for node, activated, reported in (
+            (None, False, "not registered"),
+            (7, False, "is connected"),
+        ):
             state.get_node_id_by_public_key.return_value = node
             state.activate_node.return_value = activated
             with pytest.raises(FlowerError) as caught:
                 fleet.activate_node(request=request, state=state)
-            assert told in str(caught.value.public_details)
+            assert reported in str(caught.value.public_details)
         state.activate_node.return_value = True
         with caplog.at_level(logging.INFO):
             assert fleet.activate_node(request=request, state=state).node_id == 7

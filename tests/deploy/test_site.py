@@ -102,9 +102,9 @@ class TestAFederation:
     ) -> None:
         result = deployment.federate()
         own = deployment.run_of("birch")
-        told = fedvad.evaluate(own, plants / "birch", cache=shared_cache)
+        reported = fedvad.evaluate(own, plants / "birch", cache=shared_cache)
         expected = trained[1]["image_auroc"]["sites"]["birch"]
-        assert told["image_auroc"]["mean"] == pytest.approx(expected)
+        assert reported["image_auroc"]["mean"] == pytest.approx(expected)
         images = list(fedvad.predict(own, plants / "birch" / "test", site="birch"))
         assert len(images) == 7
         assert {row["anomalous"] for row in images} <= {True, False}
@@ -113,7 +113,7 @@ class TestAFederation:
         entry = read_ledger(own).rounds[1]
         assert entry.bytes_up["birch"] > 0 < entry.bytes_down["birch"]
         results = json.loads((result / "results.json").read_text())
-        assert results["told"]["alder"]["images"] == 6
+        assert results["reported"]["alder"]["images"] == 6
         assert set(results["finished"]) == set(SITES)
         assert results["missing"] == {}
 
@@ -139,8 +139,10 @@ class TestAFederation:
         with pytest.raises(KeyboardInterrupt):
             deployment.federate()
         monkeypatch.setattr(rounds_module, "save_state", save)
-        told = json.loads((deployment.federate() / "results.json").read_text())["told"]
-        assert {name: values["images"] for name, values in told.items()} == dict.fromkeys(SITES, 6)
+        reported = json.loads((deployment.federate() / "results.json").read_text())["reported"]
+        assert {name: values["images"] for name, values in reported.items()} == dict.fromkeys(
+            SITES, 6
+        )
 
     def test_an_upload_longer_than_agreed_is_refused_unread(self, deployment: Deployment) -> None:
         deployment.configure(**OPTIONS, upload_bytes=50_000)
@@ -176,7 +178,7 @@ class TestAFederation:
         assert own.threshold("cedar") is not None
         assert len(list(fedvad.predict(deployment.run_of("cedar"), plants / "cedar/test"))) == 7
 
-    def test_failure_is_told_with_its_reason(self, deployment: Deployment) -> None:
+    def test_failure_is_reported_with_its_reason(self, deployment: Deployment) -> None:
         deployment.links.answers = {"alder": deployment.caller("alder")}
         with pytest.raises(FederationError, match="birch: not connected"):
             deployment.federate()
@@ -217,8 +219,8 @@ class TestASite:
         again = deployment.caller("alder")(asked["round 2"])
         assert first.payloads == again.payloads
         assert len(first.payloads) == 1
-        assert first.told["repeated"] is True
-        assert deployment.caller("alder")(asked["finish 2"]).told["repeated"] is True
+        assert first.facts["repeated"] is True
+        assert deployment.caller("alder")(asked["finish 2"]).facts["repeated"] is True
 
     def test_lost_upload_comes_along(
         self, deployment: Deployment, asked: dict[str, Instruction]
@@ -352,9 +354,9 @@ class TestStatus:
             "  round 1 without cedar: refused by the site: no",
         ]
         assert "run run: done, without cedar\n" in shown()
-        told = overview(deployment.server())["runs"]["run"]
-        assert (told["round"], told["rounds"]) == (2, 2)
-        assert told["refused"][2] == {"cedar": "refused by the site: no"}
+        reported = overview(deployment.server())["runs"]["run"]
+        assert (reported["round"], reported["rounds"]) == (2, 2)
+        assert reported["refused"][2] == {"cedar": "refused by the site: no"}
 
 
 class TestThresholdsTogether:
@@ -382,7 +384,7 @@ class TestThresholdsTogether:
 
             deployment.links.answers[name] = kept
         deployment.federate()
-        assert not any("scores" in reply.told for reply in replies)
+        assert not any("scores" in reply.facts for reply in replies)
         own = TrainedRun.load(deployment.run_of("alder")).sites["alder"].thresholds
         assert own == alone(TrainedRun.load(trained[0]).sites["alder"].thresholds)
 
@@ -413,28 +415,28 @@ class TestThresholdsTogether:
         def lying(instruction: Instruction) -> Reply:
             reply = present(instruction)
             if instruction.kind == "finish":
-                reply.told["scores"] = {"global": scores}
+                reply.facts["scores"] = {"global": scores}
             return reply
 
         deployment.links.answers["cedar"] = lying
         result = deployment.federate()
-        told = json.loads((result / "results.json").read_text())
-        assert told["thresholds_together"]["sites"] == ["alder", "birch"]
+        reported = json.loads((result / "results.json").read_text())
+        assert reported["thresholds_together"]["sites"] == ["alder", "birch"]
         assert "cedar has no part in the shared threshold" in caplog.text
-        assert "scores" not in told["finished"]["alder"]
+        assert "scores" not in reported["finished"]["alder"]
 
     def test_damaged_thresholds_change_nothing_at_a_site(self, deployment: Deployment) -> None:
         deployment.federate()
         asked = [i for site, i in deployment.links.asked if site == "alder"][-1]
         assert asked.kind == "threshold"
-        assert set(asked.told["thresholds"]) == {"global"}
+        assert set(asked.facts["thresholds"]) == {"global"}
         before = (deployment.run_of("alder") / "detector.safetensors").read_bytes()
-        for told in (
+        for reported in (
             {"thresholds": 3},
             {"thresholds": {"global": {"value": "1", "method": "x"}}},
             {"thresholds": {"local": {"value": 1.0, "method": "x"}}},
         ):
-            reply = deployment.caller("alder")(replace(asked, told=told))
+            reply = deployment.caller("alder")(replace(asked, facts=reported))
             assert "cannot be read" in reply.refusal
         assert (deployment.run_of("alder") / "detector.safetensors").read_bytes() == before
 
@@ -455,11 +457,11 @@ class TestOneThresholdForAll:
             assert found == expected[name].thresholds
             assert found["global"].method == "conformal, summed counts"
             assert found["global"].scores == expected[name].thresholds["global"].scores
-        told = json.loads((result / "results.json").read_text())
-        shared = told["shared_threshold"]["global"]
+        reported = json.loads((result / "results.json").read_text())
+        shared = reported["shared_threshold"]["global"]
         assert shared["value"] == expected["alder"].thresholds["global"].value
-        assert told["shared_threshold"]["without"] == []
-        assert "score_counts" not in told["finished"]["alder"]
+        assert reported["shared_threshold"]["without"] == []
+        assert "score_counts" not in reported["finished"]["alder"]
         asked = len(deployment.links.asked)
         deployment.federate()
         assert len(deployment.links.asked) == asked
@@ -474,8 +476,8 @@ class TestOneThresholdForAll:
         result = deployment.federate()
         after = TrainedRun.load(deployment.run_of("alder")).sites["alder"].thresholds["global"]
         assert after.n > before.n
-        told = json.loads((result / "results.json").read_text())
-        assert told["shared_threshold"]["global"]["n"] == after.n
+        reported = json.loads((result / "results.json").read_text())
+        assert reported["shared_threshold"]["global"]["n"] == after.n
 
     def test_more_counts_than_images_have_no_part(
         self, deployment: Deployment, caplog: pytest.LogCaptureFixture
@@ -486,16 +488,16 @@ class TestOneThresholdForAll:
         def boasting(instruction: Instruction) -> Reply:
             reply = present(instruction)
             if instruction.kind == "finish":
-                reply.told["score_counts"]["global"] = [[999, 10_000]]
+                reply.facts["score_counts"]["global"] = [[999, 10_000]]
             return reply
 
         deployment.links.answers["cedar"] = boasting
         result = deployment.federate()
         assert "cedar has no part in the shared threshold" in caplog.text
-        told = json.loads((result / "results.json").read_text())["shared_threshold"]["global"]
-        assert told["n"] == 12
+        reported = json.loads((result / "results.json").read_text())["shared_threshold"]["global"]
+        assert reported["n"] == 12
         own = TrainedRun.load(deployment.run_of("cedar")).sites["cedar"].thresholds["global"]
-        assert own.value == told["value"]
+        assert own.value == reported["value"]
 
     def test_damaged_counts_change_nothing_at_a_site(self, deployment: Deployment) -> None:
         deployment.configure(**OPTIONS, **self.SHARED)
@@ -503,7 +505,7 @@ class TestOneThresholdForAll:
         asked = [i for site, i in deployment.links.asked if site == "alder"][-1]
         assert asked.kind == "threshold"
         before = (deployment.run_of("alder") / "detector.safetensors").read_bytes()
-        for told in ({}, {"score_counts": {"global": [[1000, 1]]}}, {"score_counts": 3}):
-            reply = deployment.caller("alder")(replace(asked, told=told))
+        for reported in ({}, {"score_counts": {"global": [[1000, 1]]}}, {"score_counts": 3}):
+            reply = deployment.caller("alder")(replace(asked, facts=reported))
             assert "counts of scores cannot be read" in reply.refusal
         assert (deployment.run_of("alder") / "detector.safetensors").read_bytes() == before

@@ -111,7 +111,7 @@ def test_held_out_images_are_neither_distilled_nor_damaged(
     site.close()
 
 
-def test_defects_too_small_for_a_level_are_told(
+def test_defects_too_small_for_a_level_are_reported(
     extractor: FeatureExtractor, images: ImageSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     drawing = SynthesisConfig(area=(0.001, 0.001), min_pixels=2)
@@ -190,7 +190,7 @@ def test_costs_count_teacher_blocks_and_student(extractor: FeatureExtractor) -> 
         ({"layers": (7,)}, "layers"),
     ],
 )
-def test_impossible_options_are_told_before_any_image_is_read(
+def test_impossible_options_are_reported_before_any_image_is_read(
     wrong: dict[str, Any], match: str, extractor: FeatureExtractor, images: ImageSet
 ) -> None:
     with pytest.raises(ConfigError, match=match):

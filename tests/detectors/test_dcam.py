@@ -178,7 +178,7 @@ def test_both_engines_give_the_maps_of_a_kept_attention(
         ({"layers": (7,)}, "layers"),
     ],
 )
-def test_impossible_options_are_told_before_any_image_is_read(
+def test_impossible_options_are_reported_before_any_image_is_read(
     wrong: dict[str, Any], match: str, extractor: FeatureExtractor, images: ImageSet
 ) -> None:
     with pytest.raises(ConfigError, match=match):

@@ -119,7 +119,7 @@ def test_fewer_pairs_than_images_leave_none_out(
     site.close()
 
 
-def test_defects_too_small_for_a_level_are_told(
+def test_defects_too_small_for_a_level_are_reported(
     extractor: FeatureExtractor, images: ImageSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     drawing = SynthesisConfig(kinds={"scratch": 1.0}, area=(0.001, 0.001), min_pixels=2)
@@ -254,7 +254,7 @@ def test_costs_count_both_branches_and_the_head(extractor: FeatureExtractor) -> 
         ({"layers": (7,)}, "layers"),
     ],
 )
-def test_impossible_options_are_told_before_any_image_is_read(
+def test_impossible_options_are_reported_before_any_image_is_read(
     wrong: dict[str, Any], match: str, extractor: FeatureExtractor, images: ImageSet
 ) -> None:
     with pytest.raises(ConfigError, match=match):

@@ -135,7 +135,7 @@ def test_both_engines_give_the_same_maps(tiny: Path, fitted: RD, images: ImageSe
         ({"combine": "mean"}, "product or sum"),
     ],
 )
-def test_impossible_options_are_told_before_any_image_is_read(
+def test_impossible_options_are_reported_before_any_image_is_read(
     wrong: dict[str, Any], match: str, extractor: FeatureExtractor, images: ImageSet
 ) -> None:
     with pytest.raises(ConfigError, match=match):

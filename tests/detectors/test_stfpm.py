@@ -121,7 +121,7 @@ def test_the_finest_layer_distilled_decides_the_grid(
         ({"smooth": 2}, "odd"),
     ],
 )
-def test_impossible_options_are_told_before_any_image_is_read(
+def test_impossible_options_are_reported_before_any_image_is_read(
     wrong: dict[str, Any], match: str, extractor: FeatureExtractor, images: ImageSet
 ) -> None:
     with pytest.raises(ConfigError, match=match):

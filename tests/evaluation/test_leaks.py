@@ -30,9 +30,9 @@ def test_copied_patches_give_their_images_away(images: Images) -> None:
 def test_rows_that_nobody_had_a_part_in_tell_nothing(images: Images) -> None:
     rows = np.random.default_rng(1).normal(size=(64, 16)).astype(np.float32)
     inside, outside = look(images[:20], rows, rows[::-1]), look(images[20:], rows, rows[::-1])
-    told = membership(inside, outside, seed=0)
-    assert 0.3 < told.auc < 0.7
-    assert any(name.endswith("relative") for name in told.each)
+    reported = membership(inside, outside, seed=0)
+    assert 0.3 < reported.auc < 0.7
+    assert any(name.endswith("relative") for name in reported.each)
     found = retrieve(inside, outside, rows)
     assert 0.2 < found.found < 0.8
     assert found.copies == 0
@@ -45,8 +45,8 @@ def test_choosing_the_statistic_does_not_flatter_the_attacker() -> None:
     for seed in range(30):
         rows = rng.normal(size=(16, 4)).astype(np.float32)
         drawn = rng.normal(size=(24, 2, 2, 4)).astype(np.float16)
-        told = membership(look(drawn[:12], rows), look(drawn[12:], rows), seed=seed)
-        aucs.append(told.auc)
+        reported = membership(look(drawn[:12], rows), look(drawn[12:], rows), seed=seed)
+        aucs.append(reported.auc)
     assert abs(np.mean(aucs) - 0.5) < 0.06
 
 

@@ -102,11 +102,11 @@ def test_normal_images_count_for_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"fpr": 1.0}, {"fpr": -0.1}])
-def test_wrong_options_are_told(wrong: dict[str, Any]) -> None:
+def test_wrong_options_are_reported(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         outline_recall(np.zeros((1, 4, 4)), np.zeros((1, 4, 4), np.bool_), **wrong)
 
 
-def test_masks_that_do_not_fit_are_told() -> None:
+def test_masks_that_do_not_fit_are_reported() -> None:
     with pytest.raises(DataError):
         outline_recall(np.zeros((1, 4, 4)), np.zeros((1, 5, 4), np.bool_))

@@ -57,19 +57,21 @@ def test_every_figure_is_that_of_scikit_learn(tmp_path: Path) -> None:
             np.mean(found.scores[2:] > found.threshold.value),
         )
     results = [found for found, _, _ in made]
-    told = summarise(results, target_fpr=0.1)
+    reported = summarise(results, target_fpr=0.1)
     scores = np.concatenate([r.scores for r in results])
     labels = np.concatenate([m.any((1, 2)) for _, _, m in made])
-    assert told["image_auroc"]["pooled"] == pytest.approx(roc_auc_score(labels, scores))
-    assert told["image_auroc"]["pooled"] != pytest.approx(told["image_auroc"]["mean"])
+    assert reported["image_auroc"]["pooled"] == pytest.approx(roc_auc_score(labels, scores))
+    assert reported["image_auroc"]["pooled"] != pytest.approx(reported["image_auroc"]["mean"])
     maps, masks = (np.concatenate([part[i] for part in made]) for i in (1, 2))
-    assert told["pixel_auroc"]["pooled"] == pytest.approx(
+    assert reported["pixel_auroc"]["pooled"] == pytest.approx(
         roc_auc_score(masks.ravel(), maps.ravel())
     )
-    assert told["aupro"]["pooled"] == pytest.approx(aupro(maps, masks))
-    assert told["threshold"]["mean_fpr"] == pytest.approx(np.mean([r.fpr for r in results]))
-    assert told["threshold"]["mean_recall"] == pytest.approx(np.mean([r.recall for r in results]))
-    assert told["threshold"]["mean_fpr"] != pytest.approx(told["threshold"]["mean_recall"])
+    assert reported["aupro"]["pooled"] == pytest.approx(aupro(maps, masks))
+    assert reported["threshold"]["mean_fpr"] == pytest.approx(np.mean([r.fpr for r in results]))
+    assert reported["threshold"]["mean_recall"] == pytest.approx(
+        np.mean([r.recall for r in results])
+    )
+    assert reported["threshold"]["mean_fpr"] != pytest.approx(reported["threshold"]["mean_recall"])
 
 
 def test_a_gain_is_of_the_first_over_the_second(tmp_path: Path) -> None:

@@ -134,9 +134,9 @@ def test_pixel_figures_rest_on_the_images_with_masks(tmp_path: Path) -> None:
         "s", ImageSet(tuple(more)), _scores(blob((24, 24)), 3), None, image_size=24
     )
     assert exact.pixel_auroc == partly.pixel_auroc == 1.0
-    told = summarise([partly], target_fpr=0.1)
-    assert told["pixel_auroc"]["pooled"] == 1.0
-    assert told["pixel_images"]["s"] == {
+    reported = summarise([partly], target_fpr=0.1)
+    assert reported["pixel_auroc"]["pooled"] == 1.0
+    assert reported["pixel_images"]["s"] == {
         "defective": 2, "masked": 1, "faults": {"without a mask": 1},
     }  # fmt: skip
 

@@ -172,15 +172,15 @@ def test_leaves_tables_and_a_plot(finished: tuple[Path, dict[str, Any]]) -> None
     shown = {row["method"]: row for row in _rows(text) if "seeds" in row}
     for name, row in summary["sets"]["plants"].items():
         figures, costs = row["image_auroc"], row["costs"]
-        told = shown[name]
-        assert told["seeds"] == "2"
-        assert told["image AUROC mean"] == f"{figures['mean']:.4f} ± {figures['sd']:.4f}"
-        assert told["worst site"] == f"{figures['worst']:.4f}"
-        assert told["AUPRO"].startswith(f"{row['aupro']['mean']:.4f} ±")
-        assert told["memory rows"] == str(costs["memory_rows"])
-        assert told["up per site"] == size(costs["bytes_up"])
-        assert told["down per site"] == size(costs["bytes_down"])
-        assert told["ms per image"] == f"{costs['ms_per_test_image']:.0f}"
+        reported = shown[name]
+        assert reported["seeds"] == "2"
+        assert reported["image AUROC mean"] == f"{figures['mean']:.4f} ± {figures['sd']:.4f}"
+        assert reported["worst site"] == f"{figures['worst']:.4f}"
+        assert reported["AUPRO"].startswith(f"{row['aupro']['mean']:.4f} ±")
+        assert reported["memory rows"] == str(costs["memory_rows"])
+        assert reported["up per site"] == size(costs["bytes_up"])
+        assert reported["down per site"] == size(costs["bytes_down"])
+        assert reported["ms per image"] == f"{costs['ms_per_test_image']:.0f}"
     with (out / "bench.csv").open() as file:
         table = list(csv.DictReader(file))
     assert {line["method"] for line in table} == {m["name"] for m in METHODS}
@@ -258,12 +258,12 @@ def test_other_images_or_weights_under_the_same_name_are_run_again(
     other.write_bytes(b"2")
     source = _Source("plants", root / "plants", {}, LabelNames())
     config = resolve_config(**OPTIONS)
-    told = [
+    reported = [
         _identity(config.model_copy(update={"weights": w}), suite_of().methods[0], source, c)
         for w, c in ((one, False), (other, False), (one, True))
     ]
-    assert told[0] != told[1]
-    assert told[0] != told[2]
+    assert reported[0] != reported[1]
+    assert reported[0] != reported[2]
 
 
 def test_the_reference_that_is_asked_for_scores(

@@ -20,7 +20,7 @@ SMALL = Script(
 
 
 @pytest.mark.slow
-def test_tables_are_kept_and_what_is_left_out_is_told(
+def test_tables_are_kept_and_what_is_left_out_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = (

@@ -199,12 +199,12 @@ def test_what_was_learned_can_be_loaded_and_scores_the_same(
     assert detector.name == "paste"
     tests = [read_set(plants / name).test for name in ("alder", "birch", "cedar")]
     scores = [detector.score(test.paths).image for test in tests]
-    told = ran[1]["methods"]["naive"]
+    reported = ran[1]["methods"]["naive"]
     for task, test, own in zip("abc", tests, scores, strict=True):
-        assert told["by_task"][task]["mean"] == pytest.approx(roc_auc_score(test.labels, own))
+        assert reported["by_task"][task]["mean"] == pytest.approx(roc_auc_score(test.labels, own))
     labels = np.concatenate([test.labels for test in tests])
     pooled = roc_auc_score(labels, np.concatenate(scores))
-    assert told["figures"]["pooled_image_auroc"]["mean"] == pytest.approx(pooled)
+    assert reported["figures"]["pooled_image_auroc"]["mean"] == pytest.approx(pooled)
 
 
 def test_figures_of_a_task_are_those_of_scikit_learn(plants: Path) -> None:
@@ -344,9 +344,9 @@ def test_command_line(tmp_path: Path, plants: Path) -> None:
     summary = json.loads(done.stdout)
     assert list(summary["methods"]) == ["bank"]
     assert summary["methods"]["bank"]["figures"]["image_auroc"]["n"] == 2
-    told = CliRunner().invoke(app, arguments)
-    assert told.exit_code == 0
-    assert "report.html" in told.stdout
+    reported = CliRunner().invoke(app, arguments)
+    assert reported.exit_code == 0
+    assert "report.html" in reported.stdout
     wrong = CliRunner().invoke(app, [*arguments, "--weights", "a=x", "--weights", "a=y"])
     assert wrong.exit_code == 2
     assert "twice" in wrong.output

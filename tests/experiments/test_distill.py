@@ -80,7 +80,7 @@ def made(
     return out, fedvad.distill_backbone(str(file), out, data=[plants], weights=weights)
 
 
-def test_everything_is_written_and_told(made: tuple[Path, dict[str, Any]]) -> None:
+def test_everything_is_written_and_reported(made: tuple[Path, dict[str, Any]]) -> None:
     out, summary = made
     names = {p.name for p in out.iterdir()}
     assert names == {BACKBONE_FILE, "loss.csv", "loss.png", "card.md", "distill.json"}
@@ -234,7 +234,7 @@ def test_a_scale_that_is_not_learned_is_refused(tmp_path: Path) -> None:
     assert load_recipe(str(path)).student.head == "none"
 
 
-def test_missing_weights_and_folders_are_told_before_any_work(
+def test_missing_weights_and_folders_are_reported_before_any_work(
     recipe: Recipe, tmp_path: Path
 ) -> None:
     gone = {support.NAME: tmp_path / "gone.safetensors"}

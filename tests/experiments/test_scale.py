@@ -23,11 +23,11 @@ def test_a_tree_of_a_hundred_sites_learns_what_is_normal_and_not_what_liars_say(
         for _ in range(30)
     ]
     defects = [(wrong + 0.3 * rng.normal(size=(40, 12))).astype(np.float32) for _ in range(5)]
-    bank, told = SCRIPT["simulate"](
+    bank, reported = SCRIPT["simulate"](
         normal, defects, sites=100, region=10, rows=8, sizes=(40, 200), robust=robust
     )
-    assert told["sites"] == 100
-    assert told["up_mb"] > told["regions_up_mb"] > 0
+    assert reported["sites"] == 100
+    assert reported["up_mb"] > reported["regions_up_mb"] > 0
     near = np.linalg.norm(bank.vectors - modes[:, None], axis=2).min(axis=1)
     assert near.max() < 2  # every normal mode is remembered, though sites come and go
     taught = (np.linalg.norm(bank.vectors - wrong, axis=1) < 3).mean()

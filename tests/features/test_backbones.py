@@ -351,7 +351,7 @@ def test_hub_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
         assert timm_backbone._hub_reachable()
     assert not timm_backbone._hub_reachable()  # closed by now
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
-    assert timm_backbone._hub_reachable()  # cannot be told from here, so tried
+    assert timm_backbone._hub_reachable()  # cannot be known from here, so tried
 
 
 # -- the rest -----------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_entry_is_dropped_told_and_made_again(
+def test_damaged_entry_is_dropped_reported_and_made_again(
     damage: Callable[[bytes], bytes], cache: DescriptorCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.put("conf", _name(1), _value(1))

@@ -343,7 +343,7 @@ def test_distrust_has_its_bounds(wrong: dict[str, float]) -> None:
 # in a run
 
 
-def test_a_defended_run_scores_with_own_rows_too_unless_told_otherwise() -> None:
+def test_a_defended_run_scores_with_own_rows_too_unless_asked_otherwise() -> None:
     assert resolve_config().reference == "global"
     assert resolve_config(defence="robust").reference == "union"
     assert resolve_config(defence="robust", reference="local").reference == "local"

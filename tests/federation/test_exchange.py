@@ -33,23 +33,23 @@ def test_coverage_is_measured_on_what_was_uploaded() -> None:
         exchange.accept(upload(site, bank=bank))
     merged = exchange.merge(1)
     everything = np.concatenate([bank.vectors for bank in uploads])
-    told = merged.manifest.coverage
-    assert told is not None
+    reported = merged.manifest.coverage
+    assert reported is not None
     # the message holds float16 centres, the figure was taken before rounding
-    assert told == pytest.approx(coverage(everything, bank_from(merged).vectors), rel=1e-2)
+    assert reported == pytest.approx(coverage(everything, bank_from(merged).vectors), rel=1e-2)
 
 
 def test_too_small_a_memory_shows_in_the_coverage() -> None:
     rng = np.random.default_rng(0)
     centres = np.repeat(10 * np.eye(6), 6, axis=0)
     vectors = (centres + 0.01 * rng.normal(size=centres.shape)).astype(np.float32)
-    told = {}
+    reported = {}
     for size in (3, 6):
         exchange = MemoryExchange(features="feature-key", dim=6, merge_mode="kmeans", size=size)
         exchange.accept(upload(bank=MemoryBank.of_patches(vectors)))
-        told[size] = exchange.merge(1).manifest.coverage or 0.0
-    assert told[3] > 100
-    assert told[6] < 5
+        reported[size] = exchange.merge(1).manifest.coverage or 0.0
+    assert reported[3] > 100
+    assert reported[6] < 5
 
 
 def test_what_a_site_adds_is_what_the_others_do_not_cover() -> None:

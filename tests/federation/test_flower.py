@@ -305,7 +305,7 @@ class TestMessages:
         [
             ({"protocol": PROTOCOL + 1}, f"speaks protocol {PROTOCOL + 1}"),
             ({"site": 3}, "site is not of type str"),
-            ({"told": "[]"}, "told is not an object"),
+            ({"told": "[]"}, "facts are not an object"),
             ({"told": "{"}, "not a message of fedvad"),
             ({"told": '{"a":' * 700 + "1" + "}" * 700}, "nested too deeply"),
             ({"told": '"' * (2 << 20)}, "told is too long"),

@@ -25,11 +25,11 @@ def _delta_of(noise: float, eps: float) -> float:
 @pytest.mark.parametrize("releases", [1, 2, 3])
 def test_it_is_an_upper_bound_and_not_a_loose_one(noise: float, releases: int) -> None:
     pytest.importorskip("opacus", reason="pip install 'fedvad[privacy]'")
-    told = epsilon(noise, releases, 1e-5)
+    reported = epsilon(noise, releases, 1e-5)
     # releases of the same data are one release with less noise
     together = noise / np.sqrt(releases)
-    assert _delta_of(together, told) <= 1e-5
-    assert _delta_of(together, 0.7 * told) > 1e-5
+    assert _delta_of(together, reported) <= 1e-5
+    assert _delta_of(together, 0.7 * reported) > 1e-5
 
 
 def test_no_noise_is_no_privacy_and_no_release_tells_nothing() -> None:
@@ -37,7 +37,7 @@ def test_no_noise_is_no_privacy_and_no_release_tells_nothing() -> None:
     assert epsilon(1.0, 0, 1e-5) == 0.0
 
 
-def test_without_opacus_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_opacus_the_way_out_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
     with pytest.raises(ConfigError, match=r"pip install 'fedvad\[privacy\]'"):
         epsilon(1.0, 1, 1e-5)

@@ -108,7 +108,7 @@ def test_a_disk_that_fills_at_any_write_leaves_the_last_round(
     ["complete.json", "global.safetensors", "server-0001.safetensors", "site-0002.safetensors"],
 )
 @pytest.mark.parametrize("how", ["empty", "cut", "foreign"])
-def test_damage_is_told(name: str, how: str, tmp_path: Path) -> None:
+def test_damage_is_reported(name: str, how: str, tmp_path: Path) -> None:
     save_state(tmp_path, _state(2))
     file = tmp_path / "round-0002" / name
     data = file.read_bytes()
@@ -117,7 +117,7 @@ def test_damage_is_told(name: str, how: str, tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
-def test_a_lost_global_memory_is_told(tmp_path: Path) -> None:
+def test_a_lost_global_memory_is_reported(tmp_path: Path) -> None:
     save_state(tmp_path, _state(2))
     (tmp_path / "round-0002" / "global.safetensors").unlink()
     with pytest.raises(ArtefactError, match="round-0002"):

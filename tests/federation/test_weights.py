@@ -351,7 +351,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
             server.accept(Payload(sent.manifest, arrays))
 
 
-def test_a_site_of_another_model_or_federation_is_told() -> None:
+def test_a_site_of_another_model_or_federation_is_reported() -> None:
     server, other = exchange(), sites()["a"]
     other.trainer.student = torch.nn.Linear(3, 3)
     with pytest.raises(MismatchError):

@@ -94,7 +94,7 @@ def test_one_image_changes_the_sums_by_no_more_than_the_bound(
     assert change <= clip * np.sqrt(6) * (1 + 1e-4)
 
 
-def test_noise_has_the_size_that_epsilon_is_told_for() -> None:
+def test_noise_has_the_size_that_epsilon_is_computed_for() -> None:
     n, clip, noise = 50, 3.0, 0.7
     means = PrivatePositionMeans(clip=clip, noise=noise, rng=np.random.default_rng(0))
     means.add(np.zeros((n, 20, 20, 64)))

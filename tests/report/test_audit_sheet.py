@@ -25,18 +25,18 @@ def test_one_page_and_the_same_bytes_again() -> None:
 
 def test_it_says_what_a_board_asks() -> None:
     made = replace(contents(), hashes={"results.json": "ab" * 32})
-    told = texts(made)
-    whole = " ".join(told)
+    reported = texts(made)
+    whole = " ".join(reported)
     for sentence in (fitness(made.results), gain(made.results)):
         assert sentence in whole
     for heading in ("Data", "What leaves a site", "Doubtful images"):
-        assert heading in told
+        assert heading in reported
     for part in ("24 normal images to train on", "one real patch", "Worst site:", "abab"):
         assert part in whole
     for site, limit in made.results.threshold.sites.items():
         assert limit.counts is not None
-        assert site in told
-        assert f"{limit.counts.caught} of {limit.counts.defects}" in told
+        assert site in reported
+        assert f"{limit.counts.caught} of {limit.counts.defects}" in reported
     assert len(drawn(made).axes) == 6
 
 
@@ -48,6 +48,6 @@ def test_many_sites_with_long_names_stay_on_the_page() -> None:
 
 
 def test_without_scores_and_pictures() -> None:
-    told = texts(contents(scores=None, gallery=None))
-    assert "Doubtful images" not in told
-    assert "Data" in told
+    reported = texts(contents(scores=None, gallery=None))
+    assert "Doubtful images" not in reported
+    assert "Data" in reported

@@ -32,7 +32,7 @@ def test_below_low_the_photograph_is_untouched():
 
 
 def test_opacity_rises_to_strength_and_stays():
-    # Opacity, told from how much of the difference between black and white is left.
+    # Opacity, computed from how much of the difference between black and white is left.
     map_ = np.linspace(0, 3, 40, dtype=np.float32)[None]
     black, white = np.zeros((1, 40, 3), np.uint8), np.full((1, 40, 3), 255, np.uint8)
     shown = [

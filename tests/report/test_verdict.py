@@ -13,7 +13,7 @@ from fedvad.report.verdict import advice, fitness, gain, verdict
 from tests.report.html.support import metric
 
 
-def told(
+def reported(
     ours: dict[str, float], alone: dict[str, float] | None = None, *, width: float = 0.01,
     baseline: str = "local", **more: Any,
 ) -> Results:  # fmt: skip
@@ -127,52 +127,52 @@ def test_advice_on_missed_defects_depends_on_the_figures() -> None:
     ("found", "sentence"),
     [
         (
-            told({"a": 0.99, "b": 0.95}, {"a": 0.8, "b": 0.9}),
+            reported({"a": 0.99, "b": 0.95}, {"a": 0.8, "b": 0.9}),
             "Federation lifted mean image AUROC from 0.850 (each site alone) to 0.970 (95 % "
             "interval of the difference: 0.110 to 0.130); a gained most (+0.190); no site lost.",
         ),
         (
-            told({"a": 0.9, "b": 0.88}, {"a": 0.8, "b": 0.9}),
+            reported({"a": 0.9, "b": 0.88}, {"a": 0.8, "b": 0.9}),
             "Federation lifted mean image AUROC from 0.850 (each site alone) to 0.890 (95 % "
             "interval of the difference: 0.030 to 0.050); a gained most (+0.100); b lost (-0.020).",
         ),
         (
-            told({"a": 0.8, "b": 0.7, "c": 0.89}, {"a": 0.9, "b": 0.9, "c": 0.9}, width=0.011),
+            reported({"a": 0.8, "b": 0.7, "c": 0.89}, {"a": 0.9, "b": 0.9, "c": 0.9}, width=0.011),
             "Federation lowered mean image AUROC from 0.900 (each site alone) to 0.797 (95 % "
             "interval of the difference: -0.114 to -0.092); no site gained; 3 sites lost, "
             "b most (-0.200); at 1 of 3 sites the difference may be chance.",
         ),
         (
-            told({"a": 0.9, "b": 0.9}, {"a": 0.9, "b": 0.9}),
+            reported({"a": 0.9, "b": 0.9}, {"a": 0.9, "b": 0.9}),
             "Mean image AUROC is 0.900 with federation, as with each site alone (0.900) (95 % "
             "interval of the difference: -0.010 to 0.010).",
         ),
         (
-            told({"a": 0.92}, {"a": 0.9}, width=0.05),
+            reported({"a": 0.92}, {"a": 0.9}, width=0.05),
             "Federation lifted mean image AUROC from 0.900 (each site alone) to 0.920, which may "
             "be chance (95 % interval of the difference: -0.030 to 0.070).",
         ),
         (
-            told({"a": 0.9}, {"a": 0.95}, baseline="pooled"),
+            reported({"a": 0.9}, {"a": 0.95}, baseline="pooled"),
             "Mean image AUROC is 0.900, 0.050 below all images in one place (0.950) (95 % "
             "interval of the difference: -0.060 to -0.040).",
         ),
         (
-            told({"a": 0.9, "b": 0.8}, training_images={"a": 5, "b": 5}),
+            reported({"a": 0.9, "b": 0.8}, training_images={"a": 5, "b": 5}),
             "Mean image AUROC is 0.850 over 2 sites (lowest: b, 0.800); whether federation helped "
             "is unknown, because no site was measured alone (train with --compare local).",
         ),
         (
-            told({"a": 0.9, "b": 0.8}, reference="global"),  # of `evaluate`: nothing to compare
+            reported({"a": 0.9, "b": 0.8}, reference="global"),  # of `evaluate`: nothing to compare
             "Mean image AUROC is 0.850 over 2 sites (lowest: b, 0.800).",
         ),
         (
-            told({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}),
+            reported({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}),
             "With federation and with each site alone every test image is ranked correctly (image "
             "AUROC 1.000): this test is too easy, or too small, to show a difference.",
         ),
         (
-            told({"a": 0.9}, reference="global", training_images={"a": 5, "b": 5}),
+            reported({"a": 0.9}, reference="global", training_images={"a": 5, "b": 5}),
             "Image AUROC is 0.900; measured at a only: b lacks test images of good parts or of "
             "defects.",
         ),
@@ -184,7 +184,7 @@ def test_the_gain(found: Results, sentence: str) -> None:
 
 
 def test_what_the_baseline_catches_and_stops_is_counted() -> None:
-    found = told({"a": 0.9, "b": 0.9}, {"a": 0.8, "b": 0.8}).to_dict()
+    found = reported({"a": 0.9, "b": 0.9}, {"a": 0.8, "b": 0.8}).to_dict()
     theirs = {"a": limit(counts=(48, 20, 50, 40)), "b": limit(counts=(48, 8, 46, 23))}
     found["compare"]["local"]["threshold"] = {"sites": theirs}
     assert gain(Results.parse(found, "results")).startswith(
@@ -202,6 +202,6 @@ def test_a_student_whose_held_out_loss_still_falls_is_called_unfinished() -> Non
     at = list(range(10, 210, 10))
     falling = {"at": at, "loss": [1.0] * 20, "held_out": [1 - step / 400 for step in at]}
     settled = falling | {"held_out": [0.3] * 20}
-    found = told({"alder": 0.9, "birch": 0.9}, learning={"alder": falling, "birch": settled})
+    found = reported({"alder": 0.9, "birch": 0.9}, learning={"alder": falling, "birch": settled})
     assert "Unfinished: the held-out loss is still falling at alder (by 32 %" in verdict(found)
-    assert "Unfinished" not in verdict(told({"birch": 0.9}, learning={"birch": settled}))
+    assert "Unfinished" not in verdict(reported({"birch": 0.9}, learning={"birch": settled}))

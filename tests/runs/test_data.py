@@ -111,9 +111,9 @@ def test_the_terminal_shows_one_table(odd: Made, monkeypatch: Patch, capsys: Cap
     }
     assert sites == odd[2]["data"]["sites"]
     assert run_main(monkeypatch, "train", data, "--out", run, "--resume", *FLAGS) == 0
-    told = capsys.readouterr()
-    assert "move it to test/<defect>, for example stray.png" in told.out
-    assert "files not read: 1 in test (loose in test/" in told.err
+    reported = capsys.readouterr()
+    assert "move it to test/<defect>, for example stray.png" in reported.out
+    assert "files not read: 1 in test (loose in test/" in reported.err
 
 
 def test_a_word_for_good_stops_both_doors_until_it_is_named(
@@ -136,9 +136,9 @@ def test_a_word_for_good_stops_both_doors_until_it_is_named(
     other = draw(tmp_path / "other", good="pass", seed=1)
     with pytest.raises(DataError, match="--good pass"):
         fedvad.evaluate(tmp_path / "run", other, cache=tmp_path / "c")
-    told = fedvad.evaluate(tmp_path / "run", other, good=["pass"], cache=tmp_path / "c")
-    assert told["image_auroc"]["mean"] == 1.0
-    assert told["data"]["complete"]  # that the training's own name is missing here is no news
+    reported = fedvad.evaluate(tmp_path / "run", other, good=["pass"], cache=tmp_path / "c")
+    assert reported["image_auroc"]["mean"] == 1.0
+    assert reported["data"]["complete"]  # that the training's own name is missing here is no news
 
 
 def test_equal_normals_say_why_there_is_no_threshold(tmp_path: Path) -> None:

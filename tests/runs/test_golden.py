@@ -37,9 +37,9 @@ def _weights(name: str, teacher: Path) -> Path | None:
     return teacher if name == "run-of-students" else None
 
 
-def _same(found: float, told: str, exact: bool) -> bool:
+def _same(found: float, reported: str, exact: bool) -> bool:
     """To the bit with the library and the processor that made the file, closely with others."""
-    wanted = float.fromhex(told)
+    wanted = float.fromhex(reported)
     return found == (wanted if exact else pytest.approx(wanted, rel=1e-4))
 
 
@@ -47,14 +47,14 @@ def _same(found: float, told: str, exact: bool) -> bool:
 def test_scores_and_thresholds_are_those_of_the_version_that_wrote_it(
     name: str, teacher: Path, files: list[Path]
 ) -> None:
-    told: dict[str, Any] = json.loads((golden.FOLDER / name / "scores.json").read_text())
-    exact = (told["torch"], told["cpu"]) == (
+    reported: dict[str, Any] = json.loads((golden.FOLDER / name / "scores.json").read_text())
+    exact = (reported["torch"], reported["cpu"]) == (
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
     )
     run, _, extractor = open_run(golden.FOLDER / name, weights=_weights(name, teacher))
-    assert len(told["sites"]) == (9 if name == "run-of-memories" else 3)
-    for words, wanted in told["sites"].items():
+    assert len(reported["sites"]) == (9 if name == "run-of-memories" else 3)
+    for words, wanted in reported["sites"].items():
         site, reference = (None if word == "None" else word for word in words.split())
         scores = run.detector(site, extractor, reference).score(files)  # type: ignore[arg-type]
         assert all(_same(*pair, exact) for pair in zip(scores.image, wanted["scores"], strict=True))

@@ -40,11 +40,11 @@ def test_the_training_images_give_the_thresholds_of_the_training(
     calibrate: Callable[..., dict[str, Any]], run: Path, plants: Path
 ) -> None:
     before = fedvad.load(run)
-    told = calibrate(plants / "birch/train/good", site="birch")
-    assert told["images"] == 6
-    assert set(told["thresholds"]) == {"global", "local"}
+    reported = calibrate(plants / "birch/train/good", site="birch")
+    assert reported["images"] == 6
+    assert set(reported["thresholds"]) == {"global", "local"}
     after = fedvad.load(run)
-    for reference, found in told["thresholds"].items():
+    for reference, found in reported["thresholds"].items():
         was = before.sites["birch"].thresholds[reference]
         assert found["before"] == was.value
         assert found["now"] == pytest.approx(was.value, rel=1e-6)
@@ -56,7 +56,7 @@ def test_other_images_and_another_rate_change_what_predict_decides(
     calibrate: Callable[..., dict[str, Any]], run: Path, plants: Path
 ) -> None:
     normals = plants / "birch/test/good"
-    told = calibrate([normals], site="birch", target_fpr=0.4)
+    reported = calibrate([normals], site="birch", target_fpr=0.4)
     paths = [item.path for item in read_set(plants / "birch").test if item.label == 0]
     rows = list(fedvad.predict(run, paths, site="birch"))
     kept = fedvad.load(run).sites
@@ -64,9 +64,9 @@ def test_other_images_and_another_rate_change_what_predict_decides(
     # the images are new to the memory: their scores are what predict gives
     np.testing.assert_allclose(scores["birch"], sorted(row["score"] for row in rows), rtol=1e-5)
     expected = federated_thresholds(scores, 0.4)["birch"].value
-    assert told["thresholds"]["global"]["now"] == pytest.approx(expected)
+    assert reported["thresholds"]["global"]["now"] == pytest.approx(expected)
     assert {row["threshold"] for row in rows} == {kept["birch"].thresholds["global"].value}
-    assert told["target_fpr"] == kept["birch"].thresholds["global"].target_fpr == 0.4
+    assert reported["target_fpr"] == kept["birch"].thresholds["global"].target_fpr == 0.4
 
 
 def test_the_command_says_before_and_after(

@@ -91,7 +91,7 @@ class Files:
     def export(self, name: str, **changes: Any) -> Path:
         out = self.root / f"{name}.fedvad"
         given: dict[str, Any] = {"options": self.options, "allow_weights": True}
-        self.told = export_upload(
+        self.reported = export_upload(
             self.plants / name, self.root / name / "state", self.root / name / f"{name}.key", out,
             index=SITES.index(name), **(given | changes),
         )  # fmt: skip
@@ -99,7 +99,7 @@ class Files:
 
     def merge(self, files: list[Path], **changes: Any) -> Path:
         out = self.root / "global.fedvad"
-        self.told = merge_uploads(
+        self.reported = merge_uploads(
             files, self.root / "trust", self.root / "server" / "server.key",
             self.root / "server" / "state", out, **({"allow_weights": True} | changes),
         )  # fmt: skip
@@ -132,13 +132,13 @@ def fresh(files: Files, tmp_path: Path) -> Files:
 class TestByFile:
     def test_the_run_is_that_of_train(self, fresh: Files, trained: StudentRun) -> None:
         out = fresh.merge([fresh.export(name, options=None) for name in SITES])
-        assert sorted(fresh.told["accepted"]) == sorted(SITES)
+        assert sorted(fresh.reported["accepted"]) == sorted(SITES)
         sent = []
         for name in SITES:
-            told = fresh.take(name, out, out=fresh.root / f"run-{name}")
+            reported = fresh.take(name, out, out=fresh.root / f"run-{name}")
             own = fedvad.load(fresh.root / f"run-{name}")
             same(own, trained, name, together=False)
-            assert told["threshold"] == own.threshold(name).value
+            assert reported["threshold"] == own.threshold(name).value
             sent.append(fresh.root / f"scores-{name}")
             key = fresh.root / name / f"{name}.key"
             export_scores(fresh.root / f"run-{name}", key, sent[-1])
@@ -191,8 +191,8 @@ class TestByFile:
         bad = fresh.root / "bad.fedvad"
         bad.write_bytes(key.sign(Payload(payload.manifest, spoil(payload.arrays)).to_bytes()))
         fresh.merge([bad, fresh.export("birch", options=None)])
-        assert list(fresh.told["accepted"]) == ["birch"]
-        assert reason in fresh.told["refused"][str(bad)]
+        assert list(fresh.reported["accepted"]) == ["birch"]
+        assert reason in fresh.reported["refused"][str(bad)]
 
     def test_a_global_message_of_another_student_is_refused(self, fresh: Files) -> None:
         data = SignedMessage.parse((fresh.root / "global.fedvad").read_bytes()).message
@@ -209,8 +209,8 @@ class TestByFile:
                 fresh.take("alder", bad)
 
     def test_inspect_says_that_weights_are_inside(self, files: Files) -> None:
-        told = inspect(files.root / "alder.fedvad")
-        says = " ".join(told["says"])
+        reported = inspect(files.root / "alder.fedvad")
+        says = " ".join(reported["says"])
         assert "weights of a student" in says
         assert "can hold" in says
         assert "no model weight" not in says
@@ -277,10 +277,10 @@ class TestOverFlower:
     ) -> None:
         server, links, settings = answers({"allow_weights": True}, {"allow_weights": True})
         result = federate(server, "run", links, clock=links.clock)
-        told = json.loads((result / "results.json").read_text())
-        assert told["missing"] == {}
+        reported = json.loads((result / "results.json").read_text())
+        assert reported["missing"] == {}
         for name in SITES:
-            own = fedvad.load(run_folder(settings(name), told["federation"]))
+            own = fedvad.load(run_folder(settings(name), reported["federation"]))
             same(own, trained, name, together=True)
         final = Payload.from_bytes((result / "global.safetensors").read_bytes())
         for key, array in final.arrays.items():
@@ -353,6 +353,6 @@ def test_a_liar_is_bounded_by_file_as_in_one_process(fresh: Files) -> None:
     firsts = [fresh.root / name / "state/sent/round-0001.fedvad" for name in SITES]
     fresh.merge(firsts, options={"defence": "robust"})
     out = fresh.merge(list(sent.values()))
-    assert list(fresh.told["distrusted"]) == ["cedar"]
+    assert list(fresh.reported["distrusted"]) == ["cedar"]
     merged = Payload.from_bytes(SignedMessage.parse(out.read_bytes()).message)
     assert max(float(np.abs(array).max()) for array in merged.arrays.values()) < 30

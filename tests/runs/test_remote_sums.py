@@ -53,9 +53,9 @@ def test_by_file(plants: Path, trained: SumsRun, tmp_path: Path) -> None:
     for round_ in (1, 2, 3):
         given = {} if round_ == 1 else {"options": None}
         sent = [files.export(name, **given) for name in SITES]
-        assert files.told["sums"] > 0
+        assert files.reported["sums"] > 0
         out = files.merge(sent)
-        assert sorted(files.told["accepted"]) == sorted(SITES)
+        assert sorted(files.reported["accepted"]) == sorted(SITES)
         for name in SITES:
             more = {"out": tmp_path / f"run-{name}"} if round_ == 3 else {}
             files.take(name, out, **more)
@@ -68,8 +68,8 @@ def test_by_file(plants: Path, trained: SumsRun, tmp_path: Path) -> None:
 
 def test_over_flower(plants: Path, trained: SumsRun, tmp_path: Path) -> None:
     init(tmp_path / "dep", ["localhost"], SITES)
-    told = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUMS.items())
-    (tmp_path / "dep/server/federation.toml").write_text(told + "\n")
+    reported = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUMS.items())
+    (tmp_path / "dep/server/federation.toml").write_text(reported + "\n")
 
     def settings(name: str) -> SiteSettings:
         return read_site(tmp_path / "dep/sites" / name, data=plants / name)

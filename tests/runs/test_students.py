@@ -111,12 +111,12 @@ def test_a_threshold_is_found_again_from_normal_images(
 ) -> None:
     run, normals = tmp_path / "run", plants / "birch/test/good"
     shutil.copytree(trained[0], run)
-    told = fedvad.calibrate(run, normals, site="birch", target_fpr=0.2)
-    assert set(told["thresholds"]) == {"global"}
+    reported = fedvad.calibrate(run, normals, site="birch", target_fpr=0.2)
+    assert set(reported["thresholds"]) == {"global"}
     rows = list(fedvad.predict(run, normals, site="birch"))
     kept = fedvad.load(run).sites["birch"].thresholds["global"]
     assert kept.scores == pytest.approx(sorted(row["score"] for row in rows))
-    assert {row["threshold"] for row in rows} == {told["thresholds"]["global"]["now"]}
+    assert {row["threshold"] for row in rows} == {reported["thresholds"]["global"]["now"]}
 
 
 class TestARun:
@@ -192,22 +192,22 @@ class TestARun:
         results = fedvad.evaluate(trained[0], tmp_path)
         assert results["sites_never_trained_on"] == ["dogwood"]
         # alder's images, which the student was trained on: alder's threshold, not one of these
-        told = fedvad.evaluate(trained[0], plants)["threshold"]["sites"]["alder"]
-        assert results["threshold"]["sites"]["dogwood"] == told
+        reported = fedvad.evaluate(trained[0], plants)["threshold"]["sites"]["alder"]
+        assert results["threshold"]["sites"]["dogwood"] == reported
         rows = list(fedvad.predict(trained[0], plants / "alder" / "test"))
         assert all(np.isfinite(row["score"]) for row in rows)
 
     def test_inspect_names_the_student(self, trained: Run) -> None:
-        told = fedvad.inspect(trained[0])
-        assert told["kind"] == "student run"
-        assert {site["name"] for site in told["sites"]} == set(SITES)
+        reported = fedvad.inspect(trained[0])
+        assert reported["kind"] == "student run"
+        assert {site["name"] for site in reported["sites"]} == set(SITES)
 
     @pytest.mark.parametrize("reference", ["local", "union"])
     def test_there_is_no_memory_to_choose(self, trained: Run, plants: Path, reference: Any) -> None:
         with pytest.raises(ConfigError, match="this run has a student"):
             fedvad.evaluate(trained[0], plants, reference=reference)
 
-    def test_who_needs_a_memory_is_told_that_there_is_none(self, trained: Run) -> None:
+    def test_who_needs_a_memory_learns_that_there_is_none(self, trained: Run) -> None:
         with pytest.raises(ArtefactError, match="a student and no memory"):
             TrainedRun.load(trained[0])
 
@@ -216,7 +216,7 @@ class TestARun:
             fedvad.export(trained[0], format="openvino", int8=True, data=plants)
 
     @pytest.mark.parametrize("key", ["student", "sites", "features", "method"])
-    def test_damage_is_told(self, trained: Run, tmp_path: Path, key: str) -> None:
+    def test_damage_is_reported(self, trained: Run, tmp_path: Path, key: str) -> None:
         arrays, values = read_arrays(trained[0] / "detector.safetensors")
         del values[key]
         (tmp_path / "config.json").write_bytes((trained[0] / "config.json").read_bytes())
@@ -421,10 +421,10 @@ def test_a_round_ends_with_its_last_step(plants: Path, options: dict[str, Any]) 
 def test_a_site_counts_by_its_images(
     plants: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accept, told = WeightExchange.accept, {}
+    accept, reported = WeightExchange.accept, {}
 
     def seen(self: WeightExchange, payload: Payload) -> None:
-        told[payload.manifest.site] = payload.manifest.n_images
+        reported[payload.manifest.site] = payload.manifest.n_images
         accept(self, payload)
 
     monkeypatch.setattr(WeightExchange, "accept", seen)
@@ -436,7 +436,7 @@ def test_a_site_counts_by_its_images(
     extractor = FeatureExtractor(config.features())
     sites = prepare_sites(images, config, extractor)
     averaged(sites, config, extractor, ledger=Ledger())
-    assert told == {"alder": 6, "birch": 3}
+    assert reported == {"alder": 6, "birch": 3}
     for site in sites.values():
         site.close()
 

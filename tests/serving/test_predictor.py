@@ -202,7 +202,7 @@ def test_other_things_are_refused(
         list(fedvad.predict(trained[0], [thing]))
 
 
-def test_what_cannot_be_done_is_told(trained: Run, tmp_path: Path, files: list[Path]) -> None:
+def test_what_cannot_be_done_is_reported(trained: Run, tmp_path: Path, files: list[Path]) -> None:
     with pytest.raises(ConfigError, match="oak"):
         Predictor.load(trained[0], site="oak")
     with pytest.raises(ConfigError, match="local"):

@@ -42,7 +42,7 @@ Run = tuple[Path, dict[str, Any]]
 
 
 class Skipping(Schedule):
-    """A schedule whose participants are told, by round."""
+    """A schedule with given participants, by round."""
 
     present: Sequence[Sequence[str]]
 
@@ -85,7 +85,7 @@ class Federation:
         arguments: dict[str, Any] = {
             "index": SITES.index(who), "options": self.options, "cache": self.cache
         }  # fmt: skip
-        self.told = export_upload(
+        self.reported = export_upload(
             self.plants / who, self.state(who), self.root / who / f"{who}.key", out,
             **(arguments | changes),
         )  # fmt: skip
@@ -95,7 +95,7 @@ class Federation:
         target = self.root / "stick" / f"{out}.fedvad"
         server = ("merge", "memory_rows", "seed", "method")
         arguments: dict[str, Any] = {"options": {k: self.options.get(k) for k in server}}
-        self.told = merge_uploads(
+        self.reported = merge_uploads(
             files, self.root / "trust", self.root / "server" / "server.key",
             self.state("server"), target, **(arguments | changes),
         )  # fmt: skip
@@ -189,7 +189,7 @@ class TestTheNumbersAreThoseOfOneProcess:
                 federation.take(site, file)
         theirs = TrainedRun.load(trained[0])
         out = federation.root / "run"
-        told = federation.take("birch", file, out=out)
+        reported = federation.take("birch", file, out=out)
         ours = TrainedRun.load(out)
         np.testing.assert_array_equal(ours.memory.vectors, theirs.memory.vectors)
         np.testing.assert_array_equal(
@@ -197,8 +197,8 @@ class TestTheNumbersAreThoseOfOneProcess:
         )
         assert ours.sites["birch"].thresholds == alone(theirs.sites["birch"].thresholds)
         assert ours.sites["birch"].n_images == theirs.sites["birch"].n_images
-        assert told["threshold"] == ours.threshold("birch").value  # type: ignore[union-attr]
-        assert told["own_normals"]["birch"] == trained[1]["own_normals"]["birch"]
+        assert reported["threshold"] == ours.threshold("birch").value  # type: ignore[union-attr]
+        assert reported["own_normals"]["birch"] == trained[1]["own_normals"]["birch"]
         assert read_config(out).backbone == "filterbank"
         ledger = read_ledger(out)
         assert [entry.round for entry in ledger.rounds] == [1, 2]
@@ -290,7 +290,7 @@ class TestKills:
         first = file.read_bytes()
         file.unlink()
         assert federation.export("alder").read_bytes() == first
-        assert federation.told["round"] == 1
+        assert federation.reported["round"] == 1
 
 
 class TestRefused:
@@ -299,8 +299,8 @@ class TestRefused:
     def _refused(self, federation: Federation, bad: Path, **changes: Any) -> str:
         good = federation.export("birch")
         federation.merge(bad, good, **changes)
-        assert list(federation.told["accepted"]) == ["birch"]
-        ((name, reason),) = federation.told["refused"].items()
+        assert list(federation.reported["accepted"]) == ["birch"]
+        ((name, reason),) = federation.reported["refused"].items()
         assert name == str(bad)
         state = load_state(federation.state("server"))
         assert state is not None
@@ -358,8 +358,8 @@ class TestRefused:
 
     def test_of_another_federation(self, federation: Federation) -> None:
         made = federation.sign("alder", upload("alder"))
-        told = federation.export("birch") and federation.told["features"]
-        reason = self._refused(federation, made, features=told)
+        reported = federation.export("birch") and federation.reported["features"]
+        reason = self._refused(federation, made, features=reported)
         assert "feature-key" in reason
         assert "alder" in reason
 
@@ -387,8 +387,8 @@ class TestRefused:
         copy = federation.root / "copy"
         shutil.copy(file, copy)
         federation.merge(file, copy, file)
-        assert federation.told["accepted"] == {"alder": [str(file)]}
-        reasons = federation.told["refused"]
+        assert federation.reported["accepted"] == {"alder": [str(file)]}
+        reasons = federation.reported["refused"]
         assert set(reasons) == {str(copy), str(file)}
         assert all("site alder: duplicate" in reason for reason in reasons.values())
 
@@ -399,8 +399,8 @@ class TestRefused:
         file = federation.merge(*first.values())
         federation.take("birch", file)
         federation.merge(kept, federation.export("birch"))
-        assert federation.told["kept"] == ["alder", "cedar"]
-        assert "already answered round 1" in federation.told["refused"][str(kept)]
+        assert federation.reported["kept"] == ["alder", "cedar"]
+        assert "already answered round 1" in federation.reported["refused"][str(kept)]
 
     def test_a_quorum_that_is_not_met_changes_nothing(self, federation: Federation) -> None:
         files = [federation.export(site) for site in SITES[:2]]
@@ -418,7 +418,7 @@ class TestRefused:
         with pytest.raises(FederationError, match="--features"):
             federation.merge(*files)
         federation.merge(*files, features="feature-key")
-        assert list(federation.told["accepted"]) == ["alder"]
+        assert list(federation.reported["accepted"]) == ["alder"]
 
 
 class TestGlobalRefused:
@@ -474,16 +474,16 @@ class TestLate:
     ) -> None:
         late = federation.export("cedar")
         first = federation.round("alder", "birch")
-        told = federation.take("cedar", first)
-        assert told["own_rows"] == 0
+        reported = federation.take("cedar", first)
+        assert reported["own_rows"] == 0
         assert "came too late" in caplog.text
         assert federation.take("alder", first)["own_rows"] > 0
         kept = federation.root / "kept"
         shutil.copy(late, kept)
         second = federation.merge(federation.export("cedar"), kept, federation.export("alder"))
-        assert federation.told["refused"] == {}
-        assert len(federation.told["accepted"]["cedar"]) == 2
-        assert federation.told["kept"] == ["birch"]
+        assert federation.reported["refused"] == {}
+        assert len(federation.reported["accepted"]["cedar"]) == 2
+        assert federation.reported["kept"] == ["birch"]
         cedar = load_site(federation.state("cedar"))
         assert cedar is not None
         assert federation.take("cedar", second)["own_rows"] == len(cedar.upload.arrays["vectors"])
@@ -539,16 +539,16 @@ class TestOptions:
         )["path"]  # fmt: skip
         file = federation.merge(Path(out))
         shutil.rmtree(moved)
-        told = federation.take(
+        reported = federation.take(
             "alder", file, out=federation.root / "run", data=federation.plants / "alder"
         )
-        assert told["site"] == "alder"
+        assert reported["site"] == "alder"
 
     def test_nothing_to_merge(self, federation: Federation) -> None:
         with pytest.raises(ConfigError, match="no file to merge"):
             federation.merge()
 
-    def test_damaged_states_are_told(self, federation: Federation) -> None:
+    def test_damaged_states_are_reported(self, federation: Federation) -> None:
         file = federation.round("alder")
         federation.take("alder", file)
         path = federation.state("alder") / "global.fedvad"
@@ -577,7 +577,7 @@ def test_the_servers_options_limit_uploads(
     with pytest.raises(FederationError, match=r"the limit is 13 per round"):
         federation.merge(*files, config_file=small)
     federation.merge(*files)
-    assert sorted(federation.told["accepted"]) == sorted(SITES)
+    assert sorted(federation.reported["accepted"]) == sorted(SITES)
 
 
 @pytest.fixture(scope="module")
@@ -605,7 +605,7 @@ def scores_from(made: Federation, site: str, run: str | None = None) -> Path:
 class TestThresholds:
     def _found(self, made: Federation, *files: Path) -> Path:
         out, server = made.root / "thresholds", made.root / "server/server.key"
-        self.told = merge_scores(files, made.root / "trust", server, out)
+        self.reported = merge_scores(files, made.root / "trust", server, out)
         return out
 
     def test_are_those_of_train(self, finished: Federation, trained: Run, tmp_path: Path) -> None:
@@ -614,11 +614,11 @@ class TestThresholds:
         for site in SITES:
             own = tmp_path / site
             shutil.copytree(finished.root / f"run-{site}", own)
-            told = apply_thresholds(out, own, finished.root / "server/server.pub")
+            reported = apply_thresholds(out, own, finished.root / "server/server.pub")
             found = TrainedRun.load(own).sites[site].thresholds
             assert found == theirs.sites[site].thresholds
             assert found["global"].scores == theirs.sites[site].thresholds["global"].scores
-            assert told == {"site": site, "threshold": found["global"].value}
+            assert reported == {"site": site, "threshold": found["global"].value}
 
     def test_files_that_are_not_to_be_trusted(self, finished: Federation) -> None:
         good = [finished.root / f"scores-{site}" for site in SITES[:2]]
@@ -627,8 +627,8 @@ class TestThresholds:
         changed.write_bytes(good[0].read_bytes()[:-1] + b" ")
         other = finished.root / "stick/global.fedvad"
         self._found(finished, *good, good[0], forged, changed, other)
-        assert self.told["sites"] == ["alder", "birch"]
-        reasons = list(self.told["refused"].values())
+        assert self.reported["sites"] == ["alder", "birch"]
+        reasons = list(self.reported["refused"].values())
         for reason, part in zip(
             reasons,
             ("duplicate", "claims to be of site 'alder'", "changed or damaged", "unknown key"),
@@ -702,14 +702,14 @@ class TestThresholds:
 def test_a_site_leaves_by_files_and_the_rest_is_as_if_it_had_never_sent(
     plants: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
-    told, memories = {}, {}
+    reported, memories = {}, {}
     for name, sites in (("all", SITES), ("never", SITES[:2])):
         (tmp_path / name).mkdir()
         federation = Federation(tmp_path / name, plants, shared_cache, upload_rows=12)
         file = federation.round(*sites)
         if name == "all":
             file, receipt = tmp_path / "without.fedvad", tmp_path / "receipt.fedvad"
-            told = forget_site(
+            reported = forget_site(
                 "cedar", federation.state("server"), federation.root / "server/server.key", file,
                 receipt=receipt,
             )  # fmt: skip
@@ -731,11 +731,11 @@ def test_a_site_leaves_by_files_and_the_rest_is_as_if_it_had_never_sent(
                 federation.merge(late, out="next", take_back=["birch"])
             assert files_of(federation.state("server")) == before
             federation.merge(late, out="next", take_back=["cedar"])
-            assert "cedar" in federation.told["accepted"]
+            assert "cedar" in federation.reported["accepted"]
         memories[name] = bank_from(
             Payload.from_bytes(SignedMessage.parse(file.read_bytes()).message)
         )
-    assert told["rows_removed"] == {"cedar": 12, "global": 12}
+    assert reported["rows_removed"] == {"cedar": 12, "global": 12}
     for part in ("vectors", "weights", "spread"):
         np.testing.assert_array_equal(
             getattr(memories["all"], part), getattr(memories["never"], part)

@@ -55,7 +55,7 @@ def test_a_folder_that_is_not_its_own_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_a_wrong_seed_is_told_before_anything_is_drawn(tmp_path: Path) -> None:
+def test_a_wrong_seed_is_reported_before_anything_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="seed"):
         fedvad.demo(tmp_path / "demo", seed=-1)
     assert not (tmp_path / "demo").exists()

@@ -68,9 +68,9 @@ class TestNewSites:
         assert results["threshold"]["sites"]["oak"]["threshold"] == pytest.approx(
             trained[1]["threshold"]["sites"]["birch"]["threshold"], rel=1e-5
         )
-        told = results["image_auroc"]["sites"]
-        assert told["oak"] == trained[1]["image_auroc"]["sites"]["birch"]
-        assert told["alder"] == trained[1]["image_auroc"]["sites"]["alder"]
+        reported = results["image_auroc"]["sites"]
+        assert reported["oak"] == trained[1]["image_auroc"]["sites"]["birch"]
+        assert reported["alder"] == trained[1]["image_auroc"]["sites"]["alder"]
 
     def test_without_normals_it_borrows_the_median(
         self, trained: Run, newcomer: Path, shared_cache: Path, tmp_path: Path

@@ -57,10 +57,10 @@ def test_a_false_alarm_is_normal_from_then_on_at_its_site(
     normal = scores(run, plants / "birch/test/good")
     limit = fedvad.load(run).threshold("birch").value
     assert before > limit
-    told = answer(odd, "normal")
+    reported = answer(odd, "normal")
     [after] = scores(run, odd)
-    assert told["score"] == pytest.approx(before)
-    assert told["score_now"] == pytest.approx(after)
+    assert reported["score"] == pytest.approx(before)
+    assert reported["score_now"] == pytest.approx(after)
     assert after < limit
     for reference in ("local", "union"):
         assert scores(run, odd, reference=reference)[0] < before
@@ -85,8 +85,8 @@ def test_a_defect_is_never_remembered_as_normal(
     answer: Callable[..., dict[str, Any]], run: Path, plants: Path, odd: Path, shared_cache: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    told = answer(odd, "defect")
-    raised = told["score_now"]
+    reported = answer(odd, "defect")
+    raised = reported["score_now"]
     before = fedvad.load(run)
     for name in (odd.name, "copy.png"):  # by mistake among new normal images
         (tmp_path / "new").mkdir(exist_ok=True)
@@ -105,7 +105,7 @@ def test_a_defect_is_never_remembered_as_normal(
     far = NeighbourIndex(answered.vectors).query(new)[0][:, 0]
     assert len(new)
     assert (far > NeighbourIndex(known).query(new)[0][:, 0]).all()
-    fedvad.undo_feedback(run, told["number"])
+    fedvad.undo_feedback(run, reported["number"])
     assert scores(run, odd)[0] < raised / 1.5
 
 
@@ -157,10 +157,10 @@ def test_an_exported_model_cannot_hold_a_defect_and_says_so(
 def test_a_forgotten_image_is_no_answer_either(
     answer: Callable[..., dict[str, Any]], run: Path, odd: Path, shared_cache: Path
 ) -> None:
-    told = answer(odd, "normal")
+    reported = answer(odd, "normal")
     fedvad.forget(run, site="birch", image=odd, cache=shared_cache, no_receipt=True)
     assert fedvad.list_feedback(run) == []
-    assert told["image"].encode() not in (run / "detector.safetensors").read_bytes()
+    assert reported["image"].encode() not in (run / "detector.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("distance", "factor"), [(0.0, 3.0), (1.0, 2.0), (2.0, 1.0), (9.0, 1.0)])

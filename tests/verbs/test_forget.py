@@ -84,11 +84,11 @@ def test_after_more_rounds_the_later_ones_are_done_again(
     few = without(plants, tmp_path / "few")
     fedvad.train(plants, tmp_path / "run", **given)
     fedvad.train(few, tmp_path / "never", **given)
-    told = fedvad.forget(
+    reported = fedvad.forget(
         tmp_path / "run", site="cedar", data=few, cache=shared_cache, no_receipt=True
     )
     left, never = (TrainedRun.load(tmp_path / name) for name in ("run", "never"))
-    assert told["repaired"] is True
+    assert reported["repaired"] is True
     np.testing.assert_array_equal(left.memory.vectors, never.memory.vectors)
     np.testing.assert_allclose(left.memory.weights, never.memory.weights, rtol=1e-6)
     for name, site in never.sites.items():
@@ -101,10 +101,10 @@ def test_what_joined_later_stays_when_others_fill_in(
 ) -> None:
     fedvad.update(run, plants / "birch/test/good", site="birch", cache=shared_cache)
     few = without(plants, tmp_path / "few")
-    told = fedvad.forget(run, site="cedar", data=few, cache=shared_cache, no_receipt=True)
+    reported = fedvad.forget(run, site="cedar", data=few, cache=shared_cache, no_receipt=True)
     left = TrainedRun.load(run)
-    assert told["repaired"] is True
-    assert told["thresholds"] == "found again"
+    assert reported["repaired"] is True
+    assert reported["thresholds"] == "found again"
     assert left.memory.origin is not None
     assert {source.site for source in left.memory.origin.sources} == {"alder", "birch"}
     assert {source.round for source in left.memory.origin.sources} >= {1, 2, 3, 5}
@@ -117,21 +117,21 @@ def test_without_images_the_rest_of_the_memory_stays(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = TrainedRun.load(run)
-    told = fedvad.forget(run, site="birch", no_receipt=True)
+    reported = fedvad.forget(run, site="birch", no_receipt=True)
     left = TrainedRun.load(run)
     assert "false alarms may rise" in caplog.text
-    assert told["thresholds"] == "of the memory before"
+    assert reported["thresholds"] == "of the memory before"
     assert before.memory.origin is not None
     kept = before.memory.take(before.memory.origin.share_of("birch") == 0)
     np.testing.assert_array_equal(left.memory.vectors, kept.vectors)
-    assert told["rows_removed"]["global"] == len(before.memory) - len(left.memory)
+    assert reported["rows_removed"]["global"] == len(before.memory) - len(left.memory)
     assert left.threshold("alder") is not None
 
 
 def test_pictures_and_earlier_states_go_too(run: Path, plants: Path, shared_cache: Path) -> None:
     fedvad.update(run, plants / "birch/test/good", site="birch", cache=shared_cache)
-    told = fedvad.forget(run, site="birch", no_receipt=True)
-    assert {"gallery", "report.html", "heatmaps.png", "results.json"} <= set(told["removed"])
+    reported = fedvad.forget(run, site="birch", no_receipt=True)
+    assert {"gallery", "report.html", "heatmaps.png", "results.json"} <= set(reported["removed"])
     assert sorted(p.name for p in run.iterdir() if not p.name.startswith(".")) == [
         "config.json", "detector.safetensors", "ledger.json",
     ]  # fmt: skip
@@ -154,8 +154,8 @@ def test_every_page_and_picture_of_the_run_goes_and_nothing_else(
     assert ours <= {path.name for path in run.iterdir()}
     (run / "minutes.pdf").write_bytes(b"%PDF-1.4 of the board")
     file = None if image is None else plants / "birch/train/good" / image
-    told = fedvad.forget(run, site="birch", image=file, cache=shared_cache, no_receipt=True)
-    assert ours <= set(told["removed"])
+    reported = fedvad.forget(run, site="birch", image=file, cache=shared_cache, no_receipt=True)
+    assert ours <= set(reported["removed"])
     left = {path.name for path in run.iterdir()}
     assert not ours & left
     assert "minutes.pdf" in left
@@ -165,13 +165,13 @@ def test_an_image_leaves_its_site(run: Path, plants: Path, shared_cache: Path) -
     before = TrainedRun.load(run)
     file = plants / "birch/train/good/002.png"
     digest = content_key(file.read_bytes())[:16]
-    told = fedvad.forget(run, site="birch", image=file, cache=shared_cache, no_receipt=True)
+    reported = fedvad.forget(run, site="birch", image=file, cache=shared_cache, no_receipt=True)
     left = TrainedRun.load(run)
     bank = left.sites["birch"].bank
-    assert told["image"] == digest
+    assert reported["image"] == digest
     assert bank.origin is not None
     assert digest not in {source.image for source in bank.origin.sources}
-    assert told["rows_removed"] == {
+    assert reported["rows_removed"] == {
         "birch": len(before.sites["birch"].bank) - len(bank),
         "global": len(before.memory) - len(left.memory),
     }
@@ -184,20 +184,20 @@ def test_the_image_stays_out_when_the_others_fill_in(
     run: Path, plants: Path, shared_cache: Path
 ) -> None:
     file = plants / "birch/train/good/002.png"
-    told = fedvad.forget(
+    reported = fedvad.forget(
         run, site="birch", image=file, data=plants, cache=shared_cache, no_receipt=True
     )
-    assert told["repaired"] is True
+    assert reported["repaired"] is True
     bank = TrainedRun.load(run).sites["birch"].bank
     assert bank.origin is not None
     images = {source.image for source in bank.origin.sources}
     assert len(images) == 5
-    assert told["image"] not in images
+    assert reported["image"] not in images
 
 
 def test_a_second_machine_verifies_the_receipt(run: Path, keys: Path, tmp_path: Path) -> None:
-    told = fedvad.forget(run, site="cedar", key=keys / "server.key")
-    receipt = Path(told["receipt"])
+    reported = fedvad.forget(run, site="cedar", key=keys / "server.key")
+    receipt = Path(reported["receipt"])
     assert receipt == run / "forgot-cedar.fedvad"
     found = fedvad.inspect(receipt)
     assert found["signature"]["verifies"] is True
@@ -229,8 +229,8 @@ def test_a_kill_leaves_a_whole_run_and_the_same_command_ends_it(
         with pytest.raises(StorageError):
             fedvad.forget(run, site="cedar", key=keys / "server.key")
     assert len(TrainedRun.load(run).sites) == (2 if writes == 2 else 3)
-    told = fedvad.forget(run, site="cedar", key=keys / "server.key")
-    assert fedvad.inspect(told["receipt"])["site"] == "cedar"
+    reported = fedvad.forget(run, site="cedar", key=keys / "server.key")
+    assert fedvad.inspect(reported["receipt"])["site"] == "cedar"
     assert list(TrainedRun.load(run).sites) == ["alder", "birch"]
     assert not (run / "forgetting.fedvad").exists()
 
@@ -280,12 +280,12 @@ def test_thresholds_that_changed_are_shown(
     before = TrainedRun.load(run)
     shutil.copytree(run, tmp_path / "other")
     few = without(plants, tmp_path / "few")
-    told = fedvad.forget(
+    reported = fedvad.forget(
         tmp_path / "other", site="cedar", data=few, cache=shared_cache, no_receipt=True
     )
     left = TrainedRun.load(tmp_path / "other")
-    assert list(told["site_thresholds"]) == ["alder", "birch"]
-    for name, limit in told["site_thresholds"].items():
+    assert list(reported["site_thresholds"]) == ["alder", "birch"]
+    for name, limit in reported["site_thresholds"].items():
         assert limit == {
             "before": before.threshold(name).value,
             "now": left.threshold(name).value,
@@ -303,7 +303,7 @@ def test_thresholds_that_changed_are_shown(
     )
     assert run_main(monkeypatch, *command) == 0
     out = capsys.readouterr().out
-    limits = told["site_thresholds"]["birch"]
+    limits = reported["site_thresholds"]["birch"]
     assert f"threshold of birch: {limits['before']:.4g} to {limits['now']:.4g}" in out
     assert "Evaluate again: other thresholds catch other defects." in out
 
@@ -313,8 +313,8 @@ def test_a_site_of_a_federation_forgets_another_of_which_it_has_the_shared_rows(
 ) -> None:
     before = TrainedRun.load(run)
     replace(before, sites={"alder": before.sites["alder"]}).save(run)  # as `bank import` makes one
-    told = fedvad.update(run, plants / "alder/test/good", cache=shared_cache)
-    assert told["sites"]["alder"]["rows"]["now"] > told["sites"]["alder"]["rows"]["before"]
+    reported = fedvad.update(run, plants / "alder/test/good", cache=shared_cache)
+    assert reported["sites"]["alder"]["rows"]["now"] > reported["sites"]["alder"]["rows"]["before"]
     updated = TrainedRun.load(run)
     assert before.memory.origin is not None
     assert updated.memory.origin is not None

@@ -23,26 +23,26 @@ Run = tuple[Path, dict[str, Any]]
 
 
 def test_a_run(trained: Run) -> None:
-    told = fedvad.inspect(trained[0])
-    json.dumps(told, allow_nan=False)
-    assert told["kind"] == "run"
-    assert told["method"] == "feddymem"
-    assert told["version"] == fedvad.__version__
-    assert told["features"]["backbone"] == "filterbank"
-    assert [site["name"] for site in told["sites"]] == ["alder", "birch", "cedar"]
-    assert told["path"] == str(trained[0])
-    assert told["files"]["results.json"] == (trained[0] / "results.json").stat().st_size
-    vectors = told["arrays"]["global/vectors"]
+    reported = fedvad.inspect(trained[0])
+    json.dumps(reported, allow_nan=False)
+    assert reported["kind"] == "run"
+    assert reported["method"] == "feddymem"
+    assert reported["version"] == fedvad.__version__
+    assert reported["features"]["backbone"] == "filterbank"
+    assert [site["name"] for site in reported["sites"]] == ["alder", "birch", "cedar"]
+    assert reported["path"] == str(trained[0])
+    assert reported["files"]["results.json"] == (trained[0] / "results.json").stat().st_size
+    vectors = reported["arrays"]["global/vectors"]
     assert vectors["shape"] == [trained[1]["ledger"]["memory_rows"], 72]
     assert vectors["bytes"] == vectors["shape"][0] * 72 * 4
     assert vectors["min"] < vectors["max"]
 
 
 def test_a_run_says_which_site_gave_what(trained: Run) -> None:
-    told = fedvad.inspect(trained[0])
-    shares = told["provenance"]
+    reported = fedvad.inspect(trained[0])
+    shares = reported["provenance"]
     assert list(shares) == ["alder", "birch", "cedar"]
-    rows = told["arrays"]["global/vectors"]["shape"][0]
+    rows = reported["arrays"]["global/vectors"]["shape"][0]
     assert sum(site["rows"] for site in shares.values()) == rows
     assert sum(site["share_of_patches"] for site in shares.values()) == pytest.approx(1)
     assert shares["alder"]["rounds"] == [1, 2]
@@ -68,33 +68,33 @@ def test_a_folder_says_at_which_size_training_will_read_it(tmp_path: Path) -> No
 
 def test_the_file_of_a_run(trained: Run) -> None:
     file = trained[0] / "detector.safetensors"
-    told = fedvad.inspect(file)
-    assert told["kind"] == "run"
-    assert told["bytes"] == file.stat().st_size
-    assert "files" not in told
+    reported = fedvad.inspect(file)
+    assert reported["kind"] == "run"
+    assert reported["bytes"] == file.stat().st_size
+    assert "files" not in reported
 
 
 def test_a_detector(plants: Path, tmp_path: Path) -> None:
     extractor = FeatureExtractor(FeatureConfig(**OPTIONS))
     detector = create("patchcore", extractor=extractor, rows=20)
     detector.fit(read_set(plants / "alder").train).save(tmp_path / "d.safetensors")
-    told = fedvad.inspect(tmp_path / "d.safetensors")
-    assert told["kind"] == "detector"
-    assert told["detector"] == "patchcore"
-    assert told["arrays"]["bank/vectors"]["shape"] == [20, 72]
-    assert "provenance" not in told
+    reported = fedvad.inspect(tmp_path / "d.safetensors")
+    assert reported["kind"] == "detector"
+    assert reported["detector"] == "patchcore"
+    assert reported["arrays"]["bank/vectors"]["shape"] == [20, 72]
+    assert "provenance" not in reported
 
 
 def test_a_message(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(upload("Werk Süd").to_bytes())
-    told = fedvad.inspect(tmp_path / "m")
-    assert told["kind"] == "message"
-    assert told["manifest"]["site"] == "Werk Süd"
-    assert told["manifest"]["n_images"] == 4
-    assert "provenance" not in told
-    assert "Rows are all of the site that sent it." in told["says"]
-    assert told["arrays"]["vectors"]["dtype"] == "float16"
-    assert told["arrays"]["vectors"]["shape"] == [9, 6]
+    reported = fedvad.inspect(tmp_path / "m")
+    assert reported["kind"] == "message"
+    assert reported["manifest"]["site"] == "Werk Süd"
+    assert reported["manifest"]["n_images"] == 4
+    assert "provenance" not in reported
+    assert "Rows are all of the site that sent it." in reported["says"]
+    assert reported["arrays"]["vectors"]["dtype"] == "float16"
+    assert reported["arrays"]["vectors"]["shape"] == [9, 6]
 
 
 def test_trust_is_not_ignored_where_nothing_is_signed(trained: Run, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_every_reference_of_a_site(reference: Any, trained: Run, plants: Path) -
     assert row["score"] > 0
 
 
-def test_what_cannot_be_done_is_told(trained: Run, plants: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_reported(trained: Run, plants: Path, tmp_path: Path) -> None:
     image = plants / "alder/test/good/000.png"
     with pytest.raises(ConfigError, match="oak"):
         next(fedvad.predict(trained[0], image, site="oak"))

@@ -52,17 +52,17 @@ def test_in_process_all_sites_know_it_until_it_is_undone(
     with pytest.raises(ConfigError, match="no false alarm was answered"):
         fedvad.share_feedback(run)
     alone = score(run, odd, "alder")
-    told = fedvad.feedback(run, odd, "normal", site="birch")
+    reported = fedvad.feedback(run, odd, "normal", site="birch")
     assert score(run, odd, "alder") == alone
     assert run_main(monkeypatch, "feedback", run, "--share") == 0
-    assert f"{told['rows']} of birch" in capsys.readouterr().out
+    assert f"{reported['rows']} of birch" in capsys.readouterr().out
     assert score(run, odd, "alder") < 0.9 * alone
     after = TrainedRun.load(run)
-    assert len(rows_of(after, "birch", 3)) == told["rows"]
+    assert len(rows_of(after, "birch", 3)) == reported["rows"]
     assert after.threshold("alder") == before.threshold("alder")
     with pytest.raises(ConfigError, match="no false alarm was answered"):  # they have it
         fedvad.share_feedback(run)
-    fedvad.undo_feedback(run, told["number"])
+    fedvad.undo_feedback(run, reported["number"])
     np.testing.assert_array_equal(TrainedRun.load(run).memory.vectors, before.memory.vectors)
     assert score(run, odd, "alder") == pytest.approx(alone, rel=1e-5)
 
@@ -108,7 +108,7 @@ def test_by_files_they_come_with_the_next_round(
     for name in ("alder", "birch"):
         _import(tmp_path, name, "first", shared_cache)
     fedvad.feedback(tmp_path / "birch/first", odd, "normal")
-    told = TrainedRun.load(tmp_path / "birch/first").sites["birch"].answers[0]
+    reported = TrainedRun.load(tmp_path / "birch/first").sites["birch"].answers[0]
     alone = score(tmp_path / "alder/first", odd, "alder")
     _export(plants, tmp_path, "alder", 0, shared_cache)
     _export(plants, tmp_path, "birch", 1, shared_cache, answers=tmp_path / "birch/first")
@@ -117,7 +117,7 @@ def test_by_files_they_come_with_the_next_round(
         _import(tmp_path, name, "second", shared_cache, answers=tmp_path / name / "first")
     run = TrainedRun.load(tmp_path / "alder/second")
     sent = {row.tobytes() for row in rows_of(run, "birch", 2)}
-    assert {row.tobytes() for row in told.vectors} <= sent
+    assert {row.tobytes() for row in reported.vectors} <= sent
     assert len(sent) <= 40
     assert score(tmp_path / "alder/second", odd, "alder") < alone
     assert len(fedvad.list_feedback(tmp_path / "birch/second")) == 1
@@ -153,9 +153,9 @@ def test_over_a_network_they_go_where_the_site_allows_it(
     deployment.links.answers["birch"] = deployment.caller("birch", share_answers=share)
     deployment.federate()
     fedvad.feedback(deployment.run_of("birch"), odd, "normal")
-    told = TrainedRun.load(deployment.run_of("birch")).sites["birch"].answers[0]
+    reported = TrainedRun.load(deployment.run_of("birch")).sites["birch"].answers[0]
     more_rounds(deployment.server(), "run", 1)
     result = TrainedRun.load(deployment.federate())
     sent = {row.tobytes() for row in rows_of(result, "birch", 2)}
-    assert ({row.tobytes() for row in told.vectors} <= sent) is share
+    assert ({row.tobytes() for row in reported.vectors} <= sent) is share
     assert len(fedvad.list_feedback(deployment.run_of("birch"))) == 1

@@ -44,11 +44,13 @@ def test_mlflow_reads_back_parameters_and_results(
     pytest.importorskip("sqlalchemy")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     client = mlflow.MlflowClient(track(run, "mlflow"))
-    (told,) = client.search_runs([client.get_experiment_by_name("fedvad").experiment_id])
+    (reported,) = client.search_runs([client.get_experiment_by_name("fedvad").experiment_id])
     results = json.loads((run / "results.json").read_text())
-    assert told.data.params["backbone"] == "filterbank"
-    assert told.data.metrics["image_auroc/mean"] == pytest.approx(results["image_auroc"]["mean"])
-    assert told.info.status == "FINISHED"
+    assert reported.data.params["backbone"] == "filterbank"
+    assert reported.data.metrics["image_auroc/mean"] == pytest.approx(
+        results["image_auroc"]["mean"]
+    )
+    assert reported.info.status == "FINISHED"
 
 
 def test_a_tracker_that_fails_says_that_the_run_is_complete(
@@ -60,7 +62,7 @@ def test_a_tracker_that_fails_says_that_the_run_is_complete(
         track(run, "tensorboard")
 
 
-def test_unknown_and_missing_trackers_are_told_before_any_work(
+def test_unknown_and_missing_trackers_are_reported_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     plants: Path,
     tmp_path: Path,

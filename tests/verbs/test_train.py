@@ -253,14 +253,14 @@ class TestLeaveOneOut:
             assert scores[i] == pytest.approx(expected[0], rel=1e-5)
 
     def test_raises_scores(self, features: dict[str, NormalFeatures], bank: MemoryBank) -> None:
-        told = [
+        reported = [
             held_out_scores(
                 features["birch"], MemoryScorer(bank, ScoringConfig()),
                 Generator.identity(bank.dim), leave_one_out=out,
             )
             for out in (True, False)
         ]  # fmt: skip
-        assert (np.array(told[0]) > np.array(told[1])).all()
+        assert (np.array(reported[0]) > np.array(reported[1])).all()
 
     def test_an_image_that_is_the_whole_memory_is_left_out(
         self, features: dict[str, NormalFeatures]
@@ -364,15 +364,15 @@ class TestPrecision:
     ) -> None:
         out, plain = trained
         options: dict[str, Any] = {"precision": precision, "holdout": 0.5, **OPTIONS}
-        told = fedvad.train(plants, tmp_path / "run", cache=shared_cache, **options)
-        sent, before = told["ledger"]["bytes_up_max"], plain["ledger"]["bytes_up_max"]
+        reported = fedvad.train(plants, tmp_path / "run", cache=shared_cache, **options)
+        sent, before = reported["ledger"]["bytes_up_max"], plain["ledger"]["bytes_up_max"]
         # on so few rows the codebooks of pq weigh more than they save
         assert sent < bytes_of * before
-        assert told["image_auroc"]["mean"] > plain["image_auroc"]["mean"] - close
+        assert reported["image_auroc"]["mean"] > plain["image_auroc"]["mean"] - close
         ours, theirs = fedvad.load(tmp_path / "run"), fedvad.load(out)
         for name in SITES:
             limit = ours.sites[name].thresholds["global"].value
-            if precision == "int8":  # rows of an image are still told as its own, and hidden
+            if precision == "int8":  # rows of an image are still known as its own, and hidden
                 assert limit == pytest.approx(
                     theirs.sites[name].thresholds["global"].value, rel=0.05
                 )
@@ -523,8 +523,8 @@ def test_without_test_images_it_tells_how_own_normals_moved(
         shutil.copytree(plants / name / "train", tmp_path / "plants" / name / "train")
     results = fedvad.train(tmp_path / "plants", tmp_path / "run", cache=shared_cache, **OPTIONS)
     sites = results["threshold"]["sites"]
-    assert {name: told["fpr"] for name, told in sites.items()} == dict.fromkeys(SITES)
-    assert all(told["threshold"] > 0 and told["n"] == TRAIN for told in sites.values())
+    assert {name: reported["fpr"] for name, reported in sites.items()} == dict.fromkeys(SITES)
+    assert all(reported["threshold"] > 0 and reported["n"] == TRAIN for reported in sites.values())
     shown = rich_tables(results)
     assert str(shown[-1].title) == "Own normal images"
     assert shown[-1].row_count == len(SITES)
@@ -556,7 +556,9 @@ class TestSchedules:
         union = fedvad.evaluate(tmp_path / "run", plants, reference="union", cache=shared_cache)
         assert union["image_auroc"]["sites"]["cedar"] == results["image_auroc"]["sites"]["cedar"]
 
-    def test_an_unknown_joiner_is_told_before_any_work(self, plants: Path, tmp_path: Path) -> None:
+    def test_an_unknown_joiner_is_reported_before_any_work(
+        self, plants: Path, tmp_path: Path
+    ) -> None:
         def never(stage: str, done: int, total: int) -> None:
             raise AssertionError(stage)
 
@@ -764,8 +766,8 @@ def test_evaluate_warns_when_normal_images_no_longer_score_as_they_did(
     before = tuple(np.linspace(2.5, 3, 20) * limits["global"].value)
     limits["global"] = replace(limits["global"], scores=before)
     kept.save(run)
-    told = fedvad.evaluate(run, tmp_path / "now", cache=shared_cache)["drift"]
-    assert told["alder"]["drifted"]
-    assert told["alder"]["n"] == 12
-    assert told["alder"]["ratio"] < 0.6
+    reported = fedvad.evaluate(run, tmp_path / "now", cache=shared_cache)["drift"]
+    assert reported["alder"]["drifted"]
+    assert reported["alder"]["n"] == 12
+    assert reported["alder"]["ratio"] < 0.6
     assert "alder: its normal images score" in caplog.text

@@ -68,13 +68,13 @@ def test_new_images_join_their_site(
 ) -> None:
     before = TrainedRun.load(run)
     folder = plants / "birch/test/good"
-    told = update(folder, site="birch")
+    reported = update(folder, site="birch")
     after = TrainedRun.load(run)
     digests = {content_key(path.read_bytes())[:16] for path in folder.iterdir()}
     bank = after.sites["birch"].bank
     assert bank.origin is not None
     assert digests & {source.image for source in bank.origin.sources if source.round in (3, 4)}
-    assert told["sites"]["birch"]["rows"]["now"] == len(bank) > len(before.sites["birch"].bank)
+    assert reported["sites"]["birch"]["rows"]["now"] == len(bank) > len(before.sites["birch"].bank)
     assert after.sites["birch"].n_images == 9
     # by whole images: a memory's weights are patches
     assert bank.total_weight == pytest.approx(9 / 6 * before.sites["birch"].bank.total_weight)
@@ -87,7 +87,7 @@ def test_new_images_join_their_site(
     assert after.memory.origin.by_site(np.ones(len(after.memory))).keys() == after.sites.keys()
     # they are normal now
     scores = [row["score"] for row in fedvad.predict(run, [folder], site="birch")]
-    assert max(scores) < told["sites"]["birch"]["threshold"]["now"]
+    assert max(scores) < reported["sites"]["birch"]["threshold"]["now"]
 
 
 def test_a_memory_stays_as_large_as_a_training_allows(
@@ -109,9 +109,9 @@ def test_a_folder_of_sites_updates_each_and_lets_a_new_one_join(
 ) -> None:
     for site, source in (("alder", "alder"), ("elm", "birch")):
         shutil.copytree(plants / source / "test/good", tmp_path / f"new/{site}/train/good")
-    told = update(tmp_path / "new")
-    assert list(told["sites"]) == ["alder", "elm"]
-    assert told["sites"]["elm"]["threshold"]["before"] is None
+    reported = update(tmp_path / "new")
+    assert list(reported["sites"]) == ["alder", "elm"]
+    assert reported["sites"]["elm"]["threshold"]["before"] is None
     after = fedvad.load(run)
     assert after.threshold("elm").n == 3
     row = next(fedvad.predict(run, [plants / "birch/test/good/000.png"], site="elm"))
@@ -154,8 +154,8 @@ def test_images_that_trained_the_run_do_not_count_twice(
     shutil.copytree(plants / "birch/train/good", tmp_path / "both")
     for path in (plants / "birch/test/good").iterdir():
         shutil.copy(path, tmp_path / "both" / f"new-{path.name}")
-    told = update(tmp_path / "both", site="birch", dry_run=True)["sites"]["birch"]
-    assert (told["images"], told["known_images"]) == (3, 6)
+    reported = update(tmp_path / "both", site="birch", dry_run=True)["sites"]["birch"]
+    assert (reported["images"], reported["known_images"]) == (3, 6)
 
 
 def test_what_cannot_be_updated_is_refused(
@@ -199,8 +199,8 @@ def test_the_command(
 ) -> None:
     good = plants / "birch/test/good"
     assert run_main(monkeypatch, "update", run, good, "--site", "birch", "--dry-run", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["dry_run"] is True
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["dry_run"] is True
     assert run_main(monkeypatch, "update", run, good, "--site", "birch") == 0
     out = capsys.readouterr().out
     assert "birch: 3 new images" in out

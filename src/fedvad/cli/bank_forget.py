@@ -28,12 +28,12 @@ def forget(
     """At the server: take a site out of the memory, in a round without it."""
     from fedvad.verbs.bank_forget import forget_site
 
-    told = forget_site(site, state, key, out, receipt=receipt)
+    result = forget_site(site, state, key, out, receipt=receipt)
     if as_json:
-        print_json(told)
+        print_json(result)
         return
     typer.echo(
-        f"{site} left: {told['rows_removed'][site]} rows; round {told['round']} holds "
-        f"{told['rows_now']['global']} rows of {', '.join(told['sites_left'])}   {out}"
+        f"{site} left: {result['rows_removed'][site]} rows; round {result['round']} holds "
+        f"{result['rows_now']['global']} rows of {', '.join(result['sites_left'])}   {out}"
     )
     typer.echo(f"bank merge refuses files of {site} from now on, unless --take-back {site}.")

@@ -72,11 +72,11 @@ def forget(
     from fedvad.deploy.changes import forget_site
     from fedvad.deploy.settings import read_server
 
-    told = forget_site(read_server(folder), name, site, key, receipt)
+    result = forget_site(read_server(folder), name, site, key, receipt)
     if as_json:
-        print_json(told)
+        print_json(result)
         return
-    typer.echo(f"{site} left run {name}   receipt: {told['receipt']}")
+    typer.echo(f"{site} left run {name}   receipt: {result['receipt']}")
     typer.echo(
         f"The others get the memory without it from: fedvad launch {folder} --name {name} --out "
         "NEW; with --more 1 they also send what it had sent for them."

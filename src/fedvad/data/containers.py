@@ -1,7 +1,7 @@
 """How many images a TIFF or GIF holds, found by walking its blocks by hand, and which is meant.
 
 That must neither decode an image nor let a hostile file choose how long it takes, and a TIFF's
-pages must be told from the reduced copies and masks that it keeps beside them.
+pages must be distinguished from the reduced copies and masks that it keeps beside them.
 """
 
 from __future__ import annotations

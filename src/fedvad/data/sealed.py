@@ -66,12 +66,12 @@ def read_sealed(path: Path, *, editable: bool = False) -> dict[str, Any]:
             raise ValueError("it holds no table of values")
     except (OSError, ValueError) as error:
         raise ArtefactError(f"cannot read {path}, it is missing or damaged: {error}") from error
-    told = values.pop(_DIGEST, None)
-    if told is None:
+    recorded = values.pop(_DIGEST, None)
+    if recorded is None:
         log.info("%s carries no digest (an earlier fedvad wrote it): damage is not noticed", path)
-    elif told != _digest(values) and editable:
+    elif recorded != _digest(values) and editable:
         log.warning("%s was changed after it was written: its values count as they are now", path)
-    elif told != _digest(values):
+    elif recorded != _digest(values):
         raise ArtefactError(
             f"{path} was damaged or changed after it was written: restore it from a copy. If you "
             'changed it on purpose, remove its line "digest"'

@@ -1,8 +1,8 @@
 """Split one site into several, evenly or skewed, to rehearse a federation with one image set.
 
 Source: ours; the Dirichlet skew follows the label skew of Hsu et al. 2019 (arXiv 1909.06335), with
-appearance clusters in place of classes. Appearance is told by a small descriptor of a thumbnail,
-never by the backbone, so that a split does not depend on the model under test.
+appearance clusters in place of classes. A small descriptor of a thumbnail describes appearance,
+never the backbone, so that a split does not depend on the model under test.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from fedvad.data.sealed import sha256_of
 from fedvad.deploy.server import (
     LEAVING,
     LEFT,
+    REPORTED,
     RESULT,
     ROUNDS,
     STATE,
@@ -60,16 +61,16 @@ def forget_site(
             server, merged, facts = without_site(state, site, exchange_for)
             assert state is not None  # `without_site` saw to it
             write_record(folder, record | {LEAVING: site})  # until the end nobody goes on
-            told = ForgetReceipt(
+            statement = ForgetReceipt(
                 **facts, file="global.safetensors", before=sha256_of(state.merged.to_bytes()),
                 after=sha256_of(merged.to_bytes()),
             )  # fmt: skip
-            write_atomically(receipt, receipt_bytes(told, signing))
+            write_atomically(receipt, receipt_bytes(statement, signing))
             shutil.rmtree(folder / RESULT, ignore_errors=True)
             save_state(folder / STATE, server.state())
-            facts = told.model_dump()
+            facts = statement.model_dump()
         record.pop(LEAVING, None)
-        record.get("told", {}).pop(site, None)
+        record.get(REPORTED, {}).pop(site, None)
         left = sorted({*record.get(LEFT, []), site})
         # everybody is to hear of it, and the round without the site has a number
         changes = {LEFT: left, ROUNDS: rounds_of(record) + 1, "finished": {}}

@@ -34,6 +34,7 @@ from fedvad.runs.site_scores import SCORES
 __all__ = [
     "LEAVING",
     "LEFT",
+    "REPORTED",
     "RESULT",
     "ROUNDS",
     "STATE",
@@ -52,6 +53,7 @@ _RECORD, _STATUS = "federation.json", "status.json"
 RESULT, STATE = "result", "state"
 # of a run's record: who has left, who is about to, and the last round if not that of the config
 LEFT, LEAVING, ROUNDS = "left", "leaving", "rounds"
+REPORTED = "reported"  # by site, the facts of its last accepted answer
 
 
 def begin(settings: ServerSettings, name: str) -> Path:
@@ -139,8 +141,8 @@ def _federate(
         status.write(state="running", round=round_, rounds=last, waiting=list(names))
 
     def done(entry: RoundEntry) -> None:
-        for site, told in rounds.told.items():
-            record.setdefault("told", {}).setdefault(site, {}).update(told)
+        for site, facts in rounds.facts.items():
+            record.setdefault(REPORTED, {}).setdefault(site, {}).update(facts)
         write_record(folder, record)
 
     rounds = RemoteRounds(
@@ -164,7 +166,7 @@ def _federate(
     waited_for = [site for site in rounds.sites if site not in finished]
     replies, missing = rounds.hand_out(final, waited_for)
     for site in sorted(set(replies) - missing):
-        finished[site] = replies[site].told
+        finished[site] = replies[site].facts
     if config.shared_threshold:
         counts = summed(rounds, finished)
         total = {name: to_pairs(own) for name, own in counts.items()}
@@ -201,10 +203,10 @@ def _write_result(
         "rounds": rounds_of(record),
         "n_images": final.manifest.n_images,
         "n_patches": final.manifest.n_patches,
-        "told": record.get("told", {}),
+        REPORTED: record.get(REPORTED, {}),
         "finished": {
-            site: {key: value for key, value in told.items() if key not in ("shared", KEY, SCORES)}
-            for site, told in record.get("finished", {}).items()
+            site: {key: value for key, value in facts.items() if key not in ("shared", KEY, SCORES)}
+            for site, facts in record.get("finished", {}).items()
         },
         "shared_threshold": record.get("shared_threshold"),
         "thresholds_together": record.get("thresholds_together"),
@@ -225,9 +227,9 @@ def _write_result(
 
 def _features(record: dict[str, Any], final: Payload) -> FeatureConfig:
     """What a site said its features are, if it fits the key that all of them have."""
-    for told in record.get("told", {}).values():
+    for facts in record.get(REPORTED, {}).values():
         try:
-            said = dict(told["features"])
+            said = dict(facts["features"])
             layers = said.pop("layers")
             features = FeatureConfig(layers=None if layers is None else tuple(layers), **said)
             if features.key() == final.manifest.features:
@@ -291,6 +293,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         record["federation"] + ""
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{folder / _RECORD} is damaged: {error}") from error
+    if "told" in record:  # of an older release
+        record[REPORTED] = record.pop("told")
     return dict(record)
 
 

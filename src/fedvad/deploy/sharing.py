@@ -41,13 +41,13 @@ _REFERENCES: tuple[Reference, ...] = (
     "global",
 )  # a site's own memory keeps its own threshold
 _MOST = 1 << 40
-_Told = TypeVar("_Told")
+_Part = TypeVar("_Part")
 
 
 def write_counts(folder: Path, counts: Counts) -> None:
     """Keep a site's counts next to its run; raises `StorageError`."""
-    told = {name: to_pairs(counts[name]) for name in _REFERENCES if name in counts}
-    write_atomically(folder / _FILE, json.dumps(told).encode())
+    facts = {name: to_pairs(counts[name]) for name in _REFERENCES if name in counts}
+    write_atomically(folder / _FILE, json.dumps(facts).encode())
 
 
 def read_counts(folder: Path) -> dict[str, Any]:
@@ -58,9 +58,9 @@ def read_counts(folder: Path) -> dict[str, Any]:
         raise ArtefactError(f"{folder / _FILE} cannot be read: {error}") from error
 
 
-def take(folder: Path, told: Mapping[str, Any], target_fpr: float) -> None:
+def take(folder: Path, facts: Mapping[str, Any], target_fpr: float) -> None:
     """Give a site's run the threshold of all sites; raises `PayloadError` for damaged counts."""
-    counts = _parsed(told, _MOST)
+    counts = _parsed(facts, _MOST)
     run = Run.load(folder)
     share_threshold(run.sites, counts, target_fpr)
     run.save(folder)
@@ -69,19 +69,19 @@ def take(folder: Path, told: Mapping[str, Any], target_fpr: float) -> None:
 def hand_back(
     rounds: RemoteRounds,
     finished: Mapping[str, dict[str, Any]],
-    told: Mapping[str, dict[str, Any]],
+    facts: Mapping[str, dict[str, Any]],
     round_: int,
 ) -> set[str]:
-    """Send finished sites what `told` has for each, but for those that took exactly this before.
+    """Send finished sites what `facts` has for each, but for those that took exactly this before.
 
     Marks in `finished` who took it; returns who is still to get it.
     """
     digests = {
         site: hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
-        for site, own in told.items()
+        for site, own in facts.items()
     }
     waiting = {
-        site: own for site, own in told.items() if finished[site].get("shared") != digests[site]
+        site: own for site, own in facts.items() if finished[site].get("shared") != digests[site]
     }
     took, missing = rounds.tell(waiting, round_)
     for site in took:
@@ -122,27 +122,27 @@ def _heard(
     rounds: RemoteRounds,
     finished: Mapping[str, dict[str, Any]],
     key: str,
-    parse: Callable[[Mapping[str, Any], int], _Told],
-) -> Iterator[tuple[str, _Told]]:
+    parse: Callable[[Mapping[str, Any], int], _Part],
+) -> Iterator[tuple[str, _Part]]:
     """What finished sites said under `key`, parsed. A site whose part is damaged, or rests on more
     scores than it has images, is left out, with a warning.
     """
     known = {site: rounds.images_of(site) for site in finished}
     largest = max((n for n in known.values() if n is not None), default=0)
-    for site, told in sorted(finished.items()):
-        if key not in told and key == SCORES:
+    for site, facts in sorted(finished.items()):
+        if key not in facts and key == SCORES:
             continue  # a site may keep them
         images = known[site]
         try:
             # one that made no round reported no number of images: it has no more than the largest
-            yield site, parse(told, largest if images is None else images)
+            yield site, parse(facts, largest if images is None else images)
         except PayloadError as error:
             log.warning("%s has no part in the shared threshold: %s", site, error)
 
 
-def _parsed(told: Mapping[str, Any], most: int) -> Counts:
+def _parsed(facts: Mapping[str, Any], most: int) -> Counts:
     try:
-        pairs: dict[str, Any] = dict(told[KEY])
+        pairs: dict[str, Any] = dict(facts[KEY])
         return {name: from_pairs(pairs[name], most) for name in _REFERENCES if name in pairs}
     except (KeyError, TypeError, ValueError, DataError) as error:
         raise PayloadError(f"the counts of scores cannot be read: {error}") from error

@@ -48,7 +48,7 @@ from fedvad.verbs.bank_import import make_run
 __all__ = ["answer", "run_folder", "state_folder"]
 
 log = logging.getLogger(__name__)
-_TOLD = "told.json"
+_FACTS = "told.json"  # an older release left off with it
 
 
 def answer(site: SiteSettings, instruction: Instruction) -> Reply:
@@ -72,10 +72,10 @@ def answer(site: SiteSettings, instruction: Instruction) -> Reply:
             return _finish(site, instruction)
     except FedvadError as error:
         log.warning("refused: %s", error)
-        return Reply(site.name, instruction.round, refusal=_told(site, error))
+        return Reply(site.name, instruction.round, refusal=_reason(site, error))
 
 
-def _told(site: SiteSettings, error: FedvadError) -> str:
+def _reason(site: SiteSettings, error: FedvadError) -> str:
     """What the server may know of an error: no file of the site by name, images least of all."""
     if isinstance(error, DataError):
         cause = error.__cause__
@@ -111,7 +111,7 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
     known = _known(instruction)
     if known is not None and known.manifest.round >= round_:
         raise PayloadError(f"the memory of round {known.manifest.round} came with round {round_}")
-    told: dict[str, Any] = {"fedvad": __version__, "repeated": True}  # of older releases
+    facts: dict[str, Any] = {"fedvad": __version__, "repeated": True}  # of older releases
     if before is not None:
         _same_federation(before, site, config, index)
         if known is not None:
@@ -121,23 +121,23 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
         answered: dict[str, FloatArray] = {}
         if site.share_answers and (run / DETECTOR_FILE).is_file():
             answered = normals_of(run, site.name)
-        state, told = _make_round(site, config, index, before, known, round_, answered)
+        state, facts = _make_round(site, config, index, before, known, round_, answered)
         # all of the answer before the state that counts it as made: a kill repeats the round
         save_sent(folder, round_, state.upload.to_bytes())
-        write_json(folder / _TOLD, told)
+        write_json(folder / _FACTS, facts)
         save_site(folder, state)
     elif before.round > round_:
         raise ConfigError(
             f"site {site.name} already made round {before.round} of this federation and is asked "
             f"for round {round_}: the server lost its state. Restore it, or begin a new run"
         )
-    elif (folder / _TOLD).is_file():
-        told = json.loads((folder / _TOLD).read_text()) | {"repeated": True}
-    told["seconds"] = round(perf_counter() - start, 3)
+    elif (folder / _FACTS).is_file():
+        facts = json.loads((folder / _FACTS).read_text()) | {"repeated": True}
+    facts["seconds"] = round(perf_counter() - start, 3)
     # only rows of a memory may add to what was sent before
     replaced = "upload_rows" not in method_class(config.method).options
     held = max(instruction.held, round_ - 1) if replaced else instruction.held
-    return Reply(site.name, round_, _unheld(folder, held, round_), told)
+    return Reply(site.name, round_, _unheld(folder, held, round_), facts)
 
 
 def _unheld(folder: Path, held: int, round_: int) -> tuple[bytes, ...]:
@@ -165,14 +165,14 @@ def _make_round(
     state = one_round(
         method, images, data, index, before, known, round_, no_progress, answered
     )  # fmt: skip
-    told = {
+    facts = {
         "fedvad": __version__,
         "repeated": False,
         "images": state.n_images,
         "images_computed": extractor.computed,
         "features": extractor.config.identity(),
     }
-    return state, told
+    return state, facts
 
 
 def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
@@ -191,7 +191,7 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
         state = _newcomer(site, config, _index(site, instruction), merged)
     digest = hashlib.sha256(instruction.payload).hexdigest()
     mark = out / "memory.sha256"
-    told: dict[str, Any] = {"fedvad": __version__, "run": out.name, "repeated": True}
+    facts: dict[str, Any] = {"fedvad": __version__, "run": out.name, "repeated": True}
     if not ((out / DETECTOR_FILE).is_file() and mark.is_file() and mark.read_text() == digest):
         # made aside, so that a kill leaves no half run folder, and no answer is lost in one
         fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
@@ -212,24 +212,24 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
             out.rename(old)
         fresh.rename(out)
         shutil.rmtree(old, ignore_errors=True)
-        told |= {"repeated": False, "calibration_images": made["calibration_images"]}
-        told["own_normals"] = made["own_normals"].get(site.name, {})
+        facts |= {"repeated": False, "calibration_images": made["calibration_images"]}
+        facts["own_normals"] = made["own_normals"].get(site.name, {})
     if config.shared_threshold:
-        told[KEY] = read_counts(out)
+        facts[KEY] = read_counts(out)
     elif config.threshold_rule == "federated" and site.share_scores:
-        told[SCORES] = scores_of(out, site.name)
+        facts[SCORES] = scores_of(out, site.name)
     log.info("run folder: %s", out)
-    return Reply(site.name, instruction.round, (), told)
+    return Reply(site.name, instruction.round, (), facts)
 
 
 def _threshold(site: SiteSettings, instruction: Instruction) -> Reply:
     out = run_folder(site, instruction.federation)
     if not (out / DETECTOR_FILE).is_file():
         raise ConfigError("a threshold of all sites came before the final memory")
-    if THRESHOLDS in instruction.told:
-        adopt(out, site.name, instruction.told)
+    if THRESHOLDS in instruction.facts:
+        adopt(out, site.name, instruction.facts)
     else:
-        take(out, instruction.told, _config(site, instruction).target_fpr)
+        take(out, instruction.facts, _config(site, instruction).target_fpr)
     log.info("%s has the threshold found with all sites", out)
     return Reply(site.name, instruction.round)
 

@@ -116,7 +116,7 @@ def answers_from(
     values: Sequence[AnswerValues], vectors: npt.NDArray[Any] | None, dim: int
 ) -> tuple[Answer, ...]:
     """What `answer_rows` and `answer_values` gave; raises `MemoryBankError` for anything else."""
-    counts = [told.rows for told in values]
+    counts = [value.rows for value in values]
     if vectors is None and not values:
         return ()
     if (
@@ -127,4 +127,4 @@ def answers_from(
     ):
         raise MemoryBankError(f"the patches of {len(values)} answers are incomplete or damaged")
     parts = np.split(as_float32(vectors), np.cumsum(counts)[:-1])
-    return tuple(Answer(told, part) for told, part in zip(values, parts, strict=True))
+    return tuple(Answer(value, part) for value, part in zip(values, parts, strict=True))

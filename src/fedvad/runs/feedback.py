@@ -108,11 +108,11 @@ def next_number(run: TrainedRun) -> int:
 def answered(run: TrainedRun, site: str, values: AnswerValues, vectors: FloatArray) -> TrainedRun:
     """The run with one more answer; raises `ConfigError` where one on the image still counts."""
     model = run.sites[site]
-    for told in (answer.values for answer in model.answers):
-        if told.image == values.image and told.region == values.region and not told.undone:
+    for given in (answer.values for answer in model.answers):
+        if given.image == values.image and given.region == values.region and not given.undone:
             raise ConfigError(
-                f"answer {told.number} calls this {told.verdict} already; to change it: fedvad "
-                f"feedback RUN --undo {told.number}"
+                f"answer {given.number} calls this {given.verdict} already; to change it: fedvad "
+                f"feedback RUN --undo {given.number}"
             )
     return _with(run, site, [*model.answers, Answer(values, vectors)])
 
@@ -137,10 +137,10 @@ def undone(run: TrainedRun, number: int, date: str) -> tuple[TrainedRun, str, An
         for i, answer in enumerate(model.answers):
             if answer.values.number != number or answer.values.undone:
                 continue
-            told = answer.values.model_copy(update={"undone": date, "rows": 0})
+            given = answer.values.model_copy(update={"undone": date, "rows": 0})
             left = list(model.answers)
-            left[i] = Answer(told, answer.vectors[:0])
-            return _with(run, site, left), site, told
+            left[i] = Answer(given, answer.vectors[:0])
+            return _with(run, site, left), site, given
     raise ConfigError(f"no answer {number} counts in this run: fedvad feedback RUN --list")
 
 

@@ -33,8 +33,8 @@ def shared(run: TrainedRun, config: TrainConfig) -> tuple[TrainedRun, dict[str, 
         if new and len(site.bank):
             joined = _rows(name, new, round_, most)
             bank = concatenate([site.bank, joined]).rescaled(site.bank.total_weight)
-            told = [_marked(a, round_) if a in new else a for a in site.answers]
-            sites[name] = replace(site, bank=bank, answers=tuple(told))
+            marked = [_marked(a, round_) if a in new else a for a in site.answers]
+            sites[name] = replace(site, bank=bank, answers=tuple(marked))
             rows[name] = len(joined)
     if not rows:
         raise ConfigError("no false alarm was answered that other sites have not got yet")

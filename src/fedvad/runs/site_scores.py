@@ -24,7 +24,7 @@ from fedvad.runs.run import Run
 
 __all__ = ["SCORES", "THRESHOLDS", "Found", "Scores", "adopt", "federated", "parsed", "scores_of"]
 
-# what `told` of a message calls them
+# what `facts` of a message calls them
 SCORES, THRESHOLDS = "scores", "thresholds"
 # a site's own memory is what it would have alone, and so is its threshold
 _Shared = Literal["union", "global"]
@@ -61,10 +61,10 @@ def scores_of(folder: Path, site: str) -> Scores:
     return {name: list(found.scores) for name, found in _shared(Run.load(folder).sites, site)}
 
 
-def parsed(told: Mapping[str, Any], most: int | None = None) -> Scores:
-    """A site's scores out of what it told; raises `PayloadError` for more than `most` of them."""
+def parsed(facts: Mapping[str, Any], most: int | None = None) -> Scores:
+    """A site's scores in the facts it sent; raises `PayloadError` for more than `most` scores."""
     try:
-        scores = parse_values(_Scores, {SCORES: told[SCORES]}, "the scores").scores
+        scores = parse_values(_Scores, {SCORES: facts[SCORES]}, "the scores").scores
     except (KeyError, ArtefactError) as error:
         raise PayloadError(f"the scores of normal images cannot be read: {error}") from error
     for name, own in scores.items():
@@ -85,13 +85,13 @@ def federated(
     return found
 
 
-def adopt(folder: Path, site: str, told: Mapping[str, Any]) -> None:
+def adopt(folder: Path, site: str, facts: Mapping[str, Any]) -> None:
     """Give a site's run folder the thresholds that were found with the scores of all sites.
 
     Raises `PayloadError` for what are none, `ArtefactError` for a damaged run, `StorageError`.
     """
     try:
-        found = parse_values(_Thresholds, {THRESHOLDS: told[THRESHOLDS]}, "the thresholds")
+        found = parse_values(_Thresholds, {THRESHOLDS: facts[THRESHOLDS]}, "the thresholds")
     except (KeyError, ArtefactError) as error:
         raise PayloadError(f"the thresholds of all sites cannot be read: {error}") from error
     run = Run.load(folder)

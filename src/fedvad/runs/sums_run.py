@@ -92,19 +92,19 @@ class SumsRun(Run):
 
     @classmethod
     def _assembled(cls, parts: Parts) -> Self:
-        shared, told, _, thresholds, features = parts
+        shared, about, _, thresholds, features = parts
         if strange := set(shared) - {"projection", "mean", "scatter"}:
             raise ArtefactError(f"array {min(strange)!r} belongs to no site")
         try:
-            space, gaussian = gaussian_back(shared, told.sums)
+            space, gaussian = gaussian_back(shared, about.sums)
         except ValueError as error:
             raise ArtefactError(str(error)) from error
         sites = {
             site.name: SumsModel(thresholds=limits, n_images=site.n_images)
-            for site, limits in zip(told.sites, thresholds, strict=True)
+            for site, limits in zip(about.sites, thresholds, strict=True)
         }
-        scoring = ScoringConfig.from_values(told.scoring)
-        return cls(space, gaussian, scoring, sites, features, told.method, told.data)
+        scoring = ScoringConfig.from_values(about.scoring)
+        return cls(space, gaussian, scoring, sites, features, about.method, about.data)
 
     @classmethod
     def _must_be_finite(cls, values: dict[str, Any]) -> dict[str, Any]:

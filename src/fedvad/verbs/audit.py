@@ -137,9 +137,10 @@ def judge(measured: dict[str, Any]) -> list[str]:
     """The measurements in sentences."""
     auc, back = measured["membership"]["auc"], measured["retrieval"]
     explained, ceiling = measured["inversion"]["explained"], measured["inversion"]["ceiling"]
-    clear = "clearly told" if auc >= _CLEAR else "hardly told" if auc > 0.55 else "not told"
+    clear = "clearly" if auc >= _CLEAR else "hardly" if auc > 0.55 else "not"
     return [
-        f"Images that had a part are {clear} from others (AUC {auc:.2f}, chance 0.50).",
+        f"Images that had a part are {clear} distinguishable from others (AUC {auc:.2f}, chance "
+        "0.50).",
         f"{back['copies']:.0%} of the rows are a patch of an image here, but for rounding; "
         f"{back['found']:.0%} lie nearer to an image that had a part than to any other (chance "
         f"{back['chance']:.0%}).",

@@ -92,9 +92,9 @@ def export_upload(
             log.info("round %d was made before: written again as it was", before.round)
             return _write_upload(before, signing, state_dir, out)
         method = make_method(config, FeatureExtractor(config.features(), cache))
-        told = {} if answers is None else normals_of(answers, member_site.name)
+        answered = {} if answers is None else normals_of(answers, member_site.name)
         state = one_round(
-            method, member_site, data, index, before, known, round_, progress, told
+            method, member_site, data, index, before, known, round_, progress, answered
         )  # fmt: skip
         save_site(state_dir, state)
         return _write_upload(state, signing, state_dir, out)
@@ -140,16 +140,16 @@ def one_round(
     known: Payload | None,
     round_: int,
     progress: Progress,
-    told: Mapping[str, FloatArray] | None = None,
+    answered: Mapping[str, FloatArray] | None = None,
 ) -> SiteState:
     """A site's state after a round, with its upload; `before` is that after the last one.
 
-    told: see `MemorySite`. Raises `ConfigError` for it where memories do not grow.
+    answered: see `MemorySite`. Raises `ConfigError` for it where memories do not grow.
     """
     with method.member(site, index, round_, progress) as (exchange, member):
-        if told:
+        if answered:
             check_growing(method.config, site.name)
-            member.told = told
+            member.answered = answered
         if before is not None:
             member.restore(before.kept)
         upload = exchange.site_step(member, known, round_)

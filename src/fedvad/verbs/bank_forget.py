@@ -46,18 +46,18 @@ def forget_site(
         )
         assert state is not None  # `without_site` saw to it
         signed = signing.sign(merged.to_bytes())
-        told = ForgetReceipt(
+        statement = ForgetReceipt(
             **facts, file=out.name, after=sha256_of(signed),
             before=sha256_of(signing.sign(state.merged.to_bytes())),
         )  # fmt: skip
         # the state last: until then the same command does the same once more
         if receipt is not None:
-            write_atomically(receipt, receipt_bytes(told, signing))
+            write_atomically(receipt, receipt_bytes(statement, signing))
         write_atomically(out, signed)
         save_forgotten(state_dir, forgotten_sites(state_dir) | {site})
         save_state(state_dir, server.state())
     return {
-        **told.model_dump(),
+        **statement.model_dump(),
         "path": str(out),
         "round": merged.manifest.round,
         "receipt": None if receipt is None else str(receipt),

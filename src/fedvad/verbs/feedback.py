@@ -78,11 +78,11 @@ def feedback(
             found.descriptors, map_, verdict, None if limit is None else limit.value, cells,
             model, scorer.bank.vectors, config,
         )  # fmt: skip
-        told = AnswerValues(
+        given = AnswerValues(
             number=next_number(run), date=now(), verdict=verdict, image=found.digest,
             name=file_name or image.name, region=region, score=score, rows=len(patches),
         )  # fmt: skip
-        changed = answered(run, name, told, patches)
+        changed = answered(run, name, given, patches)
         _check_room(changed, name, config.rows(run.memory.dim) * config.rounds)
         after = changed.detector(name, extractor).scorer
         rescored, _ = after.score(model.generator(to_float(found.descriptors)))
@@ -91,7 +91,7 @@ def feedback(
                         image, score, limit.value)  # fmt: skip
         changed.save(run_folder)
     return {
-        **_row(name, told),
+        **_row(name, given),
         "threshold": None if limit is None else limit.value,
         "score_now": rescored,
     }
@@ -110,9 +110,9 @@ def undo_feedback(run_folder: Path, number: int) -> dict[str, Any]:
     Raises `ConfigError` for one that does not count.
     """
     with only_one(run_folder):
-        run, site, told = undone(TrainedRun.load(run_folder), number, now())
-        unshared(run, read_config(run_folder), site, told).save(run_folder)
-    return _row(site, told)
+        run, site, given = undone(TrainedRun.load(run_folder), number, now())
+        unshared(run, read_config(run_folder), site, given).save(run_folder)
+    return _row(site, given)
 
 
 def share_feedback(run_folder: Path) -> dict[str, Any]:
@@ -132,8 +132,8 @@ def share_feedback(run_folder: Path) -> dict[str, Any]:
     return {"run": str(run_folder), "rows": rows, "memory_rows": len(run.memory)}
 
 
-def _row(site: str, told: AnswerValues) -> dict[str, Any]:
-    values = told.model_dump()
+def _row(site: str, given: AnswerValues) -> dict[str, Any]:
+    values = given.model_dump()
     return {"number": values.pop("number"), "site": site, **values}
 
 

@@ -149,8 +149,8 @@ def forget(
 
         def sign(after: bytes) -> None:
             if signing is not None:
-                told = ForgetReceipt(**statement, after=sha256_of(after))
-                write_atomically(run_folder / _PENDING, receipt_bytes(told, signing))
+                signed = ForgetReceipt(**statement, after=sha256_of(after))
+                write_atomically(run_folder / _PENDING, receipt_bytes(signed, signing))
 
         replace_run(run_folder, left, keep=False, first=sign)
         target = receipt or _receipt(run_folder, name, digest)
@@ -322,16 +322,16 @@ def _finished(folder: Path, site: str | None, receipt: Path | None) -> dict[str,
     pending = folder / _PENDING
     if not pending.is_file():
         return None
-    told = read_receipt(pending.read_bytes())
-    done = told is not None and told.after == sha256_of((folder / DETECTOR_FILE).read_bytes())
-    if told is None or not done or site not in (None, told.site):
+    signed = read_receipt(pending.read_bytes())
+    done = signed is not None and signed.after == sha256_of((folder / DETECTOR_FILE).read_bytes())
+    if signed is None or not done or site not in (None, signed.site):
         pending.unlink()
         return None
-    target = receipt or _receipt(folder, told.site, told.image)
+    target = receipt or _receipt(folder, signed.site, signed.image)
     _move(pending, target)
     return {
         "run": str(folder),
-        **told.model_dump(),
+        **signed.model_dump(),
         "site_thresholds": {},
         "removed": [],
         "receipt": str(target),

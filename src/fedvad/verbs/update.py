@@ -189,8 +189,8 @@ def _digests(bank: MemoryBank) -> set[str]:
 
 
 def _defects(site: SiteMemory) -> set[str]:
-    told = [answer.values for answer in site.answers]
-    return {t.image for t in told if t.verdict == "defect" and not t.undone}
+    given = [answer.values for answer in site.answers]
+    return {t.image for t in given if t.verdict == "defect" and not t.undone}
 
 
 def _grown(

@@ -132,18 +132,18 @@ def test_training_moves_neither_weights_nor_statistics_of_the_teacher() -> None:
         ({"focal_gamma": float("inf")}, "focal_gamma"),
     ],
 )
-def test_impossible_options_are_told(wrong: dict[str, Any], match: str) -> None:
+def test_impossible_options_are_reported(wrong: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         DualConfig(**wrong)
 
 
-def test_the_head_starts_after_a_fifth_of_the_steps_or_when_it_is_told() -> None:
+def test_the_head_starts_after_a_fifth_of_the_steps_or_where_it_is_asked_to() -> None:
     assert DualConfig().head_start(500) == 100
     assert DualConfig().head_start(None) == 0
     assert DualConfig(head_start_step=7).head_start(500) == 7
 
 
-def test_layers_that_are_not_there_are_told() -> None:
+def test_layers_that_are_not_there_are_reported() -> None:
     for config in (CONFIG, replace(CONFIG, student="encoder")):
         with pytest.raises(ConfigError, match="layers"):
             build_dual(network("test_resnet"), (1, 2), (1, 9), config, image_size=64, seed=0)

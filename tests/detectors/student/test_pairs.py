@@ -166,7 +166,7 @@ def test_textures_fill_defects(
         pool(normals, paths, synthesis=drawing)
 
 
-def test_an_image_that_vanished_is_told(normals: TrainingSet, paths: list[Path]) -> None:
+def test_an_image_that_vanished_is_reported(normals: TrainingSet, paths: list[Path]) -> None:
     paths[2].unlink()
     with pytest.raises(DataError, match=r"vanished.*0002\.png"):
         pool(normals, paths)

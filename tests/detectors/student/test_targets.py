@@ -92,7 +92,7 @@ def test_the_map_graph_is_the_nets_map_in_every_engine(combine: Any) -> None:
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_an_image_size_that_the_backbone_refuses_is_told() -> None:
+def test_an_image_size_that_the_backbone_refuses_is_reported() -> None:
     class Picky(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise AssertionError("only 224")

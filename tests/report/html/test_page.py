@@ -83,8 +83,8 @@ def _named(name: str) -> Contents:
     )  # fmt: skip
     assert made.gallery is not None
     pictures = [p.model_copy(update={"defect": name, "file": name}) for p in made.gallery.pictures]
-    told = made.results.model_copy(update={"method": name, "backbone": name})
-    return replace(made, results=told, gallery=Gallery(tested=36, pictures=pictures))
+    reported = made.results.model_copy(update={"method": name, "backbone": name})
+    return replace(made, results=reported, gallery=Gallery(tested=36, pictures=pictures))
 
 
 @pytest.mark.parametrize("name", EVIL)
@@ -176,7 +176,7 @@ def test_pictures_can_be_used_without_a_mouse_or_eyes() -> None:
 
 
 @pytest.mark.parametrize("aim", [60_000, 90_000, 4_000_000])
-def test_the_byte_budget_holds_and_what_is_left_out_is_told(aim: int) -> None:
+def test_the_byte_budget_holds_and_what_is_left_out_is_reported(aim: int) -> None:
     made = contents(picture=lambda name: webp(size=48))
     page = render(made, aim=aim)
     assert made.gallery is not None
@@ -284,11 +284,11 @@ class TestMissingPieces:
         assert made.gallery is not None
         sites = {n: s.model_copy(update={"threshold": None}) for n, s in made.scores.sites.items()}
         pictures = [p.model_copy(update={"threshold": None}) for p in made.gallery.pictures]
-        told = dict(made.results) | {
+        reported = dict(made.results) | {
             "threshold": {"target_fpr": 0.01, "sites": {"alder": {"threshold": None}}}
         }
         page = Reader(render(replace(
-            made, scores=Scores(sites=sites), results=Results.parse(told, "it"),
+            made, scores=Scores(sites=sites), results=Results.parse(reported, "it"),
             gallery=Gallery(tested=36, pictures=pictures),
         )).html)  # fmt: skip
         cards = page.all("li", **{"class": "card"})

@@ -250,7 +250,7 @@ def test_int8_is_calibrated_on_normal_training_images_alone(
         quantise.calibration_images(plants, run, config, "oak", lambda *stage: None)
 
 
-def test_what_cannot_be_done_is_told(trained: Run, plants: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_reported(trained: Run, plants: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match="known sites"):
         fedvad.export(trained[0], site="oak", out=out)
@@ -300,7 +300,7 @@ def test_a_model_that_scores_otherwise_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told(trained: Run, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(trained: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file"):
         fedvad.export(trained[0], format="openvino", out=tmp_path / "file" / "out")

@@ -91,7 +91,7 @@ def test_only_the_backbone_is_quantised(
     np.testing.assert_allclose(score, wanted, rtol=0.05)
 
 
-def test_a_refusal_of_nncf_is_told(monkeypatch: Any) -> None:
+def test_a_refusal_of_nncf_is_reported(monkeypatch: Any) -> None:
     nncf = pytest.importorskip("nncf")
 
     def refuse(*args: Any, **kwargs: Any) -> None:

@@ -51,16 +51,20 @@ def test_an_answer_counts_at_once_at_its_site_and_is_undone(
     before = {site: score(service, odd, site) for site in ("alder", "birch")}
     given = give(service, odd, "normal", region="0,0,64,64")
     assert given.status_code == 200
-    told = given.json()
-    assert (told["site"], told["name"], told["region"]) == ("birch", odd.name, [0, 0, 64, 64])
-    assert told["score"] == pytest.approx(before["birch"], rel=1e-5)
+    reported = given.json()
+    assert (reported["site"], reported["name"], reported["region"]) == (
+        "birch",
+        odd.name,
+        [0, 0, 64, 64],
+    )
+    assert reported["score"] == pytest.approx(before["birch"], rel=1e-5)
     assert score(service, odd, "birch") < 0.9 * before["birch"]
     assert score(service, odd, "alder") == before["alder"]
     # what `fedvad feedback` does to the run is the same
     [row] = fedvad.predict(tmp_path / "run", [odd], site="birch")
     assert row["score"] == pytest.approx(score(service, odd, "birch"), rel=1e-5)
-    assert service.get("/v1/feedback").json() == [told]
-    undone = service.post(f"/v1/feedback/{told['number']}/undo")
+    assert service.get("/v1/feedback").json() == [reported]
+    undone = service.post(f"/v1/feedback/{reported['number']}/undo")
     assert undone.json()["undone"]
     assert score(service, odd, "birch") == before["birch"]
     assert fedvad.list_feedback(tmp_path / "run")[0]["undone"] == undone.json()["undone"]

@@ -111,7 +111,9 @@ def test_health_and_info(make_client: MakeClient, predictor: Predictor) -> None:
     assert info["limits"]["max_pixels"] == 4_000_000
 
 
-def test_kept_calibration_scores_are_told(make_client: MakeClient, predictor: Predictor) -> None:
+def test_kept_calibration_scores_are_reported(
+    make_client: MakeClient, predictor: Predictor
+) -> None:
     stub = Stub(predictor)
     stub.go.set()
     stub.threshold = Threshold(  # type: ignore[attr-defined]

@@ -130,7 +130,7 @@ def test_a_wrong_parameter_is_refused(client: TestClient) -> None:
     assert (answer.status_code, code(answer)) == (422, "invalid")
 
 
-def test_a_crowd_is_told_to_come_again(
+def test_a_crowd_is_asked_to_come_again(
     make_client: MakeClient, predictor: Predictor, files: list[Path]
 ) -> None:
     stub = Stub(predictor)

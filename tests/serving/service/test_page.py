@@ -86,9 +86,9 @@ def test_kept_calibration_scores_give_a_rate_for_every_threshold(
     # the upper Clopper-Pearson limit of 1 in 4, as `promise` computes it
     expect(shown.locator("#rate")).to_contain_text("4 normal images promise at most 75.1 %")
     slider = shown.locator("#threshold")
-    for value, told in (("0.95", "about 50 %"), ("0.1", "about 100 %"), ("1.9", "about 0 %")):
+    for value, reported in (("0.95", "about 50 %"), ("0.1", "about 100 %"), ("1.9", "about 0 %")):
         slider.fill(value)
-        expect(shown.locator("#rate")).to_contain_text(told)
+        expect(shown.locator("#rate")).to_contain_text(reported)
 
 
 def test_without_a_threshold_scores_are_shown_and_nothing_is_decided(
@@ -277,8 +277,8 @@ def test_a_false_alarm_is_answered_seen_gone_and_undone(
     shown.click("#normal")
     expect(shown.locator("#say")).to_have_text(f"Below the threshold: {worst.name}")
     expect(shown.locator("#history .what")).to_contain_text("Below the threshold")
-    told = shown.locator("#answer-list li")
-    expect(told).to_contain_text([f"{worst.name}, birch: normal"])
+    reported = shown.locator("#answer-list li")
+    expect(reported).to_contain_text([f"{worst.name}, birch: normal"])
     expect(counted).to_have_text("1")
     shown.click("#normal")  # twice is once
     expect(shown.locator("#problem")).to_contain_text("answer 1 calls this normal already")
@@ -286,7 +286,7 @@ def test_a_false_alarm_is_answered_seen_gone_and_undone(
     shown.click("text=Undo answer 1")
     expect(shown.locator("#say")).to_have_text(f"Anomalous: {worst.name}")
     expect(shown.locator("#figures")).to_have_text(before)
-    expect(told).to_contain_text(["undone"])
+    expect(reported).to_contain_text(["undone"])
     expect(counted).to_have_text("0")
 
 

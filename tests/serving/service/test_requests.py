@@ -41,16 +41,16 @@ def test_parameters_that_would_do_nothing_are_refused(
 
 def test_a_refusal_says_what_to_send(client: TestClient, files: list[Path]) -> None:
     image = ("a.png", files[0].read_bytes())
-    told = {
+    reported = {
         "wrong field": client.post("/v1/predict", files={"file": image}),
         "text": client.post("/v1/predict", files={"files": (None, "hello")}),
         "also wrong": client.post("/v1/predict", files={"files": image, "note": (None, "x")}),
         "json": client.post("/v1/predict", json={"image": "aGk="}),
     }
-    for answer in told.values():
+    for answer in reported.values():
         assert answer.status_code in (415, 422)
         assert "curl -F files=@part.png" in answer.json()["error"]["message"]
-    assert "application/json" in told["json"].json()["error"]["message"]
+    assert "application/json" in reported["json"].json()["error"]["message"]
     assert "POST /v1/predict" in client.get("/predict").json()["error"]["message"]
     wrong = client.get("/v1/predict")
     assert wrong.status_code == 405

@@ -1,4 +1,4 @@
-"""schemathesis: whatever the OpenAPI document allows or forbids, nothing fails and all is told."""
+"""schemathesis: whatever OpenAPI allows or forbids, nothing crashes and errors are explained."""
 
 from __future__ import annotations
 

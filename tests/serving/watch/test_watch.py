@@ -154,7 +154,7 @@ def test_a_folder_holds_one_watch(trained: Trained, line: Path, tmp_path: Path) 
         list(fedvad.watch(trained[0], line, out=out, **(ONCE | {"site": "birch"})))
 
 
-def test_what_changed_is_told_with_a_picture_and_again_after_a_restart(
+def test_what_changed_is_reported_with_a_picture_and_again_after_a_restart(
     trained: Trained, plants: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     line, out, usual = tmp_path / "line", tmp_path / "out", tmp_path / "usual"

@@ -91,9 +91,9 @@ def _read(
             )
         draft.train += [ImageItem(path, 0, "good") for path in train]
         groups.append(Group(None, [((), path) for path in test]))
-        told = layout != "Br35H" or bool(draft.nested)
-        draft.label(part.path, "train", len(train), rule, notable=told)
-        draft.label(part.path, "test", len(test), f"{rule}; {_FIFTH}", notable=told)
+        notable = layout != "Br35H" or bool(draft.nested)
+        draft.label(part.path, "train", len(train), rule, notable=notable)
+        draft.label(part.path, "test", len(test), f"{rule}; {_FIFTH}", notable=notable)
     draft.add_test(groups)
     draft.note_masks()
     return draft.finish(name)

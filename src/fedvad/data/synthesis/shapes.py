@@ -106,7 +106,7 @@ def patch(allowed: Mask, pixels: int, rng: np.random.Generator) -> Region:
 def _around(allowed: Mask, pixels: int, rng: np.random.Generator) -> tuple[Box, Field, Field]:
     """A window around a random allowed centre, and in it (h, w) the way from the centre in pixels.
 
-    The way is told along two axes at right angles, turned by a random angle.
+    The way is measured along two axes at right angles, turned by a random angle.
     """
     row, column = random_pixel(allowed, rng)
     reach = math.ceil(_WINDOW * math.sqrt(pixels / math.pi)) + 2

@@ -102,7 +102,7 @@ class MemorySite:
     """The state of one site between rounds: bank, generator, and what its features look like.
 
     bank: the rows this site has contributed so far. generator: this site's own. rounds: how many
-    are expected; their samples are drawn in as few passes as `candidate_bytes` allows. told:
+    are expected; their samples are drawn in as few passes as `candidate_bytes` allows. answered:
     patches of images that people called normal, by digest; with update `grow` the next rounds send
     those that the bank does not hold, before any others.
     """
@@ -120,7 +120,7 @@ class MemorySite:
         self.generator = Generator.identity(dim)
         self.bank = MemoryBank.empty(dim)
         self.training: list[TrainingLog] = []
-        self.told: Mapping[str, FloatArray] = {}
+        self.answered: Mapping[str, FloatArray] = {}
         self._ahead: dict[int, CandidateSampler] = {}
         self._images = np.zeros(0, np.int64)
 
@@ -262,12 +262,12 @@ class MemorySite:
         )
 
     def _grow(self, patches: FloatArray, known: MemoryBank | None, round_: int) -> MemoryBank:
-        told = self._told(round_)
-        if len(told):
-            known = told if known is None else concatenate([known, told])
-        room = self.config.rows - len(told)
+        answered = self._answered(round_)
+        if len(answered):
+            known = answered if known is None else concatenate([known, answered])
+        room = self.config.rows - len(answered)
         new = self._reduce(patches, round_, known, room) if room else MemoryBank.empty(self.dim)
-        new = concatenate([told, new]) if len(told) else new
+        new = concatenate([answered, new]) if len(answered) else new
         if len(new) == 0 and len(self.bank):  # a sign of life, which weighs one patch
             return MemoryBank(self.bank.vectors[:1], np.ones(1), self.bank.spread[:1])
         if len(new) == 0:  # of a newcomer, whose patches others have sent
@@ -276,12 +276,12 @@ class MemorySite:
         self.bank = self._scaled(concatenate([self.bank, new]))
         return new
 
-    def _told(self, round_: int) -> MemoryBank:
+    def _answered(self, round_: int) -> MemoryBank:
         """Patches that people called normal and the bank lacks, no more than a round sends."""
         held = {row.tobytes() for row in self.bank.vectors}
         new = [
             (row, Source(self.features.where, round_, digest))
-            for digest, rows in sorted(self.told.items())
+            for digest, rows in sorted(self.answered.items())
             for row in rows.astype(np.float32)
             if row.tobytes() not in held
         ][: self.config.rows]

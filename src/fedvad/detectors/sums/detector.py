@@ -117,8 +117,8 @@ class SumsDetector(Detector):
         scorer = self.scorer
         assert self.gaussian_ is not None
         arrays, values = gaussian_arrays(scorer.space, self.gaussian_)
-        told = {"scoring": asdict(self.scoring), "config": asdict(self.config), "seed": self.seed}
-        return arrays, told | {"sums": values}
+        facts = {"scoring": asdict(self.scoring), "config": asdict(self.config), "seed": self.seed}
+        return arrays, facts | {"sums": values}
 
     @classmethod
     def from_state(cls, arrays: Arrays, values: Values, *, extractor: FeatureExtractor) -> Self:
@@ -137,8 +137,8 @@ def gaussian_arrays(space: Space, gaussian: Gaussian) -> tuple[Arrays, Values]:
     arrays: Arrays = {
         "projection": space.projection, "mean": gaussian.mean, "scatter": gaussian.scatter
     }  # fmt: skip
-    told = {"images": gaussian.images, "bound": gaussian.bound, "noise": gaussian.noise}
-    return arrays, told | {"grid": space.grid}
+    facts = {"images": gaussian.images, "bound": gaussian.bound, "noise": gaussian.noise}
+    return arrays, facts | {"grid": space.grid}
 
 
 def gaussian_back(arrays: Arrays, values: Values) -> tuple[Space, Gaussian]:

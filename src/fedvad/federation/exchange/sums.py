@@ -83,7 +83,7 @@ class SumsExchange:
         self.size = size
         self.start = start
         self._form: Arrays = {"form": _form(size, dim, config)}
-        self._told: Arrays = dict(self._form)
+        self._published: Arrays = dict(self._form)
         self._sites: dict[str, Payload] = {}
         mu = math.inf if config.epsilon is None else gaussian_mu(config.epsilon, config.delta)
         self._mean_noise = _MEAN_CHANGE / (mu * math.sqrt(_MEAN_SHARE))
@@ -91,20 +91,20 @@ class SumsExchange:
 
     def site_step(self, state: SumsSite, incoming: Payload | None, round_: int) -> Payload:
         """A site's key, mean or scatter, whichever is next after `incoming`."""
-        told: Arrays = {}
+        published: Arrays = {}
         if incoming is not None:
             check_incoming(incoming, self.features)
-            told = incoming.arrays
-            self._check_told(told)
+            published = incoming.arrays
+            self._check_published(published)
         arrays = dict(self._form)
-        stage = _stage(told)
+        stage = _stage(published)
         if stage == "key":
             if self.config.secure:
                 state.secret = state.secret or new_secret()
             key = public_key(state.secret) if self.config.secure else bytes(32)
             arrays["key"] = np.frombuffer(key, np.uint8)
         else:
-            arrays[stage] = self._sum(state, stage, told, round_)
+            arrays[stage] = self._sum(state, stage, published, round_)
         manifest = Manifest(
             kind="upload",
             site=state.features.where,
@@ -122,7 +122,7 @@ class SumsExchange:
         manifest = check_answer(payload, before, self.features, self.start)
         if manifest.n_images < 1:
             raise PayloadError(f"site {manifest.site} says that it summed no image")
-        stage = _stage(self._told)
+        stage = _stage(self._published)
         wanted = {"form": (self._form["form"].shape, np.float64), stage: self._shape(stage)}
         if set(payload.arrays) != set(wanted):
             raise PayloadError(
@@ -137,7 +137,7 @@ class SumsExchange:
             raise PayloadError(
                 f"site {manifest.site}: its form is not that of the federation, or not finite"
             )
-        if stage != "key" and self.config.secure and manifest.site not in _keys(self._told):
+        if stage != "key" and self.config.secure and manifest.site not in _keys(self._published):
             raise PayloadError(
                 f"site {manifest.site} sent no key in round 1: the masks are those of others"
             )
@@ -152,18 +152,20 @@ class SumsExchange:
         if not known:
             raise FederationError("no site has answered: nothing to merge")
         answered = {name: p for name, p in known.items() if p.manifest.round == round_}
-        stage = _stage(self._told)
+        stage = _stage(self._published)
         if answered and stage == "key":
             keys = [payload.arrays["key"] for payload in answered.values()]
             names = np.frombuffer("\n".join(answered).encode(), np.uint8)
-            self._told |= {"names": names, "keys": np.stack(keys)}
+            self._published |= {"names": names, "keys": np.stack(keys)}
         elif answered:
             self._check_all_here(answered, round_)
             total = from_fixed(add([payload.arrays[stage] for payload in answered.values()]))
             images = sum(payload.manifest.n_images for payload in answered.values())
-            self._told |= {stage: total / images} | self._about(stage, total, images, len(answered))
+            self._published |= {stage: total / images} | self._about(
+                stage, total, images, len(answered)
+            )
         manifest = merged_manifest(round_, known.values(), generator=self.start)
-        return Payload(manifest, dict(self._told))
+        return Payload(manifest, dict(self._published))
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -197,21 +199,21 @@ class SumsExchange:
             return {}
         round_ = max(payload.manifest.round for payload in self._sites.values())
         manifest = merged_manifest(round_, self._sites.values(), generator=self.start)
-        return {"": Payload(manifest, dict(self._told)), **self._sites}
+        return {"": Payload(manifest, dict(self._published)), **self._sites}
 
     def restore(self, state: Mapping[str, Payload]) -> None:
         """Go on from a saved `server_state`."""
         self._sites = {name: payload for name, payload in state.items() if name}
-        self._told = dict(state[""].arrays if "" in state else self._form)
+        self._published = dict(state[""].arrays if "" in state else self._form)
 
-    def _sum(self, state: SumsSite, stage: str, told: Arrays, round_: int) -> Any:
-        keys = _keys(told)
+    def _sum(self, state: SumsSite, stage: str, published: Arrays, round_: int) -> Any:
+        keys = _keys(published)
         share = 1 / math.sqrt(self._noisy(len(keys)))
         if stage == "mean":
             total = state.mean_sum(share * self._mean_noise)
         else:
-            bound = float(told["bound"][0])
-            centre = told["mean"] * self.config.grid
+            bound = float(published["bound"][0])
+            centre = published["mean"] * self.config.grid
             total = state.scatter_sum(centre, bound, share * bound * self._scatter_noise)
         fixed = to_fixed(total)
         if not self.config.secure:
@@ -225,27 +227,27 @@ class SumsExchange:
             return (32,), np.uint8
         return (cells, size if stage == "mean" else size * (size + 1) // 2), np.uint64
 
-    def _check_told(self, told: Arrays) -> None:
+    def _check_published(self, published: Arrays) -> None:
         """Raise `FederationError` for a message that no server of this federation made."""
-        names = told.get("names", np.zeros(0, np.uint8)).tobytes().split(b"\n")
+        names = published.get("names", np.zeros(0, np.uint8)).tobytes().split(b"\n")
         shapes = self._form | {"keys": np.zeros((len(names), 32), np.uint8)}
-        if "mean" in told:
+        if "mean" in published:
             shapes |= {"mean": np.zeros((self.config.grid**2, self.size)), "bound": np.zeros(1)}
         for name, like in shapes.items():
-            array = told.get(name, np.zeros(0))
+            array = published.get(name, np.zeros(0))
             if (array.shape, array.dtype) != (like.shape, like.dtype):
                 raise FederationError(f"the sums handed out hold no {name} of shape {like.shape}")
             if not np.isfinite(array).all():
                 raise FederationError(
                     f"{name} of the sums handed out holds values that are no numbers"
                 )
-        if not np.array_equal(told["form"], self._form["form"]):
+        if not np.array_equal(published["form"], self._form["form"]):
             raise FederationError("the sums handed out are of another form")
-        if "bound" in shapes and not told["bound"][0] > 0:
+        if "bound" in shapes and not published["bound"][0] > 0:
             raise FederationError("the bound of the sums handed out is not positive")
 
     def _check_all_here(self, answered: Collection[str], round_: int) -> None:
-        missing = sorted(set(_keys(self._told)) - set(answered))
+        missing = sorted(set(_keys(self._published)) - set(answered))
         if missing and self.config.secure:
             raise FederationError(
                 f"round {round_} cannot be summed: {', '.join(missing)} sent no sum that counts, "
@@ -263,7 +265,7 @@ class SumsExchange:
         """What sites need besides an average: the bound of scatters, the noise in them."""
         times = math.sqrt(sites / self._noisy(sites))
         if stage == "scatter":
-            noise = times * float(self._told["bound"][0]) * self._scatter_noise / images
+            noise = times * float(self._published["bound"][0]) * self._scatter_noise / images
             return {"noise": np.array([noise]), "images": np.array([images], np.int64)}
         noise = times * self._mean_noise / images
         return {"bound": np.array([scatter_bound(total / images, noise)])}
@@ -329,16 +331,16 @@ def gaussian_from(merged: Payload, space: Space) -> Gaussian:
     )  # fmt: skip
 
 
-def _stage(told: Mapping[str, Any]) -> str:
+def _stage(published: Mapping[str, Any]) -> str:
     """What sites send next."""
     for name, stage in (("keys", "key"), ("mean", "mean"), ("scatter", "scatter")):
-        if name not in told:
+        if name not in published:
             return stage
     raise FederationError(
         f"the sums are complete after {ROUNDS} rounds: nothing is sent after that"
     )
 
 
-def _keys(told: Arrays) -> dict[str, bytes]:
-    names = told["names"].tobytes().decode().split("\n")
-    return dict(zip(names, (key.tobytes() for key in told["keys"]), strict=True))
+def _keys(published: Arrays) -> dict[str, bytes]:
+    names = published["names"].tobytes().decode().split("\n")
+    return dict(zip(names, (key.tobytes() for key in published["keys"]), strict=True))

@@ -262,8 +262,8 @@ def _without_scores(threshold: Threshold) -> dict[str, Any]:
     """What was found and what it promises, without the calibration scores that it rests on."""
     found = {name: value for name, value in asdict(threshold).items() if name != "scores"}
     promise = threshold.promise
-    told = None if promise is None else asdict(promise)
-    return found | {"promise": told, "promised": threshold.promised}
+    stated = None if promise is None else asdict(promise)
+    return found | {"promise": stated, "promised": threshold.promised}
 
 
 def _described(content: bytes) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def answer_routes(
     @router.post("/v1/feedback/{number}/undo", responses=described(401, 403, 409, 422))
     async def undo(number: int) -> Answered:
         """Let an answer count no longer."""
-        told: Answered = await run_in_threadpool(allowed().undo, number)
-        return told
+        row: Answered = await run_in_threadpool(allowed().undo, number)
+        return row
 
     return router

@@ -50,14 +50,14 @@ class Answers:
             path = Path(folder) / "image"
             path.write_bytes(content)
             try:
-                told = feedback(
+                row = feedback(
                     self._run, path, verdict, site=predictor.site, region=region, file_name=name,
                     **self._ways,
                 )  # fmt: skip
                 self._sites.renew()
             except FedvadError as error:
                 raise _refusal(error) from error
-        return _answered(told)
+        return _answered(row)
 
     def all(self) -> list[Answered]:
         """All answers of the run in their order, those undone as well."""
@@ -67,11 +67,11 @@ class Answers:
         """Let an answer count no longer; raises `Refusal` as `add` does."""
         with self._lock:
             try:
-                told = undo_feedback(self._run, number)
+                row = undo_feedback(self._run, number)
                 self._sites.renew()
             except FedvadError as error:
                 raise _refusal(error) from error
-        return _answered(told)
+        return _answered(row)
 
 
 def read_region(text: str | None) -> Box | None:

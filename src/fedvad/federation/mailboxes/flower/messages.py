@@ -22,7 +22,8 @@ MAX_BYTES = 1 << 30
 Kind = Literal["hello", "round", "finish", "threshold"]
 _RECORD, _PAYLOADS, _FORMAT = "fedvad", "payloads", "fedvad.safetensors"
 _MAX_TEXT = 1 << 20
-_DEEPEST = 8  # levels of what is told
+_FACTS = "told"  # what `facts` are called in protocol 2
+_DEEPEST = 8  # levels of nesting in them
 _MAX_PAYLOADS = 1000
 
 
@@ -31,7 +32,7 @@ class Instruction:
     """What a server asks of one site.
 
     kind: `hello` (who are you), `round` (make it and send the upload), `finish` (take the final
-    memory), `threshold` (take the one of all sites, from the counts in `told`). federation: names
+    memory), `threshold` (take the one of all sites, from the counts in `facts`). federation: names
     this training, for the site's state. sites: all names of the federation, sorted; a site's
     position among them sets its seed. config: JSON of `TrainConfig`. held: last round of this site
     that the server has, 0 for none. payload: the global memory as bytes, empty before the first.
@@ -44,7 +45,7 @@ class Instruction:
     config: str = "{}"
     held: int = 0
     payload: bytes = b""
-    told: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     protocol: int = PROTOCOL
     version: str = __version__
 
@@ -53,14 +54,14 @@ class Instruction:
 class Reply:
     """What a site answers.
 
-    payloads: every upload that the server has not, oldest first. told: numbers about the site's
+    payloads: every upload that the server has not, oldest first. facts: numbers about the site's
     work, as JSON values. refusal: why the site does not take part, empty if it does.
     """
 
     site: str
     round: int = 0
     payloads: tuple[bytes, ...] = ()
-    told: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     refusal: str = ""
     protocol: int = PROTOCOL
     version: str = __version__
@@ -70,7 +71,8 @@ def to_records(message: Instruction | Reply) -> RecordDict:
     """The message as one `ConfigRecord` and, if it carries any, one `ArrayRecord` of payloads."""
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-    values: dict[str, Any] = dict(vars(message)) | {"told": json.dumps(message.told)}
+    values = dict(vars(message))
+    values[_FACTS] = json.dumps(values.pop("facts"))
     if isinstance(message, Instruction):
         payloads: tuple[bytes, ...] = (message.payload,) if message.payload else ()
         values["sites"] = json.dumps(message.sites)
@@ -119,7 +121,7 @@ def _payloads(arrays: dict[str, Any], max_bytes: int) -> tuple[bytes, ...]:
 def _parse(
     values: dict[str, Any], payloads: tuple[bytes, ...], kind: type[Instruction] | type[Reply]
 ) -> Instruction | Reply:
-    expected = {"protocol": int, "version": str, "round": int, "told": str}
+    expected = {"protocol": int, "version": str, "round": int, _FACTS: str}
     if kind is Instruction:
         expected |= {"kind": str, "federation": str, "config": str, "sites": str, "held": int}
     else:
@@ -131,18 +133,18 @@ def _parse(
             raise PayloadError(f"{name} is not of type {wanted.__name__}")
         if wanted is str and len(values[name]) > _MAX_TEXT:
             raise PayloadError(f"{name} is too long")
-    told = json.loads(values["told"])
-    if not isinstance(told, dict) or not _shallow(told, _DEEPEST):
-        raise PayloadError("told is not an object, or nested too deeply")
+    facts = json.loads(values.pop(_FACTS))
+    if not isinstance(facts, dict) or not _shallow(facts, _DEEPEST):
+        raise PayloadError("facts are not an object, or nested too deeply")
     if kind is Reply:
-        return Reply(**(values | {"told": told, "payloads": payloads}))
+        return Reply(**(values | {"facts": facts, "payloads": payloads}))
     sites = json.loads(values["sites"])
     if not isinstance(sites, list) or not all(isinstance(name, str) for name in sites):
         raise PayloadError("sites is not a list of names")
     if values["kind"] not in get_args(Kind) or len(payloads) > 1:
         raise PayloadError(f"its kind is {values['kind'][:20]!r} with {len(payloads)} payloads")
     payload = payloads[0] if payloads else b""
-    own = {"sites": tuple(sites), "payload": payload, "told": told}
+    own = {"sites": tuple(sites), "payload": payload, "facts": facts}
     return Instruction(**(values | own))
 
 

@@ -123,7 +123,7 @@ class RemoteRounds:
 
     sites: names of those that take part. names: all with which the federation began, if some have
     left; a site's position among them sets its seed. exchange_for, features, max_bytes: see
-    `Server`, which has no images here. federation, config: see `Instruction`. told: by site, what
+    `Server`, which has no images here. federation, config: see `Instruction`. facts: by site, what
     it said with its last accepted answer.
     """
 
@@ -165,7 +165,7 @@ class RemoteRounds:
         self.clock = clock
         self.on_wait = on_wait
         self.on_round = on_round
-        self.told: dict[str, dict[str, object]] = {}
+        self.facts: dict[str, dict[str, object]] = {}
 
     @property
     def ledger(self) -> Ledger:
@@ -197,11 +197,11 @@ class RemoteRounds:
         self.server.handed_out(asked)
         return replies, set(missing) | self._refused(replies, "the final memory")
 
-    def tell(self, told: Mapping[str, dict[str, Any]], round_: int) -> tuple[set[str], set[str]]:
-        """Send each site its part of `told`; who took it, and who did not, in time or at all."""
+    def tell(self, facts: Mapping[str, dict[str, Any]], round_: int) -> tuple[set[str], set[str]]:
+        """Send each site its part of `facts`; who took it, and who did not, in time or at all."""
         order = replace(self.template, kind="threshold", round=round_)
         replies, missing, _ = self._gather(
-            sorted(told), lambda site: replace(order, told=told[site]), round_
+            sorted(facts), lambda site: replace(order, facts=facts[site]), round_
         )
         refused = self._refused(replies, "the threshold")
         return set(replies) - refused, set(missing) | refused
@@ -257,8 +257,8 @@ class RemoteRounds:
             ) from error
         for receipt in receipts:
             if receipt.accepted:
-                self.told[receipt.site] = replies[receipt.site].told
-        # before the state: a round that counts is not asked for what was told in it again
+                self.facts[receipt.site] = replies[receipt.site].facts
+        # before the state: a round that counts is not asked for the facts of it again
         if self.on_round is not None:
             self.on_round(server.ledger.rounds[-1])
         save_state(self.state_dir, server.state())

@@ -226,18 +226,18 @@ async function showAnswers() {
   if (!info.feedback) return;
   const found = await (await ask("/v1/feedback")).json();
   $("answers").hidden = !found.length;
-  $("answer-list").replaceChildren(...found.reverse().map((told) => {
+  $("answer-list").replaceChildren(...found.reverse().map((given) => {
     const item = document.createElement("li");
-    const part = told.region ? `, region ${told.region.join(", ")}` : "";
+    const part = given.region ? `, region ${given.region.join(", ")}` : "";
     const when = (date) => new Date(date).toLocaleString();
-    item.append(text("", `${told.number}: ${told.name}${part}, ${told.site}: ${told.verdict}, ${when(told.date)}`));
-    if (told.undone) {
-      item.append(text("quiet", `, undone ${when(told.undone)}`));
+    item.append(text("", `${given.number}: ${given.name}${part}, ${given.site}: ${given.verdict}, ${when(given.date)}`));
+    if (given.undone) {
+      item.append(text("quiet", `, undone ${when(given.undone)}`));
     } else {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = `Undo answer ${told.number}`;
-      button.addEventListener("click", () => change(() => ask(`/v1/feedback/${told.number}/undo`, { method: "POST" })));
+      button.textContent = `Undo answer ${given.number}`;
+      button.addEventListener("click", () => change(() => ask(`/v1/feedback/${given.number}/undo`, { method: "POST" })));
       item.append(document.createElement("br"), button);
     }
     return item;
@@ -439,10 +439,10 @@ async function showSamples() {
 async function showSites() {
   const found = await (await ask("/v1/sites")).json();
   $("overview").hidden = !found.length;
-  $("overview-rows").replaceChildren(...found.map((told) => {
+  $("overview-rows").replaceChildren(...found.map((row) => {
     const row = document.createElement("tr");
     const shown = (value) => (value === null ? "–" : digits(value));
-    const cells = [told.run, told.site, shown(told.threshold), told.promised ?? "–", told.n_images, shown(told.image_auroc), told.answers];
+    const cells = [row.run, row.site, shown(row.threshold), row.promised ?? "–", row.n_images, shown(row.image_auroc), row.answers];
     row.append(...cells.map((content) => {
       const cell = document.createElement("td");
       cell.textContent = content;
