@@ -10,12 +10,12 @@ from typing import Any
 from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
+from fedvad.federation.exchange.averages import weights_for
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
 from fedvad.federation.exchange.scope import WSAConfig
 from fedvad.federation.exchange.sums import sums_for
 from fedvad.federation.exchange.terms import WeightConfig
-from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.payload import Payload
 from tests.federation.test_sums import sums_exchange, sums_sites
 from tests.federation.test_weights import exchange as weight_exchange
@@ -57,7 +57,11 @@ def memory(site: FedDyMemConfig | None = None, **options: Any) -> Case:
 
 def weights(config: WeightConfig, *, remote: bool = True) -> Case:
     """Weights of a linear layer."""
-    return Case(lambda: weight_exchange(config), weight_sites, weights_for if remote else None)
+    return Case(
+        lambda: weight_exchange(config),
+        weight_sites,
+        partial(weights_for, algorithm=config.algorithm) if remote else None,
+    )
 
 
 POSITIONS = FedDyMemConfig(rows=20, candidates=1.0, reduce="position", update="ema")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedvad.errors import FederationError
+from fedvad.federation.exchange.averages import weights_for
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
-from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.payload import Manifest, Payload
 from fedvad.federation.server import Server
 from fedvad.federation.vote import choose_exchange

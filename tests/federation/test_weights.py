@@ -14,6 +14,7 @@ import torch
 from fedvad.detectors.student.parameters import parameters_of
 from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog, train_student
 from fedvad.errors import ConfigError, FederationError, MismatchError, PayloadError
+from fedvad.federation.exchange.averages import _AVERAGES, average_class, weights_for
 from fedvad.federation.exchange.scope import WSAConfig, scope_of
 from fedvad.federation.exchange.terms import ClientTerms, WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
@@ -84,10 +85,11 @@ def sites(config: TrainConfig = SGD) -> dict[str, WeightSite]:
 
 
 def exchange(config: WeightConfig | None = None, members: int = 3) -> WeightExchange:
-    return WeightExchange(
+    config = config or WeightConfig()
+    return average_class(config.algorithm)(
         features="f",
         initial=parameters_of(Fit(1.0).student),
-        config=config or WeightConfig(),
+        config=config,
         sites=members,
     )
 
@@ -113,6 +115,29 @@ def test_the_mean_weighs_sites_by_their_images() -> None:
         np.testing.assert_allclose(
             value, (10 * rows[0] + 30 * rows[1] + 20 * rows[2]) / 60, rtol=1e-6
         )
+
+
+class Median(WeightExchange):
+    """A variant of the mean: no more than this."""
+
+    def _averaged(self, sent: Any, shares: Any) -> dict[str, np.ndarray]:
+        return {name: np.median([own[name] for own in sent], axis=0) for name in self._weights}
+
+
+def test_another_mean_is_one_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_AVERAGES, "moon", f"{__name__}:Median")
+    server, members = exchange(WeightConfig("moon")), sites()
+    sent = [server.site_step(s, None, 1) for s in members.values()]
+    remote = weights_for(sent[0], "moon")
+    for payload in sent:
+        server.accept(payload)
+        remote.accept(payload)
+    merged = server.merge(1)
+    for name, value in weights(merged).items():
+        np.testing.assert_array_equal(value, np.median([weights(p)[name] for p in sent], axis=0))
+        assert value.dtype == np.float32
+    assert remote.merge(1).to_bytes() == merged.to_bytes()
+    assert type(weights_for(sent[0])) is WeightExchange
 
 
 def test_the_mean_is_that_of_a_maintained_implementation() -> None:

@@ -68,6 +68,8 @@ class Detector(ABC):
     name: ClassVar[str]
     # of the table `[student]`, those that mean something to this detector alone
     own_options: ClassVar[tuple[str, ...]] = ()
+    # whether another seed learns something else
+    random: ClassVar[bool] = True
 
     extractor: FeatureExtractor
     seed: int = 0

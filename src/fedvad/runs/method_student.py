@@ -22,8 +22,8 @@ from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import is_backbone_file
+from fedvad.federation.exchange.averages import weights_for
 from fedvad.federation.exchange.base import Exchange
-from fedvad.federation.exchange.weights import weights_for
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import COMMON_OPTIONS, TrainConfig, at_size
@@ -116,7 +116,7 @@ class StudentMethod(Method):
     @classmethod
     def exchange_for(cls, config: TrainConfig, upload: Payload) -> Exchange[Any]:
         """See `Method.exchange_for`; the mean is that of `fedvad train`, to the bit."""
-        return weights_for(upload, defence=robust(config))
+        return weights_for(upload, config.student.algorithm, defence=robust(config))
 
     @classmethod
     def check_merged(cls, merged: Payload) -> None:

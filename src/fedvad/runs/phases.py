@@ -9,9 +9,10 @@ from typing import Any
 
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.defence.robust import RobustConfig
+from fedvad.federation.exchange.averages import average_class
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.exchange.terms import WeightConfig
-from fedvad.federation.exchange.weights import WeightExchange, WeightSite
+from fedvad.federation.exchange.weights import WeightSite
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.mailboxes.state import load_state
@@ -104,7 +105,7 @@ def weight_phase(
         )
         for site, trainer in trainers.items()
     }
-    exchange = WeightExchange(
+    exchange = average_class(terms.algorithm)(
         features=extractor.config.key(), initial=initial, config=terms, sites=len(sites),
         defence=defence,
     )  # fmt: skip

@@ -17,10 +17,12 @@ from fedvad.errors import ArtefactError, ConfigError, PayloadError
 from fedvad.federation.codecs import Precision
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
+from fedvad.federation.exchange.averages import weights_for
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.exchange.memory import MemoryExchange, kind_of
 from fedvad.federation.exchange.sums import has_sums, sums_for
-from fedvad.federation.exchange.weights import has_weights, weights_for
+from fedvad.federation.exchange.terms import Algorithm
+from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.mailboxes.files import receive_files
 from fedvad.federation.mailboxes.state import RunState, load_state, save_state
 from fedvad.federation.payload import Payload
@@ -63,11 +65,12 @@ class _Federation(BaseModel):
     defence: Defence = "none"
     malicious: float = 1 / 3
     start: str = ""
+    algorithm: Algorithm = "fedavg"
 
     @classmethod
     def of(cls, upload: Payload, config: TrainConfig, *, limited: bool) -> Self:
         """The federation that an upload belongs to; limited: whether `config` limits uploads."""
-        chosen = {name: getattr(config, name) for name in _SHARED}
+        chosen = _shared(config)
         if has_weights(upload) or has_sums(upload):
             manifest = upload.manifest
             return cls(features=manifest.features, dim=1, start=manifest.generator, **chosen)
@@ -84,7 +87,7 @@ class _Federation(BaseModel):
         if has_sums(upload):
             return sums_for(upload)
         if self.start:
-            return weights_for(upload, defence=defence)
+            return weights_for(upload, self.algorithm, defence=defence)
         return MemoryExchange(
             features=self.features,
             dim=self.dim,
@@ -205,9 +208,14 @@ def _exchange(
     return federation_of(upload).exchange_for(upload)
 
 
+def _shared(config: TrainConfig) -> dict[str, Any]:
+    shared = {name: getattr(config, name) for name in _SHARED}
+    return shared | {"algorithm": config.student.algorithm}
+
+
 def _check_same(begun: _Federation, features: str | None, config: TrainConfig | None) -> None:
     """Raise `ConfigError` for options other than those of the first round."""
-    asked = {} if config is None else {name: getattr(config, name) for name in _SHARED}
+    asked = {} if config is None else _shared(config)
     asked = asked if features is None else asked | {"features": features}
     changed = [k for k, v in asked.items() if getattr(begun, k) != v]
     if changed:

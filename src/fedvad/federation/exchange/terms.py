@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Algorithm", "ClientTerms", "WeightConfig"]
 
-Algorithm = Literal["fedavg", "fedprox", "scaffold", "moon"]
+Algorithm = Literal[
+    "fedavg",
+    "fedprox",
+    "scaffold",
+    "moon",
+]
 Arrays = dict[str, npt.NDArray[Any]]
 Represent = Callable[["torch.nn.Module", Any], "torch.Tensor"]
 Penalty = Callable[["torch.nn.Module", Any], "torch.Tensor"]

@@ -9,7 +9,7 @@ et al. 2020 (SCAFFOLD, option II), Li et al. 2021 (MOON), Xu et al. 2024 (WSA, s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,6 @@ __all__ = [
     "WeightExchange",
     "WeightSite",
     "has_weights",
-    "weights_for",
 ]
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -175,7 +174,7 @@ class WeightExchange:
                 names = [p.manifest.site for p in answered]
                 bound = bound_weights(names, sent, shares, self.defence)
                 sent, shares, self._reasons = bound.weights, bound.shares, bound.reasons
-            self._weights = {name: _mean([w[name] for w in sent], shares) for name in self._weights}
+            self._weights = self._averaged(sent, shares)
             if self.config.algorithm == "scaffold":
                 for name, control in self._control.items():
                     changes = sum(p.arrays[_CONTROL + name] for p in answered)
@@ -239,6 +238,12 @@ class WeightExchange:
         self._control = under(_CONTROL, arrays) or self._control
         self._target = _scope_from(under(_SCOPE, arrays), self._weights)
 
+    def _averaged(self, sent: Sequence[Arrays], shares: npt.NDArray[np.float64]) -> Arrays:
+        """The common weights, from what each site sent and its number of images. A variant of the
+        mean overrides this alone; any order of the sites must give the same bytes.
+        """
+        return {name: _mean([own[name] for own in sent], shares) for name in self._weights}
+
     def _expected(self) -> Arrays:
         """Arrays as an upload must hold them, by name and shape."""
         arrays = _named(_WEIGHT, self._weights)
@@ -255,27 +260,6 @@ class WeightExchange:
 def has_weights(payload: Payload) -> bool:
     """Whether a message holds weights, and no memory."""
     return any(name.startswith(_WEIGHT) for name in payload.arrays)
-
-
-def weights_for(upload: Payload, *, defence: RobustConfig | None = None) -> WeightExchange:
-    """The exchange that averages uploads of the kind of this one, for a server without images.
-
-    The mean is that of `fedavg`, which is also that of `fedprox` and `moon`: they differ at sites.
-    Raises `PayloadError` for an upload without weights in float32.
-    """
-    weights = under(_WEIGHT, upload.arrays)
-    if not weights or any(array.dtype != np.float32 for array in weights.values()):
-        raise PayloadError(
-            f"the message must hold weights in float32; it holds {sorted(upload.arrays)[:6]}"
-        )
-    return WeightExchange(
-        features=upload.manifest.features,
-        initial={name: np.zeros_like(array) for name, array in weights.items()},
-        config=WeightConfig(),
-        sites=1,
-        start=upload.manifest.generator,
-        defence=defence,
-    )
 
 
 def _check_arrays(who: str, arrays: Arrays, wanted: Arrays) -> None:
