@@ -124,6 +124,25 @@ def test_a_heavy_row_gets_a_cell_of_its_own():
     assert np.abs(merged.vectors - points[30]).min() < 1e-3
 
 
+def test_tempered_weights_give_a_rare_row_a_mean_of_its_own():
+    rows = np.array([[0.0], [1.0], [10.0]], np.float32)
+    bank = MemoryBank(rows, np.array([1000.0, 3000.0, 1.0]), np.zeros(3))
+
+    def means(temper: float) -> list[list[float]]:
+        merged = weighted_kmeans(bank, 2, seed=0, temper=temper)
+        return sorted(np.column_stack([merged.vectors, merged.weights, merged.spread]).tolist())
+
+    # by patches the rare row is averaged away; by rows it stays, and still stands for one patch
+    merged = [[0, 1000, 0], [1 + 9 / 3001, 3001, 9 / 3001**0.5]]
+    np.testing.assert_allclose(means(1.0), merged, atol=1e-3)
+    np.testing.assert_allclose(means(0.0), [[0.5, 4000, 0.5], [10, 1, 0]], atol=1e-6)
+    # by square roots 1000 and 3000 weigh 1 to 3 ** 0.5
+    assert means(0.5)[0][0] == pytest.approx(3**0.5 / (1 + 3**0.5), rel=1e-5)
+    for temper in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match="exponent in"):
+            weighted_kmeans(bank, 2, seed=0, temper=temper)
+
+
 def test_no_cells_are_refused():
     with pytest.raises(ConfigError, match="k >= 1"):
         weighted_kmeans(weighted_bank(blobs()), 0, seed=0)

@@ -186,6 +186,14 @@ def test_privacy_options_that_guarantee_nothing_are_refused(
         resolve_config(**options)
 
 
+def test_weights_of_rows_are_for_kmeans_only() -> None:
+    assert resolve_config(merge="kmeans", merge_weights=0).merge_weights == 0
+    with pytest.raises(ConfigError, match="merge_weights is of merge 'kmeans'; merge is 'kcenter'"):
+        resolve_config(merge="kcenter", merge_weights=0.5)
+    with pytest.raises(ConfigError, match="merge_weights"):
+        resolve_config(merge="kmeans", merge_weights=1.5)
+
+
 def test_without_weights_the_backbone_is_the_bundled_one(tmp_path: Path) -> None:
     assert resolve_config().backbone == "fedvad-tiny"
     assert resolve_config(weights=tmp_path / "w.safetensors").backbone == "resnet18"

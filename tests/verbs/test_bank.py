@@ -93,7 +93,7 @@ class Federation:
 
     def merge(self, *files: Path, out: str = "global", **changes: Any) -> Path:
         target = self.root / "stick" / f"{out}.fedvad"
-        server = ("merge", "memory_rows", "seed", "method")
+        server = ("merge", "merge_weights", "memory_rows", "seed", "method")
         arguments: dict[str, Any] = {"options": {k: self.options.get(k) for k in server}}
         self.reported = merge_uploads(
             files, self.root / "trust", self.root / "server" / "server.key",
@@ -136,7 +136,7 @@ class TestTheNumbersAreThoseOfOneProcess:
             {"method": "feddymem"},
             {"method": "feddymem", "merge": "kcenter", "memory_rows": 60, "seed": 3},
             {"method": "feddymem-trained", "memory_rows": 50, "seed": 2},
-            {"method": "feddymem-cluster", "memory_rows": 50},
+            {"method": "feddymem-cluster", "memory_rows": 50, "merge_weights": 0.25},
         ],
         ids=["feddymem", "kcenter", "trained", "cluster"],
     )

@@ -50,7 +50,7 @@ _AT_SITE = (
     "method", "backbone", "weights", "image_size", "engine", "upload_bytes", "merge",
     "memory_rows", "max_bad", "seed",
 )  # fmt: skip
-_AT_SERVER = ("method", "merge", "memory_rows", "defence", "seed")
+_AT_SERVER = ("method", "merge", "merge_weights", "memory_rows", "defence", "seed")
 _OF_FEATURES = ("backbone", "weights", "image_size", "seed")
 
 

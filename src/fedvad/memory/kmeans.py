@@ -27,6 +27,7 @@ def weighted_kmeans(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     projection: int | None = None,
+    temper: float = 1.0,
 ) -> MemoryBank:
     """Merge the vectors of a bank into at most k weighted means; total weight is conserved.
 
@@ -51,11 +52,15 @@ def weighted_kmeans(
     projection : int, default=None
         Find the cells in a random projection to this many dimensions; means and spread are exact
         all the same.
+    temper : float, default=1.0
+        Exponent, in [0, 1], of the rows' weights in finding and averaging the cells: 1 counts every
+        patch alike, 0 every row, so that rows of rare patches keep means of their own. The weights
+        of the result are sums of the rows' own.
 
     Raises
     ------
     ConfigError
-        When k < 1.
+        When k < 1, or for a temper outside [0, 1].
 
     Examples
     --------
@@ -73,6 +78,8 @@ def weighted_kmeans(
 
     if k < 1:
         raise ConfigError(f"k-means needs k >= 1, got {k}")
+    if not 0 <= temper <= 1:
+        raise ConfigError(f"weights are tempered by an exponent in [0, 1], got {temper}")
     if len(bank) <= k:
         return bank
     bank = bank.canonical()
@@ -82,7 +89,7 @@ def weighted_kmeans(
     if projection is not None and projection < bank.dim:
         generator = torch.Generator().manual_seed(seed)
         points = points @ torch.randn(bank.dim, projection, generator=generator)
-    weights = torch.from_numpy(bank.weights)
+    weights = torch.from_numpy(bank.weights**temper)
     best: tuple[float, torch.Tensor] | None = None
     for restart in range(restarts):
         generator = torch.Generator().manual_seed(seed * 1009 + restart)
@@ -98,6 +105,9 @@ def weighted_kmeans(
     size = torch.zeros(cells, dtype=torch.float64).index_add_(0, label, weights)
     sums = torch.zeros(cells, bank.dim, dtype=torch.float64)
     means = sums.index_add_(0, label, exact * weights[:, None]) / size[:, None]
+    if temper != 1:  # what a mean stands for is counted in patches all the same
+        weights = torch.from_numpy(bank.weights)
+        size = torch.zeros_like(size).index_add_(0, label, weights)
     scatter = torch.from_numpy(bank.spread).double().square()
     scatter += (exact - means[label]).square().sum(1)
     variance = torch.zeros_like(size).index_add_(0, label, weights * scatter) / size

@@ -29,7 +29,12 @@ COVERAGE_WARNING = 3.0
 
 
 def merge_banks(
-    banks: Mapping[str, MemoryBank], *, mode: MergeMode, size: int | None, seed: int
+    banks: Mapping[str, MemoryBank],
+    *,
+    mode: MergeMode,
+    size: int | None,
+    seed: int,
+    temper: float = 1.0,
 ) -> MemoryBank:
     """Merge one bank per site into a global memory.
 
@@ -52,6 +57,8 @@ def merge_banks(
         Most rows of the result; None, without a limit, with `concat` only. `average` ignores it.
     seed : int
         Of k-means and k-center.
+    temper : float, default=1.0
+        Exponent of the rows' weights in k-means, see `weighted_kmeans`.
 
     Raises
     ------
@@ -88,26 +95,26 @@ def merge_banks(
     if total <= size:
         return concatenate(ordered)
     if mode == "kmeans":
-        return _kmeans_tree(ordered, size, seed)
+        return _kmeans_tree(ordered, size, seed, temper)
     return _k_center_merge(concatenate(ordered), size, seed)
 
 
-def _kmeans_tree(ordered: Sequence[MemoryBank], size: int, seed: int) -> MemoryBank:
+def _kmeans_tree(ordered: Sequence[MemoryBank], size: int, seed: int, temper: float) -> MemoryBank:
     """k-means of groups of sites, then of their means: time and memory linear in the rows."""
     if sum(map(len, ordered)) <= _AT_ONCE:
-        return weighted_kmeans(concatenate(ordered), size, seed=seed)
+        return weighted_kmeans(concatenate(ordered), size, seed=seed, temper=temper)
     groups: list[list[MemoryBank]] = [[]]
     for bank in ordered:
         if groups[-1] and sum(map(len, groups[-1])) + len(bank) > max(_AT_ONCE, 4 * size):
             groups.append([])
         groups[-1].append(bank)
     if len(groups) == 1 or len(groups) == len(ordered):  # too few, or too large to be grouped
-        return weighted_kmeans(concatenate(ordered), size, seed=seed, **_TOP)
+        return weighted_kmeans(concatenate(ordered), size, seed=seed, temper=temper, **_TOP)
     merged = [
-        weighted_kmeans(concatenate(group), size, seed=seed * 1009 + i, **_GROUP)
+        weighted_kmeans(concatenate(group), size, seed=seed * 1009 + i, temper=temper, **_GROUP)
         for i, group in enumerate(groups)
     ]
-    return _kmeans_tree(merged, size, seed)
+    return _kmeans_tree(merged, size, seed, temper)
 
 
 def _average(banks: Sequence[MemoryBank]) -> MemoryBank:

@@ -215,6 +215,13 @@ class SiteOptions(BaseModel):
         "down to memory_rows (kcenter, kmeans), or average by patch position (average, with "
         "reduce position and update ema).",
     )
+    merge_weights: float = _federation(
+        1.0,
+        "Exponent of the number of patches that a row stands for, by which merge kmeans weighs it. "
+        "1 weighs every patch alike, 0 every row: a rare one then keeps a row of its own.",
+        ge=0,
+        le=1,
+    )
     memory_rows: int | None = _federation(
         None,
         "Greatest number of rows (patch vectors) of the global memory. concat thins out to it by "

@@ -93,6 +93,7 @@ def memory_exchange(config: TrainConfig, features: str, dim: int, patches: int) 
         dim=dim,
         merge_mode=config.merge,
         size=config.memory_rows,
+        temper=config.merge_weights,
         precision=config.precision,
         seed=config.seed,
         limits=upload_limits(config, dim, patches),

@@ -76,6 +76,8 @@ class TrainConfig(DeclaredOptions):
             )
         if self.merge == "average" and self.reduce != "position":
             raise ValueError("merge 'average' needs reduce 'position': other rows have no partners")
+        if self.merge != "kmeans" and self.merge_weights != 1:
+            raise ValueError(f"merge_weights is of merge 'kmeans'; merge is {self.merge!r}")
         if self.defence == "robust":
             if self.merge == "average":
                 raise ValueError("defence 'robust' leaves rows out, merge 'average' needs all")

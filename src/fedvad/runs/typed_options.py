@@ -136,6 +136,9 @@ class TrainOptions(TypedDict, total=False):
     merge: How the server makes one memory of the sites' rows: keep all (concat), choose or average
         down to memory_rows (kcenter, kmeans), or average by patch position (average, with reduce
         position and update ema). [one of concat, kmeans, kcenter, average; default: concat]
+    merge_weights: Exponent of the number of patches that a row stands for, by which merge kmeans
+        weighs it. 1 weighs every patch alike, 0 every row: a rare one then keeps a row of its own.
+        [from 0 to 1; default: 1]
     malicious: Share of the sites that may be manipulated together, for defence robust. [above 0 and
         below 0.5; default: 1/3]
     dimensions: Random directions in which a patch is described. Fewer bear more noise and see less.
@@ -239,6 +242,7 @@ class TrainOptions(TypedDict, total=False):
     upload_rows: int
     precision: Literal["float16", "float32", "int8", "int5", "pca", "pq"]
     merge: Literal["concat", "kmeans", "kcenter", "average"]
+    merge_weights: float
     memory_rows: int | None
     defence: Literal["none", "robust"]
     malicious: float

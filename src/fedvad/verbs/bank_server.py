@@ -43,7 +43,7 @@ __all__ = ["forgotten_sites", "merge_uploads", "read_federation", "save_forgotte
 
 _FEDERATION = "federation.json"
 _FORGOTTEN = "forgotten.json"
-_SHARED = ("merge", "memory_rows", "precision", "seed", "defence", "malicious")
+_SHARED = ("merge", "merge_weights", "memory_rows", "precision", "seed", "defence", "malicious")
 
 
 class _Federation(BaseModel):
@@ -64,6 +64,7 @@ class _Federation(BaseModel):
     upload_bytes: int | None = None
     defence: Defence = "none"
     malicious: float = 1 / 3
+    merge_weights: float = 1.0
     start: str = ""
     algorithm: Algorithm = "fedavg"
 
@@ -93,6 +94,7 @@ class _Federation(BaseModel):
             dim=self.dim,
             merge_mode=self.merge,
             size=self.memory_rows,
+            temper=self.merge_weights,
             precision=self.precision,
             seed=self.seed,
             limits=self.limits(),
@@ -130,11 +132,11 @@ def merge_uploads(
     reach, and a site without a file keeps what it sent before. trust: the sites' public keys; the
     name of a key's file is the site that it speaks for. features: key of the feature
     configuration; by default what most files of the first merge have. options: `merge`,
-    `memory_rows`, `precision`, `seed`, `defence`, `malicious`, `method` of `TrainConfig`. Uploads
-    are limited by `upload_bytes` and `upload_rows` where the first merge's `config_file` has
-    either. Without `files` the last global memory is written again. allow_weights: whether files
-    may hold weights of a student, which are averaged. take_back: sites that `forget_site` took out
-    and whose files count again from now on; those of others that left are refused.
+    `merge_weights`, `memory_rows`, `precision`, `seed`, `defence`, `malicious`, `method` of
+    `TrainConfig`. Uploads are limited by `upload_bytes` and `upload_rows` where the first merge's
+    `config_file` has either. Without `files` the last global memory is written again.
+    allow_weights: whether files may hold weights of a student, which are averaged. take_back: sites
+    that `forget_site` took out and whose files count again from now on; those of others that left are refused.
 
     Raises `FederationError` when too few files pass (nothing is changed then), `ConfigError` for
     keys and options and when another process works on `state_dir`, `ArtefactError` for a damaged

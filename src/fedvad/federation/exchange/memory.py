@@ -38,9 +38,9 @@ def kind_of(upload: Payload) -> tuple[str, int, int]:
 class MemoryExchange:
     """Memories up, merged memory down; all sites weigh as many patches as they have.
 
-    merge_mode, size: see `merge_banks`. precision: the codec of vectors on the wire. limits: what
-    an upload may claim. defence: how much the merge distrusts the sites (None: not at all); then
-    `verdict` holds, after each merge, what it left out and why.
+    merge_mode, size, temper: see `merge_banks`. precision: the codec of vectors on the wire.
+    limits: what an upload may claim. defence: how much the merge distrusts the sites (None: not at
+    all); then `verdict` holds, after each merge, what it left out and why.
     """
 
     def __init__(
@@ -54,11 +54,13 @@ class MemoryExchange:
         seed: int = 0,
         limits: Limits | None = None,
         defence: RobustConfig | None = None,
+        temper: float = 1.0,
     ) -> None:
         self.features = features
         self.dim = dim
         self.merge_mode = merge_mode
         self.size = size
+        self.temper = temper
         self.precision = precision
         self.seed = seed
         self.limits = Limits() if limits is None else limits
@@ -129,7 +131,11 @@ class MemoryExchange:
             self.verdict = defend(banks, self.defence, seed=self.seed)
             banks = self.verdict.banks
         merged = merge_banks(
-            banks, mode=self.merge_mode, size=self.size, seed=self.seed * 1009 + round_
+            banks,
+            mode=self.merge_mode,
+            size=self.size,
+            seed=self.seed * 1009 + round_,
+            temper=self.temper,
         )
         covered = _coverage(banks, merged, self.merge_mode)
         manifest = merged_manifest(round_, sites.values(), coverage=covered)
