@@ -10,14 +10,16 @@ Every set (in MVTec's layout) is trained and tested alone; --pool makes one set 
 sites, of all their training images and all their tests. All variants have the same backbone,
 layers, preprocessing, smoothing and image score. Students take `--steps` optimiser steps in all;
 AAND spends `--amplify-steps` of them on its first stage. A step of DMDD has `--dual-batch` pairs;
-STFPM has SGD and the batches of its own, and keeps its best pass by held-out normal images; of the
-others the last step counts. No label of a test image is read but to compute the metrics. One
-training of DMDD gives a row for each source of scores, and a table of the recall at the centre and
-the edge of defects for each of its maps.
+STFPM, PaSTe and DCAM have SGD and batches of 8, and keep their best weights by held-out normal
+images; of the others the last step counts. No label of a test image is read but to compute the
+metrics. One training of DMDD gives a row for each source of scores, and a table of the recall at
+the centre and the edge of defects for each of its maps.
 
-Prints Markdown, a table per set, mean ± standard deviation over the seeds. With --out each
-finished run is a file there, and a second call with the same options computes only what is missing.
---sheet: heat-maps of the test images by the last variant that is computed.
+Prints Markdown, a table per set, mean ± standard deviation over the seeds, and how the held-out
+loss fell; `by site` is the mean of the image AUROCs of the sites of a pool; minutes are processor
+time of the training. With --out each finished run is a file there, and a second call with the same
+options computes only what is missing. --sheet: heat-maps of the test images by the last variant
+that is computed.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -40,13 +42,14 @@ from fedvad.data.folders import ImageSet, Site, read_set, read_sites
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.detectors.base import Detector
 from fedvad.detectors.memory.site import FedDyMemConfig
-from fedvad.detectors.registry import create
+from fedvad.detectors.registry import create, detector_class
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.detectors.student.aand.options import AmplifyConfig
 from fedvad.detectors.student.dmdd.detector import DMDD
 from fedvad.detectors.student.dmdd.options import DualConfig
 from fedvad.detectors.student.rd.detector import adam
 from fedvad.detectors.student.training import TrainConfig
+from fedvad.evaluation.metrics import image_auroc
 from fedvad.evaluation.outline import outline_recall
 from fedvad.evaluation.sites import evaluate_site, map_mask_pairs
 from fedvad.report.contact_sheet import contact_sheet
@@ -58,6 +61,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "patchcore": ("patchcore", {}),
     "feddymem": ("feddymem", {}),
     "stfpm": ("stfpm", {}),
+    "paste": ("paste", {}),
+    "dcam": ("dcam", {}),
     "rd": ("rd", {}),
     "rd, hard examples": ("rd", {"loss": "hard+global"}),
     "aand": ("aand", {}),
@@ -78,7 +83,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dmdd, textures alone": ("dmdd", {"kinds": {"texture": 1.0}}),
 }
 DEFAULT = ("patchcore", "feddymem", "stfpm", "rd", "rd, hard examples", "aand", "dmdd")
-METRICS = ("image_auroc", "pixel_auroc", "aupro")
+METRICS = ("image_auroc", "by_site", "pixel_auroc", "aupro")
 MAPS = ("normality", "abnormality", "summed", "head")
 PARTS = ("centre", "ring", "whole")
 
@@ -97,6 +102,7 @@ def main() -> None:
     for data in [*map(read_set, arguments.data), *map(pooled, arguments.pool)]:
         found = {n: [measured(n, seed, data, arguments) for seed in seeds] for n in names}
         print(f"\n{data.name}\n\n{table(found)}", flush=True)
+        print("\nHeld-out loss by step, first seed:\n\n" + curves(found), flush=True)
         if outlines := {n: runs for n, runs in found.items() if "outline" in runs[0]}:
             print(f"\n{data.name}, recall of defects\n\n{outline_table(outlines)}", flush=True)
 
@@ -138,9 +144,9 @@ def run(name: str, seed: int, data: Site, arguments: argparse.Namespace) -> dict
     detector = create(
         kind, extractor=extractor(arguments), seed=seed, **chosen(kind, options, arguments)
     )
-    start = perf_counter()
+    start = process_time()
     detector.fit(data.train)
-    seconds = perf_counter() - start
+    seconds = process_time() - start
     result: dict[str, Any] = {"rows": {"": tested(detector, name, data, arguments)}}
     if isinstance(detector, DMDD):
         for source in ("maps", "mix"):
@@ -151,6 +157,7 @@ def run(name: str, seed: int, data: Site, arguments: argparse.Namespace) -> dict
     logs = [getattr(detector, n, None) for n in ("amplified_", "log_")]
     result["steps"] = sum(log.steps for log in logs if log is not None)
     result["seconds"] = seconds
+    result["curves"] = [[log.at, log.validation] for log in logs if log is not None]
     auroc = result["rows"][""]["image_auroc"]
     losses = [f"{log.loss[0]:.3f} to {log.loss[-1]:.3f}" for log in logs if log is not None]
     print(
@@ -175,7 +182,13 @@ def tested(
             title=f"{data.name}, {name}",
             image_size=arguments.size,
         )
-    return {metric: getattr(result, metric) for metric in METRICS}
+    labels, sites = result.test.labels, [path.parts[-4] for path in result.test.paths]
+    own = {site: np.array([s == site for s in sites]) for site in sorted(set(sites))}
+    of_sites = [image_auroc(result.scores[rows], labels[rows]) for rows in own.values()]
+    known = [value for value in of_sites if value is not None]
+    return {metric: getattr(result, metric, None) for metric in METRICS} | {
+        "by_site": float(np.mean(known)) if known else None
+    }
 
 
 def outlines(detector: DMDD, data: Site, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -200,9 +213,13 @@ def chosen(kind: str, options: dict[str, Any], arguments: argparse.Namespace) ->
             return options | {"config": FedDyMemConfig(scoring=scoring)}
         return options | {"scoring": scoring}
     options |= {"smooth": arguments.smooth, "top": arguments.top}
-    if kind == "stfpm":
-        train = TrainConfig(
-            steps=arguments.steps, patience=None, mixed_precision=arguments.mixed_precision
+    if kind in ("stfpm", "paste", "dcam"):
+        train = replace(
+            detector_class(kind).train,
+            steps=arguments.steps,
+            batch=8,
+            validate_every=every(arguments),
+            mixed_precision=arguments.mixed_precision,
         )
         return options | {"train": train}
     if kind == "rd":
@@ -231,7 +248,7 @@ def chosen(kind: str, options: dict[str, Any], arguments: argparse.Namespace) ->
 
 def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
     """All variants of one set as a Markdown table."""
-    heads = ["variant", "image AUROC", "pixel AUROC", "AUPRO", "steps", "minutes"]
+    heads = ["variant", "image AUROC", "by site", "pixel AUROC", "AUPRO", "steps", "minutes"]
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for name, runs in found.items():
         for source in runs[0]["rows"]:
@@ -243,6 +260,15 @@ def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
             cells.append(f"{np.median([r['seconds'] for r in runs]) / 60:.1f}")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def curves(found: Mapping[str, list[dict[str, Any]]]) -> str:
+    """How the held-out loss of each variant's last stage fell, a line each."""
+    last = {name: runs[0]["curves"][-1] for name, runs in found.items() if runs[0]["curves"]}
+    return "\n".join(
+        f"- {name}: " + ", ".join(f"{step}: {value:.3f}" for step, value in zip(*own, strict=True))
+        for name, own in last.items()
+    )
 
 
 def outline_table(found: Mapping[str, list[dict[str, Any]]]) -> str:
@@ -257,11 +283,17 @@ def outline_table(found: Mapping[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def every(arguments: argparse.Namespace) -> int:
+    """Steps from one measurement of the held-out loss to the next."""
+    return max(25, arguments.steps // 8)
+
+
 def train_config(arguments: argparse.Namespace, steps: int) -> TrainConfig:
     return replace(
         adam(steps),
         batch=arguments.batch,
         learning_rate=arguments.rate,
+        validate_every=every(arguments),
         mixed_precision=arguments.mixed_precision,
     )
 

@@ -2,11 +2,10 @@
 
     python benchmarks/paste.py --weights F [--backbone mcunet_in3] [--layers 6,10,14] [--size 176]
         [--batch 8] [--repeats 5]
-    python benchmarks/paste.py --weights F --data SET [--epochs 10] [--seeds 0,1,2] [--rate 0.4]
 
-Prints a Markdown table of ratios or, with data, of both methods' image AUROC. Seconds depend on
-the machine and its load, the ratios less so. A step of training is measured as fedvad does it,
-with everything frozen computed before, and as the papers do it, with trunk and teacher in it.
+Prints a Markdown table of ratios. Seconds depend on the machine and its load, the ratios less so. A
+step of training is measured as fedvad does it, with everything frozen computed before, and as the
+papers do it, with trunk and teacher in it. What both detect: `benchmarks/distillation.py`.
 """
 
 from __future__ import annotations
@@ -16,23 +15,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import numpy as np
 import torch
-from common import alternate, spread
+from common import alternate
 from peak import peak_memory
 
-from fedvad.data.folders import read_set
-from fedvad.detectors.registry import create
 from fedvad.detectors.student.branches import PaSTeNet
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.graphs import MapNet, Normalise
 from fedvad.detectors.student.loss import cosine_loss
 from fedvad.detectors.student.stfpm import STFPM, PaSTe
-from fedvad.detectors.student.training import TrainConfig
-from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.config import FeatureConfig
 from fedvad.features.engine import make_engine
 from fedvad.features.extractor import FeatureExtractor
@@ -55,9 +48,6 @@ def main() -> None:
         "stfpm": STFPM(extractor=extractor),
         "paste": PaSTe(extractor=extractor, bootstrap=arguments.bootstrap),
     }
-    if arguments.data:
-        quality(extractor, arguments)
-        return
     if arguments.peak:
         print(peak_of_a_step(detectors[arguments.peak].network(), arguments))
         return
@@ -166,37 +156,6 @@ def pair(value: Callable[[str], float]) -> Pair:
     return value("stfpm"), value("paste")
 
 
-def quality(extractor: FeatureExtractor, arguments: argparse.Namespace) -> None:
-    """Train both on the set's normal images and measure its test images, once per seed."""
-    site = read_set(arguments.data)
-    train = TrainConfig(
-        epochs=arguments.epochs, learning_rate=arguments.rate, batch=arguments.batch
-    )
-    print("\n| method | image AUROC | steps | held-out loss | training | seeds |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    seeds = [int(s) for s in arguments.seeds.split(",")]
-    for name in reversed(NAMES):  # the quick one first
-        shared = {"smooth": 1, "top": 0.0}
-        shared |= {"bootstrap": arguments.bootstrap} if name == "paste" else {}
-        found, steps, losses, seconds = [], [], [], []
-        for seed in seeds:
-            detector = create(name, extractor=extractor, train=train, seed=seed, **shared)
-            start = perf_counter()
-            detector.fit(site.train)
-            seconds.append(perf_counter() - start)
-            scores = detector.score(site.test.paths)
-            found.append(image_auroc(scores.image, site.test.labels[scores.kept]))
-            log = getattr(detector, "log_")  # noqa: B009  (a Detector in general has none)
-            steps.append(log.steps)
-            losses.append(min(log.validation))
-            print(f"{name}, seed {seed}: {found[-1]:.4f}", file=sys.stderr, flush=True)
-        print(
-            f"| {name} | {spread(found)} | {steps} "
-            f"| {np.mean(losses):.3f} | {median(seconds):.0f} s | {seeds} |",
-            flush=True,
-        )
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="mcunet_in3")
@@ -207,10 +166,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="images per step")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--rate", type=float, default=0.4)
-    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--peak", choices=NAMES, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -318,7 +318,7 @@ class StudentDetector(Detector):
 
     def _compiled(self, net: PaSTeNet) -> Mapper:
         """Raw maps of a net, one image at a time: its score must not depend, in its last bits, on
-        the images that happen to be scored beside it.
+        the images that happen to be scored with it.
         """
         config = self.extractor.config
         engine = make_engine(

@@ -100,7 +100,7 @@ def amplifier(shapes: Sequence[Shape], config: AmplifyConfig, *, seed: int) -> n
 class AdvancedNet(ReverseNet):
     """A reverse student whose teacher's maps are amplified first.
 
-    The blocks lie beside the backbone: it propagates its own maps. Wherever maps of the teacher
+    The blocks do not change the backbone: it propagates its own maps. Wherever maps of the teacher
     are handed over (`compared`, a training set after `change_teacher`), they are the amplified.
     """
 

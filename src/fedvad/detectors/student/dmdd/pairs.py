@@ -33,7 +33,7 @@ class DualBatch(Batch):
 
 
 class DualPool(DefectPool):
-    """Synthetic anomalies beside the images that they were drawn on; see `DefectPool`."""
+    """Synthetic anomalies with the images that they were drawn on; see `DefectPool`."""
 
     def __init__(
         self,
