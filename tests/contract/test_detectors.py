@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.detectors.base import Detector
 from fedvad.detectors.memory.feddymem import FedDyMem, PatchCore
 from fedvad.detectors.registry import create, detector_class, list_detectors
+from fedvad.detectors.student.training import TrainConfig
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError, StorageError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.cache import DescriptorCache
@@ -77,6 +79,15 @@ def make(name: str, **options: Any) -> Detector:
     return create(name, **STUDENTS.get(name, {}) | options)
 
 
+def brief(name: str, **options: Any) -> Detector:
+    """One that trains for a few steps: enough where no score matters."""
+    short = {
+        option: replace(value, epochs=6, steps=None) if isinstance(value, TrainConfig) else value
+        for option, value in STUDENTS.get(name, {}).items()
+    }
+    return create(name, **short | options)
+
+
 @pytest.fixture(scope="session")
 def images(plants: Path) -> ImageSet:
     return read_set(plants / "alder").train
@@ -87,16 +98,25 @@ def tests(plants: Path) -> ImageSet:
     return read_set(plants / "alder").test
 
 
-@pytest.fixture(scope="session")
-def fitted(extractors: dict[str, FeatureExtractor], images: ImageSet) -> dict[str, Detector]:
+class Fitted(dict[str, Detector]):
     """Each detector, fitted when it is first asked for."""
 
-    class Fitted(dict[str, Detector]):
-        def __missing__(self, name: str) -> Detector:
-            self[name] = make(name, extractor=extractors[name], seed=3).fit(images)
-            return self[name]
+    def __init__(self, fit: Callable[[str], Detector]) -> None:
+        self.fit = fit
 
-    return Fitted()
+    def __missing__(self, name: str) -> Detector:
+        self[name] = self.fit(name)
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def fitted(extractors: dict[str, FeatureExtractor], images: ImageSet) -> Fitted:
+    return Fitted(lambda name: make(name, extractor=extractors[name], seed=3).fit(images))
+
+
+@pytest.fixture(scope="session")
+def briefly(extractors: dict[str, FeatureExtractor], images: ImageSet) -> Fitted:
+    return Fitted(lambda name: brief(name, extractor=extractors[name], seed=3).fit(images))
 
 
 def _broken(images: ImageSet, folder: Path) -> ImageSet:
@@ -225,11 +245,11 @@ class TestEveryDetector:
         assert detector.facts()["scoring"]
 
     def test_a_seed_determines_everything(
-        self, name: str, extractor: FeatureExtractor, fitted: dict[str, Detector], images: ImageSet
+        self, name: str, extractor: FeatureExtractor, briefly: Fitted, images: ImageSet
     ) -> None:
-        arrays, values = fitted[name].state()
-        again, same = make(name, extractor=extractor, seed=3).fit(images).state()
-        other, _ = make(name, extractor=extractor, seed=4).fit(images).state()
+        arrays, values = briefly[name].state()
+        again, same = brief(name, extractor=extractor, seed=3).fit(images).state()
+        other, _ = brief(name, extractor=extractor, seed=4).fit(images).state()
         assert values == same
         assert arrays.keys() == again.keys()
         for key, array in arrays.items():
@@ -268,16 +288,16 @@ class TestEveryDetector:
         self,
         name: str,
         extractor: FeatureExtractor,
-        fitted: dict[str, Detector],
+        briefly: Fitted,
         images: ImageSet,
         tmp_path: Path,
     ) -> None:
         mixed = _broken(images, tmp_path)
         with pytest.raises(DataError, match=r"broken\.png"):
             make(name, extractor=extractor).fit(mixed)
-        tolerant = make(name, extractor=extractor, seed=3, max_bad=0.2)
+        tolerant = brief(name, extractor=extractor, seed=3, max_bad=0.2)
         arrays, _ = tolerant.fit(mixed).state()
-        for key, array in fitted[name].state()[0].items():
+        for key, array in briefly[name].state()[0].items():
             np.testing.assert_array_equal(array, arrays[key])
 
     def test_unreadable_images_get_no_score(
@@ -306,19 +326,19 @@ class TestEveryDetector:
         self,
         name: str,
         extractor: FeatureExtractor,
-        fitted: dict[str, Detector],
+        briefly: Fitted,
         images: ImageSet,
         tests: ImageSet,
     ) -> None:
         anomalies = ImageSet(tuple(item for item in tests if item.label))
-        arrays, _ = make(name, extractor=extractor, seed=3).fit(images + anomalies).state()
-        for key, array in fitted[name].state()[0].items():
+        arrays, _ = brief(name, extractor=extractor, seed=3).fit(images + anomalies).state()
+        for key, array in briefly[name].state()[0].items():
             np.testing.assert_array_equal(array, arrays[key])
 
     def test_one_image_is_enough(
         self, name: str, extractor: FeatureExtractor, images: ImageSet, tests: ImageSet
     ) -> None:
-        scores = make(name, extractor=extractor).fit(images[:1]).score(tests.paths)
+        scores = brief(name, extractor=extractor).fit(images[:1]).score(tests.paths)
         assert np.isfinite(scores.image).all()
 
     @pytest.mark.parametrize("change", [{"image_size": 96}, {"pool": 1}, {"layers": (0, 1)}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,21 @@ def case(pair: tuple[str, str]) -> Case:
     return EXCHANGES[pair[0]]
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
+    """What a process makes of an exchange, without the message of `site` in `round_`."""
+
+    @cache
+    def made(exchange: str, rounds: int, site: str = "", round_: int = 0) -> Made:
+        def missing(name: str, now: int, message: bytes) -> bytes | None:
+            return None if (name, now) == (site, round_) else message
+
+        folder = tmp_path_factory.mktemp("reference")
+        return in_process(Federation(EXCHANGES[exchange], folder, missing), rounds)
+
+    return made
+
+
 @pytest.fixture
 def mailbox(pair: tuple[str, str]) -> Callable[..., Made]:
     return MAILBOXES[pair[1]]
@@ -195,10 +211,14 @@ WRONG: dict[str, tuple[Callable[[Payload], Payload], str]] = {
 
 
 def test_every_mailbox_gives_the_same_bytes(
-    case: Case, mailbox: Callable[..., Made], tmp_path: Path
+    pair: tuple[str, str],
+    case: Case,
+    mailbox: Callable[..., Made],
+    reference: Callable[..., Made],
+    tmp_path: Path,
 ) -> None:
-    expected, ledger = in_process(Federation(case, tmp_path / "process"), 3)
-    made, rounds = mailbox(Federation(case, tmp_path / "state"), 3)
+    expected, ledger = reference(pair[0], 3)
+    made, rounds = mailbox(Federation(case, tmp_path), 3)
     assert made == expected
     for ours, theirs in zip(rounds, ledger, strict=True):
         for part in ("round", "sites", "rows_up", "memory_rows", "coverage", "drift", "rejected"):
@@ -226,7 +246,12 @@ def test_a_resumed_federation_is_an_uninterrupted_one(
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_refused_with_its_reason_and_the_others_go_on(
-    case: Case, mailbox: Callable[..., Made], what: str, tmp_path: Path
+    pair: tuple[str, str],
+    case: Case,
+    mailbox: Callable[..., Made],
+    reference: Callable[..., Made],
+    what: str,
+    tmp_path: Path,
 ) -> None:
     change, reason = WRONG[what]
 
@@ -235,12 +260,11 @@ def test_what_is_wrong_is_refused_with_its_reason_and_the_others_go_on(
             return message
         return change(Payload.from_bytes(message)).to_bytes()
 
-    made, (entry,) = mailbox(Federation(case, tmp_path / "state", spoil), 1)
+    made, (entry,) = mailbox(Federation(case, tmp_path, spoil), 1)
     (refused,) = entry.rejected.values()
     assert re.search(reason, refused), refused
     assert "c" not in entry.rows_up
-    without = Federation(case, tmp_path / "two", lambda s, r, m: None if s == "c" else m)
-    assert made == in_process(without, 1)[0]
+    assert made == reference(pair[0], 1, "c", 1)[0]
 
 
 @pytest.mark.parametrize("cut", [0, 20, -4])
@@ -279,14 +303,17 @@ def test_a_message_beyond_the_limit_is_refused_unparsed(
 
 
 def test_a_site_that_is_missing_is_not_in_the_round(
-    case: Case, mailbox: Callable[..., Made], tmp_path: Path
+    pair: tuple[str, str],
+    case: Case,
+    mailbox: Callable[..., Made],
+    reference: Callable[..., Made],
+    tmp_path: Path,
 ) -> None:
     def spoil(site: str, round_: int, message: bytes) -> bytes | None:
         return None if (site, round_) == ("b", 2) else message
 
-    made, rounds = mailbox(Federation(case, tmp_path / "state", spoil), 3)
-    expected, _ = in_process(Federation(case, tmp_path / "process", spoil), 3)
-    assert made == expected
+    made, rounds = mailbox(Federation(case, tmp_path, spoil), 3)
+    assert made == reference(pair[0], 3, "b", 2)[0]
     assert [sorted(entry.rows_up) for entry in rounds] == [["a", "b", "c"], ["a", "c"], [*"abc"]]
 
 
