@@ -12,7 +12,7 @@ SuperADD need weights of DINOv3, which nobody here has.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,13 @@ def megabytes(model: Any) -> float:
     return sum(b.numel() * b.element_size() for b in kept) / 1e6
 
 
-def run(data: Path, weights: Path, *, rows: int, clock: Clock) -> list[list[str]]:
-    """A row for each detector: image AUROC, fit, score, memory."""
+def run(data: Path, weights: Path, *, rows: int, clock: Clock) -> Iterator[list[str]]:
+    """A row for each detector, as soon as it is measured: image AUROC, fit, score, memory."""
     config = FeatureConfig(backbone="resnet18", weights=weights)
     site = read_set(data)
     train, test = site.train, site.test
     extractor = FeatureExtractor(config)
     extractor.describe(np.zeros((1, config.image_size, config.image_size, 3), np.uint8))
-    out = []
     ours = {
         "fedvad, FedDyMem": FedDyMem(extractor=extractor),
         f"fedvad, PatchCore of {rows} rows": PatchCore(extractor=extractor, rows=rows),
@@ -90,7 +89,7 @@ def run(data: Path, weights: Path, *, rows: int, clock: Clock) -> list[list[str]
         fit = timed(lambda detector=detector: detector.fit(train), clock)  # type: ignore[misc]
         found: list[Any] = []
         score = timed(lambda d=detector, f=found: f.append(d.score(test.paths).image), clock)  # type: ignore[misc]
-        out.append(_row(name, image_auroc(found[0], test.labels), fit, score, len(test), detector))
+        yield _row(name, image_auroc(found[0], test.labels), fit, score, len(test), detector)
     theirs = {
         f"anomalib, PatchCore of {rows} rows": Theirs(weights, config.image_size),
         f"anomalib, MH-PatchCore of {rows} rows": Hierarchical(weights),
@@ -99,10 +98,7 @@ def run(data: Path, weights: Path, *, rows: int, clock: Clock) -> list[list[str]
         fit = timed(lambda model=model: model.fit(train, rows), clock)  # type: ignore[misc]
         scores: list[Any] = []
         score = timed(lambda m=model, s=scores: s.append(m.score(test)), clock)  # type: ignore[misc]
-        out.append(
-            _row(name, image_auroc(scores[0], test.labels), fit, score, len(test), model.model)
-        )
-    return out
+        yield _row(name, image_auroc(scores[0], test.labels), fit, score, len(test), model.model)
 
 
 def _row(
