@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +22,28 @@ from fedvad.data.cubes.pixels import read_cube, read_picture, resize_cube
 from fedvad.data.folders import read_data
 from fedvad.data.inputs import list_images
 from fedvad.data.labels import LabelNames
+from fedvad.deploy.init import init
+from fedvad.deploy.server import federate
+from fedvad.deploy.settings import read_server, read_site, to_toml
+from fedvad.deploy.site import answer, run_folder
 from fedvad.errors import ConfigError, DataError, WeightsError
 from fedvad.evaluation.results import Results
 from fedvad.features.bands import write_bands_file
+from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.signed import generate_keys
+from fedvad.runs.memory_run import TrainedRun
 from fedvad.serving.predictor import Predictor
 from fedvad.spectral.moments import Moments
+from fedvad.verbs.bank import export_upload
+from fedvad.verbs.bank_import import import_global
+from fedvad.verbs.bank_server import merge_uploads
+from tests.deploy.support import FakeLinks
 
 BANDS = 12
+# no site sees the size of another's cubes
+APART = {"backbone": "spectral", "image_size": "fit:32x32"}
 Cube = NDArray[np.uint16]
 
 
@@ -156,6 +171,56 @@ def test_a_moved_run_scores_the_same_and_shows_false_colours(
     assert len(np.unique(picture)) > 20
 
 
+def _same(own: TrainedRun, other: TrainedRun) -> None:
+    np.testing.assert_array_equal(own.memory.vectors, other.memory.vectors)
+    (name,) = own.sites
+    np.testing.assert_array_equal(own.sites[name].bank.vectors, other.sites[name].bank.vectors)
+
+
+def test_signed_files_give_the_memory_of_train(
+    data: Path, run: tuple[Path, Results], tmp_path: Path
+) -> None:
+    options = APART | {"weights": run[0] / "bands.safetensors"}
+    keys, stick = tmp_path / "keys", tmp_path / "stick"
+    for name in (*FORMATS, "server"):
+        generate_keys(keys, name)
+    for round_ in (1, 2):
+        uploads = [stick / f"{site}-{round_}.fedvad" for site in FORMATS]
+        for index, (site, upload) in enumerate(zip(FORMATS, uploads, strict=True)):
+            export_upload(
+                data / site, tmp_path / site, keys / f"{site}.key", upload,
+                index=index, options=options,
+            )  # fmt: skip
+        merged = stick / f"global-{round_}.fedvad"
+        told = merge_uploads(uploads, keys, keys / "server.key", tmp_path / "server", merged)
+        assert told["refused"] == {}
+        out = tmp_path / "run" if round_ == 2 else None
+        for site in FORMATS:
+            here = out if site == "envi" else None
+            import_global(merged, tmp_path / site, keys / "server.pub", out=here)
+    _same(TrainedRun.load(tmp_path / "run"), TrainedRun.load(run[0]))
+    (row,) = fedvad.predict(tmp_path / "run", [data / "envi/test/stain/0.hdr"])
+    assert row["anomalous"]
+
+
+def test_messages_of_flower_give_the_memory_of_train(
+    data: Path, run: tuple[Path, Results], tmp_path: Path
+) -> None:
+    init(tmp_path, ["localhost"], list(FORMATS))
+    (tmp_path / "server/federation.toml").write_text(to_toml(APART))
+    weights = run[0] / "bands.safetensors"
+    sites = {
+        name: read_site(tmp_path / "sites" / name, data=data / name, weights=weights)
+        for name in FORMATS
+    }
+    links = FakeLinks({name: partial(answer, site) for name, site in sites.items()})
+    settings = read_server(tmp_path).model_copy(update={"deadline": 20.0})
+    federate(settings, "run", links, clock=links.clock)
+    identity = json.loads((settings.run("run") / "federation.json").read_text())["federation"]
+    for site in sites.values():
+        _same(TrainedRun.load(run_folder(site, identity)), TrainedRun.load(run[0]))
+
+
 def test_descriptors_are_white_and_of_every_pixel(data: Path, run: tuple[Path, Results]) -> None:
     config = FeatureConfig("spectral", run[0] / "bands.safetensors", image_size="fit:64x64", pool=1)
     extractor = FeatureExtractor(config)
@@ -165,6 +230,24 @@ def test_descriptors_are_white_and_of_every_pixel(data: Path, run: tuple[Path, R
     rows = np.concatenate([np.asarray(f, np.float64).reshape(-1, BANDS) for f in found])
     np.testing.assert_allclose(rows.mean(0), 0, atol=1e-2)
     np.testing.assert_allclose(np.cov(rows.T), np.eye(BANDS), atol=2e-2)
+
+
+def test_a_cube_is_known_by_its_values_in_every_format(
+    run: tuple[Path, Results], tmp_path: Path
+) -> None:
+    cube, _ = drawn(np.random.default_rng(5), stained=False)
+    for write in (_npy, _mat, _envi, _tiff):
+        write(tmp_path / write.__name__, cube)
+    _npy(tmp_path / "turned", cube.reshape(20, 18, BANDS))
+    cache = DescriptorCache(tmp_path / "cache")
+    config = FeatureConfig("spectral", run[0] / "bands.safetensors", image_size="fit:64x64")
+    extractor = FeatureExtractor(config, cache)
+    paths = list_images([tmp_path], cubes=True).paths
+    *same, turned = [one.digest for one in extractor.stream(paths)]
+    assert len(same) == 4
+    assert len(set(same)) == 1
+    assert turned != same[0]
+    assert cache.info().entries == 2
 
 
 def test_what_does_not_fit_is_refused(

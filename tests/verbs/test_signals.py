@@ -93,12 +93,14 @@ def test_a_model_of_a_file_scores_the_same(
         SignalModel.load(out / "bad.safetensors")
 
 
-def test_the_command_and_python_say_the_same(data: Path) -> None:
+def test_the_command_and_python_say_the_same(data: Path, tmp_path: Path) -> None:
     words = ["signals", str(data), "--rounds", "1", "--steps", "1", "--seed", "3", "--json"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     again = fedvad.train_signals(data, rounds=1, steps=1, seed=3)
     assert json.loads(done.stdout) == [result.to_dict() for result in again]
+    done = CliRunner().invoke(app, [*words[:-1], "--out", str(tmp_path / "odd")])
+    assert f"a model of each site: {tmp_path / 'odd'}" in done.stdout.replace("\n", "")
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,15 @@ def test_scenes_get_figures_maps_and_pictures(
 
 
 def test_sites_that_share_moments_score_as_if_pooled(
-    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sums = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for file, target in zip(files, sums, strict=True):
         assert run_main(monkeypatch, "--quiet", "spectral", file, "--save-moments", target) == 0
+        assert f"moments of the scenes' pixels: {target}" in capsys.readouterr().out
     assert run_main(
         monkeypatch, "--quiet", "spectral", files[0], "--moments", sums[0], "--moments", sums[1],
         "--out", tmp_path / "out",

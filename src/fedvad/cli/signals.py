@@ -54,3 +54,5 @@ def signals(
         figures = (UNKNOWN if x is None else f"{x:.3f}" for x in (result.auroc, result.f1))
         rows.append([result.site, *figures, f"{result.model.threshold:.4g}"])
     Console().print(rich_table("Signals", rows))
+    if out is not None:
+        typer.echo(f"scores (signals.json) and a model of each site: {out}")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.bounds import MAX_PIXELS
-from fedvad.data.cubes.pixels import cube_at, read_parts
+from fedvad.data.cubes.pixels import cube_of, resize_cube
 from fedvad.data.frames import split_frame
 from fedvad.data.images import check_rgb, decode_rgb, read_bytes, read_rgb
 from fedvad.data.pictures import Picture
@@ -53,7 +53,7 @@ class Extracted:
     """One image's outcome: float16 (h, w, d) descriptors, or the reason why there are none.
 
     Cells outside the region of interest are NaN. digest: of the image file, with the number of
-    the image where the file holds several; "" for pictures in memory.
+    the image where the file holds several; of a cube's values; "" for pictures in memory.
     """
 
     index: int
@@ -273,11 +273,13 @@ class FeatureExtractor:
         return _Loaded(key, pixels=pixels)
 
     def _load_cube(self, path: Path) -> _Loaded:
-        key = f"{content_key(read_parts(path))}-{self._rules}-0"
+        cube = cube_of(path, self.bands, self.config.max_pixels)
+        # of the values, not of the files: these are read once, and one cube has many formats
+        content = content_key(f"{cube.shape}".encode() + cube.tobytes())
+        key = f"{content}-{self._rules}-0"
         if (hit := self._cached(key)) is not None:
             return _Loaded(key, hit=hit)
-        cube = cube_at(path, self._view, self.bands, self.config.max_pixels)
-        return _Loaded(key, pixels=cube)
+        return _Loaded(key, pixels=resize_cube(cube, self._view.shape(*cube.shape[:2])))
 
     def _content(self, path: Path, frame: int | None, seen: _FileState | None) -> tuple[bytes, str]:
         """Bytes of an image's file, and the key of their content; read once for all pages."""

@@ -12,16 +12,16 @@ from PIL import Image
 
 from fedvad.data.bounds import MAX_PIXELS, check_pixels
 from fedvad.data.cubes.colour import false_colour
-from fedvad.data.cubes.names import files_of, is_cube
+from fedvad.data.cubes.names import is_cube
 from fedvad.data.cubes.reading import read_scene
 from fedvad.data.cubes.scene import Scene
-from fedvad.data.images import read_bytes, read_rgb
+from fedvad.data.images import read_rgb
 from fedvad.data.pictures import Picture
 from fedvad.data.sets import Site
-from fedvad.data.views import SIDES, Size, View
+from fedvad.data.views import SIDES, Size
 from fedvad.errors import DataError, ImageError
 
-__all__ = ["cube_at", "read_cube", "read_parts", "read_picture", "resize_cube", "size_of_cubes"]
+__all__ = ["cube_of", "read_cube", "read_picture", "resize_cube", "size_of_cubes"]
 
 _LARGEST = 256  # side in pixels, where nobody asks for more
 
@@ -38,24 +38,14 @@ def read_cube(path: Path, *, max_pixels: int = MAX_PIXELS) -> Scene:
     return scene
 
 
-def read_parts(path: Path) -> bytes:
-    """What the files of a cube hold, one after another; raises `ImageError` as `read_bytes`."""
+def cube_of(path: Path, bands: int, max_pixels: int) -> NDArray[np.float32]:
+    """A cube of this many bands; raises `ImageError`."""
     if isinstance(path, Picture):
         raise ImageError(f"{path}: is a picture, and this takes cubes of bands: give a file")
-    try:
-        return b"".join(map(read_bytes, files_of(path)))
-    except ImageError:
-        raise
-    except DataError as error:
-        raise ImageError(str(error)) from error
-
-
-def cube_at(path: Path, view: View, bands: int, max_pixels: int) -> NDArray[np.float32]:
-    """A cube of so many bands at the size at which it is read; raises `ImageError`."""
     cube = read_cube(path, max_pixels=max_pixels).cube
     if cube.shape[2] != bands:
         raise ImageError(f"{path}: has {cube.shape[2]} bands, and this detector is for {bands}")
-    return resize_cube(cube, view.shape(*cube.shape[:2]))
+    return cube
 
 
 def size_of_cubes(sites: Sequence[Site]) -> Size:
