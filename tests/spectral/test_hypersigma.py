@@ -10,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fedvad.data.cubes.reading import read_scene
 from fedvad.errors import ConfigError, DataError, WeightsError
+from fedvad.spectral.areas import areas
 from fedvad.spectral.attention import SamplingAttention
 from fedvad.spectral.hypersigma import hypersigma, mixed, starts, stitched
 from fedvad.spectral.masked import pretrain
 from fedvad.spectral.published import load_branch
+from fedvad.spectral.rx import rx
 from fedvad.spectral.sigma import SIZES, Branch, Enhancement, SigmaNet, SigmaSize
 
 SMALL = SigmaSize(16, 2, 2, 3, 2, 9, (1, 2), width=8)
@@ -80,6 +83,18 @@ def test_pre_training_learns_to_draw_what_is_hidden() -> None:
     tiles = torch.stack([(y / 2 + shift).sin() + (x / 3).cos() * step for step in (1, 2)])
     losses = pretrain(SigmaNet(20, 8, SMALL), tiles, tiles, epochs=15, rate=5e-3)
     assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_a_real_scene_is_refined_and_not_spoilt(shared: Path) -> None:
+    scene = read_scene(shared / "data/hyperspectral/abu-airport-2.mat")
+    assert scene.mask is not None
+    seed, refined = (areas(score(scene.cube), scene.mask) for score in (rx, hypersigma))
+    assert seed is not None
+    assert refined is not None
+    # 0.840 and 0.905, with a standard deviation of 0.007 over seeds
+    assert refined.auc1 > seed.auc1 + 0.03
 
 
 @pytest.mark.parametrize("branches", ["both", "spatial"])
