@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from tests import helpers
@@ -31,11 +33,16 @@ _LONGEST = (
     "test_docs.py",
     "contract/test_exchanges.py",
     "contract/test_detectors.py",
-    "runs/test_students.py",
-    "experiments/test_bench.py",
+    "integrations/test_anomalib.py",
+    "contract/test_methods.py",
     "serving/export/test_package.py",
-    "experiments/test_distill.py",
+    "contract/test_mailboxes.py",
+    "verbs/test_train.py",
+    "runs/test_students.py",
+    "runs/test_families.py",
+    "experiments/test_bench.py",
     "experiments/test_continual.py",
+    "verbs/test_bank.py",
 )
 # Left out of the quick suite, like single tests marked `slow`: processes, pages of the docs,
 # every detector, backbone and experiment in turn.
@@ -48,9 +55,14 @@ _SLOW = (
     "serving/service/test_schema.py", "test_docs.py", "test_docs_site.py",
     "verbs/test_tracking.py",
 )  # fmt: skip
+gc.disable()  # while modules are imported
 # of the commands that tests start, too
 os.environ["OMP_NUM_THREADS"] = "1"
 MakeImages = Callable[..., list[Path]]
+# no deadline: a busy machine is no bug; pytest --hypothesis-profile thorough looks longer
+settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
@@ -73,6 +85,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("real"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay: no collection of garbage shall walk through all of them, again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -147,8 +165,12 @@ def make_images(tmp_path: Path) -> MakeImages:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _lean() -> Iterator[None]:
+    """One thread, and neither contact sheets nor waiting for the disk, the most of a tiny run."""
     helpers.use_one_thread()
+    with pytest.MonkeyPatch.context() as patch, helpers.sheets(helpers.small_sheet):
+        patch.setattr("os.fsync", lambda fd: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,8 +15,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 import fedvad
+from fedvad.data.files import write_atomically
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import FedDyMemConfig, MemorySite
@@ -23,6 +26,8 @@ from fedvad.drawing.demo import write_demo
 from fedvad.evaluation.thresholds import Threshold, conformal_threshold
 from fedvad.federation.payload import Manifest, Payload, bank_arrays
 from fedvad.memory.bank import MemoryBank
+from fedvad.report.contact_sheet import contact_sheet
+from fedvad.report.overlay import marked_png
 
 # real images and weights, which are not in the repository
 SHARED = Path(os.environ.get("FEDVAD_SHARED") or Path(__file__).parents[2] / "shared")
@@ -46,6 +51,19 @@ def use_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def small_sheet(panels: Any, path: Path, **_: Any) -> None:
+    """Stands for `contact_sheet`, which draws every test image."""
+    write_atomically(path, marked_png(Image.new("RGB", (8, 8)), "contact sheet"))
+
+
+@contextmanager
+def sheets(draw: Callable[..., None]) -> Iterator[None]:
+    """Runs get the contact sheet that `draw` makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedvad.verbs.outputs.contact_sheet", draw)
+        yield
 
 
 _made: dict[str, Any] = {}
@@ -79,10 +97,11 @@ def trained_run(factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
 
     def train() -> tuple[Path, dict[str, Any]]:
         out = factory.mktemp("runs") / "run"
-        results = fedvad.train(
-            demo_data(factory), out, cache=cache_root(factory),
-            compare="local,pooled,identity", **OPTIONS,
-        )  # fmt: skip
+        with sheets(contact_sheet):
+            results = fedvad.train(
+                demo_data(factory), out, cache=cache_root(factory),
+                compare="local,pooled,identity", **OPTIONS,
+            )  # fmt: skip
         return out, results
 
     return cast(tuple[Path, dict[str, Any]], _once("run", train))

@@ -31,11 +31,6 @@ def _environment(monkeypatch: Patch, shared_cache: Path) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
-@pytest.fixture
-def quick(monkeypatch: Patch) -> None:
-    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
-
-
 def _one_document(text: str) -> Any:
     """Exactly one line that is JSON."""
     assert text.endswith("\n")
@@ -73,7 +68,6 @@ def _spawn_hanging(round_: int, *arguments: object) -> subprocess.Popen[str]:
 
 
 class TestTrain:
-    @pytest.mark.usefixtures("quick")
     def test_json_is_one_document_and_progress_is_silent(
         self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
     ) -> None:
@@ -86,7 +80,6 @@ class TestTrain:
         check_shape(results, SITES, main=True)
         assert results == json.loads((out / "results.json").read_text())
 
-    @pytest.mark.usefixtures("quick")
     def test_without_weights_it_works_and_says_which_backbone_it_used(
         self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
     ) -> None:
@@ -94,10 +87,10 @@ class TestTrain:
         assert run_main(monkeypatch, *arguments) == 0
         assert "Backbone: fedvad-tiny" in capsys.readouterr().out
 
-    @pytest.mark.usefixtures("quick")
     def test_every_flag_reaches_the_configuration(
         self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
     ) -> None:
+        monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
         (tmp_path / "c.toml").write_text("smooth = 1\nseed = 8\n")
         code = run_main(
             monkeypatch, "train", plants, "--out", tmp_path / "run", *FLAGS, "--config",
@@ -361,7 +354,6 @@ class TestExitCodes:
         assert run_main(monkeypatch, "inspect", tmp_path / "junk") == 3
         assert "Traceback" not in capsys.readouterr().err
 
-    @pytest.mark.usefixtures("quick")
     def test_a_full_disk(
         self, plants: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
     ) -> None:
@@ -429,7 +421,6 @@ def test_interrupt_and_kill_lose_at_most_the_round_in_flight(
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
 
-    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     options: dict[str, Any] = {"cache": shared_cache, "rounds": rounds, "upload_bytes": 4096}
     results = fedvad.train(plants, out, resume=True, **options, **OPTIONS)
     assert results["ledger"]["rounds"] == rounds

@@ -182,7 +182,6 @@ def hostile(plants: Path, tmp_path: Path) -> Path:
 def test_markup_in_the_names_of_a_real_run(
     hostile: Path, tmp_path: Path, shared_cache: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     fedvad.train(hostile, tmp_path / "out", cache=shared_cache, **OPTIONS)
     page = Reader((tmp_path / "out" / "report.html").read_bytes())
     assert len(page.all("script")) == 1
@@ -212,7 +211,6 @@ def test_a_failing_report_does_not_lose_the_training(
         raise error
 
     monkeypatch.setattr(f"fedvad.verbs.outputs.{place}", fail)
-    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     results = fedvad.train(plants, tmp_path / "run", cache=shared_cache, **OPTIONS)
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     assert not (tmp_path / "run" / "state").exists()

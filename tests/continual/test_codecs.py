@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvad.continual.codecs import Codec, CodecConfig, nbytes
@@ -63,7 +63,6 @@ def test_images_take_the_bytes_of_their_pixels() -> None:
     assert np.abs(jpeg.decode(kept).astype(int) - smooth).mean() < 3
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     granularity=st.sampled_from(["sample", "channel", "calibrated"]),

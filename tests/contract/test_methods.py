@@ -78,7 +78,6 @@ def finished(
     def train(name: str) -> Finished:
         out, options = tmp_path_factory.mktemp(name) / "run", given(name)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
             patch.setattr("fedvad.verbs.outputs._write_report", lambda *a, **k: None)
             return out, fedvad.train(plants, out, cache=shared_cache, **options), options
 

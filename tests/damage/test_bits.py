@@ -215,7 +215,6 @@ def test_a_run_is_whole_at_every_moment_of_its_training(
     plants: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader between any two writes sees no run, or a whole one; never half of a file."""
-    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     out, replace, seen = tmp_path / "run", Path.replace, []
 
     def look(self: Path, target: Path) -> Path:

@@ -128,7 +128,6 @@ def test_one_flipped_bit_in_the_cache_changes_no_threshold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A bit of an exponent in one training entry gave a threshold of 6757 instead of 2.8."""
-    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
     cache = tmp_path / "cache"
     extractor = FeatureExtractor(FeatureConfig(**OPTIONS), DescriptorCache(cache))
     for _ in extractor.stream(sorted(plants.glob("*/train/good/*.png"))):

@@ -368,7 +368,7 @@ def decodes_or_refuses(data: bytes) -> None:
     assert reported.startswith("fuzz: ")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     name=st.sampled_from(sorted(FUZZ_SEEDS)),
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=12),
@@ -383,7 +383,6 @@ def test_fuzz_damaged_files(name, flips, header, cut) -> None:
     decodes_or_refuses(bytes(data if cut is None else data[: cut % len(data)]))
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     magic=st.sampled_from([bytes(at) + m for at, m, _ in formats._MAGIC] + [b"", b"P5 ", b"P2 "]),
     tail=st.binary(max_size=300),

@@ -43,7 +43,7 @@ FILES = st.sampled_from(
 TREE = st.lists(st.tuples(st.lists(FOLDERS, max_size=4), FILES), max_size=25)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(tree=TREE, link=st.lists(FOLDERS, min_size=1, max_size=2))
 def test_every_file_of_any_tree_is_read_or_named_once(tmp_path: Path, tree, link) -> None:
     root = tmp_path / "set"

@@ -121,7 +121,7 @@ SPLITS = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     split=SPLITS,
     extra=st.integers(0, 30),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -100,7 +100,6 @@ def test_kinds_come_as_often_as_their_weights_say() -> None:
 @example(height=2, width=700, grey=128, noise=120, kind="scratch", seed=1)
 @example(height=700, width=2, grey=255, noise=0, kind="texture", seed=2)
 @example(height=1, width=1, grey=0, noise=0, kind="warp", seed=3)
-@settings(max_examples=80, deadline=None)
 def test_no_image_is_too_even_or_too_small(
     height: int, width: int, grey: int, noise: int, kind: str, seed: int
 ) -> None:

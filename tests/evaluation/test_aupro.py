@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -37,7 +37,6 @@ def brute_aupro(maps, masks, max_fpr):
     st.sampled_from([0.03, 0.2, 0.6]),
     st.sampled_from([0.01, 0.05, 0.3, 0.7, 1.0]),
 )
-@settings(max_examples=120, deadline=None)
 def test_equals_brute_force_with_ties(seed, levels, share, max_fpr):
     rng = np.random.default_rng(seed)
     masks = rng.random((3, 7, 6)) < share

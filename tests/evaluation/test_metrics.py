@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -33,7 +33,6 @@ def labelled(draw, max_size=40):
 
 
 @given(labelled())
-@settings(max_examples=150, deadline=None)
 def test_ranking_metrics_equal_scikit_learn(case):
     scores, labels = case
     assert image_auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
@@ -43,7 +42,6 @@ def test_ranking_metrics_equal_scikit_learn(case):
 
 
 @given(labelled())
-@settings(max_examples=100, deadline=None)
 def test_ranking_metrics_ignore_monotone_transforms(case):
     scores, labels = case
     for moved in (np.exp(scores.astype(float)), scores.astype(float) * 5 - 2, scores**3):
@@ -53,7 +51,6 @@ def test_ranking_metrics_ignore_monotone_transforms(case):
 
 
 @given(labelled(max_size=15))
-@settings(max_examples=100, deadline=None)
 def test_f1_max_is_the_best_of_all_thresholds_and_its_threshold_reaches_it(case):
     scores, labels = case
     best, threshold = f1_max_oracle(scores, labels)
@@ -105,7 +102,6 @@ def test_bad_scores_are_refused(metric, scores, labels, said):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 200), st.sampled_from([0.02, 0.5, 0.9]))
-@settings(max_examples=60, deadline=None)
 def test_pixel_auroc_equals_scikit_learn_and_streams(seed, levels, share):
     rng = np.random.default_rng(seed)
     masks = rng.random((3, 8, 9)) < share

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvad.errors import ConfigError
@@ -441,7 +441,6 @@ def test_not_a_size(text: str) -> None:
         parse_bytes(text)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from("KMGT"), st.sampled_from(["", "B", "iB", "b"]))
 def test_parse_bytes_of_any_number_and_unit(number: int, unit: str, suffix: str) -> None:
     expected = number << {"K": 10, "M": 20, "G": 30, "T": 40}[unit]
@@ -449,7 +448,6 @@ def test_parse_bytes_of_any_number_and_unit(number: int, unit: str, suffix: str)
     assert parse_bytes(f"{number} {unit.lower()}") == expected
 
 
-@settings(deadline=None)
 @given(st.text(max_size=12))
 def test_any_text_is_a_size_or_a_config_error(text: str) -> None:
     with suppress(ConfigError):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -45,7 +45,6 @@ BITS = pytest.mark.parametrize(("precision", "largest"), [("int8", 255), ("int5"
 
 @BITS
 @given(table=TABLES)
-@settings(max_examples=200)
 def test_integers_err_by_half_a_step_at_most_and_only_once(
     precision: Precision, largest: int, table: np.ndarray
 ) -> None:
@@ -59,7 +58,6 @@ def test_integers_err_by_half_a_step_at_most_and_only_once(
 
 @BITS
 @given(table=TABLES, row=st.integers(0, 11))
-@settings(max_examples=50)
 def test_integers_code_each_row_by_itself(
     precision: Precision, largest: int, table: np.ndarray, row: int
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvad.errors import ConfigError, PayloadError
@@ -99,7 +99,6 @@ def test_rows_beyond_the_limit_are_refused(rows: int, limit: int) -> None:
         exchange.accept(sent)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 8), min_size=2, max_size=5))
 def test_appended_rows_stay_within_the_limit_of_their_round(sizes: list[int]) -> None:
     exchange = _exchange(limits=Limits(rows=8))

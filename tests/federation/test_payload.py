@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -84,7 +84,6 @@ def test_random_header_lengths(length: int, rest: bytes) -> None:
         Payload.from_bytes(struct.pack("<Q", length) + rest)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=6))
 def test_flipped_bytes(changes: list[tuple[int, int]]) -> None:
     data = bytearray(GOOD)
@@ -93,7 +92,6 @@ def test_flipped_bytes(changes: list[tuple[int, int]]) -> None:
     _swallow(bytes(data))
 
 
-@settings(deadline=None)
 @given(st.integers(0, len(GOOD)), st.integers(0, len(GOOD)), st.binary(max_size=30))
 def test_cut_and_spliced_messages(start: int, stop: int, middle: bytes) -> None:
     _swallow(GOOD[:start] + middle + GOOD[stop:])
@@ -118,7 +116,6 @@ def test_any_json_as_header_or_manifest(value: Any) -> None:
         Payload.from_bytes(raw_message({"__metadata__": {"fedvad": text}}))
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(META)), _JSON | st.integers() | st.just(10**400))
 def test_any_value_of_a_manifest_field(field: str, value: Any) -> None:
     header: dict[str, Any] = {"__metadata__": {"fedvad": json.dumps(META | {field: value})}}

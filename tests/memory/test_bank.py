@@ -52,7 +52,7 @@ def test_arrays_get_the_promised_types():
     assert (len(bank), bank.dim, bank.total_weight) == (2, 3, 3.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_concatenation_keeps_rows_order_and_weight(sizes, seed):
     banks = [bank_of(rows, seed=seed + i) for i, rows in enumerate(sizes)]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvad.errors import ConfigError, MemoryBankError
@@ -20,7 +20,6 @@ def bank_of(rows: int, seed: int, *, dim: int = 3, digits: int | None = None) ->
     return MemoryBank(vectors, rng.uniform(0.1, 50, rows), rng.uniform(0, 2, rows))
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     mode=st.sampled_from(["concat", "kmeans", "kcenter"]),
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5),

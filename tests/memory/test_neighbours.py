@@ -134,7 +134,7 @@ def test_blocks_do_not_change_the_answer(mode):
         assert (rows == indices[start : start + 450]).mean() > 0.999
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     m=st.integers(2 * LARGEST_K, 400),
     k=st.integers(1, LARGEST_K),

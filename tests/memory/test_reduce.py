@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvad.errors import ConfigError
@@ -25,7 +25,6 @@ def rms_per_cell(patches, centres, vectors):
     )
 
 
-@settings(max_examples=40, deadline=None)
 @given(cuts=st.lists(st.integers(0, 13), max_size=6), seed=st.integers(0, 50))
 def test_streamed_position_means_equal_pooled_means_for_any_split(cuts, seed):
     images = np.random.default_rng(seed).normal(size=(13, 3, 2, 5)).astype(np.float16)

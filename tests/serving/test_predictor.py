@@ -234,7 +234,7 @@ def test_no_cache_is_filled(trained: Run, files: list[Path], cache_root: Path) -
     assert not cache_root.exists()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     head=st.sampled_from(
         [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00", b"RIFF\x00\x00\x00\x00WEBP"]
@@ -251,7 +251,7 @@ def test_garbage_is_an_error_and_never_a_crash(
         assert found.score is None
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_file_is_scored_or_refused(
     predictor: Predictor, files: list[Path], data: st.DataObject

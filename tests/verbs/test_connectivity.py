@@ -35,7 +35,6 @@ def runs(
     given = {"method": "stfpm", "student": {"steps": 4, "warmup": 0}, "rounds": 1}
     given |= support.options(weights) | {"cache": shared_cache}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
         patch.setattr("fedvad.verbs.outputs._write_report", lambda *a, **k: None)
         for seed, name in enumerate("ab"):
             fedvad.train(plants, root / name, seed=seed, **given)

@@ -99,7 +99,6 @@ class TestNewSites:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
         results = fedvad.train(
             plants, tmp_path / "run", cache=shared_cache, reference=reference, **OPTIONS
         )

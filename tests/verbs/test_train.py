@@ -45,12 +45,6 @@ METRICS = ("image_auroc", "pixel_auroc", "aupro")
 SITES = {"alder", "birch", "cedar"}
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No contact sheet: it takes most of the time of a tiny run."""
-    monkeypatch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
-
-
 @pytest.fixture(scope="module")
 def features(plants: Path, shared_cache: Path) -> dict[str, NormalFeatures]:
     config = FeatureConfig(**OPTIONS)
@@ -159,7 +153,6 @@ class TestAnOrdinaryRun:
             assert model.generator.is_identity
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("method", [m for m in METHODS if "memory_rows" in method_class(m).options])
 def test_every_method_runs_end_to_end(
     method: str, plants: Path, shared_cache: Path, tmp_path: Path
@@ -179,7 +172,6 @@ def test_every_method_runs_end_to_end(
     assert again["threshold"] == results["threshold"]
 
 
-@pytest.mark.usefixtures("quick")
 class TestReproducible:
     def test_bit_for_bit_for_a_seed_whatever_the_jobs(
         self, plants: Path, shared_cache: Path, tmp_path: Path
@@ -311,7 +303,6 @@ class TestHoldout:
             assert set(fitting[name].paths) | set(held_out[name].paths) == set(feature.paths)
             assert not set(fitting[name].paths) & set(held_out[name].paths)
 
-    @pytest.mark.usefixtures("quick")
     def test_they_change_thresholds_only(
         self, plants: Path, shared_cache: Path, tmp_path: Path, features: dict[str, NormalFeatures]
     ) -> None:
@@ -347,7 +338,6 @@ class TestHoldout:
 class TestPrecision:
     """Compressed rows: fewer bytes, thresholds that still know nothing of their own images."""
 
-    @pytest.mark.usefixtures("quick")
     @pytest.mark.parametrize(
         ("precision", "bytes_of", "close"),
         [("int8", 0.6, 0.02), ("int5", 0.4, 0.1), ("pca", 0.7, 0.2), ("pq", 3, 0.2)],
@@ -441,7 +431,6 @@ class TestOddSites:
         with pytest.raises(DataError, match="rename"):
             fedvad.train(tmp_path, tmp_path / "run", **OPTIONS)
 
-    @pytest.mark.usefixtures("quick")
     def test_a_single_site_without_test_images(
         self, plants: Path, shared_cache: Path, tmp_path: Path
     ) -> None:
@@ -455,7 +444,6 @@ class TestOddSites:
         assert not (tmp_path / "run" / "heatmaps.png").exists()
         assert fedvad.load(tmp_path / "run").sites["alder"].thresholds["global"].n == TRAIN
 
-    @pytest.mark.usefixtures("quick")
     def test_without_masks_pixel_metrics_are_null(
         self, plants: Path, shared_cache: Path, tmp_path: Path
     ) -> None:
@@ -472,7 +460,6 @@ class TestOddSites:
                 }  # fmt: skip
             assert metrics["image_auroc"]["mean"] is not None
 
-    @pytest.mark.usefixtures("quick")
     def test_unreadable_images_are_listed(
         self, plants: Path, shared_cache: Path, tmp_path: Path
     ) -> None:
@@ -489,7 +476,6 @@ class TestOddSites:
         ]  # fmt: skip
         assert results["training_images"]["alder"] == TRAIN
 
-    @pytest.mark.usefixtures("quick")
     def test_a_split_set(
         self, plants: Path, shared_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -539,7 +525,6 @@ def test_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert resolve_config(backbone="resnet18").backbone == "resnet18"
 
 
-@pytest.mark.usefixtures("quick")
 class TestSchedules:
     def test_a_site_that_never_took_part_is_still_served(
         self, plants: Path, shared_cache: Path, tmp_path: Path
@@ -623,7 +608,6 @@ def _stop_at(stage: str, done: int) -> Any:
     return progress
 
 
-@pytest.mark.usefixtures("quick")
 class TestResume:
     @pytest.fixture
     def whole(self, trained: tuple[Path, dict[str, Any]]) -> Iterator[bytes]:

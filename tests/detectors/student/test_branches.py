@@ -226,7 +226,7 @@ def test_bootstrap_minus_one_equals_stfpm_given_the_same_weights() -> None:
                 assert _difference(found, expected) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 6).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
 def test_a_branch_gives_the_outputs_after_its_taps(case: tuple[int, set[int]]) -> None:
     class Add(nn.Module):

@@ -82,7 +82,7 @@ def test_a_loss_without_levels_or_with_another_number_of_them_is_refused() -> No
         cosine_loss([TEACHER], [])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 5))
 def test_maps_lie_between_zero_and_two(seed: int, channels: int, side: int) -> None:
     map_ = level_maps(

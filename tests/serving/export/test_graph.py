@@ -76,7 +76,7 @@ def test_the_fast_search_finds_what_the_predictor_finds(mode: MapMode) -> None:
     _compare(bank, Generator.identity(200), config)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 12),
     mode=st.sampled_from(get_args(MapMode)),

@@ -233,11 +233,7 @@ PIECES = [b"--x", b"--x--", b"\r\n", b"\r\n\r\n", PART + b'"files"', b'; filenam
           b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", bytes(40)]  # fmt: skip
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     body=st.one_of(
         st.binary(max_size=300),
