@@ -3,7 +3,8 @@
     python benchmarks/merge.py [--sites 10,100,1000] [--rows 600] [--dim 384] [--mode kmeans]
                                [--size 2000] [--tree 30]
 
-Each size runs in a process of its own, so that peak memory is that of the merge and its inputs.
+Each size runs in a process of its own, by the real server: what is measured is taking float16
+uploads, merging them and making the message for all sites, and the peak memory of all that.
 "theirs" is the previous size's figure continued linearly (memory: above that of a merge of two
 sites), so a ratio of 1 or more means that time and memory grow no faster than the sites. With
 `--tree N` the sites of N are also merged in two halves, and the halves then, as two regional
@@ -16,12 +17,16 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from time import perf_counter, process_time
 
 import numpy as np
 from common import Clock, Row, clock_of, options, report
+from scale import upload
 
+from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.ledger import peak_rss_mb
+from fedvad.federation.server import Server
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.merge import MergeMode, merge_banks
 
@@ -72,7 +77,7 @@ def compare_tree(
     sites: int, rows: int, dim: int, mode: MergeMode, size: int, clock: Clock
 ) -> list[Row]:
     """A merge of the merges of two halves, against the merge of all."""
-    banks = drawn_banks(sites, rows, dim)
+    banks = dict(drawn_banks(sites, rows, dim))
     names = sorted(banks)
     every = concatenate([banks[name] for name in names])
 
@@ -106,24 +111,31 @@ def distances(rows: MemoryBank, merged: MemoryBank) -> tuple[float, float]:
     return float(squared.double().mean()), float(squared.max().sqrt())
 
 
-def drawn_banks(sites: int, rows: int, dim: int) -> dict[str, MemoryBank]:
+def drawn_banks(sites: int, rows: int, dim: int) -> Iterator[tuple[str, MemoryBank]]:
     """Sites share 400 normal modes; each adds its own shift, as real sites do."""
     rng = np.random.default_rng(0)
     modes = 3 * rng.normal(size=(400, dim)).astype(np.float32)
-    banks = {}
     for i in range(sites):
         shift = 0.3 * rng.normal(size=dim).astype(np.float32)
         noise = rng.normal(size=(rows, dim)).astype(np.float32)
-        banks[f"{i:05}"] = MemoryBank.of_patches(modes[rng.integers(0, 400, rows)] + shift + noise)
-    return banks
+        vectors = modes[rng.integers(0, 400, rows)] + shift + noise
+        yield f"{i:05}", MemoryBank.of_patches(vectors)
 
 
 def measure(sites: int, *, rows: int, dim: int, mode: MergeMode, size: int, clock: Clock) -> None:
-    banks = drawn_banks(sites, rows, dim)
+    limit = None if mode == "concat" else size
+    server = Server(MemoryExchange(features="scale", dim=dim, merge_mode=mode, size=limit))
+    server.open(1)
+    seconds = 0.0
+    for name, bank in drawn_banks(sites, rows, dim):
+        message = upload(name, 1, bank).to_bytes()
+        start = clock()
+        server.receive(name, [message])
+        seconds += clock() - start
     start = clock()
-    merged = merge_banks(banks, mode=mode, size=size, seed=0)
-    seconds = clock() - start
-    print(json.dumps([seconds, peak_rss_mb(), len(merged)]))
+    merged = server.close()
+    seconds += clock() - start
+    print(json.dumps([seconds, peak_rss_mb(), merged.rows]))
 
 
 def main() -> None:

@@ -2,25 +2,28 @@
 
     python benchmarks/scale.py DATA --weights F [--cache DIR] [--sites 10000] [--region 100]
 
-Every site holds patches of one normal image of a real set, dealt with replacement, and sends
-`--rows` of them. Regional servers merge their sites' uploads and send the result on as if each were
-a site; a root server merges the regions. All three speak through the real server and exchange. In
-each round a share of the sites is away for good and replaced by new ones, another share answers
-a round late; 30 % lie: half of the liars fill whole regions, half are strewn among honest sites.
-Liars send patches of defects, from every second defective test image; the others are scored, so
-labels serve the attacker and the measurement, never the defence.
+Every site has one normal image of a real set, dealt with replacement, and sends 12 of its patches.
+Regional servers merge their sites' uploads and send the result on as if each were a site; a root
+server merges the regions. All three speak through the real server and exchange. In each round a
+share of the sites is away for good and replaced by new ones, another share answers a round late;
+30 % lie: half of the liars fill whole regions, half are strewn among honest sites.
+Liars send the patches of defective test images that are farthest from normal ones, from every
+second such image; the others are scored, so labels serve the attacker and the measurement, never
+the defence.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
@@ -33,12 +36,15 @@ from fedvad.federation.exchange.memory import MemoryExchange
 from fedvad.federation.ledger import peak_rss_mb
 from fedvad.federation.payload import Manifest, Payload, bank_arrays, bank_from
 from fedvad.federation.server import Server
-from fedvad.half import HalfArray, to_float
+from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank
+from fedvad.memory.distances import nearest
 from fedvad.runs.config import resolve_config
 from fedvad.runs.data import load_sites
 
 LIARS, AWAY, LATE = 0.3, 0.1, 0.1
+CASES = (False, False), (True, False), (True, True)  # whether sites lie, and the server defends
+PATCHES, OF_IMAGE = 1024, 128  # of an image of 256 pixels, and those that sites draw from
 
 
 class Tree:
@@ -141,10 +147,22 @@ def simulate(
     }  # fmt: skip
 
 
-def auroc(bank: MemoryBank, images: Sequence[FloatArray], labels: Sequence[int]) -> float:
+def auroc(bank: MemoryBank, images: Iterable[FloatArray], labels: Sequence[int]) -> float:
     """Of images (h, w, d) scored with the memory."""
     scorer = MemoryScorer(bank, ScoringConfig())
     return image_auroc(np.array([scorer.score(image)[0] for image in images]), labels) or 0.0
+
+
+def drawn(image: FloatArray, rows: npt.NDArray[np.int64]) -> FloatArray:
+    """Some of the patches of an image (h, w, d)."""
+    return image.reshape(-1, image.shape[2])[rows]
+
+
+def farthest(image: FloatArray, reference: torch.Tensor, count: int = 12) -> FloatArray:
+    """The patches of an image (h, w, d) that are farthest from a reference (n, d)."""
+    patches = torch.from_numpy(image.reshape(-1, image.shape[2]))
+    found = nearest(patches, reference)[0].topk(count).indices
+    return patches[found].numpy()
 
 
 def main() -> None:
@@ -166,19 +184,21 @@ def main() -> None:
     bad = [path for path, label in tested if label][::2]
     scored = [(path, label) for path, label in tested if path not in bad]
 
-    def described(paths: list[Path]) -> list[HalfArray]:
-        return [x.descriptors for x in extractor.stream(paths) if x.descriptors is not None]
+    def described(paths: list[Path]) -> Iterator[FloatArray]:
+        found = (x.descriptors for x in extractor.stream(paths))
+        return (to_float(x) for x in found if x is not None)
 
-    flat = [
-        [to_float(x).reshape(-1, x.shape[2]) for x in described(paths)] for paths in (train, bad)
-    ]
-    images = [to_float(x) for x in described([path for path, _ in scored])]
+    rng = np.random.default_rng(0)
+    normal = [drawn(x, rng.permutation(PATCHES)[:OF_IMAGE]) for x in described(train)]
+    reference = torch.from_numpy(np.concatenate([rows[:2] for rows in normal]))
+    defects = [farthest(x, reference) for x in described(bad)]
     for seed in map(int, arguments.seeds.split(",")):
-        for lying, robust in ((False, False), (True, False), (True, True)):
+        for lying, robust in CASES:
             bank, reported = simulate(
-                flat[0], flat[1], sites=arguments.sites, region=arguments.region, lying=lying,
+                normal, defects, sites=arguments.sites, region=arguments.region, lying=lying,
                 robust=robust, seed=seed,
             )  # fmt: skip
+            images = described([path for path, _ in scored])
             reported["auroc"] = auroc(bank, images, [label for _, label in scored])
             print(
                 json.dumps({"seed": seed, "lying": lying, "robust": robust, **reported}), flush=True

@@ -96,6 +96,20 @@ def test_appended_rows_join_those_sent_before(make: Make) -> None:
     assert len(bank_from(exchange.merge(3))) == 2
 
 
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_a_server_keeps_rows_in_the_precision_in_which_they_came(mode: str) -> None:
+    exchange = EXCHANGES["concat-float16"]()
+    first, second = make_bank(3, seed=1), make_bank(2, seed=2)
+    exchange.accept(upload("a", 1, first, mode=mode))
+    exchange.accept(upload("a", 2, second, mode=mode))
+    kept = exchange.server_state()["a"].arrays
+    assert {kept[name].dtype for name in ("vectors", "spread")} == {np.dtype(np.float16)}
+    exact = bank_arrays(make_bank(2, seed=3), "float32")
+    exchange.accept(Payload(upload("a", 3, mode=mode).manifest, exact))
+    spread = exchange.server_state()["a"].arrays["spread"]
+    assert (spread[-2:] == exact["spread"]).all()  # nothing is lost beside rows of float16
+
+
 def test_a_site_that_is_missing_keeps_its_last_memory(make: Make) -> None:
     exchange = make()
     exchange.accept(upload("a", bank=make_bank(3, seed=1)))

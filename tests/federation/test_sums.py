@@ -62,7 +62,7 @@ def test_the_federation_equals_one_site_with_all_images(secure: bool) -> None:
     federated = trained(sums_sites(), secure=secure)
     everything = np.concatenate([images_of(name) for name in NAMES])
     whole = SumsSite(cast(NormalFeatures, FakeFeatures("all", everything)), SPACE)
-    pooled = trained({"all": whole}, secure=secure)
+    pooled = trained({"all": whole}, secure=False)
     assert federated.images == pooled.images == 21
     np.testing.assert_allclose(federated.mean, pooled.mean, atol=1e-9)
     np.testing.assert_allclose(federated.scatter, pooled.scatter, atol=1e-9)
@@ -158,6 +158,24 @@ def test_a_site_notices_that_its_key_was_exchanged() -> None:
     wrong = np.roll(down.arrays["keys"], 1, axis=0)
     with pytest.raises(FederationError, match="not its own"):
         exchange.site_step(sites["a"], Payload(down.manifest, down.arrays | {"keys": wrong}), 2)
+
+
+def test_a_single_site_sends_no_sum_that_masks_cannot_hide() -> None:
+    with pytest.raises(FederationError, match="a is the only site"):
+        trained(sums_sites(names=("a",)))
+
+
+def test_keys_that_a_server_adds_take_no_noise_from_a_site_without_masks() -> None:
+    exchange, sent = sums_exchange(secure=False, epsilon=1.0), []
+    for payload in steps(exchange, sums_sites(), 1, None).values():
+        exchange.accept(payload)
+    down = exchange.merge(1)
+    names = "\n".join([*NAMES, *"defgh"]).encode()
+    more = {"names": np.frombuffer(names, np.uint8), "keys": np.zeros((8, 32), np.uint8)}
+    for arrays in (down.arrays, down.arrays | more):
+        told = Payload(down.manifest, arrays)
+        sent.append(exchange.site_step(sums_sites()["a"], told, 2).arrays["mean"])
+    np.testing.assert_array_equal(sent[0], sent[1])
 
 
 def test_who_was_not_there_for_the_keys_is_refused() -> None:

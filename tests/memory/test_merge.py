@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from weakref import WeakSet
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvad.errors import ConfigError, MemoryBankError
-from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.bank import LazyBanks, MemoryBank, concatenate
 from fedvad.memory.distances import nearest
 from fedvad.memory.merge import COVERAGE_WARNING, coverage, merge_banks
 
@@ -134,6 +137,26 @@ def test_coverage_samples_many_uploads_with_the_same_result_each_time():
     assert sampled == pytest.approx(coverage(uploads, memory), rel=0.2)
 
 
+@pytest.mark.parametrize("mode", ["kmeans", "kcenter", "average"])
+def test_of_many_sites_few_memories_are_held_at_a_time(mode, monkeypatch):
+    monkeypatch.setattr("fedvad.memory.merge._AT_ONCE", 20)
+    rows = {f"{i:02}": bank_of(10, i, dim=70) for i in range(30)}
+    alive, most = WeakSet(), 0
+
+    def read(name: str) -> MemoryBank:
+        nonlocal most
+        bank = replace(rows[name])
+        alive.add(bank)
+        most = max(most, len(alive))
+        return bank
+
+    merged = merge_banks(LazyBanks(rows, read), mode=mode, size=5, seed=0)
+    assert most <= 4  # a group of k-means, two sites here, and those read before and after it
+    held = merge_banks(rows, mode=mode, size=5, seed=0)
+    np.testing.assert_array_equal(merged.vectors, held.vectors)
+    np.testing.assert_array_equal(merged.weights, held.weights)
+
+
 def test_average_is_the_row_wise_weighted_mean_with_all_of_its_spread() -> None:
     rng = np.random.default_rng(0)
     clouds = {name: rng.normal(i, 1, (3, n, 2)) for i, (name, n) in enumerate([("a", 4), ("b", 9)])}
@@ -195,7 +218,6 @@ def test_very_many_rows_are_counted_at_the_centre_nearest_in_the_projection(
     bank = MemoryBank(vectors, rng.uniform(1, 3, 600), np.full(600, 0.1, np.float32))
     exact = merge_banks({"a": bank}, mode="kcenter", size=12, seed=0)
     monkeypatch.setattr("fedvad.memory.merge._ALL_PAIRS", 0)
-    monkeypatch.setattr("fedvad.memory.merge._BLOCK", 100)
     quick = merge_banks({"a": bank}, mode="kcenter", size=12, seed=0)
     np.testing.assert_array_equal(quick.vectors, exact.vectors)
     np.testing.assert_allclose(quick.weights, exact.weights)  # clear clusters: the same cells

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from fedvad.errors import MemoryBankError
 from fedvad.half import as_float32
 from fedvad.memory.origin import Origin, join_origins
 
-__all__ = ["FloatArray", "MemoryBank", "concatenate"]
+__all__ = ["FloatArray", "LazyBanks", "MemoryBank", "concatenate", "joined_origin", "rows_at"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -164,11 +164,64 @@ def concatenate(banks: Sequence[MemoryBank]) -> MemoryBank:
         np.concatenate([bank.vectors for bank in banks]),
         np.concatenate([bank.weights for bank in banks]),
         np.concatenate([bank.spread for bank in banks]),
-        _origins([bank for bank in banks if len(bank)]),
+        joined_origin(banks),
     )
 
 
-def _origins(banks: Sequence[MemoryBank]) -> Origin | None:
-    if all(bank.origin is None for bank in banks):
+class LazyBanks(Mapping[str, MemoryBank]):
+    """Banks by name, in the order of names, each made again whenever it is asked for, so that those
+    of very many sites are never in memory together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.bank import LazyBanks, MemoryBank
+    >>> banks = LazyBanks(["b", "a"], lambda name: MemoryBank.of_patches(np.ones((1, 2), "f")))
+    >>> list(banks), len(banks["a"])
+    (['a', 'b'], 1)
+    """
+
+    def __init__(self, names: Collection[str], make: Callable[[str], MemoryBank]) -> None:
+        self._names = dict.fromkeys(sorted(names))
+        self._make = make
+
+    def __getitem__(self, name: str) -> MemoryBank:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def rows_at(banks: Mapping[str, MemoryBank], rows: npt.NDArray[np.integer]) -> MemoryBank:
+    """The rows of these numbers, in this order, where all rows of all banks are numbered from 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.memory.bank import MemoryBank, rows_at
+    >>> banks = {"a": MemoryBank.of_patches(np.array([[1.0], [2.0]], "f"))}
+    >>> banks["b"] = MemoryBank.of_patches(np.array([[3.0]], "f"))
+    >>> rows_at(banks, np.array([2, 0])).vectors[:, 0].tolist()
+    [3.0, 1.0]
+    """
+    order = np.argsort(rows, kind="stable")
+    wanted, start, found = rows[order], 0, []
+    for bank in banks.values():
+        first, last = np.searchsorted(wanted, [start, start + len(bank)])
+        if last > first:
+            found.append(bank.take(wanted[first:last] - start))
+        start += len(bank)
+    return concatenate(found).take(np.argsort(order))
+
+
+def joined_origin(banks: Iterable[MemoryBank]) -> Origin | None:
+    """Of all rows of all banks, one after another; None where no bank knows any."""
+    known = [(bank.origin, len(bank)) for bank in banks if len(bank)]
+    if all(origin is None for origin, _ in known):
         return None
-    return join_origins([bank.origin or Origin.unknown(len(bank)) for bank in banks])
+    return join_origins([origin or Origin.unknown(rows) for origin, rows in known])

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.errors import ConfigError, MemoryBankError, check_choice
-from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
-from fedvad.memory.coreset import Coreset, k_center
+from fedvad.memory.bank import (
+    FloatArray,
+    LazyBanks,
+    MemoryBank,
+    concatenate,
+    joined_origin,
+    rows_at,
+)
+from fedvad.memory.coreset import k_center
 from fedvad.memory.distances import nearest, squared_norms
 from fedvad.memory.kmeans import weighted_kmeans
 
-__all__ = ["COVERAGE_WARNING", "MergeMode", "coverage", "merge_banks"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "COVERAGE_WARNING",
+    "MergeMode",
+    "coverage",
+    "merge_banks",
+    "merged_parts",
+    "sampled_rows",
+]
 
 # k-means takes at most this many rows at once; more are merged in a tree
 _AT_ONCE = 20_000
@@ -22,7 +39,6 @@ _GROUP: dict[str, int] = {"restarts": 1, "max_iterations": 4, "projection": 64}
 _TOP: dict[str, int] = {"restarts": 1, "max_iterations": 20}
 _PROJECTION = 64  # as at the sites
 _ALL_PAIRS = 1_000_000_000  # of rows and centres measured in full
-_BLOCK = 1 << 14
 
 MergeMode = Literal["concat", "kmeans", "kcenter", "average"]
 COVERAGE_WARNING = 3.0
@@ -81,58 +97,86 @@ def merge_banks(
     >>> merge_banks(sites, mode="kmeans", size=2, seed=0).weights.tolist()
     [2.0, 2.0]
     """
+    return concatenate(list(merged_parts(banks, mode=mode, size=size, seed=seed, temper=temper)))
+
+
+def merged_parts(
+    banks: Mapping[str, MemoryBank],
+    *,
+    mode: MergeMode,
+    size: int | None,
+    seed: int,
+    temper: float = 1.0,
+) -> Collection[MemoryBank]:
+    """`merge_banks` in one part or several, one after another: every bank is one where all rows are
+    kept. Of `LazyBanks`, few are in memory at a time.
+    """
     check_choice("merge mode", mode, MergeMode)
     if not banks:
         raise MemoryBankError("no site memory to merge")
+    banks = LazyBanks(banks, banks.__getitem__)
     if mode == "average":
-        return _average([banks[name] for name in sorted(banks)])
-    ordered = [banks[name] for name in sorted(banks)]
-    total = sum(len(bank) for bank in ordered)
-    if mode == "concat" and (size is None or total <= size):
-        return concatenate(ordered)
-    if size is None:
+        return [_average(banks)]
+    total = sum(map(len, banks.values()))
+    if size is None and mode != "concat":
         raise ConfigError(f"merge mode {mode!r} needs a memory size")
-    if total <= size:
-        return concatenate(ordered)
+    if size is None or total <= size:
+        return banks.values()
     if mode == "kmeans":
-        return _kmeans_tree(ordered, size, seed, temper)
-    return _k_center_merge(concatenate(ordered), size, seed)
+        return [_kmeans_tree(banks, size, seed, temper)]
+    return [_k_center_merge(banks, size, seed)]
 
 
-def _kmeans_tree(ordered: Sequence[MemoryBank], size: int, seed: int, temper: float) -> MemoryBank:
+def _kmeans_tree(
+    banks: Mapping[str, MemoryBank], size: int, seed: int, temper: float
+) -> MemoryBank:
     """k-means of groups of sites, then of their means: time and memory linear in the rows."""
-    if sum(map(len, ordered)) <= _AT_ONCE:
-        return weighted_kmeans(concatenate(ordered), size, seed=seed, temper=temper)
-    groups: list[list[MemoryBank]] = [[]]
-    for bank in ordered:
-        if groups[-1] and sum(map(len, groups[-1])) + len(bank) > max(_AT_ONCE, 4 * size):
+    groups: list[list[str]] = [[]]
+    rows = total = 0
+    for name, bank in banks.items():
+        if groups[-1] and rows + len(bank) > max(_AT_ONCE, 4 * size):
             groups.append([])
-        groups[-1].append(bank)
-    if len(groups) == 1 or len(groups) == len(ordered):  # too few, or too large to be grouped
-        return weighted_kmeans(concatenate(ordered), size, seed=seed, temper=temper, **_TOP)
+            rows = 0
+        groups[-1].append(name)
+        rows += len(bank)
+        total += len(bank)
+    # too few rows, or banks too large to be grouped
+    if total <= _AT_ONCE or len(groups) in (1, len(banks)):
+        top = {} if total <= _AT_ONCE else _TOP
+        rows_of_all = concatenate(list(banks.values()))
+        return weighted_kmeans(rows_of_all, size, seed=seed, temper=temper, **top)
     merged = [
-        weighted_kmeans(concatenate(group), size, seed=seed * 1009 + i, temper=temper, **_GROUP)
+        weighted_kmeans(
+            concatenate([banks[name] for name in group]),
+            size,
+            seed=seed * 1009 + i,
+            temper=temper,
+            **_GROUP,
+        )
         for i, group in enumerate(groups)
     ]
-    return _kmeans_tree(merged, size, seed, temper)
+    return _kmeans_tree({f"{i:09}": bank for i, bank in enumerate(merged)}, size, seed, temper)
 
 
-def _average(banks: Sequence[MemoryBank]) -> MemoryBank:
+def _average(banks: Mapping[str, MemoryBank]) -> MemoryBank:
     """Row-wise weighted mean; spread holds the spread inside the sites and that between them."""
-    counts = sorted({len(bank) for bank in banks})
+    counts = sorted({len(bank) for bank in banks.values()})
     if len(counts) > 1:
         raise MemoryBankError(
             f"merge 'average' needs as many rows from every site, got {counts}: use reduce "
             "'position', or another merge mode"
         )
-    weights = np.stack([bank.weights for bank in banks])
-    share = (weights / weights.sum(0))[:, :, None]
-    vectors = np.stack([bank.vectors for bank in banks]).astype(np.float64)
-    mean = (share * vectors).sum(0)
-    between = ((vectors - mean) ** 2).sum(2, keepdims=True)
-    inside = np.stack([bank.spread for bank in banks]).astype(np.float64)[:, :, None] ** 2
-    variance = (share * (inside + between)).sum(0)[:, 0]
-    origin, place = concatenate(banks).origin, np.tile(np.arange(counts[0]), len(banks))
+    weights = np.stack([bank.weights for bank in banks.values()])
+    shares = (weights / weights.sum(0))[:, :, None]
+    first = next(iter(banks.values()))
+    mean, variance = np.zeros(first.vectors.shape), np.zeros(counts[0])
+    for share, bank in zip(shares, banks.values(), strict=True):
+        mean += share * bank.vectors.astype(np.float64)
+    for share, bank in zip(shares, banks.values(), strict=True):
+        between = ((bank.vectors.astype(np.float64) - mean) ** 2).sum(1)
+        variance += share[:, 0] * (bank.spread.astype(np.float64) ** 2 + between)
+    origin = joined_origin(banks.values())
+    place = np.tile(np.arange(counts[0]), len(banks))
     return MemoryBank(
         mean.astype(np.float32),
         weights.sum(0),
@@ -141,36 +185,66 @@ def _average(banks: Sequence[MemoryBank]) -> MemoryBank:
     )
 
 
-def _k_center_merge(bank: MemoryBank, size: int, seed: int) -> MemoryBank:
-    bank = bank.canonical()
-    coreset = k_center(bank.vectors, size, seed=seed, projection=_PROJECTION)
-    squared, label = _assigned(bank.vectors, coreset)
+def _k_center_merge(banks: Mapping[str, MemoryBank], size: int, seed: int) -> MemoryBank:
+    """k-center of all rows, of which only random projections are held together."""
+    import torch
+
+    matrix = None
+    if (dim := next(iter(banks.values())).dim) > _PROJECTION:
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.randn(dim, _PROJECTION, generator=generator) / _PROJECTION**0.5
+    total, start = sum(map(len, banks.values())), 0
+    points = np.empty((total, min(dim, _PROJECTION)), np.float32)
+    weight, inside = np.empty(total), np.empty(total, np.float32)
+    for bank in banks.values():
+        own, start = slice(start, start + len(bank)), start + len(bank)
+        vectors = torch.from_numpy(bank.vectors)
+        points[own] = (vectors if matrix is None else vectors @ matrix).numpy()
+        weight[own], inside[own] = bank.weights, bank.spread
+    # rows that are equal in all of this may change places
+    order = np.lexsort((inside, weight, *points.T[1::-1]))
+    points = points[order]
+    coreset = k_center(points, size, seed=seed)
+    del points
+    centres = rows_at(banks, order[coreset.indices])
+    label = np.empty(len(order), np.int64)
+    label[order] = coreset.labels
+    squared, label = _assigned(banks, torch.from_numpy(centres.vectors), label)
     kept, cell = np.unique(label, return_inverse=True)
-    weights = np.bincount(cell, bank.weights).astype(np.float64)
-    scatter = bank.weights * (bank.spread.astype(np.float64) ** 2 + squared)
-    variance = np.bincount(cell, scatter) / weights
-    found = bank.take(coreset.indices[kept])
-    return MemoryBank(found.vectors, weights, np.sqrt(variance).astype(np.float32), found.origin)
+    cell, weight = cell[order], weight[order]
+    size_of = np.bincount(cell, weight).astype(np.float64)
+    scatter = weight * (inside[order].astype(np.float64) ** 2 + squared[order])
+    found = centres.take(kept)
+    deviation = np.sqrt(np.bincount(cell, scatter) / size_of).astype(np.float32)
+    return MemoryBank(found.vectors, size_of, deviation, found.origin)
 
 
 def _assigned(
-    vectors: FloatArray, coreset: Coreset
+    banks: Mapping[str, MemoryBank], centres: torch.Tensor, label: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """For each row its centre, and the squared distance to it; of very many the centre that is
-    nearest in the projection, since the nearest of all would take most of the merge's time.
+    """For each row the squared distance to its centre, and which that is: of very many rows the one
+    that `label` says, as the nearest of all would take most of the merge's time.
     """
     import torch
 
-    points = torch.from_numpy(vectors)
-    if len(vectors) * len(coreset.indices) <= _ALL_PAIRS:
-        squared, label = nearest(points, points[torch.from_numpy(coreset.indices)])
-        return squared.numpy(), label.numpy()
-    centres = coreset.indices[coreset.labels]
-    squared = torch.empty(len(vectors))
-    for start in range(0, len(vectors), _BLOCK):
-        rows = points[torch.from_numpy(centres[start : start + _BLOCK])]
-        squared[start : start + _BLOCK] = (points[start : start + _BLOCK] - rows).square().sum(1)
-    return squared.numpy(), coreset.labels
+    everything = len(label) * len(centres) <= _ALL_PAIRS
+    squared, start = np.empty(len(label), np.float32), 0
+    for bank in banks.values():
+        own, points = slice(start, start + len(bank)), torch.from_numpy(bank.vectors)
+        if everything:
+            distances, nearest_one = nearest(points, centres)
+            label[own] = nearest_one.numpy()
+        else:
+            distances = (points - centres[torch.from_numpy(label[own])]).square().sum(1)
+        squared[own], start = distances.numpy(), own.stop
+    return squared, label
+
+
+def sampled_rows(banks: Mapping[str, MemoryBank], most: int, seed: int) -> FloatArray:
+    """(n, d) vectors of all rows, or of a random sample of `most` of them."""
+    total = sum(map(len, banks.values()))
+    chosen = np.random.default_rng([seed, 1]).permutation(total)[:most]
+    return rows_at(banks, np.sort(chosen)).vectors
 
 
 def coverage(
@@ -178,7 +252,6 @@ def coverage(
     memory: FloatArray,
     *,
     max_rows: int = 4000,
-    max_uploads: int = 20_000,
     seed: int = 0,
 ) -> float:
     """How far the worst-covered upload lies from the memory, in units of the uploads' own spacing.
@@ -190,15 +263,13 @@ def coverage(
     Parameters
     ----------
     uploads : (n, d) float32 array
-        Rows of all sites.
+        Rows of all sites, or a sample of them.
     memory : (k, d) float32 array
         Rows of the global memory.
     max_rows : int, default=4000
         The spacing is measured on a random sample of this many uploads.
-    max_uploads : int, default=20000
-        Of more uploads, everything is measured on a random sample of this many.
     seed : int, default=0
-        Of both samples.
+        Of that sample.
 
     Returns
     -------
@@ -220,9 +291,6 @@ def coverage(
 
     if len(uploads) < 2 or len(memory) == 0:
         return 0.0 if len(memory) else float("inf")
-    if len(uploads) > max_uploads:
-        chosen = np.random.default_rng([seed, 1]).permutation(len(uploads))[:max_uploads]
-        uploads = uploads[np.sort(chosen)]
     points = torch.from_numpy(uploads)
     reference = torch.from_numpy(memory)
     # measured from differences: no cancellation, so uploads that are in the memory are at 0

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.errors import ConfigError
-from fedvad.memory.bank import MemoryBank
+from fedvad.memory.bank import LazyBanks, MemoryBank
 
 __all__ = ["RobustConfig", "Verdict", "defend", "supported_rows"]
 
@@ -82,7 +82,7 @@ class Verdict:
     trust: by site, the share of its rows that others back, whether it was left out or not.
     """
 
-    banks: dict[str, MemoryBank]
+    banks: Mapping[str, MemoryBank]
     reasons: dict[str, str] = field(default_factory=dict)
     trust: dict[str, float] = field(default_factory=dict)
 
@@ -98,22 +98,28 @@ def defend(banks: Mapping[str, MemoryBank], config: RobustConfig, *, seed: int) 
     reasons: dict[str, list[str]] = {name: [] for name in sorted(banks)}
     if len(names) < 3:
         note = f"not defended: {len(names)} sites have rows, at least 3 are needed to compare"
-        return Verdict(dict(banks), dict.fromkeys(names, note), dict.fromkeys(names, 1.0))
-    kept = {name: banks[name] for name in names}
-    for name, (limit, why) in _overweight(kept, config).items():
-        kept[name] = kept[name].rescaled(limit)
-        reasons[name].append(why)
-    for name, (rows, why) in _of_usual_norm(kept, config).items():
-        kept[name] = kept[name].take(rows)
-        reasons[name].append(why)
+        return Verdict(banks, dict.fromkeys(names, note), dict.fromkeys(names, 1.0))
+    given = LazyBanks(names, banks.__getitem__)
+    heavy, odd = _overweight(given, config), _of_usual_norm(given, config)
+
+    def left_of(name: str) -> MemoryBank:
+        bank = banks[name]
+        if name in heavy:
+            bank = bank.rescaled(heavy[name][0])
+        return bank.take(odd[name][0]) if name in odd else bank
+
     trust = dict.fromkeys(names, 0.0)
-    for name, rows in supported_rows(kept, config, seed=seed).items():
+    for name, rows in supported_rows(LazyBanks(names, left_of), config, seed=seed).items():
         trust[name] = float(rows.mean()) if len(rows) else 0.0
-    for name, why in _distrusted(trust, config).items():
-        del kept[name]
+    out = _distrusted(trust, config)
+    for whys in (heavy, odd):
+        for name, (_, why) in whys.items():
+            reasons[name].append(why)
+    for name, why in out.items():
         reasons[name].append(why)
+    kept = [name for name in names if name not in out and (name not in odd or odd[name][0].any())]
     by_site = {name: "; ".join(whys) for name, whys in reasons.items() if whys}
-    return Verdict({name: bank for name, bank in kept.items() if len(bank)}, by_site, trust)
+    return Verdict(LazyBanks(kept, left_of), by_site, trust)
 
 
 def supported_rows(

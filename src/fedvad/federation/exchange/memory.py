@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import MemorySite
@@ -15,17 +17,19 @@ from fedvad.federation.defence.robust import RobustConfig, Verdict, defend
 from fedvad.federation.defence.validation import Limits, check_upload
 from fedvad.federation.exchange.base import check_answer, check_incoming, merged_manifest
 from fedvad.federation.payload import WITH_ORIGIN, Manifest, Payload, bank_arrays, bank_from
-from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.bank import LazyBanks, MemoryBank, concatenate, joined_origin
 from fedvad.memory.distances import nearest
-from fedvad.memory.merge import MergeMode, coverage, merge_banks
+from fedvad.memory.merge import MergeMode, coverage, merged_parts, sampled_rows
 from fedvad.memory.origin import Origin, Source, origin_arrays
 
 __all__ = ["MemoryExchange", "kind_of"]
 
+Arrays = dict[str, npt.NDArray[Any]]
 
 # what every precision on the wire can hold, and no distance overflows
 _LARGEST = float(np.finfo(np.float16).max)
 _DRIFT_ROWS = 500
+_COVERAGE_ROWS = 20_000
 
 
 def kind_of(upload: Payload) -> tuple[str, int, int]:
@@ -106,8 +110,10 @@ class MemoryExchange:
         check_upload(payload, before, self.limits)
         source = Source(manifest.site, manifest.round)
         bank = replace(bank, origin=Origin.of([source], np.zeros(len(bank), np.int64)))
+        coded = payload.arrays
         if before is not None and manifest.mode == "append":
             bank = concatenate([bank_from(before), bank])
+            coded = bank_arrays(bank, _common_precision(before.arrays, coded))
         try:
             bank = bank.rescaled(float(manifest.n_patches))
         except MemoryBankError as error:
@@ -115,7 +121,9 @@ class MemoryExchange:
                 f"site {manifest.site}: weights do not scale to {manifest.n_patches} patches: "
                 f"{error}"
             ) from error
-        stored = _with_origin(manifest, bank, "float32")
+        # vectors as they came: half the memory of float32 in the default precision
+        coded = coded | {"weights": bank.weights.astype(np.float32)}
+        stored = _with_origin(manifest, coded, bank.origin)
         bank_from(stored)  # weights too far apart for float32 must not stop a later merge
         self._sites[manifest.site] = stored
 
@@ -126,20 +134,23 @@ class MemoryExchange:
         sites = {name: sent for name, sent in self._sites.items() if name not in without}
         if not sites:
             raise FederationError("no site has answered: nothing to merge")
-        banks = {name: bank_from(payload) for name, payload in sites.items()}
+        banks: Mapping[str, MemoryBank] = LazyBanks(sites, lambda name: bank_from(sites[name]))
         if self.defence is not None:
             self.verdict = defend(banks, self.defence, seed=self.seed)
             banks = self.verdict.banks
-        merged = merge_banks(
+        parts = merged_parts(
             banks,
             mode=self.merge_mode,
             size=self.size,
             seed=self.seed * 1009 + round_,
             temper=self.temper,
         )
-        covered = _coverage(banks, merged, self.merge_mode)
+        covered = 0.0  # of several parts, which hold every row
+        if len(parts) == 1:
+            merged = next(iter(parts))
+            covered = coverage(sampled_rows(banks, _COVERAGE_ROWS, 0), merged.vectors)
         manifest = merged_manifest(round_, sites.values(), coverage=covered)
-        return _with_origin(manifest, merged, downlink_precision(self.precision))
+        return _joined(manifest, parts, downlink_precision(self.precision))
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -180,16 +191,28 @@ class MemoryExchange:
         self._sites = dict(state)
 
 
-def _with_origin(manifest: Manifest, bank: MemoryBank, precision: Precision) -> Payload:
-    """A bank as the server keeps and hands it out: with the site and round of every row."""
-    if bank.origin is None:
-        return Payload(manifest, bank_arrays(bank, precision))
-    arrays = bank_arrays(bank, precision) | origin_arrays(bank.origin.without_images())
+def _with_origin(manifest: Manifest, arrays: Arrays, origin: Origin | None) -> Payload:
+    """Rows as the server keeps and hands them out: with the site and round of each."""
+    if origin is None:
+        return Payload(manifest, arrays)
+    arrays = arrays | origin_arrays(origin.without_images())
     return Payload(manifest.model_copy(update={"schema_version": WITH_ORIGIN}), arrays)
 
 
-def _coverage(banks: dict[str, MemoryBank], merged: MemoryBank, mode: MergeMode) -> float:
-    if mode == "concat" and len(merged) == sum(map(len, banks.values())):
-        return 0.0  # every upload is in the memory
-    uploads = concatenate([banks[name] for name in sorted(banks)])
-    return coverage(uploads.vectors, merged.vectors)
+def _joined(manifest: Manifest, parts: Collection[MemoryBank], precision: Precision) -> Payload:
+    """All rows of all parts as one message, by a codec that takes them row by row."""
+    arrays: Arrays = {}
+    rows, start = sum(map(len, parts)), 0
+    for bank in parts:
+        for name, own in bank_arrays(bank, precision).items():
+            if name not in arrays:
+                arrays[name] = np.empty((rows, *own.shape[1:]), own.dtype)
+            arrays[name][start : start + len(own)] = own
+        start += len(bank)
+    return _with_origin(manifest, arrays, joined_origin(parts))
+
+
+def _common_precision(*several: Arrays) -> Precision:
+    """The least that holds what all of these arrays hold, to the bit."""
+    kinds = {arrays[name].dtype for arrays in several for name in ("vectors", "spread")}
+    return "float16" if kinds == {np.dtype(np.float16)} else "float32"

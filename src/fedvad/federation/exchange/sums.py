@@ -208,6 +208,11 @@ class SumsExchange:
 
     def _sum(self, state: SumsSite, stage: str, published: Arrays, round_: int) -> Any:
         keys = _keys(published)
+        if self.config.secure and len(keys) < 2:
+            raise FederationError(
+                f"{state.features.where} is the only site, so masks hide nothing of its sums: wait "
+                "for another site, or send them without (masks = false)"
+            )
         share = 1 / math.sqrt(self._noisy(len(keys)))
         if stage == "mean":
             total = state.mean_sum(share * self._mean_noise)
