@@ -203,6 +203,8 @@ def spectral(
     if as_json:
         print_json({"method": method, "scenes": [one.to_dict() for one in found]})
         return
+    if save_moments is not None:
+        typer.echo(f"count, mean and scatter of the pixels: {save_moments}")
     if save_backbone is not None:
         typer.echo(f"weights of the backbone spectral: {save_backbone}")
     if not found:
