@@ -283,18 +283,22 @@ def list_feedback(run: AnyPath) -> list[dict[str, Any]]:
     return _list_feedback(as_path(run, "run"))
 
 
-def share_feedback(run: AnyPath) -> dict[str, Any]:
+def share_feedback(run: AnyPath, *, with_defects: bool = False) -> dict[str, Any]:
     """Let the answered false alarms of each site of a run count at all its sites.
 
     Parameters
     ----------
     run : path
         Run folder.
+    with_defects : bool, default=False
+        Let confirmed defects raise scores at all sites, too; at no site where their patches lie
+        among its own normal rows.
 
     Returns
     -------
     dict
-        `rows` that joined, by site, and `memory_rows` of all sites together.
+        `rows` that joined and patches of `defects` by site, `memory_rows` of all sites together,
+        and why sites were `refused` by the defence of merges.
 
     Raises
     ------
@@ -310,7 +314,7 @@ def share_feedback(run: AnyPath) -> dict[str, Any]:
     >>> fedvad.share_feedback(run)["rows"] == {"birch": result["rows"]}
     True
     """
-    return _share_feedback(as_path(run, "run"))
+    return _share_feedback(as_path(run, "run"), with_defects=with_defects)
 
 
 def undo_feedback(run: AnyPath, number: int) -> dict[str, Any]:

@@ -54,6 +54,24 @@ def test_a_shift_is_found_within_some_tens_of_images(factor: float, before: int)
     assert np.median(delays) <= 20
 
 
+def test_of_many_values_a_sample_is_kept_and_the_promise_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedvad.evaluation.drift._SAMPLE", 200)
+    alarms = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        test = RankTest(rng.lognormal(0, 0.2, 40).tolist(), seed=seed)
+        for score in rng.lognormal(0, 0.2, 1000):
+            test.add(score)
+        assert len(test._sorted) == 200
+        alarms += test.peak >= 100
+    assert alarms == 0
+    while test.peak < 100:  # and a shift is still found
+        test.add(1.4 * rng.lognormal(0, 0.2))
+    assert test._n < 1100
+
+
 def test_twice_the_share_of_stopped_images_is_found() -> None:
     rng = np.random.default_rng(0)
     test, count = ShareTest(0.1), 0

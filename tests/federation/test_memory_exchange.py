@@ -7,10 +7,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from fedvad.detectors.memory.answered import AnsweredPatches
 from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.errors import FederationError, PayloadError
+from fedvad.federation.defence.robust import RobustConfig
+from fedvad.federation.defence.validation import Limits
 from fedvad.federation.exchange.memory import MemoryExchange
-from fedvad.federation.payload import Payload, bank_arrays, bank_from
+from fedvad.federation.payload import (
+    Payload,
+    bank_arrays,
+    bank_from,
+    negatives_from,
+    with_negatives,
+)
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.origin import Origin, Source, origin_arrays
 from tests.helpers import fake_site, make_bank, upload
@@ -159,3 +168,83 @@ def test_a_site_does_not_say_whose_its_rows_are() -> None:
     claimed = origin_arrays(Origin.of([Source("b", 1)], [0] * 5))
     with pytest.raises(PayloadError, match="they are its own"):
         EXCHANGES["concat-float16"]().accept(Payload(good.manifest, good.arrays | claimed))
+
+
+def _with_defects(site: str, patches: np.ndarray) -> Payload:
+    sent = upload(site, bank=make_bank(9, seed=ord(site)))
+    return with_negatives(sent, MemoryBank.of_patches(patches), "float32")
+
+
+def test_defects_name_their_sites_and_count_as_the_site_sent_them_last() -> None:
+    exchange = EXCHANGES["kmeans-float16"]()
+    defects = np.float32(np.arange(12).reshape(2, 6))
+    exchange.accept(_with_defects("a", defects))
+    exchange.accept(_with_defects("b", defects[:1] + 20))
+    merged = negatives_from(exchange.merge(1))
+    assert merged is not None
+    assert merged.origin is not None
+    assert merged.vectors[merged.origin.share_of("a") > 0].tolist() == defects.tolist()
+    assert len(merged) == 3
+    without = negatives_from(exchange.merge(1, ["a"]))
+    assert without is not None
+    assert len(without) == 1
+    exchange.accept(upload("a", 2, make_bank(9, seed=1)))  # it takes them back
+    left = negatives_from(exchange.merge(2))
+    assert left is not None
+    assert left.vectors.tolist() == (defects[:1] + 20).tolist()
+
+
+@pytest.mark.parametrize(
+    ("patches", "why"),
+    [
+        (np.ones((5, 6), np.float32), "5 patches of defects, the limit is 4"),
+        (np.ones((2, 7), np.float32), "sent 2 rows of 7 values"),
+        (np.full((2, 6), 1e6, np.float32), "beyond the range"),
+    ],
+)
+def test_defects_are_refused_as_rows_are(patches: np.ndarray, why: str) -> None:
+    exchange = MemoryExchange(features="feature-key", dim=6, limits=Limits(rows=9))
+    with pytest.raises(PayloadError, match=why):
+        exchange.accept(_with_defects("a", patches))
+
+
+def test_a_site_that_is_left_out_has_no_say_in_what_is_defective() -> None:
+    exchange = MemoryExchange(features="feature-key", dim=6, defence=RobustConfig())
+    rng = np.random.default_rng(0)
+    for site in "abcd":
+        rows = rng.normal(0, 1, (40, 6)).astype(np.float32) + (50 if site == "d" else 0)
+        sent = upload(site, bank=MemoryBank.of_patches(rows))
+        exchange.accept(with_negatives(sent, MemoryBank.of_patches(rows[:3] * 0), "float32"))
+    merged = negatives_from(exchange.merge(1))
+    assert merged is not None
+    assert merged.origin is not None
+    assert {source.site for source in merged.origin.sources} == set("abc")
+
+
+@pytest.mark.parametrize(("precision", "place"), [("float16", 1), ("int8", 1), ("pq", 8)])
+def test_defects_take_the_place_of_rows_and_only_where_the_site_says_so(
+    precision: str, place: int
+) -> None:
+    exchange = MemoryExchange(features="feature-key", dim=6, precision=precision)  # type: ignore[arg-type]
+    config = FedDyMemConfig(rows=20, candidates=1.0)
+    defects = np.float32(np.arange(18).reshape(3, 6) + 100)
+    for share, sent in ((False, 0), (True, min(3, 10 // place))):
+        site = fake_site("a", config)
+        site.answered = AnsweredPatches(defects=defects, share_defects=share)
+        payload = exchange.site_step(site, None, 1)
+        found = negatives_from(payload)
+        assert (0 if found is None else len(found)) == sent
+        assert payload.rows == 20 - place * sent
+    assert found is not None
+    assert found.vectors[-1] == pytest.approx(defects[-1], rel=0.01)  # the newest
+
+
+def test_a_site_sends_nothing_as_normal_that_is_more_like_a_defect() -> None:
+    exchange = EXCHANGES["concat-float32"]()
+    config = FedDyMemConfig(rows=30, candidates=1.0)
+    site = fake_site("a", config)
+    usual = bank_from(exchange.site_step(site, None, 1)).vectors
+    again = fake_site("a", config)
+    again.answered = AnsweredPatches({"0": usual[:5] + 0.01}, defects=usual[5:8])
+    sent = bank_from(exchange.site_step(again, None, 1)).vectors
+    assert not any((row == usual[5:8]).all(1).any() for row in sent)

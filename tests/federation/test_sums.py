@@ -173,8 +173,8 @@ def test_keys_that_a_server_adds_take_no_noise_from_a_site_without_masks() -> No
     names = "\n".join([*NAMES, *"defgh"]).encode()
     more = {"names": np.frombuffer(names, np.uint8), "keys": np.zeros((8, 32), np.uint8)}
     for arrays in (down.arrays, down.arrays | more):
-        told = Payload(down.manifest, arrays)
-        sent.append(exchange.site_step(sums_sites()["a"], told, 2).arrays["mean"])
+        sent_back = Payload(down.manifest, arrays)
+        sent.append(exchange.site_step(sums_sites()["a"], sent_back, 2).arrays["mean"])
     np.testing.assert_array_equal(sent[0], sent[1])
 
 

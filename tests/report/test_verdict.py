@@ -98,6 +98,7 @@ def test_advice_names_the_site_with_the_fewest_images() -> None:
         "a has only 40 good images: its false-alarm rate may be as high as 7.22 %. To be 95 % sure "
         "of 1 %, collect 299; 99 give 1 % on average."
     ]
+    assert advice(limits(a=limit(40), b=limit(40)))[0].startswith("Each site has only 40 good")
     assert advice(limits(a=limit(120), b=limit(150))) == []  # 1 % on average
     assert advice(limits(a=limit(24) | {"method": "given"})) == []  # by hand: no rate was wanted
 

@@ -106,6 +106,10 @@ def export(
             show_default=False,
         ),
     ] = None,
+    with_defects: Annotated[
+        bool,
+        typer.Option("--with-defects", help="Confirmed defects of --answers go to all sites, too."),
+    ] = False,
     config: ConfigOption = None,
     allow_weights: AllowWeightsOption = False,
     cache: CacheOption = None,
@@ -123,7 +127,7 @@ def export(
         answer = export_upload(
             data, state, key, out, site=site, index=site_index, config_file=config,
             options=given_options(context), cache=open_cache(cache, cache_size), progress=progress,
-            allow_weights=allow_weights, answers=answers,
+            allow_weights=allow_weights, answers=answers, with_defects=with_defects,
         )  # fmt: skip
     if as_json:
         print_json(answer)

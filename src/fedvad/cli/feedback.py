@@ -60,6 +60,10 @@ def feedback(
         bool,
         typer.Option("--share", help="Let the answered false alarms count at all sites."),
     ] = False,
+    with_defects: Annotated[
+        bool,
+        typer.Option("--with-defects", help="With --share: let confirmed defects count, too."),
+    ] = False,
     weights: WeightsOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
@@ -76,13 +80,20 @@ def feedback(
         raise typer.BadParameter(
             "give an image with --normal or --defect, or --list, or --share, or --undo N"
         )
+    if with_defects and not share:
+        raise typer.BadParameter("--with-defects goes with --share")
     if share:
-        found = verb.share_feedback(run)
+        found = verb.share_feedback(run, with_defects=with_defects)
         if as_json:
             print_json(found)
             return
-        rows = ", ".join(f"{n} of {site}" for site, n in found["rows"].items())
-        typer.echo(f"patches that count at all sites now: {rows}")
+        for kind in ("rows", "defects"):
+            if found[kind]:
+                word = "normal" if kind == "rows" else "defective"
+                rows = ", ".join(f"{n} of {site}" for site, n in found[kind].items())
+                typer.echo(f"{word} patches that count at all sites now: {rows}")
+        for site, reason in found["refused"].items():
+            typer.echo(f"not shared: {site}: {reason}")
         return
     if show:
         listed = verb.list_feedback(run)
@@ -117,9 +128,15 @@ def feedback(
 
 
 def _line(row: dict[str, Any]) -> str:
-    part = "" if row["region"] is None else f" region {','.join(map(str, row['region']))}"
-    undone = f", undone {row['undone']}" if row["undone"] else f", {row['rows']} patches"
+    what = "normal" if row["verdict"] == "normal" else "a defect"
+    part = "" if row["region"] is None else f", region {','.join(map(str, row['region']))}"
+    counts = f"{row['rows']} patches" + (", at all sites" if row["shared"] else "")
+    state = f"undone on {_date(row['undone'])}" if row["undone"] else counts
     return (
-        f"{row['number']}: {row['site']} {row['name']}{part} ({row['image']}) is "
-        f"{row['verdict']}, {row['date']}{undone}"
+        f"{row['number']}  {_date(row['date'])}  {row['site']}: {row['name']}{part} "
+        f"({row['image']}) is {what}; {state}"
     )
+
+
+def _date(text: str) -> str:
+    return f"{text[:10]} {text[11:16]} UTC"

@@ -91,4 +91,6 @@ def predict(
         for reason in sorted(reasons):
             typer.echo(f"no decision: {reason}", err=True)
     if bad:
-        raise DataError(f"{bad} images could not be scored; the lines above say why")
+        raise DataError(
+            f"{bad} image{'s' * (bad != 1)} could not be scored; the lines above say why"
+        )

@@ -51,7 +51,7 @@ def serve(
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Web page of another site that may send images: https://NAME[:PORT].",
+            help="Web page of another site that may send images: its scheme, name and port.",
             show_default=False,
         ),
     ] = None,
@@ -81,6 +81,13 @@ def serve(
             help="Further run folder whose sites the page shows next to these.", show_default=False
         ),
     ] = None,
+    watched: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of a watch (its --out), whose week and changes the page shows.",
+            show_default=False,
+        ),
+    ] = None,
     feedback: Annotated[
         bool,
         typer.Option("--feedback", help="Take answers to alarms, which change the run."),
@@ -99,6 +106,7 @@ def serve(
     from fedvad.serving.service.samples import load_samples
     from fedvad.serving.service.settings import ServiceSettings, read_token
     from fedvad.serving.service.sites import SitePredictors
+    from fedvad.serving.watch.lines import Lines
 
     token = None if token_file is None else read_token(token_file)
     loopback = _is_loopback(host)
@@ -154,6 +162,7 @@ def serve(
             name=run.resolve().name,
             answers=Answers(run, sites, **where) if feedback else None,
             runs=runs,
+            lines=Lines(watched or ()),
         )
         if token is None and not loopback:
             typer.echo(

@@ -79,6 +79,8 @@ def watch(
 
     The log in --out loses no image, whatever ends the watch; started again, it goes on.
     """
+    from fedvad.serving.watch.camera import plain_name
+    from fedvad.serving.watch.log import shown
     from fedvad.serving.watch.watch import watch as run_watch
 
     stop = threading.Event()
@@ -91,12 +93,14 @@ def watch(
         every=every, once=once, webhook=webhook, mqtt=mqtt, weights=weights,
         engine=cast(Any, engine), device=device, stop=stop,
     )  # fmt: skip
+    ends = "what is there is scored" if once else "Ctrl-C ends it"
+    typer.echo(f"watching {plain_name(source)}; {ends}; log in {out}", err=True)
     count = stopped = unreadable = 0
     for row in rows:
         count, stopped = count + 1, stopped + bool(row["anomalous"])
         unreadable += row["error"] is not None
         if as_json:
-            print_json({key: row[key] for key in row if key not in ("looks", "thumbnail")})
+            print_json(shown(row))
         else:
             typer.echo(_line(row))
     if not as_json:

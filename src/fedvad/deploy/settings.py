@@ -82,7 +82,8 @@ class SiteSettings(BaseModel):
     server's configuration says; weights of a student it sends only with allow_weights, and then
     max_weight_bytes at most. share_scores: whether the scores of own normal images go to the
     server, for thresholds found with those of other sites. share_answers: whether patches of false
-    alarms that were answered in the site's run folder go out with its next round. leave_out:
+    alarms that were answered in the site's run folder go out with its next round; share_defects:
+    those of confirmed defects. leave_out:
     normal images to leave out, by their paths in data. weights, engine, device: this site's way to
     the features.
     """
@@ -103,6 +104,7 @@ class SiteSettings(BaseModel):
     max_weight_bytes: int = Field(default=MAX_WEIGHT_BYTES, ge=4096)
     share_scores: bool = True
     share_answers: bool = False
+    share_defects: bool = False
     leave_out: tuple[str, ...] = ()
     port: int = Field(default=9094, ge=1, le=65535)
     insecure: bool = False

@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,13 +20,13 @@ from fedvad.data.files import locked
 from fedvad.data.locks import only_one
 from fedvad.deploy.settings import SiteSettings, check_run_name
 from fedvad.deploy.sharing import KEY, read_counts, take, write_counts
+from fedvad.detectors.memory.answered import AnsweredPatches
 from fedvad.errors import ConfigError, DataError, FedvadError, PayloadError
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights, is_backbone_file
 from fedvad.federation.mailboxes.flower.messages import Instruction, Reply
 from fedvad.federation.payload import Payload
-from fedvad.memory.bank import FloatArray
 from fedvad.runs.bank_state import (
     SiteState,
     load_site,
@@ -40,7 +41,7 @@ from fedvad.runs.method import make_method
 from fedvad.runs.progress import no_progress
 from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import DETECTOR_FILE, write_json
-from fedvad.runs.sharing import normals_of
+from fedvad.runs.sharing import answered_at
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, adopt, scores_of
 from fedvad.verbs.bank import one_round, one_site
 from fedvad.verbs.bank_import import make_run
@@ -118,9 +119,11 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
             note_round(folder, before, known, len(instruction.payload))
     if before is None or before.round < round_:
         run = run_folder(site, instruction.federation)
-        answered: dict[str, FloatArray] = {}
-        if site.share_answers and (run / DETECTOR_FILE).is_file():
-            answered = normals_of(run, site.name)
+        answered = None
+        if (site.share_answers or site.share_defects) and (run / DETECTOR_FILE).is_file():
+            answered = answered_at(run, site.name, share_defects=site.share_defects)
+            if not site.share_answers:
+                answered = replace(answered, normals={})
         state, facts = _make_round(site, config, index, before, known, round_, answered)
         # all of the answer before the state that counts it as made: a kill repeats the round
         save_sent(folder, round_, state.upload.to_bytes())
@@ -155,7 +158,7 @@ def _make_round(
     before: SiteState | None,
     known: Payload | None,
     round_: int,
-    answered: Mapping[str, FloatArray],
+    answered: AnsweredPatches | None,
 ) -> tuple[SiteState, dict[str, Any]]:
     data = _data(site)
     images = one_site(data, config, site.name, before)

@@ -20,6 +20,7 @@ ALPHA = 0.01
 _FEWEST = 8
 SHIFT = 1.1  # of scores: with many images one that is of no use to anybody is certain, too
 _MOST = 1e250
+_SAMPLE = 10_000  # values that a `RankTest` keeps
 _SLOPES = (2, 8)  # of the densities that `RankTest` bets on
 _PARTS = (0.25, 0.75)  # of the way to 1, the rates that `ShareTest` bets on
 
@@ -61,6 +62,11 @@ class RankTest:
     seed : int, default=0
         Of the draws that order equal values.
 
+    Notes
+    -----
+    Of more than 10 000 values a uniform random sample of that size is kept, so that memory and time
+    per value stay as they are. Ranks are then uniform up to the error of the sample.
+
     Examples
     --------
     >>> from fedvad.evaluation.drift import RankTest
@@ -75,6 +81,7 @@ class RankTest:
 
     def __init__(self, reference: Sequence[float], *, seed: int = 0) -> None:
         self._sorted = sorted(map(float, reference))
+        self._n = len(self._sorted)
         self._bets = _Bets(2 * len(_SLOPES))
         self._rng = np.random.default_rng(seed)
 
@@ -88,7 +95,11 @@ class RankTest:
         low, high = bisect_left(self._sorted, value), bisect_right(self._sorted, value)
         rank = low + (high - low + 1) * self._rng.random()
         p = rank / (len(self._sorted) + 1)
-        insort(self._sorted, float(value))
+        self._n += 1
+        if len(self._sorted) < _SAMPLE or self._rng.random() < _SAMPLE / self._n:
+            if len(self._sorted) >= _SAMPLE:
+                del self._sorted[int(self._rng.integers(len(self._sorted)))]
+            insort(self._sorted, float(value))
         self._bets.pay([k * end ** (k - 1) for k in _SLOPES for end in (p, 1 - p)])
 
 

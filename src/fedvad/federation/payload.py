@@ -14,7 +14,7 @@ from fedvad.errors import MemoryBankError, PayloadError
 from fedvad.federation.codecs import Precision, decode, encode, packed, plain_dtype, unpacked
 from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
-from fedvad.memory.origin import ORIGIN_ARRAYS, origin_from
+from fedvad.memory.origin import ORIGIN_ARRAYS, origin_arrays, origin_from
 
 __all__ = [
     "SCHEMA",
@@ -24,12 +24,15 @@ __all__ = [
     "Precision",
     "bank_arrays",
     "bank_from",
+    "negatives_from",
+    "with_negatives",
 ]
 
 SCHEMA = 1
 # of messages whose rows say which site sent them in which round
 WITH_ORIGIN = 2
 _HEADER = "fedvad"
+_NEGATIVES = "negatives/"
 # a header larger than this is no message of ours; checked before anything is parsed
 _MAX_HEADER = 1 << 16
 _MAX_COUNT = 1 << 50
@@ -214,7 +217,7 @@ def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
     >>> len(bank_from(Payload(manifest, bank_arrays(bank, "float16"))))
     3
     """
-    arrays = payload.arrays
+    arrays = {n: array for n, array in payload.arrays.items() if not n.startswith(_NEGATIVES)}
     coded = {name: array for name, array in arrays.items() if name.startswith("vectors")}
     others = set(arrays) - set(coded) - set(ORIGIN_ARRAYS)
     if "vectors" not in coded or others != {"weights", "spread"}:
@@ -234,3 +237,39 @@ def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
             return MemoryBank(decode(coded), arrays["weights"], arrays["spread"], origin)
     except MemoryBankError as error:
         raise PayloadError(str(error)) from error
+
+
+def with_negatives(payload: Payload, negatives: MemoryBank, precision: Precision) -> Payload:
+    """A message of a memory with patches of confirmed defects; unchanged where there are none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.federation.payload import (
+    ...     Manifest, Payload, bank_arrays, negatives_from, with_negatives
+    ... )
+    >>> from fedvad.memory.bank import MemoryBank
+    >>> bank = MemoryBank.of_patches(np.eye(3, dtype="f"))
+    >>> manifest = Manifest(kind="global", round=1, features="key", n_images=4, n_patches=90)
+    >>> sent = Payload(manifest, bank_arrays(bank, "int8"))
+    >>> negatives_from(with_negatives(sent, bank.take([1]), "float16")).vectors.tolist()
+    [[0.0, 1.0, 0.0]]
+    """
+    if not len(negatives):
+        return payload
+    arrays = bank_arrays(negatives, precision) | origin_arrays(negatives.origin)
+    named = {_NEGATIVES + name: array for name, array in arrays.items()}
+    return Payload(payload.manifest, payload.arrays | named)
+
+
+def negatives_from(payload: Payload) -> MemoryBank | None:
+    """The patches that `with_negatives` added to a message; None where it holds none.
+
+    Raises
+    ------
+    PayloadError
+        As `bank_from`.
+    """
+    arrays = payload.arrays.items()
+    found = {n.removeprefix(_NEGATIVES): a for n, a in arrays if n.startswith(_NEGATIVES)}
+    return bank_from(Payload(payload.manifest, found)) if found else None

@@ -19,6 +19,7 @@ __all__ = ["LARGE", "MARGIN", "QUIET", "SMALL", "TEXT", "WIDTH", "Sheet", "pdf_o
 
 WIDTH, _HEIGHT, MARGIN = 595.0, 842.0, 40.0  # points: A4
 SMALL, TEXT, LARGE = 7.0, 8.0, 14.0
+_CAPTION = 6.5
 _LEADING = 1.35
 _GLYPH = 0.53  # mean width of a letter, in font sizes
 _CELL = 24  # characters of a table's cell
@@ -127,10 +128,11 @@ class Sheet:
             axes.imshow(image)
             axes.set_axis_off()
             for place, caption in enumerate(captions):
-                y = top - height - (place + 1) * 5.5 * _LEADING
-                width = int(side / (5.5 * _GLYPH))
-                self._write(left, y, shorten(caption, width, placeholder="…"), 5.5)
-        self.y = top - height - 8 * max(len(captions) for _, captions in shown) - 6
+                y = top - height - (place + 1) * _CAPTION * _LEADING
+                width = int(side / (_CAPTION * _GLYPH))
+                self._write(left, y, shorten(caption, width, placeholder="…"), _CAPTION)
+        lines = max(len(captions) for _, captions in shown)
+        self.y = top - height - lines * _CAPTION * _LEADING - 6
 
     def foot(self, lines: Sequence[str]) -> None:
         y = MARGIN + 24

@@ -196,8 +196,10 @@ def _images_wanted(short: Mapping[str, Promised], target: float) -> list[str]:
     if found.images >= needed:
         return []
     wanted, sure = _plain_percent(target), f"{100 * found.confidence:.0f} % sure"
+    others = {one.images for one in short.values()}
+    who = "Each site" if len(short) > 1 and others == {found.images} else least
     return [
-        f"{least} has only {_images(found.images, 'good image')}: its false-alarm rate may be as "
+        f"{who} has only {_images(found.images, 'good image')}: its false-alarm rate may be as "
         f"high as {_plain_percent(found.rate)}. To be {sure} of {wanted}, collect {certain}; "
         f"{needed} give {wanted} on average."
     ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from html import escape
 from io import BytesIO
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,20 +57,19 @@ def week_pdf(week: Week) -> bytes:
 
 
 def week_html(week: Week) -> bytes:
-    """The same page as one HTML file, with what the drawing says as text for screen readers."""
+    """The same page as one HTML file, whose text can be selected and read aloud."""
     import matplotlib
 
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedvad"}):
         drawn(week).savefig(buffer, format="svg", metadata={"Date": None, "Title": TITLE})
-    picture = base64.b64encode(buffer.getvalue()).decode("ascii")
-    said = escape(" ".join([_summary(week), week.change["says"]]))
+    svg = buffer.getvalue().decode()
+    drawing = svg[svg.index("<svg ") :]  # without what only a file of its own begins with
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(_title(week))}'
         f'</title><meta name="generator" content="fedvad {__version__}">'
-        '<body style="margin:0;background:#fff;text-align:center">'
-        f'<img style="max-width:100%" alt="{said}" src="data:image/svg+xml;base64,{picture}">'
-        "</body></html>"
+        "<style>body{margin:0 auto;max-width:70rem;background:#fff}svg{width:100%;height:auto}"
+        f"</style><body>{drawing}</body></html>"
     ).encode()
 
 
@@ -105,7 +104,7 @@ def drawn(week: Week) -> Figure:
         for at in range(0, len(shown), _A_ROW):
             sheet.pictures(
                 [
-                    (week.pictures[row["number"]], (row["time"][:16].replace("T", " "),))
+                    (week.pictures[row["number"]], _caption(row))
                     for row in shown[at : at + _A_ROW]
                 ],
                 side, height=side * 0.6,
@@ -149,6 +148,13 @@ def _days(week: Week) -> list[list[str]]:
 def _highest(week: Week) -> list[Mapping[str, Any]]:
     scored = [row for row in week.rows if row["score"] is not None]
     return sorted(scored, key=lambda row: -row["score"])
+
+
+def _caption(row: Mapping[str, Any]) -> tuple[str, str]:
+    """When it came with its score, and the end of its name."""
+    when = row["time"][:16].replace("T", " ")
+    name = PurePath(row["path"]).name
+    return f"{when}, score {row['score']:.4g}", name
 
 
 def _scores(sheet: Sheet, week: Week) -> None:

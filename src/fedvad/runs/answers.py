@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,8 +13,9 @@ from pydantic import BaseModel, Field
 
 from fedvad.data.checked import STRICT
 from fedvad.detectors.calibration import RowLookup
-from fedvad.detectors.scoring import ScoringConfig, distance_scale
+from fedvad.detectors.scoring import MemoryScorer, ScoringConfig, distance_scale
 from fedvad.errors import MemoryBankError
+from fedvad.evaluation.thresholds import Threshold
 from fedvad.half import as_float32
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.neighbours import NeighbourIndex
@@ -25,6 +27,7 @@ __all__ = [
     "answer_rows",
     "answer_values",
     "answers_from",
+    "believed",
     "rows_of",
     "with_answers",
 ]
@@ -37,7 +40,8 @@ class AnswerValues(BaseModel):
     """One answer, but for its patches.
 
     number: of the answer, from 1, over all sites of a run. date, undone: in UTC, ISO 8601; undone
-    is "" while the answer counts. image: digest of the image, whose file was called `name`.
+    is "" while the answer counts. image: digest of the image; name: its path or, of one that was
+    sent to the service, the name of its file.
     region: x, y, width and height in pixels, None for the whole image. score: of the image when
     it was answered. rows: number of patches kept. shared: round in which they went to all sites, 0
     for none.
@@ -76,12 +80,12 @@ def with_answers(
     scale: FloatArray | None,
     answers: Sequence[Answer],
     scoring: ScoringConfig,
-) -> tuple[MemoryBank, FloatArray | None, FloatArray | None]:
+) -> tuple[MemoryBank, FloatArray | None, FloatArray]:
     """The memory, scale of distances and negatives of a site that gave answers.
 
     Patches of false alarms join the memory; each is as dense as the row that it lies nearest to,
     so that no other distance changes. Rows that are patches of a confirmed defect leave it. The
-    negatives, (k, d), are None where no defect was confirmed. Source: ours.
+    negatives are (k, d). Source: ours.
     """
     if scale is None:
         scale = distance_scale(bank, scoring)
@@ -97,7 +101,32 @@ def with_answers(
             nearest = NeighbourIndex(bank.vectors).query(normals)[1][:, 0]
             scale = np.concatenate([scale, scale[nearest]])
         bank = concatenate([bank, MemoryBank.of_patches(normals)])
-    return bank, scale, negatives if len(negatives) else None
+    return bank, scale, negatives
+
+
+def believed(
+    negatives: MemoryBank,
+    site: str,
+    bank: MemoryBank,
+    scale: FloatArray | None,
+    scoring: ScoringConfig,
+    limit: Threshold | None,
+) -> FloatArray:
+    """Patches (k, d) of defects of other sites that count at a site.
+
+    Those to which its memory, with what was answered there, gives a higher value than the score of
+    its usual normal image (the median of those behind its threshold): what lies closer to what it
+    knows nobody else can make defective. None without a threshold. Source: ours.
+    """
+    others = negatives.vectors[:0]
+    if negatives.origin is not None and limit is not None:
+        others = negatives.vectors[negatives.origin.share_of(site) == 0]
+    if limit is None or not len(others):
+        return others
+    scorer = MemoryScorer(bank, replace(scoring, smooth=1), scale=scale)
+    values = scorer.score(others[None])[1][0]
+    counts: FloatArray = others[values > (median(limit.scores) if limit.scores else limit.value)]
+    return counts
 
 
 def answer_rows(answers: Sequence[Answer]) -> dict[str, npt.NDArray[Any]]:

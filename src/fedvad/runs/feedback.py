@@ -13,7 +13,7 @@ from fedvad.errors import ConfigError
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.coreset import k_center
-from fedvad.memory.neighbours import NeighbourIndex
+from fedvad.memory.negatives import more_like
 from fedvad.runs.answers import Answer, AnswerValues, Verdict, rows_of
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
@@ -24,7 +24,6 @@ __all__ = [
     "answered",
     "chosen_patches",
     "keep_answers",
-    "never_normal",
     "next_number",
     "undone",
 ]
@@ -71,32 +70,23 @@ def chosen_patches(
     """
     inside = cells & ~np.isnan(descriptors[:, :, 0])
     if not inside.any():
-        raise ConfigError("--region holds no patch of the image, or lies outside what is looked at")
+        raise ConfigError("region holds no patch of the image, or lies outside what is looked at")
     patches = site.generator(to_float(descriptors[inside]))
     values, most = map_[inside], max(1, map_.size // _SHARE)
     if verdict == "defect":
         count = max(config.scoring().count(map_.size), int((values > (limit or np.inf)).sum()))
         return patches[np.argsort(-values, kind="stable")[: min(count, most)]]
-    patches = patches[~never_normal(patches, known, site)]
+    defects = rows_of(site.answers, "defect", patches.shape[1])
+    patches = patches[~more_like(defects, known, patches)]
     if len(patches) == 0:
         raise ConfigError(
             "every patch of this image is more like a confirmed defect than like anything normal: "
-            "undo that answer first (fedvad feedback RUN --list)"
+            "undo that answer first"
         )
     chosen = k_center(patches, most, seed=config.seed, initial=known, projection=config.projection)
     if len(chosen.indices) == 0:
         raise ConfigError("the memory holds every patch of this image already")
     return patches[chosen.indices]
-
-
-def never_normal(patches: FloatArray, known: FloatArray, site: SiteMemory) -> npt.NDArray[np.bool_]:
-    """Which (n, d) patches lie nearer to a confirmed defect of a site than to any known row."""
-    defects = rows_of(site.answers, "defect", patches.shape[1])
-    found = np.zeros(len(patches), np.bool_)
-    if len(defects) and len(patches):
-        normal = NeighbourIndex(known).query(patches)[0][:, 0]
-        found = NeighbourIndex(defects).query(patches)[0][:, 0] <= normal
-    return found
 
 
 def next_number(run: TrainedRun) -> int:
@@ -111,8 +101,8 @@ def answered(run: TrainedRun, site: str, values: AnswerValues, vectors: FloatArr
     for given in (answer.values for answer in model.answers):
         if given.image == values.image and given.region == values.region and not given.undone:
             raise ConfigError(
-                f"answer {given.number} calls this {given.verdict} already; to change it: fedvad "
-                f"feedback RUN --undo {given.number}"
+                f"answer {given.number} calls this {given.verdict} already; undo that answer to "
+                "change it"
             )
     return _with(run, site, [*model.answers, Answer(values, vectors)])
 
@@ -141,7 +131,7 @@ def undone(run: TrainedRun, number: int, date: str) -> tuple[TrainedRun, str, An
             left = list(model.answers)
             left[i] = Answer(given, answer.vectors[:0])
             return _with(run, site, left), site, given
-    raise ConfigError(f"no answer {number} counts in this run: fedvad feedback RUN --list")
+    raise ConfigError(f"no answer {number} counts in this run: its list shows those that do")
 
 
 def _with(run: TrainedRun, site: str, answers: Sequence[Answer]) -> TrainedRun:

@@ -13,7 +13,7 @@ from fedvad.detectors.memory.feddymem import MemoryDetector
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.registry import create
 from fedvad.detectors.scoring import ScoringConfig, distance_scale
-from fedvad.detectors.student.parameters import weights_hash
+from fedvad.detectors.student.parameters import under, weights_hash
 from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
@@ -27,6 +27,7 @@ from fedvad.runs.answers import (
     answer_rows,
     answer_values,
     answers_from,
+    believed,
     with_answers,
 )
 from fedvad.runs.config import Reference, TrainConfig
@@ -35,6 +36,8 @@ from fedvad.runs.run import Arrays, Parts, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
 
 __all__ = ["SiteMemory", "TrainedRun", "memory_detector"]
+
+_NEGATIVES = "negatives/"
 
 
 class _SiteValues(SiteValues):
@@ -76,7 +79,7 @@ class TrainedRun(Run):
 
     scoring: how distances to a memory become scores. scale: by what
     distances to the rows of the memory are divided, see `distance_scale`; kept with the run, since
-    finding it takes seconds.
+    finding it takes seconds. negatives: patches of defects that sites confirmed for all to know.
     """
 
     kind: ClassVar[str] = "run"
@@ -91,6 +94,7 @@ class TrainedRun(Run):
     method: str
     data: str = ""
     scale: FloatArray | None = None
+    negatives: MemoryBank | None = None
 
     @classmethod
     def of(
@@ -134,7 +138,20 @@ class TrainedRun(Run):
                     f"known sites: {sorted(self.sites)}"
                 )
             return detector.with_memory(self.memory, scale=self.scale)
-        bank, scale = self.memory, self.scale
+        bank, scale, negatives = self._scoring_parts(str(site), reference)
+        return detector.with_memory(
+            bank, model.generator, scale, negatives if len(negatives) else None
+        )
+
+    def defects_at(self, site: str) -> FloatArray:
+        """(k, d) patches of confirmed defects that count at a known site, those of others too."""
+        return self._scoring_parts(site, self.chosen_reference(site, None))[2]
+
+    def _scoring_parts(
+        self, site: str, reference: Reference
+    ) -> tuple[MemoryBank, FloatArray | None, FloatArray]:
+        """Memory, scale of distances and negatives of a known site."""
+        model, bank, scale = self.sites[site], self.memory, self.scale
         if reference != "global":
             own = model.bank
             bank, scale = own if reference == "local" else concatenate([bank, own]), None
@@ -143,10 +160,19 @@ class TrainedRun(Run):
                 f"site {site!r} took part in no round, so it has no memory of its own; "
                 "use --reference global"
             )
-        negatives = None
+        negatives = np.zeros((0, bank.dim), np.float32)
         if model.answers:
             bank, scale, negatives = with_answers(bank, scale, model.answers, self.scoring)
-        return detector.with_memory(bank, model.generator, scale, negatives)
+        if self.negatives is not None:
+            scale = distance_scale(bank, self.scoring) if scale is None else scale
+            limit = self.threshold(site, reference)
+            found = believed(self.negatives, site, bank, scale, self.scoring, limit)
+            negatives = np.concatenate([negatives, found])
+        return bank, scale, negatives
+
+    def same_for_all(self, site: str) -> bool:
+        """Whether the global memory scores at a known site as it does at any other."""
+        return self.negatives is None and not self.sites[site].answers
 
     def chosen_reference(self, site: str | None, wanted: Reference | None) -> Reference:
         """See `Run.chosen_reference`; a site without its own memory defaults to the global.
@@ -179,11 +205,14 @@ class TrainedRun(Run):
 
     @property
     def schema(self) -> int:
-        """See `Run.schema`: 2 where rows say which site sent them."""
-        return 1 if self.memory.origin is None else 2
+        """See `Run.schema`: 2 where rows say which site sent them, 3 with defects of all sites."""
+        return 3 if self.negatives is not None else 1 if self.memory.origin is None else 2
 
     def _shared_arrays(self) -> Arrays:
         arrays = {f"global/{name}": array for name, array in _bank_arrays(self.memory).items()}
+        if self.negatives is not None:
+            found = _bank_arrays(self.negatives)
+            arrays |= {f"global/{_NEGATIVES}{name}": array for name, array in found.items()}
         return arrays if self.scale is None else arrays | {"global/scale": self.scale}
 
     def _shared_values(self) -> dict[str, Any]:
@@ -202,6 +231,12 @@ class TrainedRun(Run):
             raise MemoryBankError(f"array {min(strange)!r} belongs to no site")
         memory = _bank("global", left)
         scale = _scale(left.pop("scale", None), len(memory))
+        negatives = None
+        if rest := under(_NEGATIVES, left):
+            left = {name: array for name, array in left.items() if not name.startswith(_NEGATIVES)}
+            negatives = _bank("defects", rest)
+            if negatives.dim != memory.dim or rest:
+                raise MemoryBankError("the defects of all sites do not fit the global memory")
         sites = {}
         for site, arrays, limits in zip(described.sites, own, thresholds, strict=True):
             bank = _bank(site.name, arrays)
@@ -231,6 +266,7 @@ class TrainedRun(Run):
             method=described.method,
             data=described.data,
             scale=scale,
+            negatives=negatives,
         )
 
 

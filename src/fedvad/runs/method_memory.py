@@ -16,6 +16,7 @@ from fedvad.detectors.calibration import RowLookup, held_out_scores
 from fedvad.detectors.memory.feddymem import MemoryDetector, PatchCore
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import MemorySite
+from fedvad.errors import PayloadError
 from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
@@ -25,7 +26,7 @@ from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.exchange.memory import kind_of
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import run_rounds
-from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.payload import Payload, bank_from, negatives_from
 from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
 from fedvad.runs.config import TrainConfig
@@ -55,6 +56,7 @@ class MemoryMethod(Method):
     fitting: dict[str, NormalFeatures]
     held_out: dict[str, NormalFeatures]
     _memory: MemoryBank | None = None
+    _negatives: MemoryBank | None = None
 
     @classmethod
     def check_rows(cls, config: TrainConfig, where: str) -> None:
@@ -77,7 +79,9 @@ class MemoryMethod(Method):
     @classmethod
     def check_merged(cls, merged: Payload) -> None:
         """See `Method.check_merged`."""
-        bank_from(merged)
+        bank, negatives = bank_from(merged), negatives_from(merged)
+        if negatives is not None and negatives.dim != bank.dim:
+            raise PayloadError(f"its patches of defects have {negatives.dim} values each")
 
     @classmethod
     def own_rows(cls, sent: Payload, merged: Payload) -> int | None:
@@ -137,10 +141,11 @@ class MemoryMethod(Method):
             )
             for name, site in self.members.items()
         }
-        return TrainedRun.of(memory, sites, self.config, self.extractor.config, data)
+        run = TrainedRun.of(memory, sites, self.config, self.extractor.config, data)
+        return replace(run, negatives=self._negatives)
 
     def _end(self, merged: Payload) -> None:
-        self._memory = bank_from(merged)
+        self._memory, self._negatives = bank_from(merged), negatives_from(merged)
 
     def calibration(self, run: Run, progress: Progress) -> Calibration:
         """See `Method.calibration`."""

@@ -19,14 +19,24 @@ import numpy.typing as npt
 
 from fedvad.data.files import write_atomically
 from fedvad.data.sealed import sha256_of
+from fedvad.detectors.memory.answered import AnsweredPatches
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import distance_scale
 from fedvad.errors import ConfigError, PayloadError
 from fedvad.evaluation.histograms import count
 from fedvad.evaluation.thresholds import Threshold
-from fedvad.federation.payload import Manifest, Payload, bank_arrays, bank_from
-from fedvad.memory.bank import MemoryBank
+from fedvad.federation.defence.validation import most_defects
+from fedvad.federation.payload import (
+    Manifest,
+    Payload,
+    bank_arrays,
+    bank_from,
+    negatives_from,
+    with_negatives,
+)
+from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.merge import merge_banks
+from fedvad.runs.answers import rows_of
 from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.plan import memory_exchange
@@ -40,6 +50,7 @@ __all__ = [
     "check_origin",
     "last_round",
     "merge_again",
+    "merge_with_reasons",
     "merged_memory",
     "renew_thresholds",
     "replace_run",
@@ -84,9 +95,21 @@ def _rounds_of(bank: MemoryBank) -> list[int]:
 
 
 def merge_again(run: TrainedRun, config: TrainConfig, without: Collection[str] = ()) -> TrainedRun:
-    """The run with the `merged_memory` of its sites, and its scale of distances."""
-    memory = merged_memory(run, config, without)
-    return replace(run, memory=memory, scale=distance_scale(memory, run.scoring))
+    """The run with the `merged_memory` of its sites, its scale of distances, and the defects that
+    its sites share.
+    """
+    return merge_with_reasons(run, config, without)[0]
+
+
+def merge_with_reasons(
+    run: TrainedRun, config: TrainConfig, without: Collection[str] = ()
+) -> tuple[TrainedRun, dict[str, str]]:
+    """`merge_again`, and why sites have a part in it no longer, or without some of their rounds."""
+    merged, refused = _merged(run, config, without)
+    memory = bank_from(merged)
+    scale = distance_scale(memory, run.scoring)
+    after = replace(run, memory=memory, scale=scale, negatives=negatives_from(merged))
+    return after, refused
 
 
 def merged_memory(
@@ -99,6 +122,12 @@ def merged_memory(
     without: sites that no longer count. Raises `ConfigError` when no other site has a memory, and
     where rows are averages over sites that the run has no memories of.
     """
+    return bank_from(_merged(run, config, without)[0])
+
+
+def _merged(
+    run: TrainedRun, config: TrainConfig, without: Collection[str]
+) -> tuple[Payload, dict[str, str]]:
     own = {name: site for name, site in run.sites.items() if len(site.bank)}
     patches = max(-(-_patches(site) // site.n_images) for site in own.values()) if own else 1
     sites = _elsewhere(run, patches) | own
@@ -106,13 +135,19 @@ def merged_memory(
     if not taking_part:
         raise ConfigError("no site would be left with a memory: remove the run folder instead")
     exchange = memory_exchange(config, run.features.key(), run.memory.dim, patches)
+    refused: dict[str, str] = {}
     for name in taking_part:
         for round_ in _rounds_of(sites[name].bank):
             try:
                 exchange.accept(upload_of(run, config, name, sites[name], round_))
             except PayloadError as error:  # as a round of the training would go on without it
                 log.warning("%s: its rows of round %d are refused: %s", name, round_, error)
-    return bank_from(exchange.merge(last_round(run)))
+                refused[name] = str(error)
+    merged = exchange.merge(last_round(run))
+    if exchange.verdict is not None:
+        left_out = set(taking_part) - set(exchange.verdict.banks)
+        refused |= {name: exchange.verdict.reasons[name] for name in left_out}
+    return merged, refused
 
 
 def _elsewhere(run: TrainedRun, patches: int) -> dict[str, SiteMemory]:
@@ -159,7 +194,21 @@ def upload_of(
         n_images=site.n_images,
         n_patches=_patches(site),
     )
-    return Payload(manifest, bank_arrays(rows.rescaled(float(_patches(site))), config.precision))
+    sent = Payload(manifest, bank_arrays(rows.rescaled(float(_patches(site))), config.precision))
+    defects = AnsweredPatches(defects=_shared_defects(run, name), share_defects=True)
+    most = most_defects(config.rows(run.memory.dim))
+    kept = MemoryBank.of_patches(defects.sent_defects(most, name, run.memory.dim))
+    return with_negatives(sent, kept, "float32")
+
+
+def _shared_defects(run: TrainedRun, name: str) -> FloatArray:
+    """(k, d) patches of the defects that a site lets all sites know."""
+    if name in run.sites:
+        shared = [answer for answer in run.sites[name].answers if answer.values.shared]
+        return rows_of(shared, "defect", run.memory.dim)
+    if run.negatives is None or run.negatives.origin is None:
+        return np.zeros((0, run.memory.dim), np.float32)
+    return run.negatives.vectors[run.negatives.origin.share_of(name) > 0]
 
 
 def bounded(bank: MemoryBank, rows: int, seed: int) -> MemoryBank:

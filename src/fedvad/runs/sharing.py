@@ -1,61 +1,92 @@
-"""False alarms that were answered at one site become rows of the memory that all sites share."""
+"""What was answered at one site counts at all: false alarms become rows of the memory that all
+sites share, and confirmed defects raise scores where a site's own normals do not speak against it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from fedvad.detectors.memory.answered import AnsweredPatches
 from fedvad.errors import ConfigError
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.origin import Origin, Source
-from fedvad.runs.answers import Answer, AnswerValues
+from fedvad.runs.answers import Answer, AnswerValues, rows_of
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import TrainedRun
-from fedvad.runs.renewal import last_round, merge_again
+from fedvad.runs.renewal import last_round, merge_again, merge_with_reasons
 
-__all__ = ["normals_of", "shared", "unshared"]
+__all__ = ["Shared", "answered_at", "shared", "unshared"]
 
 
-def shared(run: TrainedRun, config: TrainConfig) -> tuple[TrainedRun, dict[str, int]]:
+class Shared(NamedTuple):
+    """What `shared` did, by site: patches that went to all sites, and why others did not."""
+
+    normals: dict[str, int]
+    defects: dict[str, int]
+    refused: dict[str, str]
+
+
+def shared(
+    run: TrainedRun, config: TrainConfig, *, with_defects: bool = False
+) -> tuple[TrainedRun, Shared]:
     """The run after a round in which each site sends the patches of its answered false alarms.
 
     They join its memory as rows of that round, and all memories are merged again with the defence
-    of the training; thresholds stay. Returns the number of new rows by site, too. Raises
-    `ConfigError` where no answer is left to share.
+    of the training; thresholds stay. A site that the defence would leave out because of them keeps
+    them to itself. with_defects: the patches of confirmed defects go to all sites, too. Raises
+    `ConfigError` where no answer is left to share, and where all of them are refused.
     """
     round_, most = last_round(run) + 1, config.rows(run.memory.dim)
-    sites, rows = dict(run.sites), {}
+    sites, done = {}, Shared({}, {}, {})
     for name, site in run.sites.items():
-        new = [a for a in site.answers if _is_normal(a) and not a.values.shared]
-        if new and len(site.bank):
-            joined = _rows(name, new, round_, most)
-            bank = concatenate([site.bank, joined]).rescaled(site.bank.total_weight)
-            marked = [_marked(a, round_) if a in new else a for a in site.answers]
-            sites[name] = replace(site, bank=bank, answers=tuple(marked))
-            rows[name] = len(joined)
-    if not rows:
-        raise ConfigError("no false alarm was answered that other sites have not got yet")
-    return merge_again(replace(run, sites=sites), config), rows
+        new = [a for a in site.answers if len(a.vectors) and not a.values.shared and len(site.bank)]
+        normals = [a for a in new if a.values.verdict == "normal"]
+        defects = [a for a in new if a.values.verdict == "defect"] if with_defects else []
+        if not (normals or defects):
+            continue
+        bank = site.bank
+        if normals:
+            joined = _rows(name, normals, round_, most)
+            bank = concatenate([bank, joined]).rescaled(bank.total_weight)
+            done.normals[name] = len(joined)
+        if defects:
+            done.defects[name] = sum(len(answer.vectors) for answer in defects)
+        going = [*normals, *defects]
+        answers = tuple(_marked(a, round_) if a in going else a for a in site.answers)
+        sites[name] = replace(site, bank=bank, answers=answers)
+    if not sites:
+        what = "nothing was answered" if with_defects else "no false alarm was answered"
+        raise ConfigError(f"{what} that other sites have not got yet")
+    after, refused = merge_with_reasons(replace(run, sites={**run.sites, **sites}), config)
+    for name in sites.keys() & refused.keys():
+        done.refused[name] = refused[name]
+        for counts in (done.normals, done.defects):
+            counts.pop(name, None)
+        del sites[name]
+    if not sites:
+        why = "; ".join(f"{name}: {reason}" for name, reason in done.refused.items())
+        raise ConfigError(f"nothing was shared, as the merge refuses it. {why}")
+    if done.refused:
+        after = merge_again(replace(run, sites={**run.sites, **sites}), config)
+    return after, done
 
 
 def unshared(run: TrainedRun, config: TrainConfig, site: str, values: AnswerValues) -> TrainedRun:
-    """The run without the rows that `shared` made of an answer, merged again; as it is if none."""
+    """The run without what `shared` made of an answer, merged again; as it is if nothing."""
     bank = run.sites[site].bank
     if not values.shared or bank.origin is None:
         return run
-    made = [s.image == values.image and s.round >= values.shared for s in bank.origin.sources]
-    gone = np.array(made)[bank.origin.source]
-    kept = bank.take(~gone).rescaled(bank.total_weight)
-    sites = {**run.sites, site: replace(run.sites[site], bank=kept)}
+    if values.verdict == "normal":
+        made = [s.image == values.image and s.round >= values.shared for s in bank.origin.sources]
+        gone = np.array(made)[bank.origin.source]
+        bank = bank.take(~gone).rescaled(bank.total_weight)
+    sites = {**run.sites, site: replace(run.sites[site], bank=bank)}
     return merge_again(replace(run, sites=sites), config)
-
-
-def _is_normal(answer: Answer) -> bool:
-    """Whether an answer says that an image is normal, and counts."""
-    return answer.values.verdict == "normal" and len(answer.vectors) > 0
 
 
 def _marked(answer: Answer, round_: int) -> Answer:
@@ -71,16 +102,22 @@ def _rows(site: str, answers: Sequence[Answer], round_: int, most: int) -> Memor
     return replace(MemoryBank.of_patches(vectors), origin=origin)
 
 
-def normals_of(folder: Path, site: str) -> dict[str, FloatArray]:
-    """Patches of the answered false alarms of a site in a run folder, by digest of the image.
+def answered_at(folder: Path, site: str, *, share_defects: bool = False) -> AnsweredPatches:
+    """What was answered at a site of a run folder, for its next round.
 
-    Raises `ConfigError` for a run that does not have the site, `ArtefactError`.
+    share_defects: whether patches of confirmed defects may leave the site. Raises `ConfigError` for
+    a run that does not have the site, `ArtefactError`.
     """
     run = TrainedRun.load(folder)
     if site not in run.sites:
         raise ConfigError(f"{folder} has no site {site}, but {sorted(run.sites)}")
-    found: dict[str, list[FloatArray]] = {}
-    for answer in run.sites[site].answers:
-        if _is_normal(answer):
-            found.setdefault(answer.values.image, []).append(answer.vectors)
-    return {image: np.concatenate(parts) for image, parts in found.items()}
+    answers = run.sites[site].answers
+    normals: dict[str, list[FloatArray]] = {}
+    for answer in answers:
+        if answer.values.verdict == "normal" and len(answer.vectors):
+            normals.setdefault(answer.values.image, []).append(answer.vectors)
+    return AnsweredPatches(
+        {image: np.concatenate(parts) for image, parts in normals.items()},
+        rows_of(answers, "defect", run.memory.dim),
+        share_defects,
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site
 from fedvad.data.locks import only_one
+from fedvad.detectors.memory.answered import AnsweredPatches
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -23,7 +24,6 @@ from fedvad.federation.signed import (
     key_fingerprint,
     read_private_key,
 )
-from fedvad.memory.bank import FloatArray
 from fedvad.runs.bank_state import (
     SiteState,
     load_global,
@@ -39,7 +39,7 @@ from fedvad.runs.method import Method, make_method
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.remote import remote
 from fedvad.runs.renewal import check_growing
-from fedvad.runs.sharing import normals_of
+from fedvad.runs.sharing import answered_at
 
 __all__ = ["export_upload", "one_round", "one_site"]
 
@@ -60,6 +60,7 @@ def export_upload(
     progress: Progress = no_progress,
     allow_weights: bool = False,
     answers: Path | None = None,
+    with_defects: bool = False,
 ) -> dict[str, Any]:
     """A site's round: read its images, update its memory or its student, write what it sends as
     one signed file.
@@ -70,7 +71,8 @@ def export_upload(
     sets the site's seed as in `train` and must be given at the first export. options: values of
     `TrainConfig`, see `next_config`. allow_weights: whether the file may hold weights, which a
     method with a student sends. answers: run folder of this site; patches of the false alarms that
-    were answered there are sent before others. Returns what the file holds, in numbers. Raises
+    were answered there are sent before others. with_defects: those of confirmed defects, too.
+    Returns what the file holds, in numbers. Raises
     `ConfigError` (also when another process works on `state_dir`), `DataError`, `FederationError`
     (see `fedvad.errors`).
     """
@@ -92,7 +94,11 @@ def export_upload(
             log.info("round %d was made before: written again as it was", before.round)
             return _write_upload(before, signing, state_dir, out)
         method = make_method(config, FeatureExtractor(config.features(), cache))
-        answered = {} if answers is None else normals_of(answers, member_site.name)
+        if with_defects and answers is None:
+            raise ConfigError("--with-defects needs --answers, the run folder that has them")
+        answered = None
+        if answers is not None:
+            answered = answered_at(answers, member_site.name, share_defects=with_defects)
         state = one_round(
             method, member_site, data, index, before, known, round_, progress, answered
         )  # fmt: skip
@@ -140,14 +146,14 @@ def one_round(
     known: Payload | None,
     round_: int,
     progress: Progress,
-    answered: Mapping[str, FloatArray] | None = None,
+    answered: AnsweredPatches | None = None,
 ) -> SiteState:
     """A site's state after a round, with its upload; `before` is that after the last one.
 
-    answered: see `MemorySite`. Raises `ConfigError` for it where memories do not grow.
+    answered: answers of the site. Raises `ConfigError` for it where memories do not grow.
     """
     with method.member(site, index, round_, progress) as (exchange, member):
-        if answered:
+        if answered is not None and not answered.empty:
             check_growing(method.config, site.name)
             member.answered = answered
         if before is not None:

@@ -49,7 +49,7 @@ def feedback(
     anything normal, and are never taken as normal at the site. Other sites, and the threshold,
     stay as they are. site: may be omitted where the run has one. region: x, y, width, height in
     pixels of the image, if the answer is about a part of it. file_name: what the list calls the
-    image, if not by the name of its file.
+    image, if not by its path.
 
     Returns the answer with the score of the image before and now. Raises `ConfigError` (also
     while another process works on the run, and for an image answered before), `DataError`, and
@@ -63,7 +63,7 @@ def feedback(
         )
         name = known_site(run, site)
         if name is None:
-            raise ConfigError(f"name the site whose image this is: --site, of {sorted(run.sites)}")
+            raise ConfigError(f"site is missing: name whose image this is, of {sorted(run.sites)}")
         model, limit = run.sites[name], run.threshold(name)
         (found,) = extractor.stream([image])
         if found.descriptors is None:
@@ -80,7 +80,7 @@ def feedback(
         )  # fmt: skip
         given = AnswerValues(
             number=next_number(run), date=now(), verdict=verdict, image=found.digest,
-            name=file_name or image.name, region=region, score=score, rows=len(patches),
+            name=file_name or str(image), region=region, score=score, rows=len(patches),
         )  # fmt: skip
         changed = answered(run, name, given, patches)
         _check_room(changed, name, config.rows(run.memory.dim) * config.rounds)
@@ -115,21 +115,29 @@ def undo_feedback(run_folder: Path, number: int) -> dict[str, Any]:
     return _row(site, given)
 
 
-def share_feedback(run_folder: Path) -> dict[str, Any]:
+def share_feedback(run_folder: Path, *, with_defects: bool = False) -> dict[str, Any]:
     """Let false alarms that were answered at one site count at all sites of a run.
 
     Their patches become rows of the site's memory, and all memories are merged again with the
-    defence of the training, as after one more round. Thresholds stay. Returns the number of rows
-    that joined, by site. Raises `ConfigError` where there is nothing to share, and for a run to
-    whose memories no rows can be added.
+    defence of the training, as after one more round. Thresholds stay. with_defects: confirmed
+    defects raise scores at all sites, too, but at none where their patches lie among the site's own
+    normal rows. Returns the number of patches that count at all sites now, by site. Raises
+    `ConfigError` where there is nothing to share, where the defence refuses all of it, and for a
+    run to whose memories no rows can be added.
     """
     with only_one(run_folder):
         run, config = TrainedRun.load(run_folder), read_config(run_folder)
         check_growing(config, run_folder)
         check_origin(run, run_folder)
-        run, rows = shared(run, config)
+        run, done = shared(run, config, with_defects=with_defects)
         run.save(run_folder)
-    return {"run": str(run_folder), "rows": rows, "memory_rows": len(run.memory)}
+    return {
+        "run": str(run_folder),
+        "rows": done.normals,
+        "defects": done.defects,
+        "refused": done.refused,
+        "memory_rows": len(run.memory),
+    }
 
 
 def _row(site: str, given: AnswerValues) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def _cells(region: Box, size: tuple[int, int], grid: tuple[int, ...]) -> npt.NDA
     x, y, width, height = region
     if width < 1 or height < 1 or x < 0 or y < 0 or x + width > size[1] or y + height > size[0]:
         raise ConfigError(
-            f"--region {x},{y},{width},{height} does not lie in an image of {size[1]} x {size[0]} "
+            f"region {x},{y},{width},{height} does not lie in an image of {size[1]} x {size[0]} "
             "pixels; give x, y, width, height"
         )
     cells = np.zeros(grid, np.bool_)

@@ -98,11 +98,11 @@ def forget(
     """
     if (key is None) != no_receipt:
         raise ConfigError(
-            "give either --key (key=), which signs a receipt of what leaves, or --no-receipt "
-            "(no_receipt=True)"
+            "forget needs a private key, which signs a receipt of what leaves, or the word that "
+            "none is wanted (no receipt)"
         )
     if no_receipt and receipt is not None:
-        raise ConfigError("--receipt (receipt=) needs --key (key=), which signs it")
+        raise ConfigError("a receipt needs the private key that signs it")
     with only_one(run_folder):
         signing = None if key is None else read_private_key(key)
         if (done := _finished(run_folder, site, receipt)) is not None:
@@ -200,9 +200,11 @@ def _without(run: TrainedRun, config: TrainConfig, name: str, image: str | None)
     bank = sites[name].bank
     rows = _of_image(bank, name, image)
     answers = tuple(a for a in sites[name].answers if a.values.image != image)
-    if len(answers) < len(sites[name].answers) and not rows.any():  # it was answered only
+    gone = [a for a in sites[name].answers if a.values.image == image]
+    if gone and not rows.any():  # it was answered only
         sites[name] = replace(sites[name], answers=answers)
-        return replace(run, sites=sites)
+        left = replace(run, sites=sites)
+        return merge_again(left, config) if any(a.values.shared for a in gone) else left
     if not rows.any():
         raise ConfigError(
             f"no row of {name}'s memory is of image {image}: it did not train the run, or other "

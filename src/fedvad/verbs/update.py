@@ -24,9 +24,9 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank, concatenate
+from fedvad.memory.negatives import more_like
 from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.data import load_sites
-from fedvad.runs.feedback import never_normal
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.opening import open_memory_run
 from fedvad.runs.plan import site_seed, split_held_out
@@ -200,6 +200,7 @@ def _grown(
     first, dim = last_round(run) + 1, run.memory.dim
     order = [*sorted(run.sites), *sorted(set(images) - set(run.sites))]
     members, news = {}, {}
+    defects = {name: run.defects_at(name) for name in images if name in run.sites}
     for name, features in images.items():
         seed = site_seed(config.seed, order.index(name))
         members[name] = MemorySite(features, config.memory(dim), seed=seed, rounds=config.rounds)
@@ -212,7 +213,7 @@ def _grown(
             new = member.update(round_, grown.memory)
             if name in run.sites:
                 known = concatenate([run.memory, run.sites[name].bank])
-                new = new.take(~never_normal(new.vectors, known.vectors, run.sites[name]))
+                new = new.take(~more_like(defects[name], known.vectors, new.vectors))
             if new.origin is not None:  # else there was no news
                 news[name] = concatenate([news[name], new])
         sites = {n: _joined(run, n, member, news[n]) for n, member in members.items()}
@@ -254,7 +255,7 @@ def _alarms(
     shared = run.detector(None, extractor)
     for name, features in held_out.items():
         model, limit = run.sites.get(name), run.threshold(name)
-        same = model is None or (run.reference == "global" and not model.answers)
+        same = model is None or (run.reference == "global" and run.same_for_all(name))
         detector = shared if same else run.detector(name, extractor)
         scores = detector.score(features.paths, stage).image
         found[name] = None if limit is None else int((scores > limit.value).sum())
@@ -277,7 +278,7 @@ def _scores(
     for name, features in held_out.items():
         model = run.sites[name]
         for reference in references:
-            same = reference == "global" and not model.answers
+            same = reference == "global" and run.same_for_all(name)
             own = held_out_scores(
                 features,
                 shared if same else run.detector(name, extractor, reference).scorer,

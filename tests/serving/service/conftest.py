@@ -74,11 +74,11 @@ def serve(predictor: Predictor) -> Iterator[Serve]:
 
         def start(
             scorer: Any = predictor, samples: Any = (), sites: Any = None, answers: Any = None,
-            runs: Any = (), **settings: Any,
+            runs: Any = (), lines: Any = None, **settings: Any,
         ) -> str:  # fmt: skip
             app = create_app(
                 scorer, ServiceSettings(**settings), samples=samples, name="run 1", sites=sites,
-                answers=answers, runs=runs,
+                answers=answers, runs=runs, lines=lines,
             )  # fmt: skip
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             server = make_server(app)

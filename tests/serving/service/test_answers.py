@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 import fedvad
 from fedvad.data.locks import only_one
+from fedvad.errors import ArtefactError
 from fedvad.serving.service.answers import Answers
 from fedvad.serving.service.app import create_app
 from fedvad.serving.service.overview import sites_of
@@ -119,3 +120,32 @@ def test_answers_are_refused_unless_the_service_allows_them(
                    client.post("/v1/feedback/1/undo")):  # fmt: skip
         assert answer.status_code == 403
         assert "--feedback" in answer.json()["error"]["message"]
+
+
+def test_an_answer_that_is_kept_but_not_in_effect_is_no_refusal(
+    service: TestClient, odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: SitePredictors) -> None:
+        raise ArtefactError("the weights are gone")
+
+    monkeypatch.setattr(SitePredictors, "renew", broken)
+    answer = give(service, odd, "normal")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "not_in_effect")
+    assert "answer 1 is kept" in answer.json()["error"]["message"]
+    assert len(fedvad.list_feedback(tmp_path / "run")) == 1
+    assert service.post("/v1/feedback/1/undo").status_code == 500
+    assert fedvad.list_feedback(tmp_path / "run")[0]["undone"]
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [({}, "site is missing"), ({"site": "birch", "region": "0,0,99,99"}, "region 0,0,99,99 does")],
+)
+def test_refusals_name_the_field_of_the_request(
+    service: TestClient, odd: Path, params: dict[str, str], field: str
+) -> None:
+    sent = upload(odd.read_bytes())
+    answer = service.post("/v1/feedback", params={"verdict": "normal", **params}, files=sent)
+    message = answer.json()["error"]["message"]
+    assert field in message
+    assert "--" not in message

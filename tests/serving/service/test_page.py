@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("playwright")
@@ -12,13 +13,18 @@ pytest.importorskip("playwright")
 from playwright.sync_api import Page, expect
 
 from fedvad.evaluation.thresholds import Threshold
+from fedvad.report.overlay import save_png
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.answers import Answers
 from fedvad.serving.service.samples import load_samples
 from fedvad.serving.service.sites import SitePredictors
+from fedvad.serving.watch.lines import Lines
+from fedvad.serving.watch.state import Settings
 from tests.browser import Open, needs_chromium
 from tests.serving.service.conftest import Run, Serve
 from tests.serving.service.support import Stub
+from tests.serving.watch.test_lines import log
+from tests.serving.watch.test_lines import rows as watched
 
 TOKEN = "correct-horse-battery"
 
@@ -288,6 +294,33 @@ def test_a_false_alarm_is_answered_seen_gone_and_undone(
     expect(shown.locator("#figures")).to_have_text(before)
     expect(reported).to_contain_text(["undone"])
     expect(counted).to_have_text("0")
+
+
+def test_a_watch_shows_its_week_and_what_changed_with_a_picture(
+    serve: Serve, page: Open, tmp_path: Path
+) -> None:
+    folder = tmp_path / "line 3"
+    folder.mkdir()
+    settings = Settings(
+        id="w", source="/line", site="alder", limit=2.0, scores=(1.0,) * 40, normals=None,
+        alpha=0.01, most_stopped=0.1,
+    )  # fmt: skip
+    settings.write(folder)
+    log(folder, watched(1, 30))
+    shown = page(serve(lines=Lines([folder])))
+    part = shown.locator("#lines")
+    expect(part.locator("h3")).to_have_text("line 3, site alder")
+    expect(part).to_contain_text("No change in 30 images. Light, focus and position are compared")
+    days = part.locator("tbody tr")
+    expect(days).to_have_text(["2026-03-011100.0 %0", "2026-03-021900.0 %0"])
+    expect(part.locator("img")).to_have_count(0)
+    log(folder, watched(31, 12, score=3.0, anomalous=True))
+    save_png(folder / "changed.png", np.zeros((20, 60, 3), np.uint8))
+    shown.reload()
+    expect(part.locator("p.bad")).to_contain_text("Changed since 2026-03-0")
+    expect(part.locator("p.bad")).to_contain_text("product (stopped")
+    picture = part.get_by_alt_text("Images before and now.")
+    expect(picture).to_have_js_property("naturalWidth", 60)
 
 
 def test_a_rectangle_says_which_part_is_a_defect(

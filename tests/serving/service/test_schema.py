@@ -26,6 +26,8 @@ ROUTES = {
     "/v1/samples": "GET",
     "/v1/samples/{number}": "GET",
     "/v1/sites": "GET",
+    "/v1/lines": "GET",
+    "/v1/lines/{number}/changed": "GET",
     "/v1/feedback": "POST",
     "/v1/feedback/{number}/undo": "POST",
 }

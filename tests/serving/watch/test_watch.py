@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter
 import fedvad
 from fedvad.errors import ArtefactError, ConfigError, DataError, FedvadError
 from fedvad.serving.watch.log import WatchLog, read_log
+from fedvad.serving.watch.seen import Seen
 from fedvad.serving.watch.sources import FolderSource
 from tests.helpers import run_main
 
@@ -46,12 +47,46 @@ def test_rows_are_those_of_predict_and_nothing_is_scored_twice(
     with (out / "results.csv").open() as table:
         cells = list(csv.DictReader(table))
     assert [float(row["score"]) for row in cells] == [row["score"] for row in rows]
+    assert {row["changed"] for row in cells} == {""}
     assert len(list((out / "pictures").glob("*.png"))) == 4
     assert list(fedvad.watch(trained[0], line, out=out, **ONCE)) == []
     # a file that is written again is another image
     shutil.copy(line / "000.png", line / "cut.png")
     (again,) = fedvad.watch(trained[0], line, out=out, **ONCE)
     assert (again["number"], again["score"]) == (5, rows[0]["score"])
+
+
+def test_a_renamed_file_is_the_same_image_also_after_a_restart(
+    trained: Trained, line: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert len(list(fedvad.watch(trained[0], line, out=out, **ONCE))) == 4
+    (line / "000.png").rename(line / "renamed.png")
+    assert list(fedvad.watch(trained[0], line, out=out, **ONCE)) == []
+    copy = line / "copy.png"
+    shutil.copy2(line / "001.png", copy)  # with its time, but another file
+    rows = list(fedvad.watch(trained[0], line, out=out, **ONCE))
+    assert [row["path"] for row in rows] == [str(copy)]
+
+
+def test_rows_that_nobody_asks_for_leave_the_folder_free(
+    trained: Trained, line: Path, tmp_path: Path
+) -> None:
+    rows = fedvad.watch(trained[0], line, out=tmp_path / "out", **ONCE)
+    with pytest.raises(ConfigError, match="in use"):
+        fedvad.watch(trained[0], line, out=tmp_path / "out", **ONCE)
+    del rows
+    assert len(list(fedvad.watch(trained[0], line, out=tmp_path / "out", **ONCE))) == 4
+
+
+def test_eight_bytes_of_each_image_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedvad.serving.watch.seen._RECENT", 10)
+    seen = Seen()
+    for number in range(0, 105, 2):
+        seen.add((f"{number}.png", number, 0))
+    found = [(f"{number}.png", number, 0) in seen for number in range(105)]
+    assert found == [number % 2 == 0 for number in range(105)]
+    assert seen._sorted.nbytes == 50 * 8
 
 
 def test_an_unreadable_image_is_a_row_and_the_watch_goes_on(

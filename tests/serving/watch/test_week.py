@@ -78,6 +78,7 @@ def test_a_page_as_pdf_and_as_html(line: Path, tmp_path: Path) -> None:
     page = tmp_path / "week.html"
     fedvad.week(line, page, until=date(2026, 3, 2))
     text = page.read_text()
+    assert ">What changed</text>" in text  # selectable, in the page itself
     assert "alder, 2026-02-24 to 2026-03-02" in text
     assert "120 images came, 12 were stopped (10.0%), 4 could not be read." in text
 
@@ -91,6 +92,7 @@ def test_the_command_and_its_mistakes(
     assert json.loads(capsys.readouterr().out)["images"] == 120
     assert run_main(monkeypatch, *words) == 0
     assert "210 images, 21 stopped, 7 unreadable" in capsys.readouterr().out
+    assert ", score 3.4</text>" in out.read_text()
     with pytest.raises(ConfigError, match="must end in"):
         fedvad.week(line, tmp_path / "week.png")
     with pytest.raises(ArtefactError, match=r"fedvad watch --out"):

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.detectors.base import NormalFeatures
+from fedvad.detectors.memory.answered import AnsweredPatches
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.metric_loss import MetricLossConfig, TrainingLog, train_generator
 from fedvad.detectors.scoring import ScoringConfig
@@ -103,8 +104,9 @@ class MemorySite:
 
     bank: the rows this site has contributed so far. generator: this site's own. rounds: how many
     are expected; their samples are drawn in as few passes as `candidate_bytes` allows. answered:
-    patches of images that people called normal, by digest; with update `grow` the next rounds send
-    those that the bank does not hold, before any others.
+    what people said of images; with update `grow` the next rounds send the patches of normal ones
+    that the bank does not hold before any others, and none that is more like a defect. reserved:
+    rows of a round whose place something else takes.
     """
 
     def __init__(
@@ -120,7 +122,8 @@ class MemorySite:
         self.generator = Generator.identity(dim)
         self.bank = MemoryBank.empty(dim)
         self.training: list[TrainingLog] = []
-        self.answered: Mapping[str, FloatArray] = {}
+        self.answered = AnsweredPatches()
+        self.reserved = 0
         self._ahead: dict[int, CandidateSampler] = {}
         self._images = np.zeros(0, np.int64)
 
@@ -262,10 +265,14 @@ class MemorySite:
         )
 
     def _grow(self, patches: FloatArray, known: MemoryBank | None, round_: int) -> MemoryBank:
-        answered = self._answered(round_)
+        most = self.config.rows - self.reserved
+        defective = self.answered.like_defects(patches, self.bank, known)
+        if defective.any() and not defective.all():
+            patches, self._images = patches[~defective], self._images[~defective]
+        answered = self.answered.rows(self.bank, self.features.where, round_, most)
         if len(answered):
             known = answered if known is None else concatenate([known, answered])
-        room = self.config.rows - len(answered)
+        room = most - len(answered)
         new = self._reduce(patches, round_, known, room) if room else MemoryBank.empty(self.dim)
         new = concatenate([answered, new]) if len(answered) else new
         if len(new) == 0 and len(self.bank):  # a sign of life, which weighs one patch
@@ -275,20 +282,6 @@ class MemorySite:
         new = self._scaled(new)
         self.bank = self._scaled(concatenate([self.bank, new]))
         return new
-
-    def _answered(self, round_: int) -> MemoryBank:
-        """Patches that people called normal and the bank lacks, no more than a round sends."""
-        held = {row.tobytes() for row in self.bank.vectors}
-        new = [
-            (row, Source(self.features.where, round_, digest))
-            for digest, rows in sorted(self.answered.items())
-            for row in rows.astype(np.float32)
-            if row.tobytes() not in held
-        ][: self.config.rows]
-        if not new:
-            return MemoryBank.empty(self.dim)
-        origin = Origin.of([source for _, source in new], np.arange(len(new)))
-        return replace(MemoryBank.of_patches(np.stack([row for row, _ in new])), origin=origin)
 
     def _replace(self, bank: MemoryBank, round_: int) -> MemoryBank:
         # rows of this way to update are averages, or were moved: of no one image

@@ -31,7 +31,7 @@ class TrainConfig:
     one is 0.999. drop: factor of the learning rate after 80 % of the steps, and again after 90 %.
     decay: `cosine` lets the rate fall to a hundredth along half a cosine. whole: steps over which
     it falls, of which `begun` are over, for a training that is one of several in a row (None: those
-    of this training).
+    of this training). A training that begins after them has a half cosine of its own.
     mixed_precision: convolutions of the steps (not of the validation) in bfloat16, weights, norms
     and losses in float32; quicker where the processor multiplies bfloat16 in hardware.
     """
@@ -80,7 +80,10 @@ class TrainConfig:
             rate *= self.drop ** sum(step > share * self.steps for share in _DROPS)
         whole = self.whole or self.steps
         if self.decay == "cosine" and whole is not None:
-            share = min(1.0, (self.begun + step - 1) / whole)
+            begun = self.begun
+            if self.steps is not None and begun >= whole:  # a round more than were planned
+                begun, whole = 0, self.steps
+            share = min(1.0, (begun + step - 1) / whole)
             rate *= _LEAST + (1 - _LEAST) * 0.5 * (1 + math.cos(math.pi * share))
         return rate
 

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.errors import ConfigError, PayloadError
-from fedvad.federation.payload import Payload, bank_from
+from fedvad.federation.payload import Payload, bank_from, negatives_from
 from fedvad.memory.bank import FloatArray
 
-__all__ = ["Limits", "check_upload"]
+__all__ = ["Limits", "check_upload", "most_defects"]
 
 # of a message besides its arrays: manifest, names and shapes
 _HEADER_BYTES = 1 << 16
@@ -21,7 +21,8 @@ _HEADER_BYTES = 1 << 16
 class Limits:
     """What the server expects of one upload; None sets no limit.
 
-    rows: per upload, so a site's memory after t rounds holds t times as many at most.
+    rows: per upload, so a site's memory after t rounds holds t times as many at most; half as many
+    patches of defects may come along.
     patches_per_image: cells of the patch grid; a site weighs no more than its images have.
     upload_bytes: of the arrays of one upload; `max_bytes` is what to refuse before parsing.
 
@@ -44,6 +45,11 @@ class Limits:
         return 1 << 30 if self.upload_bytes is None else self.upload_bytes + _HEADER_BYTES
 
 
+def most_defects(rows: int) -> int:
+    """How many patches of defects may come with as many rows as this."""
+    return max(1, rows // 2)
+
+
 def check_upload(payload: Payload, before: Payload | None, limits: Limits) -> None:
     """Refuse an upload that claims more than it can have, or repeats what its site sent before.
 
@@ -53,6 +59,12 @@ def check_upload(payload: Payload, before: Payload | None, limits: Limits) -> No
     manifest = payload.manifest
     site, rows = manifest.site, bank_from(payload)
     if limits.rows is not None:
+        defects = negatives_from(payload)
+        if defects is not None and len(defects) > most_defects(limits.rows):
+            raise PayloadError(
+                f"site {site} sent {len(defects)} patches of defects, the limit is "
+                f"{most_defects(limits.rows)}"
+            )
         if len(rows) > limits.rows:
             raise PayloadError(
                 f"site {site} sent {len(rows)} rows, the limit is {limits.rows} per round"

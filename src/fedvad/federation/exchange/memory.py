@@ -12,11 +12,19 @@ import numpy.typing as npt
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import MemorySite
 from fedvad.errors import FederationError, MemoryBankError, PayloadError
-from fedvad.federation.codecs import Precision, downlink_precision
+from fedvad.federation.codecs import Precision, downlink_precision, row_bytes
 from fedvad.federation.defence.robust import RobustConfig, Verdict, defend
-from fedvad.federation.defence.validation import Limits, check_upload
+from fedvad.federation.defence.validation import Limits, check_upload, most_defects
 from fedvad.federation.exchange.base import check_answer, check_incoming, merged_manifest
-from fedvad.federation.payload import WITH_ORIGIN, Manifest, Payload, bank_arrays, bank_from
+from fedvad.federation.payload import (
+    WITH_ORIGIN,
+    Manifest,
+    Payload,
+    bank_arrays,
+    bank_from,
+    negatives_from,
+    with_negatives,
+)
 from fedvad.memory.bank import LazyBanks, MemoryBank, concatenate, joined_origin
 from fedvad.memory.distances import nearest
 from fedvad.memory.merge import MergeMode, coverage, merged_parts, sampled_rows
@@ -41,6 +49,9 @@ def kind_of(upload: Payload) -> tuple[str, int, int]:
 
 class MemoryExchange:
     """Memories up, merged memory down; all sites weigh as many patches as they have.
+
+    Sites may send patches of confirmed defects along, each time all that are to count. They go to
+    all sites, unless the defence leaves their site out.
 
     merge_mode, size, temper: see `merge_banks`. precision: the codec of vectors on the wire.
     limits: what an upload may claim. defence: how much the merge distrusts the sites (None: not at
@@ -82,6 +93,11 @@ class MemoryExchange:
                 raise FederationError(
                     f"expected a global memory of {self.dim} values per row, got one of {known.dim}"
                 )
+        # a patch of a defect takes the place of as many rows as it has bytes
+        place = -(-row_bytes("int8", self.dim) // row_bytes(self.precision, self.dim))
+        most = most_defects(state.config.rows) // place
+        defects = state.answered.sent_defects(most, state.features.where, self.dim)
+        state.reserved = place * len(defects)
         rows = state.update(round_, known if known is not None and len(known) else None)
         manifest = Manifest(
             kind="upload",
@@ -93,20 +109,26 @@ class MemoryExchange:
             n_images=len(state.features),
             n_patches=state.n_patches,
         )
-        return Payload(manifest, bank_arrays(rows, self.precision))
+        sent = Payload(manifest, bank_arrays(rows, self.precision))
+        return with_negatives(sent, MemoryBank.of_patches(defects), "int8")
 
     def accept(self, payload: Payload) -> None:
         """See `Exchange.accept`: refuses other features, generators, lengths, stale rounds."""
         before = self._sites.get(payload.manifest.site)
         start = Generator.identity(self.dim).hash()
         manifest = check_answer(payload, before, self.features, start)
-        bank = bank_from(payload)
-        if bank.origin is not None:
-            raise PayloadError(f"site {manifest.site} says whose its rows are: they are its own")
-        if bank.dim != self.dim or len(bank) == 0:
-            raise PayloadError(f"site {manifest.site} sent {len(bank)} rows of {bank.dim} values")
-        if np.abs(bank.vectors).max() > _LARGEST or bank.spread.max() > _LARGEST:
-            raise PayloadError(f"site {manifest.site} sent values beyond the range of float16")
+        bank, negatives = bank_from(payload), negatives_from(payload)
+        for part in (bank,) if negatives is None else (bank, negatives):
+            if part.origin is not None:
+                raise PayloadError(
+                    f"site {manifest.site} says whose its rows are: they are its own"
+                )
+            if part.dim != self.dim or len(part) == 0:
+                raise PayloadError(
+                    f"site {manifest.site} sent {len(part)} rows of {part.dim} values"
+                )
+            if np.abs(part.vectors).max() > _LARGEST or part.spread.max() > _LARGEST:
+                raise PayloadError(f"site {manifest.site} sent values beyond the range of float16")
         check_upload(payload, before, self.limits)
         source = Source(manifest.site, manifest.round)
         bank = replace(bank, origin=Origin.of([source], np.zeros(len(bank), np.int64)))
@@ -125,6 +147,9 @@ class MemoryExchange:
         coded = coded | {"weights": bank.weights.astype(np.float32)}
         stored = _with_origin(manifest, coded, bank.origin)
         bank_from(stored)  # weights too far apart for float32 must not stop a later merge
+        if negatives is not None:
+            whose = Origin.of([source], np.zeros(len(negatives), np.int64))
+            stored = with_negatives(stored, replace(negatives, origin=whose), "float32")
         self._sites[manifest.site] = stored
 
     def merge(self, round_: int, without: Collection[str] = ()) -> Payload:
@@ -150,7 +175,10 @@ class MemoryExchange:
             merged = next(iter(parts))
             covered = coverage(sampled_rows(banks, _COVERAGE_ROWS, 0), merged.vectors)
         manifest = merged_manifest(round_, sites.values(), coverage=covered)
-        return _joined(manifest, parts, downlink_precision(self.precision))
+        sent = _joined(manifest, parts, downlink_precision(self.precision))
+        every = [negatives_from(sites[name]) for name in sorted(sites) if name in banks]
+        found = [negatives for negatives in every if negatives is not None]
+        return with_negatives(sent, concatenate(found), "float16") if found else sent
 
     @property
     def kind(self) -> tuple[str, ...]:

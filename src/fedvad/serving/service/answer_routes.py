@@ -39,7 +39,7 @@ def answer_routes(
         return answers
 
     @router.post("/v1/feedback", openapi_extra=body, responses=described(400, 401, 403, 408, 409,
-                 413, 415, 422, 429, 503, 504))  # fmt: skip
+                 413, 415, 422, 429, 500, 503, 504))  # fmt: skip
     async def give(
         request: Request,
         verdict: Annotated[Verdict, Query(description="What the image shows.")],
@@ -68,7 +68,7 @@ def answer_routes(
         found: list[Answered] = await run_in_threadpool(allowed().all)
         return found
 
-    @router.post("/v1/feedback/{number}/undo", responses=described(401, 403, 409, 422))
+    @router.post("/v1/feedback/{number}/undo", responses=described(401, 403, 409, 422, 500))
     async def undo(number: int) -> Answered:
         """Let an answer count no longer."""
         row: Answered = await run_in_threadpool(allowed().undo, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,8 @@ from fedvad.serving.service.sites import SitePredictors
 from fedvad.verbs.feedback import feedback, list_feedback, undo_feedback
 
 __all__ = ["Answers", "read_region"]
+
+log = logging.getLogger(__name__)
 
 _LONGEST_NAME = 200
 
@@ -39,7 +42,9 @@ class Answers:
     def add(
         self, upload: UploadFile, verdict: Verdict, site: str | None, region: Box | None
     ) -> Answered:
-        """Keep an answer; raises `Refusal`: 409 while another process changes the run, else 422."""
+        """Keep an answer; raises `Refusal`: 409 while another process changes the run, 500 where
+        the answer is kept but not in effect, else 422.
+        """
         name = printable(upload.filename or "image")[:_LONGEST_NAME]
         predictor = self._sites.get(site)
         content = upload.file.read()
@@ -54,9 +59,9 @@ class Answers:
                     self._run, path, verdict, site=predictor.site, region=region, file_name=name,
                     **self._ways,
                 )  # fmt: skip
-                self._sites.renew()
             except FedvadError as error:
                 raise _refusal(error) from error
+            self._renew(int(row["number"]))
         return _answered(row)
 
     def all(self) -> list[Answered]:
@@ -68,10 +73,23 @@ class Answers:
         with self._lock:
             try:
                 row = undo_feedback(self._run, number)
-                self._sites.renew()
             except FedvadError as error:
                 raise _refusal(error) from error
+            self._renew(number)
         return _answered(row)
+
+    def _renew(self, number: int) -> None:
+        """Score with the answer from now on; raises `Refusal` 500 where that fails."""
+        try:
+            self._sites.renew()
+        except FedvadError as error:
+            log.error("the run cannot be loaded after answer %d: %s", number, error)
+            raise Refusal(
+                500, "not_in_effect",
+                f"answer {number} is kept in the run, but this service could not load the run "
+                "again and scores as before; its log says why: restart it, and do not send the "
+                "answer once more",
+            ) from error  # fmt: skip
 
 
 def read_region(text: str | None) -> Box | None:

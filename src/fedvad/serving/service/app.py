@@ -47,6 +47,8 @@ from fedvad.serving.service.results import score_files
 from fedvad.serving.service.samples import Sample
 from fedvad.serving.service.settings import ServiceSettings
 from fedvad.serving.service.sites import SitePredictors
+from fedvad.serving.service.watch_routes import watch_routes
+from fedvad.serving.watch.lines import Lines
 
 __all__ = ["create_app"]
 
@@ -100,13 +102,14 @@ def create_app(
     name: str = "",
     answers: Answers | None = None,
     runs: Sequence[Path] = (),
+    lines: Lines | None = None,
 ) -> FastAPI:
     """The service over a predictor, which it warms up at its start and leaves open at its end.
 
     `sites` are offered in addition. `samples` are shown on the page, under the same token as
     everything else. `answers` takes what people say of images; None refuses it. `runs`:
-    folders whose sites are shown side by side. Every refusal is a `Problem`; a file that cannot be
-    read is a result with an error, not a refusal.
+    folders whose sites are shown side by side. `lines`: watches that are shown. Every refusal is a
+    `Problem`; a file that cannot be read is a result with an error, not a refusal.
     """
     settings = settings or ServiceSettings()
     sites = sites or SitePredictors(predictor)
@@ -208,6 +211,8 @@ def create_app(
         )
 
     app.include_router(answer_routes(answers, sites, intake, queue, _BODY, guarded))
+
+    app.include_router(watch_routes(lines or Lines(), guarded))
 
     @app.get("/v1/sites", responses=described(401, 422), **guarded)
     async def list_sites() -> list[SiteInfo]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -156,6 +157,33 @@ class SiteInfo(BaseModel):
     n_images: int
     image_auroc: float | None
     answers: int
+
+
+class DayInfo(BaseModel):
+    """Images of a day that a watch scored."""
+
+    day: date
+    images: int
+    stopped: int
+    unreadable: int
+
+
+class LineInfo(BaseModel):
+    """A watch: its last seven days, and what changed since it began.
+
+    changed: of light, focus, colour, position and product; says: the same with its figures.
+    missing: images until pictures are compared. picture: whether /v1/lines/{id}/changed has one.
+    """
+
+    id: int
+    name: str
+    site: str | None
+    days: list[DayInfo]
+    changed: list[str]
+    since: str | None
+    says: str
+    missing: int
+    picture: bool
 
 
 class SampleInfo(BaseModel):

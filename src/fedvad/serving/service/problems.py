@@ -25,6 +25,7 @@ _REFUSALS = {
     415: "Not multipart/form-data",
     422: "No file, a wrong or an unknown parameter or field",
     429: "Too many requests at once; see Retry-After",
+    500: "The answer is kept, but not in effect until the service is started again",
     503: "No worker was free in time; see Retry-After",
     504: "The images took too long",
 }

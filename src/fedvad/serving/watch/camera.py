@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from fedvad.data.outputs import real
 from fedvad.errors import ConfigError, DataError
-from fedvad.serving.watch.sources import Arrived, Key
+from fedvad.serving.watch.seen import Key
+from fedvad.serving.watch.sources import Arrived
 
 __all__ = ["CameraSource", "VideoSource", "plain_name"]
 

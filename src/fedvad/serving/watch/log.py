@@ -15,10 +15,22 @@ from fedvad.data.sealed import parse_json
 from fedvad.errors import ArtefactError, StorageError
 from fedvad.report.tables import neutral_cell
 
-__all__ = ["LOG_FILE", "TABLE_FILE", "WatchLog", "read_log"]
+__all__ = ["LOG_FILE", "TABLE_FILE", "WatchLog", "follow_log", "read_log", "shown"]
 
 LOG_FILE, TABLE_FILE = "results.jsonl", "results.csv"
-_COLUMNS = ("number", "time", "path", "site", "score", "threshold", "anomalous", "reason", "error")
+_INNER = ("thumbnail", "looks", "file")
+_COLUMNS = (
+    "number",
+    "time",
+    "path",
+    "site",
+    "score",
+    "threshold",
+    "anomalous",
+    "reason",
+    "error",
+    "changed",
+)
 
 
 class WatchLog:
@@ -72,10 +84,21 @@ def read_log(folder: Path) -> Iterator[dict[str, Any]]:
 
     Raises `ArtefactError` for a folder without a log, or a damaged line.
     """
-    path = folder / LOG_FILE
+    return (row for row, _ in follow_log(folder))
+
+
+def follow_log(
+    folder: Path, after: tuple[int, int] = (0, 0)
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows after `after`, a number of bytes and of rows, each with the bytes up to its end.
+
+    Otherwise as `read_log`.
+    """
+    path, (end, known) = folder / LOG_FILE, after
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            file.seek(end)
+            for number, line in enumerate(file, start=known + 1):
                 if not line.endswith(b"\n"):
                     return
                 try:
@@ -87,11 +110,17 @@ def read_log(folder: Path) -> Iterator[dict[str, Any]]:
                         f"line {number} of {path} is damaged ({error}): restore the file from a "
                         "copy, or watch into another folder"
                     ) from error
-                yield row
+                end += len(line)
+                yield row, end
     except FileNotFoundError as error:
         raise ArtefactError(
             f"{folder} holds no {LOG_FILE}: give the folder that `fedvad watch --out` wrote"
         ) from error
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what only the watch itself has a use for."""
+    return {key: value for key, value in row.items() if key not in _INNER}
 
 
 def _whole(file: IO[bytes]) -> int:
@@ -108,7 +137,9 @@ def _whole(file: IO[bytes]) -> int:
 
 
 def _cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    return ({column: neutral_cell(row.get(column)) for column in _COLUMNS} for row in rows)
+    for row in rows:
+        cells = {**row, "changed": " and ".join(row.get("changed", ()))}
+        yield {column: neutral_cell(cells.get(column)) for column in _COLUMNS}
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> bytes:

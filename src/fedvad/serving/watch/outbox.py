@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedvad.data.files import write_atomically
 from fedvad.errors import ArtefactError
-from fedvad.serving.watch.log import LOG_FILE
+from fedvad.serving.watch.log import LOG_FILE, shown
 
 __all__ = ["Deliver", "Outbox"]
 
@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 
 Deliver = Callable[[bytes, str], None]  # a row as JSON, and its name; raises until it is taken
 _SLOWEST = 60.0
-_INNER = ("thumbnail", "looks")  # of no use to others
 
 
 class Outbox:
@@ -76,7 +75,7 @@ class Outbox:
             with self._log.open("rb") as file:
                 file.seek(self._at)
                 line = file.readline()
-            row = {key: value for key, value in json.loads(line).items() if key not in _INNER}
+            row = shown(json.loads(line))
             name = f"{self._watch}-{row['number']}"
             try:
                 self._deliver(json.dumps(row | {"watch": self._watch}).encode("ascii"), name)

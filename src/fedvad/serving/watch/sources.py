@@ -7,7 +7,8 @@ import os
 import stat
 import time
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import file_digest
 from pathlib import Path
 from typing import Protocol
 
@@ -19,12 +20,11 @@ from fedvad.data.listing import folder_reason, is_image
 from fedvad.data.masks import is_mask_folder
 from fedvad.data.outputs import is_own_png, real
 from fedvad.errors import DataError
+from fedvad.serving.watch.seen import Key
 
-__all__ = ["Arrived", "FolderSource", "Key", "Source"]
+__all__ = ["Arrived", "FolderSource", "Source", "renamed"]
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +32,15 @@ class Arrived:
     """An image that can be scored.
 
     name: in the log. size, modified: of its file, in bytes and nanoseconds; 0 without a file.
-    image: its path, or pixels (H, W, 3) in RGB.
+    image: its path, or pixels (H, W, 3) in RGB. file: what stays when the file is renamed, "" where
+    there is none.
     """
 
     name: str
     size: int
     modified: int
     image: Path | npt.NDArray[np.uint8]
+    file: str = ""
 
     @property
     def key(self) -> Key:
@@ -74,8 +76,8 @@ class FolderSource:
     """Images at any depth below a folder, as `predict` finds them.
 
     A file is ready when its size and time have stayed the same for `settle` seconds. One that is
-    written again under its name is another image. With `once` it ends when all that is there is
-    done.
+    written again under its name is another image; one that is renamed is not. With `once` it ends
+    when all that is there is done.
     """
 
     def __init__(self, folder: Path, *, settle: float, once: bool = False) -> None:
@@ -112,6 +114,7 @@ class FolderSource:
             else:
                 images = [Arrived(str(image), *stamp, image) for image in frames_of(path)]
                 new = [image for image in images if image.key not in done]
+                new = self._unknown(path, new, done) if new else []
                 found += new
                 if new:
                     seen[path] = (stamp, since)  # until its rows are in the log
@@ -119,6 +122,18 @@ class FolderSource:
             ready[path] = stamp
         self._seen, self._ready = seen, ready
         return found
+
+    def _unknown(self, path: Path, new: list[Arrived], done: Container[Key]) -> list[Arrived]:
+        """Those that were not scored when the file had another name."""
+        try:
+            file = _file_of(path)
+        except OSError:  # gone, or not to be read: its row says so
+            return new
+        marked = [replace(one, file=file + one.name.removeprefix(str(path))) for one in new]
+        unknown = [one for one in marked if renamed(one.size, one.modified, one.file) not in done]
+        if len(unknown) < len(new):
+            log.info("%s was scored under another name: it is not scored again", path)
+        return unknown
 
     def still(self, arrived: Arrived) -> bool:
         """See `Source`: whether the file is as it was when it was found."""
@@ -163,6 +178,22 @@ class FolderSource:
         if said not in self._said:
             self._said.add(said)
             log.warning("%s", text)
+
+
+def renamed(size: int, modified: int, file: str) -> Key:
+    """What makes a renamed file the same image."""
+    return "", size, modified, file
+
+
+def _file_of(path: Path) -> str:
+    """Number and content of a file; raises `OSError`.
+
+    Either alone is not enough: a number is used again for another file, and two photographs may be
+    the same to the byte.
+    """
+    with path.open("rb") as opened:
+        number, digest = os.fstat(opened.fileno()).st_ino, file_digest(opened, "sha256")
+    return f"{number:x}-{digest.hexdigest()[:16]}"
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

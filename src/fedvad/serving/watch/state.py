@@ -18,9 +18,11 @@ from fedvad.data.checked import STRICT, parse_values
 from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError
 from fedvad.evaluation.change import Change, ChangeWatch, Normals
-from fedvad.serving.watch.log import read_log
+from fedvad.serving.watch.log import read_log, shown
 
 __all__ = [
+    "CHANGED_FILE",
+    "WEEK",
     "Settings",
     "change_watch",
     "drift_state",
@@ -33,7 +35,8 @@ __all__ = [
 ]
 
 _SETTINGS, _NORMALS = "watch.json", "normals.json"
-_DAYS = 7
+CHANGED_FILE = "changed.png"
+WEEK = 7  # days
 
 
 class Settings(BaseModel):
@@ -159,10 +162,8 @@ def week_rows(folder: Path, until: date | None = None) -> list[dict[str, Any]]:
         row["day"] = date.fromisoformat(row["time"][:10])
         if until is not None and row["day"] > until:
             break
-        for name in ("looks", "thumbnail", "size", "modified"):
-            row.pop(name, None)
-        kept.append(row)
+        kept.append({k: value for k, value in shown(row).items() if k not in ("size", "modified")})
         last = until or row["day"]
-        while kept and kept[0]["day"] <= last - timedelta(days=_DAYS):
+        while kept and kept[0]["day"] <= last - timedelta(WEEK):
             kept.popleft()
     return list(kept)

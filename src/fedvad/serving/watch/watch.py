@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -31,10 +32,12 @@ from fedvad.serving.watch.camera import CameraSource, VideoSource
 from fedvad.serving.watch.log import WatchLog, read_log
 from fedvad.serving.watch.outbox import Deliver, Outbox
 from fedvad.serving.watch.pictures import DayPictures, Recent
+from fedvad.serving.watch.seen import Seen
 from fedvad.serving.watch.senders import mqtt as mqtt_sender
 from fedvad.serving.watch.senders import webhook as webhook_sender
-from fedvad.serving.watch.sources import Arrived, FolderSource, Key, Source
+from fedvad.serving.watch.sources import Arrived, FolderSource, Source, renamed
 from fedvad.serving.watch.state import (
+    CHANGED_FILE,
     Settings,
     change_watch,
     holds_watch,
@@ -129,7 +132,9 @@ def watch(
         for name, deliver in deliveries:
             working.send(name, deliver)
         kept = stack.pop_all()
-    return _rows(working, kept, stop or threading.Event())
+    rows = _rows(working, kept, stop or threading.Event())
+    weakref.finalize(rows, kept.close)  # of rows that nobody asks for, too
+    return rows
 
 
 def _rows(working: _Watch, kept: ExitStack, stop: threading.Event) -> Iterator[dict[str, Any]]:
@@ -155,13 +160,15 @@ class _Watch:
         self.source = source
         self._out, self._predictor = out, predictor
         self._log = WatchLog(out)
-        self.done: set[Key] = set()
+        self.done = Seen()
         self._boxes: list[Outbox] = []
         self._pictures, self._recent = DayPictures(out), Recent(out)
         self._number = 0
         for row in read_log(out):
             self._number = row["number"]
             self.done.add((row["path"], row["size"], row["modified"]))
+            if file := row.get("file"):  # rows of earlier versions have none
+                self.done.add(renamed(row["size"], row["modified"], file))
             if row["score"] is not None:
                 self._pictures.add(row["number"], row["time"][:10], row["score"])
         self.settings = self._settled(settings, normals)
@@ -194,6 +201,8 @@ class _Watch:
                 continue
             rows.append(self._row(one, image, given))
             self.done.add(one.key)
+            if one.file:
+                self.done.add(renamed(one.size, one.modified, one.file))
         if rows:
             self._log.append(rows)
             for box in self._boxes:
@@ -216,6 +225,7 @@ class _Watch:
             "path": one.name,
             "size": one.size,
             "modified": one.modified,
+            "file": one.file,
             "site": self.settings.site,
             "score": None,
             "threshold": limit,
@@ -236,8 +246,8 @@ class _Watch:
         now = self._change.change()
         if now["changed"] != self._known:
             self._known = now["changed"]
-            self._recent.sheet(self._out / "changed.png", now["says"])
-            log.warning("%s Picture: %s", now["says"], self._out / "changed.png")
+            self._recent.sheet(self._out / CHANGED_FILE, now["says"])
+            log.warning("%s Picture: %s", now["says"], self._out / CHANGED_FILE)
         row["changed"] = self._known
         return row
 

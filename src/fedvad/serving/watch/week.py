@@ -15,7 +15,7 @@ from fedvad.data.outputs import guard_file
 from fedvad.errors import ConfigError, DataError
 from fedvad.report.week_sheet import Week, week_html, week_pdf
 from fedvad.serving.watch.pictures import picture_of
-from fedvad.serving.watch.state import drift_state, read_settings, week_rows
+from fedvad.serving.watch.state import CHANGED_FILE, drift_state, read_settings, week_rows
 
 __all__ = ["week"]
 
@@ -53,7 +53,7 @@ def week(folder: Path, out: Path, *, until: date | None = None) -> dict[str, Any
         rows=rows,
         change=drift_state(folder),
         pictures={number: picture for number, picture in pictures.items() if picture is not None},
-        changed=_picture(folder / "changed.png"),
+        changed=_picture(folder / CHANGED_FILE),
     )
     write_atomically(out, make(found))
     images, stopped, unreadable = found.counts

@@ -218,7 +218,7 @@ async function change(work) { // of the run, then the images of the session are 
     await look(entry);
     show(entry);
   }
-  for (const part of [showAnswers, showSites]) await part().catch((error) => complain(error.message));
+  for (const part of [showAnswers, showSites, showLines]) await part().catch((error) => complain(error.message));
 }
 
 async function showAnswers() {
@@ -439,17 +439,45 @@ async function showSamples() {
 async function showSites() {
   const found = await (await ask("/v1/sites")).json();
   $("overview").hidden = !found.length;
-  $("overview-rows").replaceChildren(...found.map((row) => {
-    const row = document.createElement("tr");
-    const shown = (value) => (value === null ? "–" : digits(value));
-    const cells = [row.run, row.site, shown(row.threshold), row.promised ?? "–", row.n_images, shown(row.image_auroc), row.answers];
-    row.append(...cells.map((content) => {
-      const cell = document.createElement("td");
-      cell.textContent = content;
-      return cell;
-    }));
-    return row;
-  }));
+  const shown = (value) => (value === null ? "–" : digits(value));
+  $("overview-rows").replaceChildren(...found.map((row) => element("tr", ...[
+    row.run, row.site, shown(row.threshold), row.promised ?? "–", row.n_images, shown(row.image_auroc), row.answers,
+  ].map((content) => element("td", content)))));
+}
+
+function element(name, ...content) {
+  const made = document.createElement(name);
+  made.append(...content);
+  return made;
+}
+
+async function showLines() {
+  const found = await (await ask("/v1/lines")).json();
+  $("lines").hidden = !found.length;
+  $("line-list").replaceChildren(...await Promise.all(found.map(shownLine)));
+}
+
+async function shownLine(line) {
+  const says = element("p", line.missing && !line.changed.length
+    ? `${line.says} Light, focus and position are compared after ${line.missing} more.` : line.says);
+  says.className = line.changed.length ? "bad" : "quiet";
+  const heads = ["Day", "Images", "Stopped", "Share", "Unreadable"];
+  const rows = line.days.map((one) => [
+    one.day, one.images, one.stopped, one.images ? `${(100 * one.stopped / one.images).toFixed(1)} %` : "–", one.unreadable,
+  ]);
+  const part = element("article", element("h3", line.site ? `${line.name}, site ${line.site}` : line.name), says);
+  if (line.picture) {
+    const picture = element("img");
+    picture.alt = `Images before and now. ${line.says}`;
+    picture.src = URL.createObjectURL(await (await ask(`/v1/lines/${line.id}/changed`)).blob());
+    picture.onload = () => URL.revokeObjectURL(picture.src);
+    part.append(picture);
+  }
+  part.append(element("table",
+    element("thead", element("tr", ...heads.map((head) => element("th", head)))),
+    element("tbody", ...rows.map((row) => element("tr", ...row.map((content) => element("td", content))))),
+  ));
+  return part;
 }
 
 function askForToken() {
@@ -494,7 +522,7 @@ async function start() {
   }
   mark(null);
   await showSamples().catch((error) => complain(error.message));
-  for (const part of [showAnswers, showSites]) await part().catch((error) => complain(error.message));
+  for (const part of [showAnswers, showSites, showLines]) await part().catch((error) => complain(error.message));
 }
 
 function choose() { // scores of another site's memory do not compare
@@ -546,4 +574,7 @@ $("login").addEventListener("submit", (event) => {
   $("token").value = "";
   start();
 });
+setInterval(() => {
+  if (!document.hidden && !$("lines").hidden) showLines().catch((error) => complain(error.message));
+}, 30_000);
 start();
