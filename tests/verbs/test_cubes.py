@@ -192,9 +192,7 @@ def test_signed_files_give_the_memory_of_train(
                 index=index, options=options,
             )  # fmt: skip
         merged = stick / f"global-{round_}.fedvad"
-        facts = merge_uploads(
-            uploads, keys, keys / "server.key", tmp_path / "server", merged
-        )
+        facts = merge_uploads(uploads, keys, keys / "server.key", tmp_path / "server", merged)
         assert facts["refused"] == {}
         out = tmp_path / "run" if round_ == 2 else None
         for site in FORMATS:
