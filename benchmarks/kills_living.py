@@ -132,7 +132,7 @@ def main() -> None:
                 os.kill(child, signal.SIGKILL)
                 killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
                 found = state()
-                kept = fedvad.list_feedback(run)[0]["name"] == "000.png"
+                kept = fedvad.list_feedback(run)[0]["name"].endswith("000.png")
                 _, ended = os.waitpid(_start(work), 0)
                 receipt = verb != "forget" or (run / "forgot-cedar.fedvad").exists()
                 fine = found in (before, after) and kept and state() == after and receipt

@@ -94,7 +94,7 @@ def test_more_rounds_bring_new_images_and_keep_answers(
     assert {(s.site, s.round) for s in result.memory.origin.sources} == {
         (site, round_) for site in SITES for round_ in (1, 2)
     }
-    assert [answer.values.name for answer in own.answers] == [odd.name]
+    assert [answer.values.name for answer in own.answers] == [str(odd)]
     np.testing.assert_array_equal(own.bank.vectors[:12], before.bank.vectors)
 
 
@@ -118,7 +118,7 @@ def test_a_kill_while_the_run_folder_is_replaced_loses_no_answer(
             deployment.federate()
     deployment.federate()
     run = deployment.run_of("birch")
-    assert [a.values.name for a in TrainedRun.load(run).sites["birch"].answers] == [odd.name]
+    assert [a.values.name for a in TrainedRun.load(run).sites["birch"].answers] == [str(odd)]
     assert [path.name for path in run.parent.iterdir()] == [run.name]
 
 

@@ -75,6 +75,10 @@ def forget(
     """
     from fedvad.verbs.forget import forget as run_forget
 
+    if (key is None) != no_receipt:
+        raise typer.BadParameter(
+            "give either --key, which signs a receipt of what leaves, or --no-receipt"
+        )
     with showing() as progress:
         done = run_forget(
             run, site=site, image=image, data=data, key=key, receipt=receipt,

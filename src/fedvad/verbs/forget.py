@@ -98,11 +98,10 @@ def forget(
     """
     if (key is None) != no_receipt:
         raise ConfigError(
-            "forget needs a private key, which signs a receipt of what leaves, or the word that "
-            "none is wanted (no receipt)"
+            "give either key, which signs a receipt of what leaves, or no_receipt=True"
         )
     if no_receipt and receipt is not None:
-        raise ConfigError("a receipt needs the private key that signs it")
+        raise ConfigError("receipt needs key, which signs it")
     with only_one(run_folder):
         signing = None if key is None else read_private_key(key)
         if (done := _finished(run_folder, site, receipt)) is not None:
