@@ -51,7 +51,7 @@ def read_parts(path: Path) -> bytes:
 
 
 def cube_at(path: Path, view: View, bands: int, max_pixels: int) -> NDArray[np.float32]:
-    """A cube of so many bands at the size at which it is read; raises `ImageError`."""
+    """A cube of `bands` bands at the size at which it is read; raises `ImageError`."""
     cube = read_cube(path, max_pixels=max_pixels).cube
     if cube.shape[2] != bands:
         raise ImageError(f"{path}: has {cube.shape[2]} bands, and this detector is for {bands}")

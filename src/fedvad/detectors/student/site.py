@@ -170,7 +170,7 @@ class StudentSite(Trainer):
         )
 
     def empty_like(self, capacity: int) -> TrainingSet:
-        """An empty training set for so many images of elsewhere; see `TrainingSet.beside`."""
+        """An empty training set for `capacity` images from elsewhere."""
         return self._set.empty_like(capacity)
 
     def shared(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.float32]]:

@@ -89,7 +89,7 @@ class TrainingSet:
             self._pixels = RowStore(capacity, side, np.uint8, budget=self._budget)
 
     def empty_like(self, capacity: int) -> TrainingSet:
-        """An empty set for so many other images, with the same frozen parts and engine."""
+        """An empty set for `capacity` other images, with the same frozen parts and engine."""
         other = copy.copy(self)
         other._open(capacity)
         return other

@@ -81,5 +81,5 @@ class AmplifyConfig:
             )
 
     def width(self, channels: int) -> int:
-        """Hidden width of a level with so many channels."""
+        """Hidden width of a level of this many channels."""
         return self.hidden or min(2 * channels, 1024)

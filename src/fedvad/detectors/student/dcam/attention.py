@@ -63,7 +63,7 @@ class SpatialAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """The attention of one level with so many channels; see `AttentionConfig`."""
+    """The attention of one level of this many channels; see `AttentionConfig`."""
 
     def __init__(self, channels: int, config: AttentionConfig) -> None:
         super().__init__()

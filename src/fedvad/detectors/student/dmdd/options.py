@@ -101,7 +101,7 @@ class DualConfig:
             raise ConfigError(f"head_rate must be positive, or none at all, not {self.head_rate}")
 
     def head_start(self, steps: int | None) -> int:
-        """Steps of the branches alone, of a training with so many in all (None: unknown)."""
+        """Steps of the branches alone, of a training of this many in all (None: unknown)."""
         if self.head_start_step is not None:
             return self.head_start_step
         return 0 if steps is None else steps // 5

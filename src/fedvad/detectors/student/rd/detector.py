@@ -24,7 +24,7 @@ __all__ = ["RD", "ReverseDetector", "ReverseSite", "adam"]
 
 
 def adam(steps: int) -> TrainConfig:
-    """The optimiser of the papers' public code, for so many steps; the last one is kept."""
+    """The optimiser of the papers' public code, for `steps` steps; the last one is kept."""
     return TrainConfig(
         steps=steps, batch=16, learning_rate=0.005, optimiser="adam", momentum=0.5,
         weight_decay=0.0, drop=0.2, patience=None, validate_every=max(1, steps // 20),
