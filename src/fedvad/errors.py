@@ -71,7 +71,7 @@ class MemoryBankError(DataError):
 
 
 class FederationError(FedvadError):
-    """A round that cannot go on: no site answered, or sites that do not fit together."""
+    """A round that cannot continue: no site answered, or sites that do not fit together."""
 
     exit_code = 4
 

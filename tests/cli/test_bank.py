@@ -114,7 +114,7 @@ def test_what_people_read(fedvad: Commands) -> None:
     code, out, err = fedvad("bank", "merge", "a.fedvad", "none", "--trust", "k", *server)
     assert code == 0
     assert "round 1: alder; refused: 1 files" in out
-    assert "goes on without none: no such file" in err
+    assert "continues without none: no such file" in err
     code, out, _ = fedvad("bank", "merge", *server)
     assert code == 0
     assert "written again" in out

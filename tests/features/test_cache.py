@@ -65,6 +65,12 @@ def test_round_trip_is_exact(cache: DescriptorCache) -> None:
     assert cache.get("other", _name(1)) is None
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_new_cache_is_closed_to_other_users(tmp_path: Path) -> None:
+    DescriptorCache(tmp_path / "new").put("conf", _name(1), np.ones(SHAPE, np.float16))
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
 def test_strided_arrays_round_trip(cache: DescriptorCache) -> None:
     values = np.arange(160, dtype=np.float16).reshape(8, 4, 5).transpose(1, 2, 0)
     cache.put("conf", _name(1), values)

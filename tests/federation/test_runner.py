@@ -224,7 +224,7 @@ def test_a_refused_upload_is_logged_and_the_round_goes_on(
     assert ledger.rounds[1].rejected == {}
     assert ledger.rounds[1].memory_rows == 60
     assert ledger.summary()["rejected"] == 1
-    assert "goes on without south" in caplog.text
+    assert "continues without south" in caplog.text
 
 
 def test_when_all_are_refused_the_last_memory_stays_or_the_run_ends() -> None:

@@ -21,6 +21,8 @@ from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.payload import Payload
+from fedvad.runs.config import resolve_config
+from fedvad.verbs.bank_server import _check_same, _Federation
 
 SGD = TrainConfig(
     steps=8, learning_rate=0.05, momentum=0.0, weight_decay=0.0, warmup=0, clip=None, patience=None
@@ -138,6 +140,16 @@ def test_another_mean_is_one_method(monkeypatch: pytest.MonkeyPatch) -> None:
         assert value.dtype == np.float32
     assert remote.merge(1).to_bytes() == merged.to_bytes()
     assert type(weights_for(sent[0])) is WeightExchange
+
+
+def test_a_server_of_files_keeps_the_mean_of_its_first_round() -> None:
+    upload = exchange().site_step(sites()["a"], None, 1)
+    moon = resolve_config(method="stfpm", student={"algorithm": "moon"})
+    begun = _Federation.of(upload, moon, limited=False)
+    assert begun.exchange_for(upload).config.algorithm == "moon"  # type: ignore[attr-defined]
+    _check_same(begun, None, moon)
+    with pytest.raises(ConfigError, match="algorithm was 'moon', now 'fedavg'"):
+        _check_same(begun, None, resolve_config(method="stfpm"))
 
 
 def test_the_mean_is_that_of_a_maintained_implementation() -> None:

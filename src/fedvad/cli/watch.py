@@ -77,7 +77,7 @@ def watch(
 ) -> None:
     """Score images as they arrive, and say when something changed. Ctrl-C or SIGTERM ends it.
 
-    The log in --out loses no image, whatever ends the watch; started again, it goes on.
+    The log in --out loses no image, whatever ends the watch; started again, it continues.
     """
     from fedvad.serving.watch.camera import plain_name
     from fedvad.serving.watch.log import shown

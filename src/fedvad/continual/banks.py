@@ -152,7 +152,7 @@ class BankLearner:
             raise ArtefactError(f"damaged checkpoint of a memory bank: {error}") from error
 
     def _coded(self, bank: MemoryBank) -> MemoryBank:
-        """The bank as it will be read back, so that a resumed run goes on from the same bits."""
+        """The bank as it will be read back, so that a resumed run continues from the same bits."""
         vectors = decode(encode(bank.vectors, self.precision))
         weights = bank.weights.astype(np.float32).astype(np.float64)
         return MemoryBank(vectors, weights, bank.spread)

@@ -68,9 +68,9 @@ class Learner(Protocol):
         ...
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
-        """All that `restore` needs to go on, to the bit."""
+        """All that `restore` needs to continue, to the bit."""
         ...
 
     def restore(self, arrays: Arrays, values: dict[str, Any]) -> None:
-        """Go on from a `state`; raises `ArtefactError` when it is not one of this learner's."""
+        """Continue from a `state`; raises `ArtefactError` when it is not one of this learner's."""
         ...

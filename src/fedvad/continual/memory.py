@@ -22,7 +22,7 @@ class ReplayMemory:
 
     After k tasks each keeps slots // k samples, chosen at random; `remainder` fill gives the
     slots left over to the first tasks, drop leaves them empty. When a task comes, entries of the
-    others are dropped; those that stay are the very bytes they were, never encoded anew. The
+    others are dropped; those that stay are the very bytes they were, never encoded again. The
     budget counts the entries and what the codec learned. peak: the largest it ever was.
     """
 
@@ -56,7 +56,7 @@ class ReplayMemory:
         return sum(nbytes(entry) for entries in self.tasks.values() for entry in entries)
 
     def quotas(self, tasks: int) -> list[int]:
-        """Samples that each of so many tasks may keep, in the order in which they came."""
+        """Samples that each of this many tasks may keep, in the order in which they came."""
         share, left = divmod(self.slots, tasks)
         extra = left if self.remainder == "fill" else 0
         return [share + (i < extra) for i in range(tasks)]
@@ -107,7 +107,7 @@ class ReplayMemory:
         return named
 
     def restore(self, arrays: dict[str, Array], tasks: Sequence[str], peak: int) -> None:
-        """Go on from what `arrays` gave; raises `ArtefactError` for anything else."""
+        """Continue from what `arrays` gave; raises `ArtefactError` for anything else."""
         self.tasks = {task: [] for task in tasks}
         order = list(self.tasks.values())
         self.codec.learned = {}

@@ -32,7 +32,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-            "folder, then go on (a training with --resume)"
+            "folder, then continue (a training with --resume)"
         ) from error
 
 

@@ -27,18 +27,19 @@ _AT = 1 << 30  # Windows: the locked byte, behind all that is written into the f
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path, *, private: bool = False) -> Iterator[None]:
     """Work on `folder`, which is made if need be, as the only process that does.
 
     The lock ends with its process, however that ends. Unfinished files that a killed process left
     in the folder are removed. The lock file goes at the end, and so does the folder if it was made
     here and nothing came into it. On a disk that keeps no locks (some network drives) a warning
-    says so and the work goes on. Raises `InUseError` when another process, or thread, works on
-    the folder, `StorageError` when the folder cannot be written.
+    says so and the work continues. private: if it is made here, no other user can read it.
+    Raises `InUseError` when another process, or thread, works on the folder, `StorageError`
+    when the folder cannot be written.
     """
     made = not folder.exists()
     path = folder / LOCK_FILE
-    file = _hold(folder, path)
+    file = _hold(folder, path, 0o700 if private else 0o777)
     try:
         sweep(folder)
         yield
@@ -71,13 +72,13 @@ def sweep(folder: Path) -> int:
     return count
 
 
-def _hold(folder: Path, path: Path) -> IO[str]:
+def _hold(folder: Path, path: Path, mode: int) -> IO[str]:
     """The open, locked file; by its name nobody else can open another one."""
     # no link: what it leads to would be emptied
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     for _ in range(_TRIES):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=mode, parents=True, exist_ok=True)
             file = os.fdopen(os.open(path, flags, 0o644), "r+", encoding="utf-8")
         except FileNotFoundError as error:  # its holder removed the folder meanwhile
             refused = error

@@ -60,7 +60,7 @@ def forget_site(
             exchange_for = partial(method_class(config.method).exchange_for, config)
             server, merged, facts = without_site(state, site, exchange_for)
             assert state is not None  # `without_site` saw to it
-            write_record(folder, record | {LEAVING: site})  # until the end nobody goes on
+            write_record(folder, record | {LEAVING: site})  # until the end no run continues
             statement = ForgetReceipt(
                 **facts, file="global.safetensors", before=sha256_of(state.merged.to_bytes()),
                 after=sha256_of(merged.to_bytes()),

@@ -111,7 +111,7 @@ class Detector(ABC):
         return {}
 
     def top_count(self, cells: int) -> int:
-        """Number of the highest cells, of a map of so many, whose mean is the image score."""
+        """Number of the highest cells, of a map of `cells`, whose mean is the image score."""
         return 1
 
     @abstractmethod

@@ -86,7 +86,7 @@ class ScoringConfig:
         return strictly(cls, {"density": 0.0, "top_cells": _UNBOUNDED, **values}, "the scoring")
 
     def count(self, cells: int) -> int:
-        """Number of the highest cells, of a map of so many, whose mean is the image score."""
+        """Number of the highest cells, of a map of `cells`, whose mean is the image score."""
         return min(max(1, round(self.top * cells)), self.top_cells)
 
     def searched_again(self, cells: int) -> int:

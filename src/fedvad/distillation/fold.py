@@ -28,7 +28,7 @@ def metric_root(matrix: Tensor) -> Tensor:
 def fold_heads(
     architecture: Architecture, student: nn.Module, heads: MaskedHeads
 ) -> tuple[Architecture, nn.Module]:
-    """The student with a 1 x 1 convolution behind each tap, of as many channels as the tap.
+    """The student with a 1 x 1 convolution after each tap, of as many channels as the tap.
 
     Nearest neighbours in its features are those in the aligned features, in the teacher's own
     units, at the size of the student's: A(S) = M S + b has the distances of H S, with H the root

@@ -63,7 +63,7 @@ def inherit(student: TinyNet, teacher: nn.Module, images: Tensor, *, seed: int) 
 
 
 def representatives(values: Tensor, count: int) -> list[int]:
-    """So many columns of `values` (n, c), ascending, from which all can best be rebuilt linearly.
+    """The `count` columns of `values` (n, c), ascending, that best rebuild all of them linearly.
 
     Greedy: each next column is the one that explains most of what the others left.
     """

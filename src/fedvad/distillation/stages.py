@@ -133,7 +133,7 @@ class MaskedStage:
         self._calibrated = False
 
     def run(self, on_step: Callable[[StepLog], None] | None = None) -> None:
-        """Train to the stage's last step; `on_step` is called behind each.
+        """Train to the stage's last step; `on_step` is called after each.
 
         Raises what `train_student` and the images raise.
         """

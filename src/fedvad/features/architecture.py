@@ -21,7 +21,7 @@ class Architecture:
 
     backbone: `tiny`, `mcunet_in3`, `mcunet_in4`, or any timm model name. layers: its taps, by its
     own count. options: of `tiny` alone, see `TinyConfig`. heads: output channels of a 1 x 1
-    convolution behind each tap; none when empty.
+    convolution after each tap; none when empty.
     """
 
     backbone: str

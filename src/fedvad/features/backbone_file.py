@@ -136,7 +136,7 @@ def build(
     if name == BUNDLED:
         if weights is not None:
             raise ConfigError(
-                f"{BUNDLED} brings its weights: take --weights away, or name the backbone that "
+                f"{BUNDLED} brings its weights: omit --weights, or name the backbone that "
                 "they are of with --backbone"
             )
         return replace(build(str(bundled_file()), None, layers, sides), name="")
@@ -170,7 +170,7 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         raise WeightsError(
             f"{path} does not hold the values of the backbone that it describes: {len(wrong)} "
-            f"missing, unknown or of another shape {wrong[:3]}; get the file anew"
+            f"missing, unknown or of another shape {wrong[:3]}; fetch the file again"
         )
     broken = [key for key, value in tensors.items() if not bool(value.isfinite().all())]
     if broken:

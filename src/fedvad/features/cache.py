@@ -125,7 +125,7 @@ class DescriptorCache:
         return array
 
     def put(self, configuration: str, key: str, descriptors: HalfArray) -> None:
-        """Store an entry; on a full or read-only disk, warn once and go on without storing.
+        """Store an entry; on a full or read-only disk, warn once and continue without storing.
 
         Values that are not finite are never stored.
         """
@@ -134,6 +134,7 @@ class DescriptorCache:
         path = self._path(configuration, key)
         temporary = path.with_name(f".{key}.{uuid.uuid4().hex[:8]}.tmp")
         try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # they tell of images
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 content = io.BytesIO()
@@ -148,7 +149,9 @@ class DescriptorCache:
             with self._lock:
                 if self._writable:
                     log.warning(
-                        "the cache %s cannot be written (%s); going on without it", self.root, error
+                        "the cache %s cannot be written (%s); continuing without it",
+                        self.root,
+                        error,
                     )
                 self._writable = False
             return

@@ -105,7 +105,7 @@ class FeatureConfig:
         if differences:
             raise MismatchError(
                 f"{what} was made with other features ({'; '.join(differences)}); "
-                "use the same backbone, weights and image size, or train anew"
+                "use the same backbone, weights and image size, or train again"
             )
 
     def with_hash(

@@ -66,7 +66,7 @@ class Ledger(BaseModel):
     def close_round(self, entry: RoundEntry) -> None:
         """Take in a merged round; what an operator must know of it goes into the log."""
         for site, reason in sorted(entry.rejected.items()):
-            log.warning("round %d goes on without %s: %s", entry.round, site, reason)
+            log.warning("round %d continues without %s: %s", entry.round, site, reason)
         for site, reason in sorted(entry.distrusted.items()):
             log.warning("round %d: %s is not trusted: %s", entry.round, site, reason)
         if entry.coverage > COVERAGE_WARNING:

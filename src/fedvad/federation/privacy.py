@@ -15,7 +15,7 @@ ONE_REPLACED = "data sets of all sites that differ in one image, in whose place 
 
 
 def epsilon(noise: float, releases: int, delta: float) -> float:
-    """Epsilon at `delta` of so many uploads of one site, each with that noise multiplier.
+    """Epsilon at `delta` of a number of uploads of one site, each with that noise multiplier.
 
     Uploads of the same images compose: every round counts. Sites hold different images, so the
     guarantee of one does not depend on the others (parallel composition), and the server counts

@@ -203,7 +203,7 @@ class Server:
         return {site: payload for site, payload in state.items() if site}
 
     def state(self, sites: Mapping[str, Mapping[str, npt.NDArray[Any]]] | None = None) -> RunState:
-        """All that is needed to go on after the last closed round; sites: their own snapshots.
+        """All that is needed to continue after the last closed round; sites: their own snapshots.
 
         Raises `FederationError` while no round is closed.
         """
@@ -213,7 +213,7 @@ class Server:
         return RunState(self.round, self.merged, state, sites or {}, self.ledger)
 
     def restore(self, state: RunState) -> None:
-        """Go on after the round of a `state`.
+        """Continue after the round of a `state`.
 
         Raises `FederationError` for one that is not of a federation that this server may run.
         """
@@ -226,7 +226,7 @@ class Server:
                 why = f"its features are {self.exchange_for(upload).features}"
             except PayloadError as error:
                 why = str(error)
-            raise FederationError(f"the federation cannot go on from round {state.round}: {why}")
+            raise FederationError(f"the federation cannot continue from round {state.round}: {why}")
         self.exchange.restore(state.server)
         self.ledger.continue_from(state.ledger)
         self.round, self.merged = state.round, state.merged

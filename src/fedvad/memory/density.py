@@ -42,7 +42,7 @@ def row_gaps(vectors: FloatArray, neighbours: int = 5) -> FloatArray:
     distinct, place = _distinct(vectors)
     if len(distinct) < 2:
         return np.zeros(len(vectors), np.float32)
-    # the fast search saves no time for so many neighbours
+    # the fast search saves no time for this many neighbours
     distances, _ = NeighbourIndex(distinct).query(distinct, neighbours + 1)
     gaps: FloatArray = distances[:, 1:].mean(1)[place]  # the first is the row itself
     return gaps

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Box = tuple[int, int, int, int]
-_SHARE = 8  # of an image's patches that an answer keeps at most: one in so many
+_SHARE = 8  # of an image's patches that an answer keeps at most: one in eight
 
 
 def chosen_patches(

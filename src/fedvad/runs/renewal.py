@@ -79,7 +79,7 @@ def check_growing(config: TrainConfig, folder: Path | str) -> None:
     if config.update != "grow":
         raise ConfigError(
             f"{folder} is of method {config.method}, whose rounds move every row of a memory "
-            "(update 'ema'), so none can be added or taken away: train again"
+            "(update 'ema'), so none can be added or removed: train again"
         )
 
 
@@ -140,7 +140,7 @@ def _merged(
         for round_ in _rounds_of(sites[name].bank):
             try:
                 exchange.accept(upload_of(run, config, name, sites[name], round_))
-            except PayloadError as error:  # as a round of the training would go on without it
+            except PayloadError as error:  # as a round of the training would continue without it
                 log.warning("%s: its rows of round %d are refused: %s", name, round_, error)
                 refused[name] = str(error)
     merged = exchange.merge(last_round(run))
@@ -212,7 +212,7 @@ def _shared_defects(run: TrainedRun, name: str) -> FloatArray:
 
 
 def bounded(bank: MemoryBank, rows: int, seed: int) -> MemoryBank:
-    """At most so many rows of a site's memory: those that cover all of them best."""
+    """At most this many rows of a site's memory: those that cover all of them best."""
     return (
         bank if len(bank) <= rows else merge_banks({"": bank}, mode="kcenter", size=rows, seed=seed)
     )

@@ -167,7 +167,7 @@ class Predictor:
         """One result per image, in order: paths, bytes of image files, arrays, PIL images, tensors.
 
         `data.arrays.to_rgb` says what becomes of each; arrays are RGB, not BGR as of OpenCV. What
-        cannot be decoded becomes a result with `error`; the others go on. `names` stand for the
+        cannot be decoded becomes a result with `error`; the others continue. `names` stand for the
         images in messages. Raises `DataError` for an array of another shape or a thing that is no
         image, `ConfigError` for a single image instead of a list, or after `close`.
         """
@@ -185,7 +185,7 @@ class Predictor:
             raise ConfigError(f"{len(names)} names for {len(images)} images; give one for each")
         with self._idle:
             if self._closed:
-                raise ConfigError("this predictor is closed; load the run anew")
+                raise ConfigError("this predictor is closed; load the run again")
             self._calls += 1
         try:
             results: list[Prediction] = []

@@ -48,7 +48,7 @@ def rings(
     windows : (int, int)
         Sides (outer, inner) in pixels, odd.
     border : {"wrap", "mirror", "shift"}
-        Beyond the edge the scene goes on at the opposite one, as in public code; or is mirrored,
+        Beyond the edge the scene continues at the opposite one, as in public code; or is mirrored,
         which copies an anomaly at the edge into its own ring; or the windows move inwards.
     batch : int
         Pixels at a time.

@@ -26,7 +26,7 @@ class SigmaSize:
     points : int
         That sampling attention looks at.
     interval : int
-        Every so many blocks attention is full.
+        Every this many blocks attention is full.
     bands : int
         Spectral tokens, a square number.
     taps : tuple of int

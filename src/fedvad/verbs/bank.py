@@ -76,7 +76,7 @@ def export_upload(
     `ConfigError` (also when another process works on `state_dir`), `DataError`, `FederationError`
     (see `fedvad.errors`).
     """
-    with only_one(state_dir):
+    with only_one(state_dir, private=True):
         signing = read_private_key(key)
         before = load_site(state_dir)
         config = next_config(before, config_file, dict(options or {}))

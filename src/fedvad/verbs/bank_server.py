@@ -143,7 +143,7 @@ def merge_uploads(
     keys and options and when another process works on `state_dir`, `ArtefactError` for a damaged
     state.
     """
-    with only_one(state_dir):
+    with only_one(state_dir, private=True):
         signing = read_private_key(key)
         keys = [] if trust is None else [trust, *trust.glob("*.pub")]
         guard_output_file(

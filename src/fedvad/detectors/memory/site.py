@@ -151,7 +151,7 @@ class MemorySite:
         return arrays
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on from a `snapshot`; raises KeyError or `MemoryBankError` for what is none."""
+        """Continue from a `snapshot`; raises KeyError or `MemoryBankError` for what is none."""
         origin = origin_from(arrays, len(arrays["weights"]))
         self.bank = MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"], origin)
         self.generator = Generator.identity(self.dim)
@@ -303,7 +303,7 @@ class MemorySite:
         if len(self.features) < self.config.min_count:
             raise ConfigError(
                 f"{self.features.where} has {len(self.features)} images, fewer than min_count = "
-                f"{self.config.min_count}: lower it, or leave this site away"
+                f"{self.config.min_count}: lower it, or omit this site"
             )
         means = PositionMeans()
         if self.config.clip is not None:

@@ -215,7 +215,7 @@ class MemoryExchange:
         return dict(self._sites)
 
     def restore(self, state: Mapping[str, Payload]) -> None:
-        """Go on from a saved `server_state`."""
+        """Continue from a saved `server_state`."""
         self._sites = dict(state)
 
 

@@ -202,7 +202,7 @@ class SumsExchange:
         return {"": Payload(manifest, dict(self._published)), **self._sites}
 
     def restore(self, state: Mapping[str, Payload]) -> None:
-        """Go on from a saved `server_state`."""
+        """Continue from a saved `server_state`."""
         self._sites = {name: payload for name, payload in state.items() if name}
         self._published = dict(state[""].arrays if "" in state else self._form)
 

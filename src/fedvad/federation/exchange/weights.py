@@ -231,7 +231,7 @@ class WeightExchange:
         return {"": Payload(manifest, self._message()), **self._sites}
 
     def restore(self, state: Mapping[str, Payload]) -> None:
-        """Go on from a saved `server_state`."""
+        """Continue from a saved `server_state`."""
         self._sites = {name: payload for name, payload in state.items() if name}
         arrays = state[""].arrays
         self._weights = under(_WEIGHT, arrays)

@@ -79,11 +79,11 @@ def run_rounds(
 ) -> Payload:
     """Run all rounds and return the last global memory.
 
-    After each round everything needed to go on is written to `state_dir`; with `resume` the run
-    continues after the last complete round; with `after`, a round and its global memory, it goes
-    on after that, with the same exchange and any of its sites. Results do not depend on `jobs` or
-    on the order of sites. A refused upload is logged, entered in the ledger, and the round goes on
-    without it.
+    After each round everything needed to continue is written to `state_dir`; with `resume` the run
+    continues after the last complete round; with `after`, a round and its global memory, it
+    continues after that, with the same exchange and any of its sites. Results do not depend on
+    `jobs` or on the order of sites. A refused upload is logged, entered in the ledger, and the
+    round continues without it.
 
     Raises `ConfigError` when no round follows `after`, `FederationError` when no site contributed
     to a round and nothing was merged before.
@@ -91,7 +91,7 @@ def run_rounds(
     first = schedule.first if after is None else after[0] + 1
     if first > schedule.last:
         raise ConfigError(f"nothing follows round {first - 1} in {schedule.rounds} rounds")
-    # a round without any answer goes on with what the server has
+    # a round without any answer continues with what the server has
     server = Server(exchange, ledger=ledger, quorum=0)
     server.merged = None if after is None else after[1]
     state = load_state(state_dir) if resume and state_dir is not None else None

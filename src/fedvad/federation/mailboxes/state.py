@@ -34,7 +34,7 @@ _FILE_NAME = r"^(global|server-[0-9]{4,}|site-[0-9]{4,})\.safetensors$"
 
 @dataclass(frozen=True, eq=False)
 class RunState:
-    """Everything needed to go on after `round`."""
+    """Everything needed to continue after `round`."""
 
     round: int
     merged: Payload

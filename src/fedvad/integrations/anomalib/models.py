@@ -219,6 +219,6 @@ def _open(
     if site is not None and site not in run.sites:
         raise ConfigError(
             f"site {site!r} is not in {folder}: there are {sorted(run.sites)}; "
-            "leave site away for one that never trained"
+            "omit site for one that never trained"
         )
     return run, extractor

@@ -1,6 +1,6 @@
 """What a watch folder says: its settings, what changed, and the rows of a week. Nothing is written.
 
-For pages and reports; all of it can be read while the watch goes on.
+For pages and reports; all of it can be read while the watch continues.
 """
 
 from __future__ import annotations

@@ -259,7 +259,7 @@ class _Watch:
             return str(error)
 
     def _settled(self, settings: Settings, normals: Sequence[Path]) -> Settings:
-        """The settings to go on with; raises `ConfigError` for those of another watch."""
+        """The settings to continue with; raises `ConfigError` for those of another watch."""
         if holds_watch(self._out):
             before = read_settings(self._out)
             for name in ("source", "site"):

@@ -53,7 +53,7 @@ class Links(Protocol):
 
 @dataclass(frozen=True)
 class WaitPolicy:
-    """How long a server waits, and with how few answers it goes on.
+    """How long a server waits, and with how few answers it continues.
 
     deadline: seconds of a round, from its begin to the last answer. quorum: answers that a round
     needs, or all of them where fewer sites take part. retry: seconds without an answer after which
@@ -119,7 +119,7 @@ def gather(
 
 
 class RemoteRounds:
-    """Rounds of one federation; state on disk after each, so that a killed server goes on.
+    """Rounds of one federation; state on disk after each, so that a killed server continues.
 
     sites: names of those that take part. names: all with which the federation began, if some have
     left; a site's position among them sets its seed. exchange_for, features, max_bytes: see
@@ -176,7 +176,7 @@ class RemoteRounds:
         """All rounds from where the state stands; returns the final message of the server.
 
         Raises `FederationError` when a round does not reach its quorum in time; the rounds
-        before it are kept, and running again goes on from there.
+        before it are kept, and running again continues from there.
         """
         state = load_state(self.state_dir)
         if state is not None:
@@ -185,7 +185,7 @@ class RemoteRounds:
         for round_ in range(self.server.round + 1, self.schedule.rounds + 1):
             self._round(round_)
         if self.server.merged is None:
-            raise ArtefactError(f"{self.state_dir} holds no round to go on from")
+            raise ArtefactError(f"{self.state_dir} holds no round to continue from")
         return self.server.merged
 
     def hand_out(self, final: Payload, sites: Iterable[str]) -> tuple[dict[str, Reply], set[str]]:

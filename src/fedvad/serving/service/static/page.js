@@ -537,7 +537,7 @@ const named = (files) => [...files].map((file) => [file, file.name]);
 for (const id of ["file", "shot"]) {
   $(id).addEventListener("change", () => { add(named($(id).files)); $(id).value = ""; });
 }
-let depth = 0; // a drag enters each child anew
+let depth = 0; // a drag enters each child again
 addEventListener("dragenter", () => { depth += 1; $("drop").classList.add("over"); });
 addEventListener("dragleave", () => { depth -= 1; $("drop").classList.toggle("over", depth > 0); });
 addEventListener("dragover", (event) => event.preventDefault());
