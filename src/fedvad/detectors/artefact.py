@@ -23,7 +23,7 @@ __all__ = ["feature_identity", "read_arrays", "write_arrays"]
 log = logging.getLogger(__name__)
 _KEY = "fedvad"
 _SCHEMA = 1  # where the values name no other
-_READ = (1, 2)
+_READ = (1, 2, 3)
 _NO_DIGEST = "0" * 64
 _MAX_HEADER = 1 << 26
 
@@ -62,7 +62,7 @@ def read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]
         if values.get("schema") not in _READ:
             raise ArtefactError(
                 f"{path} has schema {values.get('schema')}, this fedvad "
-                f"({__version__}) reads {' and '.join(map(str, _READ))}; it was written by fedvad "
+                f"({__version__}) reads {', '.join(map(str, _READ))}; it was written by fedvad "
                 f"{values.get('version')}"
             )
         arrays = dict(sorted(load(data).items()))

@@ -133,7 +133,8 @@ def merge_uploads(
     `TrainConfig`. Uploads are limited by `upload_bytes` and `upload_rows` where the first merge's
     `config_file` has either. Without `files` the last global memory is written again.
     allow_weights: whether files may hold weights of a student, which are averaged. take_back: sites
-    that `forget_site` took out and whose files count again from now on; those of others that left are refused.
+    that `forget_site` took out and whose files count again from now on; those of others that left
+    are refused.
 
     Raises `FederationError` when too few files pass (nothing is changed then), `ConfigError` for
     keys and options and when another process works on `state_dir`, `ArtefactError` for a damaged
