@@ -74,7 +74,7 @@ def test_every_method_is_a_sound_configuration(method: str) -> None:
         ({"merge": "mean"}, "merge"),
         ({"reference": "all"}, "reference"),
         ({"compare": "local,fedavg"}, "fedavg"),
-        ({"train_generator": True}, "grow"),
+        ({"method": "feddymem-position", "update": "grow"}, "same means"),
         ({"method": "feddymem-cluster", "calibration": "leave-one-out"}, "holdout"),
         ({"merge": "kmeans", "calibration": "leave-one-out"}, "holdout"),
         ({"memory_rows": 0}, "memory_rows"),

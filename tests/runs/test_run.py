@@ -17,9 +17,10 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank
-from fedvad.runs.config import Reference
+from fedvad.runs.config import Reference, resolve_config
 from fedvad.runs.families import method_class
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
+from fedvad.runs.renewal import check_growing
 from fedvad.runs.run import Run
 from fedvad.runs.student_run import StudentModel, StudentRun
 from tests.helpers import make_bank
@@ -49,16 +50,37 @@ def memory_run(reference: Reference = "global") -> TrainedRun:
     return TrainedRun(make_bank(9), sites, ScoringConfig(), reference, FEATURES, "feddymem")
 
 
-@pytest.mark.parametrize(("reference", "rows"), [("global", 9), ("local", 4), ("union", 13)])
+@pytest.mark.parametrize(("reference", "count"), [("global", 9), ("local", 4), ("union", 13)])
 def test_a_site_scores_by_the_reference_with_its_own_generator(
-    reference: Reference, rows: int
+    reference: Reference, count: int
 ) -> None:
     for run, wanted in ((memory_run(), reference), (memory_run(reference), None)):
         detector = run.detector("a", EXTRACTOR, wanted)
         assert detector.bank_ is not None
-        assert len(detector.bank_) == rows
-        assert detector.generator_ is run.sites["a"].generator
+        assert len(detector.bank_) == count
+        generator = run.sites["a"].generator
+        assert detector.generator_ is generator
+        rows = {"global": [run.memory], "local": [run.sites["a"].bank]}
+        rows["union"] = rows["global"] + rows["local"]
+        expected = generator(np.concatenate([bank.vectors for bank in rows[reference]]))
+        np.testing.assert_array_equal(detector.bank_.vectors, expected)
         assert run.threshold("a", wanted) == run.sites["a"].thresholds[reference]
+
+
+def test_rows_that_an_earlier_version_embedded_are_not_embedded_again(tmp_path: Path) -> None:
+    run = memory_run()
+    assert run.schema == 3  # which that version refuses
+    run.save(tmp_path)
+    assert TrainedRun.load(tmp_path).sites["a"].raw
+    before = replace(run.sites["a"], raw=False)
+    old = replace(run, sites=run.sites | {"a": before})
+    assert old.schema == 1
+    old.save(tmp_path)
+    again = TrainedRun.load(tmp_path)
+    assert not again.sites["a"].raw
+    detector = again.detector("a", EXTRACTOR)
+    assert detector.bank_ is again.memory
+    assert detector.generator_ is again.sites["a"].generator
 
 
 @pytest.mark.parametrize("reference", ["local", "union"])
@@ -167,3 +189,9 @@ def test_a_site_scores_by_its_own_statistics_and_a_stranger_by_the_middle_scale(
 def test_every_method_has_a_family() -> None:
     assert not method_class("patchcore").sends_weights
     assert method_class("paste").sends_weights
+
+
+def test_no_rows_are_added_to_memories_that_generators_were_trained_against() -> None:
+    check_growing(resolve_config(), "run")
+    with pytest.raises(ConfigError, match="trained against its memory"):
+        check_growing(resolve_config(train_generator=True), "run")

@@ -105,7 +105,7 @@ class UnseenScorer:
             patches = patches[~np.isnan(patches[:, 0])]  # those in the region of interest
             if self._stored is not None:
                 patches = self._stored(patches)
-            exclude = self._lookup.rows_of(patches)
+            exclude = self._lookup.rows_of(generator(patches))
             if len(exclude) == len(self._scorer.bank):
                 return None
         return self._scorer.score(generator(descriptors), exclude=exclude)[0]

@@ -42,6 +42,7 @@ _NEGATIVES = "negatives/"
 
 class _SiteValues(SiteValues):
     generator: str  # hash of its parameters
+    raw: bool = False  # see `SiteMemory`; earlier files do not say
     answers: list[AnswerValues] = Field(default_factory=list)
 
 
@@ -54,11 +55,16 @@ class _RunValues(RunValues):
 
 @dataclass(frozen=True, eq=False)
 class SiteMemory(SiteModel):
-    """A site's bank and generator, and what was said there of single images."""
+    """A site's bank and generator, and what was said there of single images.
+
+    raw: whether rows of memories are descriptors, which the generator has yet to embed. An earlier
+    fedvad kept and sent rows as the generators of their sites had made them.
+    """
 
     bank: MemoryBank
     generator: Generator
     answers: tuple[Answer, ...] = ()
+    raw: bool = True
 
     def arrays(self) -> Arrays:
         """See `SiteModel.arrays`; the generator's are left out while it is the identity."""
@@ -70,7 +76,13 @@ class SiteMemory(SiteModel):
 
     def values(self) -> dict[str, Any]:
         """See `SiteModel.values`."""
-        return {"generator": self.generator.hash(), **answer_values(self.answers)}
+        embeds = {"raw": True} if self.embeds else {}
+        return {"generator": self.generator.hash(), **embeds, **answer_values(self.answers)}
+
+    @property
+    def embeds(self) -> bool:
+        """Whether its generator has yet to embed the rows of a memory."""
+        return self.raw and not self.generator.is_identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +172,8 @@ class TrainedRun(Run):
                 f"site {site!r} took part in no round, so it has no memory of its own; "
                 "use --reference global"
             )
+        if model.embeds:
+            bank, scale = model.generator.embedded(bank), None
         negatives = np.zeros((0, bank.dim), np.float32)
         if model.answers:
             bank, scale, negatives = with_answers(bank, scale, model.answers, self.scoring)
@@ -205,8 +219,12 @@ class TrainedRun(Run):
 
     @property
     def schema(self) -> int:
-        """See `Run.schema`: 2 where rows say which site sent them, 3 with defects of all sites."""
-        return 3 if self.negatives is not None else 1 if self.memory.origin is None else 2
+        """See `Run.schema`: 2 where rows name their sites, 3 with defects of all sites, and where
+        generators embed rows.
+        """
+        if self.negatives is not None or any(site.embeds for site in self.sites.values()):
+            return 3
+        return 1 if self.memory.origin is None else 2
 
     def _shared_arrays(self) -> Arrays:
         arrays = {f"global/{name}": array for name, array in _bank_arrays(self.memory).items()}
@@ -253,7 +271,7 @@ class TrainedRun(Run):
             answers = answers_from(site.answers, arrays.pop("answers", None), bank.dim)
             left |= arrays
             sites[site.name] = SiteMemory(
-                bank, generator, answers, thresholds=limits, n_images=site.n_images
+                bank, generator, answers, site.raw, thresholds=limits, n_images=site.n_images
             )
         if left:
             raise MemoryBankError(f"array {min(left)!r} belongs to no site")

@@ -232,7 +232,10 @@ class MemoryMethod(Method):
         for site in members.values():
             for round_ in range(1, self.config.rounds + 1):
                 site.update(round_, site.bank if len(site.bank) else None)
-        return {name: (site.bank, site.generator) for name, site in members.items()}
+        return {
+            name: (site.generator.embedded(site.bank), site.generator)
+            for name, site in members.items()
+        }
 
     def _pooled(self) -> _Memories:
         """One k-center memory over the images of all sites, the same for each."""

@@ -113,8 +113,8 @@ class DeclaredOptions(SumsOptions):
     )
     train_generator: bool = _generator(
         FedDyMemConfig.train,
-        "Train at each site a linear map of its patch vectors (the memory generator). Needs "
-        "update ema.",
+        "Train at each site a linear map (the memory generator), through which it then sees its "
+        "patch vectors and the rows of every memory.",
     )
     anchors: Anchors = _generator(
         FedDyMemConfig.anchors,

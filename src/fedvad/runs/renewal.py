@@ -81,6 +81,11 @@ def check_growing(config: TrainConfig, folder: Path | str) -> None:
             f"{folder} is of method {config.method}, whose rounds move every row of a memory "
             "(update 'ema'), so none can be added or removed: train again"
         )
+    if config.train_generator:
+        raise ConfigError(
+            f"{folder} has generators that were trained against its memory: train again with the "
+            "images that there are now"
+        )
 
 
 def last_round(run: TrainedRun) -> int:

@@ -74,11 +74,13 @@ def calibrate(
             stored=config.stored_form(),
         )
 
-    # one for all sites, which differ by their generators only
+    # one for all sites that see the memory alike
     shared = unseen(None, "global")
     for name, model in run.sites.items():
         scorers = {
-            reference: shared if reference == "global" else unseen(name, reference)
+            reference: shared
+            if reference == "global" and not model.embeds
+            else unseen(name, reference)
             for reference in references
             # a site without rows of its own took part in no round
             if reference != "local" or len(model.bank)

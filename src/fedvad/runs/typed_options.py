@@ -172,8 +172,8 @@ class TrainOptions(TypedDict, total=False):
         change. Needs clip. [at least 0; default: 0]
     delta: Delta at which the privacy loss epsilon is reported. [above 0 and below 1; default:
         1e-05]
-    train_generator: Train at each site a linear map of its patch vectors (the memory generator).
-        Needs update ema. [default: false]
+    train_generator: Train at each site a linear map (the memory generator), through which it then
+        sees its patch vectors and the rows of every memory. [default: false]
     anchors: Memory that the generator pulls normal patches to, from round 2 on. [one of global,
         local, union; default: global]
     loss: Loss function of the generator: attraction to the nearest rows and repulsion from the next

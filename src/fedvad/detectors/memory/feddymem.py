@@ -40,7 +40,7 @@ _SCORING, _CONFIG = ScoringConfig(), FedDyMemConfig()
 class MemoryDetector(Detector):
     """Scores by distance to a memory bank, in the space of a generator.
 
-    bank_: the memory. generator_: the identity unless trained.
+    bank_: the memory, in the space of generator_, which is the identity unless trained.
     """
 
     scoring: ScoringConfig = _SCORING
@@ -220,4 +220,4 @@ class FedDyMem(MemoryDetector):
         site = MemorySite(self._features(images), self.config, seed=self.seed, rounds=self.rounds)
         for round_ in range(1, self.rounds + 1):
             site.update(round_, site.bank if len(site.bank) else None)
-        return self.with_memory(site.bank, site.generator)
+        return self.with_memory(site.generator.embedded(site.bank), site.generator)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedvad.errors import ArtefactError, MemoryBankError, MismatchError
-from fedvad.memory.bank import FloatArray
+from fedvad.memory.bank import FloatArray, MemoryBank
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,10 @@ class Generator:
                 "its training diverged; train again"
             )
         return out
+
+    def embedded(self, bank: MemoryBank) -> MemoryBank:
+        """A memory of descriptors as this generator's site sees it; spreads stay those there."""
+        return bank if self.is_identity else replace(bank, vectors=self(bank.vectors))
 
     def hash(self) -> str:
         """16 hex digits over the parameters."""

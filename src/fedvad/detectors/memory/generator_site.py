@@ -6,14 +6,18 @@ The mirror image of FedDyMem: there memories travel and generators stay. For com
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.memory.generator import Generator
-from fedvad.detectors.memory.metric_loss import MetricLossConfig, metric_loss
+from fedvad.detectors.memory.metric_loss import (
+    MetricLossConfig,
+    metric_loss,
+    usual_distance,
+)
 from fedvad.detectors.memory.site import FedDyMemConfig, MemorySite
 from fedvad.detectors.student.training import TrainConfig, Trainer
 from fedvad.memory.bank import MemoryBank
@@ -60,24 +64,24 @@ class GeneratorSite(Trainer):
     @property
     def generator(self) -> Generator:
         """The generator as it stands."""
-        weight, bias = (p.detach().numpy().copy() for p in self.student.parameters())
-        return Generator(weight, bias)
+        arrays = {name: p.detach().numpy().copy() for name, p in self.student.named_parameters()}
+        return Generator(arrays["weight"], arrays["bias"])
 
     @property
     def bank(self) -> MemoryBank:
-        """The site's memory in the generator's space; spreads stay those of the raw rows."""
-        moved = self.generator(self._raw.vectors)
-        return replace(self._raw, vectors=moved)
+        """The site's memory in the generator's space."""
+        return self.generator.embedded(self._raw)
 
     def losses(self, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """See `Trainer.losses`: it pulls the site's rows to their neighbours."""
         import torch
 
         anchors = torch.from_numpy(self.bank.vectors)
-        radius = torch.tensor(1e-5)
+        unit = usual_distance(anchors, anchors, self.config.loss)
+        rho = self.student.get_parameter("rho")
 
         def loss(batch: torch.Tensor) -> torch.Tensor:
-            return metric_loss(self.student(batch), batch, anchors, radius, self.config.loss)
+            return metric_loss(self.student(batch), batch, anchors, unit * rho, self.config.loss)
 
         return loss
 
@@ -97,7 +101,10 @@ class GeneratorSite(Trainer):
 
 
 def _module(dim: int) -> torch.nn.Module:
-    """x + x W^T + b with W, b of zeros: the identity, as every generator begins."""
+    """x + x W^T + b with W, b of zeros: the identity, as every generator begins.
+
+    rho: the radius of the metric loss, learned and averaged with them.
+    """
     import torch
 
     class Residual(torch.nn.Module):
@@ -105,6 +112,7 @@ def _module(dim: int) -> torch.nn.Module:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(dim, dim))
             self.bias = torch.nn.Parameter(torch.zeros(dim))
+            self.rho = torch.nn.Parameter(torch.ones(1))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + x @ self.weight.T + self.bias

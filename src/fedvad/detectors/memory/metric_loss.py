@@ -17,7 +17,14 @@ from fedvad.memory.distances import squared_norms
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LossMode", "MetricLossConfig", "TrainingLog", "metric_loss", "train_generator"]
+__all__ = [
+    "LossMode",
+    "MetricLossConfig",
+    "TrainingLog",
+    "metric_loss",
+    "train_generator",
+    "usual_distance",
+]
 
 log = logging.getLogger(__name__)
 LossMode = Literal["hypersphere", "attract_only", "center", "infonce"]
@@ -30,7 +37,8 @@ class MetricLossConfig:
     loss: `hypersphere` attraction to and repulsion from the nearest anchors, `attract_only` its
         first half, `center` distance to the nearest anchor, `infonce` on cosine similarity.
     attract, repel: numbers of nearest anchors that attract, and of the next ones that repel.
-    margin: alpha of the repulsion; nu: its scale; identity: weight of ||G(p) - p||^2.
+    margin: alpha of the repulsion. identity: weight of ||G(p) - p||^2, beside the mean of squared
+        distances: CFA's factor 1 / nu, of 1000, is of both or of neither.
     epochs, batch, learning_rate, weight_decay: of AdamW over the sampled patches.
     min_spread: training stops and is undone when features keep less than this share of their
         standard deviation (collapse guard).
@@ -40,7 +48,6 @@ class MetricLossConfig:
     attract: int = 3
     repel: int = 3
     margin: float = 0.1
-    nu: float = 1e-3
     identity: float = 0.01
     temperature: float = 0.1
     epochs: int = 1
@@ -57,11 +64,15 @@ class MetricLossConfig:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """Per epoch the mean loss and the spread (share of standard deviation kept); the verdict."""
+    """Per epoch the mean loss and the spread (share of standard deviation kept); the verdict.
+
+    radius: rho of the hypersphere at the end, in units of the `usual_distance`.
+    """
 
     loss: list[float]
     spread: list[float]
     collapsed: bool
+    radius: float
 
 
 def metric_loss(
@@ -73,7 +84,8 @@ def metric_loss(
 ) -> torch.Tensor:
     """The loss of (b, d) embedded patches with their (b, d) raw ones to (m, d) anchors.
 
-    No gradient flows into the anchors. `radius` is the learnable rho of the hypersphere.
+    No gradient flows into the anchors. `radius` is the learnable rho of the hypersphere, in units
+    of the descriptors.
     Source: FedDyMem specification, section 3.4 (form and constants of CFA, Lee et al. 2022).
     """
     import torch
@@ -92,11 +104,22 @@ def metric_loss(
     if config.loss == "center":
         return squared[:, 0].mean() + stay
     reach = radius.square()
-    loss = (squared[:, : config.attract] - reach).clamp_min(0).mean() / config.nu
+    loss = (squared[:, : config.attract] - reach).clamp_min(0).mean()
     if config.loss == "hypersphere" and count > config.attract:
         outside = reach - squared[:, config.attract :] - config.margin
-        loss = loss + outside.clamp_min(0).mean() / config.nu
+        loss = loss + outside.clamp_min(0).mean()
     return loss + stay
+
+
+def usual_distance(patches: torch.Tensor, anchors: torch.Tensor, config: MetricLossConfig) -> float:
+    """Median distance of (n, d) patches to the (m, d) anchors that attract them; 1 where it is 0.
+
+    What rho is measured in: half of the attraction acts at a rho of 1, and the repulsion too. CFA
+    starts at 1e-5 whatever the descriptors, which lets no anchor repel before thousands of steps.
+    """
+    rough = squared_norms(patches)[:, None] + squared_norms(anchors) - 2 * patches @ anchors.T
+    nearest = rough.topk(min(len(anchors), config.attract), dim=1, largest=False).values
+    return float(nearest.clamp_min(0).median().sqrt()) or 1.0
 
 
 def train_generator(
@@ -106,20 +129,22 @@ def train_generator(
     config: MetricLossConfig,
     *,
     seed: int,
+    radius: float = 1.0,
     on_epoch: Callable[[int, float, float], None] | None = None,
 ) -> tuple[Generator, TrainingLog]:
     """Train on (n, d) raw normal patches against frozen (m, d) anchors in memory space.
 
     Collapse guard: when the mean channel standard deviation of G(p) falls below `min_spread`
     times that of p, or the loss is not finite, the incoming generator is returned and the log
-    says `collapsed`. Gradients are clipped to norm 1, since 1 / nu makes them large.
+    says `collapsed`. Gradients are clipped to norm 1. radius: rho at the start, in units of the
+    `usual_distance`; an earlier training's log has what it became.
     """
     import torch
 
     weight, bias = generator.parameters()
-    radius = torch.tensor(1e-5, requires_grad=True)
+    rho = torch.tensor(radius, requires_grad=True)
     optimiser = torch.optim.AdamW(
-        [weight, bias, radius],
+        [weight, bias, rho],
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         amsgrad=True,
@@ -127,16 +152,18 @@ def train_generator(
     data, targets = torch.from_numpy(patches), torch.from_numpy(anchors)
     order = torch.Generator().manual_seed(seed)
     before = float(data.std(0).mean())
+    sample = data[torch.randperm(len(data), generator=order)[: config.batch]]
+    unit = usual_distance(torch.from_numpy(generator(sample.numpy())), targets, config)
     losses: list[float] = []
     spreads: list[float] = []
     for epoch in range(config.epochs):
         total = 0.0
         for rows in torch.split(torch.randperm(len(data), generator=order), config.batch):
             raw = data[rows]
-            loss = metric_loss(raw + raw @ weight.T + bias, raw, targets, radius, config)
+            loss = metric_loss(raw + raw @ weight.T + bias, raw, targets, unit * rho, config)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([weight, bias, radius], 1.0)
+            torch.nn.utils.clip_grad_norm_([weight, bias, rho], 1.0)
             optimiser.step()
             total += float(loss.detach()) * len(rows)
         with torch.no_grad():
@@ -148,6 +175,6 @@ def train_generator(
         finite = np.isfinite([losses[-1], spreads[-1]]).all()
         if not finite or spreads[-1] < config.min_spread:
             log.warning("generator training undone: spread %.2f of the raw features", spreads[-1])
-            return generator, TrainingLog(losses, spreads, collapsed=True)
+            return generator, TrainingLog(losses, spreads, collapsed=True, radius=radius)
     trained = Generator(weight.detach().numpy(), bias.detach().numpy())
-    return trained, TrainingLog(losses, spreads, collapsed=False)
+    return trained, TrainingLog(losses, spreads, collapsed=False, radius=float(rho.detach()))

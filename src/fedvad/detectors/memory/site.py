@@ -18,13 +18,14 @@ from fedvad.detectors.memory.answered import AnsweredPatches
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.metric_loss import MetricLossConfig, TrainingLog, train_generator
 from fedvad.detectors.scoring import ScoringConfig
-from fedvad.errors import ConfigError, check_choice
+from fedvad.errors import ConfigError, MemoryBankError, check_choice
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import CandidateSampler
+from fedvad.memory.kmeans import weighted_kmeans
 from fedvad.memory.origin import Origin, Source, origin_arrays, origin_from
 from fedvad.memory.private import PrivatePositionMeans
-from fedvad.memory.reduce import PositionMeans, ReduceMode, reduce_patches, renew
+from fedvad.memory.reduce import PositionMeans, ReduceMode, cells, reduce_patches, renew
 
 __all__ = ["ROUNDS", "Anchors", "FedDyMemConfig", "MemorySite", "Reduce", "Update", "round_seed"]
 
@@ -32,6 +33,7 @@ Anchors = Literal["global", "local", "union"]
 Reduce = Literal["coreset", "cluster", "position"]
 Update = Literal["grow", "ema"]
 ROUNDS = 2  # of exchange, by default
+_ANCHORS: dict[str, int] = {"restarts": 1, "max_iterations": 10, "projection": 64}
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,10 @@ class FedDyMemConfig:
                 "clip and noise go with reduce 'position' and an untrained generator only: other "
                 "rows are grouped by looking at the data, which noise on them does not cover"
             )
-        if self.update == "grow" and (self.train or self.reduce == "position"):
+        if self.update == "grow" and self.reduce == "position":
             raise ConfigError(
-                "update 'grow' keeps earlier rows as they are, so it goes neither with a trained "
-                "generator (old rows would lie in another space) nor with reduce 'position' "
-                "(each round would send the same means); use update 'ema'"
+                "update 'grow' keeps earlier rows, and reduce 'position' would send the same means "
+                "each round; use update 'ema'"
             )
 
 
@@ -102,11 +103,12 @@ def round_seed(seed: int, round_: int) -> int:
 class MemorySite:
     """The state of one site between rounds: bank, generator, and what its features look like.
 
-    bank: the rows this site has contributed so far. generator: this site's own. rounds: how many
-    are expected; their samples are drawn in as few passes as `candidate_bytes` allows. answered:
-    what people said of images; with update `grow` the next rounds send the patches of normal ones
-    that the bank does not hold before any others, and none that is more like a defect. reserved:
-    rows of a round whose place something else takes.
+    bank: the rows this site has contributed so far, as descriptors: what a generator makes of
+    them is for its site alone. generator: this site's own. radius: see `TrainingLog`. rounds: how
+    many are expected; their samples are drawn in as few passes as `candidate_bytes` allows.
+    answered: what people said of images; with update `grow` the next rounds send the patches of
+    normal ones that the bank does not hold before any others, and none that is more like a defect.
+    reserved: rows of a round whose place something else takes.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class MemorySite:
         self.dim = dim
         self.patches_per_image = height * width
         self.generator = Generator.identity(dim)
+        self.radius = 1.0
         self.bank = MemoryBank.empty(dim)
         self.training: list[TrainingLog] = []
         self.answered = AnsweredPatches()
@@ -148,15 +151,22 @@ class MemorySite:
         if not self.generator.is_identity:
             arrays["generator/weight"] = self.generator.weight
             arrays["generator/bias"] = self.generator.bias
+            arrays["generator/radius"] = np.array([self.radius])
         return arrays
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Continue from a `snapshot`; raises KeyError or `MemoryBankError` for what is none."""
         origin = origin_from(arrays, len(arrays["weights"]))
         self.bank = MemoryBank(arrays["vectors"], arrays["weights"], arrays["spread"], origin)
-        self.generator = Generator.identity(self.dim)
+        self.generator, self.radius = Generator.identity(self.dim), 1.0
         if "generator/weight" in arrays:
+            if "generator/radius" not in arrays:
+                raise MemoryBankError(
+                    "an earlier fedvad trained this site's generator, and moved the rows of its "
+                    "memory with it: begin the federation again"
+                )
             self.generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
+            self.radius = float(arrays["generator/radius"][0])
 
     def update(self, round_: int, known: MemoryBank | None) -> MemoryBank:
         """One round: sample, train if wanted, renew the bank; returns the rows to send.
@@ -168,10 +178,9 @@ class MemorySite:
             if self.config.train:
                 self._train(self._sample(round_), known, round_)
             return self._replace(self._position_means(), round_)
-        raw = self._sample(round_)
+        patches = self._sample(round_)
         if self.config.train:
-            self._train(raw, known, round_)
-        patches = self.generator(raw)
+            self._train(patches, known, round_)
         if self.config.update == "grow":
             return self._grow(patches, known, round_)
         if len(self.bank) == 0:
@@ -225,20 +234,23 @@ class MemorySite:
         )
 
     def _train(self, raw: FloatArray, known: MemoryBank | None, round_: int) -> None:
-        own = self.bank if len(self.bank) else self._reduce(self.generator(raw), round_)
-        if known is None or self.config.anchors == "local":
-            anchors = own
-        elif self.config.anchors == "global":
-            anchors = known
-        else:
-            anchors = concatenate([own, known])
+        """Towards averages: single patches that a coreset chose are the extremes of the normal."""
+        seed = round_seed(self.seed, round_)
+        anchors = []
+        if known is None or self.config.anchors != "global":
+            own = self.bank if len(self.bank) else self._reduce(raw, round_)
+            anchors.append(cells(raw, own.vectors, pull=1.0))
+        if known is not None and self.config.anchors != "local":
+            anchors.append(weighted_kmeans(known, self.config.rows, seed=seed, **_ANCHORS))
         self.generator, training = train_generator(
             self.generator,
             raw,
-            anchors.vectors,
+            self.generator(concatenate(anchors).vectors),
             self.config.loss,
-            seed=round_seed(self.seed, round_),
+            seed=seed,
+            radius=self.radius,
         )
+        self.radius = training.radius
         self.training.append(training)
 
     def _reduce(
@@ -312,7 +324,7 @@ class MemorySite:
                 clip=self.config.clip, noise=self.config.noise, rng=np.random.default_rng()
             )
         for descriptors in self.features:
-            means.add(self.generator(to_float(descriptors))[None])
+            means.add(to_float(descriptors)[None])
         fresh = means.result()
         if len(self.bank) == 0:
             return fresh
