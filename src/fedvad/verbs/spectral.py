@@ -159,9 +159,7 @@ def score_scenes(
         folder = OutputFolder(out, "--out", inputs=holding_folders([], paths))
     merged: Moments | None = None
     if given:
-        parts = [part for part in given if isinstance(part, Moments)] + list(
-            map(Moments.load, files)
-        )
+        parts = [p if isinstance(p, Moments) else Moments.load(Path(p)) for p in given]
         options["moments"] = merged = sum(parts[1:], parts[0])
     stage = Stage(progress, "scoring", len(wanted))
     found: list[ScoredScene] = []
