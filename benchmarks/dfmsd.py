@@ -19,7 +19,7 @@ from typing import Any
 from common import spread
 
 from fedvad.experiments.distill.recipe import Recipe, load_recipe
-from fedvad.experiments.distill.run import distill
+from fedvad.experiments.distill.run import distill_backbone
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all on": {},
@@ -55,7 +55,9 @@ def main() -> None:
         for seed in seeds:
             out = given.out / f"{name} {seed}"
             if not (out / "distill.json").exists():
-                distill(recipe_of(name, seed, given), out, data=given.data, weights=weights)
+                distill_backbone(
+                    recipe_of(name, seed, given), out, data=given.data, weights=weights
+                )
             found.append(json.loads((out / "distill.json").read_text())["stages"][-1]["levels"])
         explained, cosine = (
             ", ".join(spread([levels[i][key] for levels in found]) for i in range(len(found[0])))

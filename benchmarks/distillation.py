@@ -51,7 +51,8 @@ from fedvad.detectors.student.rd.detector import adam
 from fedvad.detectors.student.training import TrainConfig
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.evaluation.outline import outline_recall
-from fedvad.evaluation.sites import evaluate_site, map_mask_pairs
+from fedvad.evaluation.sites import evaluate_site
+from fedvad.evaluation.truth import read_truth
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.verbs.outputs import panels
 
@@ -197,7 +198,7 @@ def outlines(detector: DMDD, data: Site, arguments: argparse.Namespace) -> dict[
     kept = data.test.subset(maps.kept)
     found = {
         name: outline_recall(
-            map_mask_pairs(kept, getattr(maps, name), arguments.size), width=arguments.ring
+            read_truth(kept, arguments.size).pairs(getattr(maps, name)), width=arguments.ring
         )
         for name in MAPS
     }

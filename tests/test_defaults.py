@@ -13,7 +13,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 import fedvad
-from fedvad.api_arguments import cache_at
 from fedvad.cli.common import open_cache
 from fedvad.data.folders import read_set
 from fedvad.data.view_choice import USUAL_SIZE
@@ -25,6 +24,7 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import IMAGE_SIZE
+from fedvad.runs.arguments import cache_at
 from fedvad.runs.config import resolve_config
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.app import create_app

@@ -19,9 +19,10 @@ import pytest
 
 from fedvad.data.synthesis import KINDS
 from fedvad.drawing.demo import write_demo
-from fedvad.experiments.bench.suite import load_suite, shipped_suites
+from fedvad.experiments.bench.suite import Suite, load_suite
 from fedvad.experiments.continual.stream import load_stream
 from fedvad.experiments.distill.recipe import StageOptions, load_recipe
+from fedvad.experiments.experiment import shipped
 from fedvad.runs.config import resolve_config
 from tests.contract import test_exchanges
 from tests.contract.exchanges import EXCHANGES, Case
@@ -209,7 +210,7 @@ def test_the_bench_runs_as_written_and_every_suite_is_documented(tmp_path: Path)
     _draw(tmp_path / "bench-quick/demo-data")
     _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
     assert "| pooled | 1 |" in (tmp_path / "bench-quick/bench.md").read_text()
-    assert all(f"| `{name}` |" in page for name in shipped_suites())
+    assert all(f"| `{name}` |" in page for name in shipped(Suite))
     (mine,) = _blocks("toml", marked=False, page=page)
     (tmp_path / "mine.toml").write_text(mine)
     assert load_suite(str(tmp_path / "mine.toml")).name == "mine"

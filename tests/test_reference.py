@@ -67,7 +67,7 @@ strict = true
 follow_imports = skip
 mypy_path = {ROOT / "src"}
 cache_dir = {tmp_path / "cache"}
-[mypy-fedvad,fedvad.api,fedvad.api_arguments,fedvad.runs.typed_options]
+[mypy-fedvad,fedvad.api,fedvad.runs.arguments,fedvad.runs.typed_options]
 follow_imports = silent
 """,
         encoding="utf-8",

@@ -13,40 +13,36 @@ from typing import TYPE_CHECKING, Any
 from fedvad._version import __version__
 
 if TYPE_CHECKING:
-    from fedvad.api import (
-        TrainOptions,
-        backbones,
-        bench,
-        calibrate,
-        connectivity,
-        demo,
-        distill_backbone,
-        doctor,
-        drift_state,
-        evaluate,
-        export,
+    from fedvad.api import group, load, train
+    from fedvad.api_living import (
         feedback,
         forget,
-        gallery,
-        group,
-        inspect,
         list_feedback,
-        load,
-        plan,
-        predict,
-        run_stream,
-        score_scenes,
         share_feedback,
-        train,
-        train_signals,
         undo_feedback,
         undo_update,
         update,
-        watch,
-        week,
-        write_report,
     )
+    from fedvad.api_watch import drift_state, watch, week
     from fedvad.errors import FedvadError
+    from fedvad.experiments.bench.run import bench
+    from fedvad.experiments.continual.run import run_stream
+    from fedvad.experiments.distill.run import distill_backbone
+    from fedvad.features.listing import backbones
+    from fedvad.runs.typed_options import TrainOptions
+    from fedvad.serving.export.package import export
+    from fedvad.verbs.connectivity import connectivity
+    from fedvad.verbs.demo import demo
+    from fedvad.verbs.doctor import doctor
+    from fedvad.verbs.evaluate import evaluate
+    from fedvad.verbs.gallery import gallery
+    from fedvad.verbs.inspect import inspect
+    from fedvad.verbs.plan import plan
+    from fedvad.verbs.predict import predict
+    from fedvad.verbs.recalibrate import calibrate
+    from fedvad.verbs.report import write_report
+    from fedvad.verbs.signals import train_signals
+    from fedvad.verbs.spectral import score_scenes
 
 __all__ = [
     "FedvadError",
@@ -84,10 +80,35 @@ __all__ = [
     "write_report",
 ]
 
+# where a name is, if not in the file of `verbs` that has its name
+_HOMES = {
+    "api": ("group", "load", "train"),
+    "api_living": (
+        "feedback",
+        "forget",
+        "list_feedback",
+        "share_feedback",
+        "undo_feedback",
+        "undo_update",
+        "update",
+    ),
+    "api_watch": ("drift_state", "watch", "week"),
+    "errors": ("FedvadError",),
+    "experiments.bench.run": ("bench",),
+    "experiments.continual.run": ("run_stream",),
+    "experiments.distill.run": ("distill_backbone",),
+    "features.listing": ("backbones",),
+    "runs.typed_options": ("TrainOptions",),
+    "serving.export.package": ("export",),
+    "verbs.recalibrate": ("calibrate",),
+    "verbs.report": ("write_report",),
+    "verbs.signals": ("train_signals",),
+    "verbs.spectral": ("score_scenes",),
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "FedvadError":
-        return import_module("fedvad.errors").FedvadError
-    if name in __all__:
-        return getattr(import_module("fedvad.api"), name)
-    raise AttributeError(f"module 'fedvad' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'fedvad' has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names), f"verbs.{name}")
+    return getattr(import_module(f"fedvad.{home}"), name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedvad.api_arguments import AnyPath, cache_at, maybe
 from fedvad.features.config import Engine
 from fedvad.runs.answers import Verdict
+from fedvad.runs.arguments import AnyPath, cache_at, maybe
 from fedvad.runs.config import as_path
 from fedvad.runs.feedback import Box
 from fedvad.runs.progress import Progress, no_progress

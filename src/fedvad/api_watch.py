@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
-from fedvad.api_arguments import AnyPath, maybe
 from fedvad.evaluation.change import MOST_STOPPED, Change
 from fedvad.evaluation.drift import ALPHA
 from fedvad.features.config import Engine
+from fedvad.runs.arguments import AnyPath, maybe
 from fedvad.runs.config import Reference, as_path
 from fedvad.serving.watch.state import drift_state as _drift_state
 from fedvad.serving.watch.watch import watch as _watch
@@ -43,7 +43,7 @@ def watch(
     """Score images as they arrive in a folder or from a camera.
 
     A row is given when it is safely in the log of `out`. Started again with the same `out`, after
-    a kill too, it goes on: no image is scored twice, and none is lost.
+    a kill too, it continues: no image is scored twice, and none is lost.
 
     Parameters
     ----------

@@ -200,7 +200,7 @@ def test_markup_in_the_names_of_a_real_run(
     ("place", "error"),
     [
         ("keep_record", StorageError("the disk is full")),
-        ("report", ValueError("something nobody thought of")),
+        ("write_report", ValueError("something nobody thought of")),
     ],
 )
 def test_a_failing_report_does_not_lose_the_training(

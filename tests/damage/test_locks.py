@@ -84,15 +84,13 @@ def test_every_command_that_writes_a_folder_is_refused(
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("verb", ["bench", "continual", "distill"])
-def test_experiments_lock_their_folder_first(verb: str, held: Any) -> None:
-    from fedvad.experiments.bench.run import bench
-    from fedvad.experiments.continual.run import continual
-    from fedvad.experiments.distill.run import distill
-
-    run: Any = {"bench": bench, "continual": continual, "distill": distill}[verb]
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [("bench", "quick"), ("run_stream", "demo"), ("distill_backbone", "quick")],
+)
+def test_experiments_lock_their_folder_first(verb: str, name: str, held: Any) -> None:
     with pytest.raises(ConfigError, match="in use"):
-        run(None, held[0])
+        getattr(fedvad, verb)(name, held[0])
 
 
 def test_two_trainings_at_once_leave_the_run_of_one(
@@ -143,6 +141,12 @@ def test_a_folder_that_nothing_came_into_goes(tmp_path: Path) -> None:
     with only_one(tmp_path / "kept"):
         (tmp_path / "kept" / "file").touch()
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_private_folder_is_closed_to_others(tmp_path: Path) -> None:
+    with only_one(tmp_path / "state", private=True):
+        assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_disk_without_locks_is_said_and_used(

@@ -18,7 +18,8 @@ from fedvad.detectors.memory.feddymem import PatchCore
 from fedvad.errors import ConfigError
 from fedvad.experiments.bench.run import _identity, _Source, bench
 from fedvad.experiments.bench.scripts import _rows
-from fedvad.experiments.bench.suite import Suite, load_suite, shipped_suites
+from fedvad.experiments.bench.suite import Suite, load_suite
+from fedvad.experiments.experiment import shipped
 from fedvad.experiments.store import Cell, Stored
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import FeatureConfig
@@ -294,7 +295,7 @@ def test_what_is_missing_is_named(tmp_path: Path, root: Path, cache: DescriptorC
         bench(suite_of(), tmp_path / "none", cache=cache)
 
 
-@pytest.mark.parametrize("name", shipped_suites())
+@pytest.mark.parametrize("name", shipped(Suite))
 def test_shipped_suites_are_valid(name: str) -> None:
     suite = load_suite(name)
     assert suite.name == name

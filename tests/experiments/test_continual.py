@@ -26,8 +26,9 @@ from fedvad.detectors.registry import load_detector
 from fedvad.errors import ConfigError
 from fedvad.evaluation.aupro import aupro
 from fedvad.experiments.continual.cells import FIGURES, _figures
-from fedvad.experiments.continual.run import continual
-from fedvad.experiments.continual.stream import Stream, load_stream, shipped_streams
+from fedvad.experiments.continual.run import run_stream
+from fedvad.experiments.continual.stream import Stream, load_stream
+from fedvad.experiments.experiment import shipped
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from tests.detectors.student import support
@@ -259,8 +260,8 @@ def test_interrupted_it_goes_on_and_ends_the_same(
     options: dict[str, Any] = {"data": plants, "weights": {"": weights}}
     monkeypatch.setattr(StudentLearner, "learn", stop)
     with pytest.raises(KeyboardInterrupt):
-        continual(short, tmp_path, **options)
-    summary = continual(short, tmp_path, **options)
+        run_stream(short, tmp_path, **options)
+    summary = run_stream(short, tmp_path, **options)
     assert calls == 4  # two tasks, the one that was stopped, and that one again
     mine, theirs = (s["methods"]["compressed"] for s in (summary, ran[1]))
     assert {k: v for k, v in mine.items() if k != "seconds"} == {
@@ -268,7 +269,7 @@ def test_interrupted_it_goes_on_and_ends_the_same(
     }
     (cell,) = cells_in(tmp_path)
     cell.write_bytes(b"damaged")
-    continual(short, tmp_path, **options)
+    run_stream(short, tmp_path, **options)
     assert calls == 7  # begun anew
 
 
@@ -281,7 +282,7 @@ def test_the_order_is_drawn_by_the_seed(stream: Stream) -> None:
 
 
 def test_shipped_streams_can_be_read() -> None:
-    assert shipped_streams() == ["demo", "edge"]
+    assert shipped(Stream) == ["demo", "edge"]
     edge = load_stream("edge")
     assert len(edge.tasks) == 6
     assert edge.seeds == (0, 1, 2)
@@ -319,15 +320,15 @@ def test_missing_things_are_named(
     with pytest.raises(ConfigError, match="cannot read"):
         load_stream(str(tmp_path / "absent.toml"))
     with pytest.raises(ConfigError, match="needs --data"):
-        continual(stream, tmp_path)
+        run_stream(stream, tmp_path)
     with pytest.raises(ConfigError, match="no folder"):
-        continual(stream, tmp_path / "out", data=tmp_path / "empty")
+        run_stream(stream, tmp_path / "out", data=tmp_path / "empty")
     with pytest.raises(ConfigError, match="no methods"):
         stream.only(methods=["other"])
     bad = stream.only(methods=["naive"])
     options = bad.methods[0].model_copy(update={"options": {"bootstap": 0}})
     with pytest.raises(ConfigError, match="bootstap"):
-        continual(
+        run_stream(
             bad.model_copy(update={"methods": (options,)}),
             tmp_path,
             data=plants,
@@ -354,12 +355,12 @@ def test_command_line(tmp_path: Path, plants: Path) -> None:
 
 def test_a_damaged_checkpoint_leaves_no_trace(plants: Path, stream: Stream, tmp_path: Path) -> None:
     bank = stream.only(methods=["bank"])
-    first = continual(bank, tmp_path, data=plants)
+    first = run_stream(bank, tmp_path, data=plants)
     (cell,) = cells_in(tmp_path)
     arrays, values = read_arrays(cell)
     arrays["bank/1/weights"][0] = -1
     write_arrays(cell, arrays, values)
-    again = continual(bank, tmp_path, data=plants)
+    again = run_stream(bank, tmp_path, data=plants)
     for key in ("figures", "costs"):
         assert again["methods"]["bank"][key] == first["methods"]["bank"][key]
 
@@ -369,14 +370,14 @@ def test_other_weights_of_the_same_name_begin_anew(
 ) -> None:
     naive = stream.only(methods=["naive"])
     out = tmp_path / "out"
-    continual(naive, out, data=plants, weights={"": weights})
+    run_stream(naive, out, data=plants, weights={"": weights})
     moved = tmp_path / "elsewhere" / "renamed.safetensors"
     moved.parent.mkdir()
     shutil.copy(weights, moved)
-    continual(naive, out, data=plants, weights={"": moved})
+    run_stream(naive, out, data=plants, weights={"": moved})
     assert "starting from the beginning" not in caplog.text  # the same values
     tensors = load_file(moved)
     first = next(name for name, value in tensors.items() if value.ndim == 4)
     save_file(tensors | {first: tensors[first] * 1.5}, moved)
-    continual(naive, out, data=plants, weights={"": moved})
+    run_stream(naive, out, data=plants, weights={"": moved})
     assert "starting from the beginning" in caplog.text

@@ -15,8 +15,9 @@ import fedvad
 from fedvad.errors import ArtefactError, ConfigError, DataError, WeightsError
 from fedvad.experiments.distill.checkpoint import CHECKPOINT_FILE
 from fedvad.experiments.distill.images import TrainingImages, _images_of
-from fedvad.experiments.distill.recipe import ImageOptions, Recipe, load_recipe, shipped_recipes
-from fedvad.experiments.distill.run import BACKBONE_FILE, distill
+from fedvad.experiments.distill.recipe import ImageOptions, Recipe, load_recipe
+from fedvad.experiments.distill.run import BACKBONE_FILE, distill_backbone
+from fedvad.experiments.experiment import shipped
 from tests.detectors.student import support
 from tests.helpers import run_main
 
@@ -124,19 +125,19 @@ def test_an_interrupted_distillation_goes_on_to_the_same_file(
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            distill(recipe, out, data=[plants], weights=weights, progress=interrupt)
+            distill_backbone(recipe, out, data=[plants], weights=weights, progress=interrupt)
         assert (out / CHECKPOINT_FILE).is_file()
         with pytest.raises(ConfigError, match="--resume"):
-            distill(recipe, out, data=[plants], weights=weights)
+            distill_backbone(recipe, out, data=[plants], weights=weights)
         changed = recipe.model_copy(update={"seed": 1})
         with pytest.raises(ConfigError, match="different: seed"):
-            distill(changed, out, data=[plants], weights=weights, resume=True)
-        summary = distill(recipe, out, data=[plants], weights=weights, resume=True)
+            distill_backbone(changed, out, data=[plants], weights=weights, resume=True)
+        summary = distill_backbone(recipe, out, data=[plants], weights=weights, resume=True)
         assert summary == made[1]
         for name in (BACKBONE_FILE, "loss.csv", "card.md"):
             assert (out / name).read_bytes() == (made[0] / name).read_bytes()
     # once more changes nothing
-    assert distill(recipe, out, data=[plants], weights=weights, resume=True) == made[1]
+    assert distill_backbone(recipe, out, data=[plants], weights=weights, resume=True) == made[1]
 
 
 def test_the_file_is_a_backbone_for_training_and_moves(
@@ -198,7 +199,7 @@ def test_a_student_begins_with_what_fits_of_its_first_teacher(tmp_path: Path) ->
     for start in ("random", "teacher"):
         path = tmp_path / f"{start}.toml"
         path.write_text(text.replace("[student]", f'[student]\nstart = "{start}"'))
-        summary = distill(load_recipe(str(path)), tmp_path / start, weights={"": weights})
+        summary = distill_backbone(load_recipe(str(path)), tmp_path / start, weights={"": weights})
         levels[start] = [level["explained"] for level in summary["stages"][0]["levels"]]
     assert min(np.subtract(levels["teacher"], levels["random"])) > 0.05
     assert "with what fits into it of resnet18" in (tmp_path / "teacher/card.md").read_text()
@@ -207,14 +208,14 @@ def test_a_student_begins_with_what_fits_of_its_first_teacher(tmp_path: Path) ->
     path.write_text(begun.replace("resnet18", support.NAME))
     other = support.write_weights(tmp_path / "t.safetensors")
     with pytest.raises(ConfigError, match="resnet34"):
-        distill(load_recipe(str(path)), tmp_path / "other", weights={"": other})
+        distill_backbone(load_recipe(str(path)), tmp_path / "other", weights={"": other})
     path.write_text(begun.replace("options = {", 'backbone = "mcunet_in3" # {'))
     with pytest.raises(ConfigError, match="is for the student tiny"):
         load_recipe(str(path))
 
 
 def test_shipped_recipes_can_be_read() -> None:
-    assert shipped_recipes() == ["dfmsd", "quick", "tiny"]
+    assert shipped(Recipe) == ["dfmsd", "quick", "tiny"]
     whole = load_recipe("dfmsd")
     assert all(stage.w_m > 0 and stage.w_sem > 0 and stage.generator for stage in whole.stages)
     assert [stage.enhance for stage in whole.stages] == [0.0, 1.0]
@@ -239,14 +240,14 @@ def test_missing_weights_and_folders_are_reported_before_any_work(
 ) -> None:
     gone = {support.NAME: tmp_path / "gone.safetensors"}
     with pytest.raises(WeightsError, match="does not exist"):
-        distill(recipe, tmp_path / "out", weights=gone)
+        distill_backbone(recipe, tmp_path / "out", weights=gone)
     with pytest.raises(DataError, match="no such"):
-        distill(recipe, tmp_path / "out", data=[tmp_path / "nowhere"])
+        distill_backbone(recipe, tmp_path / "out", data=[tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no image"):
-        distill(recipe, tmp_path / "out", data=[tmp_path / "empty"])
+        distill_backbone(recipe, tmp_path / "out", data=[tmp_path / "empty"])
     with pytest.raises(ArtefactError, match="no checkpoint"):
-        distill(load_recipe("quick"), tmp_path / "out", resume=True)
+        distill_backbone(load_recipe("quick"), tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -58,24 +58,21 @@ def bench(
         if seeds is not None or methods is not None or cache is not None:
             raise ConfigError(
                 f"suite {suite} runs scripts, which have seeds, methods and caches of their own: "
-                "leave --seeds, --methods and --cache away"
+                "omit --seeds, --methods and --cache"
             )
         _run_scripts(suite, out, data, weights, as_json)
         return
     from fedvad.experiments.bench.run import bench as run_bench
-    from fedvad.experiments.bench.suite import load_suite
 
-    chosen = load_suite(suite).only(
-        seeds=None if seeds is None else numbers(seeds, "--seeds"),
-        methods=None if methods is None else [m.strip() for m in methods.split(";")],
-    )
     with showing() as progress:
         summary = run_bench(
-            chosen,
+            suite,
             out,
             data=data,
             weights=weights,
             cache=open_cache(cache, cache_size),
+            seeds=None if seeds is None else numbers(seeds, "--seeds"),
+            methods=None if methods is None else [m.strip() for m in methods.split(";")],
             progress=progress,
         )
     if as_json:

@@ -67,10 +67,10 @@ def calibrate(
 
     The run keeps the new thresholds; its results and report stay those of the old ones.
     """
-    from fedvad.verbs.recalibrate import recalibrate
+    from fedvad.verbs.recalibrate import calibrate as find_threshold
 
     with showing() as progress:
-        answer = recalibrate(
+        answer = find_threshold(
             run, normals or [], site=site, target_fpr=target_fpr, force=force, undo=undo,
             weights=weights, engine=cast(Any, engine), device=device, max_pixels=max_pixels,
             cache=open_cache(cache), progress=progress,

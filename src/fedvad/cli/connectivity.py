@@ -43,11 +43,12 @@ def connectivity(
     from fedvad.report.tables import rich_table
     from fedvad.verbs.connectivity import connectivity as run_connectivity
 
-    pairs = [(run_a, run_b), *([] if beside is None else [beside])]
     with showing() as progress:
         curves = run_connectivity(
-            pairs,
+            run_a,
+            run_b,
             data,
+            beside=beside,
             out=out,
             points=points,
             cache=open_cache(cache, cache_size),

@@ -51,20 +51,17 @@ def continual(
     as_json: JsonOption = False,
 ) -> None:
     """Learn a stream of tasks one after another and report what was kept and what forgotten."""
-    from fedvad.experiments.continual.run import continual as run_stream
-    from fedvad.experiments.continual.stream import load_stream
+    from fedvad.experiments.continual.run import run_stream
 
-    chosen = load_stream(stream).only(
-        seeds=None if seeds is None else numbers(seeds, "--seeds"),
-        methods=None if methods is None else [m.strip() for m in methods.split(";")],
-    )
     with showing() as progress:
         summary = run_stream(
-            chosen,
+            stream,
             out,
             data=data,
             weights=by_backbone(weights or []),
             cache=open_cache(cache, cache_size),
+            seeds=None if seeds is None else numbers(seeds, "--seeds"),
+            methods=None if methods is None else [m.strip() for m in methods.split(";")],
             progress=progress,
         )
     if as_json:

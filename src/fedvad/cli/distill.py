@@ -32,18 +32,16 @@ def distill(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted distillation in --out.")
+        bool, typer.Option("--resume", help="Continue an interrupted distillation in --out.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Teach a small backbone by large ones; the file it gives is a --backbone everywhere."""
-    from fedvad.experiments.distill.recipe import load_recipe
-    from fedvad.experiments.distill.run import distill as run_distill
+    from fedvad.experiments.distill.run import distill_backbone
 
-    chosen = load_recipe(recipe)
     with showing() as progress:
-        summary = run_distill(
-            chosen,
+        summary = distill_backbone(
+            recipe,
             out,
             data=data or [],
             weights=by_backbone(weights or []),

@@ -34,9 +34,9 @@ def report(
 ) -> None:
     """Write one HTML file about a run: verdict, sites, pictures, costs. The data is not needed."""
     from fedvad.report.bench_tables import size
-    from fedvad.verbs.report import report as run_report
+    from fedvad.verbs.report import write_report
 
-    written = run_report(run, out=out, pictures=pictures, pdf=pdf)
+    written = write_report(run, out=out, pictures=pictures, pdf=pdf)
     if as_json:
         print_json(written)
         return

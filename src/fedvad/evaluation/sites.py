@@ -47,7 +47,6 @@ __all__ = [
     "evaluate_site",
     "figures_of",
     "gains",
-    "map_mask_pairs",
     "site_threshold",
     "summarise",
 ]
@@ -242,16 +241,6 @@ def _paired(result: SiteResult, other: SiteResult) -> tuple[Floats, Floats, npt.
     both = [i for i, path in enumerate(result.test.paths) if path in there]
     theirs = np.array([there[result.test.paths[i]] for i in both])
     return result.scores[both], theirs, result.test.labels[both]
-
-
-def map_mask_pairs(
-    kept: ImageSet, maps: FloatArray | Sequence[FloatArray], size: int
-) -> Iterator[Pair]:
-    """(map, mask), both (size, size), of each image whose pixels are known, one at a time.
-
-    maps: n of (h, w), one for each image; images with doubtful masks are left out (`read_truth`).
-    """
-    return read_truth(kept, size).pairs(maps)
 
 
 def _all_pairs(results: Sequence[SiteResult]) -> Iterator[Pair]:

@@ -8,9 +8,36 @@ from typing import Any
 from fedvad.errors import ConfigError
 from fedvad.features.families import FAMILIES, own_names
 
-__all__ = ["families", "models"]
+__all__ = ["backbones", "families", "models"]
 
 _DESCRIBED = 20  # models that are looked into: a third of a second each
+
+
+def backbones(pattern: str | None = None) -> list[dict[str, Any]]:
+    """Families of backbones that are known to work, or models by a part of their name.
+
+    Parameters
+    ----------
+    pattern : str, optional
+        Part of a model's name; None lists the families.
+
+    Returns
+    -------
+    list of dict
+        Name, default layers, strides, channels, image sizes and licence of each.
+
+    Raises
+    ------
+    ConfigError
+        When no model has such a name.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> len(fedvad.backbones()) > 5
+    True
+    """
+    return families() if pattern is None else models(pattern)
 
 
 def families() -> list[dict[str, Any]]:

@@ -1,12 +1,15 @@
 """`connectivity`: loss and AUROC on the straight line between the weights of two trained students.
 
+    At both ends a site has its own run's batch statistics; between them they are estimated again,
+    from the images that the first run trained on.
+
 Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis"; batch statistics
 are estimated again at every point, as Jordan et al. 2023 (REPAIR) recommend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +24,10 @@ from fedvad.detectors.student.parameters import load_buffers, load_parameters, u
 from fedvad.detectors.student.site import StudentSite
 from fedvad.errors import ConfigError, DataError
 from fedvad.evaluation.metrics import image_auroc
-from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.report.html.connectivity import render_connectivity
-from fedvad.runs.config import TrainConfig
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
+from fedvad.runs.config import TrainConfig, as_path
 from fedvad.runs.data import load_sites
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.opening import open_run
@@ -70,43 +73,62 @@ class Curve:
 
 
 def connectivity(
-    pairs: Sequence[tuple[Path, Path]],
-    data: Path,
+    run_a: AnyPath,
+    run_b: AnyPath,
+    data: AnyPath,
     *,
-    out: Path | None = None,
-    points: int = POINTS,
-    cache: DescriptorCache | None = None,
+    beside: tuple[AnyPath, AnyPath] | None = None,
+    out: AnyPath | None = None,
+    points: int = 21,
+    cache: AnyCache | None = None,
     progress: Progress = no_progress,
 ) -> list[Curve]:
-    """Evaluate mixtures of the weights of two trained students, for each pair of run folders.
+    """Follow loss and AUROC on the straight line between the weights of two trained students.
 
     At both ends a site has its own run's batch statistics; between them they are estimated again,
     from the images that the first run trained on.
 
     Parameters
     ----------
-    pairs : sequence of (Path, Path)
-        Runs of one method and backbone, trained on `data`.
-    data : Path
-        Folder of the sites, with test images.
-    out : Path, default=None
-        HTML page to write.
+    run_a, run_b : path
+        Run folders of one method and backbone.
+    data : path
+        Folder of the sites that both trained on, with test images.
+    beside : (path, path), optional
+        A second pair of runs, for the same picture.
+    out : path, optional
+        HTML page with the curves.
     points : int, default=21
         Of a curve, both ends among them; 2 at least.
+    cache, progress
+        As those of `bench`.
+
+    Returns
+    -------
+    list of Curve
+        One of each pair: `at`, `loss`, `auroc` and `barrier`.
 
     Raises
     ------
     ConfigError, DataError, ArtefactError, MismatchError
         For runs that cannot be mixed, or whose sites `data` does not have.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> (curve,) = fedvad.connectivity("A", "B", "DATA")  # doctest: +SKIP
     """
+    pairs = [(run_a, run_b), *([] if beside is None else [beside])]
+    data, out = as_path(data, "data"), maybe(out, "out")
     if points < 2:
         raise ConfigError(f"a curve needs 2 points or more, got {points}")
     guard_output_file(out, "--out", data=data)
     stage = Stage(progress, "points", points * len(pairs))
     curves = []
-    for first, other in pairs:
-        run_a, config, extractor = open_run(first, cache=cache)
-        a, b = _students(run_a, Run.load(other), first, other)
+    for one, two in pairs:
+        first, other = as_path(one, "run_a"), as_path(two, "run_b")
+        trained, config, extractor = open_run(first, cache=cache_at(cache))
+        a, b = _students(trained, Run.load(other), first, other)
         name = f"{first.name} to {other.name}{_alignment(config, read_config(other))}"
         curves.append(_curve(name, a, b, data, config, extractor, points, stage))
     if out is not None:

@@ -26,6 +26,7 @@ from fedvad.errors import FedvadError
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
 from fedvad.runs.config import resolve_config
 from fedvad.runs.opening import open_run
 from fedvad.runs.run_folder import (
@@ -59,21 +60,39 @@ class Check(NamedTuple):
 
 
 def doctor(
-    path: Path | None = None,
+    path: AnyPath | None = None,
     *,
-    cache: DescriptorCache,
-    weights: Path | str | None = None,
+    weights: AnyPath | None = None,
     engine: Engine | None = None,
     device: str | None = None,
     port: int = PORT,
+    cache: AnyCache | None = None,
 ) -> dict[str, Any]:
-    """Examine this installation, and what lies in a folder.
+    """Examine this installation, and a run, images or a deployment; nothing is changed.
 
-    path: a run, a folder of images, or a folder of `fedvad deploy`. weights, engine, device: of
-    the backbone that is tried, see `open_run`. port: on which `fedvad serve` would listen.
-    Returns `ok`, False where something is wrong, and `checks`, each with name, state (ok, warning,
-    wrong), what is there and how to mend it. Nothing is changed.
+    Parameters
+    ----------
+    path : path, optional
+        Run folder, folder of images, or folder of a deployment.
+    weights, engine, device, cache : optional
+        As those of `fedvad.evaluate`.
+    port : int, default=8000
+        On which `fedvad serve` would listen.
+
+    Returns
+    -------
+    dict
+        `ok` and `checks`, each with name, state ("ok", "warning" or "wrong"), what is there and
+        how to mend it.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> {check["state"] for check in fedvad.doctor("run")["checks"]} <= {"ok", "warning", "wrong"}
+    True
     """
+    path, weights = maybe(path, "path"), maybe(weights, "weights")
+    cache = cache_at(cache)
     checks = [
         *_environment(),
         _guarded("cache", lambda: _cache(cache)),

@@ -19,13 +19,13 @@ from fedvad.evaluation.drift import drift
 from fedvad.evaluation.results import Costs, DriftFigures, Results
 from fedvad.evaluation.sites import SiteResult, summarise
 from fedvad.evaluation.thresholds import Threshold
-from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger
 from fedvad.report.contact_sheet import contact_sheet
 from fedvad.report.verdict import verdict
-from fedvad.runs.config import Reference, TrainConfig, check_reference, check_share
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
+from fedvad.runs.config import Reference, TrainConfig, as_path, check_reference, check_share
 from fedvad.runs.data import data_of, digest_of, fingerprint, load_data
 from fedvad.runs.guards import check_order, guard_output_file, guard_output_folder
 from fedvad.runs.method import make_method
@@ -43,48 +43,80 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    run_folder: Path,
-    data: Path,
+    run: AnyPath,
+    data: AnyPath,
     *,
     reference: Reference | None = None,
-    weights: Path | str | None = None,
+    weights: AnyPath | None = None,
     max_pixels: int | None = None,
     engine: Engine | None = None,
     device: str | None = None,
     max_bad: float | None = None,
-    cache: DescriptorCache | None = None,
-    heatmaps: Path | None = None,
-    out: Path | None = None,
+    cache: AnyCache | None = None,
+    heatmaps: AnyPath | None = None,
+    out: AnyPath | None = None,
     good: Names = (),
     defect: Names = (),
     progress: Progress = no_progress,
 ) -> Results:
-    """Score the test images of `data` and return the results, in the shape that `train` returns.
+    """Measure a run on labelled images, also of sites that never trained.
 
-    The ledger holds the rounds and bytes of the training, and the seconds of this evaluation.
+    A site of the run uses its own parts and threshold. A site that never trained uses those of all
+    sites; where its folder has normal training images its threshold comes from those (from the site
+    of the run that trained on the very same ones, if one did), else it borrows the median of the
+    run's thresholds. The split of the training is repeated where `data` holds the same images.
+    What a report needs is kept in `out`, with the page; without `out` in the run folder itself,
+    unless that holds the results of a training.
 
-    A site of the run uses its own generator and threshold. A site that never trained uses the
-    global memory; when its folder has normal training images its threshold comes from those (from
-    the site of the run that trained on the very same ones, if one did), else it borrows the median
-    of the run's thresholds. The split of the training is repeated when `data` holds the same
-    images. good, defect: names of folders with normal images and with defects, beyond those of
-    the training. `weights`, `engine`, `device`, `max_pixels` (the limit on the size of images) and
-    `max_bad` (the share of unreadable images that is tolerated per site) are those of the training
-    unless given. What `report` needs is kept in `out`, with the page; without `out` in the run
-    folder itself, unless that holds the results of a training. Raises `ConfigError` for an option
-    that cannot be met, or when `heatmaps` or `out` is read or would lie among the images;
-    `ArtefactError`, `DataError`, `MismatchError`.
+    Parameters
+    ----------
+    run, data : path
+        Run folder, and a folder of sites or one set with test images.
+    reference : {"global", "local", "union"}, optional
+        Memory that scores: of all sites, the site's own, or both; None takes the run's.
+    weights, engine, device, max_pixels : optional
+        In place of those of the training, for a run that was moved: file of the backbone's weights,
+        "openvino" or "torch", "cpu", "cuda" or "mps", and greatest number of pixels of an image.
+    max_bad : float in [0, 1], optional
+        Share of unreadable images tolerated per site; None takes that of the training.
+    cache, progress : optional
+        As those of `train`.
+    heatmaps : path, optional
+        PNG file to write with a contact sheet.
+    out : path, optional
+        Folder for the results and a page of their own.
+    good, defect : str or list of str, default=()
+        Names of folders with normal images and with defects, beyond `good`.
+
+    Returns
+    -------
+    Results
+        In the shape that `train` returns, with nothing compared.
+
+    Raises
+    ------
+    ConfigError, ArtefactError, DataError, MismatchError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> results = fedvad.evaluate("run", "plants")
+    >>> results.threshold.sites["alder"].counts.defects
+    4
     """
+    run_folder, data = as_path(run, "run"), as_path(data, "data")
+    heatmaps, out = maybe(heatmaps, "heatmaps"), maybe(out, "out")
     check_reference(reference)
     check_order(run_folder, [data], "evaluate RUN DATA")
-    run, config, extractor = open_run(
-        run_folder, weights=weights, engine=engine, device=device, cache=cache,
-        max_pixels=max_pixels,
+    trained, config, extractor = open_run(
+        run_folder, weights=maybe(weights, "weights"), engine=engine, device=device,
+        cache=cache_at(cache), max_pixels=max_pixels,
     )  # fmt: skip
     if max_bad is not None:
         config = config.model_copy(update={"max_bad": check_share(max_bad, "max_bad")})
     names = LabelNames.of(good, defect, before=config.label_names())
-    reading, sites = _sites(data, run, config, names)
+    reading, sites = _sites(data, trained, config, names)
     guard_output_file(
         heatmaps, "--heatmaps", run=run_folder, data=data, sites=sites,
         others=[extractor.config.weights], own=OWN_PNG,
@@ -92,23 +124,23 @@ def evaluate(
     if out is not None:
         guard_output_folder(out, "--out", data=data, sites=sites)
     keeping = keeps_evaluation(run_folder, out)
-    new = [site for site in sites if site.name not in run.sites]
+    new = [site for site in sites if site.name not in trained.sites]
     if new:
         log.info("never trained on: %s", ", ".join(site.name for site in new))
     before = read_ledger(run_folder)
     ledger = Ledger(rounds=before.rounds, images=before.images)
     with ledger.phase("calibrate"):
         thresholds = {
-            site.name: _known_threshold(site, run, ledger.images)
-            or _new_threshold(site, run, config, extractor)
+            site.name: _known_threshold(site, trained, ledger.images)
+            or _new_threshold(site, trained, config, extractor)
             for site in new
         }
 
     def for_site(name: str) -> tuple[Detector, Threshold | None]:
         wanted = None if name in thresholds else reference
         return (
-            run.detector(name, extractor, wanted),
-            thresholds.get(name) or run.threshold(name, wanted),
+            trained.detector(name, extractor, wanted),
+            thresholds.get(name) or trained.threshold(name, wanted),
         )
 
     with ledger.phase("score"):
@@ -118,17 +150,17 @@ def evaluate(
         raise DataError(f"{data} has no test images: expected test/good and test/<defect> folders")
     ours = summarise(results, target_fpr=config.target_fpr)
     # thresholds may learn from the scores of sites that have no test images here
-    limits = {name: run.threshold(name, reference) for name in run.sites}
+    limits = {name: trained.threshold(name, reference) for name in trained.sites}
     limits |= {result.name: result.threshold for result in results}
     found = Results.of(
         ours,
         compare={},
-        method=run.method,
-        backbone=run.features.backbone,
+        method=trained.method,
+        backbone=trained.features.backbone,
         unreadable=[reason for r in results for reason in r.bad],
         data=data_of(reading, results),
         ledger=Costs.model_validate(ledger.summary()),
-        reference=reference or run.reference,
+        reference=reference or trained.reference,
         sites_never_trained_on=[site.name for site in new],
         tradeoff=tradeoff(results, limits),
         drift=_drifts(results),
@@ -139,7 +171,7 @@ def evaluate(
             panels(results),
             heatmaps,
             title=f"{run_folder.name} on {data.name}",
-            image_size=run.features.view,
+            image_size=trained.features.view,
         )
     if keeping is not None:
         try:

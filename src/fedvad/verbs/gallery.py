@@ -19,6 +19,8 @@ from fedvad.data.outputs import OWN_PNG
 from fedvad.data.synthesis import KINDS, SynthesisConfig, TextureFolder, synthesise
 from fedvad.features.names import IMAGE_SIZE
 from fedvad.report.defect_sheet import PER_ROW, Example, defect_sheet
+from fedvad.runs.arguments import AnyPath
+from fedvad.runs.config import as_path
 from fedvad.runs.data import load_sites
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.progress import Progress, Stage, no_progress
@@ -29,31 +31,70 @@ _OTHERS = 8  # further images of a site that content is taken from
 
 
 def gallery(
-    data: Path,
-    out: Path,
+    data: AnyPath,
+    out: AnyPath,
     *,
     kinds: str | Sequence[str] = KINDS,
     seed: int = 0,
     rows: int = 2,
     foreground: Literal["none", "otsu"] | int = "none",
-    textures: Path | None = None,
+    textures: AnyPath | None = None,
     image_size: int = IMAGE_SIZE,
     max_pixels: int = MAX_PIXELS,
     good: Names = (),
     defect: Names = (),
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Draw `rows` rows of each kind of defect on normal images of `data` into the PNG file `out`.
+    """Draw synthetic defects on normal images of `data` into one PNG file.
 
-    kinds: a list, or text with commas. Sites take turns; every kind is shown on the same images,
-    `image_size` pixels square. The same arguments give the same picture. max_pixels: an image of
-    more is unreadable. good, defect: names of folders with normal images and with defects, beyond
-    `good`. Returns path, bytes, the median milliseconds of a defect by kind, and for every defect
-    its kind asked for and drawn, site, file, area (share of the image) and change (mean absolute,
-    in grey levels). Raises `ConfigError` for an unknown kind or foreground, or a number out of
-    range, `DataError` for data or textures that cannot be read, `StorageError` when the disk
-    refuses.
+    Sites take turns; every kind is shown on the same images. The same arguments give the same
+    picture.
+
+    Parameters
+    ----------
+    data : path
+        Folder of sites or one set.
+    out : path
+        PNG file to write.
+    kinds : str or list of str, default=all
+        Kinds of defects; text separates them with commas.
+    seed : int, default=0
+        Of the images chosen and defects drawn.
+    rows : int, default=2
+        Rows of images per kind, >= 1.
+    foreground : "none", "otsu" or int from 0 to 254, default="none"
+        Where the object is; a number is a grey level.
+    textures : path, optional
+        Folder of images to fill textures with.
+    image_size : int, default=256
+        Side of the images in pixels, >= 16.
+    max_pixels : int, default=100 000 000
+        An image of more is unreadable.
+    good, defect : str or several, default=()
+        Names of folders with normal images and with defects, besides `good`.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
+
+    Returns
+    -------
+    dict
+        Path, bytes, the median milliseconds of a defect by kind, and for every defect its kind
+        asked for and drawn, site, file, area (share of the image) and change (mean absolute, in
+        grey levels).
+
+    Raises
+    ------
+    ConfigError, DataError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> drawn = fedvad.gallery("plants", "gallery.png")
+    >>> drawn["path"]
+    'gallery.png'
     """
+    data, out = as_path(data, "data"), as_path(out, "out")
     for name, value in {"rows": rows, "image_size": image_size, "max_pixels": max_pixels}.items():
         check_limit(value, name)
     check_limit(seed, "seed", least=0)
@@ -65,7 +106,7 @@ def gallery(
     }
     given = None
     if textures is not None:
-        given = TextureFolder(textures, size=image_size, max_pixels=max_pixels)
+        given = TextureFolder(as_path(textures, "textures"), size=image_size, max_pixels=max_pixels)
     sites = load_sites(data, None, seed, LabelNames.of(good, defect),
                        image_size=image_size)  # fmt: skip
     guard_output_file(

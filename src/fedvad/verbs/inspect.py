@@ -17,7 +17,6 @@ from fedvad.data.layouts.base import left_over
 from fedvad.data.listing import scan
 from fedvad.data.reading import DataReading
 from fedvad.data.view_choice import USUAL_SIZE, choose_size, sizes_of
-from fedvad.data.views import Size
 from fedvad.detectors.artefact import read_arrays
 from fedvad.detectors.student.parameters import under
 from fedvad.errors import ArtefactError, ConfigError, DataError, PayloadError
@@ -32,6 +31,8 @@ from fedvad.federation.signed import (
     read_trusted_keys,
 )
 from fedvad.memory.origin import ORIGIN_ARRAYS, origin_from
+from fedvad.runs.arguments import AnyPath, maybe
+from fedvad.runs.config import as_path
 from fedvad.runs.data import data_with_masks
 from fedvad.runs.receipt import read_receipt
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
@@ -45,24 +46,43 @@ _ARRAYS = {"vectors", "weights", "spread"}
 
 
 def inspect(
-    path: Path,
-    *,
-    trust: Path | None = None,
-    good: Names = (),
-    defect: Names = (),
-    image_size: Size = "auto",
+    path: AnyPath, *, trust: AnyPath | None = None, good: Names = (), defect: Names = ()
 ) -> dict[str, Any]:
-    """Describe a run folder, a detector file, a message file, signed or not, or a data folder.
+    """What is in a run folder, a detector file or a message, or how a data folder will be read.
 
-    Keys: path, bytes, kind, summary (of a run folder), what the file says about itself, and for
-    every array its shape, type, bytes and range. Of a folder of images the keys are path, kind and
-    `data`: what of it is read, as which label, and what is not, with image_size in view. good,
-    defect: names of folders with normal images and with defects, beyond `good`. Of messages also
-    `contents` (numbers), `signature` and `says` (sentences for an auditor). trust: public key, or
-    folder of them, that a message must be signed with: then `trusted` says whether it is, and where
-    it is not, `says` begins with that. Raises `ArtefactError` for anything else, `ConfigError` for
-    `trust` with what carries no signature, `DataError` for a folder of neither images nor a run.
+    Parameters
+    ----------
+    path : path
+    trust : path, optional
+        Public key, or folder of them, that a message or receipt must be signed with: `trusted` in
+        the result says whether it is.
+    good, defect : str or list of str, default=()
+        Names of folders with normal images and with defects, beyond `good`.
+
+    Returns
+    -------
+    dict
+        path, bytes, kind, what the file says of itself and for every array its shape, type, bytes
+        and range; of a run also a summary; of a folder of images `data`, what is read of it, as
+        which label, and what is not; of a message also `contents`, `signature` and `says`,
+        sentences for an auditor.
+
+    Raises
+    ------
+    ArtefactError, DataError
+        For a file or folder that is none of these.
+    ConfigError
+        For `trust` with what carries no signature.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.inspect("run")["summary"][:56]
+    'Run of 3 sites with feddymem, trained on 18 images; thre'
+    >>> fedvad.inspect("plants")["data"]["sites"]["alder"]["train"]
+    6
     """
+    path, trust = as_path(path, "path"), maybe(trust, "trust")
     if trust is not None and path.is_dir():
         raise ConfigError(_UNSIGNED.format(path))
     if path.is_dir():
@@ -70,8 +90,8 @@ def inspect(
         if not (file.exists() or (path / CONFIG_FILE).exists()):
             reading = _reading(path, LabelNames.of(good, defect))
             sizes = sizes_of(reading.sites)
-            size = choose_size(image_size, sizes, tiled=False)
-            if sizes is not None and size != image_size and size != USUAL_SIZE:
+            size = choose_size("auto", sizes, tiled=False)
+            if sizes is not None and size != USUAL_SIZE:
                 reading = reading.noted([f"{sizes.words()}: training reads them at {size}"])
             return {
                 "path": str(path),

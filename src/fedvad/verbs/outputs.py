@@ -34,7 +34,7 @@ from fedvad.runs.run_folder import (
     write_ledger,
 )
 from fedvad.runs.tradeoff import tradeoff
-from fedvad.verbs.report import keep_record, report
+from fedvad.verbs.report import keep_record, write_report
 
 __all__ = ["keep_evaluation", "keeps_evaluation", "panels", "write_outputs"]
 
@@ -153,7 +153,7 @@ def keep_evaluation(run: Path, target: Path, found: Results, results: Sequence[S
     if target != run:
         write_config(target, read_config(run))
     keep_record(target, results, {}, panels(results))
-    report(target)
+    write_report(target)
 
 
 def _write_tables(out: Path, found: Results, method: str) -> None:
@@ -184,7 +184,7 @@ def _write_report(
 ) -> None:
     try:
         keep_record(out, results, comparisons, panels(results))
-        report(out)
+        write_report(out)
     # whatever goes wrong: hours of training are worth more than a page about them
     except Exception as error:
         log.warning(

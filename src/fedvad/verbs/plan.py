@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from fedvad.data.checked import strictly
 from fedvad.data.contents import normals
@@ -14,14 +14,15 @@ from fedvad.data.files import write_atomically
 from fedvad.data.fingerprint import Fingerprint, fingerprint_of
 from fedvad.data.views import is_plain
 from fedvad.errors import ArtefactError, ConfigError, DataError
-from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe, paths_of
 from fedvad.runs.choosing import Choice, choose_options, remarks
 from fedvad.runs.config import at_size, given_values, resolve_config
 from fedvad.runs.families import method_class
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.template import as_toml
 from fedvad.runs.train_config import TrainConfig
+from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.doubts import find_doubtful, training_sites
 
 __all__ = ["Plan", "plan"]
@@ -83,50 +84,50 @@ class Plan:
 
 
 def plan(
-    places: Sequence[Path],
-    out: Path | None = None,
+    data: AnyPath | Iterable[AnyPath],
+    out: AnyPath | None = None,
     *,
     budget: float | None = None,
-    suspects: Path | None = None,
-    cache: DescriptorCache | None = None,
+    suspects: AnyPath | None = None,
+    cache: AnyCache | None = None,
     progress: Progress = no_progress,
-    **options: Any,
+    **options: Unpack[TrainOptions],
 ) -> Plan:
-    """Plan a training from normal training images alone; no test image is opened.
+    """Plan a training from the normal images of each site; no test image is read.
 
     Parameters
     ----------
-    places : sequence of Path
-        Folders of sites as `train` takes them, and files of what `Plan.to_json` gave elsewhere.
-    out : Path, default=None
-        The plan to write, a TOML file.
-    budget : float, default=None
-        Seconds that an image may take in the backbone on this machine, above 0; more of an image
-        is read where there is time. Without, images are read as `image_size = "auto"` does.
-    suspects : Path, default=None
-        A picture to write, a PNG file, of normal images that are unlike the others of their site;
-        the plan then lists them. All normal images pass the backbone. With one folder only.
-    cache : DescriptorCache, default=None
-        Where their descriptors are kept for the training.
-    progress : Progress, default=no_progress
-        Called with a stage, the images done and their number.
-    options
-        Of `train`, which the plan then holds as given.
+    data : path, or several
+        A folder of sites as `train` takes it, or a file of a plan's `to_json`.
+    out : path, optional
+        File to write the plan into, for `train`.
+    budget : float, optional
+        Seconds that one image may take in the backbone on this machine, above 0: more of an image
+        is read where there is time. None reads images as `image_size = "auto"` does.
+    suspects : path, optional
+        PNG file to write with normal images that are unlike the others of their site, which the
+        plan then lists; with one folder only, all of whose normal images pass the backbone.
+    cache, progress, **options
+        As those of `train`.
 
     Returns
     -------
     Plan
+        The options, each with its reason; see `fedvad.verbs.plan`.
 
     Raises
     ------
-    ConfigError
-        For no places, a site twice, a method without a memory, a budget of 0 or beside a size,
-        suspects of other than one folder, or a file to write among the images.
-    DataError
-        For a folder without normal images, or none that can be read.
+    ConfigError, DataError
+        See `fedvad.errors`.
 
-    Source: ours, after nnU-Net's fingerprint and plan (Isensee et al. 2021).
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.plan("plants", backbone="filterbank").to_json()["options"]["image_size"]
+    256
     """
+    places = paths_of(data, "data")
+    out, suspects = maybe(out, "out"), maybe(suspects, "suspects")
     config = resolve_config(**options)
     if "memory_rows" not in method_class(config.method).options:
         raise ConfigError(f"plan is for methods with a memory, and {config.method} has none")
@@ -155,7 +156,7 @@ def plan(
     doubtful = None
     if suspects is not None:
         planned = resolve_config(**({one.key: one.value for one in choices} | kept))
-        doubtful = find_doubtful(places[0], suspects, planned, cache, progress)
+        doubtful = find_doubtful(places[0], suspects, planned, cache_at(cache), progress)
     made = Plan(sites, tuple(choices), kept, tuple(remarks(sites)), doubtful)
     if out is not None:
         write_atomically(out, made.to_toml().encode())

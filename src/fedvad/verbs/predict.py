@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from fedvad.data.arrays import ImageLike, is_image
+from fedvad.data.arrays import as_path as image_path
 from fedvad.data.inputs import Listing, list_images
 from fedvad.detectors.base import Detector
 from fedvad.errors import ConfigError
 from fedvad.evaluation.thresholds import Threshold
-from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.memory.bank import FloatArray
-from fedvad.runs.config import Reference, check_reference
+from fedvad.runs.arguments import AnyPath, listed, maybe
+from fedvad.runs.config import Reference, as_path, check_reference
 from fedvad.runs.decision import choose_threshold, warn_of_threshold, why_no_threshold
 from fedvad.runs.guards import check_order, guard_run_folder
 from fedvad.runs.opening import known_site, open_run
@@ -30,57 +33,94 @@ _CHUNK = 16  # images scored before the first of their results is given
 
 
 def predict(
-    run_folder: Path,
-    paths: Sequence[Path],
+    run: AnyPath,
+    images: ImageLike | Iterable[ImageLike],
     *,
     site: str | None = None,
     reference: Reference | None = None,
     threshold: float | None = None,
     target_fpr: float | None = None,
-    out: Path | None = None,
-    save: str | Sequence[str] | None = None,
-    weights: Path | str | None = None,
+    out: AnyPath | None = None,
+    save: str | Iterable[str] | None = None,
+    weights: AnyPath | None = None,
     max_pixels: int | None = None,
     engine: Engine | None = None,
     device: str | None = None,
-    cache: DescriptorCache | None = None,
     progress: Progress = no_progress,
 ) -> Iterator[dict[str, Any]]:
-    """One result per image file below `paths` (see `list_images`), in order.
+    """Score images with a trained run: decision and heat-map of each. Nothing is cached.
 
-    Keys: path, site, score, threshold, anomalous (None without a threshold), overlay (file written
-    below `out`), error (None, or why the image has no score; the others have one), reason (None, or
-    why there is a score and no decision), files (by kind, what was written of this image).
+    Everything is checked at the call; an image is scored when its result is asked for.
 
-    threshold, target_fpr: in place of the run's threshold, see `choose_threshold`; without `site`
-    the global memory and the median threshold of the sites decide. save: what to write into `out`,
-    of `predict_files.KINDS`; None means overlays. weights, engine, device, max_pixels: in place of
-    those of the training, see `open_run`.
+    Parameters
+    ----------
+    run : path
+    images : path, bytes, array, PIL image or torch tensor, or several of them
+        Paths are files or folders; bytes are those of a file; arrays are RGB, uint8 (H, W, 3) (see
+        `fedvad.data.arrays.to_rgb`). Those without a path are called images[0], images[1], ...
+    site : str, optional
+        Site whose own parts and threshold are used; None decides by the median of all sites'.
+    reference : {"global", "local", "union"}, optional
+        Memory that scores: of all sites, the site's own, or both; None takes the run's.
+    threshold : float, optional
+        Score that decides, in place of the run's threshold.
+    target_fpr : float in [1e-6, 0.5], optional
+        Wanted false-alarm rate, for which the threshold is found again. Not with `threshold`.
+    out : path, optional
+        Folder for what `save` names; neither a run folder nor one of the images.
+    save : str or list of str, optional
+        Of "overlays", "maps", "maps16", "masks", "boxes" and "csv"; None saves overlays.
+    weights, engine, device, max_pixels : optional
+        In place of those of the training, for a run that was moved: file of the backbone's weights,
+        "openvino" or "torch", "cpu", "cuda" or "mps", and greatest number of pixels of an image.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
 
-    Everything is checked before the first image is scored. Raises `ConfigError` for a site that
-    the run does not know, an option that cannot be met, or an `out` that is a run folder or in
-    which outputs would lie among the images; `DataError` when there is no image; `StorageError`;
-    and as `open_run`.
+    Yields
+    ------
+    dict
+        path, site, score, threshold, anomalous (None without a threshold), overlay, error (None, or
+        why there is no score), reason (None, or why there is no decision) and files.
+
+    Raises
+    ------
+    ConfigError, DataError, ArtefactError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> rows = list(fedvad.predict("run", "plants/alder/test/good", site="alder"))
+    >>> len(rows), [row["score"] > row["threshold"] for row in rows]
+    (3, [False, False, False])
     """
     check_reference(reference)
+    if save is not None and not isinstance(save, str):
+        save = [str(kind) for kind in listed(save, "save")]
+    run_folder, out = as_path(run, "run"), maybe(out, "out")
     kinds = check_kinds(save, out)
-    check_order(run_folder, paths, "predict RUN IMAGES")
+    one = is_image(images) or not isinstance(images, Iterable)
+    several: list[Any] = [images] if one else [*cast(Iterable[Any], images)]
+    named = [Path(each) for each in several if isinstance(each, str | PathLike)]
+    check_order(run_folder, named, "predict RUN IMAGES")
     guard_run_folder(out, "--out")
-    run, _, extractor = open_run(
-        run_folder, weights=weights, engine=engine, device=device, cache=cache,
+    trained, _, extractor = open_run(
+        run_folder, weights=maybe(weights, "weights"), engine=engine, device=device,
         max_pixels=max_pixels,
     )  # fmt: skip
-    site = known_site(run, site)
-    detector = run.detector(site, extractor, reference)
-    limit = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
-    reason = why_no_threshold(run, site) if limit is None else None
+    most = extractor.config.max_pixels
+    paths = [image_path(each, f"images[{i}]", max_pixels=most) for i, each in enumerate(several)]
+    site = known_site(trained, site)
+    detector = trained.detector(site, extractor, reference)
+    limit = choose_threshold(trained, site, reference, threshold=threshold, target_fpr=target_fpr)
+    reason = why_no_threshold(trained, site) if limit is None else None
     if reason and (wanted := kinds & NEED_THRESHOLD):
         raise ConfigError(f"{' and '.join(sorted(wanted))} cannot be saved: {reason}")
     listing = list_images(paths, cubes=extractor.bands > 0)
     if left_out := listing.left_out_words():
         log.warning("not scored: %s", left_out)
     files = None
-    warn_of_threshold(run, site, limit, target_fpr)
+    warn_of_threshold(trained, site, limit, target_fpr)
     if out is not None:
         files = SavedFiles(out, kinds, listing, paths, limit)
     return _results(detector, listing, site, limit, reason, files, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.evaluation.sites import MIN_HELD_OUT
 from fedvad.evaluation.thresholds import Threshold
-from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
-from fedvad.runs.config import Reference
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe, paths_of
+from fedvad.runs.config import Reference, as_path
 from fedvad.runs.decision import check_threshold_options, choose_threshold
 from fedvad.runs.guards import check_order
 from fedvad.runs.method import make_method
@@ -29,50 +29,85 @@ from fedvad.runs.run_folder import EARLIER_THRESHOLDS_FILE, read_config
 from fedvad.runs.run_values import threshold_from
 from fedvad.runs.thresholds import find_thresholds
 
-__all__ = ["recalibrate"]
+__all__ = ["calibrate"]
 
 _SUSPICIOUS = 1.5  # times the present threshold; resampled good images move it by a fifth at most
 
 
-def recalibrate(
-    run_folder: Path,
-    normals: Sequence[Path] = (),
+def calibrate(
+    run: AnyPath,
+    normals: AnyPath | Iterable[AnyPath] = (),
     *,
     site: str | None = None,
     target_fpr: float | None = None,
     force: bool = False,
     undo: bool = False,
-    weights: Path | str | None = None,
+    weights: AnyPath | None = None,
+    max_pixels: int | None = None,
     engine: Engine | None = None,
     device: str | None = None,
-    max_pixels: int | None = None,
-    cache: DescriptorCache | None = None,
+    cache: AnyCache | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Find a site's thresholds from the images below `normals`, and keep them in the run.
+    """Find a site's thresholds again from images of good parts, and keep them in the run.
 
     The rule is that of the training: with `threshold_rule` federated, the scores that the run
-    keeps of other sites count as well. site: may be omitted where the run has only one.
-    target_fpr: wanted false-alarm rate in [1e-6, 0.5]; None takes that of the training. force: also
-    keep a threshold more than 1.5 times the present one (at the same rate), which is otherwise
-    refused: a defect among the images raises it, and defects pass from then on. undo: put the
-    site's thresholds before its last calibration back; without images and rate. Others: see
-    `open_run`. Images that trained may be among these only where memory rows are real patches
-    (see `TrainConfig.keeps_patches`); elsewhere the threshold would be too low.
+    keeps of other sites count as well. Results and reports in the folder stay those of the
+    thresholds before. Images that trained may be among `normals` only where memory rows are real
+    patches (see `TrainConfig.keeps_patches`); elsewhere the threshold would be too low.
 
-    Results and reports in the folder stay those of the thresholds before. Raises `ConfigError`,
-    also while another process works on the run, `DataError` for fewer than three different
-    images or a suspicious threshold, and what `open_run` raises.
+    Parameters
+    ----------
+    run : path
+    normals : path, or several
+        Files or folders of at least three different images of good parts, no defect among them.
+    site : str, optional
+        Whose images these are; may be omitted where the run has one site only.
+    target_fpr : float in [1e-6, 0.5], optional
+        Wanted false-alarm rate; None takes that of the training.
+    force : bool, default=False
+        Keep a threshold more than 1.5 times the present one, which is otherwise refused: a
+        defect among the images raises it, and defects pass from then on.
+    undo : bool, default=False
+        Put the site's thresholds before its last calibration back; without `normals`.
+    weights, engine, device, max_pixels : optional
+        In place of those of the training, for a run that was moved: file of the backbone's weights,
+        "openvino" or "torch", "cpu", "cuda" or "mps", and greatest number of pixels of an image.
+    cache, progress : optional
+        As those of `train`.
+
+    Returns
+    -------
+    dict
+        site, reference, thresholds (before, now and method by reference) and, unless undone,
+        images, target_fpr, promised (a sentence) and above_before (images above the threshold that
+        held before, highest first).
+
+    Raises
+    ------
+    ConfigError, DataError, ArtefactError
+        See `fedvad.errors`; `DataError` for a suspicious threshold, too. Nothing is changed then.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> answer = fedvad.calibrate("run", "plants/alder/train/good", site="alder", target_fpr=0.05)
+    >>> answer["images"], answer["promised"][:54]
+    (6, '6 normal images promise at most 39.3 % false alarms wi')
+    >>> fedvad.calibrate("run", undo=True, site="alder")["site"]
+    'alder'
     """
+    run_folder = as_path(run, "run")
+    files = paths_of(normals, "normals")
     if undo:
-        if normals or target_fpr is not None or force:
+        if files or target_fpr is not None or force:
             raise ConfigError("undo takes no images, no target_fpr and no force: omit these")
         return _undo(run_folder, site)
     check_threshold_options(None, target_fpr)
-    check_order(run_folder, normals, "calibrate RUN NORMALS")
-    if not normals:
+    check_order(run_folder, files, "calibrate RUN NORMALS")
+    if not files:
         raise ConfigError("give images of good parts (files or folders), or --undo (undo=True)")
-    given = read_images(normals, cubes=read_config(run_folder).label_names().cubes)
+    given = read_images(files, cubes=read_config(run_folder).label_names().cubes)
     paths = once(given)
     if len(paths) < MIN_HELD_OUT:
         raise DataError(
@@ -80,9 +115,9 @@ def recalibrate(
             f"{described(given)}"
         )
     with only_one(run_folder):
-        run, config, extractor = open_run(
-            run_folder, weights=weights, engine=engine, device=device, max_pixels=max_pixels,
-            cache=cache,
+        trained, config, extractor = open_run(
+            run_folder, weights=maybe(weights, "weights"), engine=engine, device=device,
+            max_pixels=max_pixels, cache=cache_at(cache),
         )  # fmt: skip
         if config.shared_threshold:
             raise ConfigError(
@@ -90,10 +125,10 @@ def recalibrate(
                 "finds alone: give predict or serve --target-fpr, or train again"
             )
         target = config.target_fpr if target_fpr is None else target_fpr
-        name = _site(sorted(run.sites), site)
-        before = dict(run.sites[name].thresholds)
+        name = _site(sorted(trained.sites), site)
+        before = dict(trained.sites[name].thresholds)
         # what has a threshold at a site after the training
-        references: dict[Reference, None] = dict.fromkeys((run.reference, "global"))
+        references: dict[Reference, None] = dict.fromkeys((trained.reference, "global"))
         if "local" in before:
             references["local"] = None
         method = make_method(config, extractor)
@@ -101,11 +136,11 @@ def recalibrate(
         found: dict[str, Threshold] = {}
         above: list[dict[str, Any]] = []
         for reference in references:
-            detector = run.detector(name, extractor, reference)
+            detector = trained.detector(name, extractor, reference)
             own = method.unseen_scores(detector, paths, name, stage)
             kept = {
                 other: np.asarray(model.thresholds[reference].scores)
-                for other, model in run.sites.items()
+                for other, model in trained.sites.items()
                 if reference in model.thresholds and model.thresholds[reference].scores
             }
             rule = "own" if reference == "local" else config.threshold_rule
@@ -113,15 +148,15 @@ def recalibrate(
             if new is None:
                 raise DataError(f"only {len(own)} of the {len(paths)} images could be scored")
             found[reference] = new
-            if reference == run.reference and len(own) == len(paths):
+            if reference == trained.reference and len(own) == len(paths):
                 above = _above(before.get(reference), dict(zip(paths, own.tolist(), strict=True)))
         if not force:
-            _check_rise(run, name, found[run.reference], target, len(paths), above)
+            _check_rise(trained, name, found[trained.reference], target, len(paths), above)
         _remember(run_folder, name, before)
-        run.sites[name].thresholds.update(found)
-        run.save(run_folder)
-    answer = _changed(run, name, before, found)
-    decides = found[run.reference]
+        trained.sites[name].thresholds.update(found)
+        trained.save(run_folder)
+    answer = _changed(trained, name, before, found)
+    decides = found[trained.reference]
     return answer | {
         "images": len(paths),
         "target_fpr": target,

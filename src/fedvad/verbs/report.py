@@ -28,6 +28,8 @@ from fedvad.report.html.record import (
     printable,
 )
 from fedvad.report.panels import Panel
+from fedvad.runs.arguments import AnyPath
+from fedvad.runs.config import as_path
 from fedvad.runs.families import DEFAULT_METHOD, method_class
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.run_folder import (
@@ -39,7 +41,7 @@ from fedvad.runs.run_folder import (
     read_results,
 )
 
-__all__ = ["AUDIT_FILE", "REPORT_FILE", "Written", "keep_record", "report"]
+__all__ = ["AUDIT_FILE", "REPORT_FILE", "Written", "keep_record", "write_report"]
 
 REPORT_FILE, AUDIT_FILE = "report.html", "audit.pdf"
 _HASHED = (DETECTOR_FILE, CONFIG_FILE, RESULTS_FILE, LEDGER_FILE, SCORES_FILE)
@@ -59,21 +61,43 @@ class Written(TypedDict):
     pictures_left_out: int
 
 
-def report(
-    run: Path, *, out: Path | None = None, pictures: bool = True, pdf: bool = False
+def write_report(
+    run: AnyPath, out: AnyPath | None = None, *, pictures: bool = True, pdf: bool = False
 ) -> Written:
-    """Write the page of a run folder to `out` (default: report.html in it, or audit.pdf).
+    """Write the HTML page of a run folder, or one page to print; the data is not needed.
 
-    pdf: one page to print, for a review board, in place of the HTML page. What the run does not
-    keep (one trained by an earlier version has no scores and pictures) is left out, and the page
-    says so. Raises `ArtefactError` when there is no finished run, `ConfigError` for a folder as
-    `out`, `StorageError` when the disk refuses.
+    Parameters
+    ----------
+    run : path
+    out : path, optional
+        File to write; by default report.html, or audit.pdf, in `run`.
+    pictures : bool, default=True
+        Whether to show test images; without them the page may leave the sites.
+    pdf : bool, default=False
+        One page for a review board, in place of the HTML page.
+
+    Returns
+    -------
+    Written
+        path, bytes, pictures (their number) and pictures_left_out.
+
+    Raises
+    ------
+    ArtefactError, ConfigError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.write_report("run", "page.html", pictures=False)["path"]
+    'page.html'
     """
-    target = run / (AUDIT_FILE if pdf else REPORT_FILE) if out is None else out
+    folder = as_path(run, "run")
+    target = folder / (AUDIT_FILE if pdf else REPORT_FILE) if out is None else as_path(out, "out")
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the page a file name, like report.html")
-    contents = _contents(run, pictures)
-    guard_output_file(target, "--out", run=run, own=b"%PDF" if pdf else b"fedvad")
+    contents = _contents(folder, pictures)
+    guard_output_file(target, "--out", run=folder, own=b"%PDF" if pdf else b"fedvad")
     shown = left_out = 0
     if pdf:
         if target.is_file() and TITLE.encode() not in target.read_bytes():

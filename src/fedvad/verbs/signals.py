@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from fedvad.federation.exchange.terms import WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
+from fedvad.runs.arguments import AnyPath, maybe
+from fedvad.runs.config import as_path
 from fedvad.runs.guards import guard_plain_folder
 from fedvad.runs.plan import site_seed
 from fedvad.runs.progress import Progress, Stage, no_progress
@@ -62,8 +63,8 @@ class SignalResult:
 
 
 def train_signals(
-    data: Path,
-    out: Path | None = None,
+    data: AnyPath,
+    out: AnyPath | None = None,
     *,
     rounds: int = 5,
     steps: int = 100,
@@ -72,28 +73,42 @@ def train_signals(
     memories: MemoriesConfig | None = None,
     progress: Progress = no_progress,
 ) -> list[SignalResult]:
-    """Train adaptive memories (AMSL) on normal windows of all sites, and score their test windows.
-
-    Only weights travel, the memories among them; each site keeps its channels' scale.
+    """`fedvad signals`: find odd windows of multivariate signals, learned by all sites together.
 
     Parameters
     ----------
-    data : Path
-        See `fedvad.data.signals.read_signal_sites`.
-    out : Path, default=None
-        Folder for signals.json and a model of each site, SITE.safetensors.
+    data : path
+        Folder with one folder per site: train.npy (n, channels, length) of normal windows, and
+        perhaps test.npy and labels.npy (0 normal, 1 anomalous).
+    out : path, optional
+        Folder for scores and models.
     rounds, steps : int, default=5, 100
         Rounds, and training steps of a site in each.
     seed : int, default=0
+        Of all random choices.
     quantile : float in (0, 1), default=0.98
-        Of the scores of held-out normal windows; windows above it are anomalous.
-    memories : MemoriesConfig, default=None
-        None takes its defaults.
+        Of the scores of held-out normal windows: the threshold.
+    memories : MemoriesConfig, optional
+        Number and size of the memories.
+    progress : callable, optional
+        As that of `bench`.
+
+    Returns
+    -------
+    list of SignalResult
+        One of each site: `model`, `scores`, `auroc` and `f1`.
 
     Raises
     ------
     ConfigError, DataError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.train_signals("DATA")[0].scores  # doctest: +SKIP
     """
+    data, out = as_path(data, "data"), maybe(out, "out")
     if not 0 < quantile < 1:
         raise ConfigError(f"quantile must lie in (0, 1), not {quantile}")
     if out is not None:

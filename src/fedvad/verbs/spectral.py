@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
+from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,6 +23,8 @@ from fedvad.errors import ConfigError
 from fedvad.features.bands import write_bands_file
 from fedvad.report.overlay import draw_outline, heatmap_overlay, save_png
 from fedvad.report.tables import UNKNOWN, Rows, write_csv
+from fedvad.runs.arguments import AnyPath, listed, maybe, paths_of
+from fedvad.runs.config import as_path
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.spectral.areas import Areas, areas
@@ -81,65 +84,89 @@ class ScoredScene:
 
 
 def score_scenes(
-    scenes: Sequence[Path | Scene],
+    scenes: AnyPath | Scene | Iterable[AnyPath | Scene],
     *,
     method: str = "rx",
-    masks: Sequence[Path] = (),
-    moments: Sequence[Path | Moments] = (),
-    save_moments: Path | None = None,
-    save_backbone: Path | None = None,
-    out: Path | None = None,
+    masks: AnyPath | Iterable[AnyPath] = (),
+    moments: Iterable[AnyPath | Moments] = (),
+    save_moments: AnyPath | None = None,
+    save_backbone: AnyPath | None = None,
+    out: AnyPath | None = None,
     progress: Progress = no_progress,
     **options: Any,
 ) -> list[ScoredScene]:
-    """Score every pixel of hyperspectral scenes by how odd it is in its scene.
+    """`fedvad spectral`: a map of odd pixels of each hyperspectral scene, and its figures.
 
     Parameters
     ----------
-    scenes : sequence of Path or Scene
-        See `fedvad.data.cubes.reading.read_scene` for files.
+    scenes : path or Scene, or several
+        Files, or `fedvad.data.cubes.scene.Scene` objects.
     method : str, default="rx"
-        One of `fedvad.spectral.methods.METHODS`.
-    masks : sequence of Path, default=()
-        Ground truths in place of those in the files, one per scene.
-    moments : sequence of Path or Moments, default=()
-        Of the background, of all sites; together they stand for the scene's own, for "rx".
-    save_moments : Path, default=None
-        File for the moments of all `scenes` together, to be sent to others.
-    save_backbone : Path, default=None
-        File for weights of the backbone "spectral", from `moments`, else from those of `scenes`,
-        which then must be of normal pixels. With `moments` there need be no scene.
-    out : Path, default=None
-        Folder for a picture and a map of each scene and a table.
-    options
-        Of the detector.
+        Detector; see `fedvad.spectral.methods`.
+    masks : path, or several, default=()
+        Ground truths, one per scene.
+    moments : paths or Moments, default=()
+        Of all sites, in place of the scene's own, for "rx".
+    save_moments : path, optional
+        File to write the scenes' moments into.
+    save_backbone : path, optional
+        File to write weights of the backbone "spectral" into, from `moments`, else from
+        those of the scenes, which then must be of normal pixels.
+    out : path, optional
+        Folder for the maps.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
+    **options
+        Of the detector, such as `windows=(17, 15)`.
+
+    Returns
+    -------
+    list of ScoredScene
+        One per scene, in order.
 
     Raises
     ------
     ConfigError, DataError, StorageError
-        For options and scenes that do not fit; when the disk refuses.
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> import numpy as np
+    >>> from fedvad.data.cubes.scene import Scene
+    >>> cube = np.random.default_rng(0).normal(size=(20, 20, 5)).astype("float32")
+    >>> cube[3, 4] += 20
+    >>> found = fedvad.score_scenes(Scene("field", cube))[0]
+    >>> tuple(int(i) for i in np.unravel_index(found.map.argmax(), found.map.shape))
+    (3, 4)
     """
-    if not scenes and not (moments and save_backbone):
+    several = [scenes] if isinstance(scenes, str | PathLike | Scene) else listed(scenes, "scenes")
+    wanted = [one if isinstance(one, Scene) else as_path(one, "scenes") for one in several]
+    truths = paths_of(masks, "masks")
+    given = listed(moments, "moments")
+    if not wanted and not (given and save_backbone):
         raise ConfigError("no scene is given: name at least one file")
-    if masks and len(masks) != len(scenes):
-        raise ConfigError(f"{len(masks)} masks for {len(scenes)} scenes: give one for each")
-    paths = [scene for scene in scenes if isinstance(scene, Path)]
-    files = [part for part in moments if isinstance(part, Path)]
-    guard_output_file(save_moments, "--save-moments", others=[*paths, *masks])
-    guard_output_file(save_backbone, "--save-backbone", others=[*paths, *masks, *files])
+    if truths and len(truths) != len(wanted):
+        raise ConfigError(f"{len(truths)} masks for {len(wanted)} scenes: give one for each")
+    paths = [scene for scene in wanted if isinstance(scene, Path)] + truths
+    files = [as_path(part, "moments") for part in given if not isinstance(part, Moments)]
+    save_moments = maybe(save_moments, "save_moments")
+    save_backbone, out = maybe(save_backbone, "save_backbone"), maybe(out, "out")
+    guard_output_file(save_moments, "--save-moments", others=paths)
+    guard_output_file(save_backbone, "--save-backbone", others=[*paths, *files])
     folder = None
     if out is not None:
-        folder = OutputFolder(out, "--out", inputs=holding_folders([], [*paths, *masks]))
+        folder = OutputFolder(out, "--out", inputs=holding_folders([], paths))
     merged: Moments | None = None
-    if moments:
-        parts = [Moments.load(part) if isinstance(part, Path) else part for part in moments]
+    if given:
+        parts = [p if isinstance(p, Moments) else Moments.load(Path(p)) for p in given]
         options["moments"] = merged = sum(parts[1:], parts[0])
-    stage = Stage(progress, "scoring", len(scenes))
+    stage = Stage(progress, "scoring", len(wanted))
     found: list[ScoredScene] = []
     total: Moments | None = None
-    for number, given in enumerate(scenes):
-        mask = masks[number] if masks else None
-        scene = read_scene(given, mask=mask) if isinstance(given, Path) else given
+    for number, one in enumerate(wanted):
+        mask = truths[number] if truths else None
+        scene = one if isinstance(one, Scene) else read_scene(one, mask=mask)
         start = time.process_time()
         scores = score_cube(scene.cube, method, **options)
         seconds = time.process_time() - start
@@ -148,7 +175,7 @@ def score_scenes(
             total = own if total is None else total + own
         place = None
         if folder is not None:
-            owner = str(real(given)) if isinstance(given, Path) else scene.name
+            owner = scene.name if isinstance(one, Scene) else str(real(one))
             place = folder.claim(owner, PurePath(scene.name), (".png", ".npy"))
         found.append(_scored(scene, scores, seconds, place))
         stage()

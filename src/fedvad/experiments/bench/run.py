@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache as kept
 from functools import cached_property
@@ -24,7 +24,7 @@ from fedvad.drawing.demo import write_demo
 from fedvad.errors import ConfigError, FedvadError, ImageError
 from fedvad.evaluation.trivial import STATISTICS, trivial_aurocs, trivial_statistics
 from fedvad.experiments.bench.cells import Prepared, run_cell
-from fedvad.experiments.bench.suite import BenchMethod, BenchSet, Suite
+from fedvad.experiments.bench.suite import BenchMethod, BenchSet, Suite, load_suite
 from fedvad.experiments.bench.summary import summarise_bench
 from fedvad.experiments.store import Cell, cell_path
 from fedvad.features.cache import DescriptorCache
@@ -33,7 +33,8 @@ from fedvad.features.names import is_backbone_file
 from fedvad.report.bench_plots import plot_bench
 from fedvad.report.bench_tables import bench_markdown, bench_rows
 from fedvad.report.tables import write_csv
-from fedvad.runs.config import TrainConfig
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
+from fedvad.runs.config import TrainConfig, as_path
 from fedvad.runs.data import digest_of, fingerprint, load_set, load_sites, warm_up
 from fedvad.runs.guards import guard_plain_folder
 from fedvad.runs.progress import Progress, Stage, no_progress
@@ -48,22 +49,61 @@ _Key = tuple[str, str, int]
 
 
 def bench(
-    suite: Suite,
-    out: Path,
+    suite: str | Suite,
+    out: AnyPath,
     *,
-    data: Path | None = None,
-    weights: Path | None = None,
-    cache: DescriptorCache | None = None,
+    data: AnyPath | None = None,
+    weights: AnyPath | None = None,
+    cache: AnyCache | None = None,
+    seeds: Iterable[int] | None = None,
+    methods: Iterable[str] | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Run what is missing of a suite into `out`, write its tables and plots, return the summary.
+    """Compare methods over sets and seeds under one protocol; tables and plots in `out`.
 
     A finished cell is kept in `out`/cells and used again as long as its options, seed and fedvad
     version are the same, so that an interrupted bench continues where it stopped. Sets that are not
     there and cells that fail are named in the summary and in the tables; the others continue.
 
-    Raises `ConfigError` when no cell can be run, or another process works on `out`.
+    Parameters
+    ----------
+    suite : str or Suite
+        Shipped name, TOML file, or what `load_suite` read.
+    out : path
+        Folder; what is finished in it is not computed again.
+    data, weights, cache : path, optional
+        Folder of the suite's sets, file of the backbone's weights, folder of descriptors.
+    seeds : ints, optional
+        Instead of the suite's.
+    methods : str, several, optional
+        Some of the suite's.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
+
+    Returns
+    -------
+    dict
+        The summary, as it is written into `out`.
+
+    Raises
+    ------
+    ConfigError, DataError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    Some minutes:
+
+    >>> import fedvad
+    >>> summary = fedvad.bench("demo", "bench", seeds=[0])  # doctest: +SKIP
     """
+    chosen = load_suite(suite) if isinstance(suite, str) else suite
+    chosen = chosen.only(
+        seeds=None if seeds is None else list(seeds),
+        methods=None if methods is None else list(methods),
+    )
+    out, data, weights = as_path(out, "out"), maybe(data, "data"), maybe(weights, "weights")
+    cache = cache_at(cache)
     guard_plain_folder(out, "--out", [] if data is None else [data])
     with only_one(out):
         cells: dict[_Key, dict[str, Any]] = {}
@@ -71,25 +111,25 @@ def bench(
         missing: dict[str, str] = {}
         failed: dict[str, str] = {}
         backbones: set[str] = set()
-        stage = Stage(progress, "cells", len(suite.sets) * len(suite.seeds) * len(suite.methods))
-        for item in suite.sets:
+        stage = Stage(progress, "cells", len(chosen.sets) * len(chosen.seeds) * len(chosen.methods))
+        for item in chosen.sets:
             reason = _missing(item, data)
             if reason:
                 log.warning("skipping set %s: %s", item.name, reason)
                 missing[item.name] = reason
                 continue
-            source = _source(item, data, out, suite)
+            source = _source(item, data, out, chosen)
             try:
-                trivial[item.name] = _trivial(item, source, suite, out, weights)
+                trivial[item.name] = _trivial(item, source, chosen, out, weights)
             except FedvadError as error:
                 failed[f"{item.name} / trivial statistics"] = str(error)
-            for seed in suite.seeds:
+            for seed in chosen.seeds:
                 shared: dict[str, Prepared] = {}
-                for method in suite.methods:
+                for method in chosen.methods:
                     key = (item.name, method.name, seed)
-                    config = suite.config(method, item.split, seed, weights)
+                    config = chosen.config(method, item.split, seed, weights)
                     try:
-                        cells[key] = _cell(key, config, source, method, suite, out, cache, shared)
+                        cells[key] = _cell(key, config, source, method, chosen, out, cache, shared)
                         backbones.add(config.backbone)
                     except FedvadError as error:
                         log.warning("cell %s failed: %s", " / ".join(map(str, key)), error)
@@ -97,8 +137,8 @@ def bench(
                     stage()
         if not cells:
             reasons = "; ".join([f"{k}: {v}" for k, v in (missing | failed).items()][:3])
-            raise ConfigError(f"suite {suite.name}: nothing could be run ({reasons})")
-        summary = summarise_bench(suite, cells) | {
+            raise ConfigError(f"suite {chosen.name}: nothing could be run ({reasons})")
+        summary = summarise_bench(chosen, cells) | {
             "version": __version__,
             "backbones": sorted(backbones),
             "trivial": trivial,

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 
 from fedvad.errors import ConfigError
 from fedvad.experiments.bench.weights import WeightOptions
-from fedvad.experiments.experiment import Experiment, Strict, read_experiment, shipped
+from fedvad.experiments.experiment import Experiment, Strict, read_experiment
 from fedvad.features.names import brings_weights
 from fedvad.runs.config import TrainConfig, resolve_config
 from fedvad.runs.families import DEFAULT_METHOD, method_class
 
-__all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite", "shipped_suites"]
+__all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite"]
 
 
 class BenchSet(Strict):
@@ -95,11 +95,6 @@ class Suite(Experiment):
         if weights is not None and not brings_weights(options.get("backbone", "")):
             options = {"weights": weights} | options
         return resolve_config(**options, split=split, seed=seed)
-
-
-def shipped_suites() -> list[str]:
-    """Names of the suites in the package."""
-    return shipped(Suite)
 
 
 def load_suite(name: str) -> Suite:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,52 +20,86 @@ from fedvad.drawing.demo import write_demo
 from fedvad.errors import ConfigError, FedvadError
 from fedvad.experiments.continual.cells import FIGURES, CellContext, make_extractor, run_cell
 from fedvad.experiments.continual.features import analyse_features
-from fedvad.experiments.continual.stream import Method, Stream
+from fedvad.experiments.continual.stream import Method, Stream, load_stream
 from fedvad.experiments.store import cell_path
-from fedvad.features.cache import DescriptorCache
 from fedvad.report.continual_plots import plot_continual, plot_features
 from fedvad.report.continual_tables import continual_markdown, continual_rows
 from fedvad.report.html.continual import render_continual
 from fedvad.report.tables import write_csv
+from fedvad.runs.arguments import AnyCache, AnyPath, by_backbone, cache_at, maybe
+from fedvad.runs.config import as_path
 from fedvad.runs.data import load_set
 from fedvad.runs.guards import guard_plain_folder
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run_folder import finite, write_json
 
-__all__ = ["continual"]
+__all__ = ["run_stream"]
 
 log = logging.getLogger(__name__)
 _DEMO = "demo"
 
 
-def continual(
-    stream: Stream,
-    out: Path,
+def run_stream(
+    stream: str | Stream,
+    out: AnyPath,
     *,
-    data: Path | None = None,
-    weights: Mapping[str, Path] | None = None,
-    cache: DescriptorCache | None = None,
+    data: AnyPath | None = None,
+    weights: Mapping[str, AnyPath] | None = None,
+    cache: AnyCache | None = None,
+    seeds: Iterable[int] | None = None,
+    methods: Iterable[str] | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Run what is missing of a stream into `out`, write its report, return the summary.
+    """`fedvad continual`: learn the tasks of a stream one by one, and report what is forgotten.
 
-    data: the folder that holds the sets; a task path `demo/NAME` without it is drawn. weights: a
-    safetensors file by backbone name ("" for any). Each method and seed is checkpointed behind
-    every task in `out`/cells. Methods that fail are named in the summary; the others continue.
+    Each method and seed is checkpointed after every task, in `out`/cells. Methods that fail are
+    named in the summary; the others continue. Tasks `demo/NAME` are drawn where `data` is None.
 
-    Raises `ConfigError` when a task's folder is missing, nothing could be run, or another process
-    works on `out`.
+    Parameters
+    ----------
+    stream : str or Stream
+        Shipped name, TOML file, or what `load_stream` read.
+    out : path
+        Folder; what is finished in it is not computed again.
+    weights : mapping of str to path, optional
+        A file by backbone name.
+    data, cache, seeds, methods, progress
+        As those of `bench`.
+
+    Returns
+    -------
+    dict
+        The summary, as it is written into `out`.
+
+    Raises
+    ------
+    ConfigError, DataError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    Some minutes:
+
+    >>> import fedvad
+    >>> summary = fedvad.run_stream("edge", "stream", data="DATA")  # doctest: +SKIP
     """
+    chosen = load_stream(stream) if isinstance(stream, str) else stream
+    chosen = chosen.only(
+        seeds=None if seeds is None else list(seeds),
+        methods=None if methods is None else list(methods),
+    )
+    out, data, files = as_path(out, "out"), maybe(data, "data"), by_backbone(weights)
+    cache = cache_at(cache)
     guard_plain_folder(out, "--out", [] if data is None else [data])
     with only_one(out):
-        sites = _sites(stream, data, out)
+        sites = _sites(chosen, data, out)
         records: dict[str, dict[int, dict[str, Any]]] = {}
         failed: dict[str, str] = {}
-        cells = [(method, seed) for seed in stream.seeds for method in stream.methods]
-        stage = Stage(progress, "tasks", sum(_tasks(method, stream) for method, _ in cells))
+        cells = [(method, seed) for seed in chosen.seeds for method in chosen.methods]
+        stage = Stage(progress, "tasks", sum(_tasks(method, chosen) for method, _ in cells))
         for method, seed in cells:
-            where = CellContext(cell_path(out / "cells", method.name, seed), weights or {}, cache)
-            order = [sites[task.name] for task in stream.ordered(seed)]
+            where = CellContext(cell_path(out / "cells", method.name, seed), files, cache)
+            order = [sites[task.name] for task in chosen.ordered(seed)]
             try:
                 records.setdefault(method.name, {})[seed] = run_cell(
                     method, order, seed, where, stage
@@ -75,30 +109,30 @@ def continual(
                 failed[f"{method.name} / {seed}"] = str(error)
         if not any(records.values()):
             raise ConfigError(
-                f"stream {stream.name}: nothing could be run ({list(failed.values())[:1]})"
+                f"stream {chosen.name}: nothing could be run ({list(failed.values())[:1]})"
             )
-        methods = {m.name: m for m in stream.methods}
+        methods = {m.name: m for m in chosen.methods}
         summary = {
-            "stream": stream.name,
-            "title": stream.title,
+            "stream": chosen.name,
+            "title": chosen.title,
             "version": __version__,
-            "tasks": [task.name for task in stream.tasks],
-            "seeds": list(stream.seeds),
-            "order": stream.order,
+            "tasks": [task.name for task in chosen.tasks],
+            "seeds": list(chosen.seeds),
+            "order": chosen.order,
             "methods": {
-                name: _summarised(methods[name], found, stream)
+                name: _summarised(methods[name], found, chosen)
                 for name, found in records.items()
                 if found
             },
             "failed": failed,
             "analysis": None,
         }
-        if stream.analysis is not None:
-            where = CellContext(out / "cells", weights or {}, cache)
-            extractor = make_extractor(stream.methods[0], where)
-            order = [sites[task.name] for task in stream.tasks]
+        if chosen.analysis is not None:
+            where = CellContext(out / "cells", files, cache)
+            extractor = make_extractor(chosen.methods[0], where)
+            order = [sites[task.name] for task in chosen.tasks]
             summary["analysis"] = analyse_features(
-                order, extractor, stream.analysis, seed=stream.seeds[0]
+                order, extractor, chosen.analysis, seed=chosen.seeds[0]
             )
         _write(out, summary)
         return summary

@@ -15,13 +15,12 @@ from fedvad.experiments.experiment import (
     Experiment,
     Strict,
     read_experiment,
-    shipped,
     with_defaults,
 )
 from fedvad.features.config import Engine
 from fedvad.features.names import BUNDLED, IMAGE_SIZE
 
-__all__ = ["Analysis", "Method", "Stream", "TaskSpec", "load_stream", "shipped_streams"]
+__all__ = ["Analysis", "Method", "Stream", "TaskSpec", "load_stream"]
 
 
 class TaskSpec(Strict):
@@ -124,11 +123,6 @@ class Stream(Experiment):
         if self.order == "given":
             return list(self.tasks)
         return [self.tasks[i] for i in np.random.default_rng(seed).permutation(len(self.tasks))]
-
-
-def shipped_streams() -> list[str]:
-    """Names of the streams in the package."""
-    return shipped(Stream)
 
 
 def load_stream(name: str) -> Stream:

@@ -11,7 +11,7 @@ from fedvad.data.bounds import MAX_PIXELS
 from fedvad.distillation.masks import MaskMode
 from fedvad.distillation.options import Distance, Grid, MaskedConfig, SemStats
 from fedvad.distillation.stages import StageConfig
-from fedvad.experiments.experiment import Named, Strict, read_experiment, shipped, with_defaults
+from fedvad.experiments.experiment import Named, Strict, read_experiment, with_defaults
 from fedvad.features.config import Engine
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "StageOptions",
     "StudentChoice",
     "load_recipe",
-    "shipped_recipes",
 ]
 
 _MASKED, _STAGE = ({field.name for field in fields(k)} for k in (MaskedConfig, StageConfig))
@@ -32,7 +31,7 @@ class StudentChoice(Strict):
     backbone: `tiny`, `mcunet_in3`, `mcunet_in4`, or any timm model. options: `stem`, `widths`,
     `inner` and `depths` of tiny. start: `random`, or `teacher`: tiny takes over what fits into it
     of the first teacher, a ResNet of basic blocks, see `inherit`. head: `teacher` puts a 1 x 1
-    convolution behind each tap by which distances between features are those between the aligned
+    convolution after each tap by which distances between features are those between the aligned
     features, and so the last teacher's; `none` leaves the taps as they are.
     """
 
@@ -135,11 +134,6 @@ class Recipe(Named):
                 'large features are; or set head = "none"'
             )
         return self
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes in the package."""
-    return shipped(Recipe)
 
 
 def load_recipe(name: str) -> Recipe:

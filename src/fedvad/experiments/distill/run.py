@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from fedvad.experiments.distill.checkpoint import (
     write_checkpoint,
 )
 from fedvad.experiments.distill.images import FRESH, TrainingImages
-from fedvad.experiments.distill.recipe import Recipe, StageOptions
+from fedvad.experiments.distill.recipe import Recipe, StageOptions, load_recipe
 from fedvad.experiments.store import Cell
 from fedvad.features.architecture import Architecture
 from fedvad.features.backbone_file import BackboneFile, write_backbone
@@ -41,11 +41,13 @@ from fedvad.features.tiny import TinyNet
 from fedvad.report.distill_plots import plot_losses
 from fedvad.report.model_card import model_card
 from fedvad.report.tables import write_csv
+from fedvad.runs.arguments import AnyPath, by_backbone, paths_of
+from fedvad.runs.config import as_path
 from fedvad.runs.guards import guard_output_file, guard_plain_folder
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_folder import write_json
 
-__all__ = ["BACKBONE_FILE", "distill"]
+__all__ = ["BACKBONE_FILE", "distill_backbone"]
 
 log = logging.getLogger(__name__)
 
@@ -58,39 +60,73 @@ _LOOKED_AT = 256
 _COST_SIZE = 256
 
 
-def distill(
-    recipe: Recipe,
-    out: Path,
+def distill_backbone(
+    recipe: str | Recipe,
+    out: AnyPath,
     *,
-    data: Sequence[Path] = (),
-    weights: Mapping[str, Path] | None = None,
+    data: AnyPath | Iterable[AnyPath] = (),
+    weights: Mapping[str, AnyPath] | None = None,
     resume: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Train the recipe's student into `out`/backbone.safetensors; returns what is in distill.json.
+    """`fedvad distill`: teach a small backbone by large ones; the file is a backbone everywhere.
 
-    data: folders of images in addition to the drawn ones. weights: a safetensors file by teacher
-    ("" for any). A checkpoint is kept every `recipe.checkpoint` steps and after every stage, from
-    which `resume` continues to the same file. Raises `ConfigError` (also for an `out` that holds
-    something already, or that another process works on), `WeightsError`, `DataError`.
+    A checkpoint is kept every `checkpoint` steps of the recipe and after every stage, from which
+    `resume` continues to the same file.
+
+    Parameters
+    ----------
+    recipe : str or Recipe
+        Shipped name, TOML file, or what `load_recipe` read.
+    out : path
+        Folder of the file and its progress.
+    data : path, or several, default=()
+        Folders of images; a recipe may draw its own.
+    weights : mapping of str to path, optional
+        A file by the teacher's name.
+    resume : bool, default=False
+        Continue an interrupted training in `out`.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
+
+    Returns
+    -------
+    dict
+        What was trained, and where the file is.
+
+    Raises
+    ------
+    ConfigError, DataError, WeightsError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    About an hour:
+
+    >>> import fedvad
+    >>> fedvad.distill_backbone(
+    ...     "tiny", "tiny", weights={"resnet18": "resnet18.safetensors"}
+    ... )  # doctest: +SKIP
     """
+    chosen = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    out, folders, files = as_path(out, "out"), paths_of(data, "data"), by_backbone(weights)
     with only_one(out):
         if not resume and any((out / name).exists() for name in (CHECKPOINT_FILE, BACKBONE_FILE)):
             raise ConfigError(
                 f"{out} already holds a distillation: choose another --out, remove it, or continue "
                 "with --resume"
             )
-        guard_plain_folder(out, "--out", data)
+        guard_plain_folder(out, "--out", folders)
         for name in (BACKBONE_FILE, CHECKPOINT_FILE):  # with --resume one of them may be there
-            guard_output_file(out / name, "--out", others=(weights or {}).values())
-        images = TrainingImages(recipe.images, data, size=recipe.image_size, seed=recipe.seed)
-        choice = recipe.student
+            guard_output_file(out / name, "--out", others=files.values())
+        images = TrainingImages(chosen.images, folders, size=chosen.image_size, seed=chosen.seed)
+        choice = chosen.student
         architecture = Architecture.of(choice.backbone, choice.layers, dict(choice.options))
         student = architecture.build()
-        reinitialise(student, recipe.seed)
+        reinitialise(student, chosen.seed)
         # all of them now, so that a missing file is reported before hours of work
-        teachers = [_backbone(stage, weights or {}, recipe.image_size) for stage in recipe.stages]
-        checkpoint = Cell(out / CHECKPOINT_FILE, _identity(recipe, images, teachers))
+        teachers = [_backbone(stage, files, chosen.image_size) for stage in chosen.stages]
+        checkpoint = Cell(out / CHECKPOINT_FILE, _identity(chosen, images, teachers))
         identity = checkpoint.identity
         if resume and not (out / CHECKPOINT_FILE).exists() and (out / BACKBONE_FILE).exists():
             return _finished(out, identity)
@@ -99,20 +135,20 @@ def distill(
         if resume:
             journal, done, arrays = read_checkpoint(checkpoint)
         elif choice.start == "teacher":
-            _take_over(student, teachers[0], images, recipe)
+            _take_over(student, teachers[0], images, chosen)
         running: MaskedStage | None = None
         first = 0
-        for number, (options, teacher) in enumerate(zip(recipe.stages, teachers, strict=True)):
+        for number, (options, teacher) in enumerate(zip(chosen.stages, teachers, strict=True)):
             if number >= journal.stage:
                 journal.stage = number
-                running = _stage(recipe, number, student, teacher, images, first)
+                running = _stage(chosen, number, student, teacher, images, first)
                 if arrays:
                     running.restore(arrays, done)
                     arrays = {}
-                _train(running, journal, checkpoint, recipe, progress)
+                _train(running, journal, checkpoint, chosen, progress)
             first += options.steps * options.batch
         assert running is not None  # a recipe has a stage, and the last one always runs
-        summary = _export(recipe, architecture, running, journal, identity, out)
+        summary = _export(chosen, architecture, running, journal, identity, out)
         checkpoint.remove()
         return summary
 

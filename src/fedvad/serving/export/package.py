@@ -18,7 +18,8 @@ from fedvad.data.views import View
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
-from fedvad.runs.config import Reference, check_reference
+from fedvad.runs.arguments import AnyPath, maybe
+from fedvad.runs.config import Reference, as_path, check_reference
 from fedvad.runs.decision import check_threshold_options, choose_threshold, warn_of_threshold
 from fedvad.runs.guards import guard_output_file, guard_plain_folder
 from fedvad.runs.opening import check_pictures, known_site, open_run
@@ -59,68 +60,98 @@ class _Backend(Protocol):
 
 
 def export(
-    run_folder: Path,
+    run: AnyPath,
     *,
     format: str = "onnx",
     int8: bool = False,
-    data: Path | None = None,
+    data: AnyPath | None = None,
     site: str | None = None,
     reference: Reference | None = None,
     threshold: float | None = None,
     target_fpr: float | None = None,
-    out: Path | None = None,
-    weights: Path | str | None = None,
+    out: AnyPath | None = None,
+    weights: AnyPath | None = None,
     engine: Engine | None = None,
     device: str | None = None,
     opset: int | None = None,
-    verify: Path | None = None,
+    verify: AnyPath | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Write one site's detector as a model file into `out` (default: `export` in the run folder).
+    """Write one site's detector of a run as a model file that needs no fedvad to run.
 
-    Without `site` the global memory and the median threshold of the sites go into it, as in
-    `predict`. `int8` quantises the backbone, with ranges from the site's normal training images
-    in `data`. `threshold` or `target_fpr` replaces the run's threshold, as
-    `pipeline.decision.choose_threshold` says. `engine` and `device` compute what the model is
-    compared with (default: the run's engine on the CPU). `opset` is ONNX's operator set, 14 to 20
-    (None: 17). The model is tried on three images before it is kept, and on those of the data
-    folder `verify` where one is given: the test images of the site, or every image in a folder
-    without sites. Returns the manifest and the folder. Raises `ConfigError` for an unknown site,
-    format or operator set, missing packages, an `out` with files of the user's, or a backbone that
-    cannot be exported; `ArtefactError` for a damaged run or a model that does not score like it
-    within `TOLERANCE` (int8, which has none, is only measured); `DataError` for unusable `data` or
-    `verify`; `StorageError`. Nothing is written then.
+    It is tried on three images before it is kept, and must score like the run within `TOLERANCE`
+    (int8, which has none, is only measured).
+
+    Parameters
+    ----------
+    run : path
+    format : {"onnx", "openvino"}, default="onnx"
+    int8 : bool, default=False
+        Quantise the backbone; needs `data`.
+    data : path, optional
+        Data folder, whose normal training images set the ranges of int8.
+    site, reference, threshold, target_fpr : optional
+        As those of `predict`.
+    out : path, optional
+        Folder to write; by default export in `run`.
+    weights, engine, device : optional
+        As those of `predict`, of what the model is compared with.
+    opset : int from 14 to 20, default=17
+        ONNX's operator set.
+    verify : path, optional
+        Data folder on whose images the model must score like the run.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
+
+    Returns
+    -------
+    dict
+        The manifest, and the folder.
+
+    Raises
+    ------
+    ConfigError, ArtefactError, DataError, StorageError
+        See `fedvad.errors`. Nothing is written then.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> manifest = fedvad.export("run", format="openvino", site="alder", out="model")
+    >>> manifest["model"], manifest["site"]
+    ('model.xml', 'alder')
     """
+    run_folder = as_path(run, "run")
+    data, verify = maybe(data, "data"), maybe(verify, "verify")
     backend = _backend(format)
     if int8 and data is None:
         raise ConfigError("int8 needs normal training images: give the data folder (--data)")
     check_reference(reference)
     check_threshold_options(threshold, target_fpr)
-    folder = run_folder / "export" if out is None else out
-    run, config, extractor = open_run(
-        run_folder, weights=weights, engine=engine, device=device or "cpu"
+    folder = run_folder / "export" if out is None else as_path(out, "out")
+    trained, config, extractor = open_run(
+        run_folder, weights=maybe(weights, "weights"), engine=engine, device=device or "cpu"
     )
     check_pictures(extractor, "an exported model")
-    site = known_site(run, site)
+    site = known_site(trained, site)
     _guard(folder, run_folder, [data, verify], extractor.config.weights, site)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
         raise ConfigError("the filter bank does not survive int8: export it without")
-    detector = run.detector(site, extractor, reference)
-    decides = choose_threshold(run, site, reference, threshold=threshold, target_fpr=target_fpr)
-    warn_of_threshold(run, site, decides, target_fpr)
+    detector = trained.detector(site, extractor, reference)
+    decides = choose_threshold(trained, site, reference, threshold=threshold, target_fpr=target_fpr)
+    warn_of_threshold(trained, site, decides, target_fpr)
     view, limit = extractor.config.view, None if decides is None else decides.value
     size = view.height, view.width
     net = export_net(detector, limit)
     if int8 and not net.quantises:
         raise ConfigError(
-            f"int8 of {run.method}, whose scores are differences of two nets, has not been "
+            f"int8 of {trained.method}, whose scores are differences of two nets, has not been "
             "measured: export it without"
         )
     model = backend.build(net, size, opset)
     calibrated_on = 0
     tried = drawn_images(size)
     if int8 and data is not None:
-        images = calibration_images(data, run, config, site, progress)
+        images = calibration_images(data, trained, config, site, progress)
         calibrated_on = len(images)
         model = backend.quantise(model, images)
         tried = np.concatenate(images[:3])  # its ranges are those of real images
@@ -146,14 +177,14 @@ def export(
         "input": _input(view),
         "outputs": _outputs(net.head.grid, net.head.decides),
         "site": site,
-        "reference": reference or (run.reference if site in run.sites else "global"),
+        "reference": reference or (trained.reference if site in trained.sites else "global"),
         "threshold": None if decides is None else _without_scores(decides),
         "int8": {"part": "backbone", "calibration_images": calibrated_on} if int8 else None,
         "difference_from_run": {"score": difference.score, "map": difference.map},
         "verified": None if verified is None else {"tolerance": tolerance} | asdict(verified),
         "features": {"key": extractor.config.key()} | extractor.config.identity(),
         **detector.facts(),
-        "run": {"method": run.method} | _described((run_folder / DETECTOR_FILE).read_bytes()),
+        "run": {"method": trained.method} | _described((run_folder / DETECTOR_FILE).read_bytes()),
     }
     for file, content in contents.items():
         write_atomically(folder / file, content)

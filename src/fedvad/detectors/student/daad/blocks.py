@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BlockMemory", "address", "assemble", "divide", "entropy", "perplexity"]
+__all__ = ["BlockMemory", "address", "assemble", "divide", "entropy"]
 
 _EPS = 1e-12
 
@@ -60,11 +58,6 @@ def address(queries: Tensor, items: Tensor, *, temperature: float, shrink: float
 def entropy(weights: Tensor) -> Tensor:
     """Mean entropy in nats of weights (..., n) that sum to 1; a scalar."""
     return -(weights * (weights + _EPS).log()).sum(-1).mean()
-
-
-def perplexity(weights: Tensor) -> float:
-    """How many items are in use: exp of the entropy of the mean of weights (..., n)."""
-    return math.exp(float(entropy(weights.flatten(0, -2).mean(0))))
 
 
 class BlockMemory(nn.Module):

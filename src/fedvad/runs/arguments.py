@@ -1,4 +1,4 @@
-"""Arguments of the Python API as the verbs take them."""
+"""Arguments of the verbs, as people give them in Python."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.runs.config import as_path
 
-__all__ = ["AnyPath", "by_backbone", "cache_at", "listed", "maybe"]
+__all__ = ["AnyCache", "AnyPath", "by_backbone", "cache_at", "listed", "maybe", "paths_of"]
 
 AnyPath = str | PathLike[str]
+AnyCache = DescriptorCache | AnyPath
 
 
 def maybe(value: AnyPath | None, name: str) -> Path | None:
@@ -35,6 +36,14 @@ def by_backbone(weights: Mapping[str, AnyPath] | None) -> dict[str, Path]:
     return {name: as_path(file, f"weights of {name}") for name, file in (weights or {}).items()}
 
 
-def cache_at(root: AnyPath | None) -> DescriptorCache:
-    """The descriptor cache at `root`, or at its default place."""
+def paths_of(values: AnyPath | Iterable[AnyPath], name: str) -> list[Path]:
+    """Paths of one or of a list; raises `ConfigError`."""
+    several = [values] if isinstance(values, str | PathLike) else listed(values, name)
+    return [as_path(value, name) for value in several]
+
+
+def cache_at(root: AnyCache | None) -> DescriptorCache:
+    """The descriptor cache itself, or that at `root`, or at its default place."""
+    if isinstance(root, DescriptorCache):
+        return root
     return DescriptorCache(default_cache_root() if root is None else as_path(root, "cache"))
