@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def case(pair: tuple[str, str]) -> Case:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
+def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
     """What a process makes of an exchange, without the message of `site` in `round_`."""
 
     @cache
@@ -168,6 +168,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
         return in_process(Federation(EXCHANGES[exchange], folder, missing), rounds)
 
     return made
+
+
+@pytest.fixture
+def reference(pair: tuple[str, str], references: Callable[..., Made]) -> Callable[..., Made]:
+    return partial(references, pair[0])
 
 
 @pytest.fixture
@@ -212,13 +217,9 @@ WRONG: dict[str, tuple[Callable[[Payload], Payload], str]] = {
 
 
 def test_every_mailbox_gives_the_same_bytes(
-    pair: tuple[str, str],
-    case: Case,
-    mailbox: Callable[..., Made],
-    reference: Callable[..., Made],
-    tmp_path: Path,
+    case: Case, mailbox: Callable[..., Made], reference: Callable[..., Made], tmp_path: Path
 ) -> None:
-    expected, ledger = reference(pair[0], 3)
+    expected, ledger = reference(3)
     made, rounds = mailbox(Federation(case, tmp_path), 3)
     assert made == expected
     for ours, theirs in zip(rounds, ledger, strict=True):
@@ -247,7 +248,6 @@ def test_a_resumed_federation_is_an_uninterrupted_one(
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_refused_with_its_reason_and_the_others_go_on(
-    pair: tuple[str, str],
     case: Case,
     mailbox: Callable[..., Made],
     reference: Callable[..., Made],
@@ -265,7 +265,7 @@ def test_what_is_wrong_is_refused_with_its_reason_and_the_others_go_on(
     (refused,) = entry.rejected.values()
     assert re.search(reason, refused), refused
     assert "c" not in entry.rows_up
-    assert made == reference(pair[0], 1, "c", 1)[0]
+    assert made == reference(1, "c", 1)[0]
 
 
 @pytest.mark.parametrize("cut", [0, 20, -4])
@@ -304,17 +304,13 @@ def test_a_message_beyond_the_limit_is_refused_unparsed(
 
 
 def test_a_site_that_is_missing_is_not_in_the_round(
-    pair: tuple[str, str],
-    case: Case,
-    mailbox: Callable[..., Made],
-    reference: Callable[..., Made],
-    tmp_path: Path,
+    case: Case, mailbox: Callable[..., Made], reference: Callable[..., Made], tmp_path: Path
 ) -> None:
     def spoil(site: str, round_: int, message: bytes) -> bytes | None:
         return None if (site, round_) == ("b", 2) else message
 
     made, rounds = mailbox(Federation(case, tmp_path, spoil), 3)
-    assert made == reference(pair[0], 3, "b", 2)[0]
+    assert made == reference(3, "b", 2)[0]
     assert [sorted(entry.rows_up) for entry in rounds] == [["a", "b", "c"], ["a", "c"], [*"abc"]]
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from tests.helpers import OPTIONS, SIZE
 
-pytest.importorskip("anomalib", reason="needs the extra: pip install 'fedvad[anomalib]'")
-pytestmark = pytest.mark.slow  # importing anomalib takes 20 s
+# importing it takes 20 s, also where the quick suite only looks for its tests
+pytestmark = pytest.mark.skipif(
+    find_spec("anomalib") is None, reason="needs the extra: pip install 'fedvad[anomalib]'"
+)
 
 Run = tuple[Path, dict[str, Any]]
 FILTERS: dict[str, Any] = {"backbone": "filterbank", "image_size": SIZE}
