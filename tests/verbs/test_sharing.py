@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ def odd(plants: Path) -> Path:
 def score(run: Path, image: Path, site: str) -> float:
     [row] = fedvad.predict(run, [image], site=site)
     return float(row["score"])
+
+
+def sensitive(folder: Path, site: str) -> None:
+    """Lower a site's thresholds so far that what others call defective counts there."""
+    run = TrainedRun.load(folder)
+    limits = run.sites[site].thresholds
+    limits.update({name: replace(limit, value=0.5) for name, limit in limits.items()})
+    run.save(folder)
 
 
 def rows_of(run: TrainedRun, site: str, round_: int) -> np.ndarray:
@@ -113,6 +122,7 @@ def test_defects_raise_scores_at_all_sites_until_they_are_undone_or_forgotten(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     run = Path(shutil.copytree(trained[0], tmp_path / "run"))
+    sensitive(run, "alder")
     before = TrainedRun.load(run)
     alone = score(run, odd, "alder")
     result = fedvad.feedback(run, odd, "defect", site="birch")
@@ -191,6 +201,7 @@ def test_by_files_they_come_with_the_next_round(
     assert {row.tobytes() for row in given.vectors} <= sent
     assert len(sent) <= 40
     assert score(tmp_path / "alder/second", odd, "alder") < alone[0]
+    sensitive(tmp_path / "alder/second", "alder")
     assert score(tmp_path / "alder/second", defect, "alder") > 1.2 * alone[1]
     assert len(fedvad.list_feedback(tmp_path / "birch/second")) == 2
     # the server's memory holds none of them as normal, and forgets them with their site

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -114,9 +113,9 @@ def believed(
 ) -> FloatArray:
     """Patches (k, d) of defects of other sites that count at a site.
 
-    Those to which its memory, with what was answered there, gives a higher value than the score of
-    its usual normal image (the median of those behind its threshold): what lies closer to what it
-    knows nobody else can make defective. None without a threshold. Source: ours.
+    Those to which its memory, with what was answered there, gives a value above its own threshold:
+    what lies closer to what it knows nobody else can make defective. None without a threshold.
+    Source: ours.
     """
     others = negatives.vectors[:0]
     if negatives.origin is not None and limit is not None:
@@ -125,7 +124,7 @@ def believed(
         return others
     scorer = MemoryScorer(bank, replace(scoring, smooth=1), scale=scale)
     values = scorer.score(others[None])[1][0]
-    counts: FloatArray = others[values > (median(limit.scores) if limit.scores else limit.value)]
+    counts: FloatArray = others[values > limit.value]
     return counts
 
 
