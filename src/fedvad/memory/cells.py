@@ -26,7 +26,7 @@ class Effort(NamedTuple):
 
 
 USUAL = Effort(3, 1, 3)
-THOROUGH = Effort(24, 3, 8)
+THOROUGH = Effort(12, 4, 16)
 LARGEST_K = 6
 _SMALLEST_CELL = LARGEST_K * THOROUGH.kept  # vectors
 _ITERATIONS = 6
@@ -36,7 +36,7 @@ _HIDDEN = 1e30  # squared length of a vector that must not be found
 
 
 class CellIndex:
-    """Shortlists for nearest-neighbour search in (m, d) float32 vectors, 18 or more.
+    """Shortlists for nearest-neighbour search in (m, d) float32 vectors, 24 or more.
 
     k-means puts the vectors into about sqrt(m) / 2 cells; a patch is compared with every vector of
     the few cells whose centres are nearest, so that its work grows with sqrt(m). Patches that look
