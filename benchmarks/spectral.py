@@ -108,22 +108,23 @@ def main() -> None:
     for name in [*METHODS, *MIXED]:
         found = [[figures(scene, name, seed, given.out) for seed in seeds] for scene in scenes]
         known = [[one for one in row if one is not None] for row in found]
-        if all(known):
+        if any(known):
             rows[name] = known
     print("| scene | " + " | ".join(rows) + " |\n" + "| --- " * (1 + len(rows)) + "|")
     for number, scene in enumerate(scenes):
         cells = [spread([one.auc1 for one in known[number]]) for known in rows.values()]
         print(f"| {scene.name} | " + " | ".join(cells) + " |")
-    print("\nMeans of the scenes.\n\n| method | AUC1 | AUC2 | AUC3 | AUC4 | AUC5 | AP | seconds |")
+    print("\nMeans of the scenes, where all are measured.\n")
+    print("| method | AUC1 | AUC2 | AUC3 | AUC4 | AUC5 | AP | seconds |")
     print("| --- " * 8 + "|")
     for name, known in rows.items():
-        means = [
-            [fmean(column) for column in zip(*(_all(one) for one in row), strict=True)]
-            for row in known
-        ]
-        columns = [f"{fmean(column):.4f}" for column in zip(*means, strict=True)]
-        times = [float(np.load(place)["seconds"]) for place in given.out.glob(f"*.{name}.?.npz")]
-        print(f"| {name} | {' | '.join(columns)} | {fmean(times) if times else 0:.1f} |")
+        if not all(known):
+            continue
+        means = [np.mean([_all(one) for one in row], axis=0) for row in known]
+        columns = [f"{value:.4f}" for value in np.mean(means, axis=0)]
+        seconds = [float(np.load(place)["seconds"]) for place in given.out.glob(f"*.{name}.?.npz")]
+        columns.append(f"{fmean(seconds):.1f}" if seconds else "–")
+        print(f"| {name} | {' | '.join(columns)} |")
 
 
 def _all(one: Areas) -> tuple[float, ...]:

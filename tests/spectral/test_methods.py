@@ -209,6 +209,15 @@ def test_figures_are_exact_or_by_trapezoids() -> None:
     assert areas(scores, np.zeros((1, 4), np.bool_)) is None
 
 
+def test_a_network_learns_the_background_before_it_weighs_pixels() -> None:
+    # an untrained network draws 0.5 everywhere: by its errors the dark ground would be given up
+    cube = np.full((20, 20, 8), 0.02)
+    cube[4:6, 7] = cube[15, 3] = (*[0.5] * 7, 1)
+    scores = score_cube(cube, "auto-ad", channels=4, steps=101)
+    odd = cube[:, :, 0] > 0.1
+    assert scores[odd].min() > scores[~odd].max()
+
+
 def test_a_network_s_map_depends_on_its_seed_alone(scene: Scene) -> None:
     cube = scene.cube[:16, :16]
     state = torch.random.get_rng_state()

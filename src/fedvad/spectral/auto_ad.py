@@ -83,19 +83,21 @@ def _drawn(target: Tensor, channels: int, steps: int) -> NDArray[np.float64]:
     noise = 0.1 * torch.rand_like(target)
     weights = torch.ones_like(target[:, :1])
     losses: list[float] = []
-    errors = weights[0, 0]
     for step in range(steps):
         optimiser.zero_grad()
         drawn = network(noise + _NOISE * torch.randn_like(noise))
+        weigh = step > 0 and step % _WEIGH_EVERY == 0  # never by a network that has learned nothing
+        if weigh or step == 0:
+            errors = (drawn.detach() - target).square().sum(1)[0]
+        if weigh:
+            weights = errors.max() - errors
+            weights = (weights / weights.max().clamp_min(1e-12))[None, None]
         loss = F.mse_loss(weights * drawn, weights * target)
         torch.autograd.backward(loss)
         optimiser.step()
         losses.append(loss.item())
-        if step % _WEIGH_EVERY == 0:
-            errors = (drawn.detach() - target).square().sum(1)[0]
-            weights = errors.max() - errors
-            weights = (weights / weights.max().clamp_min(1e-12))[None, None]
-        elif len(losses) > _WINDOW and np.abs(np.diff(losses[-_WINDOW:])).mean() < _STILL:
+        still = step > 0 and step % _WINDOW == 0
+        if still and np.abs(np.diff(losses[-_WINDOW - 1 :])).mean() < _STILL:
             break
     return errors.double().numpy()
 
