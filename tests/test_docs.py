@@ -23,10 +23,11 @@ from fedvad.experiments.bench.suite import Suite, load_suite
 from fedvad.experiments.continual.stream import load_stream
 from fedvad.experiments.distill.recipe import StageOptions, load_recipe
 from fedvad.experiments.experiment import shipped
+from fedvad.report.contact_sheet import contact_sheet
 from fedvad.runs.config import resolve_config
 from tests.contract import test_exchanges
 from tests.contract.exchanges import EXCHANGES, Case
-from tests.helpers import run_main
+from tests.helpers import run_main, sheets
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -45,21 +46,9 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PATH": path}
 
 
-def _run(commands: list[list[str]], folder: Path) -> str:
-    env = _environment() | {"FEDVAD_CACHE": str(folder / "cache")}
-    output = ""
-    for command in commands:
-        done = subprocess.run(
-            command, cwd=folder, env=env, capture_output=True, text=True, timeout=900, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        output = done.stdout
-    return output
-
-
 def _draw(folder: Path) -> None:
     """What the command would draw there, with fewer images."""
-    write_demo(folder, size=128, train=6, test_normal=3, test_defect=3)
+    write_demo(folder, train=6, test_normal=3, test_defect=3)
     (folder / ".done").touch()
 
 
@@ -71,15 +60,16 @@ def _files(pattern: str) -> list[str]:
     return sorted(map(str, Path().glob(pattern)))
 
 
-def _play(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a block of a page in the current folder, its `fedvad` commands in this process."""
+def _play(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a block of a page in a folder, its `fedvad` commands in this process."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FEDVAD_CACHE", str(folder / "cache"))
     for line in script.replace("\\\n", " ").splitlines():
         if line.startswith("fedvad "):
             words = shlex.split(line, comments=True)[1:]
             # as a shell would
             words = [w for word in words for w in (_files(word) if "*" in word else [word])]
-            code = run_main(monkeypatch, *words)
-            assert code == 0, f"{line}\n{capsys.readouterr().err}"
+            assert run_main(monkeypatch, *words) == 0, line
         elif line and not line.startswith("#"):
             subprocess.run(["bash", "-euo", "pipefail", "-c", line], env=_environment(), check=True)
 
@@ -98,19 +88,24 @@ PAGES = sorted(
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the README's commands leave, with fewer images: `fedvad-demo` and `run`."""
     folder = tmp_path_factory.mktemp("workshop")
-    write_demo(folder / "fedvad-demo/data", train=6, test_normal=3, test_defect=3)
+    write_demo(folder / "fedvad-demo/data", plants=3, train=6, test_normal=3, test_defect=3)
     (script,) = _blocks("bash", marked=True)
-    _run([["bash", "-euo", "pipefail", "-c", script]], folder)
+    with pytest.MonkeyPatch.context() as patch, sheets(contact_sheet):
+        _play(script, folder, patch)
     return folder
 
 
 @pytest.mark.slow
-def test_the_five_minute_path_and_the_python_example_run_as_written(workshop: Path) -> None:
+def test_the_five_minute_path_and_the_python_example_run_as_written(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (script,) = _blocks("bash", marked=True)
     assert _blocks("bash", marked=True, page=_page("own-data")) == [script]  # once more
     (example,) = _blocks("python", marked=True)
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    assert "False" in _run([[sys.executable, "-c", example]], workshop)
+    monkeypatch.chdir(workshop)
+    exec(example, {})
+    assert "False" in capsys.readouterr().out
     images = list((workshop / "fedvad-demo/data/alder/test").rglob("*.png"))
     for folder in ("overlays", "overlays2"):
         assert len(list((workshop / folder).rglob("*.png"))) == len(images)
@@ -138,16 +133,13 @@ MADE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_runs_as_written(
-    name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_page_runs_as_written(name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = _page(name)
-    monkeypatch.chdir(workshop)
     for file, content in re.findall(r"`(\w+\.toml)`:\n\n```toml\n(.*?)```", page, re.DOTALL):
-        Path(file).write_text(content)
+        (workshop / file).write_text(content)
     for script in _blocks("bash", marked=True, page=page):
-        _play(script, monkeypatch, capsys)
-    assert Path(MADE[name]).exists()
+        _play(script, workshop, monkeypatch)
+    assert (workshop / MADE[name]).exists()
 
 
 def test_the_exchange_of_the_tutorial_prints_what_it_says_and_keeps_the_contract(
@@ -204,11 +196,13 @@ def test_what_a_researcher_adds_passes_the_contract(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_bench_runs_as_written_and_every_suite_is_documented(tmp_path: Path) -> None:
+def test_the_bench_runs_as_written_and_every_suite_is_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = (ROOT / "docs/bench.md").read_text(encoding="utf-8")
     (script,) = _blocks("bash", marked=True, page=page)
     _draw(tmp_path / "bench-quick/demo-data")
-    _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
+    _play(script, tmp_path, monkeypatch)
     assert "| pooled | 1 |" in (tmp_path / "bench-quick/bench.md").read_text()
     assert all(f"| `{name}` |" in page for name in shipped(Suite))
     (mine,) = _blocks("toml", marked=False, page=page)
@@ -217,11 +211,13 @@ def test_the_bench_runs_as_written_and_every_suite_is_documented(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_stream_runs_as_written_and_mine_can_be_read(tmp_path: Path) -> None:
+def test_the_stream_runs_as_written_and_mine_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = (ROOT / "docs/continual.md").read_text(encoding="utf-8")
     (script,) = _blocks("bash", marked=True, page=page)
     _draw(tmp_path / "continual-demo/data/demo")
-    _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
+    _play(script, tmp_path, monkeypatch)
     assert (tmp_path / "continual-demo/report.html").stat().st_size > 20_000
     (mine,) = _blocks("toml", marked=False, page=page)
     (tmp_path / "mine.toml").write_text(mine)
@@ -229,10 +225,12 @@ def test_the_stream_runs_as_written_and_mine_can_be_read(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_recipe_runs_as_written_and_every_key_is_documented(tmp_path: Path) -> None:
+def test_the_recipe_runs_as_written_and_every_key_is_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = (ROOT / "docs/distill.md").read_text(encoding="utf-8")
     (script,) = _blocks("bash", marked=True, page=page)
-    _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
+    _play(script, tmp_path, monkeypatch)
     assert (tmp_path / "distilled/backbone.safetensors").stat().st_size > 10_000
     (mine,) = _blocks("toml", marked=False, page=page)
     (tmp_path / "mine.toml").write_text(mine)
@@ -241,11 +239,14 @@ def test_the_recipe_runs_as_written_and_every_key_is_documented(tmp_path: Path) 
     assert set(StageOptions.model_fields) <= documented
 
 
-def test_the_gallery_is_drawn_as_written(tmp_path: Path) -> None:
+def test_the_gallery_is_drawn_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = (ROOT / "docs/methods/synthesis.md").read_text(encoding="utf-8")
     (script,) = _blocks("bash", marked=True, page=page)
     write_demo(tmp_path / "fedvad-demo/data", plants=2, train=3, test_normal=0, test_defect=0)
-    assert "12 defects" in _run([["bash", "-euo", "pipefail", "-c", script]], tmp_path)
+    _play(script, tmp_path, monkeypatch)
+    assert "12 defects" in capsys.readouterr().out
     assert (tmp_path / "gallery.png").stat().st_size > 100_000
     assert all(f"| `{kind}` |" in page for kind in KINDS)
 

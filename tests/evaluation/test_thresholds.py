@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -78,6 +78,7 @@ def test_a_copy_of_a_training_image_does_not_silence_the_alarm():
     st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=60),
     st.floats(0.001, 0.5),
 )
+@example([1.0, 1.0, 2.0], 0.24)  # whose bound lies below the largest
 def test_thresholds_are_finite_and_a_tail_is_never_below_the_largest_score(scores, target):
     found = conformal_threshold(scores, target)
     assert np.isfinite(found.value)

@@ -26,26 +26,17 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.weights import WeightExchange
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
+from fedvad.report.contact_sheet import contact_sheet
 from fedvad.runs.config import resolve_config
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method_student import StudentMethod
 from fedvad.runs.student_run import StudentModel, StudentRun
 from fedvad.runs.students import averaged, make_student, prepare_sites
 from tests.detectors.student import support
-from tests.helpers import run_main
+from tests.helpers import run_main, sheets
 
 SITES = ["alder", "birch", "cedar"]
 Run = tuple[Path, dict[str, Any]]
-
-
-def _no_sheet(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("fedvad.verbs.outputs.contact_sheet", lambda *a, **k: None)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No contact sheet: it takes most of the time of a tiny run."""
-    _no_sheet(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +71,7 @@ def trained(
         steps.add((len(self), log.steps))
         return log
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, sheets(contact_sheet):
         patch.setattr(StudentSite, "train", counted)
         return out, fedvad.train(plants, out, method="paste", compare="local,pooled", **options)
 
@@ -99,9 +90,7 @@ def whole(
         if method == "paste":
             return trained
         out = tmp_path_factory.mktemp("whole") / "run"
-        with pytest.MonkeyPatch.context() as patch:
-            _no_sheet(patch)
-            return out, fedvad.train(plants, out, **_given(method, options))
+        return out, fedvad.train(plants, out, **_given(method, options))
 
     return train
 
@@ -225,7 +214,6 @@ class TestARun:
             fedvad.load(tmp_path)
 
 
-@pytest.mark.usefixtures("quick")
 def test_the_commands_of_the_page(
     plants: Path, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,15 +241,6 @@ def _given(method: str, options: dict[str, Any]) -> dict[str, Any]:
     return options | {"method": method, "student": options["student"] | MORE.get(method, {})}
 
 
-@pytest.mark.parametrize("method", ["stfpm", "dcam", "rd", "aand", "dmdd"])
-def test_other_students(method: str, plants: Path, whole: Callable[[str], Run]) -> None:
-    out, results = whole(method)
-    again = fedvad.evaluate(out, plants)
-    assert again["image_auroc"] == results["image_auroc"]
-    assert again["threshold"] == results["threshold"]
-
-
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("method", "last"), [("paste", 2), ("aand", 3), ("dmdd", 2)])
 def test_interrupted_training_goes_on_to_the_bit(
     method: str,
@@ -338,7 +317,6 @@ def test_how_long_it_takes_is_said_before_a_long_training(
     method.close()
 
 
-@pytest.mark.usefixtures("quick")
 def test_one_threshold_for_all_sites(plants: Path, options: dict[str, Any], tmp_path: Path) -> None:
     given = options | {"shared_threshold": True, "target_fpr": 0.3}
     fedvad.train(plants, tmp_path / "run", method="stfpm", **given)
