@@ -69,6 +69,7 @@ class MemoryExchange:
         self.defence = defence
         self.verdict: Verdict | None = None
         self._sites: dict[str, Payload] = {}
+        self._start = Generator.identity(dim).hash()
 
     def site_step(self, state: MemorySite, incoming: Payload | None, round_: int) -> Payload:
         """One site's round: update its memory from what is known, send the reduced rows."""
@@ -87,7 +88,7 @@ class MemoryExchange:
             round=round_,
             mode="append" if state.config.update == "grow" else "replace",
             features=self.features,
-            generator=Generator.identity(self.dim).hash(),
+            generator=self._start,
             n_images=len(state.features),
             n_patches=state.n_patches,
         )
@@ -96,8 +97,7 @@ class MemoryExchange:
     def accept(self, payload: Payload) -> None:
         """See `Exchange.accept`: refuses other features, generators, lengths, stale rounds."""
         before = self._sites.get(payload.manifest.site)
-        start = Generator.identity(self.dim).hash()
-        manifest = check_answer(payload, before, self.features, start)
+        manifest = check_answer(payload, before, self.features, self._start)
         bank = bank_from(payload)
         if bank.origin is not None:
             raise PayloadError(f"site {manifest.site} says whose its rows are: they are its own")
