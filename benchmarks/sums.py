@@ -191,7 +191,8 @@ def federate(
     epsilon: float,
     seed: int,
 ) -> Gaussian:
-    config = SumsConfig(epsilon=None if math.isinf(epsilon) else epsilon, delta=DELTA)
+    level = None if math.isinf(epsilon) else epsilon
+    config = SumsConfig(epsilon=level, delta=DELTA, secure=len(points) > 1)
     exchange = SumsExchange(
         features="key", config=config, size=space.size, dim=len(space.projection),
         start=start_of(space, config),

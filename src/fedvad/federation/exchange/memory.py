@@ -82,6 +82,7 @@ class MemoryExchange:
         self.defence = defence
         self.verdict: Verdict | None = None
         self._sites: dict[str, Payload] = {}
+        self._start = Generator.identity(dim).hash()
 
     def site_step(self, state: MemorySite, incoming: Payload | None, round_: int) -> Payload:
         """One site's round: update its memory from what is known, send the reduced rows."""
@@ -105,7 +106,7 @@ class MemoryExchange:
             round=round_,
             mode="append" if state.config.update == "grow" else "replace",
             features=self.features,
-            generator=Generator.identity(self.dim).hash(),
+            generator=self._start,
             n_images=len(state.features),
             n_patches=state.n_patches,
         )
@@ -115,8 +116,7 @@ class MemoryExchange:
     def accept(self, payload: Payload) -> None:
         """See `Exchange.accept`: refuses other features, generators, lengths, stale rounds."""
         before = self._sites.get(payload.manifest.site)
-        start = Generator.identity(self.dim).hash()
-        manifest = check_answer(payload, before, self.features, start)
+        manifest = check_answer(payload, before, self.features, self._start)
         bank, negatives = bank_from(payload), negatives_from(payload)
         for part in (bank,) if negatives is None else (bank, negatives):
             if part.origin is not None:
