@@ -16,10 +16,11 @@ from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.exchange.sums import SumsExchange, gaussian_from, start_of, sums_for
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
-from fedvad.federation.masks import add, from_fixed, mask, new_secret, public_key, to_fixed
+from fedvad.federation.masks import from_fixed, mask, new_secret, public_key, to_fixed
 from fedvad.federation.payload import Payload
 from fedvad.federation.privacy import gaussian_delta, gaussian_mu
 from fedvad.federation.server import Server
+from fedvad.mergeable import merge_states
 from tests.helpers import FakeFeatures
 
 NAMES = ("a", "b", "c")
@@ -82,7 +83,7 @@ def test_what_a_site_sends_says_nothing_without_the_others() -> None:
     own = sums_sites(60)["a"].mean_sum(0.0)
     # fixed-point numbers of every size, not those of the sum
     assert np.abs(from_fixed(sent["a"].arrays["mean"])).min() > 1e3 * np.abs(own).max()
-    total = from_fixed(add([payload.arrays["mean"] for payload in sent.values()]))
+    total = from_fixed(merge_states([payload.arrays["mean"] for payload in sent.values()]))
     expected = sum(site.mean_sum(0.0) for site in sums_sites(60).values())
     np.testing.assert_allclose(total, expected, atol=1e-8)
 
@@ -226,7 +227,7 @@ def test_masks_of_any_number_of_sites_cancel() -> None:
         to_fixed(values[name]) + mask(name, secret, keys, round_=3, shape=(3, 4))
         for name, secret in secrets.items()
     ]
-    np.testing.assert_allclose(from_fixed(add(sent)), sum(values.values()), atol=1e-8)
+    np.testing.assert_allclose(from_fixed(merge_states(sent)), sum(values.values()), atol=1e-8)
     again = mask("s0", secrets["s0"], keys, round_=4, shape=(3, 4))
     assert (again != mask("s0", secrets["s0"], keys, round_=3, shape=(3, 4))).all()
 

@@ -17,6 +17,7 @@ from fedvad.data.files import write_atomically
 from fedvad.errors import ArtefactError, DataError, PayloadError
 from fedvad.evaluation.histograms import from_pairs, threshold_of_counts, to_pairs
 from fedvad.federation.mailboxes.flower.rounds import RemoteRounds
+from fedvad.mergeable import merge_by_name
 from fedvad.runs.config import Reference
 from fedvad.runs.run import Run
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, federated, parsed
@@ -111,11 +112,7 @@ def shared_values(summed_counts: Counts, target_fpr: float) -> dict[str, Any]:
 
 def summed(rounds: RemoteRounds, finished: Mapping[str, dict[str, Any]]) -> Counts:
     """What finished sites counted, by reference, summed."""
-    total: Counts = {}
-    for _, counts in _heard(rounds, finished, KEY, _parsed):
-        for name, own in counts.items():
-            total[name] = total.get(name, 0) + own
-    return total
+    return merge_by_name(counts for _, counts in _heard(rounds, finished, KEY, _parsed))
 
 
 def _heard(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fedvad.errors import FederationError, PayloadError
 
-__all__ = ["add", "from_fixed", "mask", "new_secret", "public_key", "to_fixed"]
+__all__ = ["from_fixed", "mask", "new_secret", "public_key", "to_fixed"]
 
 Fixed = npt.NDArray[np.uint64]
 _SCALE = 2.0**32
@@ -25,8 +25,10 @@ def to_fixed(values: npt.NDArray[np.float64]) -> Fixed:
     Examples
     --------
     >>> import numpy as np
-    >>> from fedvad.federation.masks import add, from_fixed, to_fixed
-    >>> from_fixed(add([to_fixed(np.array([1.5, -0.25])), to_fixed(np.array([-2.0, 0.5]))]))
+    >>> from fedvad.federation.masks import from_fixed, to_fixed
+    >>> from fedvad.mergeable import merge_states
+    >>> parts = np.array([1.5, -0.25]), np.array([-2.0, 0.5])
+    >>> from_fixed(merge_states(map(to_fixed, parts)))
     array([-0.5 ,  0.25])
     """
     if not np.isfinite(values).all() or np.abs(values).max(initial=0) > _LARGEST:
@@ -37,14 +39,6 @@ def to_fixed(values: npt.NDArray[np.float64]) -> Fixed:
 def from_fixed(total: Fixed) -> npt.NDArray[np.float64]:
     """The numbers of a sum of `to_fixed` arrays, which must lie within 2^31."""
     return total.view(np.int64).astype(np.float64) / _SCALE
-
-
-def add(parts: list[Fixed]) -> Fixed:
-    """The sum of one array or more of one shape, modulo 2^64."""
-    total = np.zeros_like(parts[0])
-    for part in parts:
-        total += part
-    return total
 
 
 def new_secret() -> bytes:
@@ -92,10 +86,11 @@ def mask(
 
     Examples
     --------
-    >>> from fedvad.federation.masks import add, mask, new_secret, public_key
+    >>> from fedvad.federation.masks import mask, new_secret, public_key
+    >>> from fedvad.mergeable import merge_states
     >>> secrets = {name: new_secret() for name in ("alder", "birch", "cedar")}
     >>> keys = {name: public_key(secret) for name, secret in secrets.items()}
-    >>> add([mask(n, s, keys, round_=2, shape=(2,)) for n, s in secrets.items()])
+    >>> merge_states([mask(n, s, keys, round_=2, shape=(2,)) for n, s in secrets.items()])
     array([0, 0], dtype=uint64)
     """
     if keys.get(site) != public_key(secret):

@@ -20,6 +20,7 @@ from fedvad.federation.mailboxes.state import RunState
 from fedvad.federation.payload import Payload
 from fedvad.federation.receipt import Receipt
 from fedvad.federation.vote import ExchangeFor, choose_exchange
+from fedvad.mergeable import merge_by_name
 
 __all__ = ["Missing", "Receipt", "Server"]
 
@@ -194,8 +195,9 @@ class Server:
         """Add to the last round's bytes that sites fetched its merged message, so often each."""
         if self.merged is None or not self.ledger.rounds:
             return
-        size, down = len(self.merged.to_bytes()), self.ledger.rounds[-1].bytes_down
-        down.update({site: down.get(site, 0) + n * size for site, n in times.items()})
+        size, last = len(self.merged.to_bytes()), self.ledger.rounds[-1]
+        more = {site: n * size for site, n in times.items()}
+        last.bytes_down.update(merge_by_name([last.bytes_down, more]))
 
     def held(self) -> Mapping[str, Payload]:
         """What the server has of each site; empty before the first round is closed."""
@@ -305,11 +307,7 @@ class Server:
 
     def _sums(self, number: Callable[[Receipt], int], *, everyone: bool) -> dict[str, int]:
         """A number of the answers, summed by site; without those refused unless of everyone."""
-        total: dict[str, int] = {}
-        for receipt in self._receipts:
-            if everyone or receipt.accepted:
-                total[receipt.site] = total.get(receipt.site, 0) + number(receipt)
-        return total
+        return merge_by_name({r.site: number(r)} for r in self._receipts if everyone or r.accepted)
 
     def _too_few(self, accepted: int, quorum: int) -> str:
         have = "1 site" if accepted == 1 else f"{accepted} sites"

@@ -12,6 +12,7 @@ from typing import Literal
 from fedvad.evaluation.results import Counts, Gain, MethodResults, Promised, Results
 from fedvad.evaluation.thresholds import images_needed
 from fedvad.features.names import BUNDLED
+from fedvad.mergeable import merge_states
 from fedvad.report.learning import unfinished
 
 __all__ = [
@@ -158,7 +159,7 @@ def baseline_of(results: Results) -> str | None:
 
 def total(results: MethodResults) -> Counts:
     """Counts summed over the sites that judged test images."""
-    return sum(_counted(results).values(), Counts())
+    return merge_states([Counts(), *_counted(results).values()])
 
 
 def mean_rate(results: MethodResults, which: Literal["fpr", "recall"]) -> float | None:

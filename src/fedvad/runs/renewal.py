@@ -36,6 +36,7 @@ from fedvad.federation.payload import (
 )
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.merge import merge_banks
+from fedvad.mergeable import merge_states
 from fedvad.runs.answers import rows_of
 from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
@@ -247,7 +248,7 @@ def renew_thresholds(
             if name in by_rate[rate]:
                 run.sites[name].thresholds[reference] = by_rate[rate][name]
         if scores:
-            counts[reference] = np.sum([count(own) for own in scores.values()], axis=0)
+            counts[reference] = merge_states(count(own) for own in scores.values())
     if config.shared_threshold:
         share_threshold(run.sites, counts, config.target_fpr)
 

@@ -19,6 +19,7 @@ from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.half import to_float
+from fedvad.mergeable import merge_by_name
 from fedvad.runs.config import Reference, ThresholdRule, TrainConfig
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.progress import Progress, Stage
@@ -95,9 +96,8 @@ def calibrate(
                 stage()
         for reference, values in own.items():
             scores[reference][name] = np.asarray(values)
-            found.counts[reference] = found.counts.get(reference, 0) + count(
-                scores[reference][name]
-            )
+        counted = {reference: count(scores[reference][name]) for reference in own}
+        found.counts.update(merge_by_name([found.counts, counted]))
     if config.threshold_rule == "federated" and len(run.sites) < 2:
         log.info("thresholds from this site's own scores: those of other sites are not here")
     for reference, by_site in scores.items():

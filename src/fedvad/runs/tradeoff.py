@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedvad.evaluation.histograms import SUMMED_COUNTS
-from fedvad.evaluation.results import AtRate, Counts
+from fedvad.evaluation.results import AtRate
 from fedvad.evaluation.sites import SiteResult, counted
 from fedvad.evaluation.thresholds import Threshold
+from fedvad.mergeable import merge_states
 from fedvad.runs.thresholds import retarget
 
 __all__ = ["RATES", "tradeoff"]
@@ -33,5 +34,5 @@ def tradeoff(results: Sequence[SiteResult], limits: Mapping[str, Threshold | Non
         each = [counted(result, found.get(result.name)) for result in tested]
         if not each or None in each:
             return []
-        rows.append(AtRate(target_fpr=rate, counts=sum(filter(None, each), Counts())))
+        rows.append(AtRate(target_fpr=rate, counts=merge_states(filter(None, each))))
     return rows

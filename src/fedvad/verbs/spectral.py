@@ -21,6 +21,7 @@ from fedvad.data.output_folder import OutputFolder
 from fedvad.data.outputs import holding_folders, real
 from fedvad.errors import ConfigError
 from fedvad.features.bands import write_bands_file
+from fedvad.mergeable import merge_states
 from fedvad.report.overlay import draw_outline, heatmap_overlay, save_png
 from fedvad.report.tables import UNKNOWN, Rows, write_csv
 from fedvad.runs.arguments import AnyPath, listed, maybe, paths_of
@@ -160,7 +161,7 @@ def score_scenes(
     merged: Moments | None = None
     if given:
         parts = [p if isinstance(p, Moments) else Moments.load(Path(p)) for p in given]
-        options["moments"] = merged = sum(parts[1:], parts[0])
+        options["moments"] = merged = merge_states(parts)
     stage = Stage(progress, "scoring", len(wanted))
     found: list[ScoredScene] = []
     total: Moments | None = None

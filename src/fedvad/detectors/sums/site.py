@@ -19,6 +19,7 @@ from fedvad.detectors.sums.statistics import (
     scatter_bound,
 )
 from fedvad.errors import ConfigError, FederationError
+from fedvad.mergeable import merge_states
 
 __all__ = ["SumsConfig", "SumsSite", "gaussian_of"]
 
@@ -130,7 +131,7 @@ def gaussian_of(space: Space, *sites: NormalFeatures) -> Gaussian:
     """The averages over the images of one place or several, without noise."""
     images = sum(map(len, sites))
     members = [SumsSite(site, space) for site in sites]
-    mean = np.sum([member.mean_sum(0.0) for member in members], axis=0) / images
+    mean = merge_states(member.mean_sum(0.0) for member in members) / images
     bound, centre = scatter_bound(mean), mean * space.grid
-    total = np.sum([member.scatter_sum(centre, bound, 0.0) for member in members], axis=0)
+    total = merge_states(member.scatter_sum(centre, bound, 0.0) for member in members)
     return Gaussian(mean, total / images, images, bound)

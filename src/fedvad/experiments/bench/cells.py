@@ -19,6 +19,7 @@ from fedvad.experiments.bench.suite import BenchMethod
 from fedvad.experiments.bench.weights import average_weights
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger, peak_rss_mb, reset_peak_rss
+from fedvad.mergeable import merge_by_name
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.method import Baseline, Method, make_method
 from fedvad.runs.progress import Progress
@@ -176,12 +177,9 @@ def _taken(config: TrainConfig, prepared: Prepared) -> Iterator[Method]:
 
 def _traffic(ledger: Ledger, prepared: Prepared) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes up and down by site, summed over the rounds."""
-    up, down = dict.fromkeys(prepared.features, 0), dict.fromkeys(prepared.features, 0)
-    for entry in ledger.rounds:
-        for total, part in ((up, entry.bytes_up), (down, entry.bytes_down)):
-            for site, count in part.items():
-                total[site] += count
-    return up, down
+    none = dict.fromkeys(prepared.features, 0)
+    up = merge_by_name([none, *(entry.bytes_up for entry in ledger.rounds)])
+    return up, merge_by_name([none, *(entry.bytes_down for entry in ledger.rounds)])
 
 
 def _curve(

@@ -20,9 +20,10 @@ from fedvad.detectors.sums.site import SumsConfig, SumsSite
 from fedvad.detectors.sums.statistics import Space, scatter_bound
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.exchange.base import check_answer, check_incoming, merged_manifest
-from fedvad.federation.masks import add, from_fixed, mask, new_secret, public_key, to_fixed
+from fedvad.federation.masks import from_fixed, mask, new_secret, public_key, to_fixed
 from fedvad.federation.payload import Manifest, Payload
 from fedvad.federation.privacy import gaussian_mu
+from fedvad.mergeable import merge_states
 
 __all__ = [
     "ROUNDS",
@@ -159,7 +160,7 @@ class SumsExchange:
             self._published |= {"names": names, "keys": np.stack(keys)}
         elif answered:
             self._check_all_here(answered, round_)
-            total = from_fixed(add([payload.arrays[stage] for payload in answered.values()]))
+            total = from_fixed(merge_states(payload.arrays[stage] for payload in answered.values()))
             images = sum(payload.manifest.n_images for payload in answered.values())
             self._published |= {stage: total / images} | self._about(
                 stage, total, images, len(answered)
