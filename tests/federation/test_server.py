@@ -263,11 +263,11 @@ class TestResume:
         assert [e.round for e in again.ledger.rounds] == [1, 2]
         assert made.state({"a": {"x": np.ones(2)}}).sites["a"]["x"].tolist() == [1, 1]
 
-    def test_a_state_of_other_features_is_not_gone_on_from(self) -> None:
+    def test_a_state_of_other_features_is_not_continued(self) -> None:
         made = server()
         made.receive("a", [sent("a", features="x")])
         made.close()
-        with pytest.raises(FederationError, match="cannot go on from round 1: its features are x"):
+        with pytest.raises(FederationError, match="cannot continue from round 1: its features are x"):
             server(features="y").restore(made.state())
 
     def test_weights_go_on_from_the_mean_and_not_from_what_sites_sent(self) -> None:
