@@ -157,7 +157,7 @@ class TestByFile:
         with pytest.raises(ConfigError, match=r"sends its weights.*\n.*--allow-weights"):
             fresh.export("alder", options=None, allow_weights=False)
         sent = fresh.export("alder", options=None)
-        with pytest.raises(FederationError, match=r"cannot go on from round 1.*--allow-weights"):
+        with pytest.raises(FederationError, match=r"cannot continue from round 1.*--allow-weights"):
             fresh.merge([sent], allow_weights=False)
         shutil.rmtree(fresh.root / "server" / "state")
         with pytest.raises(FederationError, match="merge with --allow-weights"):
