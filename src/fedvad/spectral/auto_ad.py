@@ -99,7 +99,8 @@ def _drawn(target: Tensor, channels: int, steps: int) -> NDArray[np.float64]:
         still = step > 0 and step % _WINDOW == 0
         if still and np.abs(np.diff(losses[-_WINDOW - 1 :])).mean() < _STILL:
             break
-    return errors.double().numpy()
+    found: NDArray[np.float64] = errors.double().numpy()
+    return found
 
 
 class SkipNet(nn.Module):
