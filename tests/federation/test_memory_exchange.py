@@ -175,6 +175,24 @@ def _with_defects(site: str, patches: np.ndarray) -> Payload:
     return with_negatives(sent, MemoryBank.of_patches(patches), "float32")
 
 
+def test_defects_of_a_first_round_are_read_as_a_site_codes_them() -> None:
+    exchange = EXCHANGES["concat-float16"]()
+    site = fake_site("a", FedDyMemConfig(rows=20, candidates=1.0))
+    defects = np.float32(np.arange(12).reshape(2, 6) + 100)
+    site.answered = AnsweredPatches(defects=defects, share_defects=True)
+    exchange.accept(exchange.site_step(site, None, 1))
+    merged = negatives_from(exchange.merge(1))
+    assert merged is not None
+    np.testing.assert_allclose(merged.vectors, defects, rtol=0.01)
+
+
+def test_arrays_among_the_defects_that_are_no_part_of_them_are_refused() -> None:
+    sent = _with_defects("a", np.ones((1, 6), np.float32))
+    more = {"negatives/negatives/x": np.ones(9, np.float32)}
+    with pytest.raises(PayloadError, match=r"it holds .*negatives/x"):
+        EXCHANGES["concat-float16"]().accept(Payload(sent.manifest, sent.arrays | more))
+
+
 def test_defects_name_their_sites_and_count_as_the_site_sent_them_last() -> None:
     exchange = EXCHANGES["kmeans-float16"]()
     defects = np.float32(np.arange(12).reshape(2, 6))

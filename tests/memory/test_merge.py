@@ -150,7 +150,11 @@ def test_of_many_sites_few_memories_are_held_at_a_time(mode, monkeypatch):
         most = max(most, len(alive))
         return bank
 
-    merged = merge_banks(LazyBanks(rows, read), mode=mode, size=5, seed=0)
+    banks = LazyBanks(rows, read)
+    assert "07" in banks
+    assert "31" not in banks
+    assert most == 0
+    merged = merge_banks(banks, mode=mode, size=5, seed=0)
     assert most <= 4  # a group of k-means, two sites here, and those read before and after it
     held = merge_banks(rows, mode=mode, size=5, seed=0)
     np.testing.assert_array_equal(merged.vectors, held.vectors)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 from PIL import Image
 
 import fedvad
+from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
+from fedvad.runs.memory_run import TrainedRun
 from tests.helpers import run_main
 
 Run = tuple[Path, dict[str, Any]]
@@ -195,3 +198,31 @@ def test_the_command(
     )  # fmt: skip
     assert run_main(monkeypatch, "feedback", run, "--undo", "1") == 0
     assert "undone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verdict", ["normal", "defect"])
+def test_answers_of_a_trained_generator_outlive_it(
+    run: Path, answer: Callable[..., dict[str, Any]], odd: Path, verdict: str
+) -> None:
+    def with_generator(factor: float) -> TrainedRun:
+        before = TrainedRun.load(run)
+        dim = before.memory.dim
+        generator = Generator((factor - 1) * np.eye(dim, dtype=np.float32), np.zeros(dim, "f"))
+        site = replace(before.sites["birch"], generator=generator, raw=True)
+        changed = replace(before, sites={**before.sites, "birch": site})
+        changed.save(run)
+        return changed
+
+    with_generator(0.5)
+    [later] = scores(run, odd)
+    with_generator(2.0)
+    [alone] = scores(run, odd)
+    answer(odd, verdict)
+    [now] = scores(run, odd)
+    assert now < alone if verdict == "normal" else now > alone
+    [given] = TrainedRun.load(run).sites["birch"].answers
+    again = with_generator(0.5)  # of a later training
+    [then] = scores(run, odd)
+    assert then / later == pytest.approx(now / alone, rel=0.02)
+    if verdict == "defect":
+        np.testing.assert_allclose(again.defects_at("birch"), given.vectors / 2, rtol=1e-5)

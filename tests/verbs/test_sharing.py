@@ -19,6 +19,7 @@ from fedvad.features.cache import DescriptorCache
 from fedvad.federation.payload import Payload, negatives_from
 from fedvad.federation.signed import SignedMessage, generate_keys
 from fedvad.runs.memory_run import TrainedRun
+from fedvad.runs.run_folder import read_config, write_config
 from fedvad.verbs.bank import export_upload
 from fedvad.verbs.bank_forget import forget_site
 from fedvad.verbs.bank_import import import_global
@@ -149,6 +150,21 @@ def test_defects_raise_scores_at_all_sites_until_they_are_undone_or_forgotten(
     assert score(run, odd, "alder") == pytest.approx(alone, rel=1e-5)
 
 
+def test_no_single_patch_leaves_where_every_row_is_an_average_over_images(
+    trained: Run, odd: Path, plants: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained[0], tmp_path / "run"))
+    changes = {"min_count": 2, "reduce": "cluster"}
+    write_config(run, read_config(run).model_copy(update=changes))
+    fedvad.feedback(run, odd, "normal", site="birch")
+    with pytest.raises(ConfigError, match="average over 2 images"):
+        fedvad.share_feedback(run, with_defects=True)
+    generate_keys(tmp_path / "keys", "birch")
+    with pytest.raises(ConfigError, match="average over 2 images"):
+        _export(plants, tmp_path, "birch", 1, shared_cache, answers=run, with_defects=True,
+                options={**FEW, **changes})  # fmt: skip
+
+
 def test_what_is_normal_at_a_site_stays_so_whatever_others_call_defective(
     trained: Run, plants: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
@@ -218,7 +234,7 @@ def test_by_files_they_come_with_the_next_round(
 def _export(plants: Path, root: Path, name: str, index: int, cache: Any, **options: Any) -> None:
     export_upload(
         plants / name, root / name / "state", root / f"keys/{name}.key", root / f"{name}.fedvad",
-        index=index, options=FEW, cache=DescriptorCache(cache), **options,
+        index=index, cache=DescriptorCache(cache), **{"options": FEW, **options},
     )  # fmt: skip
 
 

@@ -251,26 +251,24 @@ class FeatureExtractor:
         try:
             if self.bands:
                 return self._load_cube(path)
+            limit = self.config.max_pixels
             if isinstance(path, Picture):
-                whole = read_rgb(path, max_pixels=self.config.max_pixels)
-                return _Loaded(pixels=self._view.scaled(whole))
+                return _Loaded(pixels=self._view.scaled(read_rgb(path, max_pixels=limit)))
             seen = _identity(path)
             key = self._keys.get(seen, "")
-            hit = self._cached(key)
-            if hit is None:
-                frame = split_frame(path)[1]
-                data, content = self._content(path, frame, seen)
-                key = f"{content}-{self._rules}-{frame or 0}"
-                hit = self._cached(key)
-                if seen is not None:
-                    self._keys[seen] = key
-            if hit is not None:
+            if (hit := self._cached(key)) is not None:
                 return _Loaded(key, hit=hit)
-            whole = decode_rgb(data, str(path), frame=frame, max_pixels=self.config.max_pixels)
-            pixels = self._view.scaled(whole)
+            frame = split_frame(path)[1]
+            data, content = self._content(path, frame, seen)
+            key = f"{content}-{self._rules}-{frame or 0}"
+            if seen is not None:
+                self._keys[seen] = key
+            if (hit := self._cached(key)) is not None:
+                return _Loaded(key, hit=hit)
+            whole = decode_rgb(data, str(path), frame=frame, max_pixels=limit)
+            return _Loaded(key, pixels=self._view.scaled(whole))
         except ImageError as error:
             return _Loaded(error=str(error))
-        return _Loaded(key, pixels=pixels)
 
     def _load_cube(self, path: Path) -> _Loaded:
         cube = cube_of(path, self.bands, self.config.max_pixels)

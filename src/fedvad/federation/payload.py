@@ -25,6 +25,7 @@ __all__ = [
     "bank_arrays",
     "bank_from",
     "negatives_from",
+    "own_arrays",
     "with_negatives",
 ]
 
@@ -36,6 +37,7 @@ _NEGATIVES = "negatives/"
 # a header larger than this is no message of ours; checked before anything is parsed
 _MAX_HEADER = 1 << 16
 _MAX_COUNT = 1 << 50
+_MAX_ROWS = 5_000_000
 
 
 class Manifest(BaseModel):
@@ -193,7 +195,7 @@ def bank_arrays(bank: MemoryBank, precision: Precision) -> dict[str, npt.NDArray
     }
 
 
-def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
+def bank_from(payload: Payload, *, max_rows: int = _MAX_ROWS) -> MemoryBank:
     """The bank in a payload.
 
     Parameters
@@ -217,7 +219,15 @@ def bank_from(payload: Payload, *, max_rows: int = 5_000_000) -> MemoryBank:
     >>> len(bank_from(Payload(manifest, bank_arrays(bank, "float16"))))
     3
     """
-    arrays = {n: array for n, array in payload.arrays.items() if not n.startswith(_NEGATIVES)}
+    return _bank(own_arrays(payload), max_rows)
+
+
+def own_arrays(payload: Payload) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a message but for what `with_negatives` added."""
+    return {n: array for n, array in payload.arrays.items() if not n.startswith(_NEGATIVES)}
+
+
+def _bank(arrays: dict[str, npt.NDArray[Any]], max_rows: int = _MAX_ROWS) -> MemoryBank:
     coded = {name: array for name, array in arrays.items() if name.startswith("vectors")}
     others = set(arrays) - set(coded) - set(ORIGIN_ARRAYS)
     if "vectors" not in coded or others != {"weights", "spread"}:
@@ -272,4 +282,4 @@ def negatives_from(payload: Payload) -> MemoryBank | None:
     """
     arrays = payload.arrays.items()
     found = {n.removeprefix(_NEGATIVES): a for n, a in arrays if n.startswith(_NEGATIVES)}
-    return bank_from(Payload(payload.manifest, found)) if found else None
+    return _bank(found) if found else None

@@ -190,6 +190,9 @@ class LazyBanks(Mapping[str, MemoryBank]):
             raise KeyError(name)
         return self._make(name)
 
+    def __contains__(self, name: object) -> bool:  # without making it
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

@@ -60,7 +60,7 @@ def chosen_patches(
         Those that the answer is about.
     site : SiteMemory
     known : (m, d) float32 array
-        Rows of the memory that scored.
+        Rows of the memory that scored, as the site's generator embeds them.
     config : TrainConfig
 
     Raises
@@ -71,13 +71,16 @@ def chosen_patches(
     inside = cells & ~np.isnan(descriptors[:, :, 0])
     if not inside.any():
         raise ConfigError("region holds no patch of the image, or lies outside what is looked at")
-    patches = site.generator(to_float(descriptors[inside]))
+    found = to_float(descriptors[inside])
+    patches = site.generator(found)
+    kept = found if site.raw else patches
     values, most = map_[inside], max(1, map_.size // _SHARE)
     if verdict == "defect":
         count = max(config.scoring().count(map_.size), int((values > (limit or np.inf)).sum()))
-        return patches[np.argsort(-values, kind="stable")[: min(count, most)]]
-    defects = rows_of(site.answers, "defect", patches.shape[1])
-    patches = patches[~more_like(defects, known, patches)]
+        return kept[np.argsort(-values, kind="stable")[: min(count, most)]]
+    defects = site.embedded(rows_of(site.answers, "defect", patches.shape[1]))
+    normal = ~more_like(defects, known, patches)
+    patches, kept = patches[normal], kept[normal]
     if len(patches) == 0:
         raise ConfigError(
             "every patch of this image is more like a confirmed defect than like anything normal: "
@@ -86,7 +89,7 @@ def chosen_patches(
     chosen = k_center(patches, most, seed=config.seed, initial=known, projection=config.projection)
     if len(chosen.indices) == 0:
         raise ConfigError("the memory holds every patch of this image already")
-    return patches[chosen.indices]
+    return kept[chosen.indices]
 
 
 def next_number(run: TrainedRun) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
@@ -83,6 +83,10 @@ class SiteMemory(SiteModel):
     def embeds(self) -> bool:
         """Whether its generator has yet to embed the rows of a memory."""
         return self.raw and not self.generator.is_identity
+
+    def embedded(self, rows: FloatArray) -> FloatArray:
+        """(k, d) rows of a memory, or patches of answers, as patches to score are seen here."""
+        return self.generator(rows) if self.embeds else rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,11 +180,13 @@ class TrainedRun(Run):
             bank, scale = model.generator.embedded(bank), None
         negatives = np.zeros((0, bank.dim), np.float32)
         if model.answers:
-            bank, scale, negatives = with_answers(bank, scale, model.answers, self.scoring)
+            answers = [replace(a, vectors=model.embedded(a.vectors)) for a in model.answers]
+            bank, scale, negatives = with_answers(bank, scale, answers, self.scoring)
         if self.negatives is not None:
             scale = distance_scale(bank, self.scoring) if scale is None else scale
             limit = self.threshold(site, reference)
-            found = believed(self.negatives, site, bank, scale, self.scoring, limit)
+            others = replace(self.negatives, vectors=model.embedded(self.negatives.vectors))
+            found = believed(others, site, bank, scale, self.scoring, limit)
             negatives = np.concatenate([negatives, found])
         return bank, scale, negatives
 

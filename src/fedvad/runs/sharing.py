@@ -18,9 +18,9 @@ from fedvad.memory.origin import Origin, Source
 from fedvad.runs.answers import Answer, AnswerValues, rows_of
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import TrainedRun
-from fedvad.runs.renewal import last_round, merge_again, merge_with_reasons
+from fedvad.runs.renewal import check_growing, last_round, merge_again, merge_with_reasons
 
-__all__ = ["Shared", "answered_at", "shared", "unshared"]
+__all__ = ["Shared", "answered_at", "check_sharing", "shared", "unshared"]
 
 
 class Shared(NamedTuple):
@@ -29,6 +29,17 @@ class Shared(NamedTuple):
     normals: dict[str, int]
     defects: dict[str, int]
     refused: dict[str, str]
+
+
+def check_sharing(config: TrainConfig, folder: Path | str) -> None:
+    """Raise `ConfigError` where patches of answers cannot join memories, or may not leave."""
+    check_growing(config, folder)
+    if config.min_count > 1:
+        raise ConfigError(
+            f"every row that {folder} shares is an average over {config.min_count} images "
+            "(min_count), which single patches of answered images are not: train again without "
+            "min_count to share them"
+        )
 
 
 def shared(

@@ -38,8 +38,7 @@ from fedvad.runs.guards import guard_output_file
 from fedvad.runs.method import Method, make_method
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.remote import remote
-from fedvad.runs.renewal import check_growing
-from fedvad.runs.sharing import answered_at
+from fedvad.runs.sharing import answered_at, check_sharing
 
 __all__ = ["export_upload", "one_round", "one_site"]
 
@@ -150,11 +149,11 @@ def one_round(
 ) -> SiteState:
     """A site's state after a round, with its upload; `before` is that after the last one.
 
-    answered: answers of the site. Raises `ConfigError` for it where memories do not grow.
+    answered: answers of the site. Raises `ConfigError` for it where they cannot be shared.
     """
     with method.member(site, index, round_, progress) as (exchange, member):
         if answered is not None and not answered.empty:
-            check_growing(method.config, site.name)
+            check_sharing(method.config, site.name)
             member.answered = answered
         if before is not None:
             member.restore(before.kept)

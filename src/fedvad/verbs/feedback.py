@@ -20,9 +20,9 @@ from fedvad.runs.feedback import Box, answered, chosen_patches, next_number, und
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.opening import known_site, open_memory_run
 from fedvad.runs.receipt import now
-from fedvad.runs.renewal import check_growing, check_origin
+from fedvad.runs.renewal import check_origin
 from fedvad.runs.run_folder import read_config
-from fedvad.runs.sharing import shared, unshared
+from fedvad.runs.sharing import check_sharing, shared, unshared
 
 __all__ = ["feedback", "list_feedback", "share_feedback", "undo_feedback"]
 
@@ -127,7 +127,7 @@ def share_feedback(run_folder: Path, *, with_defects: bool = False) -> dict[str,
     """
     with only_one(run_folder):
         run, config = TrainedRun.load(run_folder), read_config(run_folder)
-        check_growing(config, run_folder)
+        check_sharing(config, run_folder)
         check_origin(run, run_folder)
         run, done = shared(run, config, with_defects=with_defects)
         run.save(run_folder)

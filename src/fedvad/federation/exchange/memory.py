@@ -23,6 +23,7 @@ from fedvad.federation.payload import (
     bank_arrays,
     bank_from,
     negatives_from,
+    own_arrays,
     with_negatives,
 )
 from fedvad.memory.bank import LazyBanks, MemoryBank, concatenate, joined_origin
@@ -132,7 +133,7 @@ class MemoryExchange:
         check_upload(payload, before, self.limits)
         source = Source(manifest.site, manifest.round)
         bank = replace(bank, origin=Origin.of([source], np.zeros(len(bank), np.int64)))
-        coded = payload.arrays
+        coded = own_arrays(payload)
         if before is not None and manifest.mode == "append":
             bank = concatenate([bank_from(before), bank])
             coded = bank_arrays(bank, _common_precision(before.arrays, coded))

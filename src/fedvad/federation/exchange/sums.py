@@ -162,9 +162,8 @@ class SumsExchange:
             self._check_all_here(answered, round_)
             total = from_fixed(merge_states(payload.arrays[stage] for payload in answered.values()))
             images = sum(payload.manifest.n_images for payload in answered.values())
-            self._published |= {stage: total / images} | self._about(
-                stage, total, images, len(answered)
-            )
+            about = self._about(stage, total, images, len(answered))
+            self._published |= {stage: total / images} | about
         manifest = merged_manifest(round_, known.values(), generator=self.start)
         return Payload(manifest, dict(self._published))
 

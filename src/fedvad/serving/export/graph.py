@@ -246,8 +246,9 @@ def _(detector: MemoryDetector, threshold: float | None) -> ExportNet:
     scorer, extractor = detector.scorer, detector.extractor
     if scorer.negatives is not None:
         raise ConfigError(
-            "the run knows confirmed defects of this site, which an exported model cannot hold: "
-            "serve the run, or undo those answers (fedvad feedback RUN --list)"
+            "the run knows confirmed defects that count at this site, which an exported model "
+            "cannot hold: serve the run, or undo those answers at the sites that gave them "
+            "(fedvad feedback RUN --list)"
         )
     view, network = extractor.config.view, extractor.network
     tiling = view.tiling((view.height, view.width), network.grid)
