@@ -267,7 +267,7 @@ class TestResume:
         made = server()
         made.receive("a", [sent("a", features="x")])
         made.close()
-        with pytest.raises(FederationError, match="cannot continue from round 1: its features are x"):
+        with pytest.raises(FederationError, match="cannot continue from round 1: its features"):
             server(features="y").restore(made.state())
 
     def test_weights_go_on_from_the_mean_and_not_from_what_sites_sent(self) -> None:
