@@ -29,6 +29,8 @@ MODULES = [
 VERBS = {name: verb for name in fedvad.__all__ if inspect.isfunction(verb := getattr(fedvad, name))}
 # inner loops on tensors; checks and readers that serve the other files of their room; site results
 INNER = {
+    "federation.payload.negatives_from",  # shown with `with_negatives`
+    "memory.bank.joined_origin", "memory.merge.merged_parts", "memory.merge.sampled_rows",
     *(f"memory.distances.{name}" for name in (
         "columns_of", "extended", "nearest", "nearest_column", "pairwise", "row_argmin",
         "squared_norms", "without_rounding",
@@ -70,6 +72,7 @@ def test_examples_of_verbs_print_what_they_say(
 
 def test_every_verb_documents_its_parameters() -> None:
     assert len(VERBS) == len(fedvad.__all__) - 3  # a version, an error and a type
+    assert set(VERBS) <= set(dir(fedvad))  # for completion, before their first use as well
     for name, verb in VERBS.items():
         text = verb.__doc__ or ""
         assert "Examples\n" in text, name

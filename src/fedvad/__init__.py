@@ -112,3 +112,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fedvad' has no attribute {name!r}")
     home = next((home for home, names in _HOMES.items() if name in names), f"verbs.{name}")
     return getattr(import_module(f"fedvad.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -73,6 +73,11 @@ def test_in_process_all_sites_know_it_until_it_is_undone(
     after = TrainedRun.load(run)
     assert len(rows_of(after, "birch", 3)) == reported["rows"]
     assert after.threshold("alder") == before.threshold("alder")
+    forgot = Path(shutil.copytree(run, tmp_path / "forgot"))
+    fedvad.forget(forgot, site="birch", image=odd, no_receipt=True)
+    left = TrainedRun.load(forgot)
+    assert left.sites["birch"].n_images == before.sites["birch"].n_images  # it trained nothing
+    np.testing.assert_array_equal(left.memory.vectors, before.memory.vectors)
     with pytest.raises(ConfigError, match="no false alarm was answered"):  # they have it
         fedvad.share_feedback(run)
     fedvad.undo_feedback(run, reported["number"])

@@ -223,7 +223,16 @@ def bank_from(payload: Payload, *, max_rows: int = _MAX_ROWS) -> MemoryBank:
 
 
 def own_arrays(payload: Payload) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of a message but for what `with_negatives` added."""
+    """The arrays of a message but for what `with_negatives` added.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedvad.federation.payload import Manifest, Payload, own_arrays
+    >>> manifest = Manifest(kind="global", round=1, features="key", n_images=4, n_patches=90)
+    >>> list(own_arrays(Payload(manifest, {"x": np.ones(2), "negatives/vectors": np.ones(2)})))
+    ['x']
+    """
     return {n: array for n, array in payload.arrays.items() if not n.startswith(_NEGATIVES)}
 
 

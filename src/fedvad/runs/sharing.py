@@ -20,7 +20,7 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.renewal import check_growing, last_round, merge_again, merge_with_reasons
 
-__all__ = ["Shared", "answered_at", "check_sharing", "shared", "unshared"]
+__all__ = ["Shared", "answered_at", "check_sharing", "shared", "unshared", "without_shared"]
 
 
 class Shared(NamedTuple):
@@ -89,15 +89,19 @@ def shared(
 
 def unshared(run: TrainedRun, config: TrainConfig, site: str, values: AnswerValues) -> TrainedRun:
     """The run without what `shared` made of an answer, merged again; as it is if nothing."""
-    bank = run.sites[site].bank
-    if not values.shared or bank.origin is None:
+    if not values.shared:
         return run
-    if values.verdict == "normal":
-        made = [s.image == values.image and s.round >= values.shared for s in bank.origin.sources]
-        gone = np.array(made)[bank.origin.source]
-        bank = bank.take(~gone).rescaled(bank.total_weight)
+    bank = without_shared(run.sites[site].bank, values)
     sites = {**run.sites, site: replace(run.sites[site], bank=bank)}
     return merge_again(replace(run, sites=sites), config)
+
+
+def without_shared(bank: MemoryBank, values: AnswerValues) -> MemoryBank:
+    """A site's memory without the rows that `shared` made of an answer, of the same weight."""
+    if not values.shared or values.verdict != "normal" or bank.origin is None:
+        return bank
+    made = [s.image == values.image and s.round >= values.shared for s in bank.origin.sources]
+    return bank.take(~np.array(made)[bank.origin.source]).rescaled(bank.total_weight)
 
 
 def _marked(answer: Answer, round_: int) -> Answer:

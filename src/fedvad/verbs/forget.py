@@ -48,6 +48,7 @@ from fedvad.runs.run_folder import (
     write_ledger,
 )
 from fedvad.runs.run_region import REGION_FILE
+from fedvad.runs.sharing import without_shared
 
 __all__ = ["forget"]
 
@@ -97,9 +98,7 @@ def forget(
     the run), `DataError`.
     """
     if (key is None) != no_receipt:
-        raise ConfigError(
-            "give either key, which signs a receipt of what leaves, or no_receipt=True"
-        )
+        raise ConfigError("give key, which signs a receipt of what leaves, or no_receipt=True")
     if no_receipt and receipt is not None:
         raise ConfigError("receipt needs key, which signs it")
     with only_one(run_folder):
@@ -196,14 +195,16 @@ def _without(run: TrainedRun, config: TrainConfig, name: str, image: str | None)
             raise ConfigError(f"{name} is the run's only site: remove the run folder instead")
         left = merge_again(run, config, without=[name])
         return replace(left, sites=sites)
-    bank = sites[name].bank
-    rows = _of_image(bank, name, image)
     answers = tuple(a for a in sites[name].answers if a.values.image != image)
-    gone = [a for a in sites[name].answers if a.values.image == image]
+    gone = [a.values for a in sites[name].answers if a.values.image == image]
+    bank = run.sites[name].bank
+    for given in gone:  # what came with an answer is of no image of the training
+        bank = without_shared(bank, given)
+    rows = _of_image(bank, name, image)
     if gone and not rows.any():  # it was answered only
-        sites[name] = replace(sites[name], answers=answers)
+        sites[name] = replace(sites[name], bank=bank, answers=answers)
         left = replace(run, sites=sites)
-        return merge_again(left, config) if any(a.values.shared for a in gone) else left
+        return merge_again(left, config) if any(given.shared for given in gone) else left
     if not rows.any():
         raise ConfigError(
             f"no row of {name}'s memory is of image {image}: it did not train the run, or other "
