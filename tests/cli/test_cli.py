@@ -160,7 +160,7 @@ class TestPredict:
         )  # fmt: skip
         captured = capsys.readouterr()
         assert code == 3
-        assert "1 images could not be scored" in captured.err
+        assert "1 image could not be scored" in captured.err
         rows = [json.loads(line) for line in captured.out.splitlines()]
         assert [Path(row["path"]).name for row in rows] == [
             "000.png", "000a broken.png", "001.png", "002.png",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedvad.report.lettering import Fonts
+from fedvad.report.lettering import Fonts, fit
 from fedvad.report.overlay import LINE
-from fedvad.report.result_picture import result_picture
+from fedvad.report.result_picture import _LEGEND, _LINE, _SMALLEST, result_picture
 
 RED = (198, 40, 40)
 
@@ -39,6 +39,10 @@ def test_frame_and_line(
     assert picture.shape[1] > 2 * 400
     assert _has(picture, RED) == framed
     assert _has(picture, LINE) == lined
+
+
+def test_what_the_line_means_fits_under_the_smallest_picture(fonts: Fonts) -> None:
+    assert fit(_LEGEND + _LINE, 2 * _SMALLEST, fonts, 12) == _LEGEND + _LINE
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (7, 2100)])

@@ -27,6 +27,11 @@ def show_results(results: Results, out: Path | None) -> None:
     say("")
     for table in rich_tables(results):
         console.print(table)
+    if strangers := results.sites_never_trained_on:
+        say(
+            f"Not sites of this run: {', '.join(strangers)}. Their thresholds are found now, from "
+            "their own training images where there are any."
+        )
     for sentence in advice(results):
         say(sentence)
     shown = [] if results.backbone is None else [f"Backbone: {results.backbone}"]

@@ -21,8 +21,8 @@ _DECISIONS = {
     False: ("normal", "#56616C"),
     None: ("no decision", "#7A8590"),
 }
-_LEGEND = "right: heat map, brightest where the part is least like good ones"
-_LINE = "; the line surrounds what exceeds the threshold"
+_LEGEND = "right: heat map, brightest where least like good parts"
+_LINE = "; line: pixels above the threshold"
 
 
 def result_picture(

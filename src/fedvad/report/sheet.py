@@ -116,7 +116,9 @@ class Sheet:
         Nothing is drawn where there is no room for them.
         """
         height = height or side
-        if not self.room(height + 4):
+        lines = max(len(captions) for _, captions in shown)
+        below = lines * _CAPTION * _LEADING
+        if not self.room(height + 4 + below):
             return
         top = self.y - 4
         for index, (image, captions) in enumerate(shown):
@@ -131,8 +133,7 @@ class Sheet:
                 y = top - height - (place + 1) * _CAPTION * _LEADING
                 width = int(side / (_CAPTION * _GLYPH))
                 self._write(left, y, shorten(caption, width, placeholder="…"), _CAPTION)
-        lines = max(len(captions) for _, captions in shown)
-        self.y = top - height - lines * _CAPTION * _LEADING - 6
+        self.y = top - height - below - 6
 
     def foot(self, lines: Sequence[str]) -> None:
         y = MARGIN + 24

@@ -81,6 +81,8 @@ def drawn(week: Week) -> Figure:
     sheet.paragraph(_summary(week))
     sheet.heading("What changed")
     sheet.paragraph(week.change["says"])
+    if begun := _begun(week):
+        sheet.paragraph(f"In the week the watch said: {begun}.")
     if week.change["missing"]:
         sheet.paragraph(f"Light, focus and position are compared after {week.change['missing']} "
                         "more images.")  # fmt: skip
@@ -133,6 +135,15 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
         sum(bool(row["anomalous"]) for row in rows),
         sum(row["error"] is not None for row in rows),
     )
+
+
+def _begun(week: Week) -> str:
+    """What the watch said had changed, each from the first row after which it said so."""
+    first: dict[str, str] = {}
+    for row in week.rows:
+        for what in row.get("changed") or ():
+            first.setdefault(what, row["time"][:16].replace("T", " "))
+    return ", ".join(f"{what} (since {when})" for what, when in first.items())
 
 
 def _days(week: Week) -> list[list[str]]:

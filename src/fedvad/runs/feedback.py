@@ -134,7 +134,9 @@ def undone(run: TrainedRun, number: int, date: str) -> tuple[TrainedRun, str, An
             left = list(model.answers)
             left[i] = Answer(given, answer.vectors[:0])
             return _with(run, site, left), site, given
-    raise ConfigError(f"no answer {number} counts in this run: its list shows those that do")
+    raise ConfigError(
+        f"no answer {number} counts in this run: it was undone, or there is none of that number"
+    )
 
 
 def _with(run: TrainedRun, site: str, answers: Sequence[Answer]) -> TrainedRun:

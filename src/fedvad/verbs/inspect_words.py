@@ -102,7 +102,7 @@ def on_receipt(receipt: ForgetReceipt) -> list[str]:
         f"This is a receipt: on {receipt.date} {what} of site {receipt.site!r} were taken out of "
         f"every memory; the sites left are {left}.",
         f"Thresholds are {receipt.thresholds}"
-        + (", and one more round filled in what had been relied on." * receipt.repaired or "."),
+        + (", and the others have sent again what they had left to it." * receipt.repaired or "."),
         f"The file with the memory, {receipt.file}, has SHA-256 {receipt.after} since: sha256sum "
         "shows whether a file is the one that is meant.",
     ]

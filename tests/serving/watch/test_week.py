@@ -43,7 +43,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "path": f"/line/{number}.png", "size": 1, "modified": 1, "site": "alder",
             "score": score, "threshold": 2.0, "anomalous": None if score is None else score > 2,
             "error": f"/line/{number}.png: is broken" if score is None else None, "reason": None,
-            "changed": [], "looks": {}, "thumbnail": thumbnail,
+            "changed": ["light"] if number > 110 else [], "looks": {}, "thumbnail": thumbnail,
         })  # fmt: skip
     log = WatchLog(folder)
     log.append(rows)
@@ -78,6 +78,7 @@ def test_a_page_as_pdf_and_as_html(line: Path, tmp_path: Path) -> None:
     page = tmp_path / "week.html"
     fedvad.week(line, page, until=date(2026, 3, 2))
     text = page.read_text()
+    assert "In the week the watch said: light (since 2026-03-02 12:20)." in text
     assert ">What changed</text>" in text  # selectable, in the page itself
     assert "alder, 2026-02-24 to 2026-03-02" in text
     assert "120 images came, 12 were stopped (10.0%), 4 could not be read." in text
