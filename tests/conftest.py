@@ -65,6 +65,14 @@ settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("quick")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Flower's database silences all loggers of the process that opens it: ours speak again."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("fedvad") and isinstance(logger, logging.Logger):
+            logger.disabled = False
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the longest tests begin, so that no worker is left with them at the end.

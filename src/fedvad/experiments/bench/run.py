@@ -97,7 +97,7 @@ def bench(
     >>> import fedvad
     >>> summary = fedvad.bench("demo", "bench", seeds=[0])  # doctest: +SKIP
     """
-    chosen = load_suite(suite) if isinstance(suite, str) else suite
+    chosen = suite if isinstance(suite, Suite) else load_suite(str(as_path(suite, "suite")))
     chosen = chosen.only(
         seeds=None if seeds is None else list(seeds),
         methods=None if methods is None else list(methods),

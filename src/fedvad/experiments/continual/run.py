@@ -83,7 +83,7 @@ def run_stream(
     >>> import fedvad
     >>> summary = fedvad.run_stream("edge", "stream", data="DATA")  # doctest: +SKIP
     """
-    chosen = load_stream(stream) if isinstance(stream, str) else stream
+    chosen = stream if isinstance(stream, Stream) else load_stream(str(as_path(stream, "stream")))
     chosen = chosen.only(
         seeds=None if seeds is None else list(seeds),
         methods=None if methods is None else list(methods),

@@ -108,7 +108,7 @@ def distill_backbone(
     ...     "tiny", "tiny", weights={"resnet18": "resnet18.safetensors"}
     ... )  # doctest: +SKIP
     """
-    chosen = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(as_path(recipe, "recipe")))
     out, folders, files = as_path(out, "out"), paths_of(data, "data"), by_backbone(weights)
     with only_one(out):
         if not resume and any((out / name).exists() for name in (CHECKPOINT_FILE, BACKBONE_FILE)):
