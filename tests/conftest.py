@@ -68,6 +68,7 @@ settings.load_profile("quick")
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Flower's database silences all loggers of the process that opens it: ours speak again."""
+    logging.getLogger().setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("fedvad") and isinstance(logger, logging.Logger):
             logger.disabled = False
