@@ -59,19 +59,11 @@ gc.disable()  # while modules are imported
 # of the commands that tests start, too
 os.environ["OMP_NUM_THREADS"] = "1"
 MakeImages = Callable[..., list[Path]]
-# no deadline: a busy machine is no bug; pytest --hypothesis-profile thorough looks longer
-settings.register_profile("quick", max_examples=40, deadline=None)
+# no deadline: a busy machine is no bug. The same examples in each run, so that a change fails by
+# its own fault only; `pytest --hypothesis-profile thorough` looks for new ones
+settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("quick")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """Flower's database silences all loggers of the process that opens it: ours speak again."""
-    logging.getLogger().setLevel(logging.WARNING)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("fedvad") and isinstance(logger, logging.Logger):
-            logger.disabled = False
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
@@ -119,13 +111,11 @@ def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _logs_as_before() -> Iterator[None]:
-    """Commands and libraries that are tried change loggers, which other tests listen to."""
+def _usual_logs() -> None:
+    """What commands, libraries and fixtures did to loggers reaches no test that listens."""
     root = logging.getLogger()
-    level, disabled = root.level, root.manager.disable
-    yield
-    root.setLevel(level)
-    root.manager.disable = disabled
+    root.setLevel(logging.WARNING)
+    root.manager.disable = logging.NOTSET
     for name, logger in root.manager.loggerDict.items():
         if name.partition(".")[0] == "fedvad" and isinstance(logger, logging.Logger):
             logger.disabled, logger.propagate = False, True

@@ -27,7 +27,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_experiment_may_be_a_path_object(tmp_path: Path) -> None:
     for call in (fedvad.bench, fedvad.run_stream, fedvad.distill_backbone):
         with pytest.raises(ConfigError, match=r"cannot read \w+ .*mine\.toml: No such file"):
-            call(tmp_path / "mine.toml", tmp_path / "out")  # type: ignore[arg-type]
+            call(tmp_path / "mine.toml", tmp_path / "out")
 
 
 def test_one_name_is_as_a_list_of_one(labelled: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
+from os import fspath
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedvad.data.bounds import check_limit
 from fedvad.errors import ConfigError
+from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import as_path
 
 __all__ = ["Experiment", "Named", "Strict", "read_experiment", "shipped", "with_defaults"]
@@ -52,8 +54,12 @@ class Experiment(Named):
             raise ValueError("needs at least one entry, and each name or seed only once")
         return value
 
-    def only(self, *, seeds: list[int] | None = None, methods: list[str] | None = None) -> Self:
-        """Cut down to some seeds and methods; raises `ConfigError` for unknown ones."""
+    def only(
+        self, *, seeds: Iterable[int] | None = None, methods: Iterable[str] | None = None
+    ) -> Self:
+        """Cut down to some seeds and methods (None: all); raises `ConfigError` for unknown ones."""
+        seeds = None if seeds is None else list(seeds)
+        methods = None if methods is None else list(methods)
         names = [method.name for method in self.methods]
         unknown = sorted(set(methods or ()) - set(names))
         if unknown:
@@ -73,13 +79,14 @@ def shipped(kind: type[Named]) -> list[str]:
 
 
 def read_experiment(
-    kind: type[E], name: str, prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    kind: type[E], name: AnyPath, prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
 ) -> E:
     """A shipped experiment by name, or one from a TOML file, whose values `prepare` may change.
 
     Raises `ConfigError` naming the file, the key and the mend.
     """
     path, what = as_path(name, kind.kind), kind.kind
+    name = fspath(name)
     try:
         if path.suffix == ".toml":
             text = path.read_text(encoding="utf-8")

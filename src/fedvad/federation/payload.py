@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedvad.detectors.student.parameters import under
 from fedvad.errors import MemoryBankError, PayloadError
 from fedvad.federation.codecs import Precision, decode, encode, packed, plain_dtype, unpacked
 from fedvad.half import cast
@@ -289,6 +290,5 @@ def negatives_from(payload: Payload) -> MemoryBank | None:
     PayloadError
         As `bank_from`.
     """
-    arrays = payload.arrays.items()
-    found = {n.removeprefix(_NEGATIVES): a for n, a in arrays if n.startswith(_NEGATIVES)}
+    found = under(_NEGATIVES, payload.arrays)
     return _bank(found) if found else None

@@ -20,7 +20,7 @@ from fedvad.report.sheet import LARGE, MARGIN, QUIET, SMALL, TEXT, WIDTH, Sheet,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["TITLE", "Week", "week_html", "week_pdf"]
+__all__ = ["TITLE", "Week", "minute", "week_html", "week_pdf"]
 
 TITLE = "fedvad week"
 _STOPPED, _LET = "#c62828", "#5a8f98"
@@ -142,7 +142,7 @@ def _begun(week: Week) -> str:
     first: dict[str, str] = {}
     for row in week.rows:
         for what in row.get("changed") or ():
-            first.setdefault(what, row["time"][:16].replace("T", " "))
+            first.setdefault(what, minute(row))
     return ", ".join(f"{what} (since {when})" for what, when in first.items())
 
 
@@ -163,9 +163,12 @@ def _highest(week: Week) -> list[Mapping[str, Any]]:
 
 def _caption(row: Mapping[str, Any]) -> tuple[str, str]:
     """When it came with its score, and the end of its name."""
-    when = row["time"][:16].replace("T", " ")
-    name = PurePath(row["path"]).name
-    return f"{when}, score {row['score']:.4g}", name
+    return f"{minute(row)}, score {row['score']:.4g}", PurePath(row["path"]).name
+
+
+def minute(row: Mapping[str, Any]) -> str:
+    """When an image came, for people."""
+    return str(row["time"])[:16].replace("T", " ")
 
 
 def _scores(sheet: Sheet, week: Week) -> None:

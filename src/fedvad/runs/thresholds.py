@@ -19,7 +19,7 @@ from fedvad.evaluation.sites import site_threshold
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.half import to_float
-from fedvad.mergeable import merge_by_name
+from fedvad.mergeable import merge_states
 from fedvad.runs.config import Reference, ThresholdRule, TrainConfig
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.progress import Progress, Stage
@@ -96,11 +96,11 @@ def calibrate(
                 stage()
         for reference, values in own.items():
             scores[reference][name] = np.asarray(values)
-        counted = {reference: count(scores[reference][name]) for reference in own}
-        found.counts.update(merge_by_name([found.counts, counted]))
     if config.threshold_rule == "federated" and len(run.sites) < 2:
         log.info("thresholds from this site's own scores: those of other sites are not here")
     for reference, by_site in scores.items():
+        if by_site:
+            found.counts[reference] = merge_states(map(count, by_site.values()))
         # a memory of one's own is what a site would have alone, and so is its threshold
         rule: ThresholdRule = "own" if reference == "local" else config.threshold_rule
         thresholds = find_thresholds(by_site, config.target_fpr, rule)
@@ -134,7 +134,7 @@ def calibrate_shared(run: Run, scores: Mapping[str, Scores], config: TrainConfig
             model.thresholds["global"] = found[name]
         else:
             log.warning("%s: too few normal images for a threshold", name)
-    counts = sum((count(own) for own in scores.values()), count([]))
+    counts = merge_states([count([]), *map(count, scores.values())])
     return Calibration(counts={"global": counts}, images=sum(map(len, scores.values())))
 
 

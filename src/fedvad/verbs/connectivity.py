@@ -1,8 +1,5 @@
 """`connectivity`: loss and AUROC on the straight line between the weights of two trained students.
 
-    At both ends a site has its own run's batch statistics; between them they are estimated again,
-    from the images that the first run trained on.
-
 Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis"; batch statistics
 are estimated again at every point, as Jordan et al. 2023 (REPAIR) recommend.
 """
@@ -79,7 +76,7 @@ def connectivity(
     *,
     beside: tuple[AnyPath, AnyPath] | None = None,
     out: AnyPath | None = None,
-    points: int = 21,
+    points: int = POINTS,
     cache: AnyCache | None = None,
     progress: Progress = no_progress,
 ) -> list[Curve]:
@@ -119,7 +116,7 @@ def connectivity(
     >>> (curve,) = fedvad.connectivity("A", "B", "DATA")  # doctest: +SKIP
     """
     pairs = [(run_a, run_b), *([] if beside is None else [beside])]
-    data, out = as_path(data, "data"), maybe(out, "out")
+    data, out, cache = as_path(data, "data"), maybe(out, "out"), cache_at(cache)
     if points < 2:
         raise ConfigError(f"a curve needs 2 points or more, got {points}")
     guard_output_file(out, "--out", data=data)
@@ -127,7 +124,7 @@ def connectivity(
     curves = []
     for one, two in pairs:
         first, other = as_path(one, "run_a"), as_path(two, "run_b")
-        trained, config, extractor = open_run(first, cache=cache_at(cache))
+        trained, config, extractor = open_run(first, cache=cache)
         a, b = _students(trained, Run.load(other), first, other)
         name = f"{first.name} to {other.name}{_alignment(config, read_config(other))}"
         curves.append(_curve(name, a, b, data, config, extractor, points, stage))

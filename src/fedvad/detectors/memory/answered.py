@@ -53,7 +53,7 @@ class AnsweredPatches:
 
         bank: of the site; known: the memory of all sites.
         """
-        if self.defects is None:
+        if self.defects is None or not len(self.defects):
             return np.zeros(len(patches), np.bool_)
         normal = [*self.normals.values(), bank.vectors, *(() if known is None else [known.vectors])]
         return more_like(self.defects, np.concatenate(normal), patches)

@@ -49,7 +49,7 @@ _Key = tuple[str, str, int]
 
 
 def bench(
-    suite: str | Suite,
+    suite: AnyPath | Suite,
     out: AnyPath,
     *,
     data: AnyPath | None = None,
@@ -67,7 +67,7 @@ def bench(
 
     Parameters
     ----------
-    suite : str or Suite
+    suite : str, path or Suite
         Shipped name, TOML file, or what `load_suite` read.
     out : path
         Folder; what is finished in it is not computed again.
@@ -97,11 +97,8 @@ def bench(
     >>> import fedvad
     >>> summary = fedvad.bench("demo", "bench", seeds=[0])  # doctest: +SKIP
     """
-    chosen = suite if isinstance(suite, Suite) else load_suite(str(as_path(suite, "suite")))
-    chosen = chosen.only(
-        seeds=None if seeds is None else list(seeds),
-        methods=None if methods is None else list(methods),
-    )
+    chosen = suite if isinstance(suite, Suite) else load_suite(suite)
+    chosen = chosen.only(seeds=seeds, methods=methods)
     out, data, weights = as_path(out, "out"), maybe(data, "data"), maybe(weights, "weights")
     cache = cache_at(cache)
     guard_plain_folder(out, "--out", [] if data is None else [data])

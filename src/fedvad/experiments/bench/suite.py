@@ -11,6 +11,7 @@ from fedvad.errors import ConfigError
 from fedvad.experiments.bench.weights import WeightOptions
 from fedvad.experiments.experiment import Experiment, Strict, read_experiment
 from fedvad.features.names import brings_weights
+from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import TrainConfig, resolve_config
 from fedvad.runs.families import DEFAULT_METHOD, method_class
 
@@ -97,7 +98,7 @@ class Suite(Experiment):
         return resolve_config(**options, split=split, seed=seed)
 
 
-def load_suite(name: str) -> Suite:
+def load_suite(name: AnyPath) -> Suite:
     """A shipped suite by name, or one from a TOML file; every cell's options are checked.
 
     Raises `ConfigError` naming the file, the key and the mend.

@@ -40,7 +40,7 @@ _DEMO = "demo"
 
 
 def run_stream(
-    stream: str | Stream,
+    stream: AnyPath | Stream,
     out: AnyPath,
     *,
     data: AnyPath | None = None,
@@ -57,7 +57,7 @@ def run_stream(
 
     Parameters
     ----------
-    stream : str or Stream
+    stream : str, path or Stream
         Shipped name, TOML file, or what `load_stream` read.
     out : path
         Folder; what is finished in it is not computed again.
@@ -83,11 +83,8 @@ def run_stream(
     >>> import fedvad
     >>> summary = fedvad.run_stream("edge", "stream", data="DATA")  # doctest: +SKIP
     """
-    chosen = stream if isinstance(stream, Stream) else load_stream(str(as_path(stream, "stream")))
-    chosen = chosen.only(
-        seeds=None if seeds is None else list(seeds),
-        methods=None if methods is None else list(methods),
-    )
+    chosen = stream if isinstance(stream, Stream) else load_stream(stream)
+    chosen = chosen.only(seeds=seeds, methods=methods)
     out, data, files = as_path(out, "out"), maybe(data, "data"), by_backbone(weights)
     cache = cache_at(cache)
     guard_plain_folder(out, "--out", [] if data is None else [data])

@@ -19,6 +19,7 @@ from fedvad.experiments.experiment import (
 )
 from fedvad.features.config import Engine
 from fedvad.features.names import BUNDLED, IMAGE_SIZE
+from fedvad.runs.arguments import AnyPath
 
 __all__ = ["Analysis", "Method", "Stream", "TaskSpec", "load_stream"]
 
@@ -125,7 +126,7 @@ class Stream(Experiment):
         return [self.tasks[i] for i in np.random.default_rng(seed).permutation(len(self.tasks))]
 
 
-def load_stream(name: str) -> Stream:
+def load_stream(name: AnyPath) -> Stream:
     """A shipped stream by name, or one from a TOML file.
 
     In a file, `[defaults]` holds values for every method, whose own keys go before. Raises

@@ -13,6 +13,7 @@ from fedvad.distillation.options import Distance, Grid, MaskedConfig, SemStats
 from fedvad.distillation.stages import StageConfig
 from fedvad.experiments.experiment import Named, Strict, read_experiment, with_defaults
 from fedvad.features.config import Engine
+from fedvad.runs.arguments import AnyPath
 
 __all__ = [
     "ImageOptions",
@@ -136,7 +137,7 @@ class Recipe(Named):
         return self
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: AnyPath) -> Recipe:
     """A shipped recipe by name, or one from a TOML file.
 
     In a file, `[defaults]` holds values for every stage, whose own keys go before. Raises

@@ -61,7 +61,7 @@ _COST_SIZE = 256
 
 
 def distill_backbone(
-    recipe: str | Recipe,
+    recipe: AnyPath | Recipe,
     out: AnyPath,
     *,
     data: AnyPath | Iterable[AnyPath] = (),
@@ -76,7 +76,7 @@ def distill_backbone(
 
     Parameters
     ----------
-    recipe : str or Recipe
+    recipe : str, path or Recipe
         Shipped name, TOML file, or what `load_recipe` read.
     out : path
         Folder of the file and its progress.
@@ -108,7 +108,7 @@ def distill_backbone(
     ...     "tiny", "tiny", weights={"resnet18": "resnet18.safetensors"}
     ... )  # doctest: +SKIP
     """
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(as_path(recipe, "recipe")))
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     out, folders, files = as_path(out, "out"), paths_of(data, "data"), by_backbone(weights)
     with only_one(out):
         if not resume and any((out / name).exists() for name in (CHECKPOINT_FILE, BACKBONE_FILE)):

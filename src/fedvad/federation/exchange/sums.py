@@ -207,10 +207,10 @@ class SumsExchange:
         self._published = dict(state[""].arrays if "" in state else self._form)
 
     def _sum(self, state: SumsSite, stage: str, published: Arrays, round_: int) -> Any:
-        keys = _keys(published)
+        keys, site = _keys(published), state.features.where
         if self.config.secure and len(keys) < 2:
             raise FederationError(
-                f"{state.features.where} is the only site, so masks hide nothing of its sums: wait "
+                f"{site} is the only site, so masks hide nothing of its sums: wait "
                 "for another site, or send them without (masks = false)"
             )
         share = 1 / math.sqrt(self._noisy(len(keys)))
@@ -221,10 +221,9 @@ class SumsExchange:
             centre = published["mean"] * self.config.grid
             total = state.scatter_sum(centre, bound, share * bound * self._scatter_noise)
         fixed = to_fixed(total)
-        if not self.config.secure:
-            return fixed
-        site = state.features.where
-        return fixed + mask(site, state.secret, keys, round_=round_, shape=fixed.shape)
+        if self.config.secure:
+            fixed = fixed + mask(site, state.secret, keys, round_=round_, shape=fixed.shape)
+        return fixed
 
     def _shape(self, stage: str) -> tuple[tuple[int, ...], Any]:
         cells, size = self.config.grid**2, self.size

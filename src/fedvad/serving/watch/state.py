@@ -6,7 +6,7 @@ For pages and reports; all of it can be read while the watch continues.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from fedvad.data.checked import STRICT, parse_values
 from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError
 from fedvad.evaluation.change import Change, ChangeWatch, Normals
+from fedvad.report.week_sheet import minute
 from fedvad.serving.watch.log import read_log, shown
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "change_watch",
     "drift_state",
     "holds_watch",
-    "minute",
     "read_settings",
     "replay",
     "week_rows",
@@ -107,11 +107,6 @@ def replay(watch: ChangeWatch, settings: Settings, rows: Iterable[dict[str, Any]
     for row in rows:
         if row["score"] is not None and row["number"] >= settings.since:
             watch.add(row["score"], row, minute(row))
-
-
-def minute(row: Mapping[str, Any]) -> str:
-    """When an image came, for people."""
-    return str(row["time"])[:16].replace("T", " ")
 
 
 def drift_state(folder: Path) -> Change:

@@ -25,6 +25,7 @@ from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.evaluation.change import MOST_STOPPED, normals_from
 from fedvad.evaluation.drift import ALPHA
 from fedvad.features.config import Engine
+from fedvad.report.week_sheet import minute
 from fedvad.runs.config import Reference
 from fedvad.runs.guards import check_order, guard_run_folder
 from fedvad.serving.predictor import Prediction, Predictor
@@ -41,7 +42,6 @@ from fedvad.serving.watch.state import (
     Settings,
     change_watch,
     holds_watch,
-    minute,
     read_settings,
     replay,
     write_normals,
