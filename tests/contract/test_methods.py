@@ -90,8 +90,8 @@ def prepared(plants: Path, shared_cache: Path) -> Callable[[TrainConfig], Prepar
     made: dict[str, Prepared] = {}
 
     def prepare(config: TrainConfig) -> Prepared:
-        extractor = FeatureExtractor(config.features(), DescriptorCache(shared_cache))
-        if (key := extractor.config.key()) not in made:
+        if (key := config.features().key()) not in made:
+            extractor = FeatureExtractor(config.features(), DescriptorCache(shared_cache))
             sites = read_sites(plants)
             features = warm_up(sites, extractor, 0.05, no_progress)
             made[key] = Prepared(sites, features, extractor, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fedvad.data.views import SIDES
@@ -60,9 +61,9 @@ class TimmModel:
         """
         step = self.patch if self.patch > 1 else 2
         tried = [step * (64 // step + 2), step * (128 // step + 1)]
-        if not any(self._refusal(side) for side in tried):
+        if not any(_refusal(self, side) for side in tried):
             return "any" if self.patch == 1 else f"multiples of {self.patch}"
-        fit = [side for side in (128, 192, 256, 384, 512) if not self._refusal(side)]
+        fit = [side for side in (128, 192, 256, 384, 512) if not _refusal(self, side)]
         return ", ".join(map(str, sorted({*fit, self.native})))
 
     def check_side(self, side: int) -> None:
@@ -77,33 +78,16 @@ class TimmModel:
                 f"{self.name} cannot take images of {side} pixels, which its patches of "
                 f"{self.patch} do not divide: use --image-size {_any_of(fit)}"
             )
-        reason = self._refusal(side)
+        reason = _refusal(self, side)
         if reason:
             steps = {self.patch, 32, 64, 256} - {1}
             near = {n // s * s for s in steps for n in (side, side + s)} | {self.native}
-            fit = [s for s in sorted(near) if SIDES[0] <= s <= SIDES[1] and not self._refusal(s)]
+            fit = [s for s in sorted(near) if SIDES[0] <= s <= SIDES[1] and not _refusal(self, s)]
             ways = f"use --image-size {_any_of(fit)}" if fit else "use another --backbone"
             raise ConfigError(f"{self.name} cannot take images of {side} pixels{reason}: {ways}")
 
-    def _refusal(self, side: int) -> str:
-        """Why images of that side do not fit, as a continuation; empty when they do."""
-        import torch
 
-        network = skeleton(lambda: self.build(self.taps)).eval()
-        device = next(network.parameters()).device
-        try:
-            resize(network, (side, side))
-            with torch.inference_mode():
-                network(torch.zeros(1, 3, side, side, device=device))
-        except NotImplementedError:  # no sizes without values for one of its operations
-            return ""
-        except (AssertionError, RuntimeError, ValueError) as error:
-            # torch's own words are about tensors that nobody knows
-            words = str(error).splitlines() if isinstance(error, AssertionError) else []
-            return f" ({words[0]})" if words else ", only some sizes"
-        return ""
-
-
+@cache
 def describe(name: str) -> TimmModel:
     """What the timm model `name` gives.
 
@@ -155,6 +139,26 @@ def resize(network: torch.nn.Module, sides: tuple[int, int]) -> None:
     set_input_size = getattr(getattr(network, "model", None), "set_input_size", None)
     if set_input_size is not None:
         set_input_size(img_size=sides)
+
+
+@cache  # building a network takes longer than most of what is done with it
+def _refusal(model: TimmModel, side: int) -> str:
+    """Why images of that side do not fit, as a continuation; empty when they do."""
+    import torch
+
+    network = skeleton(lambda: model.build(model.taps)).eval()
+    device = next(network.parameters()).device
+    try:
+        resize(network, (side, side))
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, side, side, device=device))
+    except NotImplementedError:  # no sizes without values for one of its operations
+        return ""
+    except (AssertionError, RuntimeError, ValueError) as error:
+        # torch's own words are about tensors that nobody knows
+        words = str(error).splitlines() if isinstance(error, AssertionError) else []
+        return f" ({words[0]})" if words else ", only some sizes"
+    return ""
 
 
 def _patch(network: torch.nn.Module) -> int:

@@ -86,6 +86,7 @@ class StudentDetector(Detector):
     def __post_init__(self) -> None:
         # compiling takes an engine seconds, so what scores is kept with its net
         self._mapper: Mapper | None = None
+        self._grid = (0, 0)
         self.net_: PaSTeNet | None = None
         self.scale_: float | None = None
         self.log_: TrainLog | None = None
@@ -303,10 +304,6 @@ class StudentDetector(Detector):
             raise ConfigError(f"{self.name} has no student yet: call fit() or with_net() first")
         return self.net_, self.scale_
 
-    @property
-    def _grid(self) -> tuple[int, int]:
-        return self._map_net(self._trained()[0]).grid
-
     def _graph(self) -> Mapper:
         self._mapper = self._mapper or self._compiled(self._trained()[0])
         return self._mapper
@@ -320,10 +317,9 @@ class StudentDetector(Detector):
         """Raw maps of a net, one image at a time: its score must not depend, in its last bits, on
         the images that happen to be scored with it.
         """
-        config = self.extractor.config
-        engine = make_engine(
-            self._map_net(net), image_size=config.side, kind=config.engine, device=config.device
-        )
+        config, maps = self.extractor.config, self._map_net(net)
+        self._grid = maps.grid
+        engine = make_engine(maps, image_size=config.side, kind=config.engine, device=config.device)
 
         def run(images: Iterable[tuple[int, _Pixels]]) -> Iterator[tuple[int, FloatArray]]:
             for index, maps in engine.run((i, pixels[None]) for i, pixels in images):
