@@ -41,8 +41,7 @@ StateOption = Annotated[
 AllowWeightsOption = Annotated[
     bool,
     typer.Option(
-        "--allow-weights",
-        help="Weights of a student may travel, as paste and stfpm need it.",
+        "--allow-weights", help="Weights of a student may travel, as paste and stfpm need it."
     ),
 ]
 # of train, at a site and at the server
@@ -88,23 +87,18 @@ def export(
     key: KeyOption,
     out: Annotated[Path, typer.Option(help="Signed file to write.")],
     site: Annotated[
-        str | None,
-        typer.Option(help="Name of this site [default: the folder's]", show_default=False),
+        str | None, typer.Option(help="Name of this site [default: the folder's]")
     ] = None,
     site_index: Annotated[
         int | None,
         typer.Option(
             help="Position, from 0, of this site in the sorted list of all site names; sets its "
-            "random seed, needed at the first export.",
-            show_default=False,
+            "random seed, needed at the first export."
         ),
     ] = None,
     answers: Annotated[
         Path | None,
-        typer.Option(
-            help="Run folder of this site, whose answered false alarms go to all sites.",
-            show_default=False,
-        ),
+        typer.Option(help="Run folder of this site, whose answered false alarms go to all sites."),
     ] = None,
     with_defects: Annotated[
         bool,
@@ -157,22 +151,19 @@ def merge(
         typer.Argument(help="Signed files of sites; none: write the last result again."),
     ] = None,
     trust: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the sites' public keys, SITE.pub.", show_default=False),
+        Path | None, typer.Option(help="Folder of the sites' public keys, SITE.pub.")
     ] = None,
     quorum: Annotated[int, typer.Option(min=1, help="Sites whose file must pass.")] = 1,
     features: Annotated[
         str | None,
         typer.Option(
-            help="Key of the feature configuration [default: that of most files at first]",
-            show_default=False,
+            help="Key of the feature configuration [default: that of most files at first]"
         ),
     ] = None,
     config: ConfigOption = None,
     allow_weights: AllowWeightsOption = False,
     take_back: Annotated[
-        list[str] | None,
-        typer.Option(help="Site that bank forget took out and that returns.", show_default=False),
+        list[str] | None, typer.Option(help="Site that bank forget took out and that returns.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -222,18 +213,13 @@ def audit(
     data: Annotated[Path, typer.Option(help="Folder of that site's images.")],
     outsiders: Annotated[
         Path | None,
-        typer.Option(
-            help="Normal images that had no part [default: test/good of the site]",
-            show_default=False,
-        ),
+        typer.Option(help="Normal images that had no part [default: test/good of the site]"),
     ] = None,
     others: Annotated[
-        Path | None,
-        typer.Option(help="Another site's message: a stronger attack.", show_default=False),
+        Path | None, typer.Option(help="Another site's message: a stronger attack.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Picture (PNG) of patches and what a decoder made of them."),
+        Path | None, typer.Option(help="Picture (PNG) of patches and what a decoder made of them.")
     ] = None,
     config: ConfigOption = None,
     cache: CacheOption = None,
@@ -265,19 +251,14 @@ def import_(
     state: StateOption,
     trust: Annotated[Path, typer.Option(help="The server's public key.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Run folder for evaluate, predict, inspect.", show_default=False),
+        Path | None, typer.Option(help="Run folder for evaluate, predict, inspect.")
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Where the images are now, if they moved.", show_default=False),
+        Path | None, typer.Option(help="Where the images are now, if they moved.")
     ] = None,
     answers: Annotated[
         Path | None,
-        typer.Option(
-            help="Run folder before, whose answers to alarms count in --out, too.",
-            show_default=False,
-        ),
+        typer.Option(help="Run folder before, whose answers to alarms count in --out, too."),
     ] = None,
     weights: WeightsOption = None,
     cache: CacheOption = None,

@@ -20,8 +20,7 @@ def forget(
     key: Annotated[Path, typer.Option(help="Own private key (.key).")],
     out: Annotated[Path, typer.Option(help="Signed global memory to write.")],
     receipt: Annotated[
-        Path | None,
-        typer.Option(help="Signed statement to write of what left.", show_default=False),
+        Path | None, typer.Option(help="Signed statement to write of what left.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -36,16 +36,11 @@ def bench(
             help="Folder of results, tables and plots; an interrupted bench continues there."
         ),
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that holds the sets.", show_default=False)
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the sets.")] = None,
     weights: WeightsOption = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Only these, for example 0,1.", show_default=False)
-    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these, for example 0,1.")] = None,
     methods: Annotated[
-        str | None,
-        typer.Option(help="Only these, separated by semicolons.", show_default=False),
+        str | None, typer.Option(help="Only these, separated by semicolons.")
     ] = None,
     cache: CacheOption = None,
     cache_size: CacheSizeOption = "20G",

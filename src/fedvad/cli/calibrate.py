@@ -30,8 +30,7 @@ def calibrate(
     normals: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Images of good parts of the site, no defect among them: files or folders.",
-            show_default=False,
+            help="Images of good parts of the site, no defect among them: files or folders."
         ),
     ] = None,
     target_fpr: Annotated[
@@ -39,15 +38,11 @@ def calibrate(
         typer.Option(
             click_type=NUMBER,
             help="Wanted false-alarm rate, above 0 and at most 0.5 [default: that of the training]",
-            show_default=False,
         ),
     ] = None,
     site: Annotated[
         str | None,
-        typer.Option(
-            help="Site whose images these are; may be omitted if the run has only one.",
-            show_default=False,
-        ),
+        typer.Option(help="Site whose images these are; may be omitted if the run has only one."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Keep a threshold far above the present one, too.")

@@ -49,7 +49,6 @@ CacheOption = Annotated[
     typer.Option(
         "--cache",
         help="Folder of the descriptor cache [default: FEDVAD_CACHE, else the user's cache folder]",
-        show_default=False,
     ),
 ]
 CacheSizeOption = Annotated[
@@ -64,7 +63,6 @@ GoodOption = Annotated[
         "--good",
         metavar="NAME",
         help="Folder name that means normal images, besides good. May be repeated.",
-        show_default=False,
     ),
 ]
 DefectOption = Annotated[
@@ -73,22 +71,18 @@ DefectOption = Annotated[
         "--defect",
         metavar="NAME",
         help="Folder name that means defects although it sounds normal. May be repeated.",
-        show_default=False,
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder that train wrote.")]
 SiteOption = Annotated[
     str | None,
-    typer.Option(
-        help="Site of the run whose own parts and threshold are used.", show_default=False
-    ),
+    typer.Option(help="Site of the run whose own parts and threshold are used."),
 ]
 ReferenceOption = Annotated[
     str | None,
     typer.Option(
         help="Memory that scores: of all sites (global), the site's own (local) or both (union) "
-        "[default: the run's]",
-        show_default=False,
+        "[default: the run's]"
     ),
 ]
 WeightsOption = Annotated[
@@ -97,7 +91,6 @@ WeightsOption = Annotated[
         "--weights",
         help="File with the weights of the backbone, in safetensors format. fedvad-tiny and "
         "filterbank need none.",
-        show_default=False,
     ),
 ]
 
@@ -109,7 +102,6 @@ MaxPixelsOption = Annotated[
         min=1,
         help="Greatest number of pixels of an image; a larger one counts as unreadable [default: "
         "100000000, or that of the run]",
-        show_default=False,
     ),
 ]
 ThresholdOption = Annotated[
@@ -118,7 +110,6 @@ ThresholdOption = Annotated[
         "--threshold",
         click_type=NUMBER,
         help="Decide by this score instead of the run's threshold.",
-        show_default=False,
     ),
 ]
 TargetFprOption = Annotated[
@@ -128,15 +119,12 @@ TargetFprOption = Annotated[
         click_type=NUMBER,
         help="Decide by the threshold for this false-alarm rate, above 0 and at most 0.5; it is "
         "found from the scores that the run keeps.",
-        show_default=False,
     ),
 ]
 EngineOption = Annotated[
     str | None,
     typer.Option(
-        "--engine",
-        help="Library that runs the backbone: openvino or torch [default: the run's]",
-        show_default=False,
+        "--engine", help="Library that runs the backbone: openvino or torch [default: the run's]"
     ),
 ]
 DeviceOption = Annotated[
@@ -145,7 +133,6 @@ DeviceOption = Annotated[
         "--device",
         help="Device that runs the backbone: cpu, or cuda or mps with --engine torch [default: the "
         "run's, or cpu where that is not available]",
-        show_default=False,
     ),
 ]
 

@@ -23,14 +23,11 @@ def connectivity(
     run_a: Annotated[Path, typer.Argument(help="Run folder of a student.")],
     run_b: Annotated[Path, typer.Argument(help="Run folder of another one, of the same shape.")],
     data: Annotated[Path, typer.Argument(help="Folder of the sites that both trained on.")],
-    out: Annotated[
-        Path | None, typer.Option(help="HTML page with the curve.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML page with the curve.")] = None,
     beside: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            help="A second pair of runs for the same picture, for instance trained with WSA.",
-            show_default=False,
+            help="A second pair of runs for the same picture, for instance trained with WSA."
         ),
     ] = None,
     points: Annotated[int, typer.Option(help="Of a curve, both ends among them.", min=2)] = 21,

@@ -29,22 +29,17 @@ def continual(
         Path,
         typer.Option(help="Folder of checkpoints and report; an interrupted run continues there."),
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that holds the sets.", show_default=False)
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the sets.")] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
             help="safetensors file of the backbone, or BACKBONE=FILE where methods have several; "
-            "may be repeated.",
-            show_default=False,
+            "may be repeated."
         ),
     ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Only these, for example 0,1.", show_default=False)
-    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these, for example 0,1.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Only these, separated by semicolons.", show_default=False)
+        str | None, typer.Option(help="Only these, separated by semicolons.")
     ] = None,
     cache: CacheOption = None,
     cache_size: CacheSizeOption = "20G",

@@ -36,9 +36,7 @@ def init(
             help="Names and addresses of the server, comma-separated; sites use the first."
         ),
     ],
-    site: Annotated[
-        list[str] | None, typer.Option(help="Name of a site; once for each.", show_default=False)
-    ] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Name of a site; once for each.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The server's one port.")] = 8000,
     as_json: JsonOption = False,
 ) -> None:
@@ -111,26 +109,20 @@ def server(
 
 def site(
     folder: Annotated[Path, typer.Argument(help="This site's folder of `deploy init`.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of this site's images.", show_default=False)
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of this site's images.")] = None,
     state: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that must outlive everything [default: `state` in the site's folder]",
-            show_default=False,
+            help="Folder that must outlive everything [default: `state` in the site's folder]"
         ),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Descriptor cache folder.", show_default=False)
-    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Descriptor cache folder.")] = None,
     weights: WeightsOption = None,
     engine: Annotated[
         str | None, typer.Option(help="openvino or torch [default: the server's]")
     ] = None,
     max_upload_bytes: Annotated[
-        int | None,
-        typer.Option(help="Bytes per round that may leave this site [default: 1000000]"),
+        int | None, typer.Option(help="Bytes per round that may leave this site [default: 1000000]")
     ] = None,
     server: Annotated[
         str | None, typer.Option(help="HOST:PORT of the server [default: site.toml's]")

@@ -19,16 +19,12 @@ def distill(
     out: Annotated[Path, typer.Option(help="Folder of the backbone file, curve and card.")],
     data: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Folder of images in addition to the drawn ones; may be repeated.",
-            show_default=False,
-        ),
+        typer.Option(help="Folder of images in addition to the drawn ones; may be repeated."),
     ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
-            help="TEACHER=FILE.safetensors, or FILE where there is one teacher; may be repeated.",
-            show_default=False,
+            help="TEACHER=FILE.safetensors, or FILE where there is one teacher; may be repeated."
         ),
     ] = None,
     resume: Annotated[

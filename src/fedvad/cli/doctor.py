@@ -26,8 +26,7 @@ def doctor(
     path: Annotated[
         Path | None,
         typer.Argument(
-            help="Run, folder of images, or folder of fedvad deploy to examine as well.",
-            show_default=False,
+            help="Run, folder of images, or folder of fedvad deploy to examine as well."
         ),
     ] = None,
     port: Annotated[

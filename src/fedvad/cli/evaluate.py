@@ -37,20 +37,16 @@ def evaluate(
     device: DeviceOption = None,
     max_bad: Annotated[
         float | None,
-        typer.Option(
-            help="Share of unreadable images tolerated per site [default: the run's]",
-            show_default=False,
-        ),
+        typer.Option(help="Share of unreadable images tolerated per site [default: the run's]"),
     ] = None,
     heatmaps: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
+        Path | None, typer.Option(help="Write a contact sheet (PNG) there.")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Folder for results, pictures and report.html [default: RUN, if it holds no "
-            "results of a training]",
-            show_default=False,
+            "results of a training]"
         ),
     ] = None,
     good: GoodOption = None,

@@ -32,31 +32,23 @@ def export(
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="With --int8: data folder, whose normal training images set the ranges.",
-            show_default=False,
-        ),
+        typer.Option(help="With --int8: data folder, whose normal training images set the ranges."),
     ] = None,
     site: SiteOption = None,
     reference: ReferenceOption = None,
     threshold: ThresholdOption = None,
     target_fpr: TargetFprOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write [default: RUN/export]", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write [default: RUN/export]")] = None,
     weights: WeightsOption = None,
     engine: EngineOption = None,
     device: DeviceOption = None,
     opset: Annotated[
-        int | None,
-        typer.Option(help="ONNX operator set, 14 to 20 [default: 17]", show_default=False),
+        int | None, typer.Option(help="ONNX operator set, 14 to 20 [default: 17]")
     ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(
-            metavar="DATA",
-            help="Data folder on whose images the model must score like the run.",
-            show_default=False,
+            metavar="DATA", help="Data folder on whose images the model must score like the run."
         ),
     ] = None,
     as_json: JsonOption = False,

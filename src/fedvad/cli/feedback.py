@@ -25,9 +25,7 @@ __all__ = ["feedback"]
 
 def feedback(
     run: RunArgument,
-    image: Annotated[
-        Path | None, typer.Argument(help="Image that is answered.", show_default=False)
-    ] = None,
+    image: Annotated[Path | None, typer.Argument(help="Image that is answered.")] = None,
     normal: Annotated[
         bool, typer.Option("--normal", help="It was a false alarm: what it shows is normal.")
     ] = False,
@@ -39,30 +37,23 @@ def feedback(
         typer.Option(
             metavar="X,Y,W,H",
             help="Part of the image that is meant, in pixels [default: all of it]",
-            show_default=False,
         ),
     ] = None,
     site: Annotated[
         str | None,
-        typer.Option(
-            help="Site whose image it is; may be omitted if the run has only one.",
-            show_default=False,
-        ),
+        typer.Option(help="Site whose image it is; may be omitted if the run has only one."),
     ] = None,
     show: Annotated[
         bool, typer.Option("--list", help="Show all answers, with their numbers and dates.")
     ] = False,
     undo: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Let answer N count no longer.", show_default=False),
+        int | None, typer.Option(metavar="N", help="Let answer N count no longer.")
     ] = None,
     share: Annotated[
-        bool,
-        typer.Option("--share", help="Let the answered false alarms count at all sites."),
+        bool, typer.Option("--share", help="Let the answered false alarms count at all sites.")
     ] = False,
     with_defects: Annotated[
-        bool,
-        typer.Option("--with-defects", help="With --share: let confirmed defects count, too."),
+        bool, typer.Option("--with-defects", help="With --share: let confirmed defects count, too.")
     ] = False,
     weights: WeightsOption = None,
     engine: EngineOption = None,

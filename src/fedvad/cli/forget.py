@@ -25,38 +25,30 @@ __all__ = ["forget"]
 
 def forget(
     run: RunArgument,
-    site: Annotated[
-        str | None, typer.Option(help="Site that leaves, or whose image does.", show_default=False)
-    ] = None,
+    site: Annotated[str | None, typer.Option(help="Site that leaves, or whose image does.")] = None,
     image: Annotated[
         str | None,
         typer.Option(
             help="Image of the site to forget, instead of the whole site: its file, or the digest "
-            "of one that is gone.",
-            show_default=False,
+            "of one that is gone."
         ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
             help="Folder of the sites that stay: they fill in what they relied on the leaving "
-            "site for, and thresholds are exact.",
-            show_default=False,
+            "site for, and thresholds are exact."
         ),
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option(
-            help="Private key that signs the receipt, as fedvad bank keygen makes one.",
-            show_default=False,
-        ),
+        typer.Option(help="Private key that signs the receipt, as fedvad bank keygen makes one."),
     ] = None,
     receipt: Annotated[
         Path | None,
         typer.Option(
             help="Where to write the receipt [default: in RUN, forgot-SITE.fedvad or "
-            "forgot-SITE-IMAGE.fedvad]",
-            show_default=False,
+            "forgot-SITE-IMAGE.fedvad]"
         ),
     ] = None,
     no_receipt: Annotated[

@@ -18,8 +18,7 @@ def gallery(
     data: Annotated[Path, typer.Argument(help="Folder of sites, or one set.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("gallery.png"),
     kinds: Annotated[
-        str | None,
-        typer.Option(help="Kinds of defects, separated by commas [default: all]"),
+        str | None, typer.Option(help="Kinds of defects, separated by commas [default: all]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the images chosen and defects drawn.")] = 0,
     rows: Annotated[int, typer.Option(min=1, help="Rows of two images per kind.")] = 2,
@@ -27,8 +26,7 @@ def gallery(
         str, typer.Option(help="Where the object is: none, otsu, or a grey level 0 to 254.")
     ] = "none",
     textures: Annotated[
-        Path | None,
-        typer.Option(help="Folder of images to fill textures with.", show_default=False),
+        Path | None, typer.Option(help="Folder of images to fill textures with.")
     ] = None,
     image_size: Annotated[
         int, typer.Option(min=16, help="Side of the images in pixels.")

@@ -29,10 +29,7 @@ def group(
     data: Annotated[Path, typer.Argument(help="Folder with one folder per site.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Also train a federation within each group: OUT/group1, OUT/group2, ...",
-            show_default=False,
-        ),
+        typer.Option(help="Also train a federation within each group: OUT/group1, OUT/group2, ..."),
     ] = None,
     tolerance: Annotated[
         float,

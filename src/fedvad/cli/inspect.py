@@ -26,8 +26,7 @@ def inspect(
         Path | None,
         typer.Option(
             help="Public key, or folder of them, that the file must be signed with: exit code 4 "
-            "when it is not.",
-            show_default=False,
+            "when it is not."
         ),
     ] = None,
     good: GoodOption = None,

@@ -30,23 +30,19 @@ def plan(
             "apart.",
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Plan to write, for train --plan.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Plan to write, for train --plan.")] = None,
     budget: Annotated[
         float | None,
         typer.Option(
             help="Seconds that an image may take in the backbone on this machine; where there is "
-            "time, more of its pixels are read.",
-            show_default=False,
+            "time, more of its pixels are read."
         ),
     ] = None,
     suspects: Annotated[
         Path | None,
         typer.Option(
             help="Picture to write of normal images that are unlike the others of their site; the "
-            "plan then lists them, for you to leave out.",
-            show_default=False,
+            "plan then lists them, for you to leave out."
         ),
     ] = None,
     cache: CacheOption = None,

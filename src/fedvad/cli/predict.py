@@ -28,15 +28,13 @@ def predict(
     run: RunArgument,
     paths: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for what --save names; no input lies in it.", show_default=False),
+        Path | None, typer.Option(help="Folder for what --save names; no input lies in it.")
     ] = None,
     save: Annotated[
         str | None,
         typer.Option(
             help="What to write into --out: overlays, maps (.npy), maps16 (PNG), masks, boxes "
-            "(COCO JSON), csv; separated by commas [default: overlays]",
-            show_default=False,
+            "(COCO JSON), csv; separated by commas [default: overlays]"
         ),
     ] = None,
     site: SiteOption = None,

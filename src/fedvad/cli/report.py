@@ -16,9 +16,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="File to write [default: report.html or audit.pdf in RUN]", show_default=False
-        ),
+        typer.Option(help="File to write [default: report.html or audit.pdf in RUN]"),
     ] = None,
     pictures: Annotated[
         bool,

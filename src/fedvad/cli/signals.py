@@ -19,9 +19,7 @@ def signals(
             help="Folder with one folder per site: train.npy, and perhaps test.npy, labels.npy."
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of scores and models.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of scores and models.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of averaging.", min=1)] = 5,
     steps: Annotated[
         int, typer.Option(help="Training steps of a site in each round.", min=1)

@@ -23,9 +23,7 @@ __all__ = ["ConfigOption", "train"]
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config",
-        help="TOML file of options, as fedvad config prints one. Flags win over it.",
-        show_default=False,
+        "--config", help="TOML file of options, as fedvad config prints one. Flags win over it."
     ),
 ]
 
@@ -39,9 +37,7 @@ def train(
     config: ConfigOption = None,
     plan: Annotated[
         Path | None,
-        typer.Option(
-            help="File that fedvad plan wrote. --config and flags win over it.", show_default=False
-        ),
+        typer.Option(help="File that fedvad plan wrote. --config and flags win over it."),
     ] = None,
     cache: CacheOption = None,
     cache_size: CacheSizeOption = "20G",
@@ -50,9 +46,7 @@ def train(
     ] = False,
     track: Annotated[
         str | None,
-        typer.Option(
-            help="Report to an experiment tracker too: mlflow or tensorboard.", show_default=False
-        ),
+        typer.Option(help="Report to an experiment tracker too: mlflow or tensorboard."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -28,16 +28,14 @@ def update(
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder of new normal images of a site, or of sites as train reads them.",
-            show_default=False,
+            help="Folder of new normal images of a site, or of sites as train reads them."
         ),
     ] = None,
     site: Annotated[
         str | None,
         typer.Option(
             help="Site whose images these are, of the run or a new one; may be omitted if DATA "
-            "has sites, or the run has only one.",
-            show_default=False,
+            "has sites, or the run has only one."
         ),
     ] = None,
     dry_run: Annotated[

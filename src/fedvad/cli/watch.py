@@ -39,24 +39,18 @@ def watch(
         Path | None,
         typer.Option(
             help="Folder of normal images of now, which pictures are compared with "
-            "[default: the first 50 watched]",
-            show_default=False,
+            "[default: the first 50 watched]"
         ),
     ] = None,
     webhook: Annotated[
-        str | None,
-        typer.Option(help="Address to which each row is sent, as JSON.", show_default=False),
+        str | None, typer.Option(help="Address to which each row is sent, as JSON.")
     ] = None,
     mqtt: Annotated[
         str | None,
-        typer.Option(
-            help="Where each row is published: mqtt://[NAME:PASSWORD@]HOST/TOPIC.",
-            show_default=False,
-        ),
+        typer.Option(help="Where each row is published: mqtt://[NAME:PASSWORD@]HOST/TOPIC."),
     ] = None,
     every: Annotated[
-        float,
-        typer.Option(help="Seconds between looks into the folder, or frames of the camera."),
+        float, typer.Option(help="Seconds between looks into the folder, or frames of the camera.")
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Score what is there, and end.")] = False,
     alpha: Annotated[

@@ -19,9 +19,7 @@ def week(
     until: Annotated[
         datetime | None,
         typer.Option(
-            formats=["%Y-%m-%d"],
-            help="Last of the seven days [default: that of the last image]",
-            show_default=False,
+            formats=["%Y-%m-%d"], help="Last of the seven days [default: that of the last image]"
         ),
     ] = None,
     as_json: JsonOption = False,
