@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json
+from fedvad.cli import flags
+from fedvad.cli.common import print_json
 
 __all__ = ["backbones"]
 
@@ -16,7 +17,7 @@ def backbones(
         str | None,
         typer.Argument(help="List the models whose name holds this instead of the families."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """List backbones: default layers, their strides, descriptor size, image sizes, weights."""
     from fedvad.features.listing import families, models

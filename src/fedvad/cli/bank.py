@@ -7,19 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli import bank_forget, bank_thresholds
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    WeightsOption,
-    limit_words,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import bank_forget, bank_thresholds, flags
+from fedvad.cli.common import limit_words, open_cache, print_json, showing
 from fedvad.cli.options import given_options, taking
-from fedvad.cli.train import ConfigOption
 
 __all__ = ["bank_app"]
 
@@ -34,10 +24,6 @@ for _command in (
 ):
     bank_app.command()(_command)
 
-KeyOption = Annotated[Path, typer.Option(help="Own private key (.key).")]
-StateOption = Annotated[
-    Path, typer.Option(help="Folder that keeps what must last between the steps.")
-]
 AllowWeightsOption = Annotated[
     bool,
     typer.Option(
@@ -59,7 +45,7 @@ def keygen(
     name: Annotated[
         str, typer.Option(help="Name of the site, or of the server, and of the files.")
     ] = "site",
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Make an Ed25519 key pair: NAME.key stays here, NAME.pub goes to those who must trust it."""
     from fedvad.federation.signed import generate_keys, key_fingerprint
@@ -83,8 +69,8 @@ def keygen(
 def export(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder of this site's images.")],
-    state: StateOption,
-    key: KeyOption,
+    state: flags.State,
+    key: flags.Key,
     out: Annotated[Path, typer.Option(help="Signed file to write.")],
     site: Annotated[
         str | None, typer.Option(help="Name of this site [default: the folder's]")
@@ -104,11 +90,11 @@ def export(
         bool,
         typer.Option("--with-defects", help="Confirmed defects of --answers go to all sites, too."),
     ] = False,
-    config: ConfigOption = None,
+    config: flags.Config = None,
     allow_weights: AllowWeightsOption = False,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """A site's round: read its images, update its memory, write what it sends as a signed file.
 
@@ -143,8 +129,8 @@ def export(
 @bank_app.command(cls=taking(*_AT_SERVER))
 def merge(
     context: typer.Context,
-    state: StateOption,
-    key: KeyOption,
+    state: flags.State,
+    key: flags.Key,
     out: Annotated[Path, typer.Option(help="Signed global memory to write.")],
     files: Annotated[
         list[Path] | None,
@@ -160,12 +146,12 @@ def merge(
             help="Key of the feature configuration [default: that of most files at first]"
         ),
     ] = None,
-    config: ConfigOption = None,
+    config: flags.Config = None,
     allow_weights: AllowWeightsOption = False,
     take_back: Annotated[
         list[str] | None, typer.Option(help="Site that bank forget took out and that returns.")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """The server's round: check the sites' files, merge them, write the signed global memory.
 
@@ -221,9 +207,9 @@ def audit(
     out: Annotated[
         Path | None, typer.Option(help="Picture (PNG) of patches and what a decoder made of them.")
     ] = None,
-    config: ConfigOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    config: flags.Config = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Measure what a message tells about the images behind it: membership, retrieval, inversion."""
     from fedvad.runs.config import resolve_config
@@ -248,7 +234,7 @@ def audit(
 @bank_app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="Signed global memory.", metavar="GLOBAL")],
-    state: StateOption,
+    state: flags.State,
     trust: Annotated[Path, typer.Option(help="The server's public key.")],
     out: Annotated[
         Path | None, typer.Option(help="Run folder for evaluate, predict, inspect.")
@@ -260,9 +246,9 @@ def import_(
         Path | None,
         typer.Option(help="Run folder before, whose answers to alarms count in --out, too."),
     ] = None,
-    weights: WeightsOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Take the global memory; with --out make a run folder, thresholds from own normals."""
     from fedvad.verbs.bank_import import import_global

@@ -7,22 +7,21 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json
+from fedvad.cli import flags
+from fedvad.cli.common import print_json
 
 __all__ = ["forget"]
 
 
 def forget(
     site: Annotated[str, typer.Argument(help="Name of the site that leaves.")],
-    state: Annotated[
-        Path, typer.Option(help="Folder that keeps what must last between the steps.")
-    ],
-    key: Annotated[Path, typer.Option(help="Own private key (.key).")],
+    state: flags.State,
+    key: flags.Key,
     out: Annotated[Path, typer.Option(help="Signed global memory to write.")],
     receipt: Annotated[
         Path | None, typer.Option(help="Signed statement to write of what left.")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """At the server: take a site out of the memory, in a round without it."""
     from fedvad.verbs.bank_forget import forget_site

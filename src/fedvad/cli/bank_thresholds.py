@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, limit_words, print_json
+from fedvad.cli import flags
+from fedvad.cli.common import limit_words, print_json
 
 __all__ = ["apply", "scores", "thresholds"]
 
-KeyOption = Annotated[Path, typer.Option(help="Own private key (.key).")]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder of this site.")]
 
 
 def scores(
     run: RunArgument,
-    key: KeyOption,
+    key: flags.Key,
     out: Annotated[Path, typer.Option(help="Signed file to write.")],
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Write the scores of this site's normal images, for thresholds found with other sites."""
     from fedvad.verbs.bank_thresholds import export_scores
@@ -35,9 +35,9 @@ def scores(
 def thresholds(
     files: Annotated[list[Path], typer.Argument(help="Signed scores of the sites.")],
     trust: Annotated[Path, typer.Option(help="Folder of the sites' public keys, SITE.pub.")],
-    key: KeyOption,
+    key: flags.Key,
     out: Annotated[Path, typer.Option(help="Signed thresholds to write.")],
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """At the server: find each site's threshold from the scores of all."""
     from fedvad.verbs.bank_thresholds import merge_scores
@@ -55,7 +55,7 @@ def apply(
     file: Annotated[Path, typer.Argument(help="Signed thresholds of the server.")],
     run: RunArgument,
     trust: Annotated[Path, typer.Option(help="The server's public key.")],
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Give a run folder the thresholds found with the scores of all sites."""
     from fedvad.verbs.bank_thresholds import apply_thresholds

@@ -7,16 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    WeightsOption,
-    numbers,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import numbers, open_cache, print_json, showing
 from fedvad.errors import ConfigError
 
 __all__ = ["bench"]
@@ -36,15 +28,13 @@ def bench(
             help="Folder of results, tables and plots; an interrupted bench continues there."
         ),
     ],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the sets.")] = None,
-    weights: WeightsOption = None,
-    seeds: Annotated[str | None, typer.Option(help="Only these, for example 0,1.")] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Only these, separated by semicolons.")
-    ] = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    data: flags.Sets = None,
+    weights: flags.Weights = None,
+    seeds: flags.Seeds = None,
+    methods: flags.Methods = None,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """Compare methods over sets and seeds under one protocol; what is finished is kept."""
     from fedvad.experiments.bench.scripts import COLLECTIONS

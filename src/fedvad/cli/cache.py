@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import typer
 
-from fedvad.cli.common import CacheOption, CacheSizeOption, JsonOption, open_cache, print_json
+from fedvad.cli import flags
+from fedvad.cli.common import open_cache, print_json
 
 __all__ = ["cache_app"]
 
@@ -15,7 +16,7 @@ cache_app = typer.Typer(help="The on-disk cache of descriptors.", no_args_is_hel
 
 @cache_app.command()
 def info(
-    cache: CacheOption = None, cache_size: CacheSizeOption = "20G", as_json: JsonOption = False
+    cache: flags.Cache = None, cache_size: flags.CacheSize = "20G", as_json: flags.Json = False
 ) -> None:
     """Where the cache is and what it holds."""
     found = open_cache(cache, cache_size).info()
@@ -28,7 +29,7 @@ def info(
 
 
 @cache_app.command()
-def clear(cache: CacheOption = None) -> None:
+def clear(cache: flags.Cache = None) -> None:
     """Remove every entry."""
     freed = open_cache(cache).clear()
     typer.echo(f"freed {freed / 2**20:.1f} MiB")

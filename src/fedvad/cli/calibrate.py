@@ -7,26 +7,15 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    MaxPixelsOption,
-    RunArgument,
-    WeightsOption,
-    limit_words,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import limit_words, open_cache, print_json, showing
 from fedvad.cli.numbers import NUMBER
 
 __all__ = ["calibrate"]
 
 
 def calibrate(
-    run: RunArgument,
+    run: flags.Run,
     normals: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -51,12 +40,12 @@ def calibrate(
         bool,
         typer.Option("--undo", help="Put the site's thresholds before the last calibration back."),
     ] = False,
-    weights: WeightsOption = None,
-    max_pixels: MaxPixelsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    max_pixels: flags.MaxPixels = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Find a site's thresholds again from normal images, without training.
 

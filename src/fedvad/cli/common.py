@@ -1,4 +1,4 @@
-"""What all verbs share: options, progress on a terminal, JSON on standard output."""
+"""What all verbs share: progress on a terminal, JSON on standard output."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import typer
-
-from fedvad.cli.numbers import NUMBER
 
 if TYPE_CHECKING:
     from fedvad.features.cache import DescriptorCache
@@ -20,20 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "QUIET",
-    "CacheOption",
-    "CacheSizeOption",
-    "DefectOption",
-    "DeviceOption",
-    "EngineOption",
-    "GoodOption",
-    "JsonOption",
-    "MaxPixelsOption",
-    "ReferenceOption",
-    "RunArgument",
-    "SiteOption",
-    "TargetFprOption",
-    "ThresholdOption",
-    "WeightsOption",
     "by_backbone",
     "limit_words",
     "numbers",
@@ -43,98 +27,6 @@ __all__ = [
 ]
 
 QUIET = "quiet"  # what the root command leaves for the verbs
-
-CacheOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache",
-        help="Folder of the descriptor cache [default: FEDVAD_CACHE, else the user's cache folder]",
-    ),
-]
-CacheSizeOption = Annotated[
-    str, typer.Option("--cache-size", help="Greatest size of the cache, in bytes, for example 20G.")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")
-]
-GoodOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--good",
-        metavar="NAME",
-        help="Folder name that means normal images, besides good. May be repeated.",
-    ),
-]
-DefectOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--defect",
-        metavar="NAME",
-        help="Folder name that means defects although it sounds normal. May be repeated.",
-    ),
-]
-RunArgument = Annotated[Path, typer.Argument(help="Run folder that train wrote.")]
-SiteOption = Annotated[
-    str | None,
-    typer.Option(help="Site of the run whose own parts and threshold are used."),
-]
-ReferenceOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Memory that scores: of all sites (global), the site's own (local) or both (union) "
-        "[default: the run's]"
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--weights",
-        help="File with the weights of the backbone, in safetensors format. fedvad-tiny and "
-        "filterbank need none.",
-    ),
-]
-
-
-MaxPixelsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels",
-        min=1,
-        help="Greatest number of pixels of an image; a larger one counts as unreadable [default: "
-        "100000000, or that of the run]",
-    ),
-]
-ThresholdOption = Annotated[
-    float | None,
-    typer.Option(
-        "--threshold",
-        click_type=NUMBER,
-        help="Decide by this score instead of the run's threshold.",
-    ),
-]
-TargetFprOption = Annotated[
-    float | None,
-    typer.Option(
-        "--target-fpr",
-        click_type=NUMBER,
-        help="Decide by the threshold for this false-alarm rate, above 0 and at most 0.5; it is "
-        "found from the scores that the run keeps.",
-    ),
-]
-EngineOption = Annotated[
-    str | None,
-    typer.Option(
-        "--engine", help="Library that runs the backbone: openvino or torch [default: the run's]"
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        help="Device that runs the backbone: cpu, or cuda or mps with --engine torch [default: the "
-        "run's, or cpu where that is not available]",
-    ),
-]
 
 
 def open_cache(root: Path | None, size: str = "20G") -> DescriptorCache:

@@ -7,14 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import open_cache, print_json, showing
 
 __all__ = ["connectivity"]
 
@@ -31,9 +25,9 @@ def connectivity(
         ),
     ] = None,
     points: Annotated[int, typer.Option(help="Of a curve, both ends among them.", min=2)] = 21,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """Follow loss and AUROC on the line between the weights of two trained students."""
     from fedvad.report.html.connectivity import connectivity_rows

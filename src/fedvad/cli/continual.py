@@ -7,16 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    by_backbone,
-    numbers,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import by_backbone, numbers, open_cache, print_json, showing
 
 __all__ = ["continual"]
 
@@ -29,7 +21,7 @@ def continual(
         Path,
         typer.Option(help="Folder of checkpoints and report; an interrupted run continues there."),
     ],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the sets.")] = None,
+    data: flags.Sets = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -37,13 +29,11 @@ def continual(
             "may be repeated."
         ),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Only these, for example 0,1.")] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Only these, separated by semicolons.")
-    ] = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    seeds: flags.Seeds = None,
+    methods: flags.Methods = None,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """Learn a stream of tasks one after another and report what was kept and what forgotten."""
     from fedvad.experiments.continual.run import run_stream

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, WeightsOption, print_json, showing
+from fedvad.cli import flags
+from fedvad.cli.common import print_json, showing
 
 __all__ = ["deploy_app", "launch", "server", "site", "status"]
 
@@ -38,7 +39,7 @@ def init(
     ],
     site: Annotated[list[str] | None, typer.Option(help="Name of a site; once for each.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The server's one port.")] = 8000,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Make certificates, a key pair per site, settings, Compose and systemd files.
 
@@ -64,7 +65,7 @@ def forget(
     key: Annotated[Path, typer.Option(help="Private key (.key) that signs the receipt.")],
     receipt: Annotated[Path, typer.Option(help="Signed statement to write of what left.")],
     name: Annotated[str, typer.Option(help="Name of the run.")] = "federation",
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Take a site out of a run that was made; the next launch hands the rest out without it."""
     from fedvad.deploy.changes import forget_site
@@ -117,7 +118,7 @@ def site(
         ),
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Descriptor cache folder.")] = None,
-    weights: WeightsOption = None,
+    weights: flags.Weights = None,
     engine: Annotated[
         str | None, typer.Option(help="openvino or torch [default: the server's]")
     ] = None,
@@ -154,7 +155,7 @@ def site(
 
 def status(
     folder: Annotated[Path, typer.Argument(help="Folder of `deploy init`, or its `server`.")],
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Show where a deployment stands: connected sites, the last round of each run, refusals."""
     from fedvad.deploy.settings import read_running
@@ -186,7 +187,7 @@ def launch(
         int,
         typer.Option(min=0, help="Further rounds of a finished run, on the sites' images of now."),
     ] = 0,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Start a federated run on the server's machine, follow it, fetch its result.
 

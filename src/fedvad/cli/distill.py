@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli.common import JsonOption, by_backbone, print_json, showing
+from fedvad.cli import flags
+from fedvad.cli.common import by_backbone, print_json, showing
 
 __all__ = ["distill"]
 
@@ -30,7 +31,7 @@ def distill(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted distillation in --out.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Teach a small backbone by large ones; the file it gives is a --backbone everywhere."""
     from fedvad.experiments.distill.run import distill_backbone

@@ -7,24 +7,14 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    RunArgument,
-    WeightsOption,
-    limit_words,
-    numbers,
-    open_cache,
-    print_json,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import limit_words, numbers, open_cache, print_json
 
 __all__ = ["feedback"]
 
 
 def feedback(
-    run: RunArgument,
+    run: flags.Run,
     image: Annotated[Path | None, typer.Argument(help="Image that is answered.")] = None,
     normal: Annotated[
         bool, typer.Option("--normal", help="It was a false alarm: what it shows is normal.")
@@ -55,11 +45,11 @@ def feedback(
     with_defects: Annotated[
         bool, typer.Option("--with-defects", help="With --share: let confirmed defects count, too.")
     ] = False,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Tell a run that an image of a site is normal, or shows a defect; each answer can be undone.
 

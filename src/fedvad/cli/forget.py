@@ -7,24 +7,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    RunArgument,
-    WeightsOption,
-    limit_words,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import limit_words, open_cache, print_json, showing
 
 __all__ = ["forget"]
 
 
 def forget(
-    run: RunArgument,
+    run: flags.Run,
     site: Annotated[str | None, typer.Option(help="Site that leaves, or whose image does.")] = None,
     image: Annotated[
         str | None,
@@ -54,11 +44,11 @@ def forget(
     no_receipt: Annotated[
         bool, typer.Option("--no-receipt", help="Sign no receipt, in place of --key.")
     ] = False,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Take a site, or one image of it, out of every memory of a run, with a signed receipt.
 

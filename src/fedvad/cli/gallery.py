@@ -7,7 +7,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import DefectOption, GoodOption, JsonOption, print_json, showing
+from fedvad.cli import flags
+from fedvad.cli.common import print_json, showing
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.features.names import IMAGE_SIZE
 
@@ -34,9 +35,9 @@ def gallery(
     max_pixels: Annotated[
         int, typer.Option(min=1, help="Pixels of an image at most; larger ones are refused.")
     ] = MAX_PIXELS,
-    good: GoodOption = None,
-    defect: DefectOption = None,
-    as_json: JsonOption = False,
+    good: flags.Good = None,
+    defect: flags.Defect = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Draw synthetic defects on your normal images, to see what a detector would learn from."""
     from fedvad.data.synthesis import KINDS

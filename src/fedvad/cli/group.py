@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import open_cache, print_json, showing
 from fedvad.cli.options import given_options
-from fedvad.cli.train import ConfigOption
 
 if TYPE_CHECKING:
     from fedvad.evaluation.results import Results
@@ -37,13 +30,13 @@ def group(
             help="Share of a site's normal images that may look odd to another of its group."
         ),
     ] = 0.25,
-    config: ConfigOption = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
+    config: flags.Config = None,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted runs in --out.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Find which sites look at the same kind of product, from their normal images.
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli.common import DefectOption, GoodOption, JsonOption, print_json
+from fedvad.cli import flags
+from fedvad.cli.common import print_json
 from fedvad.errors import FederationError
 
 __all__ = ["inspect"]
@@ -29,9 +30,9 @@ def inspect(
             "when it is not."
         ),
     ] = None,
-    good: GoodOption = None,
-    defect: DefectOption = None,
-    as_json: JsonOption = False,
+    good: flags.Good = None,
+    defect: flags.Defect = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Say what is in a run or a file of fedvad's, or how a data folder will be read."""
     from fedvad.verbs.inspect import inspect as run_inspect

@@ -7,14 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import open_cache, print_json, showing
 from fedvad.cli.options import given_options
 
 __all__ = ["plan"]
@@ -45,9 +39,9 @@ def plan(
             "plan then lists them, for you to leave out."
         ),
     ] = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """Look at the normal images of each site and plan the training. No test image is read.
 

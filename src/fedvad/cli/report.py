@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json
+from fedvad.cli import flags
+from fedvad.cli.common import print_json
 
 __all__ = ["report"]
 
@@ -28,7 +29,7 @@ def report(
     pdf: Annotated[
         bool, typer.Option("--pdf", help="One page to print, for a review board, as a PDF file.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Write one HTML file about a run: verdict, sites, pictures, costs. The data is not needed."""
     from fedvad.report.bench_tables import size

@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedvad.cli.common import (
-    DeviceOption,
-    EngineOption,
-    ReferenceOption,
-    RunArgument,
-    SiteOption,
-    TargetFprOption,
-    ThresholdOption,
-    WeightsOption,
-)
+from fedvad.cli import flags
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -31,11 +22,11 @@ _BACKLOG = 256
 
 
 def serve(
-    run: RunArgument,
-    site: SiteOption = None,
-    reference: ReferenceOption = None,
-    threshold: ThresholdOption = None,
-    target_fpr: TargetFprOption = None,
+    run: flags.Run,
+    site: flags.Site = None,
+    reference: flags.Reference = None,
+    threshold: flags.Threshold = None,
+    target_fpr: flags.TargetFpr = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
@@ -52,9 +43,9 @@ def serve(
             help="Web page of another site that may send images: its scheme, name and port."
         ),
     ] = None,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
     max_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one image file.")] = 20,
     max_files: Annotated[int, typer.Option(min=1, help="Files of one request.")] = 16,
     max_total_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one request.")] = 64,

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json, showing
+from fedvad.cli import flags
+from fedvad.cli.common import print_json, showing
 
 __all__ = ["signals"]
 
@@ -28,7 +29,7 @@ def signals(
     quantile: Annotated[
         float, typer.Option(help="Of the scores of held-out normal windows: the threshold.")
     ] = 0.98,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Find odd windows of multivariate signals, with memories that sites learn together (AMSL).
 

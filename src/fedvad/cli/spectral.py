@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, numbers, print_json, showing
+from fedvad.cli import flags
+from fedvad.cli.common import numbers, print_json, showing
 
 __all__ = ["spectral"]
 
@@ -133,7 +134,7 @@ def spectral(
     epochs: Annotated[
         int | None, typer.Option(help="Of the training on classes [default: 500]")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Find odd pixels in hyperspectral scenes, and measure that where the truth is known."""
     if classes is not None:

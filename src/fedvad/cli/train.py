@@ -7,25 +7,12 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import open_cache, print_json, showing
 from fedvad.cli.options import given_options
 from fedvad.cli.results import show_results
 
-__all__ = ["ConfigOption", "train"]
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", help="TOML file of options, as fedvad config prints one. Flags win over it."
-    ),
-]
+__all__ = ["train"]
 
 
 def train(
@@ -34,13 +21,13 @@ def train(
         Path, typer.Argument(help="Folder with one folder per site, or one image set with --split.")
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
-    config: ConfigOption = None,
+    config: flags.Config = None,
     plan: Annotated[
         Path | None,
         typer.Option(help="File that fedvad plan wrote. --config and flags win over it."),
     ] = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted run in --out.")
     ] = False,
@@ -48,7 +35,7 @@ def train(
         str | None,
         typer.Option(help="Report to an experiment tracker too: mlflow or tensorboard."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Train one detector per site. No image leaves its site.
 

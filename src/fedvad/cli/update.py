@@ -7,24 +7,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    RunArgument,
-    WeightsOption,
-    limit_words,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import limit_words, open_cache, print_json, showing
 
 __all__ = ["update"]
 
 
 def update(
-    run: RunArgument,
+    run: flags.Run,
     data: Annotated[
         Path | None,
         typer.Argument(
@@ -44,11 +34,11 @@ def update(
     undo: Annotated[
         bool, typer.Option("--undo", help="Put back the run as it was before the last update.")
     ] = False,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Let new normal images join a trained run, without reading the old ones.
 

@@ -10,23 +10,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    DeviceOption,
-    EngineOption,
-    ReferenceOption,
-    RunArgument,
-    SiteOption,
-    TargetFprOption,
-    ThresholdOption,
-    WeightsOption,
-    print_json,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import print_json
 
 __all__ = ["watch"]
 
 
 def watch(
-    run: RunArgument,
+    run: flags.Run,
     source: Annotated[
         str,
         typer.Argument(
@@ -34,7 +25,7 @@ def watch(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the log and pictures of this watch.")],
-    site: SiteOption = None,
+    site: flags.Site = None,
     normals: Annotated[
         Path | None,
         typer.Option(
@@ -59,15 +50,13 @@ def watch(
     most_stopped: Annotated[
         float, typer.Option(help="Share of stopped images that is no change.")
     ] = 0.1,
-    reference: ReferenceOption = None,
-    threshold: ThresholdOption = None,
-    target_fpr: TargetFprOption = None,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per image and line.")
-    ] = False,
+    reference: flags.Reference = None,
+    threshold: flags.Threshold = None,
+    target_fpr: flags.TargetFpr = None,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    as_json: flags.JsonLines = False,
 ) -> None:
     """Score images as they arrive, and say when something changed. Ctrl-C or SIGTERM ends it.
 

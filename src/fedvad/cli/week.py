@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json
+from fedvad.cli import flags
+from fedvad.cli.common import print_json
 
 __all__ = ["week"]
 
@@ -22,7 +23,7 @@ def week(
             formats=["%Y-%m-%d"], help="Last of the seven days [default: that of the last image]"
         ),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Write one page about the last week of a watch: images, alarms, scores, what changed."""
     from fedvad.serving.watch.week import week as run_week
