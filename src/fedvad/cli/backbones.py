@@ -9,8 +9,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import print_json
 
-__all__ = ["backbones"]
-
 
 def backbones(
     pattern: Annotated[

@@ -11,8 +11,6 @@ from fedvad.cli import bank_forget, bank_thresholds, flags
 from fedvad.cli.common import limit_words, open_cache, print_json, showing
 from fedvad.cli.options import given_options, taking
 
-__all__ = ["bank_app"]
-
 bank_app = typer.Typer(
     help="Federation by signed files, for sites that share no network.", no_args_is_help=True
 )

@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import print_json
 
-__all__ = ["forget"]
-
 
 def forget(
     site: Annotated[str, typer.Argument(help="Name of the site that leaves.")],

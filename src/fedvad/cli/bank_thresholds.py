@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import limit_words, print_json
 
-__all__ = ["apply", "scores", "thresholds"]
-
 RunArgument = Annotated[Path, typer.Argument(help="Run folder of this site.")]
 
 

@@ -11,8 +11,6 @@ from fedvad.cli import flags
 from fedvad.cli.common import numbers, open_cache, print_json, showing
 from fedvad.errors import ConfigError
 
-__all__ = ["bench"]
-
 
 def bench(
     suite: Annotated[

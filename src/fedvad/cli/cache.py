@@ -9,8 +9,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import open_cache, print_json
 
-__all__ = ["cache_app"]
-
 cache_app = typer.Typer(help="The on-disk cache of descriptors.", no_args_is_help=True)
 
 

@@ -11,8 +11,6 @@ from fedvad.cli import flags
 from fedvad.cli.common import limit_words, open_cache, print_json, showing
 from fedvad.cli.numbers import NUMBER
 
-__all__ = ["calibrate"]
-
 
 def calibrate(
     run: flags.Run,

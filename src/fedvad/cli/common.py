@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from fedvad.features.cache import DescriptorCache
     from fedvad.runs.progress import Progress
 
-__all__ = [
-    "QUIET",
-    "by_backbone",
-    "limit_words",
-    "numbers",
-    "open_cache",
-    "print_json",
-    "showing",
-]
-
 QUIET = "quiet"  # what the root command leaves for the verbs
 
 

@@ -7,8 +7,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.options import given_options
 
-__all__ = ["config"]
-
 
 def config(context: typer.Context, config: flags.Config = None) -> None:
     """Print a configuration file with every option of train, its default and its meaning.

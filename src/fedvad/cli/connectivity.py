@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import open_cache, print_json, showing
 
-__all__ = ["connectivity"]
-
 
 def connectivity(
     run_a: Annotated[Path, typer.Argument(help="Run folder of a student.")],

@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import by_backbone, numbers, open_cache, print_json, showing
 
-__all__ = ["continual"]
-
 
 def continual(
     stream: Annotated[

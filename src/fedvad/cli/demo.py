@@ -11,8 +11,6 @@ from fedvad.cli import flags
 from fedvad.cli.common import print_json, showing
 from fedvad.cli.results import show_results
 
-__all__ = ["demo"]
-
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for images and run.")] = Path("fedvad-demo"),

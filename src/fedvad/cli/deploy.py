@@ -11,8 +11,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import print_json, showing
 
-__all__ = ["deploy_app", "launch", "server", "site", "status"]
-
 deploy_app = typer.Typer(
     help="Certificates, keys and settings of a federation of real machines.",
     epilog="After init: fedvad server on the server's machine, fedvad site on each site's, and "

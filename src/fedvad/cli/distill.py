@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import by_backbone, print_json, showing
 
-__all__ = ["distill"]
-
 
 def distill(
     recipe: Annotated[

@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import open_cache, print_json
 
-__all__ = ["doctor"]
-
 _MARKS = {"ok": "ok     ", "warning": "warning", "wrong": "WRONG  "}
 
 

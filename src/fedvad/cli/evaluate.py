@@ -11,8 +11,6 @@ from fedvad.cli import flags
 from fedvad.cli.common import open_cache, print_json, showing
 from fedvad.cli.results import show_results
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     run: flags.Run,

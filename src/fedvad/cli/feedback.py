@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import limit_words, numbers, open_cache, print_json
 
-__all__ = ["feedback"]
-
 
 def feedback(
     run: flags.Run,

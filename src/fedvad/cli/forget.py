@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import limit_words, open_cache, print_json, showing
 
-__all__ = ["forget"]
-
 
 def forget(
     run: flags.Run,

@@ -12,8 +12,6 @@ from fedvad.cli.common import print_json, showing
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.features.names import IMAGE_SIZE
 
-__all__ = ["gallery"]
-
 
 def gallery(
     data: Annotated[Path, typer.Argument(help="Folder of sites, or one set.")],

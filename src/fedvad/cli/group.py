@@ -14,8 +14,6 @@ from fedvad.cli.options import given_options
 if TYPE_CHECKING:
     from fedvad.evaluation.results import Results
 
-__all__ = ["group"]
-
 
 def group(
     context: typer.Context,

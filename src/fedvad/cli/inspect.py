@@ -12,9 +12,6 @@ from fedvad.cli import flags
 from fedvad.cli.common import print_json
 from fedvad.errors import FederationError
 
-__all__ = ["inspect"]
-
-
 _FEW, _SHOWN = 4, 12
 
 

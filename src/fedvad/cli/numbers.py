@@ -6,8 +6,6 @@ from typing import Any
 
 import click
 
-__all__ = ["NUMBER"]
-
 
 class _Number(click.types.FloatParamType):
     def convert(

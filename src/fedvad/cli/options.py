@@ -21,8 +21,6 @@ from fedvad.cli.numbers import NUMBER
 if TYPE_CHECKING:
     from fedvad.runs.option import Option
 
-__all__ = ["OptionsCommand", "Verb", "given_options", "taking"]
-
 _GIVEN = "fedvad.options"
 _METAVARS = {"texts": "TEXT", "ints": "N,N,...", "table": "NAME=VALUE"}
 _WRAPPED: Any = {

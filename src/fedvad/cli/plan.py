@@ -11,8 +11,6 @@ from fedvad.cli import flags
 from fedvad.cli.common import open_cache, print_json, showing
 from fedvad.cli.options import given_options
 
-__all__ = ["plan"]
-
 
 def plan(
     context: typer.Context,

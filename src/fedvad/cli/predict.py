@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import print_json, showing
 
-__all__ = ["predict"]
-
 
 def predict(
     run: flags.Run,

@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import print_json
 
-__all__ = ["report"]
-
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],

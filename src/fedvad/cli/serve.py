@@ -16,8 +16,6 @@ from fedvad.cli import flags
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["serve"]
-
 _BACKLOG = 256
 
 

@@ -10,8 +10,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import numbers, print_json, showing
 
-__all__ = ["spectral"]
-
 
 def spectral(
     scenes: Annotated[

@@ -12,8 +12,6 @@ from fedvad.cli.common import open_cache, print_json, showing
 from fedvad.cli.options import given_options
 from fedvad.cli.results import show_results
 
-__all__ = ["train"]
-
 
 def train(
     context: typer.Context,

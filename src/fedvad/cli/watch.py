@@ -13,8 +13,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import print_json
 
-__all__ = ["watch"]
-
 
 def watch(
     run: flags.Run,

@@ -11,8 +11,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import print_json
 
-__all__ = ["week"]
-
 
 def week(
     folder: Annotated[Path, typer.Argument(help="Folder that watch wrote.")],

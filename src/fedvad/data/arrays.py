@@ -17,8 +17,6 @@ from fedvad.data.images import decode_rgb, read_bytes, rgb_of_pil
 from fedvad.data.pictures import Picture
 from fedvad.errors import DataError, ImageError
 
-__all__ = ["ImageLike", "as_path", "is_image", "to_rgb"]
-
 # Also a torch tensor, which has no name here.
 ImageLike = str | PathLike[str] | bytes | bytearray | npt.NDArray[Any] | Image.Image
 Pixels = npt.NDArray[np.uint8]

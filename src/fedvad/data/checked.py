@@ -15,8 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fedvad.errors import ArtefactError, FedvadError
 
-__all__ = ["STRICT", "check_finite", "parse_values", "strictly"]
-
 # no number out of text, no unknown names, no NaN: what we wrote ourselves needs none of them
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 _Made = TypeVar("_Made")

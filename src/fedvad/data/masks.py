@@ -15,16 +15,6 @@ from fedvad.data.formats import image_suffix
 from fedvad.data.frames import split_frame, stem_of
 from fedvad.data.images import read_mask
 
-__all__ = [
-    "BESIDE",
-    "Placed",
-    "companions",
-    "is_mask_folder",
-    "masks_of",
-    "pair_masks",
-    "read_masks",
-]
-
 # A file and the names of the folders between it and the folder that is paired.
 Placed = tuple[tuple[str, ...], Path]
 BESIDE = "mask beside its image"

@@ -12,8 +12,6 @@ from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.images import read_mask
 from fedvad.errors import ConfigError, ImageError
 
-__all__ = ["Region", "is_shape", "parse_region"]
-
 _SIDE = 1000  # of the mask of a shape, in pixels
 
 Mask = npt.NDArray[np.bool_]

@@ -15,8 +15,6 @@ from fedvad.errors import ConfigError
 from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import as_path
 
-__all__ = ["Experiment", "Named", "Strict", "read_experiment", "shipped", "with_defaults"]
-
 E = TypeVar("E", bound="Named")
 
 

@@ -34,8 +34,6 @@ from fedvad.report.panels import Panel, display_ranges, drawn_mask, score_in_wor
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["contact_sheet"]
-
 # Of each group: explanation, what to say when it is empty.
 _ABOUT = {
     CLEAR: ("the highest scores among images with defects", "no image with a defect was caught"),

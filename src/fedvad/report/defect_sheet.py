@@ -18,8 +18,6 @@ from fedvad.report.overlay import draw_outline, in_a_row, save_png, stacked
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["PER_ROW", "Example", "defect_sheet"]
-
 PER_ROW = 2
 _WIDTH, _MARGIN, _GAP, _SEAM = 1920, 48, 36, 6
 _PANEL = (_WIDTH - 2 * _MARGIN - (PER_ROW - 1) * _GAP) // PER_ROW

@@ -15,8 +15,6 @@ from fedvad.memory.bank import FloatArray
 from fedvad.report.lettering import Fonts, fit, write
 from fedvad.report.overlay import heatmap_overlay, save_png
 
-__all__ = ["DoubtfulImage", "doubt_sheet"]
-
 _PER_ROW, _TILE, _GAP, _HEAD, _FOOT = 4, 220, 24, 96, 56
 _WIDTH = _PER_ROW * (2 * _TILE + _GAP) + _GAP
 

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from PIL import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-__all__ = ["INK", "Fonts", "chip", "fit", "write"]
-
 # The colour of text.
 INK = "#1B1F24"
 # Tried in this order for names that DejaVu cannot write; none needs to be there.

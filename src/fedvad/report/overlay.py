@@ -20,22 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-__all__ = [
-    "LINE",
-    "draw_outline",
-    "enlarged",
-    "heatmap_overlay",
-    "in_a_row",
-    "map_range",
-    "marked_png",
-    "middle",
-    "outline",
-    "own_range",
-    "plot_png",
-    "save_png",
-    "stacked",
-]
-
 Pixels = NDArray[np.uint8]
 
 # Perceptually uniform and safe for colour-blind eyes. Not inferno or magma: they start at black,

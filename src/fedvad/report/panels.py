@@ -16,8 +16,6 @@ from fedvad.errors import ImageError
 from fedvad.evaluation.judgement import Outcome, is_borderline, outcome
 from fedvad.report.overlay import map_range
 
-__all__ = ["Panel", "display_ranges", "drawn_mask", "score_in_words"]
-
 
 @dataclass(frozen=True)
 class Panel:

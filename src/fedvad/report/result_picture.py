@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from fedvad.report.lettering import Fonts, chip, fit, write
 from fedvad.report.overlay import Pixels, draw_outline, enlarged, heatmap_overlay, middle, own_range
 
-__all__ = ["result_picture"]
-
 _SMALLEST, _LARGEST = 320, 1600  # pixels of a photograph's longer side in the picture
 _FRAME, _SEAM, _MARGIN = 6, 8, 10
 _HEAD, _FOOT = 66, 28

@@ -19,18 +19,6 @@ from fedvad.half import as_float32
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.neighbours import NeighbourIndex
 
-__all__ = [
-    "Answer",
-    "AnswerValues",
-    "Verdict",
-    "answer_rows",
-    "answer_values",
-    "answers_from",
-    "believed",
-    "rows_of",
-    "with_answers",
-]
-
 Verdict = Literal["normal", "defect"]
 Pixels = Annotated[int, Field(ge=0, le=1 << 30)]
 

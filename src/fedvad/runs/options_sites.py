@@ -19,8 +19,6 @@ from fedvad.memory.merge import MergeMode
 from fedvad.runs.families import DEFAULT_METHOD, FAMILIES, METHODS, family_of
 from fedvad.runs.option import option
 
-__all__ = ["Defence", "SiteOptions"]
-
 Defence = Literal["none", "robust"]
 
 

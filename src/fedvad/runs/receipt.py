@@ -12,8 +12,6 @@ from fedvad.data.sealed import parse_json
 from fedvad.errors import ArtefactError, PayloadError
 from fedvad.federation.signed import SignedMessage, SigningKey
 
-__all__ = ["ForgetReceipt", "now", "read_receipt", "receipt_bytes"]
-
 _LARGEST = 1 << 20
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 

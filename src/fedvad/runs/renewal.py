@@ -44,22 +44,6 @@ from fedvad.runs.plan import memory_exchange
 from fedvad.runs.run_folder import DETECTOR_FILE
 from fedvad.runs.thresholds import Counts, find_thresholds, share_threshold
 
-__all__ = [
-    "NewScores",
-    "bounded",
-    "check_growing",
-    "check_origin",
-    "last_round",
-    "merge_again",
-    "merge_with_reasons",
-    "merged_memory",
-    "renew_thresholds",
-    "replace_run",
-    "rows_of_round",
-    "take_back",
-    "upload_of",
-]
-
 log = logging.getLogger(__name__)
 NewScores = Mapping[str, Mapping[Reference, npt.NDArray[np.float64]]]
 _BEFORE = "before-{}.safetensors"

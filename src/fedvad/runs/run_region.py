@@ -10,8 +10,6 @@ from fedvad.data.images import read_mask
 from fedvad.data.region import is_shape
 from fedvad.runs.config import TrainConfig
 
-__all__ = ["REGION_FILE", "found_region", "keep_region", "stored_region"]
-
 REGION_FILE = "region.png"
 
 

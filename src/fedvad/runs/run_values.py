@@ -13,8 +13,6 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.runs.config import Reference
 from fedvad.runs.families import METHODS
 
-__all__ = ["RunValues", "SiteValues", "threshold_from"]
-
 
 class SiteValues(BaseModel):
     """What is a site's own, but for its arrays."""

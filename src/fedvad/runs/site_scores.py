@@ -22,8 +22,6 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.runs.config import Reference
 from fedvad.runs.run import Run
 
-__all__ = ["SCORES", "THRESHOLDS", "Found", "Scores", "adopt", "federated", "parsed", "scores_of"]
-
 # what `facts` of a message calls them
 SCORES, THRESHOLDS = "scores", "thresholds"
 # a site's own memory is what it would have alone, and so is its threshold

@@ -13,8 +13,6 @@ from fedvad.federation.exchange.scope import Fusion, WSAConfig
 from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 from fedvad.runs.option import option
 
-__all__ = ["Averaging", "StudentOptions"]
-
 _student = partial(option, group="Students")
 
 

@@ -21,16 +21,6 @@ from fedvad.runs.phases import Phase, run_phases, weight_phase
 from fedvad.runs.plan import robust, site_seed
 from fedvad.runs.progress import Progress, Stage, no_progress
 
-__all__ = [
-    "all_rounds",
-    "averaged",
-    "make_student",
-    "prepare_sites",
-    "student_class",
-    "student_detectors",
-    "student_phases",
-]
-
 log = logging.getLogger(__name__)
 
 

@@ -45,8 +45,6 @@ from fedvad.runs.run_folder import (
 from fedvad.runs.thresholds import Calibration
 from fedvad.verbs.bank import one_site
 
-__all__ = ["import_global", "make_run"]
-
 log = logging.getLogger(__name__)
 
 

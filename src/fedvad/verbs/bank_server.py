@@ -39,8 +39,6 @@ from fedvad.runs.config import Defence, TrainConfig, resolve_config
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.plan import upload_limits
 
-__all__ = ["forgotten_sites", "merge_uploads", "read_federation", "save_forgotten"]
-
 _FEDERATION = "federation.json"
 _FORGOTTEN = "forgotten.json"
 _SHARED = ("merge", "merge_weights", "memory_rows", "precision", "seed", "defence", "malicious")

@@ -24,8 +24,6 @@ from fedvad.runs.run import Run
 from fedvad.runs.run_folder import read_config
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, Found, adopt, federated, scores_of
 
-__all__ = ["apply_thresholds", "export_scores", "merge_scores"]
-
 _MAX_BYTES = 1 << 20
 _Text = Annotated[str, Field(min_length=1, max_length=255)]
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -15,8 +15,6 @@ from fedvad.data.outputs import holding_folders, real
 from fedvad.report.overlay import save_png
 from fedvad.spectral.classify import Classified, classify
 
-__all__ = ["classify_scene"]
-
 _COLOURS = 7  # steps through the colours between one class and the next: neighbours differ
 
 

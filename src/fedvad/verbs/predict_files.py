@@ -33,8 +33,6 @@ from fedvad.report.overlay import enlarged, marked_png, save_png
 from fedvad.report.result_picture import result_picture
 from fedvad.report.tables import neutral_cell
 
-__all__ = ["KINDS", "NEED_THRESHOLD", "SavedFiles", "check_kinds"]
-
 KINDS = ("overlays", "maps", "maps16", "masks", "boxes", "csv")
 NEED_THRESHOLD = frozenset({"masks", "boxes"})
 _ENDINGS = (".png", ".npy", ".map.png", ".mask.png")  # of one image, all claimed together

@@ -43,8 +43,6 @@ from fedvad.runs.run_region import keep_region
 from fedvad.runs.scoring import ANY_SHARE, score_sites
 from fedvad.verbs.outputs import write_outputs
 
-__all__ = ["at_settled_size", "train"]
-
 log = logging.getLogger(__name__)
 
 

@@ -13,8 +13,6 @@ from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
 from fedvad.errors import DataError, ImageError
 
-__all__ = ["is_sdd", "is_sdd2", "read_sdd", "read_sdd2"]
-
 _RULE = "its mask is empty (normal) or not (defective)"
 
 

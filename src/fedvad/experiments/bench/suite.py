@@ -15,8 +15,6 @@ from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import TrainConfig, resolve_config
 from fedvad.runs.families import DEFAULT_METHOD, method_class
 
-__all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite"]
-
 
 class BenchSet(Strict):
     """One data set. path: below the data root; None draws the demo set. split: as `train`'s.

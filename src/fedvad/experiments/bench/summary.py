@@ -11,8 +11,6 @@ from fedvad.evaluation.bootstrap import Interval
 from fedvad.evaluation.ranking import gain_over, mean_ranks, pareto_front, statement
 from fedvad.experiments.bench.suite import Suite
 
-__all__ = ["Cells", "summarise_bench"]
-
 # results by (set, method, seed)
 Cells = Mapping[tuple[str, str, int], dict[str, Any]]
 _METRICS = ("image_auroc", "average_precision", "pixel_auroc", "aupro")

@@ -23,8 +23,6 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.half import as_float32, cast
 
-__all__ = ["RunState", "clear_state", "has_state", "load_state", "save_state"]
-
 log = logging.getLogger(__name__)
 
 _MARK, _GLOBAL = "complete.json", "global.safetensors"

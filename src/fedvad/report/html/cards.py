@@ -11,8 +11,6 @@ from fedvad.evaluation.judgement import Outcome, is_borderline, outcome
 from fedvad.report.html.record import Picture, Scores
 from fedvad.report.panels import score_in_words
 
-__all__ = ["Card", "choices", "make_card", "outcomes"]
-
 _WORDS = 1500  # bytes of a card's words and tags, without its names
 _NAMES = 32  # bytes that one byte of a name takes: it comes several times, escaped
 

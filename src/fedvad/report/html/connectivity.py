@@ -13,8 +13,6 @@ from markupsafe import Markup
 from fedvad._version import __version__
 from fedvad.report.overlay import plot_png
 
-__all__ = ["connectivity_rows", "render_connectivity"]
-
 Curves = Sequence[Mapping[str, Any]]
 
 

@@ -19,8 +19,6 @@ from fedvad.report.continual_tables import (
 )
 from fedvad.report.tables import spread
 
-__all__ = ["render_continual"]
-
 
 def render_continual(
     summary: Mapping[str, Any], curves: bytes, heat: bytes, features: bytes | None = None

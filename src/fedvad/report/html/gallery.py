@@ -19,8 +19,6 @@ from fedvad.report.html.record import Gallery, Picture, printable
 from fedvad.report.overlay import draw_outline, heatmap_overlay, own_range
 from fedvad.report.panels import Panel, display_ranges, drawn_mask
 
-__all__ = ["GALLERY_FOLDER", "sample_name", "write_gallery"]
-
 GALLERY_FOLDER = "gallery"
 _SIDE = 224  # pixels: twice what a phone shows in two columns
 _QUALITY = 70

@@ -39,8 +39,6 @@ from fedvad.report.results_tables import (
 from fedvad.report.tables import without_empty
 from fedvad.report.verdict import ALONE, advice, fitness, gain, total
 
-__all__ = ["AIM_BYTES", "MAX_BYTES", "Contents", "Page", "render"]
-
 AIM_BYTES = 4_000_000  # pictures are added up to here
 MAX_BYTES = 10_000_000  # no page is larger
 _MOST_CHARTS = 48  # sites with drawings, about 6 kB each

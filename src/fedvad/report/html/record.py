@@ -11,16 +11,6 @@ from fedvad.data.checked import parse_values
 from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError
 
-__all__ = [
-    "GALLERY_FILE",
-    "SCORES_FILE",
-    "Gallery",
-    "Picture",
-    "Scores",
-    "SiteScores",
-    "printable",
-]
-
 SCORES_FILE = "scores.json"
 GALLERY_FILE = "gallery.json"
 
