@@ -52,7 +52,7 @@ def limit_words(limit: float | None) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document; NaN and infinity become null."""
-    from fedvad.runs.run_folder import finite
+    from fedvad.data.sealed import finite
 
     sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
     sys.stdout.flush()

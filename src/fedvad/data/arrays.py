@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -143,3 +144,10 @@ def _check_shape(array: npt.NDArray[Any], name: str) -> None:
 
 def _bits(dtype: np.dtype[Any]) -> int | None:
     return 8 * dtype.itemsize if dtype.kind in "ui" and dtype.itemsize <= 2 else None
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    """The content of a .npy file."""
+    buffer = BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

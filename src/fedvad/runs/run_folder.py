@@ -17,21 +17,6 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.run_bands import found_bands, stored_bands
 from fedvad.runs.run_region import found_region, stored_region
 
-__all__ = [
-    "CONFIG_FILE",
-    "DETECTOR_FILE",
-    "EARLIER_THRESHOLDS_FILE",
-    "LEDGER_FILE",
-    "RESULTS_FILE",
-    "finite",
-    "read_config",
-    "read_ledger",
-    "read_results",
-    "write_config",
-    "write_json",
-    "write_ledger",
-]
-
 DETECTOR_FILE = "detector.safetensors"
 CONFIG_FILE = "config.json"
 LEDGER_FILE = "ledger.json"

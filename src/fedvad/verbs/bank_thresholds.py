@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fedvad.data.checked import STRICT
+from fedvad.data.checked import Stored
 from fedvad.data.files import write_atomically
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.signed import (
@@ -29,10 +29,8 @@ _Text = Annotated[str, Field(min_length=1, max_length=255)]
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class _Sent(BaseModel):
+class _Sent(Stored):
     """Scores of one site; shared: hash of what gave them, which all sites have."""
-
-    model_config = STRICT
 
     kind: Literal["scores"]
     site: _Text
@@ -41,10 +39,8 @@ class _Sent(BaseModel):
     scores: dict[Literal["union", "global"], Annotated[list[float], Field(max_length=10_000)]]
 
 
-class _Returned(BaseModel):
+class _Returned(Stored):
     """Thresholds by site and reference."""
-
-    model_config = STRICT
 
     kind: Literal["thresholds"]
     shared: _Text

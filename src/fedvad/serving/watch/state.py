@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from fedvad.data.checked import STRICT, parse_values
+from fedvad.data.checked import Stored, parse_values
 from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError
 from fedvad.evaluation.change import Change, ChangeWatch, Normals
@@ -39,15 +39,13 @@ CHANGED_FILE = "changed.png"
 WEEK = 7  # days
 
 
-class Settings(BaseModel):
+class Settings(Stored):
     """What a watch was started with.
 
     id: in messages to others. limit, scores: threshold, and the held-out normal scores behind it.
     normals: folder of images that pictures are compared with, None for the first ones. since:
     number of the first row that is compared; others came before the run changed.
     """
-
-    model_config = STRICT
 
     id: str
     source: str
@@ -64,9 +62,7 @@ class Settings(BaseModel):
         write_sealed(folder / _SETTINGS, self.model_dump())
 
 
-class _Kept(BaseModel):
-    model_config = STRICT
-
+class _Kept(Stored):
     looks: dict[str, list[float]]
     mean: list[list[float]]
 
