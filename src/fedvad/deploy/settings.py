@@ -14,19 +14,6 @@ from fedvad.features.config import Engine
 from fedvad.federation.mailboxes.flower.rounds import WaitPolicy
 from fedvad.runs.method import MAX_WEIGHT_BYTES
 
-__all__ = [
-    "RUNNING",
-    "SERVER_VARIABLE",
-    "SITE_VARIABLE",
-    "ServerSettings",
-    "SiteSettings",
-    "check_run_name",
-    "read_running",
-    "read_server",
-    "read_site",
-    "to_toml",
-]
-
 # how the folder reaches the processes that Flower starts
 SERVER_VARIABLE = "FEDVAD_SERVER"
 SITE_VARIABLE = "FEDVAD_SITE"

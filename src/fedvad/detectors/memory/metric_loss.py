@@ -17,15 +17,6 @@ from fedvad.memory.distances import squared_norms
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "LossMode",
-    "MetricLossConfig",
-    "TrainingLog",
-    "metric_loss",
-    "train_generator",
-    "usual_distance",
-]
-
 log = logging.getLogger(__name__)
 LossMode = Literal["hypersphere", "attract_only", "center", "infonce"]
 

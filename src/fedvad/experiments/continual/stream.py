@@ -21,8 +21,6 @@ from fedvad.features.config import Engine
 from fedvad.features.names import BUNDLED, IMAGE_SIZE
 from fedvad.runs.arguments import AnyPath
 
-__all__ = ["Analysis", "Method", "Stream", "TaskSpec", "load_stream"]
-
 
 class TaskSpec(Closed):
     """One task: a set in MVTec's layout, at `path` below --data."""

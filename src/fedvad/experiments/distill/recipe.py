@@ -16,14 +16,6 @@ from fedvad.experiments.experiment import Named, read_experiment, with_defaults
 from fedvad.features.config import Engine
 from fedvad.runs.arguments import AnyPath
 
-__all__ = [
-    "ImageOptions",
-    "Recipe",
-    "StageOptions",
-    "StudentChoice",
-    "load_recipe",
-]
-
 _MASKED, _STAGE = ({field.name for field in fields(k)} for k in (MaskedConfig, StageConfig))
 
 

@@ -21,19 +21,6 @@ from fedvad.evaluation.change import Change, ChangeWatch, Normals
 from fedvad.report.week_sheet import minute
 from fedvad.serving.watch.log import read_log, shown
 
-__all__ = [
-    "CHANGED_FILE",
-    "WEEK",
-    "Settings",
-    "change_watch",
-    "drift_state",
-    "holds_watch",
-    "read_settings",
-    "replay",
-    "week_rows",
-    "write_normals",
-]
-
 _SETTINGS, _NORMALS = "watch.json", "normals.json"
 CHANGED_FILE = "changed.png"
 WEEK = 7  # days
