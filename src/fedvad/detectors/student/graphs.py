@@ -14,6 +14,17 @@ from fedvad.detectors.student.loss import Combine, combine_maps, level_maps
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
 
+__all__ = [
+    "MapNet",
+    "Normalise",
+    "RowNet",
+    "ScaledMaps",
+    "TargetNet",
+    "normalise_of",
+    "normaliser",
+    "smoothed",
+]
+
 
 class Normalise(nn.Module):
     """uint8 RGB images (b, S, S, 3) to float32 (b, 3, S, S): x * scale + shift per channel."""

@@ -10,6 +10,8 @@ from fedvad.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["Combine", "Reduction", "added", "combine_maps", "cosine_loss", "level_maps"]
+
 Combine = Literal["product", "sum"]
 Reduction = Literal["mean", "batch_sum"]
 # Large enough that a position where a ReLU left nothing but zeros, whose gradient is 1 / eps,

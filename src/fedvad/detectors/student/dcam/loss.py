@@ -11,6 +11,8 @@ from fedvad.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["channel_cosine", "imitation_loss", "spatial_kl"]
+
 # as in `loss`: a zero vector has a gradient of 1 / eps, which shall not drown all others
 _EPS = 1e-4
 # A teacher's channel that is flat in an image counts as one with this share of the deviation of

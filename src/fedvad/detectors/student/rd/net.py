@@ -15,6 +15,16 @@ from fedvad.detectors.student.branches import STFPMNet, check_layers, reinitiali
 from fedvad.errors import ConfigError
 from fedvad.features.modules import Taps
 
+__all__ = [
+    "Bottleneck",
+    "Decoder",
+    "ReverseNet",
+    "ReverseStudent",
+    "build_reverse",
+    "resized",
+    "tap_shapes",
+]
+
 Shape = tuple[int, int, int]
 _NARROWEST = 8
 _SQUEEZED_FROM = 4
