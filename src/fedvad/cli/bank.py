@@ -7,19 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli import bank_forget, bank_thresholds, flags
+from fedvad.cli import bank_thresholds, flags
 from fedvad.cli.common import limit_words, open_cache, print_json, showing
 from fedvad.cli.options import given_options, taking
 
 bank_app = typer.Typer(
     help="Federation by signed files, for sites that share no network.", no_args_is_help=True
 )
-for _command in (
-    bank_thresholds.scores,
-    bank_thresholds.thresholds,
-    bank_thresholds.apply,
-    bank_forget.forget,
-):
+for _command in (bank_thresholds.scores, bank_thresholds.thresholds, bank_thresholds.apply):
     bank_app.command()(_command)
 
 AllowWeightsOption = Annotated[
@@ -35,6 +30,31 @@ _AT_SITE = (
 )  # fmt: skip
 _AT_SERVER = ("method", "merge", "merge_weights", "memory_rows", "defence", "seed")
 _OF_FEATURES = ("backbone", "weights", "image_size", "seed")
+
+
+@bank_app.command()
+def forget(
+    site: Annotated[str, typer.Argument(help="Name of the site that leaves.")],
+    state: flags.State,
+    key: flags.Key,
+    out: Annotated[Path, typer.Option(help="Signed global memory to write.")],
+    receipt: Annotated[
+        Path | None, typer.Option(help="Signed statement to write of what left.")
+    ] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """At the server: take a site out of the memory, in a round without it."""
+    from fedvad.verbs.bank_forget import forget_site
+
+    result = forget_site(site, state, key, out, receipt=receipt)
+    if as_json:
+        print_json(result)
+        return
+    typer.echo(
+        f"{site} left: {result['rows_removed'][site]} rows; round {result['round']} holds "
+        f"{result['rows_now']['global']} rows of {', '.join(result['sites_left'])}   {out}"
+    )
+    typer.echo(f"bank merge refuses files of {site} from now on, unless --take-back {site}.")
 
 
 @bank_app.command()

@@ -9,7 +9,6 @@ import typer
 
 from fedvad.cli import flags
 from fedvad.cli.common import limit_words, open_cache, print_json, showing
-from fedvad.cli.numbers import NUMBER
 
 
 def calibrate(
@@ -23,7 +22,7 @@ def calibrate(
     target_fpr: Annotated[
         float | None,
         typer.Option(
-            click_type=NUMBER,
+            click_type=flags.NUMBER,
             help="Wanted false-alarm rate, above 0 and at most 0.5 [default: that of the training]",
         ),
     ] = None,

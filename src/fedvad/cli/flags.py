@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 import typer
 
-from fedvad.cli.numbers import NUMBER
+
+class _Number(click.types.FloatParamType):
+    """Numbers, with an answer for those who write percent."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            return float(super().convert(value, param, ctx))
+        except click.BadParameter:
+            share = str(value).strip().removesuffix("%")
+            if share == str(value).strip():
+                raise
+            try:
+                given = f"{float(share) / 100:g}"
+            except ValueError:
+                given = "0.01"
+            self.fail(f"{value!r} is no number: give a share, {given} for {value}", param, ctx)
+
+
+NUMBER = _Number()
 
 Cache = Annotated[
     Path | None,

@@ -16,7 +16,7 @@ import click
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from fedvad.cli.numbers import NUMBER
+from fedvad.cli.flags import NUMBER
 
 if TYPE_CHECKING:
     from fedvad.runs.option import Option

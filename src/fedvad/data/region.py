@@ -48,7 +48,7 @@ class Region:
             ImageDraw.Draw(picture).polygon(scaled, fill=1)
             return cls(np.asarray(picture))
         try:
-            mask = read_mask(Path(text), None, max_pixels=ANY_SIZE)
+            mask = read_mask(Path(text), max_pixels=ANY_SIZE)
         except ImageError as error:
             raise ConfigError(f"region: {error}") from error
         if not mask.any():

@@ -84,7 +84,7 @@ def drawn_mask(panel: Panel, width: int, height: int) -> NDArray[np.bool_] | Non
     if not panel.masks:
         return None
     try:
-        grey = Image.fromarray(read_masks(panel.masks, None).astype(np.uint8) * 255)
+        grey = Image.fromarray(read_masks(panel.masks).astype(np.uint8) * 255)
     except ImageError:
         return None
     # averaged, and any trace counts: by nearest neighbour a thin crack would fall apart

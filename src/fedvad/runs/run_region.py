@@ -25,7 +25,7 @@ def keep_region(folder: Path, config: TrainConfig) -> TrainConfig:
 
     from fedvad.report.overlay import marked_png
 
-    mask = Image.fromarray(read_mask(Path(config.region), None, max_pixels=ANY_SIZE))
+    mask = Image.fromarray(read_mask(Path(config.region), max_pixels=ANY_SIZE))
     write_atomically(Path(place), marked_png(mask, "region of interest"))
     return config.model_copy(update={"region": place})
 

@@ -91,7 +91,7 @@ def _divided(
     for image, mask in pairs.items():
         draft.masks.add(mask)
         try:
-            marked = read_mask(mask, None).any()
+            marked = read_mask(mask).any()
         except ImageError as error:
             draft.why[image] = "its mask, which is its label, cannot be read"
             draft.notes.append(str(error))
