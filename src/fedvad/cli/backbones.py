@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json
+from fedvad.cli.common import exit_with_json
 
 
 def backbones(
@@ -21,9 +21,7 @@ def backbones(
     from fedvad.features.listing import families, models
 
     found = families() if pattern is None else models(pattern)
-    if as_json:
-        print_json(found)
-        return
+    exit_with_json(as_json, found)
     if pattern is None:
         for row in found:
             row["name"] = f"{row['name']}: {', '.join(row['names'])}"

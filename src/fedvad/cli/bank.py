@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvad.cli import bank_thresholds, flags
-from fedvad.cli.common import limit_words, open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, limit_words, open_cache, showing
 from fedvad.cli.options import given_options, taking
 
 bank_app = typer.Typer(
@@ -47,9 +47,7 @@ def forget(
     from fedvad.verbs.bank_forget import forget_site
 
     result = forget_site(site, state, key, out, receipt=receipt)
-    if as_json:
-        print_json(result)
-        return
+    exit_with_json(as_json, result)
     typer.echo(
         f"{site} left: {result['rows_removed'][site]} rows; round {result['round']} holds "
         f"{result['rows_now']['global']} rows of {', '.join(result['sites_left'])}   {out}"
@@ -75,9 +73,7 @@ def keygen(
         "public": str(public),
         "fingerprint": key_fingerprint(key),
     }
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"private key  {private}  (stays here, keep it secret)")
     typer.echo(f"public key   {public}  (hand it over; compare the fingerprint by telephone)")
     typer.echo(f"fingerprint  {answer['fingerprint']}")
@@ -127,9 +123,7 @@ def export(
             options=given_options(context), cache=open_cache(cache, cache_size), progress=progress,
             allow_weights=allow_weights, answers=answers, with_defects=with_defects,
         )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     holds = (
         f"{answer['weights']:,} weights of a student, trained on"
         if answer["weights"]
@@ -182,9 +176,7 @@ def merge(
         config_file=config, options=given_options(context), allow_weights=allow_weights,
         take_back=take_back or (),
     )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(_merged(answer))
     typer.echo(f"{answer['path']}  ({answer['bytes']:,} bytes, signed by {answer['fingerprint']})")
 
@@ -239,9 +231,7 @@ def audit(
             file, data, resolved, outsiders=outsiders, others=others, out=out,
             cache=open_cache(cache), progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"{answer['rows']} rows of site {answer['site']}, round {answer['round']}")
     for sentence in answer["says"]:
         typer.echo(f"- {sentence}")
@@ -276,9 +266,7 @@ def import_(
             file, state, trust, out=out, data=data, weights=weights, cache=open_cache(cache),
             answers=answers, progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"round {answer['round']}: {_held(answer)}")
     if out is not None:
         limit = limit_words(answer["threshold"])

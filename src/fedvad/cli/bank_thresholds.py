@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import limit_words, print_json
+from fedvad.cli.common import exit_with_json, limit_words
 
 RunArgument = Annotated[Path, typer.Argument(help="Run folder of this site.")]
 
@@ -23,9 +23,7 @@ def scores(
     from fedvad.verbs.bank_thresholds import export_scores
 
     made = export_scores(run, key, out)
-    if as_json:
-        print_json(made)
-        return
+    exit_with_json(as_json, made)
     shown = ", ".join(f"{count} ({name})" for name, count in made["scores"].items())
     typer.echo(f"scores of site {made['site']}: {shown or 'none'}   {made['path']}")
 
@@ -43,9 +41,7 @@ def thresholds(
     made = merge_scores(files, trust, key, out)
     for path, reason in made["refused"].items():
         typer.echo(f"refused {path}: {reason}", err=True)
-    if as_json:
-        print_json(made)
-        return
+    exit_with_json(as_json, made)
     typer.echo(f"thresholds of {', '.join(made['sites'])}   {made['path']}")
 
 
@@ -59,8 +55,6 @@ def apply(
     from fedvad.verbs.bank_thresholds import apply_thresholds
 
     made = apply_thresholds(file, run, trust)
-    if as_json:
-        print_json(made)
-        return
+    exit_with_json(as_json, made)
     limit = limit_words(made["threshold"])
     typer.echo(f"threshold of {made['site']}: {limit}   Run folder: {run}")

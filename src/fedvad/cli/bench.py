@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import numbers, open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, numbers, open_cache, showing
 from fedvad.errors import ConfigError
 
 
@@ -58,9 +58,7 @@ def bench(
             methods=None if methods is None else [m.strip() for m in methods.split(";")],
             progress=progress,
         )
-    if as_json:
-        print_json(summary)
-        return
+    exit_with_json(as_json, summary)
     from rich.console import Console
 
     from fedvad.report.bench_tables import bench_rich
@@ -81,9 +79,7 @@ def _run_scripts(
 
     with showing() as progress:
         summary = run_scripts(collection, out, data=data, weights=weights, progress=progress)
-    if as_json:
-        print_json(summary)
-        return
+    exit_with_json(as_json, summary)
     for name in summary["tables"]:
         typer.echo((out / f"{name}.md").read_text(encoding="utf-8"))
     _echo_left_out(summary)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import open_cache, print_json
+from fedvad.cli.common import exit_with_json, open_cache
 
 cache_app = typer.Typer(help="The on-disk cache of descriptors.", no_args_is_help=True)
 
@@ -18,9 +18,7 @@ def info(
 ) -> None:
     """Where the cache is and what it holds."""
     found = open_cache(cache, cache_size).info()
-    if as_json:
-        print_json(asdict(found))
-        return
+    exit_with_json(as_json, asdict(found))
     typer.echo(f"{found.root}: {found.entries} entries, {found.bytes / 2**20:.1f} MiB")
     for name, (entries, size) in sorted(found.configurations.items()):
         typer.echo(f"  {name}: {entries} entries, {size / 2**20:.1f} MiB")

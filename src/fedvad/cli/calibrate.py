@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import limit_words, open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, limit_words, open_cache, showing
 
 
 def calibrate(
@@ -56,9 +56,7 @@ def calibrate(
             weights=weights, engine=cast(Any, engine), device=device, max_pixels=max_pixels,
             cache=open_cache(cache), progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     found = answer["thresholds"][answer["reference"]]
     before = limit_words(found["before"])
     change = f"threshold of {answer['site']}: {found['now']:.4g} (before: {before})"

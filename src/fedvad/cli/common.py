@@ -58,6 +58,13 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def exit_with_json(asked: bool, value: Any) -> None:
+    """Where JSON is asked for, print that and end the command."""
+    if asked:
+        print_json(value)
+        raise typer.Exit
+
+
 @contextmanager
 def showing() -> Iterator[Progress]:
     """Progress on standard error: bars with the time left on a terminal, else a line per stage.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, open_cache, showing
 
 
 def connectivity(
@@ -44,9 +44,7 @@ def connectivity(
             progress=progress,
         )
     found = [curve.to_dict() for curve in curves]
-    if as_json:
-        print_json(found)
-        return
+    exit_with_json(as_json, found)
     from rich.console import Console
 
     Console().print(rich_table("Connectivity", connectivity_rows(found)))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import by_backbone, numbers, open_cache, print_json, showing
+from fedvad.cli.common import by_backbone, exit_with_json, numbers, open_cache, showing
 
 
 def continual(
@@ -47,9 +47,7 @@ def continual(
             methods=None if methods is None else [m.strip() for m in methods.split(";")],
             progress=progress,
         )
-    if as_json:
-        print_json(summary)
-        return
+    exit_with_json(as_json, summary)
     from rich.console import Console
 
     from fedvad.report.continual_tables import brief_rows

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json, showing
+from fedvad.cli.common import exit_with_json, showing
 from fedvad.cli.results import show_results
 
 
@@ -22,7 +22,5 @@ def demo(
 
     with showing() as progress:
         results = run_demo(out, seed=seed, progress=progress)
-    if as_json:
-        print_json(results.to_dict())
-    else:
-        show_results(results, out)
+    exit_with_json(as_json, results.to_dict())
+    show_results(results, out)

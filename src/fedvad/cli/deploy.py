@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json, showing
+from fedvad.cli.common import exit_with_json, showing
 
 deploy_app = typer.Typer(
     help="Certificates, keys and settings of a federation of real machines.",
@@ -47,9 +47,7 @@ def init(
 
     names = [name.strip() for name in server.split(",") if name.strip()]
     answer = make(folder, names, site or [], port=port)
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"sites      {', '.join(answer['sites'])}")
     typer.echo(f"server     {answer['server']}  (stays on the server's machine)")
     typer.echo(f"each site  {folder / 'sites' / 'NAME'}  (goes to that site only)")
@@ -70,9 +68,7 @@ def forget(
     from fedvad.deploy.settings import read_server
 
     result = forget_site(read_server(folder), name, site, key, receipt)
-    if as_json:
-        print_json(result)
-        return
+    exit_with_json(as_json, result)
     typer.echo(f"{site} left run {name}   receipt: {result['receipt']}")
     typer.echo(
         f"The others get the memory without it from: fedvad launch {folder} --name {name} --out "
@@ -160,9 +156,7 @@ def status(
     from fedvad.deploy.status import overview
 
     answer = overview(read_running(folder))
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"server: {answer['server']}")
     if answer["connected"] is not None:
         missing = sorted(set(answer["sites"]) - set(answer["connected"]))
@@ -197,9 +191,7 @@ def launch(
 
     with showing() as progress:
         answer = start(read_running(folder), name, out, more=more, progress=progress, note=_say)
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     for missing in answer["missing"]:
         typer.echo(
             f"{missing} did not get the final memory: launch again when it is there", err=True

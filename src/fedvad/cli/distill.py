@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import by_backbone, print_json, showing
+from fedvad.cli.common import by_backbone, exit_with_json, showing
 
 
 def distill(
@@ -43,9 +43,7 @@ def distill(
             resume=resume,
             progress=progress,
         )
-    if as_json:
-        print_json(summary)
-        return
+    exit_with_json(as_json, summary)
     _show(summary, out)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.results import show_results
 
 
@@ -59,7 +59,5 @@ def evaluate(
             defect=defect or (),
             progress=progress,
         )
-    if as_json:
-        print_json(results.to_dict())
-    else:
-        show_results(results, out)
+    exit_with_json(as_json, results.to_dict())
+    show_results(results, out)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json, showing
+from fedvad.cli.common import exit_with_json, showing
 
 
 def export(
@@ -62,9 +62,7 @@ def export(
             verify=verify,
             progress=progress,
         )
-    if as_json:
-        print_json(written)
-        return
+    exit_with_json(as_json, written)
     folder = Path(written["folder"])
     size = sum(file["bytes"] for file in written["files"].values())
     found = written["threshold"]

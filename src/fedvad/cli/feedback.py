@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import limit_words, numbers, open_cache, print_json
+from fedvad.cli.common import exit_with_json, limit_words, numbers, open_cache, print_json
 
 
 def feedback(
@@ -63,9 +63,7 @@ def feedback(
         raise typer.BadParameter("--with-defects goes with --share")
     if share:
         found = verb.share_feedback(run, with_defects=with_defects)
-        if as_json:
-            print_json(found)
-            return
+        exit_with_json(as_json, found)
         for kind in ("rows", "defects"):
             if found[kind]:
                 word = "normal" if kind == "rows" else "defective"
@@ -76,9 +74,7 @@ def feedback(
         return
     if show:
         listed = verb.list_feedback(run)
-        if as_json:
-            print_json(listed)
-            return
+        exit_with_json(as_json, listed)
         for row in listed or [{}]:
             typer.echo(_line(row) if row else "no answers")
         return
@@ -97,9 +93,7 @@ def feedback(
         run, image, verdict, site=site, region=cast(Any, box and tuple(box)), weights=weights,
         engine=cast(Any, engine), device=device, cache=open_cache(cache),
     )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(_line(answer))
     limit = limit_words(answer["threshold"])
     typer.echo(f"score {answer['score']:.4g} to {answer['score_now']:.4g}, threshold {limit}")

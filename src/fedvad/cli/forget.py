@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import limit_words, open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, limit_words, open_cache, showing
 
 
 def forget(
@@ -65,9 +65,7 @@ def forget(
             no_receipt=no_receipt, weights=weights, engine=cast(Any, engine),
             device=device, cache=open_cache(cache), progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(done)
-        return
+    exit_with_json(as_json, done)
     what = f"image {done['image']} of {done['site']}" if done["image"] else done["site"]
     rows = ", ".join(f"{count} of {name}" for name, count in done["rows_removed"].items())
     typer.echo(f"{what} left {run}: rows removed: {rows}; sites left: {len(done['sites_left'])}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json, showing
+from fedvad.cli.common import exit_with_json, showing
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.features.names import IMAGE_SIZE
 
@@ -57,9 +57,7 @@ def gallery(
             defect=defect or (),
             progress=progress,
         )
-    if as_json:
-        print_json(drawn)
-        return
+    exit_with_json(as_json, drawn)
     replaced = sum(defect["kind"] != defect["drawn"] for defect in drawn["defects"])
     shown = f"{len(drawn['defects'])} defects" + (
         f", {replaced} of them spots, since nothing of their kind would be seen" if replaced else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.options import given_options
 
 if TYPE_CHECKING:
@@ -55,10 +55,8 @@ def group(
                 data, out, resolved, tolerance=tolerance, cache=opened, resume=resume,
                 progress=progress,
             )  # fmt: skip
-    if as_json:
-        runs = {name: result.to_dict() for name, result in results.items()}
-        print_json(found.to_json() | ({"runs": runs} if runs else {}))
-        return
+    runs = {name: result.to_dict() for name, result in results.items()}
+    exit_with_json(as_json, found.to_json() | ({"runs": runs} if runs else {}))
     for number, names in enumerate(found.groups, 1):
         typer.echo(f"group{number}: {', '.join(names)}")
     typer.echo(f"Each site sends {found.bytes_per_site:,} bytes: moments, no image.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.options import given_options
 
 
@@ -52,9 +52,7 @@ def plan(
             places, out, budget=budget, suspects=suspects, cache=open_cache(cache, cache_size),
             progress=progress, **given_options(context),
         )  # fmt: skip
-    if as_json:
-        print_json(made.to_json())
-        return
+    exit_with_json(as_json, made.to_json())
     typer.echo(made.to_toml(), nl=False)
     if out is not None:
         typer.echo(f"\nWritten to {out}: fedvad train DATA --plan {out} --out run", err=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json
+from fedvad.cli.common import exit_with_json
 
 
 def report(
@@ -34,9 +34,7 @@ def report(
     from fedvad.verbs.report import write_report
 
     written = write_report(run, out=out, pictures=pictures, pdf=pdf)
-    if as_json:
-        print_json(written)
-        return
+    exit_with_json(as_json, written)
     if pdf:
         typer.echo(f"{written['path']} ({size(written['bytes'])})")
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json, showing
+from fedvad.cli.common import exit_with_json, showing
 
 
 def signals(
@@ -39,9 +39,7 @@ def signals(
         found = train_signals(
             data, out, rounds=rounds, steps=steps, seed=seed, quantile=quantile, progress=progress
         )
-    if as_json:
-        print_json([result.to_dict() for result in found])
-        return
+    exit_with_json(as_json, [result.to_dict() for result in found])
     from rich.console import Console
 
     from fedvad.report.tables import UNKNOWN, rich_table

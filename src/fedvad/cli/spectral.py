@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import numbers, print_json, showing
+from fedvad.cli.common import exit_with_json, numbers, showing
 
 
 def spectral(
@@ -143,13 +143,11 @@ def spectral(
         named = classify_scene(
             scenes[0], classes, out=out, components=components, epochs=epochs, seed=seed
         )[1]
-        if as_json:
-            print_json(named)
-        else:
-            typer.echo(
-                f"{named['name']}: accuracy {named['accuracy']:.4f}, mean of classes "
-                f"{named['mean_accuracy']:.4f}, kappa {named['kappa']:.4f}"
-            )
+        exit_with_json(as_json, named)
+        typer.echo(
+            f"{named['name']}: accuracy {named['accuracy']:.4f}, mean of classes "
+            f"{named['mean_accuracy']:.4f}, kappa {named['kappa']:.4f}"
+        )
         return
     from fedvad.verbs.spectral import score_scenes, spectral_rows
 
@@ -178,9 +176,7 @@ def spectral(
             seed=seed,
             progress=progress,
         )
-    if as_json:
-        print_json({"method": method, "scenes": [one.to_dict() for one in found]})
-        return
+    exit_with_json(as_json, {"method": method, "scenes": [one.to_dict() for one in found]})
     if save_moments is not None:
         typer.echo(f"moments of the scenes' pixels: {save_moments}")
     if save_backbone is not None:

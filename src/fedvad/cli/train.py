@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.options import given_options
 from fedvad.cli.results import show_results
 
@@ -54,9 +54,7 @@ def train(
             progress=progress,
         )  # fmt: skip
     tracked = None if tracker is None else run_track(out, tracker)
-    if as_json:
-        print_json(results.to_dict())
-        return
+    exit_with_json(as_json, results.to_dict())
     show_results(results, out)
     if tracked is not None:
         typer.echo(f"Tracked by {tracker}: {tracked}")

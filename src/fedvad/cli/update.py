@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import limit_words, open_cache, print_json, showing
+from fedvad.cli.common import exit_with_json, limit_words, open_cache, print_json, showing
 
 
 def update(
@@ -56,9 +56,7 @@ def update(
             run, data, site=site, dry_run=dry_run, weights=weights, engine=cast(Any, engine),
             device=device, cache=open_cache(cache), progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(done)
-        return
+    exit_with_json(as_json, done)
     for name, found in done["sites"].items():
         limit = " to ".join(map(limit_words, found["threshold"].values()))
         typer.echo(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json
+from fedvad.cli.common import exit_with_json
 
 
 def week(
@@ -27,9 +27,7 @@ def week(
     from fedvad.serving.watch.week import week as run_week
 
     written = run_week(folder, out, until=None if until is None else until.date())
-    if as_json:
-        print_json(written)
-        return
+    exit_with_json(as_json, written)
     typer.echo(
         f"{written['path']}: {written['images']} images, {written['stopped']} stopped, "
         f"{written['unreadable']} unreadable, {written['first']} to {written['last']}"

@@ -97,8 +97,13 @@ def write(
     *,
     bold: bool = False,
     colour: str = INK,
+    room: float | None = None,
 ) -> float:
-    """Write one line, `at` its left end on the baseline; returns its width in pixels."""
+    """Write one line, `at` its left end on the baseline; returns its width in pixels.
+
+    room: greatest width, to which the text is shortened.
+    """
+    text = text if room is None else fit(text, room, fonts, size, bold=bold)
     font = fonts.get(text, size, bold=bold)
     draw.text(at, text, font=font, fill=colour, anchor="ls")
     return float(font.getlength(text))

@@ -190,6 +190,15 @@ def plot_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def fitted(image: Pixels, longest: float) -> Pixels:
+    """The image with `longest` pixels along its longer side."""
+    from PIL import Image
+
+    scale = longest / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
 def in_a_row(pictures: Sequence[Image.Image], width: int, left: int, step: int) -> Image.Image:
     """A white strip of a sheet, `width` pixels wide: pictures from `left` on, each `step` on."""
     from PIL import Image
