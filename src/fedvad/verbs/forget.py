@@ -127,7 +127,7 @@ def forget(
                 "give --data, or find each site's again with fedvad calibrate"
             )
         before = sha256_of((run_folder / DETECTOR_FILE).read_bytes())
-        statement = {
+        statement: dict[str, Any] = {
             "date": now(),
             "file": DETECTOR_FILE,
             "site": name,
