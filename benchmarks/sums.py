@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+from leaks_sums import sums_statistics
 
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.scoring import mean_of_highest, smooth
@@ -29,7 +30,6 @@ from fedvad.detectors.sums.gaussian import Gaussian, SumsScorer
 from fedvad.detectors.sums.site import SumsConfig, SumsSite
 from fedvad.detectors.sums.statistics import Array, Space, clipped
 from fedvad.evaluation.leaks import View, membership
-from fedvad.evaluation.leaks_sums import sums_statistics
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor

@@ -9,8 +9,6 @@ import numpy.typing as npt
 
 from fedvad.errors import DataError
 
-__all__ = ["HalfArray", "as_float32", "cast", "to_float", "to_half"]
-
 HalfArray = npt.NDArray[np.float16]
 _OVERFLOW = 65520.0  # the least number that rounds to infinity
 

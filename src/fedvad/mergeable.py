@@ -11,8 +11,6 @@ from functools import reduce
 from operator import add
 from typing import Protocol, Self, TypeVar
 
-__all__ = ["Mergeable", "merge_by_name", "merge_states"]
-
 
 class Mergeable(Protocol):
     """A state whose `+` is associative and commutative: of two parts, that of both together.

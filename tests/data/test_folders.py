@@ -303,7 +303,7 @@ def test_real_mtd() -> None:
     assert read_rgb(sites[0].train[0].path).shape == (256, 256, 3)
     mask = sites[0].test[-1].mask
     assert mask is not None
-    assert read_mask(mask, 256).any()
+    assert read_mask(mask).any()
 
 
 @pytest.mark.real

@@ -55,7 +55,7 @@ def test_each_image_of_a_file_is_read_by_its_number(tmp_path: Path, name, option
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.webp", "a.png", "a.avif"])
 def test_a_file_of_several_is_never_read_as_its_first(tmp_path: Path, name) -> None:
     file = several(tmp_path / name)
-    for read in (lambda: read_rgb(file), lambda: read_mask(file, None)):
+    for read in (lambda: read_rgb(file), lambda: read_mask(file)):
         with pytest.raises(ImageError, match=r"holds 3 images .* split the file"):
             read()
     with pytest.raises(ImageError, match="no image 4"):
@@ -218,7 +218,7 @@ def test_a_large_image_is_read_where_the_limit_is_raised(tmp_path: Path, cache_r
 
 def test_a_mask_of_several_pages_is_read_by_number(tmp_path: Path) -> None:
     file = several(tmp_path / "m.tif", [(0, 0, 0), (9, 0, 0)])
-    assert [bool(read_mask(p, None).any()) for p in frames_of(file)] == [False, True]
+    assert [bool(read_mask(p).any()) for p in frames_of(file)] == [False, True]
 
 
 def test_bytes_of_a_stack_are_refused_too() -> None:

@@ -22,6 +22,7 @@ from fedvad.data.images import (
     read_rgb,
     resize_rgb,
 )
+from fedvad.data.masks import nearest
 from fedvad.errors import ConfigError, DataError, ImageError
 
 RNG = np.random.default_rng(0)
@@ -419,24 +420,22 @@ def test_mask_counts_every_value_but_zero(tmp_path: Path) -> None:
         "palette.png": Image.fromarray(mask * 255).convert("P"),
         "alpha.png": np.dstack([mask * 255] * 3 + [mask * 255]),
     }.items():
-        found = read_mask(save(tmp_path / name, stored), None)
+        found = read_mask(save(tmp_path / name, stored))
         assert found.dtype == bool
         assert (found == mask.astype(bool)).all(), name
     lossy = save(tmp_path / "rings.jpg", mask * 255, quality=50)
-    assert np.mean(read_mask(lossy, None) != mask) < 0.02
+    assert np.mean(read_mask(lossy) != mask) < 0.02
 
 
 def test_mask_is_resized_by_nearest_neighbour(tmp_path: Path) -> None:
     mask = RNG.random((37, 53)) > 0.5
     path = save(tmp_path / "m.png", mask)
     for size in (1, 16, 64):
-        nearest = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
-        assert (read_mask(path, size) == np.asarray(nearest)).all()
+        wanted = Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST)
+        assert (nearest(read_mask(path), (size, size)) == np.asarray(wanted)).all()
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n123")
     with pytest.raises(ImageError, match="bad"):
-        read_mask(tmp_path / "bad.png", 16)
-    with pytest.raises(ConfigError):
-        read_mask(path, 0)
+        read_mask(tmp_path / "bad.png")
 
 
 def test_suffixes_are_lower_case() -> None:

@@ -270,9 +270,9 @@ def test_a_bomb_is_not_unpacked() -> None:
 def test_masks_are_label_maps_in_either_format(tmp_path: Path) -> None:
     labels = np.array([[0, 1], [2, 0]], np.uint8)
     (tmp_path / "m.dcm").write_bytes(dicom(labels, PhotometricInterpretation="MONOCHROME1"))
-    assert read_mask(tmp_path / "m.dcm", None).tolist() == (labels > 0).tolist()
+    assert read_mask(tmp_path / "m.dcm").tolist() == (labels > 0).tolist()
     (tmp_path / "m.nii").write_bytes(nifti(labels.T[:, ::-1, None].copy()))
-    assert read_mask(tmp_path / "m.nii", None).tolist() == (labels > 0).tolist()
+    assert read_mask(tmp_path / "m.nii").tolist() == (labels > 0).tolist()
 
 
 @pytest.mark.parametrize("data", [dicom(RAMP), nifti(VOLUME)])

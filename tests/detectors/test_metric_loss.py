@@ -162,15 +162,12 @@ def test_guard_undoes_a_collapse_and_gives_back_the_incoming_generator():
     mean = patches.mean(0, keepdims=True)
     config = MetricLossConfig(loss="center", identity=0.0, epochs=40, learning_rate=0.03)
     incoming = Generator(np.full((12, 12), 1e-3, np.float32), np.zeros(12, np.float32))
-    seen: list[tuple[int, float, float]] = []
-    found, log = train_generator(
-        incoming, patches, mean, config, seed=0, on_epoch=lambda *state: seen.append(state)
-    )
+    found, log = train_generator(incoming, patches, mean, config, seed=0)
     assert log.collapsed
     assert found is incoming
     assert (incoming.weight == np.float32(1e-3)).all()
     assert log.spread[-1] < config.min_spread <= min(log.spread[:-1])
-    assert [(i, log.loss[i], log.spread[i]) for i in range(len(log.loss))] == seen
+    assert len(log.loss) == len(log.spread)
 
 
 def test_guard_catches_a_last_step_that_blows_up():

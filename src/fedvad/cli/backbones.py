@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json
-
-__all__ = ["backbones"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json
 
 
 def backbones(
@@ -16,15 +15,13 @@ def backbones(
         str | None,
         typer.Argument(help="List the models whose name holds this instead of the families."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """List backbones: default layers, their strides, descriptor size, image sizes, weights."""
     from fedvad.features.listing import families, models
 
     found = families() if pattern is None else models(pattern)
-    if as_json:
-        print_json(found)
-        return
+    exit_with_json(as_json, found)
     if pattern is None:
         for row in found:
             row["name"] = f"{row['name']}: {', '.join(row['names'])}"

@@ -7,42 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli import bank_forget, bank_thresholds
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    WeightsOption,
-    limit_words,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import bank_thresholds, flags
+from fedvad.cli.common import exit_with_json, limit_words, open_cache, showing
 from fedvad.cli.options import given_options, taking
-from fedvad.cli.train import ConfigOption
-
-__all__ = ["bank_app"]
 
 bank_app = typer.Typer(
     help="Federation by signed files, for sites that share no network.", no_args_is_help=True
 )
-for _command in (
-    bank_thresholds.scores,
-    bank_thresholds.thresholds,
-    bank_thresholds.apply,
-    bank_forget.forget,
-):
+for _command in (bank_thresholds.scores, bank_thresholds.thresholds, bank_thresholds.apply):
     bank_app.command()(_command)
 
-KeyOption = Annotated[Path, typer.Option(help="Own private key (.key).")]
-StateOption = Annotated[
-    Path, typer.Option(help="Folder that keeps what must last between the steps.")
-]
 AllowWeightsOption = Annotated[
     bool,
     typer.Option(
-        "--allow-weights",
-        help="Weights of a student may travel, as paste and stfpm need it.",
+        "--allow-weights", help="Weights of a student may travel, as paste and stfpm need it."
     ),
 ]
 # of train, at a site and at the server
@@ -55,12 +33,35 @@ _OF_FEATURES = ("backbone", "weights", "image_size", "seed")
 
 
 @bank_app.command()
+def forget(
+    site: Annotated[str, typer.Argument(help="Name of the site that leaves.")],
+    state: flags.State,
+    key: flags.Key,
+    out: Annotated[Path, typer.Option(help="Signed global memory to write.")],
+    receipt: Annotated[
+        Path | None, typer.Option(help="Signed statement to write of what left.")
+    ] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """At the server: take a site out of the memory, in a round without it."""
+    from fedvad.verbs.bank_forget import forget_site
+
+    result = forget_site(site, state, key, out, receipt=receipt)
+    exit_with_json(as_json, result)
+    typer.echo(
+        f"{site} left: {result['rows_removed'][site]} rows; round {result['round']} holds "
+        f"{result['rows_now']['global']} rows of {', '.join(result['sites_left'])}   {out}"
+    )
+    typer.echo(f"bank merge refuses files of {site} from now on, unless --take-back {site}.")
+
+
+@bank_app.command()
 def keygen(
     out: Annotated[Path, typer.Option(help="Folder for the two key files.")],
     name: Annotated[
         str, typer.Option(help="Name of the site, or of the server, and of the files.")
     ] = "site",
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Make an Ed25519 key pair: NAME.key stays here, NAME.pub goes to those who must trust it."""
     from fedvad.federation.signed import generate_keys, key_fingerprint
@@ -72,9 +73,7 @@ def keygen(
         "public": str(public),
         "fingerprint": key_fingerprint(key),
     }
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"private key  {private}  (stays here, keep it secret)")
     typer.echo(f"public key   {public}  (hand it over; compare the fingerprint by telephone)")
     typer.echo(f"fingerprint  {answer['fingerprint']}")
@@ -84,37 +83,32 @@ def keygen(
 def export(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Folder of this site's images.")],
-    state: StateOption,
-    key: KeyOption,
+    state: flags.State,
+    key: flags.Key,
     out: Annotated[Path, typer.Option(help="Signed file to write.")],
     site: Annotated[
-        str | None,
-        typer.Option(help="Name of this site [default: the folder's]", show_default=False),
+        str | None, typer.Option(help="Name of this site [default: the folder's]")
     ] = None,
     site_index: Annotated[
         int | None,
         typer.Option(
             help="Position, from 0, of this site in the sorted list of all site names; sets its "
-            "random seed, needed at the first export.",
-            show_default=False,
+            "random seed, needed at the first export."
         ),
     ] = None,
     answers: Annotated[
         Path | None,
-        typer.Option(
-            help="Run folder of this site, whose answered false alarms go to all sites.",
-            show_default=False,
-        ),
+        typer.Option(help="Run folder of this site, whose answered false alarms go to all sites."),
     ] = None,
     with_defects: Annotated[
         bool,
         typer.Option("--with-defects", help="Confirmed defects of --answers go to all sites, too."),
     ] = False,
-    config: ConfigOption = None,
+    config: flags.Config = None,
     allow_weights: AllowWeightsOption = False,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """A site's round: read its images, update its memory, write what it sends as a signed file.
 
@@ -129,9 +123,7 @@ def export(
             options=given_options(context), cache=open_cache(cache, cache_size), progress=progress,
             allow_weights=allow_weights, answers=answers, with_defects=with_defects,
         )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     holds = (
         f"{answer['weights']:,} weights of a student, trained on"
         if answer["weights"]
@@ -149,32 +141,29 @@ def export(
 @bank_app.command(cls=taking(*_AT_SERVER))
 def merge(
     context: typer.Context,
-    state: StateOption,
-    key: KeyOption,
+    state: flags.State,
+    key: flags.Key,
     out: Annotated[Path, typer.Option(help="Signed global memory to write.")],
     files: Annotated[
         list[Path] | None,
         typer.Argument(help="Signed files of sites; none: write the last result again."),
     ] = None,
     trust: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the sites' public keys, SITE.pub.", show_default=False),
+        Path | None, typer.Option(help="Folder of the sites' public keys, SITE.pub.")
     ] = None,
     quorum: Annotated[int, typer.Option(min=1, help="Sites whose file must pass.")] = 1,
     features: Annotated[
         str | None,
         typer.Option(
-            help="Key of the feature configuration [default: that of most files at first]",
-            show_default=False,
+            help="Key of the feature configuration [default: that of most files at first]"
         ),
     ] = None,
-    config: ConfigOption = None,
+    config: flags.Config = None,
     allow_weights: AllowWeightsOption = False,
     take_back: Annotated[
-        list[str] | None,
-        typer.Option(help="Site that bank forget took out and that returns.", show_default=False),
+        list[str] | None, typer.Option(help="Site that bank forget took out and that returns.")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """The server's round: check the sites' files, merge them, write the signed global memory.
 
@@ -187,9 +176,7 @@ def merge(
         config_file=config, options=given_options(context), allow_weights=allow_weights,
         take_back=take_back or (),
     )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(_merged(answer))
     typer.echo(f"{answer['path']}  ({answer['bytes']:,} bytes, signed by {answer['fingerprint']})")
 
@@ -222,22 +209,17 @@ def audit(
     data: Annotated[Path, typer.Option(help="Folder of that site's images.")],
     outsiders: Annotated[
         Path | None,
-        typer.Option(
-            help="Normal images that had no part [default: test/good of the site]",
-            show_default=False,
-        ),
+        typer.Option(help="Normal images that had no part [default: test/good of the site]"),
     ] = None,
     others: Annotated[
-        Path | None,
-        typer.Option(help="Another site's message: a stronger attack.", show_default=False),
+        Path | None, typer.Option(help="Another site's message: a stronger attack.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Picture (PNG) of patches and what a decoder made of them."),
+        Path | None, typer.Option(help="Picture (PNG) of patches and what a decoder made of them.")
     ] = None,
-    config: ConfigOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    config: flags.Config = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Measure what a message tells about the images behind it: membership, retrieval, inversion."""
     from fedvad.runs.config import resolve_config
@@ -249,9 +231,7 @@ def audit(
             file, data, resolved, outsiders=outsiders, others=others, out=out,
             cache=open_cache(cache), progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"{answer['rows']} rows of site {answer['site']}, round {answer['round']}")
     for sentence in answer["says"]:
         typer.echo(f"- {sentence}")
@@ -262,26 +242,21 @@ def audit(
 @bank_app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="Signed global memory.", metavar="GLOBAL")],
-    state: StateOption,
+    state: flags.State,
     trust: Annotated[Path, typer.Option(help="The server's public key.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Run folder for evaluate, predict, inspect.", show_default=False),
+        Path | None, typer.Option(help="Run folder for evaluate, predict, inspect.")
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Where the images are now, if they moved.", show_default=False),
+        Path | None, typer.Option(help="Where the images are now, if they moved.")
     ] = None,
     answers: Annotated[
         Path | None,
-        typer.Option(
-            help="Run folder before, whose answers to alarms count in --out, too.",
-            show_default=False,
-        ),
+        typer.Option(help="Run folder before, whose answers to alarms count in --out, too."),
     ] = None,
-    weights: WeightsOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Take the global memory; with --out make a run folder, thresholds from own normals."""
     from fedvad.verbs.bank_import import import_global
@@ -291,9 +266,7 @@ def import_(
             file, state, trust, out=out, data=data, weights=weights, cache=open_cache(cache),
             answers=answers, progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"round {answer['round']}: {_held(answer)}")
     if out is not None:
         limit = limit_words(answer["threshold"])

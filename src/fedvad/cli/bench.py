@@ -7,19 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    WeightsOption,
-    numbers,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, numbers, open_cache, showing
 from fedvad.errors import ConfigError
-
-__all__ = ["bench"]
 
 
 def bench(
@@ -36,20 +26,13 @@ def bench(
             help="Folder of results, tables and plots; an interrupted bench continues there."
         ),
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that holds the sets.", show_default=False)
-    ] = None,
-    weights: WeightsOption = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Only these, for example 0,1.", show_default=False)
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(help="Only these, separated by semicolons.", show_default=False),
-    ] = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    data: flags.Sets = None,
+    weights: flags.Weights = None,
+    seeds: flags.Seeds = None,
+    methods: flags.Methods = None,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """Compare methods over sets and seeds under one protocol; what is finished is kept."""
     from fedvad.experiments.bench.scripts import COLLECTIONS
@@ -75,9 +58,7 @@ def bench(
             methods=None if methods is None else [m.strip() for m in methods.split(";")],
             progress=progress,
         )
-    if as_json:
-        print_json(summary)
-        return
+    exit_with_json(as_json, summary)
     from rich.console import Console
 
     from fedvad.report.bench_tables import bench_rich
@@ -98,9 +79,7 @@ def _run_scripts(
 
     with showing() as progress:
         summary = run_scripts(collection, out, data=data, weights=weights, progress=progress)
-    if as_json:
-        print_json(summary)
-        return
+    exit_with_json(as_json, summary)
     for name in summary["tables"]:
         typer.echo((out / f"{name}.md").read_text(encoding="utf-8"))
     _echo_left_out(summary)

@@ -7,47 +7,28 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    MaxPixelsOption,
-    RunArgument,
-    WeightsOption,
-    limit_words,
-    open_cache,
-    print_json,
-    showing,
-)
-from fedvad.cli.numbers import NUMBER
-
-__all__ = ["calibrate"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, limit_words, open_cache, showing
 
 
 def calibrate(
-    run: RunArgument,
+    run: flags.Run,
     normals: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Images of good parts of the site, no defect among them: files or folders.",
-            show_default=False,
+            help="Images of good parts of the site, no defect among them: files or folders."
         ),
     ] = None,
     target_fpr: Annotated[
         float | None,
         typer.Option(
-            click_type=NUMBER,
+            click_type=flags.NUMBER,
             help="Wanted false-alarm rate, above 0 and at most 0.5 [default: that of the training]",
-            show_default=False,
         ),
     ] = None,
     site: Annotated[
         str | None,
-        typer.Option(
-            help="Site whose images these are; may be omitted if the run has only one.",
-            show_default=False,
-        ),
+        typer.Option(help="Site whose images these are; may be omitted if the run has only one."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Keep a threshold far above the present one, too.")
@@ -56,12 +37,12 @@ def calibrate(
         bool,
         typer.Option("--undo", help="Put the site's thresholds before the last calibration back."),
     ] = False,
-    weights: WeightsOption = None,
-    max_pixels: MaxPixelsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    max_pixels: flags.MaxPixels = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Find a site's thresholds again from normal images, without training.
 
@@ -75,9 +56,7 @@ def calibrate(
             weights=weights, engine=cast(Any, engine), device=device, max_pixels=max_pixels,
             cache=open_cache(cache), progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     found = answer["thresholds"][answer["reference"]]
     before = limit_words(found["before"])
     change = f"threshold of {answer['site']}: {found['now']:.4g} (before: {before})"

@@ -1,4 +1,4 @@
-"""What all verbs share: options, progress on a terminal, JSON on standard output."""
+"""What all verbs share: progress on a terminal, JSON on standard output."""
 
 from __future__ import annotations
 
@@ -7,147 +7,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import typer
-
-from fedvad.cli.numbers import NUMBER
 
 if TYPE_CHECKING:
     from fedvad.features.cache import DescriptorCache
     from fedvad.runs.progress import Progress
 
-__all__ = [
-    "QUIET",
-    "CacheOption",
-    "CacheSizeOption",
-    "DefectOption",
-    "DeviceOption",
-    "EngineOption",
-    "GoodOption",
-    "JsonOption",
-    "MaxPixelsOption",
-    "ReferenceOption",
-    "RunArgument",
-    "SiteOption",
-    "TargetFprOption",
-    "ThresholdOption",
-    "WeightsOption",
-    "by_backbone",
-    "limit_words",
-    "numbers",
-    "open_cache",
-    "print_json",
-    "showing",
-]
-
 QUIET = "quiet"  # what the root command leaves for the verbs
-
-CacheOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache",
-        help="Folder of the descriptor cache [default: FEDVAD_CACHE, else the user's cache folder]",
-        show_default=False,
-    ),
-]
-CacheSizeOption = Annotated[
-    str, typer.Option("--cache-size", help="Greatest size of the cache, in bytes, for example 20G.")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")
-]
-GoodOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--good",
-        metavar="NAME",
-        help="Folder name that means normal images, besides good. May be repeated.",
-        show_default=False,
-    ),
-]
-DefectOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--defect",
-        metavar="NAME",
-        help="Folder name that means defects although it sounds normal. May be repeated.",
-        show_default=False,
-    ),
-]
-RunArgument = Annotated[Path, typer.Argument(help="Run folder that train wrote.")]
-SiteOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Site of the run whose own parts and threshold are used.", show_default=False
-    ),
-]
-ReferenceOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Memory that scores: of all sites (global), the site's own (local) or both (union) "
-        "[default: the run's]",
-        show_default=False,
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--weights",
-        help="File with the weights of the backbone, in safetensors format. fedvad-tiny and "
-        "filterbank need none.",
-        show_default=False,
-    ),
-]
-
-
-MaxPixelsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels",
-        min=1,
-        help="Greatest number of pixels of an image; a larger one counts as unreadable [default: "
-        "100000000, or that of the run]",
-        show_default=False,
-    ),
-]
-ThresholdOption = Annotated[
-    float | None,
-    typer.Option(
-        "--threshold",
-        click_type=NUMBER,
-        help="Decide by this score instead of the run's threshold.",
-        show_default=False,
-    ),
-]
-TargetFprOption = Annotated[
-    float | None,
-    typer.Option(
-        "--target-fpr",
-        click_type=NUMBER,
-        help="Decide by the threshold for this false-alarm rate, above 0 and at most 0.5; it is "
-        "found from the scores that the run keeps.",
-        show_default=False,
-    ),
-]
-EngineOption = Annotated[
-    str | None,
-    typer.Option(
-        "--engine",
-        help="Library that runs the backbone: openvino or torch [default: the run's]",
-        show_default=False,
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        help="Device that runs the backbone: cpu, or cuda or mps with --engine torch [default: the "
-        "run's, or cpu where that is not available]",
-        show_default=False,
-    ),
-]
 
 
 def open_cache(root: Path | None, size: str = "20G") -> DescriptorCache:
@@ -183,10 +52,17 @@ def limit_words(limit: float | None) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document; NaN and infinity become null."""
-    from fedvad.runs.run_folder import finite
+    from fedvad.data.sealed import finite
 
     sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def exit_with_json(asked: bool, value: Any) -> None:
+    """Where JSON is asked for, print that and end the command."""
+    if asked:
+        print_json(value)
+        raise typer.Exit
 
 
 @contextmanager

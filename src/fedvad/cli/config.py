@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from fedvad.cli import flags
 from fedvad.cli.options import given_options
-from fedvad.cli.train import ConfigOption
-
-__all__ = ["config"]
 
 
-def config(context: typer.Context, config: ConfigOption = None) -> None:
+def config(context: typer.Context, config: flags.Config = None) -> None:
     """Print a configuration file with every option of train, its default and its meaning.
 
     Options given here, by flags or --config, are set in it; the others stand there as comments.

@@ -7,36 +7,25 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    open_cache,
-    print_json,
-    showing,
-)
-
-__all__ = ["connectivity"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, open_cache, showing
 
 
 def connectivity(
     run_a: Annotated[Path, typer.Argument(help="Run folder of a student.")],
     run_b: Annotated[Path, typer.Argument(help="Run folder of another one, of the same shape.")],
     data: Annotated[Path, typer.Argument(help="Folder of the sites that both trained on.")],
-    out: Annotated[
-        Path | None, typer.Option(help="HTML page with the curve.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML page with the curve.")] = None,
     beside: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            help="A second pair of runs for the same picture, for instance trained with WSA.",
-            show_default=False,
+            help="A second pair of runs for the same picture, for instance trained with WSA."
         ),
     ] = None,
     points: Annotated[int, typer.Option(help="Of a curve, both ends among them.", min=2)] = 21,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """Follow loss and AUROC on the line between the weights of two trained students."""
     from fedvad.report.html.connectivity import connectivity_rows
@@ -55,9 +44,7 @@ def connectivity(
             progress=progress,
         )
     found = [curve.to_dict() for curve in curves]
-    if as_json:
-        print_json(found)
-        return
+    exit_with_json(as_json, found)
     from rich.console import Console
 
     Console().print(rich_table("Connectivity", connectivity_rows(found)))

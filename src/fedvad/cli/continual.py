@@ -7,18 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    by_backbone,
-    numbers,
-    open_cache,
-    print_json,
-    showing,
-)
-
-__all__ = ["continual"]
+from fedvad.cli import flags
+from fedvad.cli.common import by_backbone, exit_with_json, numbers, open_cache, showing
 
 
 def continual(
@@ -29,26 +19,19 @@ def continual(
         Path,
         typer.Option(help="Folder of checkpoints and report; an interrupted run continues there."),
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that holds the sets.", show_default=False)
-    ] = None,
+    data: flags.Sets = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
             help="safetensors file of the backbone, or BACKBONE=FILE where methods have several; "
-            "may be repeated.",
-            show_default=False,
+            "may be repeated."
         ),
     ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Only these, for example 0,1.", show_default=False)
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Only these, separated by semicolons.", show_default=False)
-    ] = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    seeds: flags.Seeds = None,
+    methods: flags.Methods = None,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """Learn a stream of tasks one after another and report what was kept and what forgotten."""
     from fedvad.experiments.continual.run import run_stream
@@ -64,9 +47,7 @@ def continual(
             methods=None if methods is None else [m.strip() for m in methods.split(";")],
             progress=progress,
         )
-    if as_json:
-        print_json(summary)
-        return
+    exit_with_json(as_json, summary)
     from rich.console import Console
 
     from fedvad.report.continual_tables import brief_rows

@@ -7,23 +7,20 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json, showing
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, showing
 from fedvad.cli.results import show_results
-
-__all__ = ["demo"]
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for images and run.")] = Path("fedvad-demo"),
     seed: Annotated[int, typer.Option(help="Of the drawn images and the run.")] = 0,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Draw a few plants' images and run the whole job on them: offline, about a minute."""
     from fedvad.verbs.demo import demo as run_demo
 
     with showing() as progress:
         results = run_demo(out, seed=seed, progress=progress)
-    if as_json:
-        print_json(results.to_dict())
-    else:
-        show_results(results, out)
+    exit_with_json(as_json, results.to_dict())
+    show_results(results, out)

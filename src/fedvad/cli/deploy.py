@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, WeightsOption, print_json, showing
-
-__all__ = ["deploy_app", "launch", "server", "site", "status"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, showing
 
 deploy_app = typer.Typer(
     help="Certificates, keys and settings of a federation of real machines.",
@@ -36,11 +35,9 @@ def init(
             help="Names and addresses of the server, comma-separated; sites use the first."
         ),
     ],
-    site: Annotated[
-        list[str] | None, typer.Option(help="Name of a site; once for each.", show_default=False)
-    ] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Name of a site; once for each.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The server's one port.")] = 8000,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Make certificates, a key pair per site, settings, Compose and systemd files.
 
@@ -50,9 +47,7 @@ def init(
 
     names = [name.strip() for name in server.split(",") if name.strip()]
     answer = make(folder, names, site or [], port=port)
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"sites      {', '.join(answer['sites'])}")
     typer.echo(f"server     {answer['server']}  (stays on the server's machine)")
     typer.echo(f"each site  {folder / 'sites' / 'NAME'}  (goes to that site only)")
@@ -66,16 +61,14 @@ def forget(
     key: Annotated[Path, typer.Option(help="Private key (.key) that signs the receipt.")],
     receipt: Annotated[Path, typer.Option(help="Signed statement to write of what left.")],
     name: Annotated[str, typer.Option(help="Name of the run.")] = "federation",
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Take a site out of a run that was made; the next launch hands the rest out without it."""
     from fedvad.deploy.changes import forget_site
     from fedvad.deploy.settings import read_server
 
     result = forget_site(read_server(folder), name, site, key, receipt)
-    if as_json:
-        print_json(result)
-        return
+    exit_with_json(as_json, result)
     typer.echo(f"{site} left run {name}   receipt: {result['receipt']}")
     typer.echo(
         f"The others get the memory without it from: fedvad launch {folder} --name {name} --out "
@@ -111,26 +104,20 @@ def server(
 
 def site(
     folder: Annotated[Path, typer.Argument(help="This site's folder of `deploy init`.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of this site's images.", show_default=False)
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of this site's images.")] = None,
     state: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that must outlive everything [default: `state` in the site's folder]",
-            show_default=False,
+            help="Folder that must outlive everything [default: `state` in the site's folder]"
         ),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Descriptor cache folder.", show_default=False)
-    ] = None,
-    weights: WeightsOption = None,
+    cache: Annotated[Path | None, typer.Option(help="Descriptor cache folder.")] = None,
+    weights: flags.Weights = None,
     engine: Annotated[
         str | None, typer.Option(help="openvino or torch [default: the server's]")
     ] = None,
     max_upload_bytes: Annotated[
-        int | None,
-        typer.Option(help="Bytes per round that may leave this site [default: 1000000]"),
+        int | None, typer.Option(help="Bytes per round that may leave this site [default: 1000000]")
     ] = None,
     server: Annotated[
         str | None, typer.Option(help="HOST:PORT of the server [default: site.toml's]")
@@ -162,16 +149,14 @@ def site(
 
 def status(
     folder: Annotated[Path, typer.Argument(help="Folder of `deploy init`, or its `server`.")],
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Show where a deployment stands: connected sites, the last round of each run, refusals."""
     from fedvad.deploy.settings import read_running
     from fedvad.deploy.status import overview
 
     answer = overview(read_running(folder))
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(f"server: {answer['server']}")
     if answer["connected"] is not None:
         missing = sorted(set(answer["sites"]) - set(answer["connected"]))
@@ -194,7 +179,7 @@ def launch(
         int,
         typer.Option(min=0, help="Further rounds of a finished run, on the sites' images of now."),
     ] = 0,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Start a federated run on the server's machine, follow it, fetch its result.
 
@@ -206,9 +191,7 @@ def launch(
 
     with showing() as progress:
         answer = start(read_running(folder), name, out, more=more, progress=progress, note=_say)
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     for missing in answer["missing"]:
         typer.echo(
             f"{missing} did not get the final memory: launch again when it is there", err=True

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli.common import JsonOption, by_backbone, print_json, showing
-
-__all__ = ["distill"]
+from fedvad.cli import flags
+from fedvad.cli.common import by_backbone, exit_with_json, showing
 
 
 def distill(
@@ -19,22 +18,18 @@ def distill(
     out: Annotated[Path, typer.Option(help="Folder of the backbone file, curve and card.")],
     data: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Folder of images in addition to the drawn ones; may be repeated.",
-            show_default=False,
-        ),
+        typer.Option(help="Folder of images in addition to the drawn ones; may be repeated."),
     ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
-            help="TEACHER=FILE.safetensors, or FILE where there is one teacher; may be repeated.",
-            show_default=False,
+            help="TEACHER=FILE.safetensors, or FILE where there is one teacher; may be repeated."
         ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted distillation in --out.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Teach a small backbone by large ones; the file it gives is a --backbone everywhere."""
     from fedvad.experiments.distill.run import distill_backbone
@@ -48,9 +43,7 @@ def distill(
             resume=resume,
             progress=progress,
         )
-    if as_json:
-        print_json(summary)
-        return
+    exit_with_json(as_json, summary)
     _show(summary, out)
 
 

@@ -7,17 +7,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    WeightsOption,
-    open_cache,
-    print_json,
-)
-
-__all__ = ["doctor"]
+from fedvad.cli import flags
+from fedvad.cli.common import open_cache, print_json
 
 _MARKS = {"ok": "ok     ", "warning": "warning", "wrong": "WRONG  "}
 
@@ -26,18 +17,17 @@ def doctor(
     path: Annotated[
         Path | None,
         typer.Argument(
-            help="Run, folder of images, or folder of fedvad deploy to examine as well.",
-            show_default=False,
+            help="Run, folder of images, or folder of fedvad deploy to examine as well."
         ),
     ] = None,
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port on which serve would listen.")
     ] = 8000,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Say what is wrong here and how to mend it: packages, backbone, cache, disk, port, clock.
 

@@ -7,56 +7,37 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DefectOption,
-    DeviceOption,
-    EngineOption,
-    GoodOption,
-    JsonOption,
-    MaxPixelsOption,
-    ReferenceOption,
-    RunArgument,
-    WeightsOption,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.results import show_results
-
-__all__ = ["evaluate"]
 
 
 def evaluate(
-    run: RunArgument,
+    run: flags.Run,
     data: Annotated[Path, typer.Argument(help="Folder of sites or one set, with test images.")],
-    reference: ReferenceOption = None,
-    weights: WeightsOption = None,
-    max_pixels: MaxPixelsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
+    reference: flags.Reference = None,
+    weights: flags.Weights = None,
+    max_pixels: flags.MaxPixels = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
     max_bad: Annotated[
         float | None,
-        typer.Option(
-            help="Share of unreadable images tolerated per site [default: the run's]",
-            show_default=False,
-        ),
+        typer.Option(help="Share of unreadable images tolerated per site [default: the run's]"),
     ] = None,
     heatmaps: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet (PNG) there.", show_default=False)
+        Path | None, typer.Option(help="Write a contact sheet (PNG) there.")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Folder for results, pictures and report.html [default: RUN, if it holds no "
-            "results of a training]",
-            show_default=False,
+            "results of a training]"
         ),
     ] = None,
-    good: GoodOption = None,
-    defect: DefectOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    good: flags.Good = None,
+    defect: flags.Defect = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Measure a run on labelled images, also of sites that never trained."""
     from fedvad.verbs.evaluate import evaluate as run_evaluate
@@ -78,7 +59,5 @@ def evaluate(
             defect=defect or (),
             progress=progress,
         )
-    if as_json:
-        print_json(results.to_dict())
-    else:
-        show_results(results, out)
+    exit_with_json(as_json, results.to_dict())
+    show_results(results, out)

@@ -7,59 +7,38 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    ReferenceOption,
-    RunArgument,
-    SiteOption,
-    TargetFprOption,
-    ThresholdOption,
-    WeightsOption,
-    print_json,
-    showing,
-)
-
-__all__ = ["export"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, showing
 
 
 def export(
-    run: RunArgument,
+    run: flags.Run,
     format: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
     int8: Annotated[
         bool, typer.Option("--int8", help="Backbone in int8; the memory stays in float.")
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="With --int8: data folder, whose normal training images set the ranges.",
-            show_default=False,
-        ),
+        typer.Option(help="With --int8: data folder, whose normal training images set the ranges."),
     ] = None,
-    site: SiteOption = None,
-    reference: ReferenceOption = None,
-    threshold: ThresholdOption = None,
-    target_fpr: TargetFprOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write [default: RUN/export]", show_default=False)
-    ] = None,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
+    site: flags.Site = None,
+    reference: flags.Reference = None,
+    threshold: flags.Threshold = None,
+    target_fpr: flags.TargetFpr = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write [default: RUN/export]")] = None,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
     opset: Annotated[
-        int | None,
-        typer.Option(help="ONNX operator set, 14 to 20 [default: 17]", show_default=False),
+        int | None, typer.Option(help="ONNX operator set, 14 to 20 [default: 17]")
     ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(
-            metavar="DATA",
-            help="Data folder on whose images the model must score like the run.",
-            show_default=False,
+            metavar="DATA", help="Data folder on whose images the model must score like the run."
         ),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Write one model file: image in; score, heat-map and decision out. Needs no fedvad to run."""
     from fedvad.serving.export.package import EXAMPLE_FILE
@@ -83,9 +62,7 @@ def export(
             verify=verify,
             progress=progress,
         )
-    if as_json:
-        print_json(written)
-        return
+    exit_with_json(as_json, written)
     folder = Path(written["folder"])
     size = sum(file["bytes"] for file in written["files"].values())
     found = written["threshold"]

@@ -7,27 +7,13 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    RunArgument,
-    WeightsOption,
-    limit_words,
-    numbers,
-    open_cache,
-    print_json,
-)
-
-__all__ = ["feedback"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, limit_words, numbers, open_cache, print_json
 
 
 def feedback(
-    run: RunArgument,
-    image: Annotated[
-        Path | None, typer.Argument(help="Image that is answered.", show_default=False)
-    ] = None,
+    run: flags.Run,
+    image: Annotated[Path | None, typer.Argument(help="Image that is answered.")] = None,
     normal: Annotated[
         bool, typer.Option("--normal", help="It was a false alarm: what it shows is normal.")
     ] = False,
@@ -39,36 +25,29 @@ def feedback(
         typer.Option(
             metavar="X,Y,W,H",
             help="Part of the image that is meant, in pixels [default: all of it]",
-            show_default=False,
         ),
     ] = None,
     site: Annotated[
         str | None,
-        typer.Option(
-            help="Site whose image it is; may be omitted if the run has only one.",
-            show_default=False,
-        ),
+        typer.Option(help="Site whose image it is; may be omitted if the run has only one."),
     ] = None,
     show: Annotated[
         bool, typer.Option("--list", help="Show all answers, with their numbers and dates.")
     ] = False,
     undo: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Let answer N count no longer.", show_default=False),
+        int | None, typer.Option(metavar="N", help="Let answer N count no longer.")
     ] = None,
     share: Annotated[
-        bool,
-        typer.Option("--share", help="Let the answered false alarms count at all sites."),
+        bool, typer.Option("--share", help="Let the answered false alarms count at all sites.")
     ] = False,
     with_defects: Annotated[
-        bool,
-        typer.Option("--with-defects", help="With --share: let confirmed defects count, too."),
+        bool, typer.Option("--with-defects", help="With --share: let confirmed defects count, too.")
     ] = False,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Tell a run that an image of a site is normal, or shows a defect; each answer can be undone.
 
@@ -84,9 +63,7 @@ def feedback(
         raise typer.BadParameter("--with-defects goes with --share")
     if share:
         found = verb.share_feedback(run, with_defects=with_defects)
-        if as_json:
-            print_json(found)
-            return
+        exit_with_json(as_json, found)
         for kind in ("rows", "defects"):
             if found[kind]:
                 word = "normal" if kind == "rows" else "defective"
@@ -97,9 +74,7 @@ def feedback(
         return
     if show:
         listed = verb.list_feedback(run)
-        if as_json:
-            print_json(listed)
-            return
+        exit_with_json(as_json, listed)
         for row in listed or [{}]:
             typer.echo(_line(row) if row else "no answers")
         return
@@ -118,9 +93,7 @@ def feedback(
         run, image, verdict, site=site, region=cast(Any, box and tuple(box)), weights=weights,
         engine=cast(Any, engine), device=device, cache=open_cache(cache),
     )  # fmt: skip
-    if as_json:
-        print_json(answer)
-        return
+    exit_with_json(as_json, answer)
     typer.echo(_line(answer))
     limit = limit_words(answer["threshold"])
     typer.echo(f"score {answer['score']:.4g} to {answer['score_now']:.4g}, threshold {limit}")

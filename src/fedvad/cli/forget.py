@@ -7,66 +7,46 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    RunArgument,
-    WeightsOption,
-    limit_words,
-    open_cache,
-    print_json,
-    showing,
-)
-
-__all__ = ["forget"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, limit_words, open_cache, showing
 
 
 def forget(
-    run: RunArgument,
-    site: Annotated[
-        str | None, typer.Option(help="Site that leaves, or whose image does.", show_default=False)
-    ] = None,
+    run: flags.Run,
+    site: Annotated[str | None, typer.Option(help="Site that leaves, or whose image does.")] = None,
     image: Annotated[
         str | None,
         typer.Option(
             help="Image of the site to forget, instead of the whole site: its file, or the digest "
-            "of one that is gone.",
-            show_default=False,
+            "of one that is gone."
         ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
             help="Folder of the sites that stay: they fill in what they relied on the leaving "
-            "site for, and thresholds are exact.",
-            show_default=False,
+            "site for, and thresholds are exact."
         ),
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option(
-            help="Private key that signs the receipt, as fedvad bank keygen makes one.",
-            show_default=False,
-        ),
+        typer.Option(help="Private key that signs the receipt, as fedvad bank keygen makes one."),
     ] = None,
     receipt: Annotated[
         Path | None,
         typer.Option(
             help="Where to write the receipt [default: in RUN, forgot-SITE.fedvad or "
-            "forgot-SITE-IMAGE.fedvad]",
-            show_default=False,
+            "forgot-SITE-IMAGE.fedvad]"
         ),
     ] = None,
     no_receipt: Annotated[
         bool, typer.Option("--no-receipt", help="Sign no receipt, in place of --key.")
     ] = False,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Take a site, or one image of it, out of every memory of a run, with a signed receipt.
 
@@ -85,9 +65,7 @@ def forget(
             no_receipt=no_receipt, weights=weights, engine=cast(Any, engine),
             device=device, cache=open_cache(cache), progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(done)
-        return
+    exit_with_json(as_json, done)
     what = f"image {done['image']} of {done['site']}" if done["image"] else done["site"]
     rows = ", ".join(f"{count} of {name}" for name, count in done["rows_removed"].items())
     typer.echo(f"{what} left {run}: rows removed: {rows}; sites left: {len(done['sites_left'])}")

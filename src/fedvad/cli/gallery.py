@@ -7,19 +7,17 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import DefectOption, GoodOption, JsonOption, print_json, showing
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, showing
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.features.names import IMAGE_SIZE
-
-__all__ = ["gallery"]
 
 
 def gallery(
     data: Annotated[Path, typer.Argument(help="Folder of sites, or one set.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("gallery.png"),
     kinds: Annotated[
-        str | None,
-        typer.Option(help="Kinds of defects, separated by commas [default: all]"),
+        str | None, typer.Option(help="Kinds of defects, separated by commas [default: all]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the images chosen and defects drawn.")] = 0,
     rows: Annotated[int, typer.Option(min=1, help="Rows of two images per kind.")] = 2,
@@ -27,8 +25,7 @@ def gallery(
         str, typer.Option(help="Where the object is: none, otsu, or a grey level 0 to 254.")
     ] = "none",
     textures: Annotated[
-        Path | None,
-        typer.Option(help="Folder of images to fill textures with.", show_default=False),
+        Path | None, typer.Option(help="Folder of images to fill textures with.")
     ] = None,
     image_size: Annotated[
         int, typer.Option(min=16, help="Side of the images in pixels.")
@@ -36,9 +33,9 @@ def gallery(
     max_pixels: Annotated[
         int, typer.Option(min=1, help="Pixels of an image at most; larger ones are refused.")
     ] = MAX_PIXELS,
-    good: GoodOption = None,
-    defect: DefectOption = None,
-    as_json: JsonOption = False,
+    good: flags.Good = None,
+    defect: flags.Defect = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Draw synthetic defects on your normal images, to see what a detector would learn from."""
     from fedvad.data.synthesis import KINDS
@@ -60,9 +57,7 @@ def gallery(
             defect=defect or (),
             progress=progress,
         )
-    if as_json:
-        print_json(drawn)
-        return
+    exit_with_json(as_json, drawn)
     replaced = sum(defect["kind"] != defect["drawn"] for defect in drawn["defects"])
     shown = f"{len(drawn['defects'])} defects" + (
         f", {replaced} of them spots, since nothing of their kind would be seen" if replaced else ""

@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.options import given_options
-from fedvad.cli.train import ConfigOption
 
 if TYPE_CHECKING:
     from fedvad.evaluation.results import Results
-
-__all__ = ["group"]
 
 
 def group(
@@ -29,10 +20,7 @@ def group(
     data: Annotated[Path, typer.Argument(help="Folder with one folder per site.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Also train a federation within each group: OUT/group1, OUT/group2, ...",
-            show_default=False,
-        ),
+        typer.Option(help="Also train a federation within each group: OUT/group1, OUT/group2, ..."),
     ] = None,
     tolerance: Annotated[
         float,
@@ -40,13 +28,13 @@ def group(
             help="Share of a site's normal images that may look odd to another of its group."
         ),
     ] = 0.25,
-    config: ConfigOption = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
+    config: flags.Config = None,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted runs in --out.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Find which sites look at the same kind of product, from their normal images.
 
@@ -67,10 +55,8 @@ def group(
                 data, out, resolved, tolerance=tolerance, cache=opened, resume=resume,
                 progress=progress,
             )  # fmt: skip
-    if as_json:
-        runs = {name: result.to_dict() for name, result in results.items()}
-        print_json(found.to_json() | ({"runs": runs} if runs else {}))
-        return
+    runs = {name: result.to_dict() for name, result in results.items()}
+    exit_with_json(as_json, found.to_json() | ({"runs": runs} if runs else {}))
     for number, names in enumerate(found.groups, 1):
         typer.echo(f"group{number}: {', '.join(names)}")
     typer.echo(f"Each site sends {found.bytes_per_site:,} bytes: moments, no image.")

@@ -8,11 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fedvad.cli.common import DefectOption, GoodOption, JsonOption, print_json
+from fedvad.cli import flags
+from fedvad.cli.common import print_json
 from fedvad.errors import FederationError
-
-__all__ = ["inspect"]
-
 
 _FEW, _SHOWN = 4, 12
 
@@ -26,13 +24,12 @@ def inspect(
         Path | None,
         typer.Option(
             help="Public key, or folder of them, that the file must be signed with: exit code 4 "
-            "when it is not.",
-            show_default=False,
+            "when it is not."
         ),
     ] = None,
-    good: GoodOption = None,
-    defect: DefectOption = None,
-    as_json: JsonOption = False,
+    good: flags.Good = None,
+    defect: flags.Defect = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Say what is in a run or a file of fedvad's, or how a data folder will be read."""
     from fedvad.verbs.inspect import inspect as run_inspect

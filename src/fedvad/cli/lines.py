@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-__all__ = ["StageLines"]
-
 _HEARTBEAT = 15.0  # seconds without a line, while there is work
 # what the stages count; others count steps
 _UNITS = {

@@ -51,8 +51,6 @@ from fedvad.cli.watch import watch
 from fedvad.cli.week import week
 from fedvad.errors import ConfigError, FedvadError, StorageError
 
-__all__ = ["app", "main"]
-
 INTERRUPTED = 130
 _ANYWHERE = ("--quiet", "--verbose")
 

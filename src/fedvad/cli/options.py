@@ -16,12 +16,10 @@ import click
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from fedvad.cli.numbers import NUMBER
+from fedvad.cli.flags import NUMBER
 
 if TYPE_CHECKING:
     from fedvad.runs.option import Option
-
-__all__ = ["OptionsCommand", "Verb", "given_options", "taking"]
 
 _GIVEN = "fedvad.options"
 _METAVARS = {"texts": "TEXT", "ints": "N,N,...", "table": "NAME=VALUE"}

@@ -7,17 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.options import given_options
-
-__all__ = ["plan"]
 
 
 def plan(
@@ -30,28 +22,24 @@ def plan(
             "apart.",
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Plan to write, for train --plan.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Plan to write, for train --plan.")] = None,
     budget: Annotated[
         float | None,
         typer.Option(
             help="Seconds that an image may take in the backbone on this machine; where there is "
-            "time, more of its pixels are read.",
-            show_default=False,
+            "time, more of its pixels are read."
         ),
     ] = None,
     suspects: Annotated[
         Path | None,
         typer.Option(
             help="Picture to write of normal images that are unlike the others of their site; the "
-            "plan then lists them, for you to leave out.",
-            show_default=False,
+            "plan then lists them, for you to leave out."
         ),
     ] = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
-    as_json: JsonOption = False,
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
+    as_json: flags.Json = False,
 ) -> None:
     """Look at the normal images of each site and plan the training. No test image is read.
 
@@ -64,9 +52,7 @@ def plan(
             places, out, budget=budget, suspects=suspects, cache=open_cache(cache, cache_size),
             progress=progress, **given_options(context),
         )  # fmt: skip
-    if as_json:
-        print_json(made.to_json())
-        return
+    exit_with_json(as_json, made.to_json())
     typer.echo(made.to_toml(), nl=False)
     if out is not None:
         typer.echo(f"\nWritten to {out}: fedvad train DATA --plan {out} --out run", err=True)

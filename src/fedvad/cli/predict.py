@@ -7,49 +7,32 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    DeviceOption,
-    EngineOption,
-    MaxPixelsOption,
-    ReferenceOption,
-    RunArgument,
-    SiteOption,
-    TargetFprOption,
-    ThresholdOption,
-    WeightsOption,
-    print_json,
-    showing,
-)
-
-__all__ = ["predict"]
+from fedvad.cli import flags
+from fedvad.cli.common import print_json, showing
 
 
 def predict(
-    run: RunArgument,
+    run: flags.Run,
     paths: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for what --save names; no input lies in it.", show_default=False),
+        Path | None, typer.Option(help="Folder for what --save names; no input lies in it.")
     ] = None,
     save: Annotated[
         str | None,
         typer.Option(
             help="What to write into --out: overlays, maps (.npy), maps16 (PNG), masks, boxes "
-            "(COCO JSON), csv; separated by commas [default: overlays]",
-            show_default=False,
+            "(COCO JSON), csv; separated by commas [default: overlays]"
         ),
     ] = None,
-    site: SiteOption = None,
-    reference: ReferenceOption = None,
-    threshold: ThresholdOption = None,
-    target_fpr: TargetFprOption = None,
-    weights: WeightsOption = None,
-    max_pixels: MaxPixelsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per image and line.")
-    ] = False,
+    site: flags.Site = None,
+    reference: flags.Reference = None,
+    threshold: flags.Threshold = None,
+    target_fpr: flags.TargetFpr = None,
+    weights: flags.Weights = None,
+    max_pixels: flags.MaxPixels = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    as_json: flags.JsonLines = False,
 ) -> None:
     """Score images: decision and heat-map overlay for each. Exit code 3 if any has no score."""
     from fedvad.errors import DataError

@@ -7,18 +7,15 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json
-
-__all__ = ["report"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="File to write [default: report.html or audit.pdf in RUN]", show_default=False
-        ),
+        typer.Option(help="File to write [default: report.html or audit.pdf in RUN]"),
     ] = None,
     pictures: Annotated[
         bool,
@@ -30,16 +27,14 @@ def report(
     pdf: Annotated[
         bool, typer.Option("--pdf", help="One page to print, for a review board, as a PDF file.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Write one HTML file about a run: verdict, sites, pictures, costs. The data is not needed."""
     from fedvad.report.bench_tables import size
     from fedvad.verbs.report import write_report
 
     written = write_report(run, out=out, pictures=pictures, pdf=pdf)
-    if as_json:
-        print_json(written)
-        return
+    exit_with_json(as_json, written)
     if pdf:
         typer.echo(f"{written['path']} ({size(written['bytes'])})")
         return

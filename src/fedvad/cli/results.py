@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fedvad.evaluation.results import Results
 
-__all__ = ["show_results"]
-
 
 def show_results(results: Results, out: Path | None) -> None:
     """Verdict, tables and advice on the terminal, and where the files are."""

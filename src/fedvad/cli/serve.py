@@ -11,53 +11,39 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedvad.cli.common import (
-    DeviceOption,
-    EngineOption,
-    ReferenceOption,
-    RunArgument,
-    SiteOption,
-    TargetFprOption,
-    ThresholdOption,
-    WeightsOption,
-)
+from fedvad.cli import flags
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-__all__ = ["serve"]
 
 _BACKLOG = 256
 
 
 def serve(
-    run: RunArgument,
-    site: SiteOption = None,
-    reference: ReferenceOption = None,
-    threshold: ThresholdOption = None,
-    target_fpr: TargetFprOption = None,
+    run: flags.Run,
+    site: flags.Site = None,
+    reference: flags.Reference = None,
+    threshold: flags.Threshold = None,
+    target_fpr: flags.TargetFpr = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
     token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the bearer token to ask for.", show_default=False),
+        Path | None, typer.Option(help="File with the bearer token to ask for.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="Name under which a proxy reaches the service.", show_default=False),
+        list[str] | None, typer.Option(help="Name under which a proxy reaches the service.")
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Web page of another site that may send images: its scheme, name and port.",
-            show_default=False,
+            help="Web page of another site that may send images: its scheme, name and port."
         ),
     ] = None,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
     max_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one image file.")] = 20,
     max_files: Annotated[int, typer.Option(min=1, help="Files of one request.")] = 16,
     max_total_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one request.")] = 64,
@@ -72,25 +58,18 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, help="Requests worked on at a time.")] = 2,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; then 429.")] = 16,
     samples: Annotated[
-        bool,
-        typer.Option("--samples/--no-samples", help="Offer some of the run's test images."),
+        bool, typer.Option("--samples/--no-samples", help="Offer some of the run's test images.")
     ] = True,
     also: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Further run folder whose sites the page shows next to these.", show_default=False
-        ),
+        typer.Option(help="Further run folder whose sites the page shows next to these."),
     ] = None,
     watched: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Folder of a watch (its --out), whose week and changes the page shows.",
-            show_default=False,
-        ),
+        typer.Option(help="Folder of a watch (its --out), whose week and changes the page shows."),
     ] = None,
     feedback: Annotated[
-        bool,
-        typer.Option("--feedback", help="Take answers to alarms, which change the run."),
+        bool, typer.Option("--feedback", help="Take answers to alarms, which change the run.")
     ] = False,
 ) -> None:
     """Serve a run: an HTTP API and a page to drop images on. Ctrl-C ends it."""

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json, showing
-
-__all__ = ["signals"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, showing
 
 
 def signals(
@@ -19,9 +18,7 @@ def signals(
             help="Folder with one folder per site: train.npy, and perhaps test.npy, labels.npy."
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of scores and models.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of scores and models.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of averaging.", min=1)] = 5,
     steps: Annotated[
         int, typer.Option(help="Training steps of a site in each round.", min=1)
@@ -30,7 +27,7 @@ def signals(
     quantile: Annotated[
         float, typer.Option(help="Of the scores of held-out normal windows: the threshold.")
     ] = 0.98,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Find odd windows of multivariate signals, with memories that sites learn together (AMSL).
 
@@ -42,9 +39,7 @@ def signals(
         found = train_signals(
             data, out, rounds=rounds, steps=steps, seed=seed, quantile=quantile, progress=progress
         )
-    if as_json:
-        print_json([result.to_dict() for result in found])
-        return
+    exit_with_json(as_json, [result.to_dict() for result in found])
     from rich.console import Console
 
     from fedvad.report.tables import UNKNOWN, rich_table

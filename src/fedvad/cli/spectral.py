@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, numbers, print_json, showing
-
-__all__ = ["spectral"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, numbers, showing
 
 
 def spectral(
@@ -19,7 +18,6 @@ def spectral(
             metavar="SCENE...",
             help="Hyperspectral scenes: .mat, .npz, .npy, ENVI .hdr, .tif with a band on each "
             "page, or a folder of images as bands.",
-            show_default=False,
         ),
     ] = None,
     method: Annotated[
@@ -31,39 +29,33 @@ def spectral(
     ] = "rx",
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for a picture and a map of each scene, and a table.", show_default=False
-        ),
+        typer.Option(help="Folder for a picture and a map of each scene, and a table."),
     ] = None,
     mask: Annotated[
         list[Path] | None,
         typer.Option(
             help="Ground truth in place of that in the file: an image, .mat, .npz or .npy. Once "
-            "per scene, in their order.",
-            show_default=False,
+            "per scene, in their order."
         ),
     ] = None,
     moments: Annotated[
         list[Path] | None,
         typer.Option(
             help="Score by the merged moments in these files (one per site) in place of the "
-            "scene's own, with rx. May be repeated.",
-            show_default=False,
+            "scene's own, with rx. May be repeated."
         ),
     ] = None,
     save_moments: Annotated[
         Path | None,
         typer.Option(
-            help="Write count, mean and scatter of the pixels of all scenes here, for other sites.",
-            show_default=False,
+            help="Write count, mean and scatter of the pixels of all scenes here, for other sites."
         ),
     ] = None,
     save_backbone: Annotated[
         Path | None,
         typer.Option(
             help="Write weights for fedvad train --backbone spectral here: of the pixels in "
-            "--moments, else of those of the scenes.",
-            show_default=False,
+            "--moments, else of those of the scenes."
         ),
     ] = None,
     windows: Annotated[
@@ -71,90 +63,76 @@ def spectral(
         typer.Option(
             metavar="OUTER,INNER",
             help="Sides of the ring around a pixel, odd [default: lrx 17,9, crd 17,15]",
-            show_default=False,
         ),
     ] = None,
     border: Annotated[
         str | None,
         typer.Option(
-            help="What lies beyond the edge, for lrx and crd: wrap, mirror or shift "
-            "[default: wrap]",
-            show_default=False,
+            help="What lies beyond the edge, for lrx and crd: wrap, mirror or shift [default: wrap]"
         ),
     ] = None,
     components: Annotated[
         int | None,
         typer.Option(
-            help="Principal components kept by lrx, dsformer and hypersigma [default: 10, 20, 20]",
-            show_default=False,
+            help="Principal components kept by lrx, dsformer and hypersigma [default: 10, 20, 20]"
         ),
     ] = None,
     ridge: Annotated[
         float | None,
         typer.Option(
             help="Added to the diagonal of a covariance, in units of its mean; of crd the weight "
-            "of its cost [default: the detector's]",
-            show_default=False,
+            "of its cost [default: the detector's]"
         ),
     ] = None,
     norm: Annotated[
         str | None,
         typer.Option(
             help="Scaling for crd, rpca and lrasr: global_minmax, band_minmax, band_std or none "
-            "[default: global_minmax]",
-            show_default=False,
+            "[default: global_minmax]"
         ),
     ] = None,
     channels: Annotated[
-        int | None,
-        typer.Option(help="Width of auto-ad's network [default: 128]", show_default=False),
+        int | None, typer.Option(help="Width of auto-ad's network [default: 128]")
     ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Most steps of auto-ad, rpca, rpca-rx and lrasr [default: 1001, 200, 200, 115]",
-            show_default=False,
+            help="Most steps of auto-ad, rpca, rpca-rx and lrasr [default: 1001, 200, 200, 115]"
         ),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
-            help="Size of hypersigma's network: tiny, base, large or huge [default: tiny]",
-            show_default=False,
+            help="Size of hypersigma's network: tiny, base, large or huge [default: tiny]"
         ),
     ] = None,
     spatial_weights: Annotated[
         Path | None,
         typer.Option(
             help="Published weights of hypersigma's spatial branch, of the same --size, in "
-            "safetensors format.",
-            show_default=False,
+            "safetensors format."
         ),
     ] = None,
     spectral_weights: Annotated[
-        Path | None,
-        typer.Option(help="The same of its spectral branch.", show_default=False),
+        Path | None, typer.Option(help="The same of its spectral branch.")
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            help="Of the networks' weights and training, and of lrasr's clusters [default: 0]",
-            show_default=False,
+            help="Of the networks' weights and training, and of lrasr's clusters [default: 0]"
         ),
     ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
             help="In place of odd pixels: learn classes of pixels by DSFormer from this file (a "
-            "grey image, .mat, .npz or .npy of one scene; 0 is unknown), and name those of all.",
-            show_default=False,
+            "grey image, .mat, .npz or .npy of one scene; 0 is unknown), and name those of all."
         ),
     ] = None,
     epochs: Annotated[
-        int | None,
-        typer.Option(help="Of the training on classes [default: 500]", show_default=False),
+        int | None, typer.Option(help="Of the training on classes [default: 500]")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Find odd pixels in hyperspectral scenes, and measure that where the truth is known."""
     if classes is not None:
@@ -165,13 +143,11 @@ def spectral(
         named = classify_scene(
             scenes[0], classes, out=out, components=components, epochs=epochs, seed=seed
         )[1]
-        if as_json:
-            print_json(named)
-        else:
-            typer.echo(
-                f"{named['name']}: accuracy {named['accuracy']:.4f}, mean of classes "
-                f"{named['mean_accuracy']:.4f}, kappa {named['kappa']:.4f}"
-            )
+        exit_with_json(as_json, named)
+        typer.echo(
+            f"{named['name']}: accuracy {named['accuracy']:.4f}, mean of classes "
+            f"{named['mean_accuracy']:.4f}, kappa {named['kappa']:.4f}"
+        )
         return
     from fedvad.verbs.spectral import score_scenes, spectral_rows
 
@@ -200,9 +176,7 @@ def spectral(
             seed=seed,
             progress=progress,
         )
-    if as_json:
-        print_json({"method": method, "scenes": [one.to_dict() for one in found]})
-        return
+    exit_with_json(as_json, {"method": method, "scenes": [one.to_dict() for one in found]})
     if save_moments is not None:
         typer.echo(f"moments of the scenes' pixels: {save_moments}")
     if save_backbone is not None:

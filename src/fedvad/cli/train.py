@@ -7,27 +7,10 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    CacheSizeOption,
-    JsonOption,
-    open_cache,
-    print_json,
-    showing,
-)
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.options import given_options
 from fedvad.cli.results import show_results
-
-__all__ = ["ConfigOption", "train"]
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="TOML file of options, as fedvad config prints one. Flags win over it.",
-        show_default=False,
-    ),
-]
 
 
 def train(
@@ -36,25 +19,21 @@ def train(
         Path, typer.Argument(help="Folder with one folder per site, or one image set with --split.")
     ],
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
-    config: ConfigOption = None,
+    config: flags.Config = None,
     plan: Annotated[
         Path | None,
-        typer.Option(
-            help="File that fedvad plan wrote. --config and flags win over it.", show_default=False
-        ),
+        typer.Option(help="File that fedvad plan wrote. --config and flags win over it."),
     ] = None,
-    cache: CacheOption = None,
-    cache_size: CacheSizeOption = "20G",
+    cache: flags.Cache = None,
+    cache_size: flags.CacheSize = "20G",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted run in --out.")
     ] = False,
     track: Annotated[
         str | None,
-        typer.Option(
-            help="Report to an experiment tracker too: mlflow or tensorboard.", show_default=False
-        ),
+        typer.Option(help="Report to an experiment tracker too: mlflow or tensorboard."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Train one detector per site. No image leaves its site.
 
@@ -75,9 +54,7 @@ def train(
             progress=progress,
         )  # fmt: skip
     tracked = None if tracker is None else run_track(out, tracker)
-    if as_json:
-        print_json(results.to_dict())
-        return
+    exit_with_json(as_json, results.to_dict())
     show_results(results, out)
     if tracked is not None:
         typer.echo(f"Tracked by {tracker}: {tracked}")

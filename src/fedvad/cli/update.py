@@ -7,37 +7,23 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    CacheOption,
-    DeviceOption,
-    EngineOption,
-    JsonOption,
-    RunArgument,
-    WeightsOption,
-    limit_words,
-    open_cache,
-    print_json,
-    showing,
-)
-
-__all__ = ["update"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json, limit_words, open_cache, print_json, showing
 
 
 def update(
-    run: RunArgument,
+    run: flags.Run,
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder of new normal images of a site, or of sites as train reads them.",
-            show_default=False,
+            help="Folder of new normal images of a site, or of sites as train reads them."
         ),
     ] = None,
     site: Annotated[
         str | None,
         typer.Option(
             help="Site whose images these are, of the run or a new one; may be omitted if DATA "
-            "has sites, or the run has only one.",
-            show_default=False,
+            "has sites, or the run has only one."
         ),
     ] = None,
     dry_run: Annotated[
@@ -46,11 +32,11 @@ def update(
     undo: Annotated[
         bool, typer.Option("--undo", help="Put back the run as it was before the last update.")
     ] = False,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    cache: CacheOption = None,
-    as_json: JsonOption = False,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    cache: flags.Cache = None,
+    as_json: flags.Json = False,
 ) -> None:
     """Let new normal images join a trained run, without reading the old ones.
 
@@ -70,9 +56,7 @@ def update(
             run, data, site=site, dry_run=dry_run, weights=weights, engine=cast(Any, engine),
             device=device, cache=open_cache(cache), progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(done)
-        return
+    exit_with_json(as_json, done)
     for name, found in done["sites"].items():
         limit = " to ".join(map(limit_words, found["threshold"].values()))
         typer.echo(

@@ -10,23 +10,12 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from fedvad.cli.common import (
-    DeviceOption,
-    EngineOption,
-    ReferenceOption,
-    RunArgument,
-    SiteOption,
-    TargetFprOption,
-    ThresholdOption,
-    WeightsOption,
-    print_json,
-)
-
-__all__ = ["watch"]
+from fedvad.cli import flags
+from fedvad.cli.common import print_json
 
 
 def watch(
-    run: RunArgument,
+    run: flags.Run,
     source: Annotated[
         str,
         typer.Argument(
@@ -34,29 +23,23 @@ def watch(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the log and pictures of this watch.")],
-    site: SiteOption = None,
+    site: flags.Site = None,
     normals: Annotated[
         Path | None,
         typer.Option(
             help="Folder of normal images of now, which pictures are compared with "
-            "[default: the first 50 watched]",
-            show_default=False,
+            "[default: the first 50 watched]"
         ),
     ] = None,
     webhook: Annotated[
-        str | None,
-        typer.Option(help="Address to which each row is sent, as JSON.", show_default=False),
+        str | None, typer.Option(help="Address to which each row is sent, as JSON.")
     ] = None,
     mqtt: Annotated[
         str | None,
-        typer.Option(
-            help="Where each row is published: mqtt://[NAME:PASSWORD@]HOST/TOPIC.",
-            show_default=False,
-        ),
+        typer.Option(help="Where each row is published: mqtt://[NAME:PASSWORD@]HOST/TOPIC."),
     ] = None,
     every: Annotated[
-        float,
-        typer.Option(help="Seconds between looks into the folder, or frames of the camera."),
+        float, typer.Option(help="Seconds between looks into the folder, or frames of the camera.")
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Score what is there, and end.")] = False,
     alpha: Annotated[
@@ -65,15 +48,13 @@ def watch(
     most_stopped: Annotated[
         float, typer.Option(help="Share of stopped images that is no change.")
     ] = 0.1,
-    reference: ReferenceOption = None,
-    threshold: ThresholdOption = None,
-    target_fpr: TargetFprOption = None,
-    weights: WeightsOption = None,
-    engine: EngineOption = None,
-    device: DeviceOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per image and line.")
-    ] = False,
+    reference: flags.Reference = None,
+    threshold: flags.Threshold = None,
+    target_fpr: flags.TargetFpr = None,
+    weights: flags.Weights = None,
+    engine: flags.Engine = None,
+    device: flags.Device = None,
+    as_json: flags.JsonLines = False,
 ) -> None:
     """Score images as they arrive, and say when something changed. Ctrl-C or SIGTERM ends it.
 

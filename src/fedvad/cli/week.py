@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedvad.cli.common import JsonOption, print_json
-
-__all__ = ["week"]
+from fedvad.cli import flags
+from fedvad.cli.common import exit_with_json
 
 
 def week(
@@ -19,20 +18,16 @@ def week(
     until: Annotated[
         datetime | None,
         typer.Option(
-            formats=["%Y-%m-%d"],
-            help="Last of the seven days [default: that of the last image]",
-            show_default=False,
+            formats=["%Y-%m-%d"], help="Last of the seven days [default: that of the last image]"
         ),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: flags.Json = False,
 ) -> None:
     """Write one page about the last week of a watch: images, alarms, scores, what changed."""
     from fedvad.serving.watch.week import week as run_week
 
     written = run_week(folder, out, until=None if until is None else until.date())
-    if as_json:
-        print_json(written)
-        return
+    exit_with_json(as_json, written)
     typer.echo(
         f"{written['path']}: {written['images']} images, {written['stopped']} stopped, "
         f"{written['unreadable']} unreadable, {written['first']} to {written['last']}"

@@ -21,8 +21,6 @@ from fedvad.federation.codecs import Precision, decode, encode, overhead_bytes, 
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.merge import merge_banks
 
-__all__ = ["BankKind", "BankLearner"]
-
 BankKind = Literal["patchcore", "feddymem"]
 _NUMBERS = 8  # bytes of a row's weight and spread, both float32
 

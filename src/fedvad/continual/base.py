@@ -11,8 +11,6 @@ from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import Detector
 from fedvad.features.extractor import FeatureExtractor
 
-__all__ = ["Arrays", "Cost", "Learner", "Task"]
-
 Arrays = dict[str, npt.NDArray[Any]]
 
 

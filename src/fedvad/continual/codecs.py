@@ -26,8 +26,6 @@ from fedvad.continual.learned_codecs import (
 )
 from fedvad.errors import ConfigError, check_choice
 
-__all__ = ["Codec", "CodecConfig", "CodecName", "Encoded", "Granularity", "nbytes"]
-
 CodecName = Literal["float32", "float16", "uint8", "pca", "pq", "pixels", "jpeg"]
 Granularity = Literal["sample", "channel", "calibrated"]
 Array = npt.NDArray[Any]

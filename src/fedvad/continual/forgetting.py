@@ -11,15 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "Forgetting",
-    "absolute_forgetting",
-    "average",
-    "backward_transfer",
-    "relative_forgetting",
-    "summarise_matrix",
-]
-
 Matrix = npt.NDArray[np.float64]
 
 

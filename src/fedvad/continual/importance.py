@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["conflicts", "feature_importance", "most_important", "ranges_overlap", "task_map"]
-
 Floats = npt.NDArray[np.floating]
 _KEPT = 0.8
 _OVERLAP = 0.3

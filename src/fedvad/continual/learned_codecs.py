@@ -10,16 +10,6 @@ import numpy.typing as npt
 
 from fedvad.errors import ConfigError
 
-__all__ = [
-    "CODEBOOKS",
-    "fit_basis",
-    "fit_codebooks",
-    "pca_decode",
-    "pca_encode",
-    "pq_decode",
-    "pq_encode",
-]
-
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from fedvad.continual.codecs import Codec, CodecConfig, Encoded, nbytes
 from fedvad.errors import ArtefactError, ConfigError
 
-__all__ = ["Remainder", "ReplayMemory"]
-
 Array = npt.NDArray[Any]
 Remainder = Literal["drop", "fill"]
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.student.branches import PaSTeNet
 
-__all__ = ["Strategy", "StudentLearner"]
-
 Strategy = Literal["naive", "joint", "single", "replay"]
 _LOOKED_AT = 64  # images of a task by which features are ranked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,8 +17,6 @@ from fedvad.data.frames import split_frame
 from fedvad.data.images import decode_rgb, read_bytes, rgb_of_pil
 from fedvad.data.pictures import Picture
 from fedvad.errors import DataError, ImageError
-
-__all__ = ["ImageLike", "as_path", "is_image", "to_rgb"]
 
 # Also a torch tensor, which has no name here.
 ImageLike = str | PathLike[str] | bytes | bytearray | npt.NDArray[Any] | Image.Image
@@ -145,3 +144,10 @@ def _check_shape(array: npt.NDArray[Any], name: str) -> None:
 
 def _bits(dtype: np.dtype[Any]) -> int | None:
     return 8 * dtype.itemsize if dtype.kind in "ui" and dtype.itemsize <= 2 else None
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    """The content of a .npy file."""
+    buffer = BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -10,16 +10,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from fedvad.errors import ConfigError, ImageError
 
-__all__ = [
-    "ANY_SIZE",
-    "MAX_BAD",
-    "MAX_PIXELS",
-    "SERVICE_EXPANSION",
-    "check_limit",
-    "check_pixels",
-    "check_work",
-]
-
 MAX_BAD = 0.05  # share of a set's images that may be unreadable, by default
 MAX_PIXELS = 100_000_000
 ANY_SIZE = 1 << 62  # for an image that was read before, under the limit of that time

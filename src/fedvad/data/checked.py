@@ -15,12 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fedvad.errors import ArtefactError, FedvadError
 
-__all__ = ["STRICT", "check_finite", "parse_values", "strictly"]
-
-# no number out of text, no unknown names, no NaN: what we wrote ourselves needs none of them
-STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 _Made = TypeVar("_Made")
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Closed(BaseModel):
+    """Values that do not change, and no others than those named."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stored(Closed):
+    """What we wrote ourselves: neither numbers as text nor NaN is needed there."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def parse_values(model: type[_Model], values: Mapping[str, Any], what: str) -> _Model:
@@ -75,7 +83,7 @@ def _model(kind: type[Any]) -> type[BaseModel]:
         if field.default_factory is not MISSING:
             default = Field(default_factory=field.default_factory)
         described[field.name] = (hints[field.name], default)
-    made: type[BaseModel] = create_model(kind.__name__, __config__=STRICT, **described)
+    made: type[BaseModel] = create_model(kind.__name__, __base__=Stored, **described)
     return made
 
 

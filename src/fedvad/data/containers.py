@@ -15,8 +15,6 @@ from typing import BinaryIO
 
 from fedvad.errors import ImageError
 
-__all__ = ["MAX_FRAMES", "check_count", "gif_frames", "pick_frame", "tiff_pages"]
-
 MAX_FRAMES = 10_000  # of any file
 _MAX_TAGS = 200_000  # of all directories of a TIFF
 

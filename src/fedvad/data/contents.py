@@ -17,8 +17,6 @@ from fedvad.data.sets import ImageItem, Site
 from fedvad.data.views import Size, View, is_plain
 from fedvad.errors import DataError
 
-__all__ = ["check_contents", "copies", "described", "distinct", "normals", "once"]
-
 _BLOCK = 4096
 _MOST_BYTES = 1 << 30  # of files that agree in size and in three blocks, to be read whole
 _LOOKED_AT = 32  # images a site whose headers are read

@@ -9,8 +9,6 @@ import numpy.typing as npt
 
 from fedvad.errors import DataError
 
-__all__ = ["to_8_bit"]
-
 # What values may span that come without a stated number of bits; floats may also span 0..1.
 _RANGES = (255.0, 65535.0, 2.0**32 - 1)
 _OVERSHOOT = 0.25  # interpolation leaves floats a little beyond the range that they began with

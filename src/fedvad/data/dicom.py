@@ -16,8 +16,6 @@ from fedvad.data.depth import to_8_bit
 from fedvad.data.windows import ends_of, in_bytes, spread
 from fedvad.errors import ImageError
 
-__all__ = ["count_frames", "image_of", "open_frame", "values_of"]
-
 _Array = npt.NDArray[Any]
 _Window = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.uint8]]
 _DEFLATED = b"1.2.840.10008.1.2.1.99"

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from fedvad.errors import StorageError
 
-__all__ = ["locked", "write_atomically"]
-
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step, making its folder.

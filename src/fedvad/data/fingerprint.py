@@ -17,8 +17,6 @@ from fedvad.data.synthesis.config import SynthesisConfig
 from fedvad.data.synthesis.foreground import find_foreground
 from fedvad.errors import DataError, ImageError
 
-__all__ = ["Fingerprint", "fingerprint_of"]
-
 _LOOKED_AT, _RUN = 128, 4  # images, in runs of neighbours: copies often follow one another
 _SMALL = 64  # pixels to which images are squashed
 _NEAR = 0.99

@@ -19,17 +19,6 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from fedvad.errors import ImageError
 
-__all__ = [
-    "FRAME_SUFFIXES",
-    "HEAD",
-    "IMAGE_SUFFIXES",
-    "KNOWN_UNREAD",
-    "decoder_of",
-    "format_of",
-    "image_suffix",
-    "unread_reason",
-]
-
 # What may hold several images, each listed as an image of its own (see `frames`). An animated
 # PNG is usually called .png: it is refused when it is decoded, so that listing need not open PNGs.
 FRAME_SUFFIXES = frozenset(

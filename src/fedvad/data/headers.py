@@ -8,8 +8,6 @@ from pathlib import Path
 
 from PIL import Image
 
-__all__ = ["Header", "read_header"]
-
 _ORIENTATION_TAG = 0x0112
 
 

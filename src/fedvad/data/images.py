@@ -150,27 +150,20 @@ def resize_rgb(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return np.array(small)
 
 
-def read_mask(path: Path, size: int | None, *, max_pixels: int = 10 * MAX_PIXELS) -> np.ndarray:
-    """Read a ground-truth mask as bool (size, size), or (H, W) for None; True is anomalous.
+def read_mask(path: Path, *, max_pixels: int = 10 * MAX_PIXELS) -> np.ndarray:
+    """Read a ground-truth mask as bool (H, W); True is anomalous.
 
     Any stored value but zero counts (label maps with 1, 2, … work, at 8, 16 or 32 bit), black and
     fully transparent pixels do not. In a JPEG the value must pass 127, since compression leaves
     faint rings around every edge. It may be as large as its image, whose limit may have been
-    raised. Resized by nearest neighbour. Raises `ImageError` as `read_rgb`
-    does, `ConfigError` for size < 1.
+    raised. Raises `ImageError` as `read_rgb` does.
     """
-    if size is not None and size < 1:
-        raise ConfigError(f"mask size must be at least 1, not {size}")
     data, name, frame = read_bytes(path), str(path), split_frame(path)[1]
     if data and format_of(data[:HEAD], name) in _MEDICAL:
         mask: np.ndarray = medical.stored(data, name, frame, max_pixels) != 0
-    else:
-        with _decoded(data, name, max_pixels, frame) as (image, orientation):
-            mask = _orient(_nonzero(image), orientation)
-    if size is None:
         return mask
-    rows, columns = ((2 * np.arange(size) + 1) * side // (2 * size) for side in mask.shape)
-    return np.ascontiguousarray(mask[np.ix_(rows, columns)])
+    with _decoded(data, name, max_pixels, frame) as (image, orientation):
+        return _orient(_nonzero(image), orientation)
 
 
 def read_bands(path: Path, *, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:

@@ -18,8 +18,6 @@ from fedvad.data.output_folder import INDEX_FILES
 from fedvad.data.outputs import is_own_png, real
 from fedvad.errors import DataError
 
-__all__ = ["Listed", "Listing", "list_images", "read_images"]
-
 log = logging.getLogger(__name__)
 
 _RUN = ("config.json", "detector.safetensors")

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 
 from fedvad.errors import ConfigError
 
-__all__ = ["LabelNames", "Names", "contradicts", "looks_good", "says_defect"]
-
 
 def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())

@@ -14,18 +14,6 @@ from fedvad.data.frames import frames_of
 from fedvad.data.output_folder import INDEX_FILES, outputs_in
 from fedvad.errors import DataError
 
-__all__ = [
-    "UNLISTED",
-    "Folder",
-    "exists",
-    "file_reason",
-    "folder_reason",
-    "is_folder",
-    "is_image",
-    "natural",
-    "scan",
-]
-
 
 def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())

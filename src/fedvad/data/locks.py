@@ -14,8 +14,6 @@ from typing import IO
 
 from fedvad.errors import InUseError, StorageError
 
-__all__ = ["LOCK_FILE", "only_one", "sweep"]
-
 log = logging.getLogger(__name__)
 
 LOCK_FILE = ".fedvad.lock"

@@ -15,16 +15,6 @@ from fedvad.data.formats import image_suffix
 from fedvad.data.frames import split_frame, stem_of
 from fedvad.data.images import read_mask
 
-__all__ = [
-    "BESIDE",
-    "Placed",
-    "companions",
-    "is_mask_folder",
-    "masks_of",
-    "pair_masks",
-    "read_masks",
-]
-
 # A file and the names of the folders between it and the folder that is paired.
 Placed = tuple[tuple[str, ...], Path]
 BESIDE = "mask beside its image"
@@ -237,20 +227,20 @@ def _fold(stem: str) -> str:
     return _key(stem).casefold()
 
 
-def read_masks(masks: Sequence[Path], size: int | None) -> npt.NDArray[np.bool_]:
-    """The union of one image's masks as bool (size, size), or in the size of the first for None.
+def read_masks(masks: Sequence[Path]) -> npt.NDArray[np.bool_]:
+    """The union of one image's masks as bool (H, W), in the size of the first.
 
     Raises `ImageError` as `read_mask` does.
     """
-    united = read_mask(masks[0], size, max_pixels=ANY_SIZE)
+    united = read_mask(masks[0], max_pixels=ANY_SIZE)
     for path in masks[1:]:
-        other = read_mask(path, size, max_pixels=ANY_SIZE)
+        other = read_mask(path, max_pixels=ANY_SIZE)
         united |= other if other.shape == united.shape else nearest(other, united.shape)
     return united
 
 
 def nearest(mask: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """A mask resized to (h, w) by nearest neighbour, as `read_mask` does."""
+    """A mask resized to (h, w) by nearest neighbour."""
     rows, columns = (
         (2 * np.arange(wanted) + 1) * side // (2 * wanted)
         for wanted, side in zip(shape, mask.shape, strict=True)

@@ -29,8 +29,6 @@ from fedvad.data.containers import pick_frame
 from fedvad.data.nifti import HEADER, Volume
 from fedvad.errors import DataError, ImageError
 
-__all__ = ["count", "grey_or_rgb", "stored"]
-
 _Array = npt.NDArray[Any]
 
 

@@ -14,8 +14,6 @@ from fedvad.data.bounds import check_pixels
 from fedvad.data.windows import ends_of, spread
 from fedvad.errors import ImageError
 
-__all__ = ["HEADER", "Volume"]
-
 _Array = npt.NDArray[Any]
 _MAX_BYTES = 1 << 30  # of an unpacked volume
 HEADER = 544  # of version 2; version 1 has 352

@@ -12,8 +12,6 @@ from fedvad.data.files import locked
 from fedvad.data.outputs import folded, guard_file, guard_folder, is_own_png
 from fedvad.errors import ConfigError, StorageError
 
-__all__ = ["INDEX_FILES", "OutputFolder", "outputs_in"]
-
 INDEX_FILES = _INDEX_FILE, _LOCK_FILE = ".fedvad-outputs.jsonl", ".fedvad-outputs.lock"
 _MAX_NAME = 200  # bytes of a name without its ending; file systems end at 255
 

@@ -10,18 +10,6 @@ from pathlib import Path
 
 from fedvad.errors import ConfigError, StorageError
 
-__all__ = [
-    "OWN_PNG",
-    "PNG_MARK",
-    "check_writable",
-    "folded",
-    "guard_file",
-    "guard_folder",
-    "holding_folders",
-    "is_own_png",
-    "real",
-]
-
 # Keyword of the tEXt chunk that every PNG of ours carries, so that no listing takes it for an
 # image to score, wherever it lies.
 PNG_MARK = "fedvad"

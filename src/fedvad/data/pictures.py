@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from fedvad.errors import ImageError
 
-__all__ = ["Picture"]
-
 if sys.platform == "win32":
     _Base = WindowsPath
 else:

@@ -9,8 +9,6 @@ from typing import Any
 
 from fedvad.data.sets import Site
 
-__all__ = ["DataReading", "Label", "SiteReading", "Skipped", "data_table"]
-
 _HEAD = ["folder", "images", "read as", "why"]
 _ROWS = 40
 

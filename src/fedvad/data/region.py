@@ -12,8 +12,6 @@ from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.images import read_mask
 from fedvad.errors import ConfigError, ImageError
 
-__all__ = ["Region", "is_shape", "parse_region"]
-
 _SIDE = 1000  # of the mask of a shape, in pixels
 
 Mask = npt.NDArray[np.bool_]
@@ -50,7 +48,7 @@ class Region:
             ImageDraw.Draw(picture).polygon(scaled, fill=1)
             return cls(np.asarray(picture))
         try:
-            mask = read_mask(Path(text), None, max_pixels=ANY_SIZE)
+            mask = read_mask(Path(text), max_pixels=ANY_SIZE)
         except ImageError as error:
             raise ConfigError(f"region: {error}") from error
         if not mask.any():

@@ -12,8 +12,6 @@ from typing import Any
 from fedvad.data.files import write_atomically
 from fedvad.errors import ArtefactError
 
-__all__ = ["finite", "parse_json", "read_sealed", "sha256_of", "write_sealed"]
-
 log = logging.getLogger(__name__)
 _DIGEST = "digest"
 _MAX_BYTES = 1 << 28

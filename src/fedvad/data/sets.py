@@ -9,8 +9,6 @@ from typing import overload
 
 import numpy as np
 
-__all__ = ["ImageItem", "ImageSet", "Site"]
-
 
 @dataclass(frozen=True)
 class ImageItem:

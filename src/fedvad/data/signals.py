@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from fedvad.errors import DataError
 
-__all__ = ["SignalSite", "read_signal_sites"]
-
 _TRAIN, _TEST, _LABELS = "train.npy", "test.npy", "labels.npy"
 _FEWEST = 2
 

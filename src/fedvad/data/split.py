@@ -19,8 +19,6 @@ from fedvad.data.folders import ImageItem, ImageSet, Site
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.errors import ConfigError, DataError, ImageError
 
-__all__ = ["Split", "parse_split", "split_site"]
-
 _FORMS = "iid:N, dirichlet:N:ALPHA or style:N (N parts, 2 to 1000; ALPHA > 0), e.g. dirichlet:4:0.5"
 _THUMB = 32
 _LUMINANCE = slice(8, 24)  # where _appearance puts the 4 × 4 luminance layout

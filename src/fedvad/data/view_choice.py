@@ -12,8 +12,6 @@ from fedvad.data.headers import read_header
 from fedvad.data.sets import Site
 from fedvad.data.views import Size
 
-__all__ = ["USUAL_SIZE", "Sizes", "choose_size", "sizes_of"]
-
 _LOOKED_AT = 32  # images a site whose headers are read
 USUAL_SIZE = 256  # side to which small images are brought, as weights are trained on such sizes
 _SIDES = (512, 384)  # of squares; never more than the images have

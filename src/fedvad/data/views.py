@@ -13,8 +13,6 @@ import numpy.typing as npt
 from fedvad.data.images import resize_rgb
 from fedvad.errors import ConfigError
 
-__all__ = ["SIDES", "STEP", "Axis", "Size", "Tiling", "View", "is_plain", "parse_size"]
-
 Pixels = npt.NDArray[np.uint8]
 Size = int | str
 

@@ -9,8 +9,6 @@ import numpy.typing as npt
 
 from fedvad.errors import DataError
 
-__all__ = ["ends_of", "in_bytes", "spread"]
-
 
 def ends_of(values: npt.NDArray[Any]) -> tuple[float, float]:
     """The least and the greatest finite value; raises `DataError` where there is none."""

@@ -15,8 +15,6 @@ from fedvad.deploy.settings import SITE_VARIABLE
 from fedvad.errors import ConfigError, PayloadError
 from fedvad.federation.mailboxes.flower.messages import Instruction, Reply, from_records, to_records
 
-__all__ = ["client", "server"]
-
 logging.basicConfig(
     level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
 )

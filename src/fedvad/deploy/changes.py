@@ -32,8 +32,6 @@ from fedvad.runs.guards import guard_output_file
 from fedvad.runs.receipt import ForgetReceipt, receipt_bytes
 from fedvad.verbs.bank_forget import without_site
 
-__all__ = ["forget_site", "more_rounds"]
-
 
 def forget_site(
     settings: ServerSettings, name: str, site: str, key: Path, receipt: Path

@@ -10,8 +10,6 @@ from urllib.request import getproxies, proxy_bypass
 
 from fedvad.errors import ConfigError
 
-__all__ = ["check_server", "proxy_note", "split_address"]
-
 _EXPIRED, _NOT_YET, _NAMES = 10, 9, (62, 64)  # of OpenSSL: X509_V_ERR_...
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from fedvad.deploy.server import read_status
 
-__all__ = ["describe", "follow_runs"]
-
 log = logging.getLogger(__name__)
 
 

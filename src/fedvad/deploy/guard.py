@@ -26,18 +26,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "APP",
-    "COMPONENTS",
-    "IN_USE",
-    "NOT_REGISTERED",
-    "LocalOnly",
-    "guard_server",
-    "guard_site",
-    "last_error",
-    "why_refused",
-]
-
 log = logging.getLogger(__name__)
 
 APP = Path(__file__).parent / "app"

@@ -14,8 +14,6 @@ from fedvad.deploy.settings import read_server, to_toml
 from fedvad.errors import ConfigError
 from fedvad.federation.signed import check_name
 
-__all__ = ["init"]
-
 _TEMPLATES = Path(__file__).parent / "templates"
 
 

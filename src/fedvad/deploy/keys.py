@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-__all__ = ["make_authority", "make_server_certificate", "make_site_key", "public_pem"]
-
 _AUTHORITY_DAYS, _SERVER_DAYS = 3650, 825
 # clocks of plants differ: a certificate must not be refused for being from tomorrow
 _SKEW = timedelta(days=1)

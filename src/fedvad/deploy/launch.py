@@ -26,8 +26,6 @@ from fedvad.deploy.settings import ServerSettings
 from fedvad.errors import ConfigError, FederationError
 from fedvad.runs.progress import Progress, no_progress
 
-__all__ = ["launch"]
-
 log = logging.getLogger(__name__)
 _POLL = 2.0
 _STALE = 60.0

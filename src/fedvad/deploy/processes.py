@@ -33,8 +33,6 @@ from fedvad.deploy.settings import (
 from fedvad.deploy.tether import tethered
 from fedvad.errors import ConfigError, FederationError, StorageError
 
-__all__ = ["CONNECTION", "DATABASE", "LOCK", "control", "healthy", "run_server", "run_site"]
-
 log = logging.getLogger(__name__)
 CONNECTION = "fedvad"
 _RETRY_SECONDS = 15

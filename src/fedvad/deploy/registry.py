@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["online_keys", "sync_keys"]
-
 log = logging.getLogger(__name__)
 
 

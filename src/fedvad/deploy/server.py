@@ -31,22 +31,6 @@ from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import write_config, write_json, write_ledger
 from fedvad.runs.site_scores import SCORES
 
-__all__ = [
-    "LEAVING",
-    "LEFT",
-    "REPORTED",
-    "RESULT",
-    "ROUNDS",
-    "STATE",
-    "begin",
-    "federate",
-    "read_record",
-    "read_status",
-    "rounds_of",
-    "site_keys",
-    "write_record",
-]
-
 log = logging.getLogger(__name__)
 _CONFIG = "federation.toml"
 _RECORD, _STATUS = "federation.json", "status.json"

@@ -7,35 +7,22 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from fedvad.data.checked import Closed
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
 from fedvad.federation.mailboxes.flower.rounds import WaitPolicy
 from fedvad.runs.method import MAX_WEIGHT_BYTES
-
-__all__ = [
-    "RUNNING",
-    "SERVER_VARIABLE",
-    "SITE_VARIABLE",
-    "ServerSettings",
-    "SiteSettings",
-    "check_run_name",
-    "read_running",
-    "read_server",
-    "read_site",
-    "to_toml",
-]
 
 # how the folder reaches the processes that Flower starts
 SERVER_VARIABLE = "FEDVAD_SERVER"
 SITE_VARIABLE = "FEDVAD_SITE"
 # flags of a running server, for those who talk to it
 RUNNING = "running.toml"
-_MODEL = ConfigDict(extra="forbid", frozen=True)
 
 
-class ServerSettings(BaseModel):
+class ServerSettings(Closed):
     """`server.toml`; `folder` is where it lies.
 
     sites: names of all sites. host, port: where to listen. deadline, retry: seconds, see
@@ -43,8 +30,6 @@ class ServerSettings(BaseModel):
     allow_weights: whether sites may be asked for weights of a student; max_weight_bytes: of one
     message of those.
     """
-
-    model_config = _MODEL
 
     folder: Path
     sites: tuple[str, ...] = Field(min_length=1)
@@ -74,7 +59,7 @@ class ServerSettings(BaseModel):
         return WaitPolicy(self.deadline, quorum, self.retry, self.missing)
 
 
-class SiteSettings(BaseModel):
+class SiteSettings(Closed):
     """`site.toml`; `folder` is where it lies.
 
     server: its `host:port`. data: folder of this site's images. state: what must outlive
@@ -87,8 +72,6 @@ class SiteSettings(BaseModel):
     normal images to leave out, by their paths in data. weights, engine, device: this site's way to
     the features.
     """
-
-    model_config = _MODEL
 
     folder: Path
     name: str

@@ -23,17 +23,6 @@ from fedvad.runs.run import Run
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, federated, parsed
 from fedvad.runs.thresholds import Counts, share_threshold
 
-__all__ = [
-    "KEY",
-    "hand_back",
-    "read_counts",
-    "shared_values",
-    "summed",
-    "take",
-    "together",
-    "write_counts",
-]
-
 log = logging.getLogger(__name__)
 KEY = "score_counts"
 _FILE = "score_counts.json"

@@ -46,8 +46,6 @@ from fedvad.runs.site_scores import SCORES, THRESHOLDS, adopt, scores_of
 from fedvad.verbs.bank import one_round, one_site
 from fedvad.verbs.bank_import import make_run
 
-__all__ = ["answer", "run_folder", "state_folder"]
-
 log = logging.getLogger(__name__)
 _FACTS = "told.json"  # an older release left off with it
 

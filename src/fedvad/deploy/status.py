@@ -15,8 +15,6 @@ from fedvad.errors import FedvadError
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.state import load_state
 
-__all__ = ["overview"]
-
 log = logging.getLogger(__name__)
 
 

@@ -18,8 +18,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["TOKEN", "end_marked", "tethered"]
-
 TOKEN = "FEDVAD_TETHER"  # in the environment of all that is started here
 _COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
 _LAST_WORDS = 2.0  # seconds that a log may continue after the end

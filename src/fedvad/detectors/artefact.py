@@ -18,8 +18,6 @@ from fedvad.data.sealed import parse_json
 from fedvad.errors import ArtefactError
 from fedvad.features.config import FeatureConfig
 
-__all__ = ["feature_identity", "read_arrays", "write_arrays"]
-
 log = logging.getLogger(__name__)
 _KEY = "fedvad"
 _SCHEMA = 1  # where the values name no other

@@ -16,9 +16,6 @@ from fedvad.memory.bank import FloatArray
 from fedvad.memory.cells import principal_axes
 from fedvad.memory.distances import nearest
 
-__all__ = ["RowLookup", "UnseenScorer", "choose_images", "held_out_scores"]
-
-
 # Share of its length. What another engine, device or order of sums does to a patch is below 0.0003
 # of it, to its int8 form below 0.01; the nearest patch of another image was never within 0.02.
 _SAME = 0.01

@@ -15,8 +15,6 @@ from fedvad.features.extractor import FeatureExtractor
 if TYPE_CHECKING:
     from fedvad.detectors.base import Detector
 
-__all__ = ["create", "detector_class", "list_detectors", "load_detector"]
-
 
 class _Entry(NamedTuple):
     family: str | None

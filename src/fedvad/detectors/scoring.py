@@ -16,17 +16,6 @@ from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.density import density_scale, row_gaps
 from fedvad.memory.neighbours import NeighbourIndex, SearchMode
 
-__all__ = [
-    "MapMode",
-    "MemoryScorer",
-    "ScoringConfig",
-    "distance_scale",
-    "image_score",
-    "mean_of_highest",
-    "smooth",
-    "upsample",
-]
-
 MapMode = Literal["nn1", "cfa", "patchcore", "spread"]
 _CFA_NEIGHBOURS = 3
 _PATCHCORE_NEIGHBOURS = 9

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from fedvad.distillation.masked import MaskedHeads
     from fedvad.features.architecture import Architecture
 
-__all__ = ["fold_heads", "metric_root"]
-
 
 def metric_root(matrix: Tensor) -> Tensor:
     """(M^T M)^(1/2) of M (t, s): the symmetric (s, s) matrix H with |H x| = |M x| for every x."""

@@ -19,8 +19,6 @@ from fedvad.errors import ConfigError
 from fedvad.features.compat import import_timm
 from fedvad.features.tiny import Block, TinyNet, Unit
 
-__all__ = ["inherit", "representatives"]
-
 _POSITIONS = 40_000
 _RIDGE = 1e-3
 _CHUNK = 32

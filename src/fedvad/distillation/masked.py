@@ -18,8 +18,6 @@ from fedvad.distillation.masks import channel_attention, enhanced, mask, spatial
 from fedvad.distillation.options import Distance, Grid, MaskedConfig, SemStats
 from fedvad.errors import ConfigError, DataError
 
-__all__ = ["Level", "MaskedHeads", "distance", "pair_levels", "semantic_loss"]
-
 _EPS = 1e-6
 _RIDGE = 1e-4
 Shape = tuple[int, int, int]

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["MaskMode", "channel_attention", "enhanced", "hide", "mask", "spatial_attention"]
-
 MaskMode = Literal["attention", "random", "weighted"]
 _TINY = 1e-12
 

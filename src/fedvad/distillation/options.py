@@ -8,8 +8,6 @@ from typing import Literal
 from fedvad.distillation.masks import MaskMode
 from fedvad.errors import ConfigError
 
-__all__ = ["Distance", "Grid", "MaskedConfig", "SemStats"]
-
 Distance = Literal["cosine", "mse"]
 Grid = Literal["teacher", "student", "min"]
 SemStats = Literal["batch", "sample"]

@@ -22,8 +22,6 @@ from fedvad.distillation.options import MaskedConfig
 from fedvad.distillation.teacher import Images, Pair, Teacher
 from fedvad.errors import ConfigError, MismatchError
 
-__all__ = ["CosineConfig", "MaskedStage", "StageConfig", "StepLog", "seed_of"]
-
 _Arrays = dict[str, npt.NDArray[Any]]
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _CALIBRATION = 64  # images by which the units of a teacher's channels are settled

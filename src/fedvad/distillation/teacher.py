@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from fedvad.features.backbones import Backbone
 
-__all__ = ["Images", "Pair", "Teacher"]
-
 _Pixels = npt.NDArray[np.uint8]
 # positions, pixels (b, S, S, 3) uint8, and the teacher's maps (b, c, h, w), one per tap
 Pair = tuple[_Pixels, "list[Tensor]"]

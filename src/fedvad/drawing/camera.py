@@ -12,8 +12,6 @@ from scipy import ndimage
 from fedvad.drawing.cloth import SPAN, Array, Cloth, Scene, blur, build, grid, lay, shrink
 from fedvad.drawing.flaws import DEFECTS, ON_SCENE, yarn
 
-__all__ = ["Camera", "photograph"]
-
 
 @dataclass(frozen=True)
 class Camera:

@@ -13,22 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = [
-    "CLOTHS",
-    "SPAN",
-    "Array",
-    "Cloth",
-    "Scene",
-    "Weave",
-    "blur",
-    "build",
-    "grid",
-    "lay",
-    "shrink",
-    "smooth",
-    "step",
-]
-
 # A field over the picture.
 Array = NDArray[np.float32]
 # The width of every picture in cloth units.

@@ -11,8 +11,6 @@ from fedvad.drawing.camera import Camera, photograph
 from fedvad.drawing.cloth import CLOTHS, Cloth
 from fedvad.drawing.flaws import DEFECTS
 
-__all__ = ["write_demo"]
-
 _NAMES = ("alder", "birch", "cedar", "dogwood", "elm", "fir", "ginkgo", "hazel")
 # A plant weaves three variants, one of them most. The choice turns from plant to plant: each plant
 # alone has seen a part of what is normal, all plants together have seen all of it.

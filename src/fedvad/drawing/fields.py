@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import fft, ndimage
 
-__all__ = ["FIELDS", "Field", "labels", "noise", "unit"]
-
 Field = NDArray[np.float32]
 
 

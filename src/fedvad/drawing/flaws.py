@@ -12,8 +12,6 @@ import numpy as np
 
 from fedvad.drawing.cloth import SPAN, Array, Scene, Weave, blur, grid, smooth, step
 
-__all__ = ["DEFECTS", "ON_SCENE", "yarn"]
-
 
 def _curve(
     rng: np.random.Generator, n: int, length: float, bend: float, heading: float

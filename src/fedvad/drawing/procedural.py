@@ -16,8 +16,6 @@ from scipy import ndimage
 from fedvad.drawing.fields import FIELDS, Field, labels, noise
 from fedvad.errors import ConfigError
 
-__all__ = ["KINDS", "draw_image"]
-
 _Colour = NDArray[np.float32]
 _GREY = np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
 

@@ -143,7 +143,7 @@ def _read(item: ImageItem, view: View) -> tuple[str | None, _Packed]:
             shape = view.shape(image.height, image.width)
         return (NO_MASK if item.label else None), (_at_most(shape), None)
     try:
-        whole = read_masks(item.masks, None)
+        whole = read_masks(item.masks)
     except ImageError:
         return UNREADABLE, (shape, None)
     shape = _at_most(view.shape(*whole.shape))

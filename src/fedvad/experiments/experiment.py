@@ -8,25 +8,18 @@ from importlib.resources import files
 from os import fspath
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from fedvad.data.bounds import check_limit
+from fedvad.data.checked import Closed
 from fedvad.errors import ConfigError
 from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import as_path
 
-__all__ = ["Experiment", "Named", "Strict", "read_experiment", "shipped", "with_defaults"]
-
 E = TypeVar("E", bound="Named")
 
 
-class Strict(BaseModel):
-    """A frozen model that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Named(Strict):
+class Named(Closed):
     """What a file describes, under a name.
 
     kind: what such a file is called in messages. package: where those that are shipped lie, in the

@@ -16,8 +16,6 @@ from fedvad.data.sealed import finite
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.errors import ArtefactError
 
-__all__ = ["Cell", "Stored", "cell_path"]
-
 log = logging.getLogger(__name__)
 _KIND = "cell"
 Arrays = dict[str, npt.NDArray[Any]]

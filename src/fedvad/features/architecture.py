@@ -12,8 +12,6 @@ from fedvad.features.taps import check_taps
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Architecture"]
-
 
 @dataclass(frozen=True)
 class Architecture:

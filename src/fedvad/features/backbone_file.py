@@ -26,8 +26,6 @@ from fedvad.features.taps import check_taps
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["BackboneFile", "build", "read_backbone", "trainable", "write_backbone"]
-
 _KEY = "fedvad_backbone"
 _SCHEMA = 1
 _Triple = tuple[float, float, float]

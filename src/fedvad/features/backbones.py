@@ -15,8 +15,6 @@ from fedvad.features.names import brings_weights, is_readable
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Backbone", "build_backbone", "weights_hash"]
-
 
 @dataclass(frozen=True)
 class Backbone:

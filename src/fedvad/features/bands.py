@@ -16,8 +16,6 @@ from fedvad.errors import ConfigError, DataError, WeightsError
 from fedvad.features.backbones import Backbone, weights_hash
 from fedvad.features.taps import check_taps
 
-__all__ = ["COMPONENTS", "BandNet", "build", "read_bands_file", "trainable", "write_bands_file"]
-
 COMPONENTS = 20  # at most
 _NOISE = 1e-6  # of the largest deviation; below it, directions are rounding
 _FAR = 30_000.0  # within float16

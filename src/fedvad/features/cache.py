@@ -20,8 +20,6 @@ import numpy.typing as npt
 
 from fedvad.errors import ConfigError
 
-__all__ = ["CacheInfo", "DescriptorCache", "content_key", "default_cache_root", "parse_bytes"]
-
 log = logging.getLogger(__name__)
 HalfArray = npt.NDArray[np.float16]
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["import_timm"]
-
 
 def import_timm() -> ModuleType:
     """The timm module.

@@ -14,8 +14,6 @@ from fedvad.data.views import Size, View
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.names import BUNDLED, name_of_file
 
-__all__ = ["Engine", "FeatureConfig"]
-
 Engine = Literal["openvino", "torch"]
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import openvino
     import torch
 
-__all__ = ["DescriptorEngine", "OpenVinoEngine", "TorchEngine", "check_engine", "make_engine"]
-
 Tag = TypeVar("Tag")
 Descriptors = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]

@@ -35,8 +35,6 @@ from fedvad.half import HalfArray, to_half
 if TYPE_CHECKING:
     from fedvad.features.modules import DescriptorNet
 
-__all__ = ["Extracted", "FeatureExtractor", "check_bad_share"]
-
 log = logging.getLogger(__name__)
 _CHUNK = 64
 _CHUNK_BYTES = 128_000_000

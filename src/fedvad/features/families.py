@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from fedvad.features.backbones import Backbone
 
-__all__ = ["FAMILIES", "FILE", "Builder", "Family", "builder_of", "family_of", "own_names"]
-
 _TIMM = "timm_backbone"
 
 _CONV = "any"

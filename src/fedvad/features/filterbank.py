@@ -16,8 +16,6 @@ from fedvad.features.backbones import Backbone
 from fedvad.features.modules import Taps
 from fedvad.features.taps import check_taps
 
-__all__ = ["FilterBank", "build", "trainable"]
-
 _RADIUS = 5
 _ORIENTATIONS = 6
 # Half an octave apart; the levels are one octave apart, so six wavelengths tile 3.4 to 19 pixels.

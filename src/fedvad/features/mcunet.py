@@ -16,8 +16,6 @@ from fedvad.features.taps import check_taps
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MCUNET", "build", "build_mcunet", "trainable"]
-
 _HALF = (0.5, 0.5, 0.5)
 
 # (kernel, expand, out, stride) of each block, after a 3x3 stride-2 stem of `stem` channels; read

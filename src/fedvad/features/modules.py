@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-__all__ = ["BlockTaps", "DescriptorNet", "Headed", "Taps"]
-
 
 class Taps(torch.nn.Module):
     """Some of the maps that a network returns as a list."""

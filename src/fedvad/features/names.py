@@ -7,18 +7,6 @@ from pathlib import Path
 
 from fedvad.features.families import FILE, family_of
 
-__all__ = [
-    "BUNDLED",
-    "IMAGE_SIZE",
-    "SPECTRAL",
-    "brings_weights",
-    "bundled_file",
-    "default_backbone",
-    "is_backbone_file",
-    "is_readable",
-    "name_of_file",
-]
-
 BUNDLED = "fedvad-tiny"
 SPECTRAL = "spectral"  # for cubes of bands, not for pictures
 IMAGE_SIZE = 256  # side in pixels, by default

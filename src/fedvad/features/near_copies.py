@@ -16,8 +16,6 @@ from PIL import Image
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.cubes.pixels import read_picture
 
-__all__ = ["Sketches", "confirmed", "copies_of", "same_picture", "thumbnail"]
-
 Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
 _SIZE = 512  # values of a sketch: distances are right within about 6 %

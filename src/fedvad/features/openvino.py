@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["to_openvino"]
-
 
 def to_openvino(
     network: torch.nn.Module, image_size: int | tuple[int, int], *, example_batch: int = 1

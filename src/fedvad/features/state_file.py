@@ -20,8 +20,6 @@ from fedvad.features.timm_models import skeleton
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_weights", "read_tensors", "shapes_of"]
-
 log = logging.getLogger(__name__)
 _Shapes = dict[str, tuple[int, ...]]
 _Tensors = Mapping[str, "torch.Tensor"]

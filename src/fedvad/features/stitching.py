@@ -7,8 +7,6 @@ import numpy as np
 from fedvad.data.views import Tiling
 from fedvad.half import HalfArray
 
-__all__ = ["Stitching"]
-
 
 class Stitching:
     """Descriptors of tiles, joined as they come.

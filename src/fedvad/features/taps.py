@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from fedvad.errors import ConfigError
 
-__all__ = ["check_taps", "default_taps"]
-
 
 def default_taps(strides: Sequence[int]) -> tuple[int, ...]:
     """The taps to take where nobody chooses, from the stride of each map.

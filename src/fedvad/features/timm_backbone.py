@@ -23,8 +23,6 @@ from fedvad.features.timm_models import TimmModel, describe, resize
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["build", "trainable"]
-
 _Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 _IMAGENET: _Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF: _Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -17,8 +17,6 @@ from fedvad.features.taps import default_taps
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TimmModel", "describe", "resize", "skeleton"]
-
 
 @dataclass(frozen=True)
 class TimmModel:

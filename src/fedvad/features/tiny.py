@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from fedvad.errors import ConfigError
 
-__all__ = ["Block", "TinyConfig", "TinyNet", "Unit"]
-
 
 @dataclass(frozen=True)
 class TinyConfig:

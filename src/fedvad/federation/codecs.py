@@ -26,19 +26,6 @@ import numpy.typing as npt
 from fedvad.errors import PayloadError
 from fedvad.half import as_float32, cast
 
-__all__ = [
-    "Precision",
-    "decode",
-    "downlink_precision",
-    "encode",
-    "overhead_bytes",
-    "packed",
-    "plain_dtype",
-    "rounding",
-    "row_bytes",
-    "unpacked",
-]
-
 Precision = Literal["float16", "float32", "int8", "int5", "pca", "pq"]
 Arrays = dict[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float32]

@@ -18,8 +18,6 @@ import numpy.typing as npt
 
 from fedvad.errors import ConfigError, DataError
 
-__all__ = ["SiteSummary", "find_groups", "inlier_shares", "summarise_site"]
-
 FloatArray = npt.NDArray[np.float64]
 
 MIN_IMAGES = 8

@@ -15,8 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fedvad.memory.merge import COVERAGE_WARNING
 
-__all__ = ["Ledger", "Phase", "RoundEntry", "peak_rss_mb", "reset_peak_rss"]
-
 log = logging.getLogger(__name__)
 Phase = Literal["features", "local", "merge", "calibrate", "score"]
 # JSON has no NaN and no infinity: files hold null in their place

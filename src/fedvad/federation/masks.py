@@ -9,8 +9,6 @@ import numpy.typing as npt
 
 from fedvad.errors import FederationError, PayloadError
 
-__all__ = ["from_fixed", "mask", "new_secret", "public_key", "to_fixed"]
-
 Fixed = npt.NDArray[np.uint64]
 _SCALE = 2.0**32
 _LARGEST = 2.0**30

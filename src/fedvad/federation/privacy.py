@@ -8,8 +8,6 @@ import warnings
 
 from fedvad.errors import ConfigError
 
-__all__ = ["NEIGHBOURS", "ONE_REPLACED", "epsilon", "gaussian_delta", "gaussian_mu"]
-
 NEIGHBOURS = "data sets of a site that differ in one image, whose descriptors are set to zero"
 ONE_REPLACED = "data sets of all sites that differ in one image, in whose place is another"
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from fedvad.federation.payload import Payload
 
-__all__ = ["Receipt"]
-
 
 @dataclass(eq=False)
 class Receipt:

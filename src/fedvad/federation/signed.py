@@ -21,22 +21,6 @@ from fedvad.errors import ConfigError, PayloadError, StorageError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = [
-    "MAX_BYTES",
-    "OVERHEAD",
-    "SignedMessage",
-    "SigningKey",
-    "check_name",
-    "create_private",
-    "generate_keys",
-    "is_signed",
-    "key_fingerprint",
-    "read_bounded",
-    "read_private_key",
-    "read_public_key",
-    "read_trusted_keys",
-]
-
 log = logging.getLogger(__name__)
 
 # as the length of a safetensors header these 8 bytes are absurd, so no reader takes one for other

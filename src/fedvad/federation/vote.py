@@ -10,8 +10,6 @@ from fedvad.errors import FederationError, PayloadError
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.payload import Payload
 
-__all__ = ["ExchangeFor", "choose_exchange"]
-
 # the exchange that an upload asks for; raises `PayloadError` for an upload that holds none
 ExchangeFor = Callable[[Payload], Exchange[Any]]
 

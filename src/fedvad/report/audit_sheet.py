@@ -24,8 +24,6 @@ from fedvad.report.verdict import advice, fitness, gain, percent, worst_first
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["TITLE", "audit_sheet", "drawn"]
-
 TITLE = "fedvad audit sheet"
 _SITES, _WARNINGS, _PICTURES = 12, 4, 6
 

@@ -9,8 +9,6 @@ from typing import Any
 from fedvad.data.files import write_atomically
 from fedvad.report.overlay import plot_png
 
-__all__ = ["plot_bench"]
-
 _NOTHING = 1e3  # bytes at which a method that sends none is drawn on the logarithmic axis
 
 

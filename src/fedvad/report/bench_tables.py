@@ -10,8 +10,6 @@ from fedvad.report.tables import UNKNOWN, spread, to_markdown
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["bench_markdown", "bench_rich", "bench_rows", "confounding", "size"]
-
 _HEAD = [
     "method",
     "seeds",

@@ -15,8 +15,6 @@ from fedvad.errors import ConfigError, DataError
 from fedvad.evaluation.judgement import Outcome
 from fedvad.report.panels import Panel
 
-__all__ = ["CLEAR", "FAINT", "GROUPS", "NEAR", "NORMAL", "RULE", "choose", "choose_groups"]
-
 # The four groups of the contact sheet, in order, by name.
 CLEAR, FAINT, NEAR, NORMAL = GROUPS = (
     "clearest defects",

@@ -20,7 +20,7 @@ from fedvad.data.views import Size, View
 from fedvad.errors import ImageError
 from fedvad.evaluation.judgement import BORDER
 from fedvad.report.choice import CLEAR, FAINT, NEAR, NORMAL, choose_groups
-from fedvad.report.lettering import INK, Fonts, chip, fit, write
+from fedvad.report.lettering import INK, Fonts, chip, write
 from fedvad.report.overlay import (
     draw_outline,
     heatmap_overlay,
@@ -33,8 +33,6 @@ from fedvad.report.panels import Panel, display_ranges, drawn_mask, score_in_wor
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = ["contact_sheet"]
 
 # Of each group: explanation, what to say when it is empty.
 _ABOUT = {
@@ -104,8 +102,7 @@ def _header(fonts: Fonts, panels: Sequence[Panel], title: str) -> Image.Image:
 
     strip = Image.new("RGB", (_WIDTH, 176), _PAGE)
     draw = ImageDraw.Draw(strip)
-    room = _WIDTH - 2 * _MARGIN
-    write(draw, (_MARGIN, 66), fit(title, room, fonts, 34, bold=True), fonts, 34, bold=True)
+    write(draw, (_MARGIN, 66), title, fonts, 34, bold=True, room=_WIDTH - 2 * _MARGIN)
     n_sites, n_bad = len({panel.site for panel in panels}), sum(bool(p.label) for p in panels)
     chosen_from = (
         f"Chosen from {_count(len(panels), 'image')} of {_count(n_sites, 'site')}, "
@@ -184,20 +181,12 @@ def _pair(
     chip_width = fonts.get(word, 15, bold=True).getlength(word) + 16
     y = height + 26
     chip(draw, (width - chip_width, y), word, colour, fonts)
-    write(
-        draw,
-        (0, y),
-        fit(panel.site, width - chip_width - 12, fonts, 18, bold=True),
-        fonts,
-        18,
-        bold=True,
-    )
+    write(draw, (0, y), panel.site, fonts, 18, bold=True, room=width - chip_width - 12)
     score = score_in_words(panel.score, panel.threshold) + ", borderline" * panel.borderline
     room = width - fonts.get(score, 17).getlength(score)
     write(draw, (room, y + 26), score, fonts, 17)
-    write(draw, (0, y + 26), fit(panel.defect, room - 12, fonts, 17), fonts, 17)
-    name = fit(panel.file, width, fonts, 14)
-    write(draw, (0, y + 49), name, fonts, 14, colour=_QUIET)
+    write(draw, (0, y + 26), panel.defect, fonts, 17, room=room - 12)
+    write(draw, (0, y + 49), panel.file, fonts, 14, colour=_QUIET, room=width)
     return part
 
 

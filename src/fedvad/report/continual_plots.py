@@ -10,8 +10,6 @@ import numpy as np
 from fedvad.report.continual_tables import selection
 from fedvad.report.overlay import plot_png
 
-__all__ = ["plot_continual", "plot_features"]
-
 _ACROSS = 4
 
 

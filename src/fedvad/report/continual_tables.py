@@ -8,17 +8,6 @@ from typing import Any
 from fedvad.report.bench_tables import size
 from fedvad.report.tables import spread, to_markdown
 
-__all__ = [
-    "brief_rows",
-    "continual_markdown",
-    "continual_rows",
-    "forgetting_rows",
-    "memory_rows",
-    "overlap_rows",
-    "selection",
-    "selection_rows",
-]
-
 Rows = list[list[str]]
 _FIGURES = {
     "image_auroc": "image AUROC",

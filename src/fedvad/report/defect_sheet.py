@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 
 from fedvad.data.synthesis import Defect
 from fedvad.errors import ConfigError
-from fedvad.report.lettering import Fonts, fit, write
+from fedvad.report.lettering import Fonts, write
 from fedvad.report.overlay import draw_outline, in_a_row, save_png, stacked
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = ["PER_ROW", "Example", "defect_sheet"]
 
 PER_ROW = 2
 _WIDTH, _MARGIN, _GAP, _SEAM = 1920, 48, 36, 6
@@ -70,8 +68,8 @@ def _line(fonts: Fonts, text: str, size: int, *, height: int) -> Image.Image:
     from PIL import Image, ImageDraw
 
     strip = Image.new("RGB", (_WIDTH, height), _PAGE)
-    text = fit(text, _WIDTH - 2 * _MARGIN, fonts, size, bold=True)
-    write(ImageDraw.Draw(strip), (_MARGIN, height - 16), text, fonts, size, bold=True)
+    draw, at = ImageDraw.Draw(strip), (_MARGIN, height - 16)
+    write(draw, at, text, fonts, size, bold=True, room=_WIDTH - 2 * _MARGIN)
     return strip
 
 
@@ -99,6 +97,5 @@ def _panel(example: Example, kind: str, fonts: Fonts) -> Image.Image:
     caption += f"{example.area:.2%} of the image, {example.change:.0f} grey levels"
     room = _PANEL - fonts.get(caption, 16).getlength(caption)
     write(draw, (room, height + 22), caption, fonts, 16)
-    name = fit(example.name, room - 16, fonts, 16)
-    write(draw, (0, height + 22), name, fonts, 16, colour=_QUIET)
+    write(draw, (0, height + 22), example.name, fonts, 16, colour=_QUIET, room=room - 16)
     return panel

@@ -8,8 +8,6 @@ import numpy as np
 
 from fedvad.report.overlay import plot_png
 
-__all__ = ["plot_losses"]
-
 _POINTS = 300
 
 

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.cubes.pixels import read_picture
 from fedvad.memory.bank import FloatArray
-from fedvad.report.lettering import Fonts, fit, write
-from fedvad.report.overlay import heatmap_overlay, save_png
-
-__all__ = ["DoubtfulImage", "doubt_sheet"]
+from fedvad.report.lettering import Fonts, write
+from fedvad.report.overlay import fitted, heatmap_overlay, save_png
 
 _PER_ROW, _TILE, _GAP, _HEAD, _FOOT = 4, 220, 24, 96, 56
 _WIDTH = _PER_ROW * (2 * _TILE + _GAP) + _GAP
@@ -42,26 +39,16 @@ def doubt_sheet(images: Sequence[DoubtfulImage], out: Path, *, title: str) -> Pa
     rows = -(-len(images) // _PER_ROW)
     sheet = Image.new("RGB", (_WIDTH, _HEAD + rows * (_TILE + _FOOT)), "#FFFFFF")
     draw = ImageDraw.Draw(sheet)
-    write(
-        draw, (_GAP, 58), fit(title, _WIDTH - 2 * _GAP, fonts, 28, bold=True), fonts, 28, bold=True
-    )
+    write(draw, (_GAP, 58), title, fonts, 28, bold=True, room=_WIDTH - 2 * _GAP)
     for number, one in enumerate(images):
         left = _GAP + number % _PER_ROW * (2 * _TILE + _GAP)
         top = _HEAD + number // _PER_ROW * (_TILE + _FOOT)
-        photograph = _fitted(read_picture(one.path, max_pixels=ANY_SIZE))
+        photograph = fitted(read_picture(one.path, max_pixels=ANY_SIZE), _TILE)
         low, high = (float(v) for v in np.quantile(one.map, [0.5, 1.0]))
         heated = heatmap_overlay(photograph, one.map, low=low, high=high)
         sheet.paste(Image.fromarray(photograph), (left, top))
         sheet.paste(Image.fromarray(heated), (left + _TILE, top))
         words = f"{one.times:.2g} x  {one.file}"
-        write(draw, (left, top + _TILE + 22), fit(words, 2 * _TILE, fonts, 16), fonts, 16)
+        write(draw, (left, top + _TILE + 22), words, fonts, 16, room=2 * _TILE)
     save_png(out, np.asarray(sheet))
     return out
-
-
-def _fitted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    scale = _TILE / max(image.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))

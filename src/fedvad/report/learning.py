@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from fedvad.evaluation.learning import still_falling
 from fedvad.evaluation.results import LearningCurve
 
-__all__ = ["unfinished"]
-
 
 def unfinished(curves: Mapping[str, LearningCurve]) -> list[str]:
     """One sentence where the held-out loss of a site is still falling; [] where all have settled.

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from PIL import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-__all__ = ["INK", "Fonts", "chip", "fit", "write"]
-
 # The colour of text.
 INK = "#1B1F24"
 # Tried in this order for names that DejaVu cannot write; none needs to be there.
@@ -99,8 +97,13 @@ def write(
     *,
     bold: bool = False,
     colour: str = INK,
+    room: float | None = None,
 ) -> float:
-    """Write one line, `at` its left end on the baseline; returns its width in pixels."""
+    """Write one line, `at` its left end on the baseline; returns its width in pixels.
+
+    room: greatest width, to which the text is shortened.
+    """
+    text = text if room is None else fit(text, room, fonts, size, bold=bold)
     font = fonts.get(text, size, bold=bold)
     draw.text(at, text, font=font, fill=colour, anchor="ls")
     return float(font.getlength(text))

@@ -7,8 +7,6 @@ from typing import Any
 
 from fedvad.report.tables import to_markdown
 
-__all__ = ["model_card"]
-
 
 def model_card(summary: Mapping[str, Any]) -> str:
     """Markdown for what `fedvad distill` returns: what it is, from what, and how near it came."""

@@ -20,22 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-__all__ = [
-    "LINE",
-    "draw_outline",
-    "enlarged",
-    "heatmap_overlay",
-    "in_a_row",
-    "map_range",
-    "marked_png",
-    "middle",
-    "outline",
-    "own_range",
-    "plot_png",
-    "save_png",
-    "stacked",
-]
-
 Pixels = NDArray[np.uint8]
 
 # Perceptually uniform and safe for colour-blind eyes. Not inferno or magma: they start at black,
@@ -204,6 +188,15 @@ def plot_png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={PNG_MARK: "plot"})
     return buffer.getvalue()
+
+
+def fitted(image: Pixels, longest: float) -> Pixels:
+    """The image with `longest` pixels along its longer side."""
+    from PIL import Image
+
+    scale = longest / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def in_a_row(pictures: Sequence[Image.Image], width: int, left: int, step: int) -> Image.Image:

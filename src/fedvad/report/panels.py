@@ -16,8 +16,6 @@ from fedvad.errors import ImageError
 from fedvad.evaluation.judgement import Outcome, is_borderline, outcome
 from fedvad.report.overlay import map_range
 
-__all__ = ["Panel", "display_ranges", "drawn_mask", "score_in_words"]
-
 
 @dataclass(frozen=True)
 class Panel:
@@ -86,7 +84,7 @@ def drawn_mask(panel: Panel, width: int, height: int) -> NDArray[np.bool_] | Non
     if not panel.masks:
         return None
     try:
-        grey = Image.fromarray(read_masks(panel.masks, None).astype(np.uint8) * 255)
+        grey = Image.fromarray(read_masks(panel.masks).astype(np.uint8) * 255)
     except ImageError:
         return None
     # averaged, and any trace counts: by nearest neighbour a thin crack would fall apart

@@ -7,10 +7,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvad.report.lettering import Fonts, chip, fit, write
-from fedvad.report.overlay import Pixels, draw_outline, enlarged, heatmap_overlay, middle, own_range
-
-__all__ = ["result_picture"]
+from fedvad.report.lettering import Fonts, chip, write
+from fedvad.report.overlay import (
+    Pixels,
+    draw_outline,
+    enlarged,
+    fitted,
+    heatmap_overlay,
+    middle,
+    own_range,
+)
 
 _SMALLEST, _LARGEST = 320, 1600  # pixels of a photograph's longer side in the picture
 _FRAME, _SEAM, _MARGIN = 6, 8, 10
@@ -43,11 +49,8 @@ def result_picture(
     from PIL import Image, ImageDraw
 
     longer = max(photograph.shape[:2])
-    scale = min(max(longer, _SMALLEST), _LARGEST) / longer
-    height, width = (max(1, round(side * scale)) for side in photograph.shape[:2])
-    shown = np.asarray(
-        Image.fromarray(photograph).resize((width, height), Image.Resampling.BICUBIC)
-    )
+    shown = fitted(photograph, min(max(longer, _SMALLEST), _LARGEST))
+    height, width = shown.shape[:2]
     # a cell as bad as a whole image at the threshold is shown in full colour, up to `own_range`
     low = middle(map_)
     high = max(float(map_.max()) if limit is None else limit, low * 1.01 + 1e-6)
@@ -69,11 +72,11 @@ def result_picture(
     page.paste(Image.fromarray(heated), (size[0] - _MARGIN - _FRAME - width, top))
     room = size[0] - 2 * _MARGIN
     x = _MARGIN + chip(draw, (_MARGIN, 26), word, colour, fonts) + 12
-    text = fit(_comparison(score, limit), size[0] - _MARGIN - x, fonts, 18, bold=True)
-    write(draw, (x, 26), text, fonts, 18, bold=True)
-    write(draw, (_MARGIN, 54), fit(name, room, fonts, 15), fonts, 15, colour=_QUIET)
+    text = _comparison(score, limit)
+    write(draw, (x, 26), text, fonts, 18, bold=True, room=size[0] - _MARGIN - x)
+    write(draw, (_MARGIN, 54), name, fonts, 15, colour=_QUIET, room=room)
     legend = _LEGEND + (_LINE if limit is not None else "")
-    write(draw, (_MARGIN, size[1] - 9), fit(legend, room, fonts, 12), fonts, 12, colour=_QUIET)
+    write(draw, (_MARGIN, size[1] - 9), legend, fonts, 12, colour=_QUIET, room=room)
     return np.asarray(page)
 
 

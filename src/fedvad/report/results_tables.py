@@ -15,8 +15,6 @@ from fedvad.report.verdict import baseline_of, mean_rate, percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["own_normals_table", "results_table", "rich_tables", "sites_table", "tradeoff_table"]
-
 _INTERVAL_HEAD = " (95 % interval)"
 _AT_MOST = "false alarms, at most (95 % sure)"
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LARGE", "MARGIN", "QUIET", "SMALL", "TEXT", "WIDTH", "Sheet", "pdf_of"]
-
 WIDTH, _HEIGHT, MARGIN = 595.0, 842.0, 40.0  # points: A4
 SMALL, TEXT, LARGE = 7.0, 8.0, 14.0
 _CAPTION = 6.5

@@ -16,19 +16,6 @@ from fedvad.data.reading import data_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = [
-    "INTERVAL",
-    "UNKNOWN",
-    "Rows",
-    "neutral_cell",
-    "rich_data_table",
-    "rich_table",
-    "spread",
-    "to_markdown",
-    "without_empty",
-    "write_csv",
-]
-
 Rows = Sequence[Sequence[str]]
 
 UNKNOWN = "–"

@@ -15,19 +15,6 @@ from fedvad.features.names import BUNDLED
 from fedvad.mergeable import merge_states
 from fedvad.report.learning import unfinished
 
-__all__ = [
-    "ALONE",
-    "advice",
-    "baseline_of",
-    "fitness",
-    "gain",
-    "mean_rate",
-    "percent",
-    "total",
-    "verdict",
-    "worst_first",
-]
-
 ALONE = "local"
 _EQUAL = 0.0005  # a smaller gain reads as +0.000: neither gain nor loss
 _CATCHES = 0.9  # below this share of caught defects there is advice

@@ -20,8 +20,6 @@ from fedvad.report.sheet import LARGE, MARGIN, QUIET, SMALL, TEXT, WIDTH, Sheet,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["TITLE", "Week", "minute", "week_html", "week_pdf"]
-
 TITLE = "fedvad week"
 _STOPPED, _LET = "#c62828", "#5a8f98"
 _PICTURES, _A_ROW, _UNREADABLE = 6, 3, 6

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from fedvad.data.checked import STRICT
+from fedvad.data.checked import Stored
 from fedvad.detectors.calibration import RowLookup
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig, distance_scale
 from fedvad.errors import MemoryBankError
@@ -19,23 +19,11 @@ from fedvad.half import as_float32
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.neighbours import NeighbourIndex
 
-__all__ = [
-    "Answer",
-    "AnswerValues",
-    "Verdict",
-    "answer_rows",
-    "answer_values",
-    "answers_from",
-    "believed",
-    "rows_of",
-    "with_answers",
-]
-
 Verdict = Literal["normal", "defect"]
 Pixels = Annotated[int, Field(ge=0, le=1 << 30)]
 
 
-class AnswerValues(BaseModel):
+class AnswerValues(Stored):
     """One answer, but for its patches.
 
     number: of the answer, from 1, over all sites of a run. date, undone: in UTC, ISO 8601; undone
@@ -45,8 +33,6 @@ class AnswerValues(BaseModel):
     it was answered. rows: number of patches kept. shared: round in which they went to all sites, 0
     for none.
     """
-
-    model_config = STRICT
 
     number: Annotated[int, Field(ge=1)]
     date: str

@@ -11,8 +11,6 @@ from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.runs.config import as_path
 
-__all__ = ["AnyCache", "AnyPath", "by_backbone", "cache_at", "listed", "maybe", "paths_of"]
-
 AnyPath = str | PathLike[str]
 AnyCache = DescriptorCache | AnyPath
 

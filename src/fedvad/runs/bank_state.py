@@ -21,18 +21,6 @@ from fedvad.federation.signed import SignedMessage, read_bounded
 from fedvad.runs.config import FREE_ON_RESUME, TrainConfig, resolve_config
 from fedvad.runs.families import method_class
 
-__all__ = [
-    "SiteState",
-    "load_global",
-    "load_ledger",
-    "load_site",
-    "next_config",
-    "note_round",
-    "save_global",
-    "save_sent",
-    "save_site",
-]
-
 _SITE, _GLOBAL, _LEDGER, _SENT = "site.safetensors", "global.fedvad", "ledger.json", "sent"
 
 

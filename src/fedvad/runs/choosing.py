@@ -13,8 +13,6 @@ from fedvad.data.view_choice import Sizes, choose_size
 from fedvad.data.views import View
 from fedvad.runs.train_config import TrainConfig
 
-__all__ = ["Choice", "choose_options", "middle", "remarks"]
-
 _TILE = 512
 _USUAL = 256 * 256  # pixels of which a backbone's time is known
 _MEMORY = 32_768  # rows of a global memory, beyond which the server thins it out

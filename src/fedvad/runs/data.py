@@ -30,18 +30,6 @@ from fedvad.evaluation.truth import read_truth
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.progress import Progress, Stage
 
-__all__ = [
-    "Watcher",
-    "data_of",
-    "data_with_masks",
-    "digest_of",
-    "fingerprint",
-    "load_data",
-    "load_set",
-    "load_sites",
-    "warm_up",
-]
-
 Watcher = Callable[[npt.NDArray[np.float16]], None]
 
 log = logging.getLogger(__name__)

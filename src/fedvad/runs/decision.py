@@ -15,13 +15,6 @@ from fedvad.runs.config import Reference
 from fedvad.runs.run import middle
 from fedvad.runs.thresholds import retarget
 
-__all__ = [
-    "check_threshold_options",
-    "choose_threshold",
-    "warn_of_threshold",
-    "why_no_threshold",
-]
-
 log = logging.getLogger(__name__)
 
 _MOST_NAMES = 6

@@ -13,17 +13,6 @@ if TYPE_CHECKING:
     from fedvad.runs.method import Method
     from fedvad.runs.run import Run
 
-__all__ = [
-    "DEFAULT_METHOD",
-    "FAMILIES",
-    "METHODS",
-    "Family",
-    "detector_of",
-    "family_of",
-    "method_class",
-    "run_class",
-]
-
 
 class Family(NamedTuple):
     """Methods whose sites exchange the same kind of thing.

@@ -19,15 +19,6 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.run import Run
 
-__all__ = [
-    "Box",
-    "answered",
-    "chosen_patches",
-    "keep_answers",
-    "next_number",
-    "undone",
-]
-
 Box = tuple[int, int, int, int]
 _SHARE = 8  # of an image's patches that an answer keeps at most: one in eight
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from fedvad.runs.run import Run
 
-__all__ = ["Fitted"]
-
 
 @dataclass(frozen=True, eq=False)
 class Fitted:

@@ -9,14 +9,6 @@ from fedvad.data.folders import Site
 from fedvad.data.outputs import guard_file, guard_folder, holding_folders, real
 from fedvad.errors import ConfigError
 
-__all__ = [
-    "check_order",
-    "guard_output_file",
-    "guard_output_folder",
-    "guard_plain_folder",
-    "guard_run_folder",
-]
-
 _RUN_NAMES = ("results.json", "ledger.json", "scores.json", "report.html", "heatmaps.png")
 _RUN_PARTS = frozenset({".json", ".safetensors", ".webp"})
 

@@ -30,17 +30,6 @@ from fedvad.runs.run import Arrays, Run, SiteModel
 from fedvad.runs.scoring import ANY_SHARE, score_with
 from fedvad.runs.thresholds import Calibration, share_threshold
 
-__all__ = [
-    "MAX_WEIGHT_BYTES",
-    "Alone",
-    "Baseline",
-    "Method",
-    "Sites",
-    "Trained",
-    "compare",
-    "make_method",
-]
-
 # of one message of weights, unless a server or site says otherwise
 MAX_WEIGHT_BYTES = 200_000_000
 

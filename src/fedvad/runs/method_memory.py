@@ -39,8 +39,6 @@ from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run import Run
 from fedvad.runs.thresholds import Calibration, calibrate
 
-__all__ = ["MemoryMethod", "wire_exact"]
-
 _Memories = Mapping[str, tuple[MemoryBank, Generator]]
 
 

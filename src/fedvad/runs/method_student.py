@@ -44,8 +44,6 @@ from fedvad.runs.students import (
 )
 from fedvad.runs.thresholds import Calibration, calibrate_shared
 
-__all__ = ["StudentMethod"]
-
 log = logging.getLogger(__name__)
 _SHORT = 2  # minutes of a training that nobody is warned of
 

@@ -42,8 +42,6 @@ from fedvad.runs.run import Run
 from fedvad.runs.sums_run import SumsModel, SumsRun
 from fedvad.runs.thresholds import Calibration, calibrate_shared
 
-__all__ = ["SumsMethod"]
-
 
 class SumsMethod(Method):
     """Sites send sums, which the server adds up. See `Method`.

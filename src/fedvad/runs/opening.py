@@ -19,8 +19,6 @@ from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.run import Run
 from fedvad.runs.run_folder import read_config
 
-__all__ = ["check_pictures", "known_site", "open_memory_run", "open_run"]
-
 log = logging.getLogger(__name__)
 
 

@@ -11,8 +11,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
-__all__ = ["Kind", "Option", "declared", "names_of", "option"]
-
 Kind = Literal["bool", "int", "float", "text", "path", "texts", "ints", "table"]
 _SCALARS: dict[type, Kind] = {bool: "bool", int: "int", float: "float", str: "text", Path: "path"}
 _LIMITS = ("ge", "gt", "le", "lt")

@@ -16,18 +16,6 @@ from fedvad.runs.option import names_of, option
 from fedvad.runs.options_sums import SumsOptions
 from fedvad.runs.student_config import StudentOptions
 
-__all__ = [
-    "CALIBRATION_IMAGES",
-    "COMMON_OPTIONS",
-    "COMPARISONS",
-    "FREE_ON_RESUME",
-    "OWN_OF_SITE",
-    "TARGET_FPR",
-    "DeclaredOptions",
-    "Reference",
-    "ThresholdRule",
-]
-
 Reference = Literal["global", "local", "union"]
 ThresholdRule = Literal["federated", "own"]
 TARGET_FPR = 0.01

@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from fedvad.data.bounds import MAX_BAD, MAX_PIXELS
+from fedvad.data.checked import Closed
 from fedvad.data.views import SIDES, Size
 from fedvad.detectors.memory.site import ROUNDS, FedDyMemConfig
 from fedvad.features.config import Engine, FeatureConfig
@@ -18,8 +17,6 @@ from fedvad.federation.codecs import Precision
 from fedvad.memory.merge import MergeMode
 from fedvad.runs.families import DEFAULT_METHOD, FAMILIES, METHODS, family_of
 from fedvad.runs.option import option
-
-__all__ = ["Defence", "SiteOptions"]
 
 Defence = Literal["none", "robust"]
 
@@ -41,10 +38,8 @@ _data = partial(option, group="Data", common=True)
 _federation = partial(option, group="Federation")
 
 
-class SiteOptions(BaseModel):
+class SiteOptions(Closed):
     """Options of the method, features, data and federation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str = _method(
         DEFAULT_METHOD,

@@ -8,8 +8,6 @@ from fedvad.detectors.sums.site import SumsConfig
 from fedvad.runs.option import option
 from fedvad.runs.options_sites import SiteOptions
 
-__all__ = ["SUMS_OPTIONS", "SumsOptions"]
-
 _sums = partial(option, group="Sums")
 
 

@@ -19,8 +19,6 @@ from fedvad.federation.mailboxes.state import load_state
 from fedvad.federation.payload import Payload
 from fedvad.runs.progress import Stage
 
-__all__ = ["Phase", "run_phases", "weight_phase"]
-
 
 @dataclass(frozen=True, eq=False)
 class Phase:

@@ -22,19 +22,6 @@ from fedvad.federation.privacy import NEIGHBOURS, ONE_REPLACED, epsilon
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.families import method_class
 
-__all__ = [
-    "check_join",
-    "memory_exchange",
-    "memory_sites",
-    "plan",
-    "privacy",
-    "robust",
-    "sampling_ahead",
-    "site_seed",
-    "split_held_out",
-    "upload_limits",
-]
-
 log = logging.getLogger(__name__)
 
 

@@ -5,27 +5,23 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from fedvad.data.checked import STRICT, parse_values
+from fedvad.data.checked import Stored, parse_values
 from fedvad.data.sealed import parse_json
 from fedvad.errors import ArtefactError, PayloadError
 from fedvad.federation.signed import SignedMessage, SigningKey
-
-__all__ = ["ForgetReceipt", "now", "read_receipt", "receipt_bytes"]
 
 _LARGEST = 1 << 20
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class ForgetReceipt(BaseModel):
+class ForgetReceipt(Stored):
     """Rows of a site, or of one image of it, are in no memory of a run any longer.
 
     date: in UTC, ISO 8601. file: name of the file with the memory. rows_removed, rows_now: by
     memory, "global" or the name of a site. before, after: SHA-256 of the file.
     """
-
-    model_config = STRICT
 
     kind: Literal["receipt of forgetting"] = "receipt of forgetting"
     date: str

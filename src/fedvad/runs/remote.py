@@ -7,8 +7,6 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.families import method_class
 from fedvad.runs.method import Method
 
-__all__ = ["remote"]
-
 
 def remote(config: TrainConfig, *, allow_weights: bool, consent: str) -> type[Method]:
     """The class of a configuration's method, by which sites and a server work by file or over a

@@ -44,22 +44,6 @@ from fedvad.runs.plan import memory_exchange
 from fedvad.runs.run_folder import DETECTOR_FILE
 from fedvad.runs.thresholds import Counts, find_thresholds, share_threshold
 
-__all__ = [
-    "NewScores",
-    "bounded",
-    "check_growing",
-    "check_origin",
-    "last_round",
-    "merge_again",
-    "merge_with_reasons",
-    "merged_memory",
-    "renew_thresholds",
-    "replace_run",
-    "rows_of_round",
-    "take_back",
-    "upload_of",
-]
-
 log = logging.getLogger(__name__)
 NewScores = Mapping[str, Mapping[Reference, npt.NDArray[np.float64]]]
 _BEFORE = "before-{}.safetensors"
@@ -118,17 +102,15 @@ def merge_with_reasons(
     return after, refused
 
 
-def merged_memory(
-    run: TrainedRun, config: TrainConfig, without: Collection[str] = ()
-) -> MemoryBank:
+def merged_memory(run: TrainedRun, config: TrainConfig) -> MemoryBank:
     """The memory that the server makes of the memories of a run's sites.
 
     With the defence, the codec and the thinning of the training. Of a run as it was trained it is
     the same memory to the bit, but for rows that a site without news repeats to be heard of.
-    without: sites that no longer count. Raises `ConfigError` when no other site has a memory, and
-    where rows are averages over sites that the run has no memories of.
+    Raises `ConfigError` when no site has a memory, and where rows are averages over sites that the
+    run has no memories of.
     """
-    return bank_from(_merged(run, config, without)[0])
+    return bank_from(_merged(run, config, ())[0])
 
 
 def _merged(
@@ -224,20 +206,18 @@ def bounded(bank: MemoryBank, rows: int, seed: int) -> MemoryBank:
     )
 
 
-def renew_thresholds(
-    run: TrainedRun, config: TrainConfig, new: NewScores, sites: Collection[str] = ()
-) -> None:
+def renew_thresholds(run: TrainedRun, config: TrainConfig, new: NewScores) -> None:
     """Find the thresholds of all sites again, each for the rate that it had.
 
     new: by site and reference, scores (n,) of normal images that trained; they join the scores
-    that the run keeps. sites: those whose kept scores are dropped, as `new` has all of them.
+    that the run keeps.
     """
     counts: Counts = {}
     for reference in get_args(Reference):
         scores = {}
         for name, site in run.sites.items():
             before = site.thresholds.get(reference)
-            kept = () if before is None or name in sites else before.scores
+            kept = () if before is None else before.scores
             joined = np.array([*kept, *new.get(name, {}).get(reference, np.empty(0))])
             if len(joined):
                 scores[name] = joined

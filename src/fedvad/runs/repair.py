@@ -15,8 +15,6 @@ from fedvad.runs.method_memory import MemoryMethod, wire_exact
 from fedvad.runs.plan import plan, site_seed
 from fedvad.runs.renewal import bounded, last_round, merge_again, rows_of_round, upload_of
 
-__all__ = ["leave_out", "repaired"]
-
 
 def leave_out(method: MemoryMethod, site: str, digest: str) -> None:
     """Let an image of a site that was read count no longer."""

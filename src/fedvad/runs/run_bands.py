@@ -15,8 +15,6 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.progress import Progress, Stage
 from fedvad.spectral.moments import Moments
 
-__all__ = ["BANDS_FILE", "found_bands", "keep_bands", "stored_bands"]
-
 BANDS_FILE = "bands.safetensors"
 
 

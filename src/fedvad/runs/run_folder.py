@@ -10,27 +10,12 @@ from typing import Any
 from fedvad.data.checked import parse_values
 from fedvad.data.files import write_atomically
 from fedvad.data.sealed import finite, parse_json, read_sealed, sha256_of, write_sealed
-from fedvad.errors import ArtefactError
+from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.run_bands import found_bands, stored_bands
 from fedvad.runs.run_region import found_region, stored_region
-
-__all__ = [
-    "CONFIG_FILE",
-    "DETECTOR_FILE",
-    "EARLIER_THRESHOLDS_FILE",
-    "LEDGER_FILE",
-    "RESULTS_FILE",
-    "finite",
-    "read_config",
-    "read_ledger",
-    "read_results",
-    "write_config",
-    "write_json",
-    "write_ledger",
-]
 
 DETECTOR_FILE = "detector.safetensors"
 CONFIG_FILE = "config.json"
@@ -61,6 +46,15 @@ def read_config(folder: Path) -> TrainConfig:
             "weights": found_bands(folder, config.weights),
         }
     )
+
+
+def check_configuration(out: Path) -> None:
+    """Raise `ConfigError` where the configuration in a folder to write is not one of ours."""
+    if (out / CONFIG_FILE).exists():
+        try:
+            read_config(out)
+        except ArtefactError as error:
+            raise ConfigError(f"{out} holds something else: choose another --out") from error
 
 
 def write_ledger(folder: Path, ledger: Ledger, *, vouches_for: Sequence[str] = ()) -> None:

@@ -10,8 +10,6 @@ from fedvad.data.images import read_mask
 from fedvad.data.region import is_shape
 from fedvad.runs.config import TrainConfig
 
-__all__ = ["REGION_FILE", "found_region", "keep_region", "stored_region"]
-
 REGION_FILE = "region.png"
 
 
@@ -27,7 +25,7 @@ def keep_region(folder: Path, config: TrainConfig) -> TrainConfig:
 
     from fedvad.report.overlay import marked_png
 
-    mask = Image.fromarray(read_mask(Path(config.region), None, max_pixels=ANY_SIZE))
+    mask = Image.fromarray(read_mask(Path(config.region), max_pixels=ANY_SIZE))
     write_atomically(Path(place), marked_png(mask, "region of interest"))
     return config.model_copy(update={"region": place})
 

@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from fedvad.data.checked import STRICT, strictly
+from fedvad.data.checked import Stored, strictly
 from fedvad.errors import ArtefactError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.runs.config import Reference
 from fedvad.runs.families import METHODS
 
-__all__ = ["RunValues", "SiteValues", "threshold_from"]
 
-
-class SiteValues(BaseModel):
+class SiteValues(Stored):
     """What is a site's own, but for its arrays."""
-
-    model_config = STRICT
 
     name: Annotated[str, Field(min_length=1, max_length=255)]
     n_images: Annotated[int, Field(ge=0, le=1 << 50)]
     thresholds: dict[Reference, dict[str, Any]]
 
 
-class RunValues(BaseModel):
+class RunValues(Stored):
     """Of any run."""
-
-    model_config = STRICT
 
     schema_: int = Field(alias="schema")
     version: str

@@ -13,8 +13,6 @@ from fedvad.features.extractor import FeatureExtractor, check_bad_share
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run import Run
 
-__all__ = ["ANY_SHARE", "score_sites", "score_with"]
-
 # of unreadable test images: training is over then, and not lost for an image that only measures
 ANY_SHARE = 1.0
 

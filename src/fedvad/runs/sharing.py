@@ -20,8 +20,6 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.renewal import check_growing, last_round, merge_again, merge_with_reasons
 
-__all__ = ["Shared", "answered_at", "check_sharing", "shared", "unshared", "without_shared"]
-
 
 class Shared(NamedTuple):
     """What `shared` did, by site: patches that went to all sites, and why others did not."""

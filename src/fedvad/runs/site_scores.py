@@ -13,16 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from fedvad.data.checked import STRICT, parse_values
+from fedvad.data.checked import Stored, parse_values
 from fedvad.errors import ArtefactError, PayloadError
 from fedvad.evaluation.federated import federated_thresholds
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.runs.config import Reference
 from fedvad.runs.run import Run
-
-__all__ = ["SCORES", "THRESHOLDS", "Found", "Scores", "adopt", "federated", "parsed", "scores_of"]
 
 # what `facts` of a message calls them
 SCORES, THRESHOLDS = "scores", "thresholds"
@@ -32,24 +30,18 @@ _MOST = 10_000  # scores of one site and reference
 Scores = dict[str, list[float]]
 
 
-class _Scores(BaseModel):
-    model_config = STRICT
-
+class _Scores(Stored):
     scores: dict[_Shared, Annotated[list[float], Field(max_length=_MOST)]]
 
 
-class Found(BaseModel):
+class Found(Stored):
     """One threshold as it travels."""
-
-    model_config = STRICT
 
     value: float
     method: Annotated[str, Field(max_length=40)]
 
 
-class _Thresholds(BaseModel):
-    model_config = STRICT
-
+class _Thresholds(Stored):
     thresholds: dict[_Shared, Found]
 
 

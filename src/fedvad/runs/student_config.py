@@ -5,23 +5,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from fedvad.data.checked import Closed
 from fedvad.detectors.student.loss import Combine
 from fedvad.detectors.student.schedule import Decay
 from fedvad.federation.exchange.scope import Fusion, WSAConfig
 from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 from fedvad.runs.option import option
 
-__all__ = ["Averaging", "StudentOptions"]
-
 _student = partial(option, group="Students")
 
 
-class Averaging(BaseModel):
+class Averaging(Closed):
     """How the weights of sites become one set; see `federation.exchange.terms`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     algorithm: Algorithm = _student(
         WeightConfig.algorithm,

@@ -22,8 +22,6 @@ from fedvad.runs.config import Reference
 from fedvad.runs.run import Arrays, Parts, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
 
-__all__ = ["StudentModel", "StudentRun"]
-
 
 class _SiteValues(SiteValues):
     own: dict[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -20,18 +19,6 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.phases import Phase, run_phases, weight_phase
 from fedvad.runs.plan import robust, site_seed
 from fedvad.runs.progress import Progress, Stage, no_progress
-
-__all__ = [
-    "all_rounds",
-    "averaged",
-    "make_student",
-    "prepare_sites",
-    "student_class",
-    "student_detectors",
-    "student_phases",
-]
-
-log = logging.getLogger(__name__)
 
 
 def prepare_sites(

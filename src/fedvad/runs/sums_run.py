@@ -17,8 +17,6 @@ from fedvad.runs.config import Reference
 from fedvad.runs.run import Arrays, Parts, Run, SiteModel
 from fedvad.runs.run_values import RunValues, SiteValues
 
-__all__ = ["SumsModel", "SumsRun"]
-
 
 class _RunValues(RunValues):
     kind: Literal["sums run"]

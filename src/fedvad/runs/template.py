@@ -14,8 +14,6 @@ from fedvad.runs.families import method_class
 from fedvad.runs.option import Option, declared
 from fedvad.runs.train_config import TrainConfig
 
-__all__ = ["as_toml", "template"]
-
 
 def template(file: Path | None = None, **flags: Any) -> str:
     """The text of a TOML file that has all options of a method.

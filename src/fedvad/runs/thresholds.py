@@ -25,16 +25,6 @@ from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.progress import Progress, Stage
 from fedvad.runs.run import Run
 
-__all__ = [
-    "Calibration",
-    "Counts",
-    "calibrate",
-    "calibrate_shared",
-    "find_thresholds",
-    "retarget",
-    "share_threshold",
-]
-
 log = logging.getLogger(__name__)
 Scores = npt.NDArray[np.float64]
 Counts = dict[Reference, npt.NDArray[np.int64]]

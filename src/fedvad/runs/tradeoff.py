@@ -11,8 +11,6 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.mergeable import merge_states
 from fedvad.runs.thresholds import retarget
 
-__all__ = ["RATES", "tradeoff"]
-
 RATES = (0.002, 0.01, 0.05, 0.1)
 
 

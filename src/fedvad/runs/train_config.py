@@ -22,8 +22,6 @@ from fedvad.memory.bank import FloatArray
 from fedvad.runs.families import METHODS, method_class
 from fedvad.runs.options import COMPARISONS, DeclaredOptions
 
-__all__ = ["TrainConfig"]
-
 _Part = TypeVar("_Part")
 # scoring takes time and memory with every row: many sites' rows are thinned out to these
 _LARGEST_MEMORY = 32_768

@@ -33,8 +33,6 @@ from fedvad.runs.guards import guard_output_file
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.verbs.bank import one_site
 
-__all__ = ["audit", "audit_rows", "judge"]
-
 _ROWS = 2000  # rows that a decoder is tried on; nearest patches of more say nothing new
 _KNOWN = 40_000  # patches that it learns from
 # what a person calls a leak: half the way from chance to certainty

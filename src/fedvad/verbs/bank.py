@@ -40,8 +40,6 @@ from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.remote import remote
 from fedvad.runs.sharing import answered_at, check_sharing
 
-__all__ = ["export_upload", "one_round", "one_site"]
-
 log = logging.getLogger(__name__)
 
 

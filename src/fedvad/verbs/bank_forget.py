@@ -22,8 +22,6 @@ from fedvad.runs.guards import guard_output_file
 from fedvad.runs.receipt import ForgetReceipt, now, receipt_bytes
 from fedvad.verbs.bank_server import forgotten_sites, read_federation, save_forgotten
 
-__all__ = ["forget_site", "without_site"]
-
 
 def forget_site(
     site: str, state_dir: Path, key: Path, out: Path, *, receipt: Path | None = None

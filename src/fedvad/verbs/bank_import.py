@@ -38,14 +38,12 @@ from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
-    read_config,
+    check_configuration,
     write_config,
     write_ledger,
 )
 from fedvad.runs.thresholds import Calibration
 from fedvad.verbs.bank import one_site
-
-__all__ = ["import_global", "make_run"]
 
 log = logging.getLogger(__name__)
 
@@ -204,11 +202,7 @@ def _check_out(out: Path, state: SiteState | None) -> None:
         )
     if (out / DETECTOR_FILE).exists() or (out.exists() and not out.is_dir()):
         raise ConfigError(f"{out} already holds something: choose another --out, or remove it")
-    if (out / CONFIG_FILE).exists():
-        try:
-            read_config(out)
-        except ArtefactError as error:
-            raise ConfigError(f"{out} holds something else: choose another --out") from error
+    check_configuration(out)
     if (out / CONFIG_FILE).exists() and (out / "state").exists():
         raise ConfigError(f"{out} holds an unfinished training: choose another --out")
 

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from fedvad.data.checked import parse_values
+from fedvad.data.checked import Closed, parse_values
 from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import read_sealed, write_sealed
@@ -39,19 +39,15 @@ from fedvad.runs.config import Defence, TrainConfig, resolve_config
 from fedvad.runs.guards import guard_output_file
 from fedvad.runs.plan import upload_limits
 
-__all__ = ["forgotten_sites", "merge_uploads", "read_federation", "save_forgotten"]
-
 _FEDERATION = "federation.json"
 _FORGOTTEN = "forgotten.json"
 _SHARED = ("merge", "merge_weights", "memory_rows", "precision", "seed", "defence", "malicious")
 
 
-class _Federation(BaseModel):
+class _Federation(Closed):
     """What all rounds of a server must share; start: hash of weights or of what sums are about,
     empty for memories.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     features: str
     dim: int = Field(ge=1)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fedvad.data.checked import STRICT
+from fedvad.data.checked import Stored
 from fedvad.data.files import write_atomically
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.signed import (
@@ -24,17 +24,13 @@ from fedvad.runs.run import Run
 from fedvad.runs.run_folder import read_config
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, Found, adopt, federated, scores_of
 
-__all__ = ["apply_thresholds", "export_scores", "merge_scores"]
-
 _MAX_BYTES = 1 << 20
 _Text = Annotated[str, Field(min_length=1, max_length=255)]
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class _Sent(BaseModel):
+class _Sent(Stored):
     """Scores of one site; shared: hash of what gave them, which all sites have."""
-
-    model_config = STRICT
 
     kind: Literal["scores"]
     site: _Text
@@ -43,10 +39,8 @@ class _Sent(BaseModel):
     scores: dict[Literal["union", "global"], Annotated[list[float], Field(max_length=10_000)]]
 
 
-class _Returned(BaseModel):
+class _Returned(Stored):
     """Thresholds by site and reference."""
-
-    model_config = STRICT
 
     kind: Literal["thresholds"]
     shared: _Text

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from fedvad.data.arrays import npy
 from fedvad.data.cubes.reading import read_classes, read_scene
 from fedvad.data.files import write_atomically
 from fedvad.data.output_folder import OutputFolder
 from fedvad.data.outputs import holding_folders, real
 from fedvad.report.overlay import save_png
 from fedvad.spectral.classify import Classified, classify
-
-__all__ = ["classify_scene"]
 
 _COLOURS = 7  # steps through the colours between one class and the next: neighbours differ
 
@@ -65,9 +63,7 @@ def classify_scene(
         stem = folder.claim(str(real(scene)), PurePath(scene.stem), (".png", ".npy"))
         picture, array = (stem.with_name(stem.name + end) for end in (".png", ".npy"))
         save_png(picture, _drawn(found))
-        buffer = BytesIO()
-        np.save(buffer, found.classes)
-        write_atomically(array, buffer.getvalue())
+        write_atomically(array, npy(found.classes))
         values |= {"picture": str(picture), "map": str(array)}
     return found, values
 

@@ -19,8 +19,6 @@ from fedvad.runs.plan import site_seed
 from fedvad.runs.progress import Progress, Stage
 from fedvad.runs.train_config import TrainConfig
 
-__all__ = ["find_doubtful", "training_sites"]
-
 _SHOWN = 48
 
 

@@ -24,8 +24,6 @@ from fedvad.runs.renewal import check_origin
 from fedvad.runs.run_folder import read_config
 from fedvad.runs.sharing import check_sharing, shared, unshared
 
-__all__ = ["feedback", "list_feedback", "share_feedback", "undo_feedback"]
-
 log = logging.getLogger(__name__)
 
 

@@ -50,8 +50,6 @@ from fedvad.runs.run_folder import (
 from fedvad.runs.run_region import REGION_FILE
 from fedvad.runs.sharing import without_shared
 
-__all__ = ["forget"]
-
 log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{16}(#\d+)?")
 _PENDING = "forgetting.fedvad"
@@ -129,7 +127,7 @@ def forget(
                 "give --data, or find each site's again with fedvad calibrate"
             )
         before = sha256_of((run_folder / DETECTOR_FILE).read_bytes())
-        statement = {
+        statement: dict[str, Any] = {
             "date": now(),
             "file": DETECTOR_FILE,
             "site": name,

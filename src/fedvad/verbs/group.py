@@ -26,8 +26,6 @@ from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_folder import write_json
 from fedvad.verbs.train import at_settled_size, train
 
-__all__ = ["Grouping", "group", "train_groups"]
-
 
 @dataclass(frozen=True)
 class Grouping:

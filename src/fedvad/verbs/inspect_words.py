@@ -9,8 +9,6 @@ from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload
 from fedvad.runs.receipt import ForgetReceipt
 
-__all__ = ["contents_of", "on_receipt", "on_signature", "sentences"]
-
 _CAUTION = (
     "CAUTION: the file holds more than {} and the manifest shown, or was written by another "
     "program; what else is inside is not known."

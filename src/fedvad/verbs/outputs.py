@@ -36,8 +36,6 @@ from fedvad.runs.run_folder import (
 from fedvad.runs.tradeoff import tradeoff
 from fedvad.verbs.report import keep_record, write_report
 
-__all__ = ["keep_evaluation", "keeps_evaluation", "panels", "write_outputs"]
-
 log = logging.getLogger(__name__)
 
 _HEADINGS = {

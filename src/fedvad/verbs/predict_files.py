@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path, PurePath
 from typing import IO, Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvad._version import __version__
+from fedvad.data.arrays import npy
 from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.files import write_atomically
@@ -32,8 +32,6 @@ from fedvad.report.lettering import Fonts
 from fedvad.report.overlay import enlarged, marked_png, save_png
 from fedvad.report.result_picture import result_picture
 from fedvad.report.tables import neutral_cell
-
-__all__ = ["KINDS", "NEED_THRESHOLD", "SavedFiles", "check_kinds"]
 
 KINDS = ("overlays", "maps", "maps16", "masks", "boxes", "csv")
 NEED_THRESHOLD = frozenset({"masks", "boxes"})
@@ -110,7 +108,7 @@ class SavedFiles:
             if kind in kinds
         }
         if "maps" in kinds:
-            write_atomically(places["maps"], _npy(map_))
+            write_atomically(places["maps"], npy(np.asarray(map_, np.float32)))
         if "maps16" in kinds:
             write_atomically(places["maps16"], _sixteen_bit(map_))
         if kinds & {"overlays", "masks", "boxes"}:
@@ -237,12 +235,6 @@ def _fingerprint(paths: Sequence[Path]) -> str:
             identity += f" {status.st_size} {status.st_mtime_ns}"
         digest.update(f"{identity}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _npy(map_: FloatArray) -> bytes:
-    buffer = BytesIO()
-    np.save(buffer, np.asarray(map_, np.float32), allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _sixteen_bit(map_: FloatArray) -> bytes:

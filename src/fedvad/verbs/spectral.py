@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvad.data.arrays import npy
 from fedvad.data.cubes.colour import false_colour
 from fedvad.data.cubes.reading import read_scene
 from fedvad.data.cubes.scene import Mask, Scene
@@ -214,9 +214,7 @@ def _scored(
     if place is not None:
         picture, saved = (place.with_name(place.name + end) for end in (".png", ".npy"))
         save_png(picture, _picture(false_colour(scene), scores, scene.mask))
-        buffer = BytesIO()
-        np.save(buffer, scores.astype(np.float32))
-        write_atomically(saved, buffer.getvalue())
+        write_atomically(saved, npy(scores.astype(np.float32)))
     return ScoredScene(
         name=scene.name,
         map=scores,

@@ -16,8 +16,6 @@ from fedvad.data.sealed import read_sealed
 from fedvad.errors import ConfigError, StorageError
 from fedvad.runs.run_folder import CONFIG_FILE, read_ledger, read_results
 
-__all__ = ["Tracker", "check_tracker", "track"]
-
 Tracker = Literal["mlflow", "tensorboard"]
 _LONGEST_VALUE = 500  # characters of a parameter in MLflow
 

@@ -15,7 +15,7 @@ from fedvad.data.sealed import sha256_of
 from fedvad.data.sets import Site
 from fedvad.data.view_choice import USUAL_SIZE, Sizes, choose_size, sizes_of
 from fedvad.data.views import is_plain
-from fedvad.errors import ArtefactError, ConfigError
+from fedvad.errors import ConfigError
 from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -34,6 +34,7 @@ from fedvad.runs.run_bands import keep_bands
 from fedvad.runs.run_folder import (
     DETECTOR_FILE,
     RESULTS_FILE,
+    check_configuration,
     read_config,
     read_ledger,
     read_results,
@@ -42,8 +43,6 @@ from fedvad.runs.run_folder import (
 from fedvad.runs.run_region import keep_region
 from fedvad.runs.scoring import ANY_SHARE, score_sites
 from fedvad.verbs.outputs import write_outputs
-
-__all__ = ["at_settled_size", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -238,11 +237,7 @@ def _prepare(out: Path, config: TrainConfig, resume: bool) -> None:
                     + ", ".join(f"{k} ({before[k]!r}, now {now[k]!r})" for k in changed)
                 )
         return
-    if (out / "config.json").exists():
-        try:
-            read_config(out)
-        except ArtefactError as error:
-            raise ConfigError(f"{out} holds something else: choose another --out") from error
+    check_configuration(out)
     if (out / DETECTOR_FILE).exists() or (out / "state").exists():
         raise ConfigError(
             f"{out} already holds a run: choose another --out, remove it, or continue with --resume"

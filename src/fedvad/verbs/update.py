@@ -43,8 +43,6 @@ from fedvad.runs.renewal import (
     take_back,
 )
 
-__all__ = ["undo_update", "update"]
-
 log = logging.getLogger(__name__)
 
 

@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 from fedvad.data.cubes.scene import Scene
 
-__all__ = ["false_colour"]
-
 _RED_GREEN_BLUE = (640.0, 550.0, 460.0)  # nm
 
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from fedvad.data.cubes.names import values_beside
 from fedvad.errors import DataError
 
-__all__ = ["read_envi", "read_header"]
-
 _TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
 # the axes of the file, as places of lines, samples and bands
 _AXES = {"bsq": (1, 2, 0), "bil": (0, 2, 1), "bip": (0, 1, 2)}

@@ -8,8 +8,6 @@ from fedvad.data.formats import image_suffix
 from fedvad.data.frames import BANDS, frames_of, split_frame
 from fedvad.errors import DataError
 
-__all__ = ["CUBE_SUFFIXES", "cubes_of", "files_of", "is_cube", "is_stack", "values_beside"]
-
 CUBE_SUFFIXES = frozenset({".mat", ".npy", ".npz", ".hdr"})
 _STACK = ".bands"  # of a folder of images, one band each
 _VALUES = (".img", ".dat", ".raw", ".bin", ".bsq", ".bil", ".bip", "")  # of ENVI

@@ -21,8 +21,6 @@ from fedvad.data.sets import Site
 from fedvad.data.views import SIDES, Size
 from fedvad.errors import DataError, ImageError
 
-__all__ = ["cube_of", "read_cube", "read_picture", "resize_cube", "size_of_cubes"]
-
 _LARGEST = 256  # side in pixels, where nobody asks for more
 
 

@@ -17,8 +17,6 @@ from fedvad.data.frames import split_frame
 from fedvad.data.images import read_bands
 from fedvad.errors import DataError
 
-__all__ = ["MAX_VALUES", "read_classes", "read_scene", "read_truth"]
-
 MAX_VALUES = 1 << 30  # 4 GB in float32
 _Arrays = dict[str, NDArray[Any]]
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from fedvad.errors import ConfigError, DataError
 
-__all__ = ["NORMS", "Cube", "Mask", "Norm", "Scene", "check_cube", "normalised"]
-
 Cube = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 Norm = Literal["global_minmax", "band_minmax", "band_std", "none"]

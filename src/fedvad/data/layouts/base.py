@@ -16,8 +16,6 @@ from fedvad.data.reading import Label, SiteReading, Skipped
 from fedvad.data.sets import ImageItem, ImageSet, Site
 from fedvad.errors import DataError
 
-__all__ = ["LEFT_OUT", "UNPAIRED", "Draft", "Group", "every_fifth", "left_over", "placed_images"]
-
 _TEST_SHARE = 5  # of a set without a split of its own, every fifth normal image is for testing
 # Other measurements of what a colour image beside them shows, in the sets that have several.
 _OTHER_SENSORS = frozenset({"xyz", "depth", "pointcloud", "points", "pcd", "ply", "ir", "infrared"})

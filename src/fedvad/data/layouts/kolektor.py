@@ -13,8 +13,6 @@ from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
 from fedvad.errors import DataError, ImageError
 
-__all__ = ["is_sdd", "is_sdd2", "read_sdd", "read_sdd2"]
-
 _RULE = "its mask is empty (normal) or not (defective)"
 
 
@@ -93,7 +91,7 @@ def _divided(
     for image, mask in pairs.items():
         draft.masks.add(mask)
         try:
-            marked = read_mask(mask, None).any()
+            marked = read_mask(mask).any()
         except ImageError as error:
             draft.why[image] = "its mask, which is its label, cannot be read"
             draft.notes.append(str(error))

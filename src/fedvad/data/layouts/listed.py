@@ -13,8 +13,6 @@ from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
 from fedvad.errors import DataError
 
-__all__ = ["inside", "is_real_iad", "read_real_iad"]
-
 
 def is_real_iad(folder: Folder, names: LabelNames) -> bool:
     """Whether a folder holds OK and NG, and a JSON file of its name lists their images."""

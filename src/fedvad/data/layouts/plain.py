@@ -13,8 +13,6 @@ from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
 from fedvad.errors import DataError
 
-__all__ = ["is_br35h", "is_plain", "read_br35h", "read_plain"]
-
 _FIFTH = "every fifth normal image is for testing, the set has no split"
 
 

@@ -14,8 +14,6 @@ from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
 from fedvad.errors import DataError
 
-__all__ = ["is_split", "read_split"]
-
 _TRAIN = ("train", "training")
 _TEST = ("test", "test_public", "testing")
 _VALIDATION = ("validation", "val", "valid")

@@ -13,8 +13,6 @@ from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
 from fedvad.errors import DataError
 
-__all__ = ["is_visa", "read_visa"]
-
 
 def is_visa(folder: Folder, names: LabelNames) -> bool:
     """Whether a folder is a class of VisA."""

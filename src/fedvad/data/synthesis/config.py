@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from fedvad.errors import ConfigError, check_choice
 
-__all__ = ["KINDS", "ForegroundFunction", "Side", "Source", "SynthesisConfig"]
-
 KINDS: tuple[str, ...] = ("texture", "cutpaste", "scratch", "stain", "blur", "warp")
 
 ForegroundFunction = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]

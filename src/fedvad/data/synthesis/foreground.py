@@ -10,8 +10,6 @@ from scipy import ndimage
 from fedvad.data.synthesis.config import SynthesisConfig
 from fedvad.errors import ConfigError
 
-__all__ = ["find_foreground", "otsu_threshold"]
-
 # The object is found on a small picture: its noise is averaged away, and it takes no time.
 _SMALL = 128
 _HOLE = 0.05  # of the object's area; a larger one is a hole of the object itself, as in a nut

@@ -18,18 +18,6 @@ from fedvad.data.synthesis.shapes import Region, random_pixel
 from fedvad.data.synthesis.textures import augment, cutting, draw_texture
 from fedvad.errors import ConfigError
 
-__all__ = [
-    "Paint",
-    "Scene",
-    "paint_blur",
-    "paint_patch",
-    "paint_scratch",
-    "paint_spot",
-    "paint_stain",
-    "paint_texture",
-    "paint_warp",
-]
-
 Pixels = NDArray[np.uint8]
 Field = NDArray[np.float32]
 

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["perlin", "turned_perlin"]
-
 _MOST_EXPONENT = 5
 # Turned noise is drawn on a square of this side and sampled: its cost does not grow with the image.
 _CANVAS = 256

@@ -12,8 +12,6 @@ from PIL import Image, ImageDraw
 
 from fedvad.data.synthesis.shapes import Region, random_pixel, top_region
 
-__all__ = ["scratch"]
-
 # Lines are drawn this many times finer and averaged: smooth edges, widths of part of a pixel.
 _FINE = 3
 _TURNS = (0.0, 0.3, -0.3, 0.6, -0.6)

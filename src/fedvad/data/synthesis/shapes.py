@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from fedvad.data.synthesis.perlin import perlin, turned_perlin
 
-__all__ = ["Region", "blob", "patch", "random_pixel", "speckle", "top_region"]
-
 Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
 Box = tuple[slice, slice]

@@ -28,8 +28,6 @@ from fedvad.data.synthesis.paints import (
 from fedvad.data.synthesis.scratches import scratch
 from fedvad.data.synthesis.shapes import Region, blob, patch, speckle
 
-__all__ = ["FALL_BACK", "Defect", "synthesise"]
-
 FALL_BACK = "spot"
 _ATTEMPTS = 6
 _NEAR = 7  # pixels a side: so wide is the neighbourhood in which a change is seen

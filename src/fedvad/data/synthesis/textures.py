@@ -17,8 +17,6 @@ from fedvad.data.inputs import list_images
 from fedvad.data.synthesis.perlin import perlin
 from fedvad.errors import ConfigError
 
-__all__ = ["TextureFolder", "augment", "cutting", "draw_texture"]
-
 Pixels = NDArray[np.uint8]
 Table = NDArray[np.float64]
 

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.memory.adaptor_net import Adaptor
 
-__all__ = ["AdaptorConfig", "AdaptorDetector", "AdaptorScorer", "AdaptorSite"]
-
 
 def _training() -> TrainConfig:
     # plain SGD: SCAFFOLD's control variates assume it, and all algorithms shall train alike

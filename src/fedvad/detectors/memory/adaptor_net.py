@@ -12,8 +12,6 @@ from torch import nn
 
 from fedvad.detectors.student.graphs import smoothed
 
-__all__ = ["Adaptor", "AdaptorMaps", "adaptor_loss"]
-
 
 class Adaptor(nn.Module):
     """(n, dim) descriptors to (n, dim) rebuilt directions; equal seeds give equal weights."""

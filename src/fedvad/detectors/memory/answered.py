@@ -13,8 +13,6 @@ from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.negatives import more_like
 from fedvad.memory.origin import Origin, Source
 
-__all__ = ["AnsweredPatches"]
-
 log = logging.getLogger(__name__)
 
 

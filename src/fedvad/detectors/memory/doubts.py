@@ -15,8 +15,6 @@ from fedvad.detectors.scoring import MemoryScorer
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 
-__all__ = ["Doubt", "doubtful", "doubts"]
-
 _FAR = 2.5  # robust standard deviations of the logarithm of the scores; chosen on mtd
 
 

@@ -31,8 +31,6 @@ from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.reduce import reduce_patches
 
-__all__ = ["FedDyMem", "MemoryDetector", "PatchCore"]
-
 _SCORING, _CONFIG = ScoringConfig(), FedDyMemConfig()
 
 

@@ -14,8 +14,6 @@ from fedvad.memory.bank import FloatArray, MemoryBank
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Generator"]
-
 
 @dataclass(frozen=True, eq=False)
 class Generator:

@@ -25,8 +25,6 @@ from fedvad.memory.bank import MemoryBank
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GeneratorConfig", "GeneratorSite"]
-
 
 def _training() -> TrainConfig:
     return TrainConfig(

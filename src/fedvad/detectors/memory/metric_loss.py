@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,15 +15,6 @@ from fedvad.memory.distances import squared_norms
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = [
-    "LossMode",
-    "MetricLossConfig",
-    "TrainingLog",
-    "metric_loss",
-    "train_generator",
-    "usual_distance",
-]
 
 log = logging.getLogger(__name__)
 LossMode = Literal["hypersphere", "attract_only", "center", "infonce"]
@@ -130,7 +120,6 @@ def train_generator(
     *,
     seed: int,
     radius: float = 1.0,
-    on_epoch: Callable[[int, float, float], None] | None = None,
 ) -> tuple[Generator, TrainingLog]:
     """Train on (n, d) raw normal patches against frozen (m, d) anchors in memory space.
 
@@ -156,7 +145,7 @@ def train_generator(
     unit = usual_distance(torch.from_numpy(generator(sample.numpy())), targets, config)
     losses: list[float] = []
     spreads: list[float] = []
-    for epoch in range(config.epochs):
+    for _ in range(config.epochs):
         total = 0.0
         for rows in torch.split(torch.randperm(len(data), generator=order), config.batch):
             raw = data[rows]
@@ -170,8 +159,6 @@ def train_generator(
             after = float((data + data @ weight.T + bias).std(0).mean())
         losses.append(total / len(data))
         spreads.append(after / before if before > 0 else 1.0)
-        if on_epoch is not None:
-            on_epoch(epoch, losses[-1], spreads[-1])
         finite = np.isfinite([losses[-1], spreads[-1]]).all()
         if not finite or spreads[-1] < config.min_spread:
             log.warning("generator training undone: spread %.2f of the raw features", spreads[-1])

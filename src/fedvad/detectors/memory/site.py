@@ -27,8 +27,6 @@ from fedvad.memory.origin import Origin, Source, origin_arrays, origin_from
 from fedvad.memory.private import PrivatePositionMeans
 from fedvad.memory.reduce import PositionMeans, ReduceMode, cells, reduce_patches, renew
 
-__all__ = ["ROUNDS", "Anchors", "FedDyMemConfig", "MemorySite", "Reduce", "Update", "round_seed"]
-
 Anchors = Literal["global", "local", "union"]
 Reduce = Literal["coreset", "cluster", "position"]
 Update = Literal["grow", "ema"]

@@ -15,8 +15,6 @@ from fedvad.features.compat import import_timm
 from fedvad.features.modules import BlockTaps, Headed
 from fedvad.features.tiny import TinyNet
 
-__all__ = ["Branch", "PaSTeNet", "STFPMNet", "build_net", "check_layers", "reinitialise"]
-
 _CHAINS = "fedvad-tiny, mcunet_in3, or a ResNet, MobileNet, EfficientNet or ConvNeXt of timm"
 
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Memory", "descriptor_macs", "macs", "memory"]
-
 
 @dataclass(frozen=True)
 class Memory:

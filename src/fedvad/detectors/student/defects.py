@@ -16,8 +16,6 @@ from fedvad.detectors.student.pixels import read_pixels
 from fedvad.detectors.student.targets import Batch, TrainingSet
 from fedvad.errors import DataError
 
-__all__ = ["DefectPool", "Drawn"]
-
 log = logging.getLogger(__name__)
 _Indices = npt.NDArray[np.int64]
 _Cells = npt.NDArray[np.bool_]

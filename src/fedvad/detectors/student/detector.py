@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.cost import Memory
     from fedvad.detectors.student.graphs import MapNet
 
-__all__ = ["StudentDetector"]
-
 _Pixels = npt.NDArray[np.uint8]
 _TRAIN = TrainConfig(decay="cosine", patience=None, validate_every=50)
 

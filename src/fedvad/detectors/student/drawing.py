@@ -7,8 +7,6 @@ from pathlib import Path
 from fedvad.data.synthesis import SynthesisConfig
 from fedvad.errors import ConfigError
 
-__all__ = ["DEFECTS", "check_drawing"]
-
 # As large as a cell of the coarsest taps: a defect that covers none of them teaches them nothing.
 DEFECTS = SynthesisConfig(area=(0.01, 0.15))
 

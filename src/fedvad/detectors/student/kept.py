@@ -7,8 +7,6 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["option_names", "plain", "restored", "tupled"]
-
 
 def option_names(kind: type[Any]) -> list[str]:
     """The options of a detector's class, in their order in a file, which has the seed apart."""

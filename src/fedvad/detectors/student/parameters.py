@@ -14,15 +14,6 @@ from fedvad.errors import MismatchError
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "buffers_of",
-    "load_buffers",
-    "load_parameters",
-    "parameters_of",
-    "under",
-    "weights_hash",
-]
-
 _Array = npt.NDArray[Any]
 
 

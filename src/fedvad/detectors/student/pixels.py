@@ -17,8 +17,6 @@ from fedvad.errors import ImageError
 from fedvad.features.config import FeatureConfig
 from fedvad.memory.bank import FloatArray
 
-__all__ = ["Mapper", "Pixels", "mapped", "read_pixels"]
-
 # from uint8 (S, S, 3) images to raw (h, w) maps, each with its number
 Mapper = Callable[[Iterable[tuple[int, npt.NDArray[np.uint8]]]], Iterator[tuple[int, FloatArray]]]
 

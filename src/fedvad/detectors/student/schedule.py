@@ -8,8 +8,6 @@ from typing import Literal
 
 from fedvad.errors import ConfigError, check_choice
 
-__all__ = ["Decay", "Optimiser", "TrainConfig"]
-
 Optimiser = Literal["sgd", "adam"]
 Decay = Literal["cosine", "none"]
 _DROPS = (0.8, 0.9)

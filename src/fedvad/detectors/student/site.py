@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.branches import PaSTeNet
     from fedvad.detectors.student.graphs import Normalise
 
-__all__ = ["StudentSite"]
-
 log = logging.getLogger(__name__)
 _RECALIBRATED = 16  # batches, before each validation
 

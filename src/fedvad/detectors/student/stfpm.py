@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from fedvad.detectors.student.detector import StudentDetector
 
-__all__ = ["STFPM", "PaSTe"]
-
 
 class STFPM(StudentDetector):
     """Student-teacher feature pyramid matching (Wang et al., BMVC 2021)."""

@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from fedvad.errors import DataError, StorageError
 
-__all__ = ["RowStore"]
-
 
 class RowStore:
     """Rows of one shape and type, appended once and then taken in any order.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.branches import PaSTeNet
     from fedvad.detectors.student.graphs import Normalise
 
-__all__ = ["Batch", "TrainingSet"]
-
 
 @dataclass(frozen=True, eq=False)
 class Batch:

@@ -32,8 +32,6 @@ from fedvad.memory.bank import FloatArray
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SumsDetector", "gaussian_arrays", "gaussian_back"]
-
 _SCORING, _CONFIG = ScoringConfig(), SumsConfig()
 
 

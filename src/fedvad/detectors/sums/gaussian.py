@@ -20,8 +20,6 @@ from fedvad.detectors.sums.statistics import (
 from fedvad.errors import DataError
 from fedvad.memory.bank import FloatArray
 
-__all__ = ["Gaussian", "SumsScorer"]
-
 _RIDGE = 0.01
 
 

@@ -9,8 +9,6 @@ from torch import nn
 from fedvad.detectors.student.graphs import smoothed
 from fedvad.detectors.sums.gaussian import SumsScorer
 
-__all__ = ["SumsMaps"]
-
 
 class SumsMaps(nn.Module):
     """uint8 images (b, S, S, 3) to the smoothed maps (b, h, w) of `SumsScorer`.

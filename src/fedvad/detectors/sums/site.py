@@ -21,8 +21,6 @@ from fedvad.detectors.sums.statistics import (
 from fedvad.errors import ConfigError, FederationError
 from fedvad.mergeable import merge_states
 
-__all__ = ["SumsConfig", "SumsSite", "gaussian_of"]
-
 
 @dataclass(frozen=True)
 class SumsConfig:

@@ -9,15 +9,6 @@ import numpy.typing as npt
 
 from fedvad.memory.bank import FloatArray
 
-__all__ = [
-    "Space",
-    "clipped",
-    "image_mean",
-    "image_scatter",
-    "scatter_bound",
-    "unpacked_scatter",
-]
-
 Array = npt.NDArray[np.float64]
 _TINY = 1e-6
 # of a scatter's length, as a share of the mean trace: chosen on hazelnuts under six lights

@@ -25,8 +25,6 @@ from fedvad.runs.method import Baseline, Method, make_method
 from fedvad.runs.progress import Progress
 from fedvad.runs.scoring import score_with
 
-__all__ = ["Prepared", "run_cell"]
-
 
 @dataclass(frozen=True, eq=False)
 class Prepared:

@@ -19,8 +19,6 @@ from fedvad.errors import ConfigError
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run_folder import write_json
 
-__all__ = ["COLLECTIONS", "Script", "run_scripts"]
-
 log = logging.getLogger(__name__)
 
 

@@ -7,18 +7,17 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedvad.data.checked import Closed
 from fedvad.errors import ConfigError
 from fedvad.experiments.bench.weights import WeightOptions
-from fedvad.experiments.experiment import Experiment, Strict, read_experiment
+from fedvad.experiments.experiment import Experiment, read_experiment
 from fedvad.features.names import brings_weights
 from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import TrainConfig, resolve_config
 from fedvad.runs.families import DEFAULT_METHOD, method_class
 
-__all__ = ["BenchMethod", "BenchSet", "Suite", "load_suite"]
 
-
-class BenchSet(Strict):
+class BenchSet(Closed):
     """One data set. path: below the data root; None draws the demo set. split: as `train`'s.
 
     sites: instead of a path, a folder for each site by name, so that a set can be put together from
@@ -42,7 +41,7 @@ class BenchSet(Strict):
         return tuple(self.sites.values()) or (() if self.path is None else (self.path,))
 
 
-class BenchMethod(Strict):
+class BenchMethod(Closed):
     """One row of the table.
 
     kind: `federated` runs rounds; `local` gives each site only its own rounds, and sends nothing;

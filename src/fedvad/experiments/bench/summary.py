@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,6 @@ import numpy as np
 from fedvad.evaluation.bootstrap import Interval
 from fedvad.evaluation.ranking import gain_over, mean_ranks, pareto_front, statement
 from fedvad.experiments.bench.suite import Suite
-
-__all__ = ["Cells", "summarise_bench"]
 
 # results by (set, method, seed)
 Cells = Mapping[tuple[str, str, int], dict[str, Any]]
@@ -42,9 +41,10 @@ def summarise_bench(suite: Suite, cells: Cells) -> dict[str, Any]:
         for name, row in rows.items():
             row["pareto"] = name in front
             row["gain"] = {
-                other: _as_dict(_gain(suite, cells, item.name, name, other))
+                other: None if gain is None else asdict(gain)
                 for other in suite.baselines
                 if other in rows and other != name
+                for gain in [_gain(suite, cells, item.name, name, other)]
             }
         sets[item.name] = rows
     return {
@@ -128,10 +128,6 @@ def _gain(suite: Suite, cells: Cells, set_: str, method: str, other: str) -> Int
         [cells[set_, method, seed]["scores"] for seed in shared],
         [cells[set_, other, seed]["scores"] for seed in shared],
     )
-
-
-def _as_dict(gain: Interval | None) -> dict[str, float] | None:
-    return None if gain is None else {"gain": gain.gain, "low": gain.low, "high": gain.high}
 
 
 def _ranks(sets: Mapping[str, Any]) -> dict[str, float]:

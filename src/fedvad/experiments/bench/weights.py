@@ -22,8 +22,6 @@ from fedvad.runs.phases import run_phases, weight_phase
 from fedvad.runs.plan import site_seed
 from fedvad.runs.student_config import Averaging, StudentOptions
 
-__all__ = ["Averaged", "WeightOptions", "average_weights"]
-
 
 class WeightOptions(Averaging):
     """What a `weights` row of a suite says, besides the averaging.

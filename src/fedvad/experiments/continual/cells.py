@@ -33,8 +33,6 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import brings_weights
 from fedvad.runs.data import digest_of
 
-__all__ = ["FIGURES", "CellContext", "make_extractor", "make_learner", "run_cell"]
-
 log = logging.getLogger(__name__)
 
 FIGURES = ("image_auroc", "image_f1", "pixel_auroc", "pixel_f1", "pixel_ap", "aupro")

@@ -21,8 +21,6 @@ from fedvad.experiments.continual.stream import Analysis
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.half import to_float
 
-__all__ = ["analyse_features"]
-
 _SIDE = 32  # positions looked at along a side, at most
 
 

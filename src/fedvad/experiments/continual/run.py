@@ -16,6 +16,7 @@ from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site
 from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
+from fedvad.data.sealed import finite
 from fedvad.drawing.demo import write_demo
 from fedvad.errors import ConfigError, FedvadError
 from fedvad.experiments.continual.cells import FIGURES, CellContext, make_extractor, run_cell
@@ -31,7 +32,7 @@ from fedvad.runs.config import as_path
 from fedvad.runs.data import load_set
 from fedvad.runs.guards import guard_plain_folder
 from fedvad.runs.progress import Progress, Stage, no_progress
-from fedvad.runs.run_folder import finite, write_json
+from fedvad.runs.run_folder import write_json
 
 __all__ = ["run_stream"]
 

@@ -11,9 +11,9 @@ from fedvad.continual.banks import BankKind
 from fedvad.continual.codecs import CodecConfig
 from fedvad.continual.memory import Remainder
 from fedvad.continual.students import Strategy
+from fedvad.data.checked import Closed
 from fedvad.experiments.experiment import (
     Experiment,
-    Strict,
     read_experiment,
     with_defaults,
 )
@@ -21,17 +21,15 @@ from fedvad.features.config import Engine
 from fedvad.features.names import BUNDLED, IMAGE_SIZE
 from fedvad.runs.arguments import AnyPath
 
-__all__ = ["Analysis", "Method", "Stream", "TaskSpec", "load_stream"]
 
-
-class TaskSpec(Strict):
+class TaskSpec(Closed):
     """One task: a set in MVTec's layout, at `path` below --data."""
 
     name: str = Field(min_length=1)
     path: str = Field(min_length=1)
 
 
-class Features(Strict):
+class Features(Closed):
     """The frozen backbone of a method; layers: its default when none are given."""
 
     backbone: str = BUNDLED
@@ -41,7 +39,7 @@ class Features(Strict):
     device: str = "cpu"
 
 
-class Training(Strict):
+class Training(Closed):
     """How a student learns one task: `epochs` passes over it, or `steps` steps."""
 
     epochs: int = Field(default=10, ge=1)
@@ -57,7 +55,7 @@ class Training(Strict):
     carry_optimiser: bool = False
 
 
-class Method(Strict):
+class Method(Closed):
     """One row of the table.
 
     detector: `stfpm` and `paste` learn by `strategy`; `patchcore` and `feddymem` keep a bank of
@@ -94,7 +92,7 @@ class Method(Strict):
         return self
 
 
-class Analysis(Strict):
+class Analysis(Closed):
     """What the report says of the features of tasks: of at most `images` normal images of each, the
     share `top` that is most important, over all tasks.
     """

@@ -12,8 +12,6 @@ from fedvad.distillation.stages import MaskedStage, StepLog
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.experiments.store import Cell
 
-__all__ = ["CHECKPOINT_FILE", "COLUMNS", "Journal", "read_checkpoint", "write_checkpoint"]
-
 CHECKPOINT_FILE = "checkpoint.safetensors"
 COLUMNS = ("stage", "step", "loss", "masked", "plain", "semantic", "rate")
 

@@ -21,8 +21,6 @@ from fedvad.drawing.procedural import draw_image
 from fedvad.errors import DataError, ImageError
 from fedvad.experiments.distill.recipe import ImageOptions
 
-__all__ = ["FRESH", "TrainingImages"]
-
 log = logging.getLogger(__name__)
 # numbers from here on are never trained with, as no training is that long
 FRESH = 2**40

@@ -8,25 +8,18 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fedvad.data.bounds import MAX_PIXELS
+from fedvad.data.checked import Closed
 from fedvad.distillation.masks import MaskMode
 from fedvad.distillation.options import Distance, Grid, MaskedConfig, SemStats
 from fedvad.distillation.stages import StageConfig
-from fedvad.experiments.experiment import Named, Strict, read_experiment, with_defaults
+from fedvad.experiments.experiment import Named, read_experiment, with_defaults
 from fedvad.features.config import Engine
 from fedvad.runs.arguments import AnyPath
-
-__all__ = [
-    "ImageOptions",
-    "Recipe",
-    "StageOptions",
-    "StudentChoice",
-    "load_recipe",
-]
 
 _MASKED, _STAGE = ({field.name for field in fields(k)} for k in (MaskedConfig, StageConfig))
 
 
-class StudentChoice(Strict):
+class StudentChoice(Closed):
     """The network that learns.
 
     backbone: `tiny`, `mcunet_in3`, `mcunet_in4`, or any timm model. options: `stem`, `widths`,
@@ -43,7 +36,7 @@ class StudentChoice(Strict):
     head: Literal["teacher", "none"] = "teacher"
 
 
-class ImageOptions(Strict):
+class ImageOptions(Closed):
     """Where images come from.
 
     procedural: share of drawn images, in addition to those of --data; without --data all are
@@ -63,7 +56,7 @@ class ImageOptions(Strict):
     defect: tuple[str, ...] = ()
 
 
-class StageOptions(Strict):
+class StageOptions(Closed):
     """One stage: a teacher and for how long; the rest is explained at `MaskedConfig`."""
 
     teacher: str = Field(min_length=1)

@@ -21,8 +21,6 @@ import numpy.typing as npt
 from fedvad.errors import ConfigError
 from fedvad.memory.bank import LazyBanks, MemoryBank
 
-__all__ = ["RobustConfig", "Verdict", "defend", "supported_rows"]
-
 _BLOCK = 512  # rows whose neighbours are sought at a time
 _MOST = 4.0  # times as many rows named by a small site as by one like the others
 

@@ -11,8 +11,6 @@ from fedvad.errors import ConfigError, PayloadError
 from fedvad.federation.payload import Payload, bank_from, negatives_from
 from fedvad.memory.bank import FloatArray
 
-__all__ = ["Limits", "check_upload", "most_defects"]
-
 # of a message besides its arrays: manifest, names and shapes
 _HEADER_BYTES = 1 << 16
 

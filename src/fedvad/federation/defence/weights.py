@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from fedvad.federation.defence.robust import RobustConfig
 
-__all__ = ["Bounded", "bound_weights"]
-
 Arrays = dict[str, npt.NDArray[Any]]
 
 

@@ -13,8 +13,6 @@ from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange
 from fedvad.federation.payload import Payload
 
-__all__ = ["average_class", "weights_for"]
-
 _PLAIN = "fedvad.federation.exchange.weights:WeightExchange"
 # fedprox and moon differ at sites only
 _AVERAGES: dict[Algorithm, str] = {

@@ -31,8 +31,6 @@ from fedvad.memory.distances import nearest
 from fedvad.memory.merge import MergeMode, coverage, merged_parts, sampled_rows
 from fedvad.memory.origin import Origin, Source, origin_arrays
 
-__all__ = ["MemoryExchange", "kind_of"]
-
 Arrays = dict[str, npt.NDArray[Any]]
 
 # what every precision on the wire can hold, and no distance overflows

@@ -22,16 +22,6 @@ from fedvad.errors import ConfigError, MismatchError, check_choice
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Fusion",
-    "Scope",
-    "WSAConfig",
-    "fuse_scopes",
-    "layers_in_scope",
-    "scope_of",
-    "scope_penalty",
-]
-
 log = logging.getLogger(__name__)
 Fusion = Literal["average", "average_var", "mixture", "init", "global_model"]
 Direction = Literal["forward", "reverse", "symmetric"]

@@ -25,16 +25,6 @@ from fedvad.federation.payload import Manifest, Payload
 from fedvad.federation.privacy import gaussian_mu
 from fedvad.mergeable import merge_states
 
-__all__ = [
-    "ROUNDS",
-    "SumsExchange",
-    "gaussian_from",
-    "has_sums",
-    "largest_upload",
-    "start_of",
-    "sums_for",
-]
-
 Arrays = dict[str, npt.NDArray[Any]]
 ROUNDS = 3
 # of the budget, as squares of mu: chosen on hazelnuts under six lights

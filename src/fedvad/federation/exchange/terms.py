@@ -17,8 +17,6 @@ from fedvad.federation.exchange.scope import Scope, WSAConfig, scope_penalty
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Algorithm", "ClientTerms", "WeightConfig"]
-
 Algorithm = Literal[
     "fedavg",
     "fedprox",

@@ -33,12 +33,6 @@ from fedvad.federation.exchange.scope import Scope, fuse_scopes, scope_of
 from fedvad.federation.exchange.terms import ClientTerms, WeightConfig
 from fedvad.federation.payload import Manifest, Payload
 
-__all__ = [
-    "WeightExchange",
-    "WeightSite",
-    "has_weights",
-]
-
 Arrays = dict[str, npt.NDArray[Any]]
 _WEIGHT, _CONTROL, _SCOPE, _BUFFER = "weight/", "control/", "scope/", "buffer/"
 _LOG, _CURVES = "log/", ("loss", "validation", "at")

@@ -9,8 +9,6 @@ from fedvad.errors import PayloadError
 from fedvad.federation.server import Receipt, Server
 from fedvad.federation.signed import SignedMessage, read_bounded
 
-__all__ = ["receive_files"]
-
 
 def receive_files(
     server: Server,

@@ -21,8 +21,6 @@ from fedvad.federation.mailboxes.state import RunState, load_state, save_state
 from fedvad.federation.payload import Payload
 from fedvad.federation.server import Server
 
-__all__ = ["Schedule", "run_rounds"]
-
 log = logging.getLogger(__name__)
 State = TypeVar("State", bound=Member)
 

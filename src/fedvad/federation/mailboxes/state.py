@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from fedvad.data.checked import STRICT, parse_values
+from fedvad.data.checked import Stored, parse_values
 from fedvad.data.files import write_atomically
 from fedvad.data.sealed import read_sealed, sha256_of, write_sealed
 from fedvad.detectors.artefact import read_arrays, write_arrays
@@ -22,8 +22,6 @@ from fedvad.errors import ArtefactError, FedvadError
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.half import as_float32, cast
-
-__all__ = ["RunState", "clear_state", "has_state", "load_state", "save_state"]
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +41,13 @@ class RunState:
     ledger: Ledger
 
 
-class _File(BaseModel):
-    model_config = STRICT
-
+class _File(Stored):
     bytes: Annotated[int, Field(ge=0)]
     sha256: str
 
 
-class _Mark(BaseModel):
+class _Mark(Stored):
     """What makes a round count; without files where an earlier fedvad wrote it."""
-
-    model_config = STRICT
 
     round: int | None
     files: dict[Annotated[str, Field(pattern=_FILE_NAME)], _File] | None

@@ -31,8 +31,6 @@ from fedvad.integrations.anomalib.post_processor import NormalOnlyPostProcessor
 from fedvad.memory.coreset import CandidateSampler
 from fedvad.runs.config import CALIBRATION_IMAGES
 
-__all__ = ["MemoryModule", "check_weights", "make_extractor", "make_pre_processor"]
-
 log = logging.getLogger(__name__)
 
 

@@ -34,8 +34,6 @@ from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.opening import open_memory_run
 from fedvad.runs.run_folder import read_config
 
-__all__ = ["FedDyMem", "PatchCore"]
-
 
 class PatchCore(MemoryModule):
     """A k-center coreset of normal patches (Roth et al. 2022), as `fedvad`'s PatchCore keeps it.

@@ -16,8 +16,6 @@ from fedvad.features.modules import DescriptorNet
 from fedvad.memory.bank import MemoryBank
 from fedvad.serving.export.graph import MemoryHead
 
-__all__ = ["MemoryNet"]
-
 _AT_ONCE = 4  # images: their distances to the memory are what takes memory
 
 

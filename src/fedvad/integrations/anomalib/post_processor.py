@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from anomalib.post_processing import PostProcessor
 
-__all__ = ["NormalOnlyPostProcessor"]
-
 
 class NormalOnlyPostProcessor(PostProcessor):  # type: ignore[misc]
     """anomalib's post-processor without its search for the threshold of the best F1 score.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedvad.evaluation.judgement import Outcome, is_borderline, outcome
 from fedvad.report.html.record import Picture, Scores
+from fedvad.report.html.templates import in_base64
 from fedvad.report.panels import score_in_words
-
-__all__ = ["Card", "choices", "make_card", "outcomes"]
 
 _WORDS = 1500  # bytes of a card's words and tags, without its names
 _NAMES = 32  # bytes that one byte of a name takes: it comes several times, escaped
@@ -90,4 +88,4 @@ def outcomes(scores: Scores | None, cards: Sequence[Card]) -> list[tuple[str, in
 
 
 def _uri(data: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+    return f"data:image/webp;base64,{in_base64(data)}"

@@ -11,8 +11,6 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-__all__ = ["histogram", "roc", "steps"]
-
 _MAX_POINTS = 120
 _SIDE = 180
 _LEFT, _TOP, _BOTTOM, _RIGHT = 30, 8, 30, 8

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from fedvad._version import __version__
+from fedvad.report.html.templates import filled, in_base64
 from fedvad.report.overlay import plot_png
-
-__all__ = ["connectivity_rows", "render_connectivity"]
 
 Curves = Sequence[Mapping[str, Any]]
 
 
 def render_connectivity(curves: Curves) -> bytes:
     """One HTML file with a plot of loss and AUROC, and a table; no network."""
-    folder = files("fedvad.report.html")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((folder / "connectivity.html.j2").read_text("utf-8"))
-    html: str = template.render(
-        style=Markup((folder / "report.css").read_text("utf-8")),
+    return filled(
+        "connectivity",
         rows=connectivity_rows(curves),
-        plot=base64.b64encode(_plot(curves)).decode(),
+        plot=in_base64(_plot(curves)),
         version=__version__,
     )
-    return html.encode("utf-8", "replace")
 
 
 def connectivity_rows(curves: Curves) -> list[list[str]]:

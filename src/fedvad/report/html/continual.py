@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from fedvad.report.continual_tables import (
     continual_rows,
@@ -17,23 +12,17 @@ from fedvad.report.continual_tables import (
     overlap_rows,
     selection_rows,
 )
+from fedvad.report.html.templates import filled, in_base64
 from fedvad.report.tables import spread
-
-__all__ = ["render_continual"]
 
 
 def render_continual(
     summary: Mapping[str, Any], curves: bytes, heat: bytes, features: bytes | None = None
 ) -> bytes:
     """One HTML file with tables and all PNG pictures inside; no network."""
-    folder = files("fedvad.report.html")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((folder / "continual.html.j2").read_text("utf-8"))
-    html: str = template.render(
+    return filled(
+        "continual",
         summary=summary,
-        style=Markup((folder / "report.css").read_text("utf-8")),
         verdict=_verdict(summary),
         methods=continual_rows(summary),
         forgetting={
@@ -41,13 +30,12 @@ def render_continual(
             "pixel F1 (oracle)": forgetting_rows(summary, "pixel_f1"),
         },
         memory=memory_rows(summary),
-        curves=base64.b64encode(curves).decode(),
-        heat=base64.b64encode(heat).decode(),
-        features=None if features is None else base64.b64encode(features).decode(),
+        curves=in_base64(curves),
+        heat=in_base64(heat),
+        features=None if features is None else in_base64(features),
         selection=selection_rows(summary),
         overlaps=overlap_rows(summary),
     )
-    return html.encode("utf-8", "replace")
 
 
 def _verdict(summary: Mapping[str, Any]) -> str:

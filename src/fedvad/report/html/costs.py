@@ -9,15 +9,6 @@ from fedvad.federation.ledger import Ledger
 from fedvad.report.bench_tables import size
 from fedvad.report.tables import UNKNOWN
 
-__all__ = [
-    "config_table",
-    "is_covered",
-    "phases_table",
-    "rounds_table",
-    "site_bytes_table",
-    "traffic_table",
-]
-
 Rows = list[list[str]]
 
 _MOST_CELLS = 2000

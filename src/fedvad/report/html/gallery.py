@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 
 from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.cubes.pixels import read_picture
+from fedvad.data.sealed import finite
 from fedvad.errors import ImageError, StorageError
 from fedvad.report.choice import choose
 from fedvad.report.html.record import Gallery, Picture, printable
 from fedvad.report.overlay import draw_outline, heatmap_overlay, own_range
 from fedvad.report.panels import Panel, display_ranges, drawn_mask
-
-__all__ = ["GALLERY_FOLDER", "sample_name", "write_gallery"]
 
 GALLERY_FOLDER = "gallery"
 _SIDE = 224  # pixels: twice what a phone shows in two columns
@@ -72,7 +70,7 @@ def write_gallery(panels: Sequence[Panel], folder: Path, *, limit: int = 200) ->
                     defect=printable(panel.defect),
                     label=panel.label,
                     score=panel.score,
-                    threshold=_finite(panel.threshold),
+                    threshold=finite(panel.threshold),
                     outlined=outlined,
                     photo=names[0],
                     heat=names[1],
@@ -123,7 +121,3 @@ def _webp(image: Pixels, *, lossless: bool = False) -> bytes:
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "WEBP", quality=_QUALITY, method=4, lossless=lossless)
     return buffer.getvalue()
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value

@@ -7,19 +7,15 @@ names, so that even a name that slipped through could run nothing.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from fedvad._version import __version__
 from fedvad.data.reading import data_table
+from fedvad.data.sealed import finite
 from fedvad.errors import DataError
 from fedvad.evaluation.judgement import BORDER
 from fedvad.evaluation.results import Results
@@ -30,6 +26,7 @@ from fedvad.report.choice import RULE
 from fedvad.report.html import charts, costs, words
 from fedvad.report.html.cards import Card, choices, make_card, outcomes
 from fedvad.report.html.record import Gallery, Scores
+from fedvad.report.html.templates import filled, in_base64, shipped
 from fedvad.report.results_tables import (
     own_normals_table,
     results_table,
@@ -38,8 +35,6 @@ from fedvad.report.results_tables import (
 )
 from fedvad.report.tables import without_empty
 from fedvad.report.verdict import ALONE, advice, fitness, gain, total
-
-__all__ = ["AIM_BYTES", "MAX_BYTES", "Contents", "Page", "render"]
 
 AIM_BYTES = 4_000_000  # pictures are added up to here
 MAX_BYTES = 10_000_000  # no page is larger
@@ -159,14 +154,14 @@ def _values(contents: Contents) -> dict[str, object]:
 
 
 def _filled(values: Mapping[str, object], cards: Sequence[Card], contents: Contents) -> bytes:
-    template, style, script = _parts()
+    script = shipped("report.js")
     gallery = contents.gallery
     drawn = len(gallery.pictures) if gallery else 0
-    html: str = template.render(
+    return filled(
+        "report",
         **values,
-        style=Markup(style),
         script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=in_base64(hashlib.sha256(script.encode()).digest()),
         gallery=gallery,
         cards=cards,
         left_out=drawn - len(cards),
@@ -174,22 +169,6 @@ def _filled(values: Mapping[str, object], cards: Sequence[Card], contents: Conte
         choices=choices(cards),
         outcomes=outcomes(contents.scores, cards),
     )
-    return html.encode("utf-8", "replace")
-
-
-@cache
-def _parts() -> tuple[Template, str, str]:
-    """Template, style sheet and script, as shipped next to this file."""
-    folder = files("fedvad.report.html")
-    # the extension decides nothing: names are escaped in every template
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    read = {
-        name: (folder / name).read_text(encoding="utf-8").replace("\r\n", "\n")
-        for name in ("report.html.j2", "report.css", "report.js")
-    }
-    return environment.from_string(read["report.html.j2"]), read["report.css"], read["report.js"]
 
 
 def _tiles(results: Results, ledger: Ledger, sent_is: str) -> list[tuple[str, str, str]]:
@@ -271,10 +250,10 @@ def _round_drawings(ledger: Ledger) -> list[Markup]:
         charts.steps("rows in the global memory", [float(e.memory_rows) for e in entries]),
     ]
     if not costs.is_covered(ledger):
-        covered = [_finite(e.coverage) for e in entries]
+        covered = [finite(e.coverage) for e in entries]
         drawn.append(charts.steps("coverage", covered, limit=COVERAGE_WARNING))
     if any(e.drift is not None for e in entries):
-        drawn.append(charts.steps("drift of the memory", [_finite(e.drift) for e in entries]))
+        drawn.append(charts.steps("drift of the memory", [finite(e.drift) for e in entries]))
     return drawn
 
 
@@ -285,7 +264,3 @@ def _learned(results: Results) -> list[Markup]:
         for site, curve in list(results.learning.items())[:_MOST_CHARTS]
         if len(curve.at) > 1
     ]
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value

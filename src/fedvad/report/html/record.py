@@ -5,21 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from fedvad.data.checked import parse_values
+from fedvad.data.checked import Closed, parse_values
 from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError
-
-__all__ = [
-    "GALLERY_FILE",
-    "SCORES_FILE",
-    "Gallery",
-    "Picture",
-    "Scores",
-    "SiteScores",
-    "printable",
-]
 
 SCORES_FILE = "scores.json"
 GALLERY_FILE = "gallery.json"
@@ -30,11 +20,7 @@ Label = Annotated[int, Field(ge=0, le=1)]
 PictureName = Annotated[str, Field(pattern=r"^[0-9]{4,6}-(photo|heat)\.webp$")]
 
 
-class _Stored(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SiteScores(_Stored):
+class SiteScores(Closed):
     """One site's scored test images: lists of one length. Flagged is score > threshold.
 
     files: names without their folders. compared: scores of other methods on the same images.
@@ -55,7 +41,7 @@ class SiteScores(_Stored):
         return self
 
 
-class Scores(_Stored):
+class Scores(Closed):
     """The scores of all test images, by site."""
 
     schema_version: Literal[1] = 1
@@ -71,7 +57,7 @@ class Scores(_Stored):
         return _read(cls, folder / SCORES_FILE)
 
 
-class Picture(_Stored):
+class Picture(Closed):
     """One image of the gallery: small files `photo` and `heat`, both width x height pixels."""
 
     site: str
@@ -87,7 +73,7 @@ class Picture(_Stored):
     height: int = Field(ge=1, le=4096)
 
 
-class Gallery(_Stored):
+class Gallery(Closed):
     """The pictures of a run in the order in which they are shown.
 
     tested: scored test images, chosen from. unreadable: chosen ones that could not be drawn.
@@ -116,7 +102,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-_Kind = TypeVar("_Kind", bound=_Stored)
+_Kind = TypeVar("_Kind", bound=Closed)
 
 
 def _read(kind: type[_Kind], path: Path) -> _Kind | None:

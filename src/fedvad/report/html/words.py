@@ -12,8 +12,6 @@ from fedvad.report.bench_tables import size
 from fedvad.report.html.record import Scores
 from fedvad.report.verdict import ALONE
 
-__all__ = ["Sends", "warnings", "what_is_sent", "what_left"]
-
 Sends = Literal["rows", "weights", "sums"]
 
 _CHANCE = 0.01  # more false alarms than the target brings once in a hundred times are reported

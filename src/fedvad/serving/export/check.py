@@ -22,8 +22,6 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import load_sites
 from fedvad.runs.progress import Progress, Stage
 
-__all__ = ["Difference", "Model", "compare", "drawn_images", "images_of", "opened", "whole_view"]
-
 _Images = npt.NDArray[np.uint8]
 Model = Callable[[_Images], list[npt.NDArray[Any]]]
 _BATCH = 8

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["fold_constants"]
-
 _SMALL = 1024  # bytes that a constant may cost
 
 

@@ -25,8 +25,6 @@ from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.serving.export.search import CellSearch, compact, make_search
 
-__all__ = ["ExportNet", "Head", "MemoryHead", "export_net"]
-
 
 class Head(torch.nn.Module):
     """The last part of a graph: the image score of a map, and a decision.

@@ -16,8 +16,6 @@ from fedvad.errors import ConfigError
 from fedvad.serving.export.fold import fold_constants
 from fedvad.serving.export.graph import ExportNet
 
-__all__ = ["OPSETS", "build", "files", "load", "quantise"]
-
 # from the oldest operator set with all that is used to the newest that torch's exporter writes
 OPSETS = range(14, 21)
 _USUAL = 17  # runtimes since 2022 have it

@@ -14,8 +14,6 @@ from fedvad.errors import ConfigError
 from fedvad.features.openvino import to_openvino
 from fedvad.serving.export.graph import ExportNet
 
-__all__ = ["build", "files", "load", "quantise"]
-
 
 def build(net: ExportNet, sides: tuple[int, int], opset: int | None = None) -> Any:
     """The OpenVINO model, for any batch size; raises `ConfigError` if it cannot be converted.

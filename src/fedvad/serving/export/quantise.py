@@ -23,8 +23,6 @@ from fedvad.runs.progress import Progress, Stage
 from fedvad.runs.run import Run
 from fedvad.serving.export.check import whole_view
 
-__all__ = ["calibration_images", "quantised"]
-
 _IMAGES = 100
 
 

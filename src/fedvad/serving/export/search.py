@@ -9,8 +9,6 @@ from fedvad.memory.bank import FloatArray
 from fedvad.memory.cells import THOROUGH, USUAL, CellIndex, Effort
 from fedvad.memory.neighbours import FAST_UP_TO, NeighbourIndex, SearchMode
 
-__all__ = ["CellSearch", "ExactSearch", "compact", "make_search"]
-
 # memory vectors compared at a time: the distances of 1024 patches to them take 16 MB
 _CHUNK = 4096
 

@@ -15,8 +15,6 @@ from fedvad.serving.service.models import Answered
 from fedvad.serving.service.problems import described
 from fedvad.serving.service.sites import SitePredictors
 
-__all__ = ["answer_routes"]
-
 
 def answer_routes(
     answers: Answers | None,

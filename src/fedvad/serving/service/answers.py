@@ -19,8 +19,6 @@ from fedvad.serving.service.models import Answered
 from fedvad.serving.service.sites import SitePredictors
 from fedvad.verbs.feedback import feedback, list_feedback, undo_feedback
 
-__all__ = ["Answers", "read_region"]
-
 log = logging.getLogger(__name__)
 
 _LONGEST_NAME = 200

@@ -50,8 +50,6 @@ from fedvad.serving.service.sites import SitePredictors
 from fedvad.serving.service.watch_routes import watch_routes
 from fedvad.serving.watch.lines import Lines
 
-__all__ = ["create_app"]
-
 _STATIC = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),

@@ -14,8 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fedvad.serving.service.metrics import ServiceMetrics
 from fedvad.serving.service.problems import problem
 
-__all__ = ["SECURITY_HEADERS", "Guard", "HeadAsGet", "KnownHosts", "SameOrigin"]
-
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "

@@ -9,8 +9,6 @@ import numpy as np
 from fedvad.memory.bank import FloatArray
 from fedvad.report.overlay import middle, own_range
 
-__all__ = ["heat_png"]
-
 _SIDE = 256  # pixels of the longer side: maps have 16 to 64 cells
 _COLOURS = "plasma"  # as report.overlay
 

@@ -15,8 +15,6 @@ from starlette.types import Message
 from fedvad.serving.service.limits import Refusal
 from fedvad.serving.service.settings import ServiceSettings
 
-__all__ = ["FIELD", "Intake"]
-
 FIELD = "files"
 _TEXT_FIELDS = 8  # refused by name, so a few must be read
 _TEXT_BYTES = 4096

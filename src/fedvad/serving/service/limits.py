@@ -10,8 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Self, TypeVar
 
-__all__ = ["Place", "Refusal", "WorkQueue", "check_token"]
-
 _RETRY_AFTER = 1  # seconds
 
 T = TypeVar("T")

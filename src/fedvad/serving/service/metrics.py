@@ -16,8 +16,6 @@ from prometheus_client import (
 
 from fedvad._version import __version__
 
-__all__ = ["METRICS_TYPE", "ServiceMetrics"]
-
 METRICS_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 

@@ -9,21 +9,6 @@ from pydantic import BaseModel, Field
 
 from fedvad.runs.answers import Verdict
 
-__all__ = [
-    "Answered",
-    "Calibration",
-    "Explanation",
-    "FileResult",
-    "Health",
-    "Info",
-    "Limits",
-    "Predictions",
-    "Problem",
-    "Promised",
-    "SampleInfo",
-    "SiteInfo",
-]
-
 
 class Explanation(BaseModel):
     """Why something was refused: a code for programs, a sentence for people."""

@@ -11,8 +11,6 @@ from fedvad.runs.run import Run
 from fedvad.runs.run_folder import read_results
 from fedvad.serving.service.models import SiteInfo
 
-__all__ = ["sites_of"]
-
 
 def sites_of(runs: Iterable[Path]) -> list[SiteInfo]:
     """What run folders say of their sites as they are now; raises `ArtefactError`."""

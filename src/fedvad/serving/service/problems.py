@@ -12,8 +12,6 @@ from starlette.exceptions import HTTPException
 from fedvad.serving.service.limits import Refusal
 from fedvad.serving.service.models import Explanation, Problem
 
-__all__ = ["add_handlers", "described", "problem", "refuse_unknown_parameters"]
-
 _REFUSALS = {
     400: "Damaged multipart, or too many files",
     401: "The bearer token is missing or wrong",

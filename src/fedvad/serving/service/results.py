@@ -13,8 +13,6 @@ from fedvad.serving.service.heat import heat_png
 from fedvad.serving.service.metrics import ServiceMetrics
 from fedvad.serving.service.models import Explanation, FileResult
 
-__all__ = ["score_files"]
-
 _LONGEST_NAME = 200
 _OUTCOMES = {True: "anomalous", False: "normal", None: "unjudged"}
 

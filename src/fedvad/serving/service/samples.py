@@ -11,8 +11,6 @@ from fedvad.errors import ArtefactError
 from fedvad.report.html.gallery import GALLERY_FOLDER, sample_name
 from fedvad.report.html.record import Gallery
 
-__all__ = ["Sample", "load_samples"]
-
 log = logging.getLogger(__name__)
 _LARGEST = 300_000  # bytes; ours are about 6 kB, exact copies up to 200 kB
 

@@ -9,8 +9,6 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-__all__ = ["CONNECTIONS", "make_server"]
-
 CONNECTIONS = 256
 _HEADER_SECONDS = 10.0
 

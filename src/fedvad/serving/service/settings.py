@@ -8,8 +8,6 @@ from pathlib import Path
 
 from fedvad.errors import ConfigError
 
-__all__ = ["ServiceSettings", "read_token"]
-
 _SHORTEST_TOKEN = 16
 
 

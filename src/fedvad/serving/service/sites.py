@@ -10,8 +10,6 @@ from fedvad.errors import FedvadError
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.service.limits import Refusal
 
-__all__ = ["SitePredictors"]
-
 log = logging.getLogger(__name__)
 
 

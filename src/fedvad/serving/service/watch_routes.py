@@ -15,8 +15,6 @@ from fedvad.serving.service.models import DayInfo, LineInfo
 from fedvad.serving.service.problems import described
 from fedvad.serving.watch.lines import Line, Lines
 
-__all__ = ["watch_routes"]
-
 Shown = TypeVar("Shown")
 _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
 

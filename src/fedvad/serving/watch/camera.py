@@ -19,8 +19,6 @@ from fedvad.errors import ConfigError, DataError
 from fedvad.serving.watch.seen import Key
 from fedvad.serving.watch.sources import Arrived
 
-__all__ = ["CameraSource", "VideoSource", "plain_name"]
-
 log = logging.getLogger(__name__)
 _AGAIN = 5.0  # seconds until a camera that went away is tried again
 

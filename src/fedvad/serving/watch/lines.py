@@ -12,8 +12,6 @@ from fedvad.evaluation.change import Change
 from fedvad.serving.watch.log import follow_log
 from fedvad.serving.watch.state import CHANGED_FILE, WEEK, change_watch, read_settings, replay
 
-__all__ = ["Day", "Line", "Lines"]
-
 Shown = TypeVar("Shown")
 Day = dict[str, int]  # images, stopped, unreadable
 

@@ -15,8 +15,6 @@ from fedvad.data.sealed import parse_json
 from fedvad.errors import ArtefactError, StorageError
 from fedvad.report.tables import neutral_cell
 
-__all__ = ["LOG_FILE", "TABLE_FILE", "WatchLog", "follow_log", "read_log", "shown"]
-
 LOG_FILE, TABLE_FILE = "results.jsonl", "results.csv"
 _INNER = ("thumbnail", "looks", "file")
 _COLUMNS = (

@@ -12,8 +12,6 @@ from fedvad.data.files import write_atomically
 from fedvad.errors import ArtefactError
 from fedvad.serving.watch.log import LOG_FILE, shown
 
-__all__ = ["Deliver", "Outbox"]
-
 log = logging.getLogger(__name__)
 
 Deliver = Callable[[bytes, str], None]  # a row as JSON, and its name; raises until it is taken

@@ -16,8 +16,6 @@ from fedvad.report.overlay import in_a_row, save_png, stacked
 from fedvad.report.result_picture import result_picture
 from fedvad.serving.watch.sources import Arrived
 
-__all__ = ["DayPictures", "Recent", "picture_of"]
-
 _A_DAY, _SIDE = 20, 480
 _SHOWN, _TILE, _GAP, _MARGIN = 6, 240, 12, 24
 

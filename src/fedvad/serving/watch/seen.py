@@ -6,8 +6,6 @@ from hashlib import blake2b
 
 import numpy as np
 
-__all__ = ["Key", "Seen"]
-
 Key = tuple[str | int, ...]
 _RECENT = 1 << 16
 

@@ -11,8 +11,6 @@ from fedvad._version import __version__
 from fedvad.errors import ConfigError
 from fedvad.serving.watch.outbox import Deliver
 
-__all__ = ["mqtt", "webhook"]
-
 _TIMEOUT = 10.0
 
 

@@ -22,8 +22,6 @@ from fedvad.data.outputs import is_own_png, real
 from fedvad.errors import DataError
 from fedvad.serving.watch.seen import Key
 
-__all__ = ["Arrived", "FolderSource", "Source", "renamed"]
-
 log = logging.getLogger(__name__)
 
 

@@ -12,42 +12,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from fedvad.data.checked import STRICT, parse_values
+from fedvad.data.checked import Stored, parse_values
 from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError
 from fedvad.evaluation.change import Change, ChangeWatch, Normals
 from fedvad.report.week_sheet import minute
 from fedvad.serving.watch.log import read_log, shown
 
-__all__ = [
-    "CHANGED_FILE",
-    "WEEK",
-    "Settings",
-    "change_watch",
-    "drift_state",
-    "holds_watch",
-    "read_settings",
-    "replay",
-    "week_rows",
-    "write_normals",
-]
-
 _SETTINGS, _NORMALS = "watch.json", "normals.json"
 CHANGED_FILE = "changed.png"
 WEEK = 7  # days
 
 
-class Settings(BaseModel):
+class Settings(Stored):
     """What a watch was started with.
 
     id: in messages to others. limit, scores: threshold, and the held-out normal scores behind it.
     normals: folder of images that pictures are compared with, None for the first ones. since:
     number of the first row that is compared; others came before the run changed.
     """
-
-    model_config = STRICT
 
     id: str
     source: str
@@ -64,9 +49,7 @@ class Settings(BaseModel):
         write_sealed(folder / _SETTINGS, self.model_dump())
 
 
-class _Kept(BaseModel):
-    model_config = STRICT
-
+class _Kept(Stored):
     looks: dict[str, list[float]]
     mean: list[list[float]]
 

@@ -47,8 +47,6 @@ from fedvad.serving.watch.state import (
     write_normals,
 )
 
-__all__ = ["watch"]
-
 log = logging.getLogger(__name__)
 
 _CHUNK = 16  # images scored before their rows are written

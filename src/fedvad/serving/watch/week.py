@@ -17,8 +17,6 @@ from fedvad.report.week_sheet import Week, week_html, week_pdf
 from fedvad.serving.watch.pictures import picture_of
 from fedvad.serving.watch.state import CHANGED_FILE, drift_state, read_settings, week_rows
 
-__all__ = ["week"]
-
 _SHOWN = 8  # a few more than the page shows
 
 

@@ -11,8 +11,6 @@ from torch.nn import functional
 from fedvad.detectors.student.aand.options import AmplifyConfig
 from fedvad.detectors.student.rd.net import ReverseNet, Shape
 
-__all__ = ["AdvancedNet", "AmplifyBlock", "Gate", "ResidualGenerator", "amplifier", "position_code"]
-
 _SLOWEST = 10_000.0
 
 

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.student.aand.amplify import AdvancedNet
 
-__all__ = ["AAND"]
-
-
 _AMPLIFY, _STAGE1 = AmplifyConfig(), adam(2000)
 
 

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.student.aand.pairs import PairBatch
 
-__all__ = ["amplification_loss", "amplify_loss", "focal_loss"]
-
 _CLAMP = 1e-6  # of the gate, whose logarithm is taken
 _EPS = 1e-4  # as in `loss`
 

@@ -8,8 +8,6 @@ from typing import Literal
 
 from fedvad.errors import ConfigError, check_choice
 
-__all__ = ["AmplifyConfig", "Margin", "ResidualKind"]
-
 Margin = Literal["sub", "mul"]
 ResidualKind = Literal["scale", "additive"]
 

@@ -18,8 +18,6 @@ from fedvad.detectors.student.targets import TrainingSet
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PairBatch", "PairPool", "covered"]
-
 _Cells = npt.NDArray[np.bool_]
 _OBJECT_SHARE = 0.5  # a cell belongs to the object if it covers at least half of it; ours
 

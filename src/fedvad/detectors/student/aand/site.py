@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.student.aand.amplify import AdvancedNet
 
-__all__ = ["AANDSite", "Amplifier"]
-
 
 class Amplifier(Trainer):
     """Stage I of a site, trained like a student: its blocks can be averaged over sites, too.

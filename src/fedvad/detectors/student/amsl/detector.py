@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.branches import PaSTeNet
     from fedvad.detectors.student.graphs import MapNet
 
-__all__ = ["AMSL"]
-
 _MEMORIES, _TRAIN = MemoriesConfig(), adam(600)
 
 

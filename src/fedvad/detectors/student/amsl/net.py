@@ -15,8 +15,6 @@ from fedvad.detectors.student.branches import reinitialise
 from fedvad.detectors.student.daad.blocks import entropy
 from fedvad.detectors.student.rd.net import ReverseNet, Shape, resized
 
-__all__ = ["AdaptiveMemories", "Answer", "MapMemories", "ViewNet", "joined_shape"]
-
 _HALVED = 4  # by which the encoder divides both sides
 _HIDDEN = 128
 

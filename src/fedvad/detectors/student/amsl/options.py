@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from fedvad.errors import ConfigError
 
-__all__ = ["VIEWS", "MemoriesConfig"]
-
 VIEWS = ("plain", "noise", "negated", "reversed", "permuted", "scaled", "smoothed")
 
 

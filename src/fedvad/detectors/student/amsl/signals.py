@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.student.amsl.net import AdaptiveMemories
 
-__all__ = ["SignalMemories", "SignalModel", "signal_net"]
-
 _Windows = npt.NDArray[np.float32]
 _HELD_OUT = 0.2
 _TOGETHER = 64

@@ -10,8 +10,6 @@ from scipy.signal import savgol_coeffs
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Views"]
-
 _SNR = 5.0
 _SEGMENTS = 5
 _FACTORS = (0.5, 0.8, 1.5, 2.0)

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BlockMemory", "address", "assemble", "divide", "entropy"]
-
 _EPS = 1e-12
 
 

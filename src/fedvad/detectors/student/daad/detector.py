@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.student.daad.net import MemoryNet
 
-__all__ = ["DAAD"]
-
 _BLOCKS = BlockConfig()
 
 

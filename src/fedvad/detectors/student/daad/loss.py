@@ -11,8 +11,6 @@ from torch.nn import functional
 
 from fedvad.detectors.student.daad.net import Critic
 
-__all__ = ["adversarial_loss", "reversed_gradient"]
-
 
 class _Reversed(torch.autograd.Function):
     @staticmethod

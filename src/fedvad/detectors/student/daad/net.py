@@ -14,8 +14,6 @@ from fedvad.detectors.student.daad.options import BlockConfig
 from fedvad.detectors.student.rd.net import Bottleneck, Residual, ReverseNet, Shape, resized
 from fedvad.errors import ConfigError
 
-__all__ = ["Critic", "MemoryNet", "MemoryStudent"]
-
 _NARROWEST = 8
 _CELLS = 4  # sides of a block, where divisions are not given
 

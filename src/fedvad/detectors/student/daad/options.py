@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from fedvad.errors import ConfigError
 
-__all__ = ["BlockConfig"]
-
 
 @dataclass(frozen=True)
 class BlockConfig:

@@ -10,15 +10,6 @@ from torch import Tensor, nn
 from fedvad.detectors.student.branches import Branch, PaSTeNet, STFPMNet
 from fedvad.detectors.student.dcam.options import AttentionConfig
 
-__all__ = [
-    "AttendedNet",
-    "AttendedStudent",
-    "AttentionBlock",
-    "ChannelAttention",
-    "SpatialAttention",
-    "attend",
-]
-
 _HIDDEN = 8
 
 

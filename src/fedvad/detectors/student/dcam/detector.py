@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.branches import PaSTeNet
     from fedvad.detectors.student.dcam.attention import AttendedStudent
 
-__all__ = ["DCAM", "AttendedSite"]
-
 
 class AttendedSite(StudentSite):
     """A site whose student is trained through its attention; the attention's weights are part of

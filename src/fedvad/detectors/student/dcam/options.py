@@ -8,8 +8,6 @@ from typing import Literal
 
 from fedvad.errors import ConfigError, check_choice
 
-__all__ = ["AttentionConfig", "ImitationConfig", "check_pair", "is_idle"]
-
 Kind = Literal["channel", "spatial", "both", "none"]
 On = Literal["student", "both"]
 Cosine = Literal["per_channel", "per_location"]

@@ -16,16 +16,6 @@ from fedvad.detectors.student.graphs import MapNet, smoothed
 from fedvad.detectors.student.loss import Combine, combine_maps, level_maps
 from fedvad.detectors.student.rd.net import Shape, build_reverse, tap_shapes
 
-__all__ = [
-    "Decoupler",
-    "DualImageNet",
-    "DualMapNet",
-    "DualNet",
-    "DualStudent",
-    "FusedMaps",
-    "build_dual",
-]
-
 
 class Decoupler(nn.Module):
     """Features of one level, widened and split: half for each of two branches of equal capacity.

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.branches import PaSTeNet
     from fedvad.detectors.student.dmdd.decouple import DualMapNet, DualNet
 
-__all__ = ["DMDD", "DualMaps", "ScoreSource"]
-
 ScoreSource = Literal["seg", "maps", "mix"]
 _SOURCES: tuple[ScoreSource, ...] = get_args(ScoreSource)
 # A head that is sure of normal images has next to nothing there; in `mix` it must not drown the

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.dmdd.decouple import DualNet
     from fedvad.detectors.student.dmdd.pairs import DualBatch
 
-__all__ = ["away_loss", "dual_loss", "guidance_loss", "segmentation_loss"]
-
 
 def dual_loss(net: DualNet, batch: DualBatch, config: DualConfig, *, head: bool = True) -> Tensor:
     """The weighted sum of guidance, mimicking and segmentation losses of one batch; a scalar.

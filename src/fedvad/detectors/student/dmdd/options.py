@@ -8,16 +8,6 @@ from typing import Any, Literal
 
 from fedvad.errors import ConfigError, check_choice
 
-__all__ = [
-    "Aim",
-    "DualConfig",
-    "HeadInput",
-    "HeadSees",
-    "InitialStudent",
-    "MaskCells",
-    "Reference",
-]
-
 InitialStudent = Literal["decoder", "encoder"]
 Aim = Literal["l1mask", "margin", "cos", "away_only"]
 Reference = Literal["self", "paired"]

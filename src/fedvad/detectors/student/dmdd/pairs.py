@@ -17,8 +17,6 @@ from fedvad.detectors.student.targets import Batch, TrainingSet
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DualBatch", "DualPool", "cells_of"]
-
 
 @dataclass(frozen=True, eq=False)
 class DualBatch(Batch):

@@ -12,8 +12,6 @@ from fedvad.detectors.student.dmdd.options import HeadInput
 from fedvad.detectors.student.loss import level_maps
 from fedvad.detectors.student.rd.net import Shape, resized
 
-__all__ = ["Perception"]
-
 _DILATIONS = (1, 6, 12, 18)
 _SQUEEZE = 8
 _PRIOR = -2.0  # logit: about one cell in eight

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.student.dmdd.decouple import DualNet
 
-__all__ = ["DMDDSite"]
-
 
 class DMDDSite(StudentSite):
     """A site that trains on pairs of its normal images and their synthetic defects.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.branches import PaSTeNet
     from fedvad.detectors.student.rd.net import ReverseNet
 
-__all__ = ["RD", "ReverseDetector", "ReverseSite", "adam"]
-
 
 def adam(steps: int) -> TrainConfig:
     """The optimiser of the papers' public code, for this many steps; the last one is kept."""

@@ -10,8 +10,6 @@ from fedvad.detectors.student.loss import added, cosine_loss, level_maps
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ReverseLoss", "global_loss", "hard_loss", "reverse_loss"]
-
 ReverseLoss = Literal["global", "hard+global", "mean"]
 _EPS = 1e-4  # as in `loss`
 

@@ -16,8 +16,6 @@ from fedvad.federation.mailboxes.flower.messages import (
     to_records,
 )
 
-__all__ = ["FlowerLinks"]
-
 log = logging.getLogger(__name__)
 _POLL, _TTL = 1.0, 12 * 3600.0  # seconds
 

@@ -15,8 +15,6 @@ from fedvad.errors import PayloadError
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-__all__ = ["MAX_BYTES", "PROTOCOL", "Instruction", "Kind", "Reply", "from_records", "to_records"]
-
 PROTOCOL = 2
 MAX_BYTES = 1 << 30
 Kind = Literal["hello", "round", "finish", "threshold"]

@@ -22,8 +22,6 @@ from fedvad.federation.payload import Payload
 from fedvad.federation.server import Missing, Server
 from fedvad.federation.vote import ExchangeFor
 
-__all__ = ["Links", "RemoteRounds", "WaitPolicy", "gather"]
-
 log = logging.getLogger(__name__)
 
 

@@ -7,8 +7,6 @@ import numpy.typing as npt
 
 from fedvad.errors import DataError
 
-__all__ = ["sums_statistics"]
-
 Array = npt.NDArray[np.float64]
 
 
@@ -47,7 +45,7 @@ def sums_statistics(
     Examples
     --------
     >>> import numpy as np
-    >>> from fedvad.evaluation.leaks_sums import sums_statistics
+    >>> from leaks_sums import sums_statistics
     >>> drawn = np.random.default_rng(0).normal(size=(40, 200))
     >>> inside, outside, reference = drawn[:10], drawn[10:20], drawn[20:]
     >>> found = sums_statistics(
