@@ -13,17 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedvad._version import __version__
 
 if TYPE_CHECKING:
-    from fedvad.api import group, load, train
-    from fedvad.api_living import (
-        feedback,
-        forget,
-        list_feedback,
-        share_feedback,
-        undo_feedback,
-        undo_update,
-        update,
-    )
-    from fedvad.api_watch import drift_state, watch, week
+    from fedvad.api import forget, group, load, train
     from fedvad.errors import FedvadError
     from fedvad.experiments.bench.run import bench
     from fedvad.experiments.continual.run import run_stream
@@ -31,10 +21,19 @@ if TYPE_CHECKING:
     from fedvad.features.listing import backbones
     from fedvad.runs.typed_options import TrainOptions
     from fedvad.serving.export.package import export
+    from fedvad.serving.watch.state import drift_state
+    from fedvad.serving.watch.watch import watch
+    from fedvad.serving.watch.week import week
     from fedvad.verbs.connectivity import connectivity
     from fedvad.verbs.demo import demo
     from fedvad.verbs.doctor import doctor
     from fedvad.verbs.evaluate import evaluate
+    from fedvad.verbs.feedback import (
+        feedback,
+        list_feedback,
+        share_feedback,
+        undo_feedback,
+    )
     from fedvad.verbs.gallery import gallery
     from fedvad.verbs.inspect import inspect
     from fedvad.verbs.plan import plan
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from fedvad.verbs.report import write_report
     from fedvad.verbs.signals import train_signals
     from fedvad.verbs.spectral import score_scenes
+    from fedvad.verbs.update import undo_update, update
 
 __all__ = [
     "FedvadError",
@@ -82,17 +82,7 @@ __all__ = [
 
 # where a name is, if not in the file of `verbs` that has its name
 _HOMES = {
-    "api": ("group", "load", "train"),
-    "api_living": (
-        "feedback",
-        "forget",
-        "list_feedback",
-        "share_feedback",
-        "undo_feedback",
-        "undo_update",
-        "update",
-    ),
-    "api_watch": ("drift_state", "watch", "week"),
+    "api": ("forget", "group", "load", "train"),
     "errors": ("FedvadError",),
     "experiments.bench.run": ("bench",),
     "experiments.continual.run": ("run_stream",),
@@ -100,10 +90,15 @@ _HOMES = {
     "features.listing": ("backbones",),
     "runs.typed_options": ("TrainOptions",),
     "serving.export.package": ("export",),
+    "serving.watch.state": ("drift_state",),
+    "serving.watch.watch": ("watch",),
+    "serving.watch.week": ("week",),
+    "verbs.feedback": ("list_feedback", "share_feedback", "undo_feedback"),
     "verbs.recalibrate": ("calibrate",),
     "verbs.report": ("write_report",),
     "verbs.signals": ("train_signals",),
     "verbs.spectral": ("score_scenes",),
+    "verbs.update": ("undo_update",),
 }
 
 

@@ -19,8 +19,7 @@ from fedvad.evaluation.sites import SiteResult, evaluate_site
 from fedvad.evaluation.thresholds import Threshold, conformal_threshold
 from fedvad.federation.ledger import Ledger, RoundEntry
 from fedvad.runs.config import TrainConfig
-from fedvad.runs.fitted import Fitted
-from fedvad.verbs.outputs import write_outputs
+from fedvad.verbs.outputs import Fitted, write_outputs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "results"
 SIDE = 16

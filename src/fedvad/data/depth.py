@@ -43,10 +43,7 @@ def to_8_bit(values: npt.NDArray[Any], bits: int | None = None) -> npt.NDArray[n
         )
         return made
     floats = np.issubdtype(values.dtype, np.floating)
-    finite = values[np.isfinite(values)] if floats else values
-    if not finite.size:
-        raise DataError("holds no finite value")
-    low, high = float(finite.min()), float(finite.max())
+    low, high = ends_of(values)
     top_ = _range_of(high, floats)
     if low < -_OVERSHOOT * top_:
         raise DataError(_negative(low))
@@ -74,3 +71,22 @@ def _negative(low: float) -> str:
         f"holds values down to {low:.6g}: shift and scale them to 0..255 or 0..65535 (floats also "
         "0..1), all images alike"
     )
+
+
+def ends_of(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """The least and the greatest finite value; raises `DataError` where there is none."""
+    finite = values if values.dtype.kind in "iu" else values[np.isfinite(values)]
+    if not finite.size:
+        raise DataError("holds no finite value")
+    return float(finite.min()), float(finite.max())
+
+
+def spread(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Values as uint8: `low` becomes 0, `high` 255, what lies beyond is cut off."""
+    return in_bytes((values - low) / (high - low) * 255 if high > low else np.zeros(values.shape))
+
+
+def in_bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Values of 0..255 as uint8, rounded; NaN becomes 0."""
+    made: npt.NDArray[np.uint8] = np.nan_to_num(np.clip(values, 0, 255)).round().astype(np.uint8)
+    return made

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from fedvad.data.bounds import check_pixels
 from fedvad.data.containers import pick_frame
-from fedvad.data.depth import to_8_bit
-from fedvad.data.windows import ends_of, in_bytes, spread
+from fedvad.data.depth import ends_of, in_bytes, spread, to_8_bit
 from fedvad.errors import ImageError
 
 _Array = npt.NDArray[Any]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.bounds import check_pixels
-from fedvad.data.windows import ends_of, spread
+from fedvad.data.depth import ends_of, spread
 from fedvad.errors import ImageError
 
 _Array = npt.NDArray[Any]

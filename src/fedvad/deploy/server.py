@@ -25,9 +25,8 @@ from fedvad.federation.mailboxes.inprocess import Schedule
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import OWN_OF_SITE, TrainConfig, resolve_config
 from fedvad.runs.families import method_class
-from fedvad.runs.method import Method
+from fedvad.runs.method import Method, remote
 from fedvad.runs.plan import check_join
-from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import write_config, write_json, write_ledger
 from fedvad.runs.site_scores import SCORES
 

@@ -37,9 +37,8 @@ from fedvad.runs.bank_state import (
 from fedvad.runs.config import OWN_OF_SITE, TrainConfig
 from fedvad.runs.families import method_class
 from fedvad.runs.feedback import keep_answers
-from fedvad.runs.method import make_method
+from fedvad.runs.method import make_method, remote
 from fedvad.runs.progress import no_progress
-from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import DETECTOR_FILE, write_json
 from fedvad.runs.sharing import answered_at
 from fedvad.runs.site_scores import SCORES, THRESHOLDS, adopt, scores_of

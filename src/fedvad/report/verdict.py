@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from fedvad.evaluation.results import Counts, Gain, MethodResults, Promised, Results
+from fedvad.evaluation.learning import still_falling
+from fedvad.evaluation.results import Counts, Gain, LearningCurve, MethodResults, Promised, Results
 from fedvad.evaluation.thresholds import images_needed
 from fedvad.features.names import BUNDLED
 from fedvad.mergeable import merge_states
-from fedvad.report.learning import unfinished
 
 ALONE = "local"
 _EQUAL = 0.0005  # a smaller gain reads as +0.000: neither gain nor loss
@@ -101,6 +101,23 @@ def advice(results: Results) -> list[str]:
             f"To catch more, train with {ways[0]}; or accept more false alarms (--target-fpr)."
         )
     return found
+
+
+def unfinished(curves: Mapping[str, LearningCurve]) -> list[str]:
+    """One sentence where the held-out loss of a site is still falling; [] where all have settled.
+
+    Curves by site; test images have no part in it.
+    """
+    falls = {name: still_falling(curve.at, curve.held_out) for name, curve in curves.items()}
+    found = {name: fall for name, fall in falls.items() if fall is not None}
+    if not found:
+        return []
+    most = max(found, key=lambda name: found[name])
+    where = most if len(found) == 1 else f"{len(found)} sites, most at {most}"
+    return [
+        f"Unfinished: the held-out loss is still falling at {where} (by {100 * found[most]:.0f} % "
+        "over the second half of the training). Train longer (--student-steps)."
+    ]
 
 
 def gain(results: Results) -> str:

@@ -130,6 +130,15 @@ class Method(ABC):
         alone: of one site on a machine of its own, its position among all and the round to come.
         """
 
+    def _note(self, features: Mapping[str, NormalFeatures]) -> None:
+        """Keep what the first pass over the sites' images showed."""
+        self.n_images = {name: len(own) for name, own in features.items()}
+        self.unreadable = [reason for own in features.values() for reason in own.bad]
+        self.images_read = self.extractor.computed
+        self.copies = {
+            name: len(own) - len(own.witnesses()) for name, own in features.items() if own.copies
+        }
+
     @abstractmethod
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
         """In place of `read`, by site: features whose first pass is over. All are trained on."""
@@ -284,6 +293,26 @@ class Method(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back what was kept for training."""
+
+
+def remote(config: TrainConfig, *, allow_weights: bool, consent: str) -> type[Method]:
+    """The class of a configuration's method, by which sites and a server work by file or over a
+    network.
+
+    allow_weights: whether weights of a network trained on images may travel. consent: how to say
+    so, for the error.
+
+    Raises `ConfigError` for a method that does not travel, or may not.
+    """
+    kind = method_class(config.method)
+    if kind.sends_weights and not allow_weights:
+        raise ConfigError(
+            f"{config.method} trains a student at each site and sends its weights, which were "
+            "made from the site's images and can hold more of them than a memory's rows do.\n"
+            f"If that may leave the site, say so: {consent}"
+        )
+    kind.check_remote(config)
+    return kind
 
 
 def make_method(config: TrainConfig, extractor: FeatureExtractor) -> Method:

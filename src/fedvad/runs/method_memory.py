@@ -97,12 +97,7 @@ class MemoryMethod(Method):
             return {} if alone else sampling_ahead(self.config, self.members)
 
         features = warm_up(sites, self.extractor, self.config.max_bad, progress, watch)
-        self.n_images = {name: len(own) for name, own in features.items()}
-        self.unreadable = [reason for own in features.values() for reason in own.bad]
-        self.images_read = self.extractor.computed
-        self.copies = {
-            name: len(own) - len(own.witnesses()) for name, own in features.items() if own.copies
-        }
+        self._note(features)
         self.fitting, self.held_out = split_held_out(features, self.config)
         for name, member in self.members.items():  # which images fit is known only now
             member.features = self.fitting[name]

@@ -38,8 +38,8 @@ from fedvad.runs.method import Alone, Baseline, Method, Sites, Trained
 from fedvad.runs.options_sums import SUMS_OPTIONS
 from fedvad.runs.phases import Phase
 from fedvad.runs.progress import Progress, Stage, no_progress
-from fedvad.runs.run import Run
-from fedvad.runs.sums_run import SumsModel, SumsRun
+from fedvad.runs.run import Run, SiteModel
+from fedvad.runs.sums_run import SumsRun
 from fedvad.runs.thresholds import Calibration, calibrate_shared
 
 
@@ -120,11 +120,7 @@ class SumsMethod(Method):
     def read(self, sites: Sites, progress: Progress = no_progress, alone: Alone = None) -> None:
         """See `Method.read`."""
         features = warm_up(sites, self.extractor, self.config.max_bad, progress)
-        self.unreadable = [reason for own in features.values() for reason in own.bad]
-        self.images_read = self.extractor.computed
-        self.copies = {
-            name: len(own) - len(own.witnesses()) for name, own in features.items() if own.copies
-        }
+        self._note(features)
         self.take(features)
 
     def take(self, features: Mapping[str, NormalFeatures]) -> None:
@@ -150,7 +146,7 @@ class SumsMethod(Method):
     def run(self, data: str = "") -> SumsRun:
         """See `Method.run`."""
         assert self._gaussian is not None  # rounds were run
-        sites = {name: SumsModel(n_images=n) for name, n in self.n_images.items()}
+        sites = {name: SiteModel(n_images=n) for name, n in self.n_images.items()}
         features = self.extractor.config
         return _run(self.config, self.space, self._gaussian, sites, features, data)
 
@@ -244,7 +240,7 @@ def _run(
     config: TrainConfig,
     space: Space,
     gaussian: Gaussian,
-    sites: dict[str, SumsModel],
+    sites: dict[str, SiteModel],
     features: FeatureConfig,
     data: str,
 ) -> SumsRun:

@@ -33,7 +33,7 @@ _OWN = re.compile(r"site\d+/")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SiteModel(ABC):
+class SiteModel:
     """What is a site's own.
 
     thresholds: by reference set. n_images: normal images it trained on.
@@ -42,13 +42,13 @@ class SiteModel(ABC):
     thresholds: dict[str, Threshold] = field(default_factory=dict)
     n_images: int = 0
 
-    @abstractmethod
     def arrays(self) -> Arrays:
         """The arrays of the site, by name."""
+        return {}
 
-    @abstractmethod
     def values(self) -> dict[str, Any]:
         """JSON values of the site, besides its name, thresholds and number of images."""
+        return {}
 
 
 class Parts(NamedTuple):
@@ -93,9 +93,17 @@ class Run(ABC):
         reference that cannot be met, `ArtefactError` for a run that is damaged.
         """
 
-    @abstractmethod
     def chosen_reference(self, site: str | None, wanted: Reference | None) -> Reference:
-        """What scores at a site when `wanted` was asked for; raises `ConfigError`."""
+        """What scores at a site when `wanted` was asked for; raises `ConfigError`.
+
+        Runs without a memory have none to choose.
+        """
+        if wanted not in (None, "global"):
+            raise ConfigError(
+                f"reference {wanted!r} chooses a memory, and this run has "
+                f"{self.holds.removesuffix(' and no memory')}: omit it"
+            )
+        return "global"
 
     def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
         """A site's threshold; for an unknown site the median of the known ones."""

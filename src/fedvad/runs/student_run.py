@@ -14,7 +14,7 @@ from fedvad.detectors.base import Detector
 from fedvad.detectors.registry import detector_class
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.parameters import under
-from fedvad.errors import ArtefactError, ConfigError
+from fedvad.errors import ArtefactError
 from fedvad.evaluation.results import LearningCurve
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -93,14 +93,6 @@ class StudentRun(Run):
             sites[name] = StudentModel(buffers, own, n_images=images[name])
         features = next(iter(detectors.values())).extractor.config
         return cls(shared, values, sites, features, method, data)
-
-    def chosen_reference(self, site: str | None, wanted: Reference | None) -> Reference:
-        """See `Run.chosen_reference`; there is no memory to choose."""
-        if wanted not in (None, "global"):
-            raise ConfigError(
-                f"reference {wanted!r} chooses a memory, and this run has a student: omit it"
-            )
-        return "global"
 
     def learning(self) -> dict[str, LearningCurve]:
         """See `Run.learning`; an earlier version of fedvad kept no curves."""

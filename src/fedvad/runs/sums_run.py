@@ -10,7 +10,7 @@ from fedvad.detectors.sums.detector import SumsDetector, gaussian_arrays, gaussi
 from fedvad.detectors.sums.gaussian import Gaussian
 from fedvad.detectors.sums.site import SumsConfig
 from fedvad.detectors.sums.statistics import Space
-from fedvad.errors import ArtefactError, ConfigError
+from fedvad.errors import ArtefactError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.config import Reference
@@ -26,19 +26,6 @@ class _RunValues(RunValues):
 
 
 @dataclass(frozen=True, eq=False)
-class SumsModel(SiteModel):
-    """What is a site's own: its threshold."""
-
-    def arrays(self) -> Arrays:
-        """See `SiteModel.arrays`; there are none."""
-        return {}
-
-    def values(self) -> dict[str, Any]:
-        """See `SiteModel.values`; there are none."""
-        return {}
-
-
-@dataclass(frozen=True, eq=False)
 class SumsRun(Run):
     """Averages over the images of all sites; see `Run`."""
 
@@ -49,19 +36,11 @@ class SumsRun(Run):
     space: Space
     gaussian: Gaussian
     scoring: ScoringConfig
-    sites: dict[str, SumsModel]
+    sites: dict[str, SiteModel]
     features: FeatureConfig
     method: str
     data: str = ""
     reference: Reference = field(default="global", init=False)
-
-    def chosen_reference(self, site: str | None, wanted: Reference | None) -> Reference:
-        """See `Run.chosen_reference`; there is no memory to choose."""
-        if wanted not in (None, "global"):
-            raise ConfigError(
-                f"reference {wanted!r} chooses a memory, and this run has sums: omit it"
-            )
-        return "global"
 
     def detector(
         self, site: str | None, extractor: FeatureExtractor, reference: Reference | None = None
@@ -98,7 +77,7 @@ class SumsRun(Run):
         except ValueError as error:
             raise ArtefactError(str(error)) from error
         sites = {
-            site.name: SumsModel(thresholds=limits, n_images=site.n_images)
+            site.name: SiteModel(thresholds=limits, n_images=site.n_images)
             for site, limits in zip(about.sites, thresholds, strict=True)
         }
         scoring = ScoringConfig.from_values(about.scoring)

@@ -35,9 +35,8 @@ from fedvad.runs.bank_state import (
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import load_sites
 from fedvad.runs.guards import guard_output_file
-from fedvad.runs.method import Method, make_method
+from fedvad.runs.method import Method, make_method, remote
 from fedvad.runs.progress import Progress, no_progress
-from fedvad.runs.remote import remote
 from fedvad.runs.sharing import answered_at, check_sharing
 
 log = logging.getLogger(__name__)

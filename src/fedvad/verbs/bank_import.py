@@ -32,9 +32,8 @@ from fedvad.runs.config import TrainConfig
 from fedvad.runs.data import fingerprint
 from fedvad.runs.feedback import keep_answers
 from fedvad.runs.guards import guard_output_folder, guard_plain_folder
-from fedvad.runs.method import Method, make_method
+from fedvad.runs.method import Method, make_method, remote
 from fedvad.runs.progress import Progress, no_progress
-from fedvad.runs.remote import remote
 from fedvad.runs.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,

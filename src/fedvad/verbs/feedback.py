@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,11 @@ import numpy.typing as npt
 from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.locks import only_one
 from fedvad.errors import ConfigError
-from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.half import to_float
 from fedvad.runs.answers import AnswerValues, Verdict
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
+from fedvad.runs.config import as_path
 from fedvad.runs.feedback import Box, answered, chosen_patches, next_number, undone
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.opening import known_site, open_memory_run
@@ -28,45 +28,79 @@ log = logging.getLogger(__name__)
 
 
 def feedback(
-    run_folder: Path,
-    image: Path,
+    run: AnyPath,
+    image: AnyPath,
     verdict: Verdict,
     *,
     site: str | None = None,
     region: Box | None = None,
-    weights: Path | str | None = None,
+    weights: AnyPath | None = None,
     engine: Engine | None = None,
     device: str | None = None,
-    cache: DescriptorCache | None = None,
+    cache: AnyCache | None = None,
     file_name: str | None = None,
 ) -> dict[str, Any]:
-    """Keep what somebody says of an image of a site: a false alarm is normal, a defect is one.
+    """Tell a run that an image of a site is normal, or shows a defect.
 
-    normal: the patches of the image that the memory covers worst join what is normal at the site.
-    defect: its highest patches raise the score of patches that are nearer to them than to
-    anything normal, and are never taken as normal at the site. Other sites, and the threshold,
-    stay as they are. site: may be omitted where the run has one. region: x, y, width, height in
-    pixels of the image, if the answer is about a part of it. file_name: what the list calls the
-    image, if not by its path.
+    Of a normal image the patches that the memory covers worst join what is normal at the site. Of a
+    defect the highest patches raise the score of patches that are nearer to them than to anything
+    normal, and are never taken as normal at the site.
 
-    Returns the answer with the score of the image before and now. Raises `ConfigError` (also
-    while another process works on the run, and for an image answered before), `DataError`, and
-    what `open_memory_run` raises.
+    Parameters
+    ----------
+    run : path
+        Run folder.
+    image : path
+        File of the image.
+    verdict : {"normal", "defect"}
+        What it shows. It counts at this site from the next image on; thresholds and other sites
+        stay as they are.
+    site : str, optional
+        Whose image it is; not needed where the run has only one.
+    region : four ints, optional
+        x, y, width and height in pixels, where a part of the image is meant.
+    weights, engine, device, cache : optional
+        As those of `fedvad.evaluate`.
+    file_name : str, optional
+        What the list calls the image; its path by default.
+
+    Returns
+    -------
+    dict
+        The answer, with its number for `undo_feedback` and the score of the image before and now.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> run = shutil.copytree("run", "answered")
+    >>> result = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
+    >>> result["number"], result["verdict"], result["score_now"] < result["score"]
+    (1, 'normal', True)
     """
+    run_folder, image = as_path(run, "run"), as_path(image, "image")
     if verdict not in ("normal", "defect"):
         raise ConfigError(f"unknown verdict {verdict!r}; choose normal or defect")
     with only_one(run_folder):
-        run, config, extractor = open_memory_run(
-            run_folder, weights=weights, engine=engine, device=device, cache=cache
-        )
-        name = known_site(run, site)
+        trained, config, extractor = open_memory_run(
+            run_folder, weights=maybe(weights, "weights"), engine=engine, device=device,
+            cache=cache_at(cache),
+        )  # fmt: skip
+        name = known_site(trained, site)
         if name is None:
-            raise ConfigError(f"site is missing: name whose image this is, of {sorted(run.sites)}")
-        model, limit = run.sites[name], run.threshold(name)
+            raise ConfigError(
+                f"site is missing: name whose image this is, of {sorted(trained.sites)}"
+            )
+        model, limit = trained.sites[name], trained.threshold(name)
         (found,) = extractor.stream([image])
         if found.descriptors is None:
             raise ConfigError(f"{found.error}")
-        scorer = run.detector(name, extractor).scorer
+        scorer = trained.detector(name, extractor).scorer
         score, map_ = scorer.score(model.generator(to_float(found.descriptors)))
         cells = np.ones(map_.shape, np.bool_)
         if region is not None:
@@ -77,11 +111,11 @@ def feedback(
             model, scorer.bank.vectors, config,
         )  # fmt: skip
         given = AnswerValues(
-            number=next_number(run), date=now(), verdict=verdict, image=found.digest,
+            number=next_number(trained), date=now(), verdict=verdict, image=found.digest,
             name=file_name or str(image), region=region, score=score, rows=len(patches),
         )  # fmt: skip
-        changed = answered(run, name, given, patches)
-        _check_room(changed, name, config.rows(run.memory.dim) * config.rounds)
+        changed = answered(trained, name, given, patches)
+        _check_room(changed, name, config.rows(trained.memory.dim) * config.rounds)
         after = changed.detector(name, extractor).scorer
         rescored, _ = after.score(model.generator(to_float(found.descriptors)))
         if limit is not None and verdict == "normal" and score <= limit.value:
@@ -95,46 +129,116 @@ def feedback(
     }
 
 
-def list_feedback(run_folder: Path) -> list[dict[str, Any]]:
-    """All answers of a run in their order, those undone as well; raises `ArtefactError`."""
-    run = TrainedRun.load(run_folder)
-    rows = [_row(name, a.values) for name, site in run.sites.items() for a in site.answers]
+def list_feedback(run: AnyPath) -> list[dict[str, Any]]:
+    """List all answers in a run, those undone as well.
+
+    Parameters
+    ----------
+    run : path
+        Run folder.
+
+    Returns
+    -------
+    list of dict
+        Number, site, verdict, date, name and digest of the image, and more of each answer.
+
+    Raises
+    ------
+    ArtefactError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.list_feedback("run")
+    []
+    """
+    run_folder = as_path(run, "run")
+    trained = TrainedRun.load(run_folder)
+    rows = [_row(name, a.values) for name, site in trained.sites.items() for a in site.answers]
     return sorted(rows, key=lambda row: int(row["number"]))
 
 
-def undo_feedback(run_folder: Path, number: int) -> dict[str, Any]:
+def undo_feedback(run: AnyPath, number: int) -> dict[str, Any]:
     """Let an answer count no longer, at sites that it was shared with neither.
 
-    Raises `ConfigError` for one that does not count.
+    Parameters
+    ----------
+    run : path
+        Run folder.
+    number : int
+        Of the answer, as `list_feedback` shows it.
+
+    Returns
+    -------
+    dict
+        The answer, with the date in `undone`.
+
+    Raises
+    ------
+    ConfigError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> run = shutil.copytree("run", "undone")
+    >>> result = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
+    >>> bool(fedvad.undo_feedback(run, result["number"])["undone"])
+    True
     """
+    run_folder = as_path(run, "run")
     with only_one(run_folder):
-        run, site, given = undone(TrainedRun.load(run_folder), number, now())
-        unshared(run, read_config(run_folder), site, given).save(run_folder)
+        trained, site, given = undone(TrainedRun.load(run_folder), number, now())
+        unshared(trained, read_config(run_folder), site, given).save(run_folder)
     return _row(site, given)
 
 
-def share_feedback(run_folder: Path, *, with_defects: bool = False) -> dict[str, Any]:
-    """Let false alarms that were answered at one site count at all sites of a run.
+def share_feedback(run: AnyPath, *, with_defects: bool = False) -> dict[str, Any]:
+    """Let the answered false alarms of each site of a run count at all its sites.
 
-    Their patches become rows of the site's memory, and all memories are merged again with the
-    defence of the training, as after one more round. Thresholds stay. with_defects: confirmed
-    defects raise scores at all sites, too, but at none where their patches lie among the site's own
-    normal rows. Returns the number of patches that count at all sites now, by site. Raises
-    `ConfigError` where there is nothing to share, where the defence refuses all of it, and for a
-    run to whose memories no rows can be added.
+    Parameters
+    ----------
+    run : path
+        Run folder.
+    with_defects : bool, default=False
+        Let confirmed defects raise scores at all sites, too; at no site where their patches lie
+        among its own normal rows.
+
+    Returns
+    -------
+    dict
+        `rows` that joined and patches of `defects` by site, `memory_rows` of all sites together,
+        and why sites were `refused` by the defence of merges.
+
+    Raises
+    ------
+    ConfigError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> run = shutil.copytree("run", "shared")
+    >>> result = fedvad.feedback(run, "plants/birch/test/good/000.png", "normal", site="birch")
+    >>> fedvad.share_feedback(run)["rows"] == {"birch": result["rows"]}
+    True
     """
+    run_folder = as_path(run, "run")
     with only_one(run_folder):
-        run, config = TrainedRun.load(run_folder), read_config(run_folder)
+        trained, config = TrainedRun.load(run_folder), read_config(run_folder)
         check_sharing(config, run_folder)
-        check_origin(run, run_folder)
-        run, done = shared(run, config, with_defects=with_defects)
-        run.save(run_folder)
+        check_origin(trained, run_folder)
+        trained, done = shared(trained, config, with_defects=with_defects)
+        trained.save(run_folder)
     return {
         "run": str(run_folder),
         "rows": done.normals,
         "defects": done.defects,
         "refused": done.refused,
-        "memory_rows": len(run.memory),
+        "memory_rows": len(trained.memory),
     }
 
 

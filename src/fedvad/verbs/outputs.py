@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fedvad.data.files import write_atomically
 from fedvad.errors import ArtefactError, ConfigError
@@ -22,8 +24,8 @@ from fedvad.report.results_tables import (
 from fedvad.report.tables import to_markdown, without_empty, write_csv
 from fedvad.report.verdict import total, verdict
 from fedvad.runs.config import TrainConfig
-from fedvad.runs.fitted import Fitted
 from fedvad.runs.plan import privacy
+from fedvad.runs.run import Run
 from fedvad.runs.run_folder import (
     RESULTS_FILE,
     read_config,
@@ -44,6 +46,20 @@ _HEADINGS = {
     "rate": "At other false-alarm rates, over all sites",
     "own normals": "Each site's own unseen normals",
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A trained run, with calibration done.
+
+    n_images: by site, normal images that could be read. unreadable: why others could not.
+    own_normals: see `Calibration`.
+    """
+
+    run: Run
+    n_images: Mapping[str, int]
+    unreadable: Sequence[str]
+    own_normals: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_outputs(

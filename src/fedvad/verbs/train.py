@@ -25,7 +25,6 @@ from fedvad.federation.mailboxes.state import clear_state, has_state
 from fedvad.runs.config import FREE_ON_RESUME, TrainConfig, at_size
 from fedvad.runs.data import data_of, digest_of, fingerprint, load_data
 from fedvad.runs.families import method_class
-from fedvad.runs.fitted import Fitted
 from fedvad.runs.guards import guard_output_folder
 from fedvad.runs.method import compare, make_method
 from fedvad.runs.plan import check_join
@@ -42,7 +41,7 @@ from fedvad.runs.run_folder import (
 )
 from fedvad.runs.run_region import keep_region
 from fedvad.runs.scoring import ANY_SHARE, score_sites
-from fedvad.verbs.outputs import write_outputs
+from fedvad.verbs.outputs import Fitted, write_outputs
 
 log = logging.getLogger(__name__)
 

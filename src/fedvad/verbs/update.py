@@ -20,12 +20,12 @@ from fedvad.detectors.calibration import held_out_scores
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import MemorySite
 from fedvad.errors import ConfigError
-from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank, concatenate
 from fedvad.memory.negatives import more_like
-from fedvad.runs.config import Reference, TrainConfig
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
+from fedvad.runs.config import Reference, TrainConfig, as_path
 from fedvad.runs.data import load_sites
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.opening import open_memory_run
@@ -47,40 +47,69 @@ log = logging.getLogger(__name__)
 
 
 def update(
-    run_folder: Path,
-    data: Path,
+    run: AnyPath,
+    data: AnyPath,
     *,
     site: str | None = None,
     dry_run: bool = False,
-    weights: Path | str | None = None,
+    weights: AnyPath | None = None,
     engine: Engine | None = None,
     device: str | None = None,
-    cache: DescriptorCache | None = None,
+    cache: AnyCache | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Let the new normal images of `data` join the run, and find its thresholds again.
+    """Let new normal images join a run, without reading the old ones.
 
-    data: folder of normal images of one site, or of sites as `train` reads them, whose training
-    images join; a site that the run does not know joins, too. site: whose images these are; may
-    be omitted where `data` has sites, and where the run has one. dry_run: change nothing, and
-    return what would change.
+    A site's memory gains the patches that the run covers worst, and is thinned to the rows that a
+    training allows it. All sites' memories are then merged as the server merges them. The scores
+    that the run keeps of the images before join those of the new ones.
 
-    A site's memory gains the patches that the run covers worst, and is thinned to the rows that
-    a training allows it. All sites' memories are then merged as the server merges them. The
-    scores that the run keeps of the images before join those of the new ones. What was there is
-    kept for `undo_update`. Raises `ConfigError` (also while another process works on the run),
-    `DataError`, and what `open_memory_run` raises.
+    Parameters
+    ----------
+    run : path
+        Run folder.
+    data : path
+        Folder of normal images of one site, or of sites as `train` reads them.
+    site : str, optional
+        Whose images these are, of the run or a new one; not needed where `data` has sites, or the
+        run has only one.
+    dry_run : bool, default=False
+        Change nothing.
+    weights, engine, device, cache : optional
+        As those of `fedvad.evaluate`.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
+
+    Returns
+    -------
+    dict
+        What changed: rows, thresholds and alarms on the new images, before and now. `undo_update`
+        takes it back.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> result = fedvad.update("run", "plants/birch/test/good", site="birch", dry_run=True)
+    >>> result["sites"]["birch"]["images"], result["dry_run"]
+    (3, True)
     """
+    run_folder, data = as_path(run, "run"), as_path(data, "data")
     with only_one(run_folder):
-        run, config, extractor = open_memory_run(
-            run_folder, weights=weights, engine=engine, device=device, cache=cache
-        )
+        trained, config, extractor = open_memory_run(
+            run_folder, weights=maybe(weights, "weights"), engine=engine, device=device,
+            cache=cache_at(cache),
+        )  # fmt: skip
         check_growing(config, run_folder)
-        check_origin(run, run_folder)
-        images, known = _new_images(run, config, data, site, extractor, progress)
+        check_origin(trained, run_folder)
+        images, known = _new_images(trained, config, data, site, extractor, progress)
         fitting, held_out = split_held_out(images, config)
-        before = _alarms(run, held_out, extractor, progress)
-        updated = merge_again(_grown(run, config, fitting), config)
+        before = _alarms(trained, held_out, extractor, progress)
+        updated = merge_again(_grown(trained, config, fitting), config)
         scores = _scores(updated, config, held_out, extractor, progress)
         renew_thresholds(updated, config, scores)
         kept = None if dry_run else replace_run(run_folder, updated)
@@ -92,20 +121,20 @@ def update(
     return {
         "run": str(run_folder),
         "dry_run": dry_run,
-        "memory_rows": {"before": len(run.memory), "now": len(updated.memory)},
+        "memory_rows": {"before": len(trained.memory), "now": len(updated.memory)},
         "undo": None if kept is None else str(kept),
         "sites": {
             name: {
                 "images": len(images[name]),
                 "known_images": known[name],
                 "rows": {
-                    "before": len(run.sites[name].bank) if name in run.sites else 0,
+                    "before": len(trained.sites[name].bank) if name in trained.sites else 0,
                     "now": len(updated.sites[name].bank),
                 },
                 "scored": len(held_out[name]),
                 "alarms": {"before": before[name], "now": now[name]},
                 "threshold": {
-                    "before": _value(run, name) if name in run.sites else None,
+                    "before": _value(trained, name) if name in trained.sites else None,
                     "now": _value(updated, name),
                 },
             }
@@ -114,8 +143,34 @@ def update(
     }
 
 
-def undo_update(run_folder: Path) -> dict[str, Any]:
-    """Put back the run as it was before the last `update`; raises `ConfigError`."""
+def undo_update(run: AnyPath) -> dict[str, Any]:
+    """Put a run back as it was before the last `update`.
+
+    Parameters
+    ----------
+    run : path
+        Run folder.
+
+    Returns
+    -------
+    dict
+        `run` and `undone`.
+
+    Raises
+    ------
+    ConfigError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> grown = shutil.copytree("run", "grown")
+    >>> result = fedvad.update(grown, "plants/birch/test/good", site="birch")
+    >>> fedvad.undo_update(grown)["undone"]
+    True
+    """
+    run_folder = as_path(run, "run")
     with only_one(run_folder):
         take_back(run_folder)
     return {"run": str(run_folder), "undone": True}

@@ -19,6 +19,8 @@ from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError
 from fedvad.evaluation.change import Change, ChangeWatch, Normals
 from fedvad.report.week_sheet import minute
+from fedvad.runs.arguments import AnyPath
+from fedvad.runs.config import as_path
 from fedvad.serving.watch.log import read_log, shown
 
 _SETTINGS, _NORMALS = "watch.json", "normals.json"
@@ -92,23 +94,34 @@ def replay(watch: ChangeWatch, settings: Settings, rows: Iterable[dict[str, Any]
             watch.add(row["score"], row, minute(row))
 
 
-def drift_state(folder: Path) -> Change:
-    """What changed at the site of a watch folder.
+def drift_state(folder: AnyPath) -> Change:
+    """What changed at a site that is watched.
 
     Parameters
     ----------
-    folder : Path
+    folder : path
+        That `watch` writes; it may be at work.
 
     Returns
     -------
-    Change
-        See `fedvad.evaluation.change`.
+    dict
+        changed (kinds of change), since (when the first was found), says (a sentence), figures
+        (each with its median before and now), images, alpha, needed and missing.
 
     Raises
     ------
     ArtefactError
         For a folder without a watch, and a damaged one.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> rows = list(fedvad.watch("run", "plants/alder/test/good", out="line2", site="alder",
+    ...                          once=True, every=0.01))
+    >>> fedvad.drift_state("line2")["says"]
+    'No change in 3 images.'
     """
+    folder = as_path(folder, "folder")
     settings = read_settings(folder)
     watch = change_watch(folder, settings)
     replay(watch, settings, read_log(folder))

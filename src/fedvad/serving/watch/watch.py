@@ -26,7 +26,8 @@ from fedvad.evaluation.change import MOST_STOPPED, normals_from
 from fedvad.evaluation.drift import ALPHA
 from fedvad.features.config import Engine
 from fedvad.report.week_sheet import minute
-from fedvad.runs.config import Reference
+from fedvad.runs.arguments import AnyPath, maybe
+from fedvad.runs.config import Reference, as_path
 from fedvad.runs.guards import check_order, guard_run_folder
 from fedvad.serving.predictor import Prediction, Predictor
 from fedvad.serving.watch.camera import CameraSource, VideoSource
@@ -57,31 +58,82 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def watch(
-    run: Path,
-    source: str,
+    run: AnyPath,
+    source: AnyPath | int,
     *,
-    out: Path,
+    out: AnyPath,
     site: str | None = None,
     reference: Reference | None = None,
     threshold: float | None = None,
     target_fpr: float | None = None,
-    normals: Path | None = None,
+    normals: AnyPath | None = None,
     alpha: float = ALPHA,
     most_stopped: float = MOST_STOPPED,
     every: float = 1.0,
     once: bool = False,
     webhook: str | None = None,
     mqtt: str | None = None,
-    weights: Path | str | None = None,
+    weights: AnyPath | None = None,
     engine: Engine | None = None,
     device: str | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of images as they arrive, each when it is safely in the log; see `fedvad.watch`.
+    """Score images as they arrive in a folder or from a camera.
 
-    Everything is checked, and the run loaded, before this returns. Raises `ConfigError`,
-    `DataError`, `ArtefactError` and `StorageError`.
+    A row is given when it is safely in the log of `out`. Started again with the same `out`, after
+    a kill too, it continues: no image is scored twice, and none is lost. Everything is checked
+    before it returns.
+
+    Parameters
+    ----------
+    run : path
+    source : path, int or str
+        Folder that fills with images, number or address of a camera (with the extra `camera`), or
+        a video file.
+    out : path
+        Folder for the log, `results.jsonl` and `results.csv`, and pictures; for this source only.
+    site, reference, threshold, target_fpr, weights, engine, device : optional
+        As those of `predict`.
+    normals : path, optional
+        Normal images of now, which pictures are compared with; None takes the first 50 watched.
+    alpha : float in (0, 1), default=0.01
+        Probability that a change is ever reported without one.
+    most_stopped : float in (0, 1), default=0.1
+        Share of stopped images that is no change.
+    every : float, default=1.0
+        Seconds between looks into the folder, in which a file must stay as it is, or between
+        frames of a camera.
+    once : bool, default=False
+        End when all that is there is scored; of a camera, after one frame.
+    webhook : str, optional
+        URL to which each row is sent with POST, as JSON, again and again until it is taken.
+    mqtt : str, optional
+        mqtt://[NAME:PASSWORD@]HOST[:PORT]/TOPIC, or mqtts://; with the extra `mqtt`.
+    stop : threading.Event, optional
+        Ends the watch when it is set.
+
+    Yields
+    ------
+    dict
+        number, time, path, size, modified, site, score, threshold, anomalous, error, reason and
+        changed (kinds of change found so far: light, focus, colour, position, product), and looks,
+        the figures behind it.
+
+    Raises
+    ------
+    ConfigError, DataError, ArtefactError, StorageError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> rows = list(fedvad.watch("run", "plants/alder/test/good", out="line", site="alder",
+    ...                          once=True, every=0.01))
+    >>> len(rows), rows[0]["anomalous"], rows[0]["changed"]
+    (3, False, [])
     """
+    run, source, out = as_path(run, "run"), str(source), as_path(out, "out")
+    normals, weights = maybe(normals, "normals"), maybe(weights, "weights")
     check_order(run, [Path(source)], "watch RUN SOURCE")
     guard_run_folder(out, "--out")
     for name, value in (("alpha", alpha), ("most_stopped", most_stopped)):

@@ -14,18 +14,45 @@ from fedvad.data.files import write_atomically
 from fedvad.data.outputs import guard_file
 from fedvad.errors import ConfigError, DataError
 from fedvad.report.week_sheet import Week, week_html, week_pdf
+from fedvad.runs.arguments import AnyPath
+from fedvad.runs.config import as_path
 from fedvad.serving.watch.pictures import picture_of
 from fedvad.serving.watch.state import CHANGED_FILE, drift_state, read_settings, week_rows
 
 _SHOWN = 8  # a few more than the page shows
 
 
-def week(folder: Path, out: Path, *, until: date | None = None) -> dict[str, Any]:
-    """Write the page and say what it counts; see `fedvad.week`.
+def week(folder: AnyPath, out: AnyPath, *, until: date | None = None) -> dict[str, Any]:
+    """Write one page about the last week of a watch.
 
-    Raises `ConfigError` for another ending than .pdf or .html or a file that is not ours,
-    `ArtefactError` for a folder without a watch, `DataError` for a week without any image.
+    Parameters
+    ----------
+    folder : path
+        That `watch` writes; it may be at work.
+    out : path
+        File to write, .pdf or .html.
+    until : date, optional
+        Last of the seven days; None takes that of the last image.
+
+    Returns
+    -------
+    dict
+        path, first and last (days), images, stopped, unreadable and changed.
+
+    Raises
+    ------
+    ConfigError, ArtefactError, DataError, StorageError
+        See `fedvad.errors`; among them another ending of `out`, and a week without an image.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> rows = list(fedvad.watch("run", "plants/alder/test/good", out="line3", site="alder",
+    ...                          once=True, every=0.01))
+    >>> fedvad.week("line3", "week.pdf")["images"]
+    3
     """
+    folder, out = as_path(folder, "folder"), as_path(out, "out")
     kinds = {".pdf": (week_pdf, b"%PDF"), ".html": (week_html, b"fedvad")}
     if out.suffix.lower() not in kinds:
         raise ConfigError(f"--out {out} must end in .pdf or .html")
