@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.locks import only_one
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.half import to_float
@@ -63,7 +63,9 @@ def feedback(
         )
         name = known_site(run, site)
         if name is None:
-            raise ConfigError(f"site is missing: name whose image this is, of {sorted(run.sites)}")
+            raise ConfigError(
+                f"site is missing: name whose image this is, of {join_names(run.sites)}"
+            )
         model, limit = run.sites[name], run.threshold(name)
         (found,) = extractor.stream([image])
         if found.descriptors is None:
