@@ -5,6 +5,7 @@ Exit codes: 0 ok, 2 usage or configuration, 3 data or files, 4 federation, 130 i
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, get_args
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "StorageError",
     "WeightsError",
     "check_choice",
+    "join_names",
 ]
 
 
@@ -83,4 +85,16 @@ class PayloadError(FederationError):
 def check_choice(name: str, value: object, kind: Any) -> None:
     """Raise `ConfigError` for a value that the `Literal` type `kind` of an option does not have."""
     if value not in get_args(kind):
-        raise ConfigError(f"unknown {name} {value!r}; choose from {get_args(kind)}")
+        raise ConfigError(f"unknown {name} {value!r}; choose from {join_names(get_args(kind))}")
+
+
+def join_names(names: Iterable[object], most: int = 8) -> str:
+    """Names for a message, those of a set or mapping sorted: "a, b and 3 more" beyond `most`.
+
+    >>> join_names({"b", "a", "d", "c"}, 2)
+    'a, b and 2 more'
+    """
+    names = sorted(names, key=str) if isinstance(names, Set | Mapping) else names
+    shown = [text if (text := str(name)).isprintable() else repr(text) for name in names]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return (", ".join(shown[:most]) or "none") + more

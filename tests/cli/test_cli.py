@@ -173,9 +173,13 @@ class TestPredict:
         self, trained: Run, images: Path, monkeypatch: Patch, capsys: Capture
     ) -> None:
         assert run_main(monkeypatch, "predict", trained[0], images / "000.png") == 0
-        assert "000.png" in capsys.readouterr().out
-        assert run_main(monkeypatch, "predict", trained[0], images) == 3
-        assert "unreadable" in capsys.readouterr().out
+        first, last = capsys.readouterr().out.splitlines()
+        assert "000.png" in first
+        assert last == f"{first.count('ANOMALOUS')} of 1 stopped"
+        assert run_main(monkeypatch, "predict", trained[0], images, "--threshold", "1e-6") == 3
+        *lines, last = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines].count("unreadable") == 1
+        assert last == "3 of 4 stopped, 1 unreadable"
 
     def test_pages_of_one_file_are_images(
         self, trained: Run, images: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture

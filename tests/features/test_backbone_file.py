@@ -100,7 +100,7 @@ def test_some_layers_of_a_file(tmp_path: Path) -> None:
     assert (both.grid[2], fine.grid[2]) == (13, 6)
     np.testing.assert_array_equal(both.describe(IMAGES)[..., :6], fine.describe(IMAGES))
     assert both.config.weights_hash == fine.config.weights_hash
-    with pytest.raises(ConfigError, match=r"has layers \[1, 2\]"):
+    with pytest.raises(ConfigError, match=r"has layers 1, 2,"):
         _extractor(tmp_path / "a.safetensors", layers=(0, 1))
 
 

@@ -195,7 +195,7 @@ def test_file_of_another_architecture(name: str, file: str, weights: dict[str, P
 
 @pytest.mark.real
 def test_tap_beyond_the_file(resnet18_weights: Path) -> None:
-    with pytest.raises(WeightsError, match=r"missing \['layer4"):
+    with pytest.raises(WeightsError, match=r"missing \(layer4"):
         build_backbone("resnet18", weights=resnet18_weights, layers=(4,))
 
 
@@ -258,13 +258,13 @@ def test_unknown_tag() -> None:
 @pytest.mark.parametrize("layers", [(9,), (-1,), (2, 5)])
 @pytest.mark.parametrize("name", ["resnet18", "filterbank"])
 def test_unknown_layers(name: str, layers: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=rf"{name} has layers \[0, 1, 2.*not \[{layers[-1]}\]"):
+    with pytest.raises(ConfigError, match=rf"{name} has layers 0, 1, 2.*not {layers[-1]}"):
         build_backbone(name, layers=layers)
 
 
 @pytest.mark.real
 def test_unknown_mcunet_block(mcunet_in3_weights: Path) -> None:
-    with pytest.raises(ConfigError, match=r"not \[18\]"):
+    with pytest.raises(ConfigError, match=r"not 18$"):
         build_backbone("mcunet_in3", weights=mcunet_in3_weights, layers=(3, 18))
 
 

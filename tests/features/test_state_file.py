@@ -158,7 +158,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     state = _model("test_resnet").state_dict()
     state["layer1.0.conv1.weight"][0] = torch.nan
     file = _file(state, tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match=r"not finite: \['layer1"):
+    with pytest.raises(WeightsError, match=r"not finite: layer1"):
         build_backbone("test_resnet", weights=file)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedvad.report.lettering import Fonts, fit
-from fedvad.report.overlay import LINE
+from fedvad.report.overlay import FOUND, LINE
 from fedvad.report.result_picture import _LEGEND, _LINE, _SMALLEST, result_picture
 
 RED = (198, 40, 40)
@@ -38,11 +38,32 @@ def test_frame_and_line(
     )
     assert picture.shape[1] > 2 * 400
     assert _has(picture, RED) == framed
-    assert _has(picture, LINE) == lined
+    assert _has(picture, FOUND) == lined
+    assert not _has(picture, LINE)  # which is the ground truth
 
 
-def test_what_the_line_means_fits_under_the_smallest_picture(fonts: Fonts) -> None:
-    assert fit(_LEGEND + _LINE, 2 * _SMALLEST, fonts, 12) == _LEGEND + _LINE
+@pytest.mark.parametrize("line", _LINE.values())
+def test_what_the_line_means_fits_under_the_smallest_picture(line: str, fonts: Fonts) -> None:
+    assert fit(_LEGEND + line, 2 * _SMALLEST, fonts, 12) == _LEGEND + line
+
+
+@pytest.mark.parametrize(
+    ("score", "high", "said"),
+    [(1.4, 2.0, _LINE[True]), (0.8, 2.0, _LINE[False]), (0.8, 0.9, "")],
+)
+def test_below_a_picture_that_is_normal_stands_why_a_line_is_drawn(
+    score: float, high: float, said: str, fonts: Fonts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(
+        "fedvad.report.result_picture.write", lambda _, at, text, *rest, **kw: written.append(text)
+    )
+    map_ = np.full((10, 20), 0.5, np.float32)
+    map_[4:6, 8:12] = high
+    result_picture(
+        np.zeros((200, 400, 3), np.uint8), map_, score=score, limit=1.0, name="", fonts=fonts
+    )
+    assert written[-1] == _LEGEND + said
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (7, 2100)])

@@ -69,13 +69,15 @@ def forget(
     what = f"image {done['image']} of {done['site']}" if done["image"] else done["site"]
     rows = ", ".join(f"{count} of {name}" for name, count in done["rows_removed"].items())
     typer.echo(f"{what} left {run}: rows removed: {rows}; sites left: {len(done['sites_left'])}")
-    typer.echo(f"thresholds: {done['thresholds']}")
-    limits = done["site_thresholds"]
-    for name, limit in limits.items():
-        typer.echo(
-            f"threshold of {name}: {limit_words(limit['before'])} to {limit_words(limit['now'])}"
-        )
-    if any(limit["before"] != limit["now"] for limit in limits.values()):
+    changed = [
+        f"threshold of {name}: {limit_words(limit['before'])} to {limit_words(limit['now'])}"
+        for name, limit in done["site_thresholds"].items()
+        if limit["before"] != limit["now"]
+    ]
+    typer.echo(f"thresholds{'' if changed else ' unchanged'}: {done['thresholds']}")
+    for line in changed:
+        typer.echo(line)
+    if changed:
         typer.echo("Evaluate again: other thresholds catch other defects.")
     if done["removed"]:
         typer.echo(f"removed, as they show or measure its images: {', '.join(done['removed'])}")

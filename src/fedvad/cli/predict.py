@@ -38,7 +38,8 @@ def predict(
     from fedvad.errors import DataError
     from fedvad.verbs.predict import predict as run_predict
 
-    bad, reasons = 0, set[str]()
+    count = stopped = bad = 0
+    reasons = set[str]()
     with showing() as progress:
         rows = run_predict(
             run,
@@ -56,6 +57,7 @@ def predict(
             progress=progress,
         )
         for row in rows:
+            count, stopped = count + 1, stopped + bool(row["anomalous"])
             bad += row["error"] is not None
             if as_json:
                 print_json(row)
@@ -73,6 +75,8 @@ def predict(
                     reasons.add(row["reason"])
         for reason in sorted(reasons):
             typer.echo(f"no decision: {reason}", err=True)
+        if not as_json and not reasons:
+            typer.echo(f"{stopped} of {count} stopped" + f", {bad} unreadable" * bool(bad))
     if bad:
         raise DataError(
             f"{bad} image{'s' * (bad != 1)} could not be scored; the lines above say why"

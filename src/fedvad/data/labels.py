@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 
 
 def _set(words: str) -> frozenset[str]:
@@ -63,7 +63,9 @@ class LabelNames:
     def __post_init__(self) -> None:
         both = {n.casefold() for n in self.good} & {n.casefold() for n in self.defect}
         if both:
-            raise ConfigError(f"--good and --defect both name {sorted(both)}: give each name once")
+            raise ConfigError(
+                f"--good and --defect both name {join_names(both)}: give each name once"
+            )
 
     @classmethod
     def of(cls, good: Names, defect: Names, before: LabelNames | None = None) -> LabelNames:

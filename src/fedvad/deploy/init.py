@@ -11,7 +11,7 @@ from typing import Any
 from fedvad.data.files import write_atomically
 from fedvad.deploy.keys import make_authority, make_server_certificate, make_site_key
 from fedvad.deploy.settings import read_server, to_toml
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.federation.signed import check_name
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -81,7 +81,7 @@ def _check(server: Sequence[str], sites: Sequence[str]) -> None:
             raise ConfigError(f"site {name!r}: another Unicode form of that name is meant")
     twice = sorted({name for name in sites if sites.count(name) > 1})
     if twice:
-        raise ConfigError(f"sites are named twice: {twice}")
+        raise ConfigError(f"sites are named twice: {join_names(twice)}")
 
 
 def _server_toml(home: Path, sites: Sequence[str], port: int) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from fedvad.data.bounds import check_limit
 from fedvad.data.checked import Closed
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import as_path
 
@@ -56,7 +56,10 @@ class Experiment(Named):
         names = [method.name for method in self.methods]
         unknown = sorted(set(methods or ()) - set(names))
         if unknown:
-            raise ConfigError(f"{self.kind} {self.name} has no methods {unknown}; it has {names}")
+            raise ConfigError(
+                f"{self.kind} {self.name} has no methods {join_names(unknown)}; it has "
+                f"{join_names(names)}"
+            )
         for seed in seeds or ():
             check_limit(seed, "seed", least=0)
         if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):

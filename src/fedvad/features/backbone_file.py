@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
-from fedvad.errors import ConfigError, WeightsError
+from fedvad.errors import ConfigError, WeightsError, join_names
 from fedvad.features.architecture import Architecture
 from fedvad.features.backbones import Backbone, weights_hash
 from fedvad.features.names import BUNDLED, bundled_file, is_readable
@@ -168,9 +168,9 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         raise WeightsError(
             f"{path} does not hold the values of the backbone that it describes: {len(wrong)} "
-            f"missing, unknown or of another shape {wrong[:3]}; fetch the file again"
+            f"missing, unknown or of another shape ({join_names(wrong, 3)}); fetch the file again"
         )
     broken = [key for key, value in tensors.items() if not bool(value.isfinite().all())]
     if broken:
-        raise WeightsError(f"{path} holds values that are not finite {broken[:3]}")
+        raise WeightsError(f"{path} holds values that are not finite ({join_names(broken, 3)})")
     network.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedvad.errors import WeightsError
+from fedvad.errors import WeightsError, join_names
 from fedvad.features.compat import import_timm
 from fedvad.features.families import FAMILIES
 from fedvad.features.timm_models import skeleton
@@ -101,7 +101,7 @@ def load_weights(network: torch.nn.Module, path: Path, name: str, *, of_timm: bo
     values = {key: best[key] for key in wanted}
     broken = [key for key, value in values.items() if not bool(value.isfinite().all())]
     if broken:
-        raise WeightsError(f"{path.name} holds values that are not finite: {broken[:3]}")
+        raise WeightsError(f"{path.name} holds values that are not finite: {join_names(broken, 3)}")
     network.load_state_dict(values, strict=False)
 
 
@@ -174,7 +174,7 @@ def _misfit(path: Path, name: str, wanted: _Shapes, found: _Tensors, tensors: _T
     shapes = [key for key in wanted if key in found and tuple(found[key].shape) != wanted[key]]
     text = (
         f"{path.name} does not fit {name}: of {len(wanted)} keys {len(missing)} keys missing "
-        f"{missing[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+        f"({join_names(missing, 3)}), {len(shapes)} of another shape ({join_names(shapes, 3)})"
     )
     like = recognise(tensors)
     if like and like != name.split(".")[0]:

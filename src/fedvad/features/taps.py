@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 
 
 def default_taps(strides: Sequence[int]) -> tuple[int, ...]:
@@ -30,5 +30,5 @@ def check_taps(name: str, taps: Sequence[int], known: Sequence[int]) -> tuple[in
     chosen = tuple(sorted(set(taps)))
     unknown = [t for t in chosen if t not in known]
     if unknown or not chosen:
-        raise ConfigError(f"{name} has layers {list(known)}, not {unknown}")
+        raise ConfigError(f"{name} has layers {join_names(known)}, not {join_names(unknown)}")
     return chosen

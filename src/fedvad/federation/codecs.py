@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import PayloadError
+from fedvad.errors import PayloadError, join_names
 from fedvad.half import as_float32, cast
 
 Precision = Literal["float16", "float32", "int8", "int5", "pca", "pq"]
@@ -102,7 +102,7 @@ def decode(arrays: Arrays) -> Floats:
         return _decode_pca(arrays)
     if names == {"vectors", "vectors.codebooks", "vectors.length"}:
         return _decode_pq(arrays)
-    raise PayloadError(f"vectors of a message are of no known codec: {sorted(names)}")
+    raise PayloadError(f"vectors of a message are of no known codec: {join_names(names)}")
 
 
 def rounding(precision: Precision) -> Callable[[Floats], Floats]:
@@ -130,7 +130,7 @@ def unpacked(arrays: Arrays) -> Arrays:
     if "vectors.deflated" not in arrays:
         return arrays
     if not names <= set(arrays) or "vectors" in arrays:
-        raise PayloadError(f"deflated vectors of a message need {sorted(names)}")
+        raise PayloadError(f"deflated vectors of a message need {join_names(names)}")
     deflated, length, scales = (arrays[name] for name in sorted(names))
     if deflated.dtype != np.uint8 or length.dtype != np.int32 or length.shape != (1,):
         raise PayloadError("deflated vectors of a message must be bytes, with one length")

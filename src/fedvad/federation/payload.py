@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedvad.detectors.student.parameters import under
-from fedvad.errors import MemoryBankError, PayloadError
+from fedvad.errors import MemoryBankError, PayloadError, join_names
 from fedvad.federation.codecs import Precision, decode, encode, packed, plain_dtype, unpacked
 from fedvad.half import cast
 from fedvad.memory.bank import MemoryBank
@@ -241,7 +241,9 @@ def _bank(arrays: dict[str, npt.NDArray[Any]], max_rows: int = _MAX_ROWS) -> Mem
     coded = {name: array for name, array in arrays.items() if name.startswith("vectors")}
     others = set(arrays) - set(coded) - set(ORIGIN_ARRAYS)
     if "vectors" not in coded or others != {"weights", "spread"}:
-        raise PayloadError(f"message must hold vectors, weights, spread; it holds {sorted(arrays)}")
+        raise PayloadError(
+            f"message must hold vectors, weights, spread; it holds {join_names(arrays)}"
+        )
     for name, array in arrays.items():
         if array.ndim == 0:
             raise PayloadError(f"{name} of a message is a single number, not an array")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import MemoryBankError
+from fedvad.errors import MemoryBankError, join_names
 from fedvad.half import as_float32
 from fedvad.memory.origin import Origin, join_origins
 
@@ -159,7 +159,7 @@ def concatenate(banks: Sequence[MemoryBank]) -> MemoryBank:
     """
     dims = {bank.dim for bank in banks}
     if len(dims) != 1:
-        raise MemoryBankError(f"banks to merge need one descriptor length, got {sorted(dims)}")
+        raise MemoryBankError(f"banks to merge need one descriptor length, got {join_names(dims)}")
     return MemoryBank(
         np.concatenate([bank.vectors for bank in banks]),
         np.concatenate([bank.weights for bank in banks]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import ConfigError, MemoryBankError, check_choice
+from fedvad.errors import ConfigError, MemoryBankError, check_choice, join_names
 from fedvad.memory.bank import (
     FloatArray,
     LazyBanks,
@@ -163,8 +163,8 @@ def _average(banks: Mapping[str, MemoryBank]) -> MemoryBank:
     counts = sorted({len(bank) for bank in banks.values()})
     if len(counts) > 1:
         raise MemoryBankError(
-            f"merge 'average' needs as many rows from every site, got {counts}: use reduce "
-            "'position', or another merge mode"
+            f"merge 'average' needs as many rows from every site, got {join_names(counts)}: use "
+            "reduce 'position', or another merge mode"
         )
     weights = np.stack([bank.weights for bank in banks.values()])
     shares = (weights / weights.sum(0))[:, :, None]

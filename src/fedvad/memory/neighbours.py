@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import ConfigError, MemoryBankError
+from fedvad.errors import MemoryBankError, check_choice
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.cells import LARGEST_K, THOROUGH, USUAL, CellIndex
 from fedvad.memory.distances import TILE, row_argmin, squared_norms
@@ -60,8 +60,7 @@ class NeighbourIndex:
     def __init__(self, vectors: FloatArray, *, mode: SearchMode = "exact", seed: int = 0) -> None:
         import torch
 
-        if mode not in get_args(SearchMode):
-            raise ConfigError(f"unknown search mode {mode!r}; choose from {get_args(SearchMode)}")
+        check_choice("search mode", mode, SearchMode)
         if len(vectors) == 0:
             raise MemoryBankError("cannot search an empty memory")
         self.mode = mode

@@ -25,8 +25,8 @@ Pixels = NDArray[np.uint8]
 # Perceptually uniform and safe for colour-blind eyes. Not inferno or magma: they start at black,
 # and where the map rises a little above `low` they would darken the photograph like a shadow.
 _COLOURS = "plasma"
-# The colours of an outline and of the rim around it.
-LINE, _RIM = (0, 229, 255), (10, 25, 35)
+# Outlines: of the ground truth, of what a detector found, and of the rim around either.
+LINE, FOUND, _RIM = (0, 229, 255), (255, 253, 240), (10, 25, 35)
 
 
 def heatmap_overlay(
@@ -137,7 +137,9 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return border
 
 
-def draw_outline(photograph: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+def draw_outline(
+    photograph: Pixels, mask: NDArray[np.bool_], colour: tuple[int, int, int] = LINE
+) -> Pixels:
     """Photograph uint8 (H, W, 3) with a line around a mask (H, W), clear of it, and a dark rim.
 
     The photograph itself is returned when the mask is empty, else a copy.
@@ -150,7 +152,7 @@ def draw_outline(photograph: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     far = np.asarray(binary_dilation(near), dtype=np.bool_)
     drawn = photograph.copy()
     drawn[far & ~near] = _RIM
-    drawn[outline(near)] = LINE
+    drawn[outline(near)] = colour
     return drawn
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedvad.report.lettering import Fonts, chip, write
 from fedvad.report.overlay import (
+    FOUND,
     Pixels,
     draw_outline,
     enlarged,
@@ -28,7 +29,11 @@ _DECISIONS = {
     None: ("no decision", "#7A8590"),
 }
 _LEGEND = "right: heat map, brightest where least like good parts"
-_LINE = "; line: pixels above the threshold"
+# the score of an image is a mean of its highest cells, so that one below may have some above
+_LINE = {
+    True: "; white line: pixels above the threshold",
+    False: "; white line: too few pixels above it",
+}
 
 
 def result_picture(
@@ -42,9 +47,9 @@ def result_picture(
 ) -> Pixels:
     """Photograph uint8 (H, W, 3) and its heat map (h, w), side by side, as uint8 (h', w', 3).
 
-    Framed in red when `score` exceeds the threshold `limit` (None: not decided), with a line around
-    the pixels whose value does. name: of site and file, written above. Photographs are shown at
-    their own size, but with 320 to 1600 pixels along the longer side.
+    Framed in red when `score` exceeds the threshold `limit` (None: not decided), with a white
+    line around the pixels whose value does. name: of site and file, written above. Photographs are
+    shown at their own size, but with 320 to 1600 pixels along the longer side.
     """
     from PIL import Image, ImageDraw
 
@@ -56,10 +61,12 @@ def result_picture(
     high = max(float(map_.max()) if limit is None else limit, low * 1.01 + 1e-6)
     low, high = own_range(map_, low, high)
     heated = heatmap_overlay(shown, map_, low=low, high=high)
-    if limit is not None:
-        heated = draw_outline(heated, enlarged(map_, height, width) > limit)
-
     flagged: Literal[True, False] | None = None if limit is None else score > limit
+    legend = _LEGEND
+    if limit is not None and flagged is not None:
+        above = enlarged(map_, height, width) > limit
+        heated = draw_outline(heated, above, FOUND)
+        legend += _LINE[flagged] * bool(above.any())
     word, colour = _DECISIONS[flagged]
     inner = max(2 * width + _SEAM, _SMALLEST + _SEAM)
     size = (inner + 2 * (_FRAME + _MARGIN), height + 2 * _FRAME + _HEAD + _FOOT)
@@ -75,7 +82,6 @@ def result_picture(
     text = _comparison(score, limit)
     write(draw, (x, 26), text, fonts, 18, bold=True, room=size[0] - _MARGIN - x)
     write(draw, (_MARGIN, 54), name, fonts, 15, colour=_QUIET, room=room)
-    legend = _LEGEND + (_LINE if limit is not None else "")
     write(draw, (_MARGIN, size[1] - 9), legend, fonts, 12, colour=_QUIET, room=room)
     return np.asarray(page)
 

@@ -14,7 +14,7 @@ from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.registry import create
 from fedvad.detectors.scoring import ScoringConfig, distance_scale
 from fedvad.detectors.student.parameters import under, weights_hash
-from fedvad.errors import ArtefactError, ConfigError, MemoryBankError
+from fedvad.errors import ArtefactError, ConfigError, MemoryBankError, join_names
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -151,7 +151,7 @@ class TrainedRun(Run):
                 whose = "no site was named" if site is None else f"site {site!r} is not among them"
                 raise ConfigError(
                     f"reference 'local' is the own memory of a site of this run: {whose}; "
-                    f"known sites: {sorted(self.sites)}"
+                    f"known sites: {join_names(self.sites)}"
                 )
             return detector.with_memory(self.memory, scale=self.scale)
         bank, scale, negatives = self._scoring_parts(str(site), reference)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.features.engine import check_engine
@@ -33,7 +33,7 @@ def known_site(run: Run, site: object) -> str | None:
         with suppress(UnicodeError):  # a command line in a locale that is not UTF-8
             site = os.fsencode(site).decode()
     if not isinstance(site, str) or site not in run.sites:
-        raise ConfigError(f"the run has no site {site!r}; known sites: {sorted(run.sites)}")
+        raise ConfigError(f"the run has no site {site!r}; known sites: {join_names(run.sites)}")
     return site
 
 

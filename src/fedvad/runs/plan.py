@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import choose_images
 from fedvad.detectors.memory.site import MemorySite
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
@@ -37,7 +37,9 @@ def check_join(config: TrainConfig, sites: Sequence[str]) -> None:
     """Raise `ConfigError` for a late joiner that is no site, before any image is read."""
     unknown = sorted(set(config.join) - set(sites))
     if unknown:
-        raise ConfigError(f"--join names unknown sites {unknown}; there are {sorted(sites)}")
+        raise ConfigError(
+            f"--join names unknown sites {join_names(unknown)}; there are {join_names(sites)}"
+        )
     rounds = method_class(config.method).rounds(config)
     for name, round_ in config.join.items():
         if round_ > rounds:

@@ -22,7 +22,7 @@ from fedvad.data.sealed import sha256_of
 from fedvad.detectors.memory.answered import AnsweredPatches
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import distance_scale
-from fedvad.errors import ConfigError, PayloadError
+from fedvad.errors import ConfigError, PayloadError, join_names
 from fedvad.evaluation.histograms import count
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.federation.defence.validation import most_defects
@@ -145,8 +145,8 @@ def _elsewhere(run: TrainedRun, patches: int) -> dict[str, SiteMemory]:
     names = {source.site for source in origin.sources} - set(run.sites)
     if names and len(origin.source) > len(origin):
         raise ConfigError(
-            f"rows of this memory are averages over sites, those of {sorted(names)} among them, "
-            "which only the server can take apart"
+            f"rows of this memory are averages over sites, those of {join_names(names)} among "
+            "them, which only the server can take apart"
         )
     found = {}
     for name in names:

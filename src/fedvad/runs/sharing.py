@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedvad.detectors.memory.answered import AnsweredPatches
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.origin import Origin, Source
 from fedvad.runs.answers import Answer, AnswerValues, rows_of
@@ -123,7 +123,7 @@ def answered_at(folder: Path, site: str, *, share_defects: bool = False) -> Answ
     """
     run = TrainedRun.load(folder)
     if site not in run.sites:
-        raise ConfigError(f"{folder} has no site {site}, but {sorted(run.sites)}")
+        raise ConfigError(f"{folder} has no site {site}, but {join_names(run.sites)}")
     answers = run.sites[site].answers
     normals: dict[str, list[FloatArray]] = {}
     for answer in answers:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fedvad.data.checked import Stored, parse_values
-from fedvad.errors import ArtefactError, PayloadError
+from fedvad.errors import ArtefactError, PayloadError, join_names
 from fedvad.evaluation.federated import federated_thresholds
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.runs.config import Reference
@@ -96,7 +96,7 @@ def adopt(folder: Path, site: str, facts: Mapping[str, Any]) -> None:
 
 def _shared(sites: Mapping[str, Any], site: str) -> Iterator[tuple[_Shared, Threshold]]:
     if site not in sites:
-        raise ArtefactError(f"this run is of {sorted(sites)}, and not of site {site}")
+        raise ArtefactError(f"this run is of {join_names(sites)}, and not of site {site}")
     thresholds: dict[Reference, Threshold] = sites[site].thresholds
     for name in ("union", "global"):
         if name in thresholds and thresholds[name].scores:

@@ -14,7 +14,7 @@ from fedvad.data.views import Size, is_plain, parse_size
 from fedvad.detectors.memory.metric_loss import MetricLossConfig
 from fedvad.detectors.memory.site import FedDyMemConfig
 from fedvad.detectors.scoring import ScoringConfig
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.features.config import FeatureConfig
 from fedvad.features.names import SPECTRAL, default_backbone
 from fedvad.federation.codecs import overhead_bytes, plain_dtype, rounding, row_bytes
@@ -51,7 +51,9 @@ class TrainConfig(DeclaredOptions):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method[:50]!r}; choose from {sorted(METHODS)}")
+            raise ValueError(
+                f"unknown method {self.method[:50]!r}; choose from {join_names(METHODS, 20)}"
+            )
         unknown = sorted(set(self.compare) - set(COMPARISONS))
         if unknown:
             raise ValueError(

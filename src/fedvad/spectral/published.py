@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedvad.errors import WeightsError
+from fedvad.errors import WeightsError, join_names
 from fedvad.features.state_file import read_tensors
 from fedvad.spectral.sigma import Branch
 
@@ -76,11 +76,12 @@ def load_branch(branch: Branch, path: Path) -> None:
         raise WeightsError(
             f"{path.name} does not fit a branch of depth {branch.size.depth} and dim "
             f"{branch.size.dim}: {len(wrong)} values are missing or of another shape "
-            f"{wrong[:3]}; it is {_described(tensors)}: choose that --size, or another file"
+            f"({join_names(wrong, 3)}); it is {_described(tensors)}: choose that --size, "
+            "or another file"
         )
     broken = [name for name, value in found.items() if not bool(value.isfinite().all())]
     if broken:
-        raise WeightsError(f"{path.name} holds values that are not finite: {broken[:3]}")
+        raise WeightsError(f"{path.name} holds values that are not finite: {join_names(broken, 3)}")
     branch.load_state_dict(found, strict=False)
 
 

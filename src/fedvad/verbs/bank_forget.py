@@ -10,7 +10,7 @@ from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import sha256_of
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.federation.exchange.sums import has_sums
 from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.mailboxes.state import RunState, load_state, save_state
@@ -71,7 +71,7 @@ def without_site(
     """
     held = {} if state is None else dict(state.server)
     if state is None or site not in held:
-        raise ConfigError(f"the server holds nothing of {site!r}, it has {sorted(held)}")
+        raise ConfigError(f"the server holds nothing of {site!r}, it has {join_names(held)}")
     if has_weights(held[site]) or has_sums(held[site]):
         raise ConfigError(
             "this federation has weights of students or sums, in which no site's part can be "

@@ -13,7 +13,7 @@ from fedvad.data.checked import Closed, parse_values
 from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
 from fedvad.data.sealed import read_sealed, write_sealed
-from fedvad.errors import ArtefactError, ConfigError, PayloadError
+from fedvad.errors import ArtefactError, ConfigError, PayloadError, join_names
 from fedvad.federation.codecs import Precision
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.defence.validation import Limits
@@ -156,7 +156,9 @@ def merge_uploads(
         trusted = read_trusted_keys(trust)
         forgotten = forgotten_sites(state_dir)
         if unknown := sorted(set(take_back) - forgotten):
-            raise ConfigError(f"--take-back {unknown[0]}: this server took out {sorted(forgotten)}")
+            raise ConfigError(
+                f"--take-back {unknown[0]}: this server took out {join_names(forgotten)}"
+            )
         forgotten -= set(take_back)
         given = {name: value for name, value in (options or {}).items() if value is not None}
         # a later round may omit all of it

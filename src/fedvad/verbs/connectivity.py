@@ -19,7 +19,7 @@ from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site
 from fedvad.detectors.student.parameters import load_buffers, load_parameters, under
 from fedvad.detectors.student.site import StudentSite
-from fedvad.errors import ConfigError, DataError
+from fedvad.errors import ConfigError, DataError, join_names
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.report.html.connectivity import render_connectivity
@@ -181,7 +181,9 @@ def _curve(
     found = load_sites(data, config.split, config.seed, names, image_size=config.features().side)
     sites = {site.name: site for site in found if site.name in known}
     if not sites:
-        raise DataError(f"{data} has none of the sites {sorted(known)} that both runs trained on")
+        raise DataError(
+            f"{data} has none of the sites {join_names(known)} that both runs trained on"
+        )
     first, other = (under("student/", run.shared) for run in (a, b))
     shares = np.linspace(0, 1, points).tolist()
     losses, aurocs = [], []

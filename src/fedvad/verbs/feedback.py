@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.locks import only_one
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.features.config import Engine
 from fedvad.half import to_float
 from fedvad.runs.answers import AnswerValues, Verdict
@@ -94,7 +94,7 @@ def feedback(
         name = known_site(trained, site)
         if name is None:
             raise ConfigError(
-                f"site is missing: name whose image this is, of {sorted(trained.sites)}"
+                f"site is missing: name whose image this is, of {join_names(trained.sites)}"
             )
         model, limit = trained.sites[name], trained.threshold(name)
         (found,) = extractor.stream([image])

@@ -15,7 +15,7 @@ from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
 from fedvad.data.outputs import OWN_PNG
 from fedvad.data.sealed import sha256_of
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
@@ -169,7 +169,7 @@ def _site(run: TrainedRun, site: str | None, image: object) -> str:
     if image is None:  # also one of whose memory the run has the shared rows only
         known |= {source.site for source in run.memory.origin.sources}
     if site not in known:
-        raise ConfigError(f"--site names who leaves, one of {sorted(known)}, not {site!r}")
+        raise ConfigError(f"--site names who leaves, one of {join_names(known)}, not {site!r}")
     return str(site)
 
 
@@ -238,7 +238,9 @@ def _with_images(
     )  # fmt: skip
     sites = {site.name: site for site in found if site.name in run.sites}
     if missing := sorted(set(run.sites) - set(sites)):
-        raise ConfigError(f"{data} lacks the images of {missing}: thresholds need those of all")
+        raise ConfigError(
+            f"{data} lacks the images of {join_names(missing)}: thresholds need those of all"
+        )
     with closing(MemoryMethod(config, extractor)) as method:
         method.read(list(sites.values()), progress)
         if digest is not None:

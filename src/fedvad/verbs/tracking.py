@@ -10,10 +10,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast
 
 from fedvad.data.sealed import read_sealed
-from fedvad.errors import ConfigError, StorageError
+from fedvad.errors import ConfigError, StorageError, check_choice
 from fedvad.runs.run_folder import CONFIG_FILE, read_ledger, read_results
 
 Tracker = Literal["mlflow", "tensorboard"]
@@ -25,12 +25,10 @@ def check_tracker(name: str) -> Tracker:
 
     To be called before a training, so that hours of work do not end in a missing package.
     """
-    for known in get_args(Tracker):
-        if name == known:
-            if importlib.util.find_spec(known) is None:
-                raise ConfigError(f"--track {name} needs its package: pip install 'fedvad[track]'")
-            return known  # type: ignore[no-any-return]
-    raise ConfigError(f"unknown tracker {name!r}; choose from {list(get_args(Tracker))}")
+    check_choice("tracker", name, Tracker)
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(f"--track {name} needs its package: pip install 'fedvad[track]'")
+    return cast(Tracker, name)
 
 
 def track(run: Path, tracker: Tracker) -> str:

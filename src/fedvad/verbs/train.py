@@ -15,7 +15,7 @@ from fedvad.data.sealed import sha256_of
 from fedvad.data.sets import Site
 from fedvad.data.view_choice import USUAL_SIZE, Sizes, choose_size, sizes_of
 from fedvad.data.views import is_plain
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
@@ -208,8 +208,8 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Resu
     )
     if changed:
         raise ConfigError(
-            f"{out} is a finished run of other training images (sites {changed}): let the new "
-            f"ones join it with fedvad update {out} DATA, or choose another --out"
+            f"{out} is a finished run of other training images (sites {join_names(changed)}): let "
+            f"the new ones join it with fedvad update {out} DATA, or choose another --out"
         )
     results = read_results(out)
     # as the results say: a run that was killed while it made more has them in its configuration

@@ -19,7 +19,7 @@ from fedvad.detectors.base import NormalFeatures
 from fedvad.detectors.calibration import held_out_scores
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import MemorySite
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import MemoryBank, concatenate
@@ -233,7 +233,9 @@ def _paths(
 
 def _one_site(run: TrainedRun, site: str | None) -> str:
     if site is None and len(run.sites) > 1:
-        raise ConfigError(f"name the site whose images these are: --site, of {sorted(run.sites)}")
+        raise ConfigError(
+            f"name the site whose images these are: --site, of {join_names(run.sites)}"
+        )
     return site or next(iter(run.sites))
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.features.compat import import_timm
 from fedvad.features.modules import BlockTaps, Headed
 from fedvad.features.tiny import TinyNet
@@ -126,7 +126,7 @@ def check_layers(layers: Sequence[int], given: Sequence[int]) -> None:
     unknown = sorted(set(layers) - set(given))
     if unknown or not layers:
         raise ConfigError(
-            f"the backbone gives layers {list(given)}, not {unknown or list(layers)}; "
+            f"the backbone gives layers {join_names(given)}, not {join_names(unknown or layers)}; "
             "build it with all the layers that are to be distilled"
         )
 

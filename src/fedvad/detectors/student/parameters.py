@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import MismatchError
+from fedvad.errors import MismatchError, join_names
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +73,9 @@ def _load(own: Mapping[str, torch.Tensor], arrays: Mapping[str, _Array], what: s
     foreign = sorted(arrays.keys() - own.keys())
     if missing or foreign:
         raise MismatchError(
-            f"these are the {what}s of another student: {len(missing)} missing {missing[:3]}, "
-            f"{len(foreign)} unknown {foreign[:3]}; use the same backbone, layers and bootstrap"
+            f"these are the {what}s of another student: {len(missing)} missing "
+            f"({join_names(missing, 3)}), {len(foreign)} unknown ({join_names(foreign, 3)}); use "
+            "the same backbone, layers and bootstrap"
         )
     for name, tensor in own.items():
         if tuple(tensor.shape) != arrays[name].shape:

@@ -107,7 +107,7 @@ def run_stream(
                 failed[f"{method.name} / {seed}"] = str(error)
         if not any(records.values()):
             raise ConfigError(
-                f"stream {chosen.name}: nothing could be run ({list(failed.values())[:1]})"
+                f"stream {chosen.name}: nothing could be run ({next(iter(failed.values()))})"
             )
         methods = {m.name: m for m in chosen.methods}
         summary = {

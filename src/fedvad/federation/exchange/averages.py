@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 import numpy as np
 
 from fedvad.detectors.student.parameters import under
-from fedvad.errors import PayloadError
+from fedvad.errors import PayloadError, join_names
 from fedvad.federation.defence.robust import RobustConfig
 from fedvad.federation.exchange.terms import Algorithm, WeightConfig
 from fedvad.federation.exchange.weights import WeightExchange
@@ -39,7 +39,7 @@ def weights_for(
     weights = under("weight/", upload.arrays)
     if not weights or any(array.dtype != np.float32 for array in weights.values()):
         raise PayloadError(
-            f"the message must hold weights in float32; it holds {sorted(upload.arrays)[:6]}"
+            f"the message must hold weights in float32; it holds {join_names(upload.arrays)}"
         )
     return average_class(algorithm)(
         features=upload.manifest.features,

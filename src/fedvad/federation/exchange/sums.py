@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fedvad.detectors.sums.gaussian import Gaussian
 from fedvad.detectors.sums.site import SumsConfig, SumsSite
 from fedvad.detectors.sums.statistics import Space, scatter_bound
-from fedvad.errors import ConfigError, FederationError, PayloadError
+from fedvad.errors import ConfigError, FederationError, PayloadError, join_names
 from fedvad.federation.exchange.base import check_answer, check_incoming, merged_manifest
 from fedvad.federation.masks import from_fixed, mask, new_secret, public_key, to_fixed
 from fedvad.federation.payload import Manifest, Payload
@@ -117,8 +117,8 @@ class SumsExchange:
         wanted = {"form": (self._form["form"].shape, np.float64), stage: self._shape(stage)}
         if set(payload.arrays) != set(wanted):
             raise PayloadError(
-                f"site {manifest.site} must hold {sorted(wanted)} in this round; it holds "
-                f"{sorted(payload.arrays)[:6]}"
+                f"site {manifest.site} must hold {join_names(wanted)} in this round; it holds "
+                f"{join_names(payload.arrays)}"
             )
         for name, (shape, dtype) in wanted.items():
             array = payload.arrays[name]
@@ -289,7 +289,7 @@ def sums_for(upload: Payload) -> SumsExchange:
     form = upload.arrays.get("form")
     if form is None or form.dtype != np.float64 or form.shape != (6,):
         raise PayloadError(
-            f"the message must hold sums and their form; it holds {sorted(upload.arrays)[:6]}"
+            f"the message must hold sums and their form; it holds {join_names(upload.arrays)}"
         )
     size, dim, grid, epsilon, delta, secure = form.tolist()
     if not (0 < size <= dim <= _LARGEST and 0 < grid <= _LARGEST and 0 <= epsilon < math.inf):

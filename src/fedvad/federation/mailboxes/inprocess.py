@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError
+from fedvad.errors import ArtefactError, ConfigError, FederationError, FedvadError, join_names
 from fedvad.federation.exchange.base import Exchange, Member
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.state import RunState, load_state, save_state
@@ -55,7 +55,9 @@ class Schedule:
         """Names of this round's sites, sorted; raises `ConfigError` for an unknown joiner."""
         unknown = sorted(set(self.joins) - set(sites))
         if unknown:
-            raise ConfigError(f"--join names unknown sites {unknown}; there are {sorted(sites)}")
+            raise ConfigError(
+                f"--join names unknown sites {join_names(unknown)}; there are {join_names(sites)}"
+            )
         present = sorted(s for s in sites if self.joins.get(s, 1) <= round_)
         count = math.ceil(self.participation * len(present) - 1e-9)
         rng = np.random.default_rng([self.seed, round_])
@@ -150,8 +152,8 @@ def _check_resumable(
     )  # fmt: skip
     if changed:
         raise ConfigError(
-            f"the training images changed since the interrupted run (sites {changed}): restore "
-            "them, or begin again in another folder"
+            f"the training images changed since the interrupted run (sites {join_names(changed)}): "
+            "restore them, or begin again in another folder"
         )
 
 

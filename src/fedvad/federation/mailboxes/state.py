@@ -18,7 +18,7 @@ from fedvad.data.checked import Stored, parse_values
 from fedvad.data.files import write_atomically
 from fedvad.data.sealed import read_sealed, sha256_of, write_sealed
 from fedvad.detectors.artefact import read_arrays, write_arrays
-from fedvad.errors import ArtefactError, FedvadError
+from fedvad.errors import ArtefactError, FedvadError, join_names
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.half import as_float32, cast
@@ -136,7 +136,9 @@ def _read(source: Path) -> RunState:
     if mark.round is not None:
         claims.add(f"round-{mark.round:04d}")
     if len(claims) > 1:
-        raise ArtefactError(f"its folder was renamed: it holds another round ({sorted(claims)})")
+        raise ArtefactError(
+            f"its folder was renamed: it holds another round ({join_names(claims)})"
+        )
     if len(server) < len(_named(data, "server-")) or len(sites) < len(_named(data, "site-")):
         raise ArtefactError("two of its files are of one site")
     return RunState(merged.manifest.round, merged, server, sites, mark.ledger)

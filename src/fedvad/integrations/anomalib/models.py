@@ -15,7 +15,7 @@ from torch import nn
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import ROUNDS, FedDyMemConfig, round_seed
 from fedvad.detectors.scoring import MapMode, ScoringConfig
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
@@ -216,7 +216,7 @@ def _open(
     run, _, extractor = open_memory_run(folder, weights=None if weights is None else Path(weights))
     if site is not None and site not in run.sites:
         raise ConfigError(
-            f"site {site!r} is not in {folder}: there are {sorted(run.sites)}; "
+            f"site {site!r} is not in {folder}: there are {join_names(run.sites)}; "
             "omit site for one that never trained"
         )
     return run, extractor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, join_names
 
 VIEWS = ("plain", "noise", "negated", "reversed", "permuted", "scaled", "smoothed")
 
@@ -32,7 +32,9 @@ class MemoriesConfig:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.views) - set(VIEWS))
         if unknown or not self.views or len(set(self.views)) < len(self.views):
-            raise ConfigError(f"views are some of {list(VIEWS)}, each once, not {self.views}")
+            raise ConfigError(
+                f"views are some of {join_names(VIEWS)}, each once, not {join_names(self.views)}"
+            )
         if len(self.channels) != 2 or min((self.items, *self.channels)) < 1:
             raise ConfigError("memories need items, and two numbers of channels, of at least 1")
         for name in ("classify", "entropy"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fedvad._version import __version__
-from fedvad.errors import PayloadError
+from fedvad.errors import PayloadError, join_names
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -125,7 +125,7 @@ def _parse(
     else:
         expected |= {"site": str, "refusal": str}
     if set(values) != set(expected):
-        raise PayloadError(f"its fields are {sorted(map(str, values))[:12]}")
+        raise PayloadError(f"its fields are {join_names(map(str, values))}")
     for name, wanted in expected.items():
         if type(values[name]) is not wanted:
             raise PayloadError(f"{name} is not of type {wanted.__name__}")
