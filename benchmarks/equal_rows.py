@@ -241,7 +241,7 @@ class _Lens:
         apart = torch.linalg.vector_norm(points - self.vectors[row], dim=1).numpy()
         found = {}
         for name, scale in self.scales.items():
-            map_ = apart if scale is None else apart / scale[row.numpy()]
+            map_ = apart if scale is None else apart / scale[row.numpy(), 0]
             how = SCORINGS[name]
             smoothed = smooth(map_.reshape(height, width), how.smooth)
             found[name] = mean_of_highest(smoothed, how.count(map_.size))

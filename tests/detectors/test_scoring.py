@@ -8,6 +8,7 @@ import pytest
 from fedvad.detectors.scoring import (
     MemoryScorer,
     ScoringConfig,
+    distance_scale,
     image_score,
     mean_of_highest,
     smooth,
@@ -175,8 +176,19 @@ def test_density_divides_by_the_gap_of_the_nearest_vector():
     bank = line(0, 1, 9)
     _, map_ = score(bank, -2, 9 + 4, density=0.5, density_neighbours=1)
     np.testing.assert_allclose(map_[0], [2, 4 / 8**0.5], rtol=1e-6)
-    _, map_ = score(bank, -2, 9 + 4, density=1, density_neighbours=1)
+    _, map_ = score(bank, -2, 9 + 4, density=1, map_density=1, density_neighbours=1)
     np.testing.assert_allclose(map_[0], [2, 4 / 8], rtol=1e-6)
+
+
+def test_the_map_takes_a_smaller_exponent_and_the_scale_of_the_score():
+    options = {"density": 1, "density_neighbours": 1, "top": 1}
+    image, map_ = score(line(0, 1, 9), -2, 9 + 4, map_density=0.5, **options)
+    assert image == (2 + 4 / 8) / 2 == pytest.approx(map_.mean(), rel=1e-6)
+    assert map_[0, 1] / map_[0, 0] == pytest.approx(2 / 8**0.5, rel=1e-6)
+    # no larger exponent than that of the score, and nothing to divide by where it is 0
+    assert score(line(0, 1, 9), -2, 13, map_density=1, **options)[1].tolist() == [[2, 0.5]]
+    assert score(line(0, 1, 9), -2, 13, top=1)[1].tolist() == [[2, 4]]
+    assert score(line(0, 1, 9), 0, 9, map_density=0.5, **options)[1].tolist() == [[0, 0]]
 
 
 def test_density_joins_the_other_maps():
@@ -194,11 +206,14 @@ def test_files_from_before_density_score_without_it():
     old = {"map": "nn1", "smooth": 3, "top": 0.03, "search": "fast"}
     assert ScoringConfig.from_values(old).density == 0
     assert ScoringConfig.from_values(old).count(10_000) == 300
-    assert ScoringConfig.from_values(old | {"density": 0.25}).density == 0.25
+    before = ScoringConfig.from_values(old | {"density": 0.75})
+    assert (before.density, before.map_density) == (0.75, 1)
+    assert distance_scale(line(0, 1, 9), before).shape == (3, 1)
 
 
 @pytest.mark.parametrize(
-    "options", [{"density": -0.1}, {"density": 1.1}, {"density_neighbours": 0}]
+    "options",
+    [{"density": -0.1}, {"density": 1.1}, {"map_density": 2}, {"density_neighbours": 0}],
 )
 def test_density_out_of_range(options):
     with pytest.raises(ConfigError, match="density"):

@@ -16,10 +16,13 @@ from PIL import Image
 
 import fedvad
 from fedvad.detectors.memory.generator import Generator
-from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
+from fedvad.detectors.scoring import MemoryScorer, ScoringConfig, distance_scale
 from fedvad.errors import ConfigError
+from fedvad.evaluation.thresholds import Threshold
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
+from fedvad.memory.origin import Origin, Source
+from fedvad.runs.answers import believed
 from fedvad.runs.memory_run import TrainedRun
 from tests.helpers import run_main
 
@@ -165,6 +168,17 @@ def test_a_forgotten_image_is_no_answer_either(
     fedvad.forget(run, site="birch", image=odd, cache=shared_cache, no_receipt=True)
     assert fedvad.list_feedback(run) == []
     assert reported["image"].encode() not in (run / "detector.safetensors").read_bytes()
+
+
+def test_defects_of_others_are_believed_by_the_scale_of_the_threshold() -> None:
+    # gaps 1, 1 and 8: 2 is above a threshold of 1 and 4 / 8 below, though 4 / 8 ** 0.5 is not
+    bank = MemoryBank.of_patches(np.array([[0], [1], [9]], np.float32))
+    others = MemoryBank.of_patches(np.array([[-2], [13]], np.float32))
+    others = replace(others, origin=Origin.of([Source("alder", 1, "")], np.zeros(2, np.int64)))
+    scoring = ScoringConfig(density=1, map_density=0.5, density_neighbours=1)
+    scale = distance_scale(bank, scoring)
+    limit = Threshold(1.0, 9, "conformal", 0.01)
+    assert believed(others, "birch", bank, scale, scoring, limit).tolist() == [[-2]]
 
 
 @pytest.mark.parametrize(("distance", "factor"), [(0.0, 3.0), (1.0, 2.0), (2.0, 1.0), (9.0, 1.0)])

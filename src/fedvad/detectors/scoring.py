@@ -35,6 +35,9 @@ class ScoringConfig:
         vector's own dispersion.
     density: exponent in [0, 1] of the nearest vector's distance to its own neighbours in the
         memory, by which every distance is divided (see `memory.density`); 0 is off.
+    map_density: largest exponent with which this is done in the map, in [0, 1]: a smaller one
+        outlines defects better, a larger one ranks images better. Such a map is then multiplied by
+        what makes the mean of its highest cells the image score. Ours.
     density_neighbours: number of these neighbours, at least 1.
     smooth: side of the mean filter over the map, in cells (1 is none).
     top: share of the cells, the highest ones, whose mean is the image score; 0 takes the maximum.
@@ -44,7 +47,8 @@ class ScoringConfig:
     """
 
     map: MapMode = "nn1"
-    density: float = 0.5
+    density: float = 0.75
+    map_density: float = 0.5
     density_neighbours: int = 5
     smooth: int = 3
     top: float = 0.03
@@ -53,8 +57,11 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         check_choice("map mode", self.map, MapMode)
-        if not 0 <= self.density <= 1:
-            raise ConfigError(f"density must be an exponent in [0, 1], got {self.density}")
+        for name in ("density", "map_density"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} must be an exponent in [0, 1], got {getattr(self, name)}"
+                )
         if self.density_neighbours < 1:
             raise ConfigError(
                 f"density_neighbours must be at least 1, got {self.density_neighbours}"
@@ -72,7 +79,8 @@ class ScoringConfig:
 
         Raises `ArtefactError` for what is no such thing.
         """
-        return strictly(cls, {"density": 0.0, "top_cells": _UNBOUNDED, **values}, "the scoring")
+        before = {"density": 0.0, "map_density": 1.0, "top_cells": _UNBOUNDED}
+        return strictly(cls, {**before, **values}, "the scoring")
 
     def count(self, cells: int) -> int:
         """Number of the highest cells, of a map of `cells`, whose mean is the image score."""
@@ -126,12 +134,16 @@ class MemoryScorer:
         k = _CFA_NEIGHBOURS if self.config.map == "cfa" else 1
         distances, indices = index.query(patches, k)
         defects = None if self.negatives is None else self.negatives.query(patches)[0][:, 0]
+        count = self.config.count(len(patches))
         map_ = self._map(distances, indices, inside, defects)
         if index.cells is not None:
             high = _highest(map_[inside], self.config.searched_again(len(patches)))
             distances[high], indices[high] = index.query(patches[high], k, thorough=True)
             map_ = self._map(distances, indices, inside, defects)
-        score = mean_of_highest(map_[inside], self.config.count(len(patches)))
+        score = mean_of_highest(map_[inside], count)
+        if self.scale is not None and self.scale.shape[1] > 1:
+            map_ = self._map(distances, indices, inside, defects, column=1)
+            map_ *= score / max(mean_of_highest(map_[inside], count), _TINY)
         if self.config.map == "patchcore":
             worst = int(distances[:, 0].argmax())
             score *= self._isolation(
@@ -145,20 +157,22 @@ class MemoryScorer:
         indices: npt.NDArray[np.int64],
         inside: npt.NDArray[np.bool_],
         defects: FloatArray | None = None,
+        column: int = 0,
     ) -> FloatArray:
         """Smoothed (h, w) map of (n, k) ascending distances and the vectors they are to.
 
         inside: (h, w), the n cells that are scored; the map has 0 elsewhere. defects: (n,)
-        distances to the nearest confirmed defect.
+        distances to the nearest confirmed defect. column: of the scale.
         """
         values = distances[:, 0]
         if self.config.map == "cfa":
             values = values * _softmin_share(distances)
         if self.scale is not None:
-            values = values / self.scale[indices[:, 0]]
+            values = values / self.scale[indices[:, 0], column]
         if defects is not None:
             nearest = np.maximum(distances[:, 0], _TINY)
-            values *= nearest / np.clip(defects, nearest / _RAISED, nearest)
+            raised = nearest / np.clip(defects, nearest / _RAISED, nearest)
+            values = np.asarray(values * raised, np.float32)
         raw = np.zeros(inside.shape, np.float32)
         raw[inside] = values
         return smooth(raw, self.config.smooth, inside)
@@ -179,11 +193,17 @@ class MemoryScorer:
 
 
 def distance_scale(bank: MemoryBank, config: ScoringConfig) -> FloatArray | None:
-    """Factor (m,) by which the distance to each vector of a memory is divided; None is 1."""
-    scale: FloatArray | None = _relative_spread(bank) if config.map == "spread" else None
+    """Factors by which the distance to each vector of a memory is divided; None is 1.
+
+    (m, 2): in the image score, and in the map; (m, 1) where they are the same.
+    """
+    scale: FloatArray | None = None
+    if config.map == "spread":
+        scale = _relative_spread(bank)[:, None]
     if config.density:
         gaps = row_gaps(bank.vectors, config.density_neighbours)
-        density = density_scale(gaps, config.density)
+        exponents = dict.fromkeys((config.density, min(config.density, config.map_density)))
+        density = np.stack([density_scale(gaps, exponent) for exponent in exponents], 1)
         scale = density if scale is None else scale * density
     return scale
 

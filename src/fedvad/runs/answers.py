@@ -108,6 +108,8 @@ def believed(
         others = negatives.vectors[negatives.origin.share_of(site) == 0]
     if limit is None or not len(others):
         return others
+    # the threshold is one of image scores
+    scale = None if scale is None else scale[:, :1]
     scorer = MemoryScorer(bank, replace(scoring, smooth=1), scale=scale)
     values = scorer.score(others[None])[1][0]
     counts: FloatArray = others[values > limit.value]

@@ -306,7 +306,10 @@ def memory_detector(
 def _scale(values: npt.NDArray[Any] | None, rows: int) -> FloatArray | None:
     if values is None:
         return None
-    if values.dtype != np.float32 or values.shape != (rows,) or (values <= 0).any():
+    if values.ndim == 1:  # as an earlier fedvad kept it
+        values = values[:, None]
+    fits = values.shape in ((rows, 1), (rows, 2))
+    if values.dtype != np.float32 or not fits or (values <= 0).any():
         raise MemoryBankError(f"the scale of distances does not fit a memory of {rows} rows")
     return values
 

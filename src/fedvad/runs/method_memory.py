@@ -152,7 +152,10 @@ class MemoryMethod(Method):
         if name == "identity" and not self.config.train_generator:
             return None
         makers = {"local": self._local, "pooled": self._pooled, "identity": self._identity}
-        detectors = {site: self._detector(*made) for site, made in makers[name]().items()}
+        memories = makers[name]()
+        # sites with one memory share its index and density
+        shared = {id(bank): self._detector(bank, own) for bank, own in memories.values()}
+        detectors = {site: shared[id(bank)] for site, (bank, _) in memories.items()}
         return {
             site: Trained(detector, partial(self._threshold, site, detector))
             for site, detector in detectors.items()

@@ -134,7 +134,7 @@ class DeclaredOptions(SumsOptions):
     density: float = _scoring(
         ScoringConfig.density,
         "Exponent of the local distance between memory rows, by which anomaly distances are "
-        "divided. 0 divides by nothing.",
+        "divided. 0 divides by nothing. Heat maps take at most 0.5.",
         ge=0,
         le=1,
     )

@@ -188,7 +188,7 @@ class TrainOptions(TypedDict, total=False):
         weighed by how clearly it is the nearest (cfa), as in PatchCore (patchcore), or in units of
         the row's own spread (spread). [one of nn1, cfa, patchcore, spread; default: nn1]
     density: Exponent of the local distance between memory rows, by which anomaly distances are
-        divided. 0 divides by nothing. [from 0 to 1; default: 0.5]
+        divided. 0 divides by nothing. Heat maps take at most 0.5. [from 0 to 1; default: 0.75]
     density_neighbours: Number of neighbouring memory rows that the local distance is measured on.
         [at least 1; default: 5]
     smooth: Side of the mean filter over the anomaly map, in cells; an odd number, 1 for no filter.

@@ -16,6 +16,7 @@ from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import (
     _CFA_NEIGHBOURS,
     _PATCHCORE_NEIGHBOURS,
+    _TINY,
     ScoringConfig,
     distance_scale,
 )
@@ -87,7 +88,7 @@ class MemoryHead(Head):
             self.register_buffer("weight", torch.from_numpy(generator.weight.copy()))
             self.register_buffer("bias", torch.from_numpy(generator.bias.copy()))
         scale = distance_scale(bank, config) if scale is None else scale
-        self.scales = scale is not None
+        self.scales = 0 if scale is None else scale.shape[1]
         if scale is not None:
             self.register_buffer("scale", torch.from_numpy(scale))
         self.isolates = config.map == "patchcore" and len(bank) > 1
@@ -116,6 +117,9 @@ class MemoryHead(Head):
             distances, indices = self.search(patches)
         map_ = self._map(distances, indices)
         score = self.score(map_)
+        if self.scales > 1:
+            map_ = self._map(distances, indices, column=1)
+            map_ = map_ * (score / self.score(map_).clamp(min=_TINY))[:, None, None]
         if self.isolates:
             cells = distances[:, 0].reshape(-1, self.grid[0] * self.grid[1])
             if not self.looks_everywhere:
@@ -123,12 +127,12 @@ class MemoryHead(Head):
             score = score * self._isolation(patches, cells, indices[:, 0])
         return self.decided(score, map_)
 
-    def _map(self, distances: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    def _map(self, distances: torch.Tensor, indices: torch.Tensor, column: int = 0) -> torch.Tensor:
         values = distances[:, 0]
         if self.config.map == "cfa":
             values = values / torch.exp(distances[:, :1] - distances).sum(1)
         if self.scales:
-            values = values / self.get_buffer("scale")[indices[:, 0]]
+            values = values / self.get_buffer("scale")[:, column][indices[:, 0]]
         raw = values.reshape(-1, *self.grid)
         if not self.looks_everywhere:
             raw = raw * self.get_buffer("inside")
