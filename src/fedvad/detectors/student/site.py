@@ -50,6 +50,9 @@ class StudentSite(Trainer):
 
     # of a detector, named as there, that it takes besides
     options: ClassVar[tuple[str, ...]] = ()
+    # whether the held-out normals choose the weights that are kept where training has no patience;
+    # else they serve the scale of the scores alone
+    always_chooses: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -294,7 +297,8 @@ class StudentSite(Trainer):
 
     def _chooses(self, config: TrainConfig) -> bool:
         """Whether the held-out normals choose the pass whose weights a training keeps."""
-        return self.choose and len(self._held_out) > 0
+        patient = self.always_chooses or config.patience is not None
+        return self.choose and patient and len(self._held_out) > 0
 
     def _batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """One pass over what the site trains on; in order without a generator."""
