@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.detectors.student.pixels import ahead
 from fedvad.detectors.student.store import RowStore
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
@@ -121,22 +120,10 @@ class Teacher:
 def _read_ahead(
     images: Images, batches: Iterable[npt.NDArray[np.int64]]
 ) -> Iterator[tuple[_Pixels, _Pixels]]:
-    """Each batch as (tag, images), both its pixels; the next one is being read meanwhile."""
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="fedvad-draw") as pool:
-        waiting: deque[list[Future[_Pixels]]] = deque()
-        try:
-            for batch in batches:
-                waiting.append([pool.submit(images, int(number)) for number in batch])
-                if len(waiting) > 1:
-                    yield _together(waiting.popleft())
-            while waiting:
-                yield _together(waiting.popleft())
-        finally:  # a caller who stops early does not wait for images nobody wants
-            for futures in waiting:
-                for future in futures:
-                    future.cancel()
+    """Each batch as (tag, images), both its pixels; the next ones are being read meanwhile."""
 
+    def together(batch: npt.NDArray[np.int64]) -> tuple[_Pixels, _Pixels]:
+        pixels = np.stack([images(int(number)) for number in batch])
+        return pixels, pixels
 
-def _together(futures: list[Future[_Pixels]]) -> tuple[_Pixels, _Pixels]:
-    pixels = np.stack([future.result() for future in futures])
-    return pixels, pixels
+    return ahead(together, batches, workers=_THREADS, most=_THREADS)

@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.synthesis import SynthesisConfig, TextureFolder, synthesise
-from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.pixels import pixels_again
 from fedvad.detectors.student.targets import Batch, TrainingSet
-from fedvad.errors import DataError
 
 __all__ = ["DefectPool", "Drawn"]
 
@@ -132,13 +131,11 @@ class DefectPool:
         masks: list[list[_Cells]] = []
 
         def images() -> Iterator[npt.NDArray[np.uint8]]:
-            for item in read_pixels(self._paths, self._normals.image_size):
-                if item.pixels is None:
-                    raise DataError(f"an image vanished meanwhile: {item.error}")
+            for index, pixels in enumerate(pixels_again(self._paths, self._normals.image_size)):
                 defect = synthesise(
-                    item.pixels, self._synthesis, seed=(seed, item.index), textures=self._textures
+                    pixels, self._synthesis, seed=(seed, index), textures=self._textures
                 )
-                masks.append(self._marked(item.pixels, defect.mask))
+                masks.append(self._marked(pixels, defect.mask))
                 yield defect.image
 
         defects = self._normals.empty_like(len(self))

@@ -17,7 +17,7 @@ from fedvad.detectors.student.jitter import VIEWS, jittered
 from fedvad.detectors.student.layout import memory_format
 from fedvad.detectors.student.loss import cosine_loss
 from fedvad.detectors.student.parameters import buffers_of, load_buffers
-from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.pixels import pixels_again, read_pixels
 from fedvad.detectors.student.targets import Batch, TrainingSet
 from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog, train_student
 from fedvad.errors import DataError
@@ -306,12 +306,11 @@ class StudentSite(Trainer):
 
     def _views(self, jitter: float, config: FeatureConfig) -> Iterator[npt.NDArray[np.uint8]]:
         """The images trained on, each under `VIEWS` other lights."""
-        for item in read_pixels(self.paths, config.side, max_pixels=config.max_pixels):
-            if item.pixels is None:
-                raise DataError(f"an image vanished meanwhile: {item.error}")
-            rng = np.random.default_rng([self.seed, item.index])
+        again = pixels_again(self.paths, config.side, max_pixels=config.max_pixels)
+        for index, pixels in enumerate(again):
+            rng = np.random.default_rng([self.seed, index])
             for _ in range(VIEWS):
-                yield jittered(item.pixels, jitter, rng)
+                yield jittered(pixels, jitter, rng)
 
     def _run(self, batch: Batch) -> None:
         """One pass of a batch through the whole student."""
