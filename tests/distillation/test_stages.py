@@ -13,7 +13,6 @@ import torch
 from fedvad.detectors.student.branches import reinitialise
 from fedvad.detectors.student.graphs import normalise_of
 from fedvad.detectors.student.loss import combine_maps, level_maps
-from fedvad.distillation.options import MaskedConfig
 from fedvad.distillation.stages import MaskedStage, StageConfig, StepLog, seed_of
 from fedvad.distillation.teacher import Teacher
 from fedvad.errors import ConfigError, MismatchError
@@ -24,9 +23,7 @@ from tests.detectors.student import support
 
 SIZE = 48
 TINY = {"stem": 4, "widths": [8, 12, 16], "inner": [8, 12, 16], "depths": [1, 1, 1]}
-QUICK = StageConfig(
-    steps=6, batch=4, warmup=2, masked=MaskedConfig(distance="mse", hidden=8, mode="weighted")
-)
+QUICK = StageConfig(steps=6, batch=4, warmup=2, distance="mse", hidden=8, mode="weighted")
 
 
 class Ripples:
@@ -178,7 +175,7 @@ def test_two_stages_learn_and_find_defects_that_an_untrained_student_does_not(
 
     images = Ripples(24)
     config = replace(QUICK, steps=20, batch=8, learning_rate=1e-2)
-    config = replace(config, masked=replace(config.masked, rho_s=0.2))
+    config = replace(config, rho_s=0.2)
     student = _student()
     _stage(student, other, images, config).run()
     log: list[StepLog] = []

@@ -235,6 +235,19 @@ def test_a_scale_that_is_not_learned_is_refused(tmp_path: Path) -> None:
     assert load_recipe(str(path)).student.head == "none"
 
 
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [("rho_s = 1.0", "rho"), ("w_m = nan", "w_m"), ("steps = 0", "step"), ("speed = 2", "speed")],
+)
+def test_options_of_a_stage_are_refused_with_the_name_of_the_recipe(
+    tmp_path: Path, line: str, named: str
+) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(f'name = "r"\n[[stages]]\nteacher = "filterbank"\n{line}\n')
+    with pytest.raises(ConfigError, match=rf"recipe .*r\.toml: .*{named}"):
+        load_recipe(str(path))
+
+
 def test_missing_weights_and_folders_are_reported_before_any_work(
     recipe: Recipe, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,11 +20,11 @@ from fedvad.detectors.student.parameters import (
     parameters_of,
     under,
 )
-from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.pixels import pixels_again
 from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.targets import Batch, TrainingSet
 from fedvad.detectors.student.training import make_optimiser
-from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError, check_choice
+from fedvad.errors import ArtefactError, ConfigError, MismatchError, check_choice
 from fedvad.features.extractor import FeatureExtractor
 
 if TYPE_CHECKING:
@@ -207,7 +206,8 @@ class StudentLearner:
     def _taker(self, site: StudentSite) -> Callable[[Sequence[int]], Iterator[Any]]:
         def take(indices: Sequence[int]) -> Iterator[Any]:
             assert self.memory is not None
-            pixels = _pixels([site.paths[i] for i in indices], self._detector.extractor.config.side)
+            paths = [site.paths[i] for i in indices]
+            pixels = pixels_again(paths, self._detector.extractor.config.side)
             if self.memory.codec.config.of_images:
                 yield from pixels
                 return
@@ -238,10 +238,3 @@ class StudentLearner:
     @staticmethod
     def _trained(net: PaSTeNet) -> list[tuple[str, torch.nn.Parameter]]:
         return [(n, p) for n, p in net.student.named_parameters() if p.requires_grad]
-
-
-def _pixels(paths: Sequence[Path], size: int) -> Iterator[Any]:
-    for item in read_pixels(paths, size):
-        if item.pixels is None:
-            raise DataError(f"an image vanished meanwhile: {item.error}")
-        yield item.pixels

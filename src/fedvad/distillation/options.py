@@ -58,7 +58,7 @@ class MaskedConfig:
             raise ConfigError(f"a generator needs hidden channels, got {self.hidden}")
         if self.pool < 1 or self.pool % 2 == 0:
             raise ConfigError(f"pool must be an odd number of cells, got {self.pool}")
-        if min(self.w_m, self.w_a, self.w_sem) < 0:
+        if not all(weight >= 0 for weight in (self.w_m, self.w_a, self.w_sem)):
             raise ConfigError("the weights w_m, w_a and w_sem must not be negative")
         if self.w_a == 0:
             raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ _CALIBRATION = 64  # images by which the units of a teacher's channels are settl
 
 
 @dataclass(frozen=True)
-class StageConfig:
-    """How long and how fast a stage learns, and what (`masked`).
+class StageConfig(MaskedConfig):
+    """How long and how fast a stage learns, and what.
 
     The rate rises linearly over `warmup` steps and falls to 0 along a half cosine. clip: largest
     norm of the whole gradient.
@@ -41,9 +41,11 @@ class StageConfig:
     weight_decay: float = 1e-4
     warmup: int = 100
     clip: float | None = 1.0
-    masked: MaskedConfig = field(default_factory=MaskedConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ConfigError(f"a stage needs at least one step, got {self.steps}")
         self.training(0)  # the checks there
 
     def training(self, done: int) -> CosineConfig:
@@ -120,7 +122,7 @@ class MaskedStage:
         with torch.inference_mode():
             maps = student.eval()(torch.zeros(1, 3, size, size, device=device))
         shapes = [(int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps]
-        self.heads = MaskedHeads(teacher.shapes, shapes, config.masked)
+        self.heads = MaskedHeads(teacher.shapes, shapes, config)
         reinitialise(self.heads, seed)
         for name, parameter in self.heads.named_parameters():
             if name.endswith("balance"):
@@ -268,7 +270,7 @@ class MaskedStage:
 
     def _calibrate(self) -> None:
         self._calibrated = True
-        if self.config.masked.distance == "cosine":
+        if self.config.distance == "cosine":
             return
         n = _CALIBRATION if self.images.count is None else min(_CALIBRATION, self.images.count)
         numbers = np.arange(n) + (self.first if self.images.count is None else 0)

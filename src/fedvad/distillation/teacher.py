@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.detectors.student.pixels import ahead
 from fedvad.detectors.student.store import RowStore
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
@@ -45,7 +43,7 @@ class Images(Protocol):
 class Teacher:
     """A tapped backbone that is asked for its maps and never changed.
 
-    shapes: (c, h, w) of its maps. Raises `ConfigError` when the backbone refuses images of this
+    Raises `ConfigError` when the backbone refuses images of this
     size. Maps of images that repeat are kept in float16, within `budget` bytes of memory and in
     temporary files beyond.
     """
@@ -61,21 +59,25 @@ class Teacher:
     ) -> None:
         import torch
 
-        from fedvad.detectors.student.graphs import RowNet, normalise_of
+        from fedvad.detectors.student.branches import STFPMNet
+        from fedvad.detectors.student.graphs import TargetNet, normalise_of
 
         self.image_size = image_size
         self._device, self._budget = device, budget
-        network = copy.deepcopy(backbone.network).eval().requires_grad_(False)
+        net = STFPMNet(copy.deepcopy(backbone.network), torch.nn.Identity())
         try:
-            graph = RowNet(network, normalise_of(backbone.mean, backbone.std), image_size)
+            graph = TargetNet(net, normalise_of(backbone.mean, backbone.std), image_size)
         except (AssertionError, RuntimeError, ValueError) as error:  # as timm's models refuse
             raise ConfigError(
                 f"the teacher cannot take images of {image_size} pixels: {error}"
             ) from error
-        self.shapes: list[tuple[int, int, int]] = graph.shapes
-        self._length = sum(math.prod(shape) for shape in self.shapes)
+        self._graph = graph
         self._engine = make_engine(graph, image_size=image_size, kind=engine, device=device)
-        self._torch = torch
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(c, h, w) of its maps."""
+        return [(c, h, w) for c, h, w in self._graph.shapes]
 
     def stream(self, images: Images, batches: Iterable[npt.NDArray[np.int64]]) -> Iterator[Pair]:
         """Pixels and maps of each batch of numbers, in order; reads and computes ahead."""
@@ -92,7 +94,7 @@ class Teacher:
         assert count is not None  # the caller's choice
         side = (self.image_size, self.image_size, 3)
         kept = RowStore(count, side, np.uint8, budget=self._budget)
-        maps = RowStore(count, (self._length,), np.float16, budget=self._budget)
+        maps = RowStore(count, (self._graph.length,), np.float16, budget=self._budget)
         try:
             step = self._engine.batch_size
             numbers = np.arange(count)
@@ -108,30 +110,18 @@ class Teacher:
             maps.close()
 
     def _split(self, rows: npt.NDArray[np.float32]) -> list[Tensor]:
-        whole = self._torch.from_numpy(rows).to(self._device)
-        parts = self._torch.split(whole, [math.prod(shape) for shape in self.shapes], 1)
-        return [part.reshape(-1, *s) for part, s in zip(parts, self.shapes, strict=True)]
+        import torch
+
+        return self._graph.split(torch.from_numpy(rows).to(self._device))[1]
 
 
 def _read_ahead(
     images: Images, batches: Iterable[npt.NDArray[np.int64]]
 ) -> Iterator[tuple[_Pixels, _Pixels]]:
-    """Each batch as (tag, images), both its pixels; the next one is being read meanwhile."""
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="fedvad-draw") as pool:
-        waiting: deque[list[Future[_Pixels]]] = deque()
-        try:
-            for batch in batches:
-                waiting.append([pool.submit(images, int(number)) for number in batch])
-                if len(waiting) > 1:
-                    yield _together(waiting.popleft())
-            while waiting:
-                yield _together(waiting.popleft())
-        finally:  # a caller who stops early does not wait for images nobody wants
-            for futures in waiting:
-                for future in futures:
-                    future.cancel()
+    """Each batch as (tag, images), both its pixels; the next ones are being read meanwhile."""
 
+    def together(batch: npt.NDArray[np.int64]) -> tuple[_Pixels, _Pixels]:
+        pixels = np.stack([images(int(number)) for number in batch])
+        return pixels, pixels
 
-def _together(futures: list[Future[_Pixels]]) -> tuple[_Pixels, _Pixels]:
-    pixels = np.stack([future.result() for future in futures])
-    return pixels, pixels
+    return ahead(together, batches, workers=_THREADS, most=_THREADS)

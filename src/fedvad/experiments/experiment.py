@@ -83,16 +83,14 @@ def read_experiment(
     """
     path, what = as_path(name, kind.kind), kind.kind
     name = fspath(name)
+    own = path.suffix == ".toml"
+    if not own and name not in shipped(kind):
+        raise ConfigError(
+            f"no {what} {name!r}; shipped are {', '.join(shipped(kind))}; or give a .toml file"
+        )
+    file = path if own else files(kind.package) / f"{what}s" / f"{name}.toml"
     try:
-        if path.suffix == ".toml":
-            text = path.read_text(encoding="utf-8")
-        elif name in shipped(kind):
-            text = (files(kind.package) / f"{what}s" / f"{name}.toml").read_text(encoding="utf-8")
-        else:
-            raise ConfigError(
-                f"no {what} {name!r}; shipped are {', '.join(shipped(kind))}; or give a .toml file"
-            )
-        return kind(**prepare(tomllib.loads(text)))
+        return kind(**prepare(tomllib.loads(file.read_text(encoding="utf-8"))))
     except OSError as error:
         raise ConfigError(f"cannot read {what} {name}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -100,7 +98,7 @@ def read_experiment(
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{what} {name}: {found}") from error
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ConfigError) as error:
         raise ConfigError(f"{what} {name}: {error}") from error
 
 

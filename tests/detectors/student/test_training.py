@@ -15,16 +15,14 @@ from torch import Tensor, nn
 from fedvad.detectors.student.dcam.loss import imitation_loss
 from fedvad.detectors.student.dcam.options import ImitationConfig
 from fedvad.detectors.student.loss import cosine_loss
-from fedvad.detectors.student.rd.loss import reverse_loss
-from fedvad.detectors.student.training import (
-    TrainConfig,
+from fedvad.detectors.student.parameters import (
     buffers_of,
     load_buffers,
     load_parameters,
-    make_optimiser,
     parameters_of,
-    train_student,
 )
+from fedvad.detectors.student.rd.loss import reverse_loss
+from fedvad.detectors.student.training import TrainConfig, make_optimiser, train_student
 from fedvad.errors import ConfigError, DataError, MismatchError
 
 PLAIN = TrainConfig(epochs=1, learning_rate=0.1, momentum=0, weight_decay=0, warmup=0, clip=None)

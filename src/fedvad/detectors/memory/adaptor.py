@@ -23,12 +23,8 @@ from fedvad.detectors.base import (
     score_stream,
 )
 from fedvad.detectors.scoring import ScoringConfig, mean_of_highest, smooth
-from fedvad.detectors.student.training import (
-    TrainConfig,
-    Trainer,
-    load_parameters,
-    parameters_of,
-)
+from fedvad.detectors.student.parameters import load_parameters, parameters_of
+from fedvad.detectors.student.training import TrainConfig, Trainer
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.half import to_float

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.synthesis import SynthesisConfig, TextureFolder, synthesise
-from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.pixels import pixels_again
 from fedvad.detectors.student.targets import Batch, TrainingSet
-from fedvad.errors import DataError
 
 log = logging.getLogger(__name__)
 _Indices = npt.NDArray[np.int64]
@@ -46,9 +46,12 @@ class DefectPool:
     drawn on and its mask (S, S), in order, to its anomalous cells (h, w) per level. count: of
     defects, which depend on it, `seed` and the images alone. fresh: whether each pass in random
     order sees defects of its own, drawn on the same images; what the teacher makes of them costs a
-    forward pass each. What is kept of them stays within the bounds of `normals`. Raises `DataError`
-    when a file cannot be read any more.
+    forward pass each. What is kept of them stays within the bounds of `normals`. A level without an
+    anomalous cell is logged, with the `consequence`. Raises `DataError` when a file cannot be read
+    any more.
     """
+
+    consequence: ClassVar[str]
 
     def __init__(
         self,
@@ -73,6 +76,11 @@ class DefectPool:
         size = normals.image_size
         self._textures = None if textures is None else TextureFolder(textures, size=size)
         self._first = self._draw(seed)
+        for level, cells in enumerate(self.masked()):
+            if not cells:
+                log.warning(
+                    "no synthetic defect covers a cell of level %d: %s", level, self.consequence
+                )
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -80,12 +88,6 @@ class DefectPool:
     def masked(self) -> list[int]:
         """Per level the number of anomalous cells in the whole pool, as it was first drawn."""
         return [int(level.sum()) for level in self._first.masks]
-
-    def warn_of_bare_levels(self, consequence: str) -> None:
-        """Log each level without an anomalous cell, what that means, and the way out."""
-        for level, cells in enumerate(self.masked()):
-            if not cells:
-                log.warning("no synthetic defect covers a cell of level %d: %s", level, consequence)
 
     def images(self, drawn: Drawn, defective: _Indices, sound: _Indices) -> Batch:
         """The defects at the first positions, then the sources of the others without theirs."""
@@ -127,13 +129,11 @@ class DefectPool:
         masks: list[list[_Cells]] = []
 
         def images() -> Iterator[npt.NDArray[np.uint8]]:
-            for item in read_pixels(self._paths, self._normals.image_size):
-                if item.pixels is None:
-                    raise DataError(f"an image vanished meanwhile: {item.error}")
+            for index, pixels in enumerate(pixels_again(self._paths, self._normals.image_size)):
                 defect = synthesise(
-                    item.pixels, self._synthesis, seed=(seed, item.index), textures=self._textures
+                    pixels, self._synthesis, seed=(seed, index), textures=self._textures
                 )
-                masks.append(self._marked(item.pixels, defect.mask))
+                masks.append(self._marked(pixels, defect.mask))
                 yield defect.image
 
         defects = self._normals.empty_like(len(self))

@@ -97,11 +97,9 @@ class StudentDetector(Detector):
         from fedvad.detectors.student.branches import build_net
 
         self._check()
-        network = self.extractor.network.network
-        layers = self.layers or self.extractor.config.layers or ()
+        network, _, layers = self._taps()
         net = build_net(network, layers, bootstrap=self._bootstrap(), seed=self.seed)
-        net.to(self.extractor.config.device)
-        return net
+        return net.to(self.extractor.config.device)
 
     def starts(self) -> dict[str, torch.nn.Module]:
         """The `parts`, in their order, as they are before training: equal for equal seeds, at every
@@ -270,6 +268,11 @@ class StudentDetector(Detector):
     def _parts(net: PaSTeNet) -> dict[str, torch.nn.Module]:
         """The modules of `parts`, as they are trained."""
         return {"student": net.student}
+
+    def _taps(self) -> tuple[torch.nn.Module, tuple[int, ...], tuple[int, ...]]:
+        """The backbone, the layers that it gives, and those to distil."""
+        given = self.extractor.config.layers or ()
+        return self.extractor.network.network, given, self.layers or given
 
     def _bootstrap(self) -> int | None:
         return -1

@@ -17,7 +17,6 @@ from fedvad.features.extractor import FeatureExtractor
 __all__ = [
     "MapNet",
     "Normalise",
-    "RowNet",
     "ScaledMaps",
     "TargetNet",
     "normalise_of",
@@ -51,24 +50,6 @@ def normalise_of(mean: Sequence[float], std: Sequence[float]) -> Normalise:
     """By mean and spread of RGB scaled to 0..1, as backbones state them."""
     spread, centre = (torch.tensor(v).view(1, 3, 1, 1) for v in (std, mean))
     return Normalise(1 / (255 * spread), -centre / spread)
-
-
-class RowNet(nn.Module):
-    """uint8 images (b, S, S, 3) to all maps of a network in one row (b, n) float32.
-
-    shapes: (c, h, w) of the maps.
-    """
-
-    def __init__(self, network: nn.Module, normalise: Normalise, image_size: int) -> None:
-        super().__init__()
-        self.network, self.normalise = network, normalise
-        with torch.inference_mode():
-            blank = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
-            self.shapes = [tuple(m.shape[1:]) for m in self.network(self.normalise(blank))]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Rows, map after map."""
-        return torch.cat([m.flatten(1) for m in self.network(self.normalise(images))], 1)
 
 
 class TargetNet(nn.Module):

@@ -10,32 +10,30 @@ from fedvad.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Combine", "Reduction", "added", "combine_maps", "cosine_loss", "level_maps"]
+__all__ = ["EPS", "Combine", "added", "combine_maps", "cosine_loss", "level_maps"]
 
 Combine = Literal["product", "sum"]
-Reduction = Literal["mean", "batch_sum"]
 # Large enough that a position where a ReLU left nothing but zeros, whose gradient is 1 / eps,
 # does not drown all others; small against the norm of any feature that says something.
-_EPS = 1e-4
+EPS = 1e-4
 
 
 def level_maps(
     teacher: Sequence[Tensor],
     student: Sequence[Tensor],
     *,
-    eps: float = _EPS,
     masks: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Per level the (b, h, w) map of 1/2 ||T^ - S^||^2, with F^ = F / max(||F||, eps).
+    """Per level the (b, h, w) map of 1/2 ||T^ - S^||^2, with F^ = F / max(||F||, 1e-4).
 
     teacher, student: maps (b, c, h, w), one pair per level. Norms are over the channels at each
-    position; wherever both are above eps this is 1 - cosine. It is computed in float32, whatever
+    position; wherever both are above 1e-4 this is 1 - cosine. It is computed in float32, whatever
     the maps are in. masks: (c, h, w) per level, factors of the squared gaps. Source: STFPM, eq. 1.
     """
     from torch.nn.functional import normalize
 
     units = (
-        (normalize(t.float(), dim=1, eps=eps), normalize(s.float(), dim=1, eps=eps))
+        (normalize(t.float(), dim=1, eps=EPS), normalize(s.float(), dim=1, eps=EPS))
         for t, s in zip(teacher, student, strict=True)
     )
     gaps = [(t - s).square() for t, s in units]
@@ -48,19 +46,14 @@ def cosine_loss(
     teacher: Sequence[Tensor],
     student: Sequence[Tensor],
     *,
-    reduction: Reduction = "mean",
-    eps: float = _EPS,
     masks: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Sum over the levels of the mean of each level's map over positions and images; a scalar.
 
-    `batch_sum` adds the images up instead, as some public code does (the step then grows with
-    the batch). Source: STFPM, eqs. 1-3. masks: by level (c, h, w), 0 for features that are left
+    Source: STFPM, eqs. 1-3. masks: by level (c, h, w), 0 for features that are left
     out and 1 / share for the others, which keeps the size of the loss (ours).
     """
-    maps = level_maps(teacher, student, eps=eps, masks=masks)
-    total = added([level.mean() for level in maps])
-    return total * len(maps[0]) if reduction == "batch_sum" else total
+    return added([level.mean() for level in level_maps(teacher, student, masks=masks)])
 
 
 def added(levels: Sequence[Tensor]) -> Tensor:

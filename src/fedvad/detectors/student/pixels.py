@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fedvad.data.images import MAX_PIXELS, read_rgb, resize_rgb
-from fedvad.errors import ImageError
+from fedvad.errors import DataError, ImageError
 from fedvad.features.config import FeatureConfig
 from fedvad.memory.bank import FloatArray
 
@@ -21,6 +22,8 @@ from fedvad.memory.bank import FloatArray
 Mapper = Callable[[Iterable[tuple[int, npt.NDArray[np.uint8]]]], Iterator[tuple[int, FloatArray]]]
 
 _AHEAD = 32
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +46,27 @@ def read_pixels(
         except ImageError as error:
             return Pixels(index, None, str(error))
 
-    workers = max(2, os.cpu_count() or 1)
+    return ahead(load, range(len(paths)), workers=max(2, os.cpu_count() or 1), most=_AHEAD)
+
+
+def pixels_again(
+    paths: Sequence[Path], size: int, *, max_pixels: int = MAX_PIXELS
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Pixels of files that have been read before; raises `DataError` for one that is gone."""
+    for item in read_pixels(paths, size, max_pixels=max_pixels):
+        if item.pixels is None:
+            raise DataError(f"an image vanished meanwhile: {item.error}")
+        yield item.pixels
+
+
+def ahead(work: Callable[[A], B], items: Iterable[A], *, workers: int, most: int) -> Iterator[B]:
+    """What `work` makes of each item, in order, by threads that are at most `most` items ahead."""
     with ThreadPoolExecutor(workers, thread_name_prefix="fedvad-read") as pool:
-        waiting: deque[Future[Pixels]] = deque()
+        waiting: deque[Future[B]] = deque()
         try:
-            for index in range(len(paths)):
-                waiting.append(pool.submit(load, index))
-                if len(waiting) == _AHEAD:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) == most:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

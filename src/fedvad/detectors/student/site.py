@@ -17,7 +17,7 @@ from fedvad.detectors.student.jitter import VIEWS, jittered
 from fedvad.detectors.student.layout import memory_format
 from fedvad.detectors.student.loss import cosine_loss
 from fedvad.detectors.student.parameters import buffers_of, load_buffers
-from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.pixels import pixels_again, read_pixels
 from fedvad.detectors.student.targets import Batch, TrainingSet
 from fedvad.detectors.student.training import TrainConfig, Trainer, TrainLog, train_student
 from fedvad.errors import DataError
@@ -48,6 +48,9 @@ class StudentSite(Trainer):
 
     # of a detector, named as there, that it takes besides
     options: ClassVar[tuple[str, ...]] = ()
+    # whether the held-out normals choose the weights that are kept where training has no patience;
+    # else they serve the scale of the scores alone
+    always_chooses: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -292,7 +295,8 @@ class StudentSite(Trainer):
 
     def _chooses(self, config: TrainConfig) -> bool:
         """Whether the held-out normals choose the pass whose weights a training keeps."""
-        return self.choose and len(self._held_out) > 0
+        patient = self.always_chooses or config.patience is not None
+        return self.choose and patient and len(self._held_out) > 0
 
     def _batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """One pass over what the site trains on; in order without a generator."""
@@ -300,12 +304,11 @@ class StudentSite(Trainer):
 
     def _views(self, jitter: float, config: FeatureConfig) -> Iterator[npt.NDArray[np.uint8]]:
         """The images trained on, each under `VIEWS` other lights."""
-        for item in read_pixels(self.paths, config.side, max_pixels=config.max_pixels):
-            if item.pixels is None:
-                raise DataError(f"an image vanished meanwhile: {item.error}")
-            rng = np.random.default_rng([self.seed, item.index])
+        again = pixels_again(self.paths, config.side, max_pixels=config.max_pixels)
+        for index, pixels in enumerate(again):
+            rng = np.random.default_rng([self.seed, index])
             for _ in range(VIEWS):
-                yield jittered(item.pixels, jitter, rng)
+                yield jittered(pixels, jitter, rng)
 
     def _run(self, batch: Batch) -> None:
         """One pass of a batch through the whole student."""

@@ -12,29 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fedvad.detectors.student.parameters import (
-    buffers_of,
-    load_buffers,
-    load_parameters,
-    parameters_of,
-)
 from fedvad.detectors.student.schedule import TrainConfig
 from fedvad.errors import ConfigError, DataError, MismatchError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "TrainConfig",
-    "TrainLog",
-    "Trainer",
-    "buffers_of",
-    "load_buffers",
-    "load_parameters",
-    "make_optimiser",
-    "parameters_of",
-    "train_student",
-]
+__all__ = ["TrainConfig", "TrainLog", "Trainer", "make_optimiser", "train_student"]
 
 log = logging.getLogger(__name__)
 B = TypeVar("B")

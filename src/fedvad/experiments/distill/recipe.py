@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.checked import Closed
-from fedvad.distillation.masks import MaskMode
-from fedvad.distillation.options import Distance, Grid, MaskedConfig, SemStats
+from fedvad.distillation.options import Distance
 from fedvad.distillation.stages import StageConfig
+from fedvad.errors import ConfigError
 from fedvad.experiments.experiment import Named, read_experiment, with_defaults
 from fedvad.features.config import Engine
 from fedvad.runs.arguments import AnyPath
-
-_MASKED, _STAGE = ({field.name for field in fields(k)} for k in (MaskedConfig, StageConfig))
 
 
 class StudentChoice(Closed):
@@ -56,36 +54,21 @@ class ImageOptions(Closed):
     defect: tuple[str, ...] = ()
 
 
-class StageOptions(Closed):
-    """One stage: a teacher and for how long; the rest is explained at `MaskedConfig`."""
+@dataclass(frozen=True, kw_only=True)
+class StageOptions(StageConfig):
+    """One stage: a teacher, and the options of its training."""
 
-    teacher: str = Field(min_length=1)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    teacher: str
     layers: tuple[int, ...] | None = None
-    steps: int = Field(default=10_000, ge=1)
-    batch: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    warmup: int = Field(default=100, ge=0)
-    clip: float | None = Field(default=1.0, gt=0)
-    rho_s: float = Field(default=0.4, ge=0, lt=1)
-    rho_c: float = Field(default=0.15, ge=0, lt=1)
-    temperature: float = Field(default=0.5, gt=0)
-    mode: MaskMode = "attention"
-    enhance: float = Field(default=0.0, ge=0, le=4)
-    generator: bool = True
-    hidden: int | None = Field(default=None, ge=1)
-    w_m: float = Field(default=1.0, ge=0)
-    w_a: float = Field(default=1.0, gt=0)
-    w_sem: float = Field(default=0.5, ge=0)
+    steps: int = 10_000
     distance: Distance = "mse"
-    sem_stats: SemStats = "batch"
-    grid: Grid = "teacher"
-    pool: int = Field(default=1, ge=1)
 
-    def config(self) -> StageConfig:
-        """As the training takes it."""
-        masked = MaskedConfig(**self.model_dump(include=_MASKED))
-        return StageConfig(**self.model_dump(include=_STAGE), masked=masked)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.teacher:
+            raise ConfigError("a stage needs a teacher")
 
 
 class Recipe(Named):

@@ -205,7 +205,7 @@ def _stage(
         student,
         teacher,
         images,
-        recipe.stages[number].config(),
+        recipe.stages[number],
         normalise=normalise_of(_MEAN, _STD),
         # another 31 bits per stage: NumPy and PyTorch both take them
         seed=seed_of(recipe.seed, number) >> 32,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedvad.detectors.student.aand.options import AmplifyConfig, Margin
+from fedvad.detectors.student.loss import EPS, added
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.aand.pairs import PairBatch
 
 _CLAMP = 1e-6  # of the gate, whose logarithm is taken
-_EPS = 1e-4  # as in `loss`
 
 
 def amplify_loss(blocks: nn.ModuleList, batch: PairBatch, config: AmplifyConfig) -> Tensor:
@@ -41,7 +41,7 @@ def amplify_loss(blocks: nn.ModuleList, batch: PairBatch, config: AmplifyConfig)
             change = _cells(gate * residual, batch.normal[index]).abs()
             # of no cell the mean is not a number
             terms.append(config.keep_weight * change.sum() / max(1, change.numel()))
-    return sum(terms[1:], terms[0])
+    return added(terms)
 
 
 def focal_loss(
@@ -75,7 +75,7 @@ def amplification_loss(
         return after.float().sum() * 0.0
     with torch.autocast(normal.device.type, enabled=False):
         unit, was, now = (
-            normalize(cells.float(), dim=1, eps=_EPS) for cells in (normal, before, after)
+            normalize(cells.float(), dim=1, eps=EPS) for cells in (normal, before, after)
         )
         was, now = unit @ was.T, unit @ now.T
     limit = was - alpha if margin == "sub" else alpha * was

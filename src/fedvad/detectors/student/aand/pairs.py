@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,10 @@ class PairBatch:
 
 class PairPool(DefectPool):
     """Synthetic anomalies with the cells that stage I compares; see `DefectPool`."""
+
+    consequence: ClassVar[str] = (
+        "its gate learns normals alone; draw larger defects, or choose finer layers"
+    )
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,22 +39,16 @@ class Amplifier(Trainer):
     ) -> None:
         self.net, self.config, self.settings = net, config, train
         self._make = make
-        self._pool: PairPool | None = None
 
     @property
     def student(self) -> torch.nn.Module:
         """The blocks of all levels."""
         return self.net.blocks
 
-    @property
+    @cached_property
     def pool(self) -> PairPool:
         """The synthetic anomalies."""
-        if self._pool is None:
-            self._pool = self._make()
-            self._pool.warn_of_bare_levels(
-                "its gate learns normals alone; draw larger defects, or choose finer layers"
-            )
-        return self._pool
+        return self._make()
 
     def losses(self, seed: int) -> Callable[[PairBatch], torch.Tensor]:
         """See `Trainer.losses`."""
@@ -71,9 +66,9 @@ class Amplifier(Trainer):
 
     def close(self) -> None:
         """Give back the synthetic anomalies' features."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        if "pool" in self.__dict__:
+            self.pool.close()
+            del self.pool
 
 
 class AANDSite(ReverseSite):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fedvad.detectors.student.amsl.options import MemoriesConfig
 from fedvad.detectors.student.detector import StudentDetector
 from fedvad.detectors.student.loss import Combine, cosine_loss
-from fedvad.detectors.student.rd.detector import adam
+from fedvad.detectors.student.rd.detector import ReverseDetector, adam
 from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.targets import Batch
 from fedvad.detectors.student.training import TrainConfig
@@ -27,6 +27,7 @@ class ViewSite(StudentSite):
     """A site whose memories learn views of its normal images."""
 
     options: ClassVar[tuple[str, ...]] = ("memories",)
+    always_chooses: ClassVar[bool] = False
     net: ViewNet
 
     def __init__(self, net: ViewNet, *given: Any, memories: MemoriesConfig, **options: Any) -> None:
@@ -39,10 +40,6 @@ class ViewSite(StudentSite):
         answer = student.answer(student.joined(batch.teacher))
         error = cosine_loss(answer.views, answer.rebuilt)
         return error + answer.regulariser(self.memories)
-
-    def _chooses(self, config: TrainConfig) -> bool:
-        """See `ReverseSite._chooses`."""
-        return super()._chooses(config) and config.patience is not None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -65,22 +62,17 @@ class AMSL(StudentDetector):
     @classmethod
     def round_training(cls) -> TrainConfig:
         """See `StudentDetector.round_training`."""
-        from fedvad.detectors.student.rd.detector import RD
-
-        return RD.round_training()
+        return ReverseDetector.round_training()
 
     def network(self) -> ViewNet:
         """See `StudentDetector.network`."""
         from fedvad.detectors.student.amsl.net import MapMemories, ViewNet
-        from fedvad.detectors.student.rd.net import build_reverse, tap_shapes
+        from fedvad.detectors.student.rd.net import tap_shapes, tapped
 
         self._check()
-        given, side = self.extractor.config.layers or (), self.extractor.config.side
-        network = self.extractor.network.network
-        teacher = build_reverse(
-            network, given, self.layers or given, image_size=side, seed=self.seed
-        ).teacher
-        student = MapMemories(tap_shapes(teacher, side), self.memories, seed=self.seed)
+        teacher = tapped(*self._taps())
+        shapes = tap_shapes(teacher, self.extractor.config.side)
+        student = MapMemories(shapes, self.memories, seed=self.seed)
         return ViewNet(teacher, student).to(self.extractor.config.device)
 
     def _map_net(self, net: PaSTeNet) -> MapNet:

@@ -13,6 +13,7 @@ from fedvad.detectors.student.amsl.options import MemoriesConfig
 from fedvad.detectors.student.amsl.views import Views
 from fedvad.detectors.student.branches import reinitialise
 from fedvad.detectors.student.daad.blocks import entropy
+from fedvad.detectors.student.loss import EPS
 from fedvad.detectors.student.rd.net import ReverseNet, Shape, resized
 
 _HALVED = 4  # by which the encoder divides both sides
@@ -120,7 +121,7 @@ class MapMemories(AdaptiveMemories):
     def joined(self, maps: Sequence[Tensor]) -> Tensor:
         """One (b, c, h, w) of the maps of all taps."""
         size = self.shape[1], self.shape[2]
-        units = [functional.normalize(m, dim=1, eps=1e-4) for m in maps]
+        units = [functional.normalize(m, dim=1, eps=EPS) for m in maps]
         return torch.cat([resized(m, size) for m in units], 1)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # type: ignore[override]

@@ -70,9 +70,10 @@ class DAAD(ReverseDetector):
     def network(self) -> MemoryNet:
         """See `StudentDetector.network`."""
         from fedvad.detectors.student.daad.net import MemoryNet, MemoryStudent
-        from fedvad.detectors.student.rd.net import tap_shapes
+        from fedvad.detectors.student.rd.net import tap_shapes, tapped
 
-        teacher = super().network().teacher
+        self._check()
+        teacher = tapped(*self._taps())
         shapes = tap_shapes(teacher, self.extractor.config.side)
         student = MemoryStudent(shapes, self.blocks, width=self.width, seed=self.seed)
         return MemoryNet(teacher, student).to(self.extractor.config.device)

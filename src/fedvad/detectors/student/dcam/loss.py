@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedvad.detectors.student.dcam.options import Cosine, ImitationConfig, Reduce, Standardise
-from fedvad.errors import ConfigError
+from fedvad.detectors.student.loss import EPS, added
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["channel_cosine", "imitation_loss", "spatial_kl"]
 
-# as in `loss`: a zero vector has a gradient of 1 / eps, which shall not drown all others
-_EPS = 1e-4
 # A teacher's channel that is flat in an image counts as one with this share of the deviation of
 # its level, or dividing by it would make the student's noise there the largest term of all.
 _FLAT = 0.1
@@ -33,8 +31,6 @@ def imitation_loss(
     broadcasts to its maps; how much each value counts in its image, see the two losses.
     Raises `ConfigError` without a level. Source: arXiv 2405.06467, section 3 of its specification.
     """
-    if not teacher:
-        raise ConfigError("a loss needs at least one level")
     terms = []
     given: Sequence[Tensor | None] = [None] * len(teacher) if weights is None else weights
     for t, s, weight in zip(teacher, student, given, strict=True):
@@ -53,7 +49,7 @@ def imitation_loss(
                 weight=weight,
             )
             terms.append(config.kl_weight * divergence)
-    return sum(terms[1:], terms[0])
+    return added(terms)
 
 
 def channel_cosine(
@@ -62,9 +58,8 @@ def channel_cosine(
     *,
     over: Cosine,
     weight: Tensor | None = None,
-    eps: float = _EPS,
 ) -> Tensor:
-    """Mean of 1/2 ||t^ - s^||^2 with v^ = v / max(||v||, eps), which is 1 - cosine above eps.
+    """Mean of 1/2 ||t^ - s^||^2 with v^ = v / max(||v||, 1e-4), which is 1 - cosine above that.
 
     teacher, student: (b, c, h, w). over: what is one vector. `per_channel`: the h * w values of a
     channel, the mean is over channels; a positive gain of a channel changes nothing.
@@ -83,7 +78,7 @@ def channel_cosine(
         part = relative.mean(dim, keepdim=True)
         root = (relative / part).sqrt()
         t, s = t * root, s * root
-    gap = normalize(t, dim=dim, eps=eps) - normalize(s, dim=dim, eps=eps)
+    gap = normalize(t, dim=dim, eps=EPS) - normalize(s, dim=dim, eps=EPS)
     distance = 0.5 * gap.square().sum(dim)
     return distance.mean() if part is None else (distance * part.squeeze(dim)).mean()
 
@@ -120,7 +115,7 @@ def spatial_kl(
 
 def _relative(weight: Tensor, like: Tensor) -> Tensor:
     """Weights in the shape of `like` (b, c, h, w), with a mean of 1 in each image."""
-    full = weight.expand_as(like).clamp_min(_EPS)
+    full = weight.expand_as(like).clamp_min(EPS)
     return full / full.mean((1, 2, 3), keepdim=True)
 
 
@@ -138,4 +133,4 @@ def _deviation(x: Tensor, flat: float) -> Tensor:
     """(b, c, 1) standard deviation over the positions of (b, c, p), never 0."""
     variance = x.var(2, correction=0, keepdim=True)
     # added under the root, not clamped outside: the gradient stays finite at zero
-    return (variance + flat**2 * variance.mean(1, keepdim=True) + _EPS**2).sqrt()
+    return (variance + flat**2 * variance.mean(1, keepdim=True) + EPS**2).sqrt()

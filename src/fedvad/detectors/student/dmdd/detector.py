@@ -113,15 +113,8 @@ class DMDD(StudentDetector):
         from fedvad.detectors.student.dmdd.decouple import build_dual
 
         self._check()
-        given = self.extractor.config.layers or ()
-        net = build_dual(
-            self.extractor.network.network,
-            given,
-            self.layers or given,
-            self.dual,
-            image_size=self.extractor.config.side,
-            seed=self.seed,
-        )
+        side = self.extractor.config.side
+        net = build_dual(*self._taps(), self.dual, image_size=side, seed=self.seed)
         return net.to(self.extractor.config.device)
 
     def with_net(self, net: PaSTeNet, normals: Sequence[Path], log: TrainLog | None = None) -> Self:

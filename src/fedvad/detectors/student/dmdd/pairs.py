@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,11 @@ class DualBatch(Batch):
 
 class DualPool(DefectPool):
     """Synthetic anomalies with the images that they were drawn on; see `DefectPool`."""
+
+    consequence: ClassVar[str] = (
+        "its abnormality branch learns normals alone; draw larger defects, take finer layers, or "
+        "masks by the maximum"
+    )
 
     def __init__(
         self,

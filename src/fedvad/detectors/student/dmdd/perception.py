@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedvad.detectors.student.dmdd.options import HeadInput
-from fedvad.detectors.student.loss import level_maps
+from fedvad.detectors.student.loss import EPS, level_maps
 from fedvad.detectors.student.rd.net import Shape, resized
 
 _DILATIONS = (1, 6, 12, 18)
 _SQUEEZE = 8
 _PRIOR = -2.0  # logit: about one cell in eight
-_EPS = 1e-4  # as in `loss`
 
 
 class Perception(nn.Module):
@@ -70,7 +69,7 @@ class Perception(nn.Module):
             found = [m[:, None] for m in level_maps(teacher, student)]
         else:
             found = [
-                -functional.normalize(t, dim=1, eps=_EPS) * functional.normalize(s, dim=1, eps=_EPS)
+                -functional.normalize(t, dim=1, eps=EPS) * functional.normalize(s, dim=1, eps=EPS)
                 for t, s in zip(teacher, student, strict=True)
             ]
         return [resized(m, self.grid) for m in found]

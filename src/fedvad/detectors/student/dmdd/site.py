@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,26 +44,15 @@ class DMDDSite(StudentSite):
         **options: Any,
     ) -> None:
         self.dual, self.steps = dual, 0
-        self._pool: DualPool | None = None
-
-        def pool() -> DualPool:
-            given = self._set, self._own, self.paths, dual
-            return DualPool(*given, synthesis=synthesis, textures=textures, seed=self.seed)
-
-        self._make = pool
+        self._drawing: dict[str, Any] = {"synthesis": synthesis, "textures": textures}
         super().__init__(net, *given, **options)
         self._head_start = dual.head_start(self.config.steps)
 
-    @property
+    @cached_property
     def pool(self) -> DualPool:
         """The synthetic defects."""
-        if self._pool is None:
-            self._pool = self._make()
-            self._pool.warn_of_bare_levels(
-                "its abnormality branch learns normals alone; draw larger defects, take finer "
-                "layers, or masks by the maximum"
-            )
-        return self._pool
+        images = self._set, self._own, self.paths
+        return DualPool(*images, self.dual, seed=self.seed, **self._drawing)
 
     def train(
         self,
@@ -113,16 +103,11 @@ class DMDDSite(StudentSite):
     def close(self) -> None:
         """See `StudentSite.close`."""
         super().close()
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        if "pool" in self.__dict__:
+            self.pool.close()
 
     def _batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         return self.pool.batches(size, rng)
-
-    def _chooses(self, config: TrainConfig) -> bool:
-        """See `ReverseSite._chooses`."""
-        return super()._chooses(config) and config.patience is not None
 
     def _run(self, batch: Batch) -> None:
         assert isinstance(batch, DualBatch)

@@ -36,6 +36,7 @@ class ReverseSite(StudentSite):
     """A site whose student is given the teacher's maps: no pixels are kept."""
 
     options: ClassVar[tuple[str, ...]] = ("loss", "hard")
+    always_chooses: ClassVar[bool] = False
 
     def __init__(
         self, net: PaSTeNet, *given: Any, loss: ReverseLoss, hard: int, **options: Any
@@ -48,10 +49,6 @@ class ReverseSite(StudentSite):
         return reverse_loss(
             *self.net.compared(batch.teacher, batch.inputs), self.kind, hard=self.hard
         )
-
-    def _chooses(self, config: TrainConfig) -> bool:
-        """Not without patience: the held-out normals serve the scale of the scores alone."""
-        return super()._chooses(config) and config.patience is not None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -83,15 +80,8 @@ class ReverseDetector(StudentDetector):
         from fedvad.detectors.student.rd.net import build_reverse
 
         self._check()
-        given = self.extractor.config.layers or ()
-        net = build_reverse(
-            self.extractor.network.network,
-            given,
-            self.layers or given,
-            image_size=self.extractor.config.side,
-            width=self.width,
-            seed=self.seed,
-        )
+        side = self.extractor.config.side
+        net = build_reverse(*self._taps(), image_size=side, width=self.width, seed=self.seed)
         return net.to(self.extractor.config.device)
 
     def _check(self) -> None:

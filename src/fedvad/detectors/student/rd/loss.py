@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from fedvad.detectors.student.loss import added, cosine_loss, level_maps
+from fedvad.detectors.student.loss import EPS, added, cosine_loss, level_maps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ReverseLoss = Literal["global", "hard+global", "mean"]
-_EPS = 1e-4  # as in `loss`
 
 
 def reverse_loss(
@@ -39,7 +38,7 @@ def global_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
     levels = []
     for t, s in zip(teacher, student, strict=True):
         t, s = t.float().flatten(1), s.float().flatten(1)
-        gap = normalize(t, eps=_EPS) - normalize(s, eps=_EPS)
+        gap = normalize(t, eps=EPS) - normalize(s, eps=EPS)
         levels.append(0.5 * gap.square().sum(1).mean())
     return added(levels)
 

@@ -23,6 +23,7 @@ __all__ = [
     "build_reverse",
     "resized",
     "tap_shapes",
+    "tapped",
 ]
 
 Shape = tuple[int, int, int]
@@ -173,15 +174,22 @@ def build_reverse(
 ) -> ReverseNet:
     """A frozen copy of a tapped backbone, and its student, untrained.
 
-    network: images (b, 3, S, S) to one map (b, c, h, w) per layer in `given`, in that order.
-    layers: those to distil. image_size: S. Raises `ConfigError` for a layer that is not given, or
-    maps that are too small.
+    network, given, layers: see `tapped`. image_size: S. Raises `ConfigError` for a layer that is
+    not given, or maps that are too small.
     """
-    check_layers(layers, given)
-    picks = [list(given).index(layer) for layer in sorted(set(layers))]
-    teacher = Taps(copy.deepcopy(network), picks).eval()
+    teacher = tapped(network, given, layers)
     student = ReverseStudent(tap_shapes(teacher, image_size), width=width, seed=seed)
     return ReverseNet(teacher, student)
+
+
+def tapped(network: nn.Module, given: Sequence[int], layers: Sequence[int]) -> Taps:
+    """A copy of a backbone that gives the maps of some layers, from the finest on.
+
+    network: images (b, 3, S, S) to one map (b, c, h, w) per layer in `given`, in that order.
+    layers: those to distil. Raises `ConfigError` for a layer that is not given.
+    """
+    check_layers(layers, given)
+    return Taps(copy.deepcopy(network), [list(given).index(n) for n in sorted(set(layers))]).eval()
 
 
 def tap_shapes(teacher: nn.Module, image_size: int) -> list[Shape]:
