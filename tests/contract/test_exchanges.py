@@ -255,7 +255,7 @@ def test_drift_is_nothing_where_nothing_moved(name: str, case: Case) -> None:
 
 def test_rows_are_those_of_a_memory(name: str, case: Case) -> None:
     exchange = taking(case.exchange(), sent(name)[0].values())
-    counts = [exchange.rows(payload) for payload in (*sent(name)[0].values(), exchange.merge(1))]
+    counts = [payload.rows for payload in (*sent(name)[0].values(), exchange.merge(1))]
     if name.startswith("memory"):
         expected = 20 if name == "memory-average" else 6
         assert counts[:3] == [expected] * 3

@@ -40,6 +40,7 @@ __all__ = [
     "read_bytes",
     "read_mask",
     "read_rgb",
+    "reason_of",
     "resize_rgb",
     "rgb_of_pil",
 ]
@@ -85,7 +86,7 @@ def read_bytes(path: Path) -> bytes:
                 f"{path}: too many files are open, which says nothing about the image: raise the "
                 "limit (ulimit -n), or lower --jobs"
             ) from error
-        raise ImageError(f"{path}: cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
 def decode_rgb(
@@ -227,10 +228,11 @@ def _as_image_error(name: str) -> Iterator[None]:
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error,
     # KeyError, OverflowError, DecompressionBombError, …: a closed list would be wrong.
     except Exception as error:
-        raise ImageError(f"{name}: cannot be decoded: {_reason(error)}") from error
+        raise ImageError(f"{name}: cannot be decoded: {reason_of(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Why a file cannot be read, on one line."""
     if isinstance(error, MemoryError):
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:

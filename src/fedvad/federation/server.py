@@ -173,15 +173,14 @@ class Server:
                 raise
             last, self.merged = self.merged, merged
             drift = None if last is None else self.exchange.drift(last, self.merged)
-        rows = self.exchange.rows
         self.ledger.close_round(
             RoundEntry(
                 round=self.round,
                 sites=names,
                 bytes_up=self._sums(lambda r: r.size, everyone=sites is not None),
                 bytes_down=dict(bytes_down or {}),
-                rows_up=self._sums(lambda r: sum(map(rows, r.payloads)), everyone=False),
-                memory_rows=rows(self.merged),
+                rows_up=self._sums(lambda r: sum(p.rows for p in r.payloads), everyone=False),
+                memory_rows=self.merged.rows,
                 coverage=self.merged.manifest.coverage or 0.0,
                 drift=drift,
                 rejected=dict(self._refused),

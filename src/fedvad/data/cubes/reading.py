@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from fedvad.data.cubes.names import files_of
 from fedvad.data.cubes.scene import Mask, Scene
 from fedvad.data.formats import image_suffix
 from fedvad.data.frames import split_frame
-from fedvad.data.images import read_bands
+from fedvad.data.images import read_bands, reason_of
 from fedvad.errors import DataError
 
 MAX_VALUES = 1 << 30  # 4 GB in float32
@@ -175,7 +174,7 @@ def _numpy(path: Path) -> _Arrays:
     except DataError:
         raise
     except Exception as error:  # np.load and zipfile have no common error
-        raise DataError(f"{path}: cannot be read: {_reason(error)}") from error
+        raise DataError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
 def _matlab(path: Path) -> _Arrays:
@@ -192,7 +191,7 @@ def _matlab(path: Path) -> _Arrays:
     except DataError:
         raise
     except Exception as error:  # scipy's readers raise whatever damaged bytes lead to
-        raise DataError(f"{path}: cannot be read as MATLAB's: {_reason(error)}") from error
+        raise DataError(f"{path}: cannot be read as MATLAB's: {reason_of(error)}") from error
     return {name: array for name, array in found.items() if not name.startswith("__")}
 
 
@@ -235,9 +234,3 @@ def _check_size(shape: tuple[int, ...], name: str) -> None:
 
 def _listed(arrays: _Arrays) -> str:
     return ", ".join(f"{name or 'array'} {array.shape}" for name, array in arrays.items())
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return re.sub(r"\s+", " ", str(error)) or type(error).__name__

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import (
     Arrays,
-    Detector,
     NormalFeatures,
-    Pictures,
-    Scores,
     Values,
-    score_stream,
 )
+from fedvad.detectors.patches import PatchDetector
 from fedvad.detectors.scoring import ScoringConfig, mean_of_highest, smooth
 from fedvad.detectors.student.parameters import load_parameters, parameters_of
 from fedvad.detectors.student.training import TrainConfig, Trainer
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.coreset import CandidateSampler
 
@@ -147,30 +141,23 @@ class AdaptorSite(Trainer):
         return torch.from_numpy(sampler.result()).to(self.device)
 
 
-_CONFIG, _SCORING = AdaptorConfig(), ScoringConfig()
+_CONFIG = AdaptorConfig()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class AdaptorDetector(Detector):
+class AdaptorDetector(PatchDetector):
     """Scores by how badly a patch's descriptor is rebuilt through a bottleneck; ours."""
 
     name: ClassVar[str] = "adaptor"
 
     config: AdaptorConfig = _CONFIG
-    scoring: ScoringConfig = _SCORING
-    max_bad: float = MAX_BAD
 
     def __post_init__(self) -> None:
         self.student_: torch.nn.Module | None = None
 
     def fit(self, images: ImageSet) -> Self:
         """See `Detector.fit`."""
-        paths = [item.path for item in images if item.label == 0]
-        features = NormalFeatures(
-            self.extractor, paths, max_bad=self.max_bad, where=f"{self.name} training set"
-        )
-        features.warm_up()
-        site = AdaptorSite(features, self.config, seed=self.seed, start=self.seed)
+        site = AdaptorSite(self._features(images), self.config, seed=self.seed, start=self.seed)
         site.train(seed=self.seed)
         self.student_ = site.student.cpu()
         return self
@@ -182,34 +169,20 @@ class AdaptorDetector(Detector):
         self.student_ = student.eval()
         return self
 
-    def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
-        """See `Detector.score`."""
-        scorer = AdaptorScorer(self._student(), self.scoring)
-        return score_stream(self.extractor, scorer, lambda x: x, images, on_image)
-
-    def ready(self) -> None:
-        """See `Detector.ready`."""
-        self._student()
+    @property
+    def scorer(self) -> AdaptorScorer:
+        """See `PatchDetector.scorer`."""
+        return AdaptorScorer(self._student(), self.scoring)
 
     def facts(self) -> dict[str, Any]:
         """See `Detector.facts`."""
         return {"scoring": {"smooth": self.scoring.smooth, "top": self.scoring.top}}
-
-    def score_pixels(self, images: Pictures) -> Iterator[tuple[float, FloatArray]]:
-        """See `Detector.score_pixels`."""
-        scorer = AdaptorScorer(self._student(), self.scoring)
-        for descriptors in self.extractor.describe(images):
-            yield scorer.score(to_float(descriptors))
 
     def map_net(self) -> torch.nn.Module:
         """See `Detector.map_net`."""
         from fedvad.detectors.memory.adaptor_net import AdaptorMaps
 
         return AdaptorMaps(self.extractor.network, self._student(), self.scoring.smooth)
-
-    def top_count(self, cells: int) -> int:
-        """See `Detector.top_count`."""
-        return self.scoring.count(cells)
 
     def state(self) -> tuple[Arrays, Values]:
         """See `Detector.state`."""

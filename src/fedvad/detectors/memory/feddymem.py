@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import (
     Arrays,
-    Detector,
     NormalFeatures,
-    Pictures,
-    Scores,
     Values,
-    score_stream,
 )
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.memory.site import ROUNDS, FedDyMemConfig, MemorySite
+from fedvad.detectors.patches import SCORING, PatchDetector
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.reduce import reduce_patches
 
-_SCORING, _CONFIG = ScoringConfig(), FedDyMemConfig()
+_CONFIG = FedDyMemConfig()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class MemoryDetector(Detector):
+class MemoryDetector(PatchDetector):
     """Scores by distance to a memory bank, in the space of a generator.
 
     bank_: the memory, in the space of generator_, which is the identity unless trained.
     """
-
-    scoring: ScoringConfig = _SCORING
-    max_bad: float = MAX_BAD
 
     def __post_init__(self) -> None:
         # building the index of a large memory takes a while, so what scores is kept
@@ -69,15 +59,10 @@ class MemoryDetector(Detector):
         self.generator_ = generator or Generator.identity(bank.dim)
         return self
 
-    def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
-        """See `Detector.score`."""
-        scorer = self.scorer
+    def embedded(self, descriptors: FloatArray) -> FloatArray:
+        """See `PatchDetector.embedded`."""
         assert self.generator_ is not None  # there is one wherever there is a memory
-        return score_stream(self.extractor, scorer, self.generator_, images, on_image)
-
-    def ready(self) -> None:
-        """See `Detector.ready`."""
-        _ = self.scorer
+        return self.generator_(descriptors)
 
     def facts(self) -> dict[str, Any]:
         """See `Detector.facts`."""
@@ -86,17 +71,6 @@ class MemoryDetector(Detector):
         bank, generator = self.bank_, self.generator_.hash()
         memory = {"rows": len(bank), "dim": bank.dim, "generator": generator}
         return {"scoring": asdict(self.scoring), "memory": memory}
-
-    def score_pixels(self, images: Pictures) -> Iterator[tuple[float, FloatArray]]:
-        """See `Detector.score_pixels`."""
-        scorer = self.scorer
-        assert self.generator_ is not None
-        for descriptors in self.extractor.describe(images):
-            yield scorer.score(self.generator_(to_float(descriptors)))
-
-    def top_count(self, cells: int) -> int:
-        """See `Detector.top_count`."""
-        return self.scoring.count(cells)
 
     @property
     def memory_rows(self) -> int:
@@ -141,14 +115,6 @@ class MemoryDetector(Detector):
             generator = Generator(arrays["generator/weight"], arrays["generator/bias"])
         bank = MemoryBank(arrays["bank/vectors"], arrays["bank/weights"], arrays["bank/spread"])
         return detector.with_memory(bank, generator)
-
-    def _features(self, images: ImageSet) -> NormalFeatures:
-        paths = [item.path for item in images if item.label == 0]
-        features = NormalFeatures(
-            self.extractor, paths, max_bad=self.max_bad, where=f"{self.name} training set"
-        )
-        features.warm_up()
-        return features
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -210,7 +176,7 @@ class FedDyMem(MemoryDetector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scoring is _SCORING:
+        if self.scoring is SCORING:
             self.scoring = self.config.scoring
 
     def fit(self, images: ImageSet) -> Self:

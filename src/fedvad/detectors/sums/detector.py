@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from fedvad.data.bounds import MAX_BAD
 from fedvad.data.folders import ImageSet
 from fedvad.detectors.base import (
     Arrays,
-    Detector,
-    NormalFeatures,
-    Pictures,
-    Scores,
     Values,
-    score_stream,
 )
+from fedvad.detectors.patches import PatchDetector
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.detectors.sums.gaussian import Gaussian, SumsScorer
 from fedvad.detectors.sums.site import SumsConfig, gaussian_of
 from fedvad.detectors.sums.statistics import Space
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.half import to_float
-from fedvad.memory.bank import FloatArray
 
 if TYPE_CHECKING:
     import torch
 
-_SCORING, _CONFIG = ScoringConfig(), SumsConfig()
+_CONFIG = SumsConfig()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SumsDetector(Detector):
+class SumsDetector(PatchDetector):
     """Scores by the Mahalanobis distance of projected patches, whole or by part of the image.
 
     space_, gaussian_: what was learned. Source: PaDiM (Defard et al. 2021) with one covariance for
@@ -46,8 +37,6 @@ class SumsDetector(Detector):
     name: ClassVar[str] = "sums"
 
     config: SumsConfig = _CONFIG
-    scoring: ScoringConfig = _SCORING
-    max_bad: float = MAX_BAD
 
     def __post_init__(self) -> None:
         self.space_: Space | None = None
@@ -61,14 +50,9 @@ class SumsDetector(Detector):
 
     def fit(self, images: ImageSet) -> Self:
         """See `Detector.fit`; of one place alone, so without noise."""
-        paths = [item.path for item in images if item.label == 0]
-        features = NormalFeatures(
-            self.extractor, paths, max_bad=self.max_bad, where=f"{self.name} training set"
-        )
-        features.warm_up()
         dim = self.extractor.grid[2]
         space = Space.of(dim, self.config.dimensions, self.config.grid, self.seed)
-        return self.with_sums(space, gaussian_of(space, features))
+        return self.with_sums(space, gaussian_of(space, self._features(images)))
 
     @property
     def scorer(self) -> SumsScorer:
@@ -79,14 +63,6 @@ class SumsDetector(Detector):
             self._scorer = SumsScorer(self.space_, self.gaussian_, self.scoring)
         return self._scorer
 
-    def score(self, images: Sequence[Path], on_image: Callable[[], None] | None = None) -> Scores:
-        """See `Detector.score`."""
-        return score_stream(self.extractor, self.scorer, lambda x: x, images, on_image)
-
-    def ready(self) -> None:
-        """See `Detector.ready`."""
-        _ = self.scorer
-
     def facts(self) -> dict[str, Any]:
         """See `Detector.facts`."""
         space = self.scorer.space
@@ -95,20 +71,11 @@ class SumsDetector(Detector):
             "sums": {"dimensions": space.size, "grid": space.grid},
         }
 
-    def score_pixels(self, images: Pictures) -> Iterator[tuple[float, FloatArray]]:
-        """See `Detector.score_pixels`."""
-        for descriptors in self.extractor.describe(images):
-            yield self.scorer.score(to_float(descriptors))
-
     def map_net(self) -> torch.nn.Module:
         """See `Detector.map_net`."""
         from fedvad.detectors.sums.net import SumsMaps
 
         return SumsMaps(self.extractor.network, self.scorer)
-
-    def top_count(self, cells: int) -> int:
-        """See `Detector.top_count`."""
-        return self.scoring.count(cells)
 
     def state(self) -> tuple[Arrays, Values]:
         """See `Detector.state`."""

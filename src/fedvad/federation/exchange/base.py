@@ -94,10 +94,6 @@ class Exchange(Protocol[State]):
         """
         ...
 
-    def rows(self, payload: Payload) -> int:
-        """Rows of a memory in a message, for the ledger; 0 where it holds none."""
-        ...
-
     def drift(self, before: Payload, after: Payload) -> float:
         """How far the merged state moved in a round, in the exchange's own measure."""
         ...

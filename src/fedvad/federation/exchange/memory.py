@@ -196,10 +196,6 @@ class MemoryExchange:
         """See `Exchange.distrusted`."""
         return {} if self.verdict is None else dict(self.verdict.reasons)
 
-    def rows(self, payload: Payload) -> int:
-        """See `Exchange.rows`."""
-        return payload.rows
-
     def drift(self, before: Payload, after: Payload) -> float:
         """Mean distance of (a sample of) the new memory's rows to the old memory."""
         import torch

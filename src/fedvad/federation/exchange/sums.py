@@ -172,10 +172,6 @@ class SumsExchange:
         """See `Exchange.distrusted`: nobody is; a sum does not show who spoilt it."""
         return {}
 
-    def rows(self, payload: Payload) -> int:
-        """See `Exchange.rows`: sums are none."""
-        return 0
-
     def drift(self, before: Payload, after: Payload) -> float:
         """Length of the change of the mean, relative to its length; 0 before there are two."""
         if "mean" not in before.arrays or "mean" not in after.arrays:

@@ -202,10 +202,6 @@ class WeightExchange:
         """See `Exchange.distrusted`."""
         return dict(self._reasons)
 
-    def rows(self, payload: Payload) -> int:
-        """See `Exchange.rows`: weights are none."""
-        return 0
-
     def drift(self, before: Payload, after: Payload) -> float:
         """Length of the change of the weights, relative to their length."""
         old, new = (_flat(under(_WEIGHT, p.arrays)) for p in (before, after))
