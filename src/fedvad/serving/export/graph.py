@@ -88,9 +88,10 @@ class MemoryHead(Head):
             self.register_buffer("weight", torch.from_numpy(generator.weight.copy()))
             self.register_buffer("bias", torch.from_numpy(generator.bias.copy()))
         scale = distance_scale(bank, config) if scale is None else scale
-        self.scales = 0 if scale is None else scale.shape[1]
-        if scale is not None:
-            self.register_buffer("scale", torch.from_numpy(scale))
+        factors = [] if scale is None else list(scale.T)
+        self.scales = len(factors)
+        for column, factor in enumerate(factors):
+            self.register_buffer(f"scale{column}", torch.from_numpy(factor.copy()))
         self.isolates = config.map == "patchcore" and len(bank) > 1
         if self.isolates:
             # a memory does not change any more: the neighbours of its vectors are looked up
@@ -132,7 +133,7 @@ class MemoryHead(Head):
         if self.config.map == "cfa":
             values = values / torch.exp(distances[:, :1] - distances).sum(1)
         if self.scales:
-            values = values / self.get_buffer("scale")[:, column][indices[:, 0]]
+            values = values / self.get_buffer(f"scale{column}")[indices[:, 0]]
         raw = values.reshape(-1, *self.grid)
         if not self.looks_everywhere:
             raw = raw * self.get_buffer("inside")
