@@ -43,7 +43,7 @@ def test_people_learn_where_it_is_and_how_to_try_it(
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (("--site", "oak"), 2, "known sites: ['alder', 'birch', 'cedar']"),
+        (("--site", "oak"), 2, "known sites: alder, birch, cedar"),
         (("--format", "tflite"), 2, "onnx or openvino"),
         (("--int8",), 2, "--data"),
         (("--reference", "everything"), 2, "global, local or union"),

@@ -275,8 +275,8 @@ class TestWeightsAsArrays:
     @pytest.mark.parametrize(
         ("change", "match"),
         [
-            ({"at": None}, r"1 missing \['at'\]"),
-            ({"more": np.zeros(1)}, r"1 unknown \['more'\]"),
+            ({"at": None}, r"1 missing \(at\)"),
+            ({"more": np.zeros(1)}, r"1 unknown \(more\)"),
             ({"at": np.zeros(3, np.float32)}, r"at has shape \(3,\)"),
             ({"at": np.array([1, np.nan], np.float32)}, "not finite"),
         ],
