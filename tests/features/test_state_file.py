@@ -166,7 +166,7 @@ def test_values_that_mean_nothing_are_reported(tmp_path: Path, caplog: Any) -> N
     state = _model("test_resnet").state_dict() | {"layer1.0.adapter.weight": torch.zeros(3)}
     with caplog.at_level(logging.WARNING):
         build_backbone("test_resnet", weights=_file(state, tmp_path / "w.safetensors"))
-    assert "1 values are no part of test_resnet and are not used: ['layer1.0.ad" in caplog.text
+    assert "1 values are no part of test_resnet and are not used: layer1.0.ad" in caplog.text
 
 
 # -- sizes ----------------------------------------------------------------------------------------

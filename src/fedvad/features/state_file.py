@@ -96,7 +96,7 @@ def load_weights(network: torch.nn.Module, path: Path, name: str, *, of_timm: bo
     if unknown:
         log.warning(
             "%s: %d values are no part of %s and are not used: %s",
-            path.name, len(unknown), name, unknown[:3],
+            path.name, len(unknown), name, join_names(unknown, 3),
         )  # fmt: skip
     values = {key: best[key] for key in wanted}
     broken = [key for key, value in values.items() if not bool(value.isfinite().all())]
