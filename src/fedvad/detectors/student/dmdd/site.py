@@ -32,6 +32,7 @@ class DMDDSite(StudentSite):
     """
 
     options: ClassVar[tuple[str, ...]] = ("dual", "synthesis", "textures")
+    always_chooses: ClassVar[bool] = False
     net: DualNet
 
     def __init__(
