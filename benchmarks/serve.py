@@ -20,8 +20,8 @@ from time import perf_counter, sleep
 import numpy as np
 from common import alternate
 
-from fedvad.data.folders import read_images
 from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.inputs import read_images
 
 
 def main() -> None:
