@@ -270,6 +270,7 @@ def test_a_stranger_gets_a_threshold_where_own_rows_can_be_distinguished_from_ot
     method.take(ready.features)
     made = method.baseline("pooled")
     assert made is not None
+    assert made["alder"].detector is made["birch"].detector  # one memory, indexed once
     limit = method.new_threshold(made["alder"].detector, ready.sites[0].train.paths, "new")
     assert (limit is not None) == known
 
