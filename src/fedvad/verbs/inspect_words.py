@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fedvad.federation.exchange.sums import has_sums
@@ -9,7 +10,7 @@ from fedvad.federation.exchange.weights import has_weights
 from fedvad.federation.payload import Payload
 from fedvad.runs.receipt import ForgetReceipt
 
-__all__ = ["contents_of", "on_receipt", "on_signature", "sentences"]
+__all__ = ["contents_of", "on_key", "on_receipt", "on_signature", "sentences"]
 
 _CAUTION = (
     "CAUTION: the file holds more than {} and the manifest shown, or was written by another "
@@ -105,6 +106,15 @@ def on_receipt(receipt: ForgetReceipt) -> list[str]:
         + (", and the others have sent again what they had left to it." * receipt.repaired or "."),
         f"The file with the memory, {receipt.file}, has SHA-256 {receipt.after} since: sha256sum "
         "shows whether a file is the one that is meant.",
+    ]
+
+
+def on_key(path: Path, name: str, fingerprint: str) -> list[str]:
+    """Whose a public key is, and what it is for."""
+    return [
+        f"This is the public key of {name!r}, as its file is named; it may be handed to anybody.",
+        f"Its fingerprint is {fingerprint}: compare it with the owner's, by telephone for example.",
+        f"fedvad inspect FILE --trust {path} says whether the owner signed a message or receipt.",
     ]
 
 
