@@ -16,6 +16,7 @@ from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.features.cache import content_key
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.signed import generate_keys, key_fingerprint
 from tests import golden
 from tests.helpers import OPTIONS, upload
 
@@ -36,6 +37,20 @@ def test_a_run(trained: Run) -> None:
     assert vectors["shape"] == [trained[1]["ledger"]["memory_rows"], 72]
     assert vectors["bytes"] == vectors["shape"][0] * 72 * 4
     assert vectors["min"] < vectors["max"]
+
+
+def test_a_public_key_says_whose_it_is_and_how_it_verifies(tmp_path: Path) -> None:
+    _, path, key = generate_keys(tmp_path, "alder")
+    reported = fedvad.inspect(path)
+    assert (reported["kind"], reported["name"]) == ("public key", "alder")
+    assert reported["fingerprint"] == key_fingerprint(key)
+    whose, fingerprint, use = reported["says"]
+    assert "'alder'" in whose
+    assert key_fingerprint(key) in fingerprint
+    assert f"fedvad inspect FILE --trust {path}" in use
+    (tmp_path / "site.pub").write_text("ssh-ed25519 AAAA")
+    with pytest.raises(ConfigError, match="is not an Ed25519 public key"):
+        fedvad.inspect(tmp_path / "site.pub")
 
 
 def test_a_run_says_which_site_gave_what(trained: Run) -> None:

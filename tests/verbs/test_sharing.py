@@ -14,6 +14,7 @@ from PIL import Image
 import fedvad
 from fedvad.deploy.changes import more_rounds
 from fedvad.detectors.calibration import RowLookup
+from fedvad.detectors.scoring import distance_scale
 from fedvad.errors import ConfigError
 from fedvad.features.cache import DescriptorCache
 from fedvad.federation.payload import Payload, negatives_from
@@ -224,7 +225,7 @@ def test_by_files_they_come_with_the_next_round(
     assert score(tmp_path / "alder/second", odd, "alder") < alone[0]
     sensitive(tmp_path / "alder/second", "alder")
     assert score(tmp_path / "alder/second", defect, "alder") > 1.2 * alone[1]
-    assert len(fedvad.list_feedback(tmp_path / "birch/second")) == 2
+    assert [row["shared"] for row in fedvad.list_feedback(tmp_path / "birch/second")] == [2, 2]
     # the server's memory holds none of them as normal, and forgets them with their site
     [answer] = [
         a for a in TrainedRun.load(tmp_path / "birch/first").sites["birch"].answers
@@ -275,5 +276,34 @@ def test_over_a_network_they_go_where_the_site_allows_it(
     result = TrainedRun.load(deployment.federate())
     sent = {row.tobytes() for row in rows_of(result, "birch", 2)}
     assert ({row.tobytes() for row in given.vectors} <= sent) is share
-    assert len(fedvad.list_feedback(deployment.run_of("birch"))) == 2
+    at_birch = deployment.run_of("birch")
+    assert [row["shared"] for row in fedvad.list_feedback(at_birch)] == [2 * share] * 2
     assert (TrainedRun.load(deployment.run_of("alder")).negatives is not None) is share
+    fedvad.undo_feedback(at_birch, 1)  # what was shared of it leaves the site's own memories
+    for bank in (TrainedRun.load(at_birch).memory, TrainedRun.load(at_birch).sites["birch"].bank):
+        assert not {row.tobytes() for row in given.vectors} & {r.tobytes() for r in bank.vectors}
+
+
+def test_defects_of_a_site_without_a_row_left_stay_until_it_is_forgotten(
+    trained: Run, odd: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained[0], tmp_path / "run"))
+    fedvad.feedback(run, odd, "defect", site="birch")
+    fedvad.share_feedback(run, with_defects=True)
+    whole = TrainedRun.load(run)
+    assert whole.memory.origin is not None
+    # a run of alder alone, whose shared memory kept no row of birch
+    rows = whole.memory.take(whole.memory.origin.share_of("birch") == 0)
+    alone = {"alder": whole.sites["alder"]}
+    replace(whole, memory=rows, scale=distance_scale(rows, whole.scoring), sites=alone).save(run)
+    answered = fedvad.feedback(run, odd, "normal", site="alder")
+    fedvad.share_feedback(run)
+    for number in (answered["number"], None):  # shared, then undone: merged twice
+        left = TrainedRun.load(run)
+        assert left.negatives is not None
+        assert whole.negatives is not None
+        np.testing.assert_array_equal(left.negatives.vectors, whole.negatives.vectors)
+        if number is not None:
+            fedvad.undo_feedback(run, number)
+    fedvad.forget(run, site="birch", no_receipt=True)
+    assert TrainedRun.load(run).negatives is None

@@ -18,7 +18,9 @@ _FEW, _SHOWN = 4, 12
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(help="Run folder, detector file, message of a site, or folder of images."),
+        typer.Argument(
+            help="Run folder, detector file, message, receipt, public key, or folder of images."
+        ),
     ],
     trust: Annotated[
         Path | None,

@@ -26,6 +26,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from fedvad.errors import join_names
+
 log = logging.getLogger(__name__)
 
 APP = Path(__file__).parent / "app"
@@ -174,7 +176,7 @@ def why_refused(app: bytes) -> str | None:
         with zipfile.ZipFile(BytesIO(app)) as archive:
             foreign = sorted(set(archive.namelist()) - _FILES)
             if foreign:
-                return f"it brings files along: {foreign[:5]}"
+                return f"it brings files along: {join_names(foreign, 5)}"
             if any(info.file_size > _MAX_FILE for info in archive.infolist()):
                 return "its description is too large"
             project = tomllib.loads(archive.read("pyproject.toml").decode())

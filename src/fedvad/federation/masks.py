@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.errors import FederationError, PayloadError
+from fedvad.errors import FederationError, PayloadError, join_names
 
 Fixed = npt.NDArray[np.uint64]
 _SCALE = 2.0**32
@@ -115,7 +115,7 @@ def _stream(secret: bytes, other: bytes, names: list[str], round_: int, size: in
             X25519PublicKey.from_public_bytes(other)
         )
     except ValueError as error:
-        raise PayloadError(f"the key of {names} is none: {error}") from error
+        raise PayloadError(f"a key of {join_names(names)} is none: {error}") from error
     about = "\n".join(["fedvad sums", *names, str(round_)]).encode()
     key = HKDF(SHA256(), _KEY_BYTES, salt=None, info=about).derive(agreed)
     stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(8 * size))

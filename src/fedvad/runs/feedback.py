@@ -14,12 +14,14 @@ from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
 from fedvad.memory.coreset import k_center
 from fedvad.memory.negatives import more_like
+from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.runs.answers import Answer, AnswerValues, Verdict, rows_of
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.run import Run
 
 Box = tuple[int, int, int, int]
+_CODED = 0.01  # of its length a patch moves on its way at most, coded as int8
 _SHARE = 8  # of an image's patches that an answer keeps at most: one in eight
 
 
@@ -102,14 +104,30 @@ def answered(run: TrainedRun, site: str, values: AnswerValues, vectors: FloatArr
 
 
 def keep_answers(before: Path, after: Path) -> None:
-    """Let what was answered in one run folder count in the one that takes its place."""
+    """Let what was answered in one run folder count in the one that takes its place.
+
+    Answers of which the other sites have patches since are marked as shared in their round.
+    """
     old, new = Run.load(before), Run.load(after)
     if not (isinstance(old, TrainedRun) and isinstance(new, TrainedRun)):
         return
     for name in new.sites.keys() & old.sites.keys():
         if old.sites[name].answers:
-            new = _with(new, name, old.sites[name].answers)
+            new = _with(new, name, [_sent(a, name, new) for a in old.sites[name].answers])
             new.save(after)
+
+
+def _sent(answer: Answer, site: str, run: TrainedRun) -> Answer:
+    """An answer, with the round in which a site sent patches of it for a run's memories."""
+    bank = run.sites[site].bank if answer.values.verdict == "normal" else run.negatives
+    rounds: list[int] = []
+    if bank is not None and bank.origin is not None and len(bank) and len(answer.vectors):
+        distances, nearest = NeighbourIndex(bank.vectors).query(answer.vectors)
+        same = distances[:, 0] <= _CODED * np.linalg.norm(answer.vectors, axis=1)
+        sent = bank.origin.take(nearest[same, 0]).sources
+        rounds = [s.round for s in sent if s.site == site and s.image in ("", answer.values.image)]
+    values = answer.values.model_copy(update={"shared": min(rounds, default=0)})
+    return replace(answer, values=values)
 
 
 def undone(run: TrainedRun, number: int, date: str) -> tuple[TrainedRun, str, AnswerValues]:

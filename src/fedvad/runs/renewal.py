@@ -34,7 +34,7 @@ from fedvad.federation.payload import (
     negatives_from,
     with_negatives,
 )
-from fedvad.memory.bank import FloatArray, MemoryBank
+from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.merge import merge_banks
 from fedvad.mergeable import merge_states
 from fedvad.runs.answers import rows_of
@@ -98,8 +98,18 @@ def merge_with_reasons(
     merged, refused = _merged(run, config, without)
     memory = bank_from(merged)
     scale = distance_scale(memory, run.scoring)
-    after = replace(run, memory=memory, scale=scale, negatives=negatives_from(merged))
-    return after, refused
+    found = [*_unheard_defects(run, without), *filter(None, [negatives_from(merged)])]
+    negatives = concatenate(found) if found else None
+    return replace(run, memory=memory, scale=scale, negatives=negatives), refused
+
+
+def _unheard_defects(run: TrainedRun, without: Collection[str]) -> list[MemoryBank]:
+    """The defects of sites whose normal rows were all thinned out, so that no merge hears them."""
+    if run.negatives is None or run.negatives.origin is None or run.memory.origin is None:
+        return []
+    heard = {source.site for source in run.memory.origin.sources} | {*run.sites, *without}
+    whose = sorted({source.site for source in run.negatives.origin.sources} - heard)
+    return [run.negatives.take(run.negatives.origin.share_of(name) > 0) for name in whose]
 
 
 def merged_memory(run: TrainedRun, config: TrainConfig) -> MemoryBank:

@@ -4,6 +4,7 @@ sites share, and confirmed defects raise scores where a site's own normals do no
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from fedvad.runs.answers import Answer, AnswerValues, rows_of
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.renewal import check_growing, last_round, merge_again, merge_with_reasons
+
+log = logging.getLogger(__name__)
 
 
 class Shared(NamedTuple):
@@ -86,12 +89,19 @@ def shared(
 
 
 def unshared(run: TrainedRun, config: TrainConfig, site: str, values: AnswerValues) -> TrainedRun:
-    """The run without what `shared` made of an answer, merged again; as it is if nothing."""
+    """The run without what sharing an answer made of it, merged again; as it is if nothing.
+
+    A memory that cannot be taken apart here keeps the answer's patches, with a warning.
+    """
     if not values.shared:
         return run
     bank = without_shared(run.sites[site].bank, values)
-    sites = {**run.sites, site: replace(run.sites[site], bank=bank)}
-    return merge_again(replace(run, sites=sites), config)
+    left = replace(run, sites={**run.sites, site: replace(run.sites[site], bank=bank)})
+    try:
+        return merge_again(left, config)
+    except ConfigError as error:
+        log.warning("the memory of all sites keeps what %s shared: %s", site, error)
+        return left
 
 
 def without_shared(bank: MemoryBank, values: AnswerValues) -> MemoryBank:

@@ -164,10 +164,10 @@ def forget(
 def _site(run: TrainedRun, site: str | None, image: object) -> str:
     if image is not None and site is None and len(run.sites) == 1:
         return next(iter(run.sites))
-    assert run.memory.origin is not None
     known = set(run.sites)
-    if image is None:  # also one of whose memory the run has the shared rows only
-        known |= {source.site for source in run.memory.origin.sources}
+    if image is None:  # also one of whose memory the run has the shared rows only, or its defects
+        origins = [part.origin for part in (run.memory, run.negatives) if part is not None]
+        known |= {source.site for origin in origins if origin for source in origin.sources}
     if site not in known:
         raise ConfigError(f"--site names who leaves, one of {join_names(known)}, not {site!r}")
     return str(site)
@@ -331,13 +331,8 @@ def _finished(folder: Path, site: str | None, receipt: Path | None) -> dict[str,
         return None
     target = receipt or _receipt(folder, signed.site, signed.image)
     _move(pending, target)
-    return {
-        "run": str(folder),
-        **signed.model_dump(),
-        "site_thresholds": {},
-        "removed": [],
-        "receipt": str(target),
-    }
+    then = {"site_thresholds": {}, "removed": [], "receipt": str(target)}
+    return {"run": str(folder), **signed.model_dump(), **then}
 
 
 def _receipt(folder: Path, site: str, image: str | None) -> Path:

@@ -36,7 +36,7 @@ from fedvad.runs.config import as_path
 from fedvad.runs.data import data_with_masks
 from fedvad.runs.receipt import read_receipt
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
-from fedvad.verbs.inspect_words import contents_of, on_receipt, on_signature, sentences
+from fedvad.verbs.inspect_words import contents_of, on_key, on_receipt, on_signature, sentences
 
 __all__ = ["inspect"]
 
@@ -48,7 +48,7 @@ _ARRAYS = {"vectors", "weights", "spread"}
 def inspect(
     path: AnyPath, *, trust: AnyPath | None = None, good: Names = (), defect: Names = ()
 ) -> dict[str, Any]:
-    """What is in a run folder, a detector file or a message, or how a data folder will be read.
+    """What is in a run folder, a file of fedvad's or a public key, or how a data folder is read.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def inspect(
     ArtefactError, DataError
         For a file or folder that is none of these.
     ConfigError
-        For `trust` with what carries no signature.
+        For `trust` with what carries no signature, and a `.pub` file that holds no key.
 
     Examples
     --------
@@ -109,6 +109,16 @@ def inspect(
         return described
     if not path.is_file():
         raise ArtefactError(f"{path} does not exist")
+    if path.suffix == ".pub" and trust is None:
+        (key, name), *_ = read_trusted_keys(path).items()
+        return {
+            "path": str(path),
+            "kind": "public key",
+            "name": name,
+            "fingerprint": key_fingerprint(key),
+            "says": on_key(path, name, key_fingerprint(key)),
+            "arrays": {},
+        }
     try:
         arrays, values = read_arrays(path)
         if trust is not None:
@@ -119,9 +129,12 @@ def inspect(
         except _NoMessageError:
             if path.suffix in (".safetensors", ".fedvad"):
                 raise not_an_artefact from None
+            of_run = path.with_name(DETECTOR_FILE).is_file()
             raise ArtefactError(
-                f"{path} is neither a run folder, a detector file, a message nor a folder of "
-                f"images: to see what is in a run give its folder, fedvad inspect {path.parent}"
+                f"{path} is neither a run folder, a detector file, a message, a public key nor a "
+                "folder of images"
+                + f"; it lies in a run: fedvad inspect {path.parent} says what is in that"
+                * of_run
             ) from None
         except PayloadError as error:
             raise ArtefactError(f"{path}: {error}") from error

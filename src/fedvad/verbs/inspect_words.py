@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fedvad.federation.exchange.sums import has_sums
@@ -103,6 +104,15 @@ def on_receipt(receipt: ForgetReceipt) -> list[str]:
         + (", and the others have sent again what they had left to it." * receipt.repaired or "."),
         f"The file with the memory, {receipt.file}, has SHA-256 {receipt.after} since: sha256sum "
         "shows whether a file is the one that is meant.",
+    ]
+
+
+def on_key(path: Path, name: str, fingerprint: str) -> list[str]:
+    """Whose a public key is, and what it is for."""
+    return [
+        f"This is the public key of {name!r}, as its file is named; it may be handed to anybody.",
+        f"Its fingerprint is {fingerprint}: compare it with the owner's, by telephone for example.",
+        f"fedvad inspect FILE --trust {path} says whether the owner signed a message or receipt.",
     ]
 
 

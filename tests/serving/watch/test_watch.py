@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedvad.errors import ArtefactError, ConfigError, DataError, FedvadError
 from fedvad.serving.watch.log import WatchLog, read_log
 from fedvad.serving.watch.seen import Seen
 from fedvad.serving.watch.sources import FolderSource
+from fedvad.serving.watch.watch import _readable
 from tests.helpers import run_main
 
 Trained = tuple[Path, dict[str, Any]]
@@ -180,6 +182,40 @@ def test_wrong_options_are_refused_before_anything_is_scored(
     with pytest.raises(error, match=words):
         fedvad.watch(trained[0], **given)
     assert not (tmp_path / "out/results.jsonl").exists()
+
+
+def test_a_new_file_is_read_once(
+    trained: Trained, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: Counter[str] = Counter()
+    really = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        reads[path.name] += path.parent == line
+        return really(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    rows = list(fedvad.watch(trained[0], line, out=tmp_path / "out", **ONCE))
+    assert {reads[Path(row["path"]).name] for row in rows} == {1}
+    assert all(row["file"] for row in rows)
+
+
+def test_normals_that_cannot_be_read_are_counted(
+    line: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = sorted(line.glob("*.png"))[0]
+    paths = [tmp_path / f"{i:02}.png" for i in range(32)]
+    for path in paths:
+        shutil.copy(good, path)
+    for path in paths[:2]:
+        path.write_bytes(b"")
+    refused: dict[Path, str] = {}
+    assert len(list(_readable(paths, refused))) == 30
+    assert list(refused) == paths[:2]
+    assert "2 of 32 images of --normals cannot be read: " in caplog.text
+    paths[2].write_bytes(b"")
+    with pytest.raises(DataError, match=r"3 of 32 .*00.png.*01.png.*\nMend or replace them: 30 or"):
+        list(_readable(paths, {}))
 
 
 def test_a_folder_holds_one_watch(trained: Trained, line: Path, tmp_path: Path) -> None:

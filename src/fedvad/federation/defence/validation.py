@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvad.errors import ConfigError, PayloadError
-from fedvad.federation.payload import Payload, bank_from, negatives_from
-from fedvad.memory.bank import FloatArray
+from fedvad.federation.payload import Manifest, Payload, bank_from
+from fedvad.memory.bank import FloatArray, MemoryBank
 
 # of a message besides its arrays: manifest, names and shapes
 _HEADER_BYTES = 1 << 16
@@ -48,16 +48,20 @@ def most_defects(rows: int) -> int:
     return max(1, rows // 2)
 
 
-def check_upload(payload: Payload, before: Payload | None, limits: Limits) -> None:
+def check_upload(
+    manifest: Manifest,
+    rows: MemoryBank,
+    defects: MemoryBank | None,
+    before: Payload | None,
+    limits: Limits,
+) -> None:
     """Refuse an upload that claims more than it can have, or repeats what its site sent before.
 
-    `before` is what the server holds of the site. Raises `PayloadError` that names the site, the
-    value and its limit. Source: ours.
+    rows, defects: what the upload holds. before: what the server holds of the site. Raises
+    `PayloadError` that names the site, the value and its limit. Source: ours.
     """
-    manifest = payload.manifest
-    site, rows = manifest.site, bank_from(payload)
+    site = manifest.site
     if limits.rows is not None:
-        defects = negatives_from(payload)
         if defects is not None and len(defects) > most_defects(limits.rows):
             raise PayloadError(
                 f"site {site} sent {len(defects)} patches of defects, the limit is "

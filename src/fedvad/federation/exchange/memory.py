@@ -128,7 +128,7 @@ class MemoryExchange:
                 )
             if np.abs(part.vectors).max() > _LARGEST or part.spread.max() > _LARGEST:
                 raise PayloadError(f"site {manifest.site} sent values beyond the range of float16")
-        check_upload(payload, before, self.limits)
+        check_upload(manifest, bank, negatives, before, self.limits)
         source = Source(manifest.site, manifest.round)
         bank = replace(bank, origin=Origin.of([source], np.zeros(len(bank), np.int64)))
         coded = own_arrays(payload)

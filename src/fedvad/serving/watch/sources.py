@@ -7,8 +7,8 @@ import os
 import stat
 import time
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, replace
-from hashlib import file_digest
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -30,15 +30,13 @@ class Arrived:
     """An image that can be scored.
 
     name: in the log. size, modified: of its file, in bytes and nanoseconds; 0 without a file.
-    image: its path, or pixels (H, W, 3) in RGB. file: what stays when the file is renamed, "" where
-    there is none.
+    image: its path, or pixels (H, W, 3) in RGB.
     """
 
     name: str
     size: int
     modified: int
     image: Path | npt.NDArray[np.uint8]
-    file: str = ""
 
     @property
     def key(self) -> Key:
@@ -123,12 +121,14 @@ class FolderSource:
 
     def _unknown(self, path: Path, new: list[Arrived], done: Container[Key]) -> list[Arrived]:
         """Those that were not scored when the file had another name."""
+        stamp = new[0].size, new[0].modified
+        if renamed(*stamp) not in done:  # no file of this size and time was
+            return new
         try:
-            file = _file_of(path)
+            data = path.read_bytes()
         except OSError:  # gone, or not to be read: its row says so
             return new
-        marked = [replace(one, file=file + one.name.removeprefix(str(path))) for one in new]
-        unknown = [one for one in marked if renamed(one.size, one.modified, one.file) not in done]
+        unknown = [one for one in new if renamed(*stamp, file_of(one.name, data)) not in done]
         if len(unknown) < len(new):
             log.info("%s was scored under another name: it is not scored again", path)
         return unknown
@@ -178,20 +178,23 @@ class FolderSource:
             log.warning("%s", text)
 
 
-def renamed(size: int, modified: int, file: str) -> Key:
-    """What makes a renamed file the same image."""
+def renamed(size: int, modified: int, file: str = "") -> Key:
+    """What makes a renamed file the same image; without `file`, what says that one may be."""
     return "", size, modified, file
 
 
-def _file_of(path: Path) -> str:
-    """Number and content of a file; raises `OSError`.
+def file_of(name: str, data: bytes) -> str:
+    """What stays of an image when its file is renamed: number and content; "" of one that is gone.
 
     Either alone is not enough: a number is used again for another file, and two photographs may be
-    the same to the byte.
+    the same to the byte. name: of the image in the log; data: the bytes of its file.
     """
-    with path.open("rb") as opened:
-        number, digest = os.fstat(opened.fileno()).st_ino, file_digest(opened, "sha256")
-    return f"{number:x}-{digest.hexdigest()[:16]}"
+    file, _ = split_frame(Path(name))
+    try:
+        number = file.stat().st_ino
+    except OSError:
+        return ""
+    return f"{number:x}-{sha256(data).hexdigest()[:16]}{name.removeprefix(str(file))}"
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

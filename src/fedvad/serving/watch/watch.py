@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from fedvad.data.arrays import to_rgb
 from fedvad.data.bounds import ANY_SIZE
-from fedvad.data.images import read_rgb
+from fedvad.data.frames import split_frame
+from fedvad.data.images import decode_rgb, read_bytes, read_rgb
 from fedvad.data.inputs import read_images
 from fedvad.data.locks import only_one
 from fedvad.data.outputs import guard_folder, real
@@ -37,7 +38,7 @@ from fedvad.serving.watch.pictures import DayPictures, Recent
 from fedvad.serving.watch.seen import Seen
 from fedvad.serving.watch.senders import mqtt as mqtt_sender
 from fedvad.serving.watch.senders import webhook as webhook_sender
-from fedvad.serving.watch.sources import Arrived, FolderSource, Source, renamed
+from fedvad.serving.watch.sources import Arrived, FolderSource, Source, file_of, renamed
 from fedvad.serving.watch.state import (
     CHANGED_FILE,
     Settings,
@@ -218,7 +219,7 @@ class _Watch:
             self._number = row["number"]
             self.done.add((row["path"], row["size"], row["modified"]))
             if file := row.get("file"):  # rows of earlier versions have none
-                self.done.add(renamed(row["size"], row["modified"], file))
+                self._scored(row["size"], row["modified"], file)
             if row["score"] is not None:
                 self._pictures.add(row["number"], row["time"][:10], row["score"])
         self.settings = self._settled(settings, normals)
@@ -239,20 +240,21 @@ class _Watch:
 
     def score(self, arrived: Sequence[Arrived]) -> list[dict[str, Any]]:
         """Score images; their rows are in the log when this returns."""
-        pixels = [self._read(one) for one in arrived]
+        read = [self._read(one) for one in arrived]
+        pixels = [image for image, _ in read]
         good = [one for one in pixels if not isinstance(one, str)]
         names = [one.name for one, p in zip(arrived, pixels, strict=True) if not isinstance(p, str)]
         found = iter(self._predictor.predict(good, names=names))
         rows = []
-        for one, image in zip(arrived, pixels, strict=True):
+        for one, (image, file) in zip(arrived, read, strict=True):
             given = None if isinstance(image, str) else next(found)
             if not self.source.still(one):
                 log.warning("%s was changed while it was read: it is read again", one.name)
                 continue
-            rows.append(self._row(one, image, given))
+            rows.append(self._row(one, file, image, given))
             self.done.add(one.key)
-            if one.file:
-                self.done.add(renamed(one.size, one.modified, one.file))
+            if file:
+                self._scored(one.size, one.modified, file)
         if rows:
             self._log.append(rows)
             for box in self._boxes:
@@ -265,7 +267,14 @@ class _Watch:
             box.close(_LAST_WAIT)
         self._log.close()
 
-    def _row(self, one: Arrived, image: Pixels | str, given: Prediction | None) -> dict[str, Any]:
+    def _scored(self, size: int, modified: int, file: str) -> None:
+        """Know a file again when it is renamed; and that one of its size and time was scored."""
+        for mark in (file, ""):
+            self.done.add(renamed(size, modified, mark))
+
+    def _row(
+        self, one: Arrived, file: str, image: Pixels | str, given: Prediction | None
+    ) -> dict[str, Any]:
         self._number += 1
         limit = self.settings.limit
         error = image if isinstance(image, str) else given.error if given else None
@@ -275,7 +284,7 @@ class _Watch:
             "path": one.name,
             "size": one.size,
             "modified": one.modified,
-            "file": one.file,
+            "file": file,
             "site": self.settings.site,
             "score": None,
             "threshold": limit,
@@ -301,12 +310,18 @@ class _Watch:
         row["changed"] = self._known
         return row
 
-    def _read(self, one: Arrived) -> Pixels | str:
-        """The pixels of an image, or why there are none."""
+    def _read(self, one: Arrived) -> tuple[Pixels | str, str]:
+        """The pixels of an image, or why there are none; and its `file_of`, from one reading."""
+        most, file = self._predictor.max_pixels, ""
         try:
-            return to_rgb(one.image, one.name, max_pixels=self._predictor.max_pixels)
+            if not isinstance(one.image, Path):
+                return to_rgb(one.image, one.name, max_pixels=most), file
+            data = read_bytes(one.image)
+            file = file_of(one.name, data)
+            frame = split_frame(one.image)[1]
+            return decode_rgb(data, one.name, frame=frame, max_pixels=most), file
         except ImageError as error:
-            return str(error)
+            return str(error), file
 
     def _settled(self, settings: Settings, normals: Sequence[Path]) -> Settings:
         """The settings to continue with; raises `ConfigError` for those of another watch."""
@@ -324,11 +339,31 @@ class _Watch:
             log.warning("the run or the options changed: the comparison begins again")
             settings = kept.model_copy(update={"since": self._number + 1})
         if normals:
-            found = normals_from(read_rgb(p, max_pixels=ANY_SIZE) for p in normals)
+            refused: dict[Path, str] = {}
+            found = normals_from(_readable(normals, refused))
             write_normals(self._out, found)
-            self._recent.before([read_rgb(p, max_pixels=ANY_SIZE) for p in normals[:6]])
+            first = [path for path in normals if path not in refused][:6]
+            self._recent.before([read_rgb(path, max_pixels=ANY_SIZE) for path in first])
         settings.write(self._out)
         return settings
+
+
+def _readable(paths: Sequence[Path], refused: dict[Path, str]) -> Iterator[Pixels]:
+    """The pixels of `--normals`; those that cannot be read go into `refused`, with the reason.
+
+    Warns of them at the end; raises `DataError` where too few are left.
+    """
+    for path in paths:
+        try:
+            yield read_rgb(path, max_pixels=ANY_SIZE)
+        except ImageError as error:
+            refused[path] = str(error)
+    if refused:
+        first = "; ".join(list(refused.values())[:2])
+        what = f"{len(refused)} of {len(paths)} images of --normals cannot be read: {first}"
+        if len(paths) - len(refused) < _LEAST_NORMALS:
+            raise DataError(f"{what}\nMend or replace them: {_LEAST_NORMALS} or more are needed")
+        log.warning("%s; pictures are compared with the others", what)
 
 
 def _source(source: str, out: Path, every: float, once: bool) -> Source:
