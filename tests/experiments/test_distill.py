@@ -179,7 +179,7 @@ def test_the_command(
     assert summary["images"]["procedural"] == 1.0
     (tmp_path / "r.toml").write_text(short.replace("steps = 1", "steps = 0"))
     assert run_main(monkeypatch, *arguments) == 2
-    assert "stages.0.steps" in capsys.readouterr().err
+    assert "r.toml: a stage needs at least one step, got 0" in capsys.readouterr().err
 
 
 def test_a_student_begins_with_what_fits_of_its_first_teacher(tmp_path: Path) -> None:
