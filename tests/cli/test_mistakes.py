@@ -29,7 +29,7 @@ Run = tuple[Path, dict[str, Any]]
         ("calibrate DATA RUN", "RUN is one: the order is fedvad calibrate RUN NORMALS"),
         ("calibrate RUN", "give images of good parts"),
         ("predict DATA DATA", "DATA is not a run folder"),
-        ("inspect RUN/report.html", "give its folder, fedvad inspect RUN"),
+        ("inspect RUN/report.html", "it lies in a run: fedvad inspect RUN"),
     ],
 )  # fmt: skip
 def test_the_answer_says_what_to_type(
