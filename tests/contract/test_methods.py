@@ -179,7 +179,7 @@ class TestEveryMethod:
         method = BenchMethod(name=name, options=options)
         # options of all methods that mean nothing to a student are left to the others
         suite = Suite.model_validate(
-            {"name": "s", "options": {"density": 0.5}, "sets": [{"name": "a"}], "methods": [method]}
+            {"name": "s", "options": {"density": 0.75}, "sets": [{"name": "a"}], "methods": [method]}
         )
         config = suite.config(method, None, 0)
         cell = run_cell(method, config, prepared(config), convergence=True, progress=no_progress)
