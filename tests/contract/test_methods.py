@@ -178,8 +178,9 @@ class TestEveryMethod:
         options = {key: value for key, value in options.items() if key != "cache"}
         method = BenchMethod(name=name, options=options)
         # options of all methods that mean nothing to a student are left to the others
+        shared = {"density": 0.75}
         suite = Suite.model_validate(
-            {"name": "s", "options": {"density": 0.75}, "sets": [{"name": "a"}], "methods": [method]}
+            {"name": "s", "options": shared, "sets": [{"name": "a"}], "methods": [method]}
         )
         config = suite.config(method, None, 0)
         cell = run_cell(method, config, prepared(config), convergence=True, progress=no_progress)
