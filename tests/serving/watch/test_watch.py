@@ -18,9 +18,9 @@ from PIL import Image, ImageFilter
 import fedvad
 from fedvad.errors import ArtefactError, ConfigError, DataError, FedvadError
 from fedvad.serving.watch.log import WatchLog, read_log
+from fedvad.serving.watch.recorder import _readable
 from fedvad.serving.watch.seen import Seen
 from fedvad.serving.watch.sources import FolderSource
-from fedvad.serving.watch.watch import _readable
 from tests.helpers import run_main
 
 Trained = tuple[Path, dict[str, Any]]
