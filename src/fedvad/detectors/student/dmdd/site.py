@@ -106,6 +106,7 @@ class DMDDSite(StudentSite):
         super().close()
         if "pool" in self.__dict__:
             self.pool.close()
+            del self.pool
 
     def _batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         return self.pool.batches(size, rng)
