@@ -9,7 +9,6 @@ from fedvad.data.contents import normals
 from fedvad.data.cubes.pixels import read_cube
 from fedvad.data.sets import Site
 from fedvad.errors import DataError, ImageError
-from fedvad.features.bands import write_bands_file
 from fedvad.features.names import SPECTRAL
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.progress import Progress, Stage
@@ -47,6 +46,8 @@ def keep_bands(
             stage()
         if total is None:
             raise DataError("none of the normal training images can be read as a cube of bands")
+        from fedvad.features.bands import write_bands_file  # PyTorch takes seconds to import
+
         write_bands_file(place, total.mean, total.covariance)
     return config.model_copy(update={"weights": place})
 
