@@ -66,6 +66,20 @@ settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile("quick")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file that has none of the tests asked for is not imported."""
+    if collection_path.suffix != ".py" or config.option.markexpr not in ("slow", "not slow"):
+        return None
+    whole = _whole_is_slow(collection_path)
+    if config.option.markexpr == "not slow":
+        return whole or None
+    return None if whole or "mark.slow" in collection_path.read_text(encoding="utf-8") else True
+
+
+def _whole_is_slow(path: Path) -> bool:
+    return not {Path(__file__).parent / name for name in _SLOW}.isdisjoint({path, *path.parents})
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the longest tests begin, so that no worker is left with them at the end.
@@ -73,10 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Files in `_SLOW` are marked. Tests marked `real` are skipped, with the reason, where there is
     nothing real.
     """
-    tests = Path(__file__).parent
-    slow = {tests / name for name in _SLOW}
     for item in items:
-        if slow & {item.path, *item.path.parents}:
+        if _whole_is_slow(item.path):
             item.add_marker("slow")
     rank = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
