@@ -1,7 +1,8 @@
 """A camera's folder in, a coil of a PLC out: `fedvad serve` decides on every new image.
 
-Needs Python alone. The coil (Modbus TCP) is on for a part to be rejected. Whatever goes wrong (a
-service that does not answer, an unreadable image, a run without a threshold) rejects the part too.
+Needs Python alone. The coil (Modbus TCP) is on for a part to be rejected, or with `--on pass` for a
+part to be let through, so that nothing passes where this program has died or a cable is cut. What
+goes wrong (a service that does not answer, an unreadable image, no threshold) rejects the part too.
 
     fedvad serve run --site alder &
     python line.py camera --plc 192.168.0.10 --coil 0
@@ -75,7 +76,8 @@ def main() -> int:
     parser.add_argument("--service", default="http://127.0.0.1:8000")
     parser.add_argument("--plc", required=True, help="address of the PLC")
     parser.add_argument("--port", type=int, default=502)
-    parser.add_argument("--coil", type=int, default=0, help="on: reject the part")
+    parser.add_argument("--coil", type=int, default=0, help="number of the coil")
+    parser.add_argument("--on", choices=("reject", "pass"), default="reject", help="what it is on for")
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds for each answer")
     parser.add_argument("--once", action="store_true", help="decide on what is there, then end")
     options = parser.parse_args()
@@ -90,7 +92,8 @@ def main() -> int:
                 reject, why = ask(options.service.rstrip("/"), path, options.timeout)
             except (OSError, ValueError, KeyError, IndexError) as error:
                 reject, why = True, f"no decision: {error}"
-            write_coil(options.plc, options.port, options.coil, reject, options.timeout)
+            on = reject == (options.on == "reject")
+            write_coil(options.plc, options.port, options.coil, on, options.timeout)
             print(f"{path.name}: {'reject' if reject else 'pass'}, {why}", flush=True)
         if options.once:
             return 0

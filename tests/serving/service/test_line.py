@@ -16,7 +16,7 @@ import pytest
 from fedvad.serving.predictor import Predictor
 from tests.serving.service.conftest import Run, Serve
 
-RunLine = Callable[[Path, str], subprocess.CompletedProcess[str]]
+RunLine = Callable[..., subprocess.CompletedProcess[str]]
 PROGRAM = Path(__file__).parents[3] / "examples/line.py"
 
 
@@ -61,9 +61,9 @@ def plc() -> Iterator[Plc]:
 
 @pytest.fixture
 def run_line(plc: Plc) -> RunLine:
-    def run(folder: Path, service: str) -> subprocess.CompletedProcess[str]:
+    def run(folder: Path, service: str, *flags: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, PROGRAM, folder, "--service", service, "--plc", "127.0.0.1"]
-        more = ["--port", plc.port, "--coil", 7, "--timeout", 20, "--once"]
+        more = ["--port", plc.port, "--coil", 7, "--timeout", 20, "--once", *flags]
         return subprocess.run(
             [str(word) for word in command + more],
             capture_output=True, text=True, timeout=60, check=False,
@@ -95,6 +95,8 @@ def test_a_service_that_is_away_rejects_and_a_plc_that_refuses_ends_it(
     done = run_line(tmp_path, nobody)
     assert plc.coils == [(7, True)]
     assert "reject, no decision" in done.stdout
+    run_line(tmp_path, nobody, "--on", "pass")
+    assert plc.coils == [(7, True), (7, False)]
     plc.refuse = True
     done = run_line(tmp_path, nobody)
     assert "Modbus exception 2" in done.stderr
