@@ -77,7 +77,9 @@ def main() -> int:
     parser.add_argument("--plc", required=True, help="address of the PLC")
     parser.add_argument("--port", type=int, default=502)
     parser.add_argument("--coil", type=int, default=0, help="number of the coil")
-    parser.add_argument("--on", choices=("reject", "pass"), default="reject", help="what it is on for")
+    parser.add_argument(
+        "--on", choices=("reject", "pass"), default="reject", help="what it is on for"
+    )
     parser.add_argument("--timeout", type=float, default=2.0, help="seconds for each answer")
     parser.add_argument("--once", action="store_true", help="decide on what is there, then end")
     options = parser.parse_args()
