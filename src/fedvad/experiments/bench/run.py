@@ -231,7 +231,6 @@ def _identity(
         "images": source.images,
         "convergence": convergence,
         **({"parts": {n: f.name for n, f in source.sites.items()}} if source.sites else {}),
-        **({"trained": method.weights.model_dump()} if method.weights else {}),
     }
 
 
