@@ -9,7 +9,7 @@ from typing import Any
 
 from fedvad.data.checked import parse_values
 from fedvad.data.files import write_atomically
-from fedvad.data.sealed import finite, parse_json, read_sealed, sha256_of, write_sealed
+from fedvad.data.sealed import finite, read_sealed, read_table, sha256_of, write_sealed
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger
@@ -72,13 +72,7 @@ def read_results(folder: Path) -> Results:
     """What `train` returned; raises `ArtefactError` when it is missing or damaged."""
     path = folder / RESULTS_FILE
     wanted = _ledger(folder)[1].get(RESULTS_FILE)
-    try:
-        data = path.read_bytes()
-        results = parse_json(data)
-        if not isinstance(results, dict):
-            raise ValueError("it holds no table of values")
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"cannot read {path}, it is missing or damaged: {error}") from error
+    results, data = read_table(path)
     if wanted not in (None, sha256_of(data)):
         raise ArtefactError(
             f"{path} was damaged or changed after it was written: restore it from a copy, or train "

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fedvad.data.checked import Stored
+from fedvad.data.checked import Stored, first_fault
 from fedvad.data.files import write_atomically
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.signed import (
@@ -151,6 +151,4 @@ def _read(path: Path, trusted: dict[bytes, str], model: type[_Model]) -> tuple[s
     try:
         return name, model.model_validate_json(signed.message)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise PayloadError(f"not a file of this step: {where}: {first['msg']}") from error
+        raise PayloadError(f"not a file of this step: {first_fault(error)}") from error
