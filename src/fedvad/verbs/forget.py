@@ -42,12 +42,12 @@ from fedvad.runs.repair import leave_out, repaired
 from fedvad.runs.run_folder import (
     DETECTOR_FILE,
     EARLIER_THRESHOLDS_FILE,
+    REGION_FILE,
     read_config,
     read_ledger,
     write_config,
     write_ledger,
 )
-from fedvad.runs.run_region import REGION_FILE
 from fedvad.runs.sharing import without_shared
 
 __all__ = ["forget"]

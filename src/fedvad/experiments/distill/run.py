@@ -38,8 +38,8 @@ from fedvad.features.backbone_file import BackboneFile, write_backbone
 from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.names import brings_weights
 from fedvad.features.tiny import TinyNet
-from fedvad.report.distill_plots import plot_losses
 from fedvad.report.model_card import model_card
+from fedvad.report.plots import plot_losses
 from fedvad.report.tables import write_csv
 from fedvad.runs.arguments import AnyPath, by_backbone, paths_of
 from fedvad.runs.config import as_path
