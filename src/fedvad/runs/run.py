@@ -155,6 +155,11 @@ class Run(ABC):
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
         return middle(known)
 
+    def limit(self, site: str | None, reference: Reference | None = None) -> float | None:
+        """The value of `threshold`."""
+        found = self.threshold(site, reference)
+        return None if found is None else found.value
+
     def learning(self) -> dict[str, LearningCurve]:
         """By site how its training went; none of a site or method that has no curve."""
         return {}

@@ -128,8 +128,7 @@ def apply_thresholds(file: Path, run: Path, trust: Path) -> dict[str, Any]:
         adopt(run, site, {THRESHOLDS: {name: found.model_dump() for name, found in own.items()}})
     except PayloadError as error:
         raise PayloadError(f"{file}: {error}") from error
-    threshold = Run.load(run).threshold(site)
-    return {"site": site, "threshold": None if threshold is None else threshold.value}
+    return {"site": site, "threshold": Run.load(run).limit(site)}
 
 
 def _of(folder: Path) -> tuple[str, str]:

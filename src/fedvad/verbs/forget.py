@@ -289,14 +289,9 @@ def _with_images(
 
 def _limits(run: TrainedRun, left: TrainedRun) -> dict[str, dict[str, float | None]]:
     """The threshold of each site that stays, before and now."""
-    found = {}
-    for name in sorted(left.sites):
-        before, now = run.threshold(name), left.threshold(name)
-        found[name] = {
-            "before": None if before is None else before.value,
-            "now": None if now is None else now.value,
-        }
-    return found
+    return {
+        name: {"before": run.limit(name), "now": left.limit(name)} for name in sorted(left.sites)
+    }
 
 
 def _rows(run: TrainedRun) -> dict[str, int]:
