@@ -1,10 +1,10 @@
 """What the strength of weight-scope alignment does: spread of the scopes, loss, and AUROC.
 
-    python benchmarks/wsa.py --data SITES [--strengths 0,0.01,0.1,1,10] [--part adaptor]
+    python benchmarks/wsa.py --data SITES [--strengths 0,0.01,0.1,1,10] [--method stfpm]
         [--rounds 5] [--steps 20] [--size 224] [--seeds 0] [--backbone NAME --weights F]
         [--cache FOLDER]
 
-Sites average a small part of their own; see `fedvad bench`. The spread is that of the sites'
+Sites average a student. The spread is that of the sites'
 deviations sigma of a layer in the last round, before averaging, relative to their mean, in the mean
 over the layers: what the alignment is to lower. The loss is the sites' mean of their last round. A
 diverged training has a dash. Scores are those of the test images; nothing is chosen by them.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 
@@ -23,14 +24,15 @@ from common import spread
 from fedvad.detectors.student.parameters import parameters_of
 from fedvad.errors import FedvadError
 from fedvad.evaluation.metrics import image_auroc
-from fedvad.experiments.bench.weights import WeightOptions, average_weights
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.exchange.scope import Scope, WSAConfig, scope_of
 from fedvad.federation.exchange.weights import WeightExchange, WeightSite
+from fedvad.federation.ledger import Ledger
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import resolve_config
 from fedvad.runs.data import load_sites, warm_up
+from fedvad.runs.method import make_method
 from fedvad.runs.progress import no_progress
 
 
@@ -63,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--strengths", default="0,0.01,0.1,1,10")
-    parser.add_argument("--part", default="adaptor", choices=("adaptor", "generator"))
+    parser.add_argument("--method", default="stfpm")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=224)
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder that keeps descriptors")
     given = parser.parse_args()
     plain = {"backbone": given.backbone, "weights": given.weights, "image_size": given.size}
-    config = resolve_config(rounds=given.rounds, **plain)
+    config = resolve_config(method=given.method, rounds=given.rounds, **plain)
     sites = load_sites(given.data, config.split, config.seed)
     cache = None if given.cache is None else DescriptorCache(given.cache)
     extractor = FeatureExtractor(config.features(), cache)
@@ -84,13 +86,17 @@ def main() -> None:
     for strength in map(float, given.strengths.split(",")):
         rows = []
         for seed in map(int, given.seeds.split(",")):
-            options = WeightOptions(part=given.part, wsa=strength, steps=given.steps)
-            seeded = config.model_copy(update={"seed": seed})
+            student = {"wsa": strength, "steps": given.steps}
+            seeded = resolve_config(
+                method=given.method, rounds=given.rounds, seed=seed, student=student, **plain
+            )
             watched = Watched()
             original = WeightExchange.site_step
             WeightExchange.site_step = lambda *call, w=watched: w(*call)  # type: ignore[method-assign]
             try:
-                made = average_weights(options, seeded, features, extractor)
+                with closing(make_method(seeded, extractor)) as method:
+                    method.take(features)
+                    run = method.train(Ledger())
             except FedvadError as error:
                 print(f"| {strength:g} | – | – | – ({str(error)[:60]}) |", flush=True)
                 continue
@@ -98,7 +104,7 @@ def main() -> None:
                 WeightExchange.site_step = original  # type: ignore[method-assign]
             aurocs = []
             for site in sites:
-                scores = made.detectors[site.name].score(site.test.paths)
+                scores = run.detector(site.name, extractor).score(site.test.paths)
                 labels = site.test.subset(scores.kept.tolist()).labels
                 aurocs.append(image_auroc(scores.image, labels))
             known = [value for value in aurocs if value is not None]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedvad._version import __version__
 
 if TYPE_CHECKING:
-    from fedvad.api import forget, group, load, train
+    from fedvad.api import load, train
     from fedvad.errors import FedvadError
     from fedvad.experiments.bench.run import bench
     from fedvad.experiments.continual.run import run_stream
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
         share_feedback,
         undo_feedback,
     )
+    from fedvad.verbs.forget import forget
     from fedvad.verbs.gallery import gallery
+    from fedvad.verbs.group import group
     from fedvad.verbs.inspect import inspect
     from fedvad.verbs.plan import plan
     from fedvad.verbs.predict import predict
@@ -82,7 +84,7 @@ __all__ = [
 
 # where a name is, if not in the file of `verbs` that has its name
 _HOMES = {
-    "api": ("forget", "group", "load", "train"),
+    "api": ("load", "train"),
     "errors": ("FedvadError",),
     "experiments.bench.run": ("bench",),
     "experiments.continual.run": ("run_stream",),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedvad.cli.lines import StageLines
+from fedvad.cli.common import StageLines
 from fedvad.runs.progress import Stage
 from tests.helpers import run_main
 

@@ -378,46 +378,23 @@ def test_a_set_may_be_put_together_from_several_folders(
         suite_of(sets=[mixed | {"split": "iid:2"}])
 
 
-def test_weights_are_averaged_under_the_same_protocol(
-    root: Path, cache: DescriptorCache, tmp_path: Path
-) -> None:
-    def row(name: str, **weights: Any) -> dict[str, Any]:
-        return {"name": name, "kind": "weights", "weights": {"steps": 20} | weights}
-
-    methods = [
-        row("adaptor"),
-        row("adaptor, SCAFFOLD + WSA", algorithm="scaffold", wsa=0.01),
-        row("alone", alone=True),
-        row("generator", part="generator", steps=5),
-    ]
-    summary = bench(suite_of(methods=methods, seeds=(0,)), tmp_path, data=root, cache=cache)
-    rows = summary["sets"]["plants"]
-    assert not summary["failed"]
-    assert rows["alone"]["costs"]["bytes_up"] == rows["alone"]["costs"]["bytes_down"] == 0
-    sent = rows["adaptor"]["costs"]["bytes_up"]
-    # the control variates of SCAFFOLD are as large as the weights
-    assert rows["adaptor, SCAFFOLD + WSA"]["costs"]["bytes_up"] > 1.9 * sent
-    assert rows["generator"]["costs"]["memory_rows"] > 0
-    assert all(0 <= rows[m["name"]]["image_auroc"]["mean"] <= 1 for m in methods)
-    again = bench(suite_of(methods=methods, seeds=(0,)), tmp_path, data=root, cache=cache)
-    assert again["sets"] == summary["sets"]
+def student(name: str, method: str, kind: str = "federated", **options: Any) -> dict[str, Any]:
+    """A row of a suite: a student of two steps a round."""
+    join = {"join": options.pop("join")} if "join" in options else {}
+    chosen = {"method": method, "student": {"steps": 2} | options}
+    return {"name": name, "kind": kind, "options": chosen | join}
 
 
-def test_averages_keep_to_the_schedule_of_sites(
-    root: Path, plants: Path, cache: DescriptorCache, tmp_path: Path
-) -> None:
+def test_averages_keep_to_the_schedule_of_sites(root: Path, plants: Path, tmp_path: Path) -> None:
     late = sorted(p.name for p in plants.iterdir() if p.is_dir())[0]
-    methods = [
-        {"name": name, "kind": "weights", "weights": {"steps": 2, "alone": name == "alone"},
-         "options": {} if name == "all" else {"join": {late: 3}}}
-        for name in ("all", "late", "alone")
-    ]  # fmt: skip
-    suite = suite_of(methods=methods, seeds=(0,), options={"rounds": 3})
-    summary = bench(suite, tmp_path, data=root, cache=cache)
+    tiny = support.write_weights(tmp_path / "tiny.safetensors")
+    methods = [student("all", "stfpm"), student("late", "stfpm", join={late: 3})]
+    suite = suite_of(methods=methods, seeds=(0,), options={"rounds": 3} | support.options(tiny))
+    summary = bench(suite, tmp_path / "out", data=root)
     assert not summary["failed"]
     sent = {
         cell.stem.split("--")[1]: stored(cell).record["costs"]["bytes_up"]
-        for cell in (tmp_path / "cells").iterdir()
+        for cell in (tmp_path / "out" / "cells").iterdir()
     }
     assert sent["late"][late] == pytest.approx(sent["all"][late] / 3, rel=0.01)
     others = set(sent["all"]) - {late}
@@ -427,28 +404,25 @@ def test_averages_keep_to_the_schedule_of_sites(
 def test_students_are_averaged_under_the_same_protocol(root: Path, tmp_path: Path) -> None:
     tiny = support.write_weights(tmp_path / "tiny.safetensors")
     methods = [
-        {"name": name, "kind": "weights", "weights": {"steps": 2, "part": part, **more}}
-        for name, part, more in (
-            ("stfpm", "stfpm", {}),
-            ("paste", "paste", {"bootstrap": 0}),
-            ("stfpm, SCAFFOLD", "stfpm", {"algorithm": "scaffold"}),
-            ("stfpm alone", "stfpm", {"alone": True}),
-        )
+        student("stfpm", "stfpm"),
+        student("paste", "paste", bootstrap=0),
+        student("stfpm, SCAFFOLD", "stfpm", algorithm="scaffold"),
+        student("stfpm alone", "stfpm", "local"),
     ]
     suite = suite_of(methods=methods, seeds=(0,), options={"rounds": 2} | support.options(tiny))
     summary = bench(suite, tmp_path / "out", data=root)
     assert not summary["failed"]
     sent = {name: row["costs"]["bytes_up"] for name, row in summary["sets"]["plants"].items()}
     assert sent["stfpm alone"] == 0 < sent["paste"] < sent["stfpm"]
+    # the control variates of SCAFFOLD are as large as the weights
     assert sent["stfpm, SCAFFOLD"] > 1.9 * sent["stfpm"]
     rows = summary["sets"]["plants"].values()
     assert all(0 <= row["image_auroc"]["mean"] <= 1 for row in rows)
+    again = bench(suite, tmp_path / "out", data=root)
+    assert again["sets"] == summary["sets"]
 
 
-def test_what_a_weights_row_trains_goes_with_its_kind() -> None:
-    with pytest.raises(ValueError, match="goes with kind"):
-        suite_of(methods=[{"name": "a", "kind": "weights"}])
-    with pytest.raises(ValueError, match="goes with kind"):
-        suite_of(methods=[{"name": "a", "weights": {}}])
-    with pytest.raises(ValueError, match="there is no part 'head'; choose one of adaptor, gen"):
-        suite_of(methods=[{"name": "a", "kind": "weights", "weights": {"part": "head"}}])
+def test_a_row_of_an_earlier_suite_is_refused_with_its_successor() -> None:
+    for row in ({"kind": "weights"}, {"weights": {"part": "adaptor"}}):
+        with pytest.raises(ValueError, match="kind 'weights' is gone: give a student as options"):
+            suite_of(methods=[{"name": "a"} | row])

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from fedvad.errors import ConfigError
-from fedvad.runs.config import resolve_config
 from fedvad.verbs.group import group
 from tests.helpers import run_main
 
@@ -43,7 +42,7 @@ WANTED = [["blocks1", "blocks2"], ["stripes1", "stripes2"]]
 
 
 def test_sites_of_one_product_are_a_group(mixed: Path) -> None:
-    found = group(mixed, resolve_config(None, **OPTIONS))
+    found = group(mixed, **OPTIONS)
     assert found.groups == WANTED
     assert found.sites == ["blocks1", "blocks2", "stripes1", "stripes2"]
     assert np.array(found.shares)[:2, 2:].max() == 0
@@ -73,6 +72,6 @@ def test_each_group_gets_a_run(
 
 def test_one_site_has_no_groups(mixed: Path) -> None:
     with pytest.raises(ConfigError, match="two or more"):
-        group(mixed / "stripes1", resolve_config(None, **OPTIONS))
+        group(mixed / "stripes1", **OPTIONS)
     with pytest.raises(ConfigError, match="--split"):
-        group(mixed, resolve_config(None, split="iid:2", **OPTIONS))
+        group(mixed, split="iid:2", **OPTIONS)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedvad.cli import flags
 from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.options import given_options
-
-if TYPE_CHECKING:
-    from fedvad.evaluation.results import Results
 
 
 def group(
@@ -41,20 +38,14 @@ def group(
     Sites exchange means and covariances of a few numbers per image, never images.
     """
     from fedvad.runs.config import resolve_config
-    from fedvad.verbs.group import group as run_group
     from fedvad.verbs.group import train_groups
 
     resolved = resolve_config(config, **given_options(context))
-    opened = open_cache(cache, cache_size)
-    results: dict[str, Results] = {}
     with showing() as progress:
-        if out is None:
-            found = run_group(data, resolved, tolerance=tolerance, cache=opened, progress=progress)
-        else:
-            found, results = train_groups(
-                data, out, resolved, tolerance=tolerance, cache=opened, resume=resume,
-                progress=progress,
-            )  # fmt: skip
+        found, results = train_groups(
+            data, out, resolved, tolerance=tolerance, cache=open_cache(cache, cache_size),
+            resume=resume, progress=progress,
+        )  # fmt: skip
     runs = {name: result.to_dict() for name, result in results.items()}
     exit_with_json(as_json, found.to_json() | ({"runs": runs} if runs else {}))
     for number, names in enumerate(found.groups, 1):

@@ -24,7 +24,6 @@ from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
 from fedvad.cli.calibrate import calibrate
 from fedvad.cli.common import QUIET
-from fedvad.cli.config import config
 from fedvad.cli.connectivity import connectivity
 from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
@@ -45,10 +44,9 @@ from fedvad.cli.report import report
 from fedvad.cli.serve import serve
 from fedvad.cli.signals import signals
 from fedvad.cli.spectral import spectral
-from fedvad.cli.train import train
+from fedvad.cli.train import config, train
 from fedvad.cli.update import update
-from fedvad.cli.watch import watch
-from fedvad.cli.week import week
+from fedvad.cli.watch import watch, week
 from fedvad.errors import ConfigError, FedvadError, StorageError
 
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""`fedvad train`."""
+"""`fedvad train`, and `fedvad config`, which prints its options."""
 
 from __future__ import annotations
 
@@ -58,3 +58,13 @@ def train(
     show_results(results, out)
     if tracked is not None:
         typer.echo(f"Tracked by {tracker}: {tracked}")
+
+
+def config(context: typer.Context, config: flags.Config = None) -> None:
+    """Print a configuration file with every option of train, its default and its meaning.
+
+    Options given here, by flags or --config, are set in it; the others stand there as comments.
+    """
+    from fedvad.runs.template import template
+
+    typer.echo(template(config, **given_options(context)), nl=False)

@@ -1,17 +1,18 @@
-"""`fedvad watch`."""
+"""`fedvad watch`, and `fedvad week` about what it saw."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json
+from fedvad.cli.common import exit_with_json, print_json
 
 
 def watch(
@@ -93,3 +94,25 @@ def _line(row: dict[str, Any]) -> str:
         return f"unreadable  {row['error']}"
     verdict = {True: "ANOMALOUS", False: "normal   ", None: "scored   "}[row["anomalous"]]
     return f"{verdict}  {row['score']:.4g}  {row['path']}"
+
+
+def week(
+    folder: Annotated[Path, typer.Argument(help="Folder that watch wrote.")],
+    out: Annotated[Path, typer.Option(help="File to write: .pdf or .html.")] = Path("week.pdf"),
+    until: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"], help="Last of the seven days [default: that of the last image]"
+        ),
+    ] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Write one page about the last week of a watch: images, alarms, scores, what changed."""
+    from fedvad.serving.watch.week import week as run_week
+
+    written = run_week(folder, out, until=None if until is None else until.date())
+    exit_with_json(as_json, written)
+    typer.echo(
+        f"{written['path']}: {written['images']} images, {written['stopped']} stopped, "
+        f"{written['unreadable']} unreadable, {written['first']} to {written['last']}"
+    )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from fedvad.errors import ArtefactError, FedvadError
+from fedvad.errors import ArtefactError, ConfigError, FedvadError
 
 _Made = TypeVar("_Made")
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -31,12 +34,22 @@ class Stored(Closed):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
+def read_toml(file: Path | Traversable, kind: str = "", mend: str = "") -> dict[str, Any]:
+    """Values of a TOML file, which is a `kind`; raises `ConfigError`, with how to `mend` it."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {kind}{file}: {error.strerror or error}{mend}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+
+
 def parse_values(model: type[_Model], values: Mapping[str, Any], what: str) -> _Model:
     """Checked values; raises `ArtefactError` naming `what` and the first one that is wrong."""
     try:
         return model.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise ArtefactError(f"{what} is incomplete or damaged: {_first(error)}") from error
+        raise ArtefactError(f"{what} is incomplete or damaged: {first_fault(error)}") from error
     except (TypeError, ValueError) as error:
         raise ArtefactError(f"{what} is incomplete or damaged: {error}") from error
 
@@ -87,7 +100,7 @@ def _model(kind: type[Any]) -> type[BaseModel]:
     return made
 
 
-def _first(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first thing that is wrong, in one short line."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])

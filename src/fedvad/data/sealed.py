@@ -52,18 +52,24 @@ def write_sealed(path: Path, values: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(sealed, indent=2, allow_nan=False).encode())
 
 
+def read_table(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The table of values of a JSON file, and its bytes; raises `ArtefactError`."""
+    try:
+        values = parse_json(data := path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no table of values")
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"cannot read {path}, it is missing or damaged: {error}") from error
+    return values, data
+
+
 def read_sealed(path: Path, *, editable: bool = False) -> dict[str, Any]:
     """What `write_sealed` wrote, without the digest; raises `ArtefactError` where it does not fit.
 
     A file without a digest, as earlier versions wrote, is read as it is. Spaces may differ.
     editable: people change this file by hand, so that another content is a warning.
     """
-    try:
-        values = parse_json(path.read_bytes())
-        if not isinstance(values, dict):
-            raise ValueError("it holds no table of values")
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"cannot read {path}, it is missing or damaged: {error}") from error
+    values, _ = read_table(path)
     recorded = values.pop(_DIGEST, None)
     if recorded is None:
         log.info("%s carries no digest (an earlier fedvad wrote it): damage is not noticed", path)

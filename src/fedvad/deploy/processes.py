@@ -20,7 +20,7 @@ from fedvad.data.files import locked, write_atomically
 from fedvad.deploy.connect import check_server, proxy_note, split_address
 from fedvad.deploy.follow import follow_runs
 from fedvad.deploy.guard import IN_USE, NOT_REGISTERED, last_error
-from fedvad.deploy.registry import sync_keys
+from fedvad.deploy.keys import sync_keys
 from fedvad.deploy.server import site_keys
 from fedvad.deploy.settings import (
     RUNNING,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from fedvad.data.checked import Closed
+from fedvad.data.checked import Closed, first_fault, read_toml
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
 from fedvad.federation.mailboxes.flower.rounds import WaitPolicy
 from fedvad.runs.method import MAX_WEIGHT_BYTES
+from fedvad.runs.template import as_toml
 
 # how the folder reaches the processes that Flower starts
 SERVER_VARIABLE = "FEDVAD_SERVER"
@@ -133,20 +133,11 @@ def _read(model: type[Settings], folder: Path, name: str, **changes: Any) -> Set
     try:
         return model(**(values | {"folder": folder.resolve()}))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+        raise ConfigError(f"{path}: {first_fault(error)}") from error
 
 
 def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}; `fedvad deploy init` makes it"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return read_toml(path, mend="; `fedvad deploy init` makes it")
 
 
 def check_run_name(name: str) -> str:
@@ -158,19 +149,7 @@ def check_run_name(name: str) -> str:
 
 def to_toml(values: dict[str, Any]) -> str:
     """Flat TOML of strings, numbers, booleans, paths and lists of strings; None is left out."""
-    return "".join(
-        f"{key} = {_literal(value)}\n" for key, value in values.items() if value is not None
-    )
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_literal(item) for item in value) + "]"
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    if not text.isprintable():
-        raise ConfigError(f"{text!r} cannot be written to a settings file")
-    return f'"{text}"'
+    for value in values.values():
+        if not str(value).isprintable():
+            raise ConfigError(f"{str(value)!r} cannot be written to a settings file")
+    return "".join(f"{k} = {as_toml(value)}\n" for k, value in values.items() if value is not None)

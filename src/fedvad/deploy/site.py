@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedvad._version import __version__
+from fedvad.data.checked import first_fault
 from fedvad.data.files import locked
 from fedvad.data.locks import only_one
 from fedvad.deploy.settings import SiteSettings, check_run_name
@@ -259,10 +260,9 @@ def _config(site: SiteSettings, instruction: Instruction) -> TrainConfig:
     try:
         config = TrainConfig.model_validate_json(instruction.config)
     except ValidationError as error:
-        first = error.errors()[0]
         raise ConfigError(
             f"the server's configuration (fedvad {instruction.version}) does not suit fedvad "
-            f"{__version__} of this site: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            f"{__version__} of this site: {first_fault(error)}"
         ) from error
     file = is_backbone_file(config.backbone)
     if not file and not re.fullmatch(r"[A-Za-z0-9_.-]+", config.backbone):

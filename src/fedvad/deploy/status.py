@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.deploy.follow import describe
+from fedvad.deploy.keys import online_keys
 from fedvad.deploy.processes import DATABASE, healthy, is_running
-from fedvad.deploy.registry import online_keys
 from fedvad.deploy.server import read_status, site_keys
 from fedvad.deploy.settings import ServerSettings
 from fedvad.errors import FedvadError

@@ -25,7 +25,6 @@ class _Entry(NamedTuple):
 # family: of the methods of `train` that make it, see `fedvad.runs.families`; None where none does
 _DETECTORS = {
     "aand": _Entry("student", "student.aand.detector", "AAND"),
-    "adaptor": _Entry(None, "memory.adaptor", "AdaptorDetector"),
     "amsl": _Entry("student", "student.amsl.detector", "AMSL"),
     "daad": _Entry("student", "student.daad.detector", "DAAD"),
     "dcam": _Entry("student", "student.dcam.detector", "DCAM"),

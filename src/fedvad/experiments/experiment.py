@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from os import fspath
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import Field, ValidationError, field_validator
 
 from fedvad.data.bounds import check_limit
-from fedvad.data.checked import Closed
+from fedvad.data.checked import Closed, read_toml
 from fedvad.errors import ConfigError, join_names
 from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import as_path
@@ -89,12 +88,9 @@ def read_experiment(
             f"no {what} {name!r}; shipped are {', '.join(shipped(kind))}; or give a .toml file"
         )
     file = path if own else files(kind.package) / f"{what}s" / f"{name}.toml"
+    values = read_toml(file, f"{what} ")
     try:
-        return kind(**prepare(tomllib.loads(file.read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise ConfigError(f"cannot read {what} {name}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+        return kind(**prepare(values))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{what} {name}: {found}") from error

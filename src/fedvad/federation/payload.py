@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedvad.data.checked import first_fault
 from fedvad.detectors.student.parameters import under
 from fedvad.errors import MemoryBankError, PayloadError, join_names
 from fedvad.federation.codecs import Precision, decode, encode, packed, plain_dtype, unpacked
@@ -151,9 +152,7 @@ class Payload:
             manifest = Manifest.model_validate_json(text)
             arrays = load(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise PayloadError(f"message manifest: {where}: {first['msg']}") from error
+            raise PayloadError(f"message manifest: {first_fault(error)}") from error
         except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise PayloadError(f"not a fedvad message: {error}") from error
         if manifest.schema_version not in (SCHEMA, WITH_ORIGIN):

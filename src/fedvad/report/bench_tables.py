@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedvad.report.tables import UNKNOWN, spread, to_markdown
+from fedvad.report.tables import UNKNOWN, rich_table, spread, to_markdown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +25,7 @@ _HEAD = [
     "peak MB",
     "front",
 ]
+_BRIEF = (0, 2, 3, 7, 12)  # columns that fit a terminal
 
 
 def bench_rows(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -154,22 +155,10 @@ def confounding(summary: Mapping[str, Any], set_: str) -> str:
 
 def bench_rich(summary: Mapping[str, Any]) -> list[Table]:
     """What fits a terminal, one table per set."""
-    from rich.table import Table
-
     tables = []
     for set_, methods in summary["sets"].items():
-        table = Table(title=f"{set_} ({', '.join(summary['backbones'])})", title_justify="left")
-        table.add_column("method")
-        for head in ("image AUROC", "worst site", "up per site", "front"):
-            table.add_column(head, justify="right", no_wrap=True)
-        for name, row in methods.items():
-            table.add_row(
-                name,
-                spread(row["image_auroc"], ".4f"),
-                _figure(row["image_auroc"]["worst"]),
-                size(row["costs"]["bytes_up"]),
-                "yes" if row["pareto"] else "",
-            )
+        rows = [[row[index] for index in _BRIEF] for row in _set_table(methods)]
+        table = rich_table(f"{set_} ({', '.join(summary['backbones'])})", rows)
         table.caption = confounding(summary, set_) or None
         table.caption_justify = "left"
         tables.append(table)

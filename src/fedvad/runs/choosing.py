@@ -11,11 +11,10 @@ import numpy as np
 from fedvad.data.fingerprint import Fingerprint
 from fedvad.data.view_choice import Sizes, choose_size
 from fedvad.data.views import View
-from fedvad.runs.train_config import TrainConfig
+from fedvad.runs.train_config import LARGEST_MEMORY, TrainConfig
 
 _TILE = 512
 _USUAL = 256 * 256  # pixels of which a backbone's time is known
-_MEMORY = 32_768  # rows of a global memory, beyond which the server thins it out
 _LEAST_ROWS = 100
 _DEAD = 0.05  # share of an image, from which a border is worth leaving out
 _TURNED, _DARKER, _REPEATED = 0.5, 30.0, 0.05
@@ -142,11 +141,11 @@ def _region(whole: Fingerprint) -> list[Choice]:
 
 def _rows(sites: int, config: TrainConfig) -> Choice:
     """Rows a site sends per round: as many as the global memory can keep."""
-    room = (config.memory_rows or _MEMORY) // (sites * config.rounds)
+    room = (config.memory_rows or LARGEST_MEMORY) // (sites * config.rounds)
     rows = max(_LEAST_ROWS, min(config.upload_rows, room))
     if rows == config.upload_rows:
         return Choice("upload_rows", rows, "the default: the memory of these sites has room for it")
-    why = f"{sites} sites share a memory of {config.memory_rows or _MEMORY} rows"
+    why = f"{sites} sites share a memory of {config.memory_rows or LARGEST_MEMORY} rows"
     return Choice("upload_rows", rows, why)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from os import PathLike, fspath
@@ -11,6 +10,7 @@ from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
+from fedvad.data.checked import read_toml
 from fedvad.data.region import parse_region
 from fedvad.data.view_choice import USUAL_SIZE
 from fedvad.data.views import Size, is_plain
@@ -107,14 +107,7 @@ def resolve_config(
 
 def given_values(file: Path | None = None, **flags: Any) -> dict[str, Any]:
     """What a TOML file and flags say (None means not given), by key; raises `ConfigError`."""
-    values: dict[str, Any] = {}
-    if file is not None:
-        try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read configuration {file}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    values = {} if file is None else read_toml(file, "configuration ")
     given = {key: value for key, value in flags.items() if value is not None}
     table = values.get("student")
     if isinstance(table, dict) and isinstance(given.get("student"), dict):

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from numbers import Real
-from typing import Protocol
 
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import MIN_HELD_OUT
 from fedvad.evaluation.thresholds import Threshold, check_target, images_needed, promise
 from fedvad.runs.config import Reference
-from fedvad.runs.run import middle
+from fedvad.runs.run import Run, middle
 from fedvad.runs.thresholds import retarget
 
 log = logging.getLogger(__name__)
 
 _MOST_NAMES = 6
-
-
-class _Site(Protocol):
-    @property
-    def n_images(self) -> int: ...
-
-
-class _Run(Protocol):
-    @property
-    def sites(self) -> Mapping[str, _Site]: ...
-
-    def threshold(self, site: str | None, reference: Reference | None = None) -> Threshold | None:
-        """See `Run.threshold`."""
-        ...
 
 
 def check_threshold_options(threshold: float | None, target_fpr: float | None) -> None:
@@ -51,7 +35,7 @@ def check_threshold_options(threshold: float | None, target_fpr: float | None) -
 
 
 def choose_threshold(
-    run: _Run,
+    run: Run,
     site: str | None,
     reference: Reference | None = None,
     *,
@@ -88,7 +72,7 @@ def choose_threshold(
 
 
 def warn_of_threshold(
-    run: _Run, site: str | None, limit: Threshold | None, target_fpr: float | None = None
+    run: Run, site: str | None, limit: Threshold | None, target_fpr: float | None = None
 ) -> None:
     """Log what whoever decides by `limit` must know.
 
@@ -116,7 +100,7 @@ def warn_of_threshold(
         )  # fmt: skip
 
 
-def why_no_threshold(run: _Run, site: str | None) -> str:
+def why_no_threshold(run: Run, site: str | None) -> str:
     """The reason, for people, why a run has no threshold."""
     if site is None or site not in run.sites:
         return "no threshold: no site of the run has one; give --threshold"
@@ -128,7 +112,7 @@ def why_no_threshold(run: _Run, site: str | None) -> str:
 
 
 def _retargeted(
-    run: _Run,
+    run: Run,
     site: str | None,
     reference: Reference | None,
     target_fpr: float,

@@ -32,8 +32,7 @@ from fedvad.runs.answers import (
 )
 from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.families import detector_of
-from fedvad.runs.run import Arrays, Parts, Run, SiteModel
-from fedvad.runs.run_values import RunValues, SiteValues
+from fedvad.runs.run import Arrays, Parts, Run, RunValues, SiteModel, SiteValues
 
 __all__ = ["SiteMemory", "TrainedRun", "memory_detector"]
 

@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.defence.robust import RobustConfig
-from fedvad.federation.exchange.averages import average_class
 from fedvad.federation.exchange.base import Exchange
-from fedvad.federation.exchange.terms import WeightConfig
-from fedvad.federation.exchange.weights import WeightSite
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.federation.mailboxes.state import load_state
@@ -71,40 +66,3 @@ def run_phases(
                 on_round=on_round,
             )
         )
-
-
-def weight_phase(
-    name: str,
-    trainers: Mapping[str, Any],
-    initial: Mapping[str, Any],
-    terms: WeightConfig,
-    schedule: Schedule,
-    extractor: FeatureExtractor,
-    end: Callable[[Payload], None],
-    *,
-    images: Mapping[str, int],
-    seeds: Mapping[str, int],
-    defence: RobustConfig | None = None,
-) -> Phase:
-    """Rounds in which sites' weights are averaged; they end with those under `weight/`.
-
-    trainers: by site, see `Trainer`. initial: the common start, by parameter name. images, seeds:
-    by site. defence: see `WeightExchange`.
-    """
-    height, width, _ = extractor.grid
-    sites = {
-        site: WeightSite(
-            site,
-            trainer,
-            n_images=images[site],
-            n_patches=images[site] * height * width,
-            seed=seeds[site],
-            first=schedule.first,
-        )
-        for site, trainer in trainers.items()
-    }
-    exchange = average_class(terms.algorithm)(
-        features=extractor.config.key(), initial=initial, config=terms, sites=len(sites),
-        defence=defence,
-    )  # fmt: skip
-    return Phase(name, exchange, sites, schedule, end)

@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
-from fedvad.data.checked import check_finite, parse_values
+from fedvad.data.checked import Stored, check_finite, parse_values, strictly
 from fedvad.detectors.artefact import feature_identity, read_arrays, write_arrays
 from fedvad.detectors.base import Detector
 from fedvad.detectors.student.parameters import under, weights_hash
@@ -21,11 +22,51 @@ from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.config import Reference
-from fedvad.runs.families import run_class
+from fedvad.runs.families import METHODS, run_class
 from fedvad.runs.run_folder import DETECTOR_FILE
-from fedvad.runs.run_values import RunValues, threshold_from
 
 __all__ = ["Arrays", "Parts", "Run", "SiteModel", "middle"]
+
+
+class SiteValues(Stored):
+    """What is a site's own, but for its arrays."""
+
+    name: Annotated[str, Field(min_length=1, max_length=255)]
+    n_images: Annotated[int, Field(ge=0, le=1 << 50)]
+    thresholds: dict[Reference, dict[str, Any]]
+
+
+class RunValues(Stored):
+    """Of any run."""
+
+    schema_: int = Field(alias="schema")
+    version: str
+    method: str
+    data: str
+    features: dict[str, Any]
+
+    sites: Sequence[SiteValues]
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method[:50]!r} is unknown")
+        names = [site.name for site in self.sites]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"site {twice[0]!r} occurs twice")
+        return self
+
+
+def threshold_from(values: Mapping[str, Any]) -> Threshold:
+    """The threshold whose `asdict` this was; raises `ArtefactError` for one that cannot decide."""
+    found = strictly(Threshold, values, "a threshold")
+    if found.n < 0 or not 0 < found.target_fpr < 1:
+        raise ArtefactError(
+            f"a threshold is damaged: it is of {found.n} images for a rate of {found.target_fpr}"
+        )
+    return found
+
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -113,6 +154,11 @@ class Run(ABC):
             return self._own_threshold(model, reference)
         known = [m.thresholds[reference] for m in self.sites.values() if reference in m.thresholds]
         return middle(known)
+
+    def limit(self, site: str | None, reference: Reference | None = None) -> float | None:
+        """The value of `threshold`."""
+        found = self.threshold(site, reference)
+        return None if found is None else found.value
 
     def learning(self) -> dict[str, LearningCurve]:
         """By site how its training went; none of a site or method that has no curve."""

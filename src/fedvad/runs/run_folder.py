@@ -1,4 +1,4 @@
-"""What lies beside a run: its configuration, its ledger, its results."""
+"""What lies beside a run: its configuration, its region, its ledger, its results."""
 
 from __future__ import annotations
 
@@ -7,15 +7,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.checked import parse_values
 from fedvad.data.files import write_atomically
-from fedvad.data.sealed import finite, parse_json, read_sealed, sha256_of, write_sealed
+from fedvad.data.images import read_mask
+from fedvad.data.region import is_shape
+from fedvad.data.sealed import finite, read_sealed, read_table, sha256_of, write_sealed
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.results import Results
 from fedvad.federation.ledger import Ledger
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.run_bands import found_bands, stored_bands
-from fedvad.runs.run_region import found_region, stored_region
+
+REGION_FILE = "region.png"
+
+
+def keep_region(folder: Path, config: TrainConfig) -> TrainConfig:
+    """The configuration with a copy of the mask in the run folder, if it has one.
+
+    Raises `ImageError` for a mask that cannot be read, `StorageError`.
+    """
+    place = _place(folder)
+    if config.region is None or config.region == place or is_shape(config.region):
+        return config
+    from PIL import Image
+
+    from fedvad.report.overlay import marked_png
+
+    mask = Image.fromarray(read_mask(Path(config.region), max_pixels=ANY_SIZE))
+    write_atomically(Path(place), marked_png(mask, "region of interest"))
+    return config.model_copy(update={"region": place})
+
+
+def stored_region(folder: Path, region: str | None) -> str | None:
+    """A region as the configuration of the run folder holds it."""
+    return REGION_FILE if region == _place(folder) else region
+
+
+def found_region(folder: Path, region: str | None) -> str | None:
+    """What `stored_region` was made of, in the folder as it lies now."""
+    return _place(folder) if region == REGION_FILE else region
+
+
+def _place(folder: Path) -> str:
+    return str((folder / REGION_FILE).absolute())
+
 
 DETECTOR_FILE = "detector.safetensors"
 CONFIG_FILE = "config.json"
@@ -72,13 +108,7 @@ def read_results(folder: Path) -> Results:
     """What `train` returned; raises `ArtefactError` when it is missing or damaged."""
     path = folder / RESULTS_FILE
     wanted = _ledger(folder)[1].get(RESULTS_FILE)
-    try:
-        data = path.read_bytes()
-        results = parse_json(data)
-        if not isinstance(results, dict):
-            raise ValueError("it holds no table of values")
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"cannot read {path}, it is missing or damaged: {error}") from error
+    results, data = read_table(path)
     if wanted not in (None, sha256_of(data)):
         raise ArtefactError(
             f"{path} was damaged or changed after it was written: restore it from a copy, or train "

@@ -15,8 +15,11 @@ from fedvad.runs.option import option
 _student = partial(option, group="Students")
 
 
-class Averaging(Closed):
-    """How the weights of sites become one set; see `federation.exchange.terms`."""
+class StudentOptions(Closed):
+    """The table `[student]`: how sites' weights become one set, what a student is, how it trains.
+
+    None takes the method's own value.
+    """
 
     algorithm: Algorithm = _student(
         WeightConfig.algorithm,
@@ -39,18 +42,6 @@ class Averaging(Closed):
         ge=1,
         example=50,
     )
-
-    def terms(self) -> WeightConfig:
-        """As the exchange takes them."""
-        wsa = WSAConfig(strength=self.wsa, fusion=self.fusion) if self.wsa else None
-        return WeightConfig(algorithm=self.algorithm, prox=self.prox, moon=self.moon, wsa=wsa)
-
-
-class StudentOptions(Averaging):
-    """The table `[student]`: the averaging, and what a student is and how it trains.
-
-    None takes the method's own value. mixed_precision: see `distill.training.TrainConfig`.
-    """
 
     bootstrap: int | None = _student(
         None,
@@ -116,3 +107,8 @@ class StudentOptions(Averaging):
         "repeated, as width=0.5 for rd or dual.pairs=100 for dmdd; in a file a table.",
         example={"width": 0.5},
     )
+
+    def terms(self) -> WeightConfig:
+        """As the exchange takes them."""
+        wsa = WSAConfig(strength=self.wsa, fusion=self.fusion) if self.wsa else None
+        return WeightConfig(algorithm=self.algorithm, prox=self.prox, moon=self.moon, wsa=wsa)

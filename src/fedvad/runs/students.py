@@ -12,11 +12,13 @@ from fedvad.detectors.student.parameters import load_parameters, parameters_of, 
 from fedvad.detectors.student.site import StudentSite
 from fedvad.errors import ConfigError
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.exchange.averages import average_class
+from fedvad.federation.exchange.weights import WeightSite
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule
 from fedvad.federation.payload import Payload
 from fedvad.runs.config import TrainConfig
-from fedvad.runs.phases import Phase, run_phases, weight_phase
+from fedvad.runs.phases import Phase, run_phases
 from fedvad.runs.plan import robust, site_seed
 from fedvad.runs.progress import Progress, Stage, no_progress
 
@@ -53,6 +55,7 @@ def student_phases(
     sites: Mapping[str, StudentSite], config: TrainConfig, extractor: FeatureExtractor
 ) -> Iterator[Phase]:
     """The rounds of each part of a student; all sites begin with the same."""
+    terms, (height, width, _) = config.student.terms(), extractor.grid
     before = 0
     for part, start in make_student(config, extractor).starts().items():
         rounds = _rounds(part, config)
@@ -62,18 +65,25 @@ def student_phases(
                 load_parameters(site.part(part).student, under("weight/", merged.arrays))
                 site.end(part)
 
-        yield weight_phase(
-            part,
-            {name: site.part(part) for name, site in sites.items()},
-            parameters_of(start),
-            config.student.terms(),
-            Schedule(rounds, config.participation, config.join, config.seed, first=before + 1),
-            extractor,
-            end,
-            images={name: site.n_images for name, site in sites.items()},
-            seeds={name: site.seed for name, site in sites.items()},
-            defence=robust(config),
+        members = {
+            name: WeightSite(
+                name,
+                site.part(part),
+                n_images=site.n_images,
+                n_patches=site.n_images * height * width,
+                seed=site.seed,
+                first=before + 1,
+            )
+            for name, site in sites.items()
+        }
+        exchange = average_class(terms.algorithm)(
+            features=extractor.config.key(), initial=parameters_of(start), config=terms,
+            sites=len(sites), defence=robust(config),
+        )  # fmt: skip
+        schedule = Schedule(
+            rounds, config.participation, config.join, config.seed, first=before + 1
         )
+        yield Phase(part, exchange, members, schedule, end)
         before += rounds
 
 

@@ -14,8 +14,7 @@ from fedvad.errors import ArtefactError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.config import Reference
-from fedvad.runs.run import Arrays, Parts, Run, SiteModel
-from fedvad.runs.run_values import RunValues, SiteValues
+from fedvad.runs.run import Arrays, Parts, Run, RunValues, SiteModel, SiteValues
 
 
 class _RunValues(RunValues):

@@ -65,5 +65,7 @@ def as_toml(value: Any) -> str:
     """A value of the configuration as TOML writes it on one line."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{as_toml(key)} = {as_toml(v)}" for key, v in value.items()) + " }"
-    # the same text in JSON and TOML
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return repr(value)  # infinity, too
+    # the same text in JSON and TOML; paths as text
+    return json.dumps(value, ensure_ascii=False, default=str)

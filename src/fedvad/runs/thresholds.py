@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from fedvad.mergeable import merge_states
 from fedvad.runs.config import Reference, ThresholdRule, TrainConfig
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.progress import Progress, Stage
-from fedvad.runs.run import Run
+from fedvad.runs.run import Run, SiteModel
 
 log = logging.getLogger(__name__)
 Scores = npt.NDArray[np.float64]
@@ -152,12 +152,7 @@ def retarget(limits: Mapping[str, Threshold | None], target_fpr: float) -> dict[
     return find_thresholds(scores, target_fpr, "federated" if federated else "own")
 
 
-class _HasThresholds(Protocol):
-    @property
-    def thresholds(self) -> dict[str, Threshold]: ...
-
-
-def share_threshold(sites: Mapping[str, _HasThresholds], counts: Counts, target_fpr: float) -> None:
+def share_threshold(sites: Mapping[str, SiteModel], counts: Counts, target_fpr: float) -> None:
     """Give all sites the threshold of the summed counts, but for their own memories alone."""
     for reference, summed in counts.items():
         if reference == "local":

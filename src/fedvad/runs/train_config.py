@@ -24,7 +24,7 @@ from fedvad.runs.options import COMPARISONS, DeclaredOptions
 
 _Part = TypeVar("_Part")
 # scoring takes time and memory with every row: many sites' rows are thinned out to these
-_LARGEST_MEMORY = 32_768
+LARGEST_MEMORY = 32_768
 
 
 class TrainConfig(DeclaredOptions):
@@ -99,7 +99,7 @@ class TrainConfig(DeclaredOptions):
         if "backbone" not in self.model_fields_set:
             object.__setattr__(self, "backbone", default_backbone(self.weights))
         if self.merge != "average" and self.memory_rows is None:
-            rows = _LARGEST_MEMORY if self.merge == "concat" else 2000
+            rows = LARGEST_MEMORY if self.merge == "concat" else 2000
             object.__setattr__(self, "memory_rows", rows)
         return self
 

@@ -235,10 +235,9 @@ def make_run(
     write_config(out, config)
     write_ledger(out, load_ledger(state_dir))
     run.save(out)  # last: with it the run counts as made
-    threshold = run.threshold(state.site)
     answer = {
         "site": state.site,
-        "threshold": None if threshold is None else threshold.value,
+        "threshold": run.limit(state.site),
         "calibration_images": calibration.images,
         "own_normals": calibration.own_normals,
     }

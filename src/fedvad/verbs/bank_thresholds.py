@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fedvad.data.checked import Stored
+from fedvad.data.checked import Stored, first_fault
 from fedvad.data.files import write_atomically
 from fedvad.errors import ConfigError, FederationError, PayloadError
 from fedvad.federation.signed import (
@@ -128,8 +128,7 @@ def apply_thresholds(file: Path, run: Path, trust: Path) -> dict[str, Any]:
         adopt(run, site, {THRESHOLDS: {name: found.model_dump() for name, found in own.items()}})
     except PayloadError as error:
         raise PayloadError(f"{file}: {error}") from error
-    threshold = Run.load(run).threshold(site)
-    return {"site": site, "threshold": None if threshold is None else threshold.value}
+    return {"site": site, "threshold": Run.load(run).limit(site)}
 
 
 def _of(folder: Path) -> tuple[str, str]:
@@ -151,6 +150,4 @@ def _read(path: Path, trusted: dict[bytes, str], model: type[_Model]) -> tuple[s
     try:
         return name, model.model_validate_json(signed.message)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise PayloadError(f"not a file of this step: {where}: {first['msg']}") from error
+        raise PayloadError(f"not a file of this step: {first_fault(error)}") from error

@@ -16,14 +16,14 @@ from fedvad.data.locks import only_one
 from fedvad.data.outputs import OWN_PNG
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ConfigError, join_names
-from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.signed import read_private_key
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.distances import nearest
 from fedvad.report.audit_sheet import TITLE
-from fedvad.runs.config import TrainConfig
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
+from fedvad.runs.config import TrainConfig, as_path
 from fedvad.runs.data import load_sites
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method_memory import MemoryMethod
@@ -42,13 +42,15 @@ from fedvad.runs.repair import leave_out, repaired
 from fedvad.runs.run_folder import (
     DETECTOR_FILE,
     EARLIER_THRESHOLDS_FILE,
+    REGION_FILE,
     read_config,
     read_ledger,
     write_config,
     write_ledger,
 )
-from fedvad.runs.run_region import REGION_FILE
 from fedvad.runs.sharing import without_shared
+
+__all__ = ["forget"]
 
 log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{16}(#\d+)?")
@@ -63,38 +65,70 @@ _MARKS = {".pdf": TITLE.encode(), ".html": b"<title>fedvad report", ".png": OWN_
 
 
 def forget(
-    run_folder: Path,
+    run: AnyPath,
     *,
     site: str | None = None,
-    image: Path | str | None = None,
-    data: Path | None = None,
-    key: Path | None = None,
-    receipt: Path | None = None,
+    image: AnyPath | None = None,
+    data: AnyPath | None = None,
+    key: AnyPath | None = None,
+    receipt: AnyPath | None = None,
     no_receipt: bool = False,
-    weights: Path | str | None = None,
+    weights: AnyPath | None = None,
     engine: Engine | None = None,
     device: str | None = None,
-    cache: DescriptorCache | None = None,
+    cache: AnyCache | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Take all rows of a site, or of one image of it, out of every memory of a run.
+    """Take a site, or one image of it, out of every memory of a run.
 
     The other sites' memories are merged again. After one round that is the federation that never
     had the site, to the bit, its sites' seeds being what they were. After more rounds the others
     did not send what the site had sent before: with `data` they send it after all, see
     `runs.repair`.
 
-    site: who leaves; may be omitted with `image` where the run has one. image: file of the site,
-    or the digest of one that is gone, to forget in place of the whole site. data: folder of the
-    sites that stay, for that and for exact thresholds; without it, thresholds rest on scores
-    against the memory before, and a warning says so. key: private key that signs the receipt;
-    receipt: where to write it, by default `forgot-SITE.fedvad` or `forgot-SITE-IMAGE.fedvad` in
-    the run folder; no_receipt: do without, in place of `key`.
+    Parameters
+    ----------
+    run : path
+        Run folder.
+    site : str, optional
+        Who leaves; not needed with `image` where the run has only one.
+    image : path or str, optional
+        File of the site, or the digest of one that is gone, to forget instead of the site.
+    data : path, optional
+        Folder of the sites that stay, which then fill in what they relied on the leaving site
+        for, and get exact thresholds.
+    key : path, optional
+        Private key that signs a receipt.
+    receipt : path, optional
+        File of the receipt; `forgot-SITE.fedvad` in the run folder by default.
+    no_receipt : bool, default=False
+        Do without one, in place of `key`.
+    weights, engine, device, cache : optional
+        As those of `fedvad.evaluate`.
+    progress : callable, optional
+        Called with a stage, the steps done and their number.
 
-    Results, pages (HTML, PDF) and pictures made of the run are removed, as are thresholds before a
-    calibration and what `update` kept. Raises `ConfigError` (also while another process works on
-    the run), `DataError`.
+    Returns
+    -------
+    dict
+        What the receipt says. Results, pages and pictures made of the run are removed.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import shutil
+    >>> import fedvad
+    >>> left = shutil.copytree("run", "left")
+    >>> result = fedvad.forget(left, site="birch", no_receipt=True)
+    >>> "birch" in result["sites_left"]
+    False
     """
+    run_folder, image = as_path(run, "run"), maybe(image, "image")
+    data, key, receipt = maybe(data, "data"), maybe(key, "key"), maybe(receipt, "receipt")
     if (key is None) != no_receipt:
         raise ConfigError("give key, which signs a receipt of what leaves, or no_receipt=True")
     if no_receipt and receipt is not None:
@@ -103,20 +137,21 @@ def forget(
         signing = None if key is None else read_private_key(key)
         if (done := _finished(run_folder, site, receipt)) is not None:
             return done
-        run, config, extractor = open_memory_run(
-            run_folder, weights=weights, engine=engine, device=device, cache=cache
-        )
-        check_origin(run, run_folder)
+        trained, config, extractor = open_memory_run(
+            run_folder, weights=maybe(weights, "weights"), engine=engine, device=device,
+            cache=cache_at(cache),
+        )  # fmt: skip
+        check_origin(trained, run_folder)
         if config.train_generator:
             raise ConfigError(
                 f"{run_folder} has generators that were trained against rows of all sites: what "
                 "they learned cannot be taken out; train again"
             )
-        name = _site(run, site, image)
+        name = _site(trained, site, image)
         digest = None if image is None else _digest(extractor, image)
         if digest is not None:
             check_growing(config, run_folder)
-        left = _without(run, config, name, digest)
+        left = _without(trained, config, name, digest)
         again = False
         if data is not None:
             left, again = _with_images(left, config, data, name, digest, extractor, progress)
@@ -133,14 +168,14 @@ def forget(
             "site": name,
             "image": digest,
             "sites_left": sorted(left.sites),
-            "rows_removed": _removed(run, name, digest),
+            "rows_removed": _removed(trained, name, digest),
             "rows_now": _rows(left),
             "repaired": again,
             "thresholds": "of the memory before" if data is None else "found again",
             "before": before,
             "version": __version__,
         }
-        limits = _limits(run, left)
+        limits = _limits(trained, left)
         removed = _clean(run_folder, config, None if digest else name)
 
         def sign(after: bytes) -> None:
@@ -254,14 +289,9 @@ def _with_images(
 
 def _limits(run: TrainedRun, left: TrainedRun) -> dict[str, dict[str, float | None]]:
     """The threshold of each site that stays, before and now."""
-    found = {}
-    for name in sorted(left.sites):
-        before, now = run.threshold(name), left.threshold(name)
-        found[name] = {
-            "before": None if before is None else before.value,
-            "now": None if now is None else now.value,
-        }
-    return found
+    return {
+        name: {"before": run.limit(name), "now": left.limit(name)} for name in sorted(left.sites)
+    }
 
 
 def _rows(run: TrainedRun) -> dict[str, int]:

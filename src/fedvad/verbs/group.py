@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,16 @@ from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.grouping import find_groups, inlier_shares, summarise_site
-from fedvad.runs.config import TrainConfig
+from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
+from fedvad.runs.config import TrainConfig, as_path, resolve_config
 from fedvad.runs.data import Watcher, load_data, warm_up
 from fedvad.runs.guards import guard_output_folder
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_folder import write_json
+from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.train import at_settled_size, train
+
+__all__ = ["Grouping", "group"]
 
 
 @dataclass(frozen=True)
@@ -54,47 +58,62 @@ class Grouping:
 
 
 def group(
-    data: Path,
-    config: TrainConfig,
+    data: AnyPath,
+    out: AnyPath | None = None,
     *,
     tolerance: float = 0.25,
-    cache: DescriptorCache | None = None,
+    config: AnyPath | None = None,
+    cache: AnyCache | None = None,
+    resume: bool = False,
     progress: Progress = no_progress,
+    **options: Unpack[TrainOptions],
 ) -> Grouping:
-    """Find groups of sites from their normal training images; no test image is read.
+    """Find which sites of `data` look at the same kind of product, from their normal images.
 
     Parameters
     ----------
-    data : Path
+    data : path
         Folder with one folder per site, two at least, with 8 normal images each.
-    config : TrainConfig
-        Backbone, size and reading of the images.
+    out : path, optional
+        Also train a federation within each group, into `out`/group1, `out`/group2, ...
     tolerance : float in [0, 1), default=0.25
-        See `fedvad.federation.grouping.find_groups`.
-    cache : DescriptorCache, optional
-        Where features are kept, for the training that follows.
+        Share of a site's normal images that may look odd to another site of its group.
+    config, cache, resume, progress, options
+        As those of `fedvad.train`.
+
+    Returns
+    -------
+    Grouping
+        `groups` of names, and the `shares` that they follow from.
 
     Raises
     ------
-    ConfigError
-        For one site only, or a tolerance out of range.
-    DataError
-        For fewer than 8 normal images at a site, or images that cannot be read.
+    ConfigError, DataError
+        See `fedvad.errors`.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.group("DATA").groups  # doctest: +SKIP
     """
-    return _group(_sites(data, config), config, tolerance, cache, progress)
+    return train_groups(
+        as_path(data, "data"), maybe(out, "out"),
+        resolve_config(maybe(config, "config"), **options), tolerance=tolerance,
+        cache=cache_at(cache), resume=resume, progress=progress,
+    )[0]  # fmt: skip
 
 
 def train_groups(
     data: Path,
-    out: Path,
+    out: Path | None,
     config: TrainConfig,
     *,
-    tolerance: float = 0.25,
-    cache: DescriptorCache | None = None,
-    resume: bool = False,
-    progress: Progress = no_progress,
+    tolerance: float,
+    cache: DescriptorCache,
+    resume: bool,
+    progress: Progress,
 ) -> tuple[Grouping, dict[str, Results]]:
-    """`group`, then a federation within each group: runs `out`/group1, `out`/group2, ...
+    """Groups, and with `out` a federation within each: runs `out`/group1, `out`/group2, ...
 
     Each run folder stands for itself; `out`/groups.json says which sites are in it, and
     `out`/sites/group1 holds links to their folders, for `evaluate` and `report`. Results are by
@@ -102,6 +121,8 @@ def train_groups(
     `resume` continues.
     """
     sites = _sites(data, config)
+    if out is None:
+        return _group(sites, config, tolerance, cache, progress), {}
     guard_output_folder(out, "--out", data=data, sites=sites)
     with only_one(out):
         found = _group(sites, config, tolerance, cache, progress)
@@ -134,7 +155,7 @@ def _group(
     sites: list[Site],
     config: TrainConfig,
     tolerance: float,
-    cache: DescriptorCache | None,
+    cache: DescriptorCache,
     progress: Progress,
 ) -> Grouping:
     extractor = FeatureExtractor(at_settled_size(config, sites).features(), cache)

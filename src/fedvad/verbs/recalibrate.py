@@ -24,9 +24,8 @@ from fedvad.runs.guards import check_order
 from fedvad.runs.method import make_method
 from fedvad.runs.opening import open_run
 from fedvad.runs.progress import Progress, Stage, no_progress
-from fedvad.runs.run import Run
+from fedvad.runs.run import Run, threshold_from
 from fedvad.runs.run_folder import EARLIER_THRESHOLDS_FILE, read_config
-from fedvad.runs.run_values import threshold_from
 from fedvad.runs.thresholds import find_thresholds
 
 __all__ = ["calibrate"]

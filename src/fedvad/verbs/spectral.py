@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvad.data.arrays import npy
-from fedvad.data.cubes.colour import false_colour
 from fedvad.data.cubes.reading import read_scene
-from fedvad.data.cubes.scene import Mask, Scene
+from fedvad.data.cubes.scene import Mask, Scene, false_colour
 from fedvad.data.files import write_atomically
 from fedvad.data.output_folder import OutputFolder
 from fedvad.data.outputs import holding_folders, real

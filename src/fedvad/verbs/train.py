@@ -34,12 +34,12 @@ from fedvad.runs.run_folder import (
     DETECTOR_FILE,
     RESULTS_FILE,
     check_configuration,
+    keep_region,
     read_config,
     read_ledger,
     read_results,
     write_config,
 )
-from fedvad.runs.run_region import keep_region
 from fedvad.runs.scoring import ANY_SHARE, score_sites
 from fedvad.verbs.outputs import Fitted, write_outputs
 

@@ -113,9 +113,9 @@ def update(
         scores = _scores(updated, config, held_out, extractor, progress)
         renew_thresholds(updated, config, scores)
         kept = None if dry_run else replace_run(run_folder, updated)
-    limits = {name: updated.threshold(name) for name in images}
+    limits = {name: updated.limit(name) for name in images}
     now = {
-        name: None if limit is None else int((scores[name][updated.reference] > limit.value).sum())
+        name: None if limit is None else int((scores[name][updated.reference] > limit).sum())
         for name, limit in limits.items()
     }
     return {
@@ -134,8 +134,8 @@ def update(
                 "scored": len(held_out[name]),
                 "alarms": {"before": before[name], "now": now[name]},
                 "threshold": {
-                    "before": _value(trained, name) if name in trained.sites else None,
-                    "now": _value(updated, name),
+                    "before": trained.limit(name) if name in trained.sites else None,
+                    "now": updated.limit(name),
                 },
             }
             for name in images
@@ -174,11 +174,6 @@ def undo_update(run: AnyPath) -> dict[str, Any]:
     with only_one(run_folder):
         take_back(run_folder)
     return {"run": str(run_folder), "undone": True}
-
-
-def _value(run: TrainedRun, site: str) -> float | None:
-    found = run.threshold(site)
-    return None if found is None else found.value
 
 
 def _new_images(
@@ -309,11 +304,11 @@ def _alarms(
     stage = Stage(progress, "alarms before", sum(map(len, held_out.values())))
     shared = run.detector(None, extractor)
     for name, features in held_out.items():
-        model, limit = run.sites.get(name), run.threshold(name)
+        model, limit = run.sites.get(name), run.limit(name)
         same = model is None or (run.reference == "global" and run.same_for_all(name))
         detector = shared if same else run.detector(name, extractor)
         scores = detector.score(features.paths, stage).image
-        found[name] = None if limit is None else int((scores > limit.value).sum())
+        found[name] = None if limit is None else int((scores > limit).sum())
     return found
 
 

@@ -18,8 +18,7 @@ import pytest
 import fedvad
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.serving.watch.log import WatchLog
-from fedvad.serving.watch.outbox import Outbox
-from fedvad.serving.watch.senders import mqtt, webhook
+from fedvad.serving.watch.outbox import Outbox, mqtt, webhook
 
 
 def written(folder: Path, count: int, first: int = 1) -> int:

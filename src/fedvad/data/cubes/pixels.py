@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedvad.data.bounds import MAX_PIXELS, check_pixels
-from fedvad.data.cubes.colour import false_colour
 from fedvad.data.cubes.names import is_cube
 from fedvad.data.cubes.reading import read_scene
-from fedvad.data.cubes.scene import Scene
+from fedvad.data.cubes.scene import Scene, false_colour
 from fedvad.data.images import read_rgb
 from fedvad.data.pictures import Picture
 from fedvad.data.sets import Site

@@ -16,7 +16,6 @@ from fedvad.detectors.base import Detector, NormalFeatures
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.evaluation.sites import SiteResult, summarise
 from fedvad.experiments.bench.suite import BenchMethod
-from fedvad.experiments.bench.weights import average_weights
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.ledger import Ledger, peak_rss_mb, reset_peak_rss
 from fedvad.mergeable import merge_by_name
@@ -66,10 +65,7 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train and score; the JSON form of everything that tables and statistics need."""
     separate = reset_peak_rss()
-    kind = method.kind
-    if kind == "weights" and (own := method.weights) is not None and own.is_method:
-        kind, config = "local" if own.alone else "federated", own.of_student(config)
-    trained = _MAKERS[kind](method, config, prepared)
+    trained = _MAKERS[method.kind](config, prepared)
     start = perf_counter()
     results = score_with(
         lambda site: (trained.detectors[site], None),
@@ -115,7 +111,7 @@ def run_cell(
     }
 
 
-def _federated(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
+def _federated(config: TrainConfig, prepared: Prepared) -> _Trained:
     ledger, earlier = Ledger(), {}
     with _taken(config, prepared) as trains:
         run = trains.train(ledger, on_round=lambda round_, found: earlier.update({round_: found}))
@@ -126,13 +122,13 @@ def _federated(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> 
     return _Trained(detectors, up, down, rounds, dict(ledger.seconds), earlier)
 
 
-def _local(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
+def _local(config: TrainConfig, prepared: Prepared) -> _Trained:
     detectors, seconds, _ = _baseline("local", config, prepared)
     nothing = dict.fromkeys(prepared.features, 0)
     return _Trained(detectors, nothing, nothing, 0, {"local": seconds})
 
 
-def _pooled(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
+def _pooled(config: TrainConfig, prepared: Prepared) -> _Trained:
     detectors, seconds, downlink_bytes = _baseline("pooled", config, prepared)
     images = {
         name: sum(f.stat().st_size for f in {split_frame(p)[0] for p in features.paths})
@@ -155,15 +151,7 @@ def _baseline(
         return detectors, seconds, trains.downlink_bytes(next(iter(detectors.values())))
 
 
-def _weights(method: BenchMethod, config: TrainConfig, prepared: Prepared) -> _Trained:
-    assert method.weights is not None
-    done = average_weights(method.weights, config, prepared.features, prepared.extractor)
-    up, down = _traffic(done.ledger, prepared)
-    seconds = dict(done.ledger.seconds)
-    return _Trained(done.detectors, up, down, len(done.ledger.rounds), seconds)
-
-
-_MAKERS = {"federated": _federated, "local": _local, "pooled": _pooled, "weights": _weights}
+_MAKERS = {"federated": _federated, "local": _local, "pooled": _pooled}
 
 
 @contextmanager

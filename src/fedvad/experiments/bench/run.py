@@ -30,8 +30,8 @@ from fedvad.experiments.store import Cell, cell_path
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.names import is_backbone_file
-from fedvad.report.bench_plots import plot_bench
 from fedvad.report.bench_tables import bench_markdown, bench_rows
+from fedvad.report.plots import plot_bench
 from fedvad.report.tables import write_csv
 from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
 from fedvad.runs.config import TrainConfig, as_path
@@ -231,7 +231,6 @@ def _identity(
         "images": source.images,
         "convergence": convergence,
         **({"parts": {n: f.name for n, f in source.sites.items()}} if source.sites else {}),
-        **({"trained": method.weights.model_dump()} if method.weights else {}),
     }
 
 

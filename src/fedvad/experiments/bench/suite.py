@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from fedvad.data.checked import Closed
 from fedvad.errors import ConfigError
-from fedvad.experiments.bench.weights import WeightOptions
 from fedvad.experiments.experiment import Experiment, read_experiment
 from fedvad.features.names import brings_weights
 from fedvad.runs.arguments import AnyPath
@@ -46,20 +45,22 @@ class BenchMethod(Closed):
 
     kind: `federated` runs rounds; `local` gives each site only its own rounds, and sends nothing;
     `pooled` fits one k-center memory of the same size on the images of all sites, which it sends.
-    `weights` averages the weights of a small trainable part instead of merging memories.
-    options: those of `train`, over the suite's. weights: what a `weights` row trains, and how.
+    options: those of `train`, over the suite's.
     """
 
     name: str = Field(min_length=1)
-    kind: Literal["federated", "local", "pooled", "weights"] = "federated"
+    kind: Literal["federated", "local", "pooled"] = "federated"
     options: dict[str, Any] = Field(default_factory=dict)
-    weights: WeightOptions | None = None
 
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.weights is not None) != (self.kind == "weights"):
-            raise ValueError("`weights` goes with kind 'weights', and only with it")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _no_weights(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (values.get("kind") == "weights" or "weights" in values):
+            raise ValueError(
+                "kind 'weights' is gone: give a student as options = { method = 'stfpm', student = "
+                "{ algorithm = 'fedavg' } }, with kind 'local' for each site alone"
+            )
+        return values
 
 
 class Suite(Experiment):

@@ -23,9 +23,9 @@ from fedvad.experiments.continual.cells import FIGURES, CellContext, make_extrac
 from fedvad.experiments.continual.features import analyse_features
 from fedvad.experiments.continual.stream import Method, Stream, load_stream
 from fedvad.experiments.store import cell_path
-from fedvad.report.continual_plots import plot_continual, plot_features
 from fedvad.report.continual_tables import continual_markdown, continual_rows
 from fedvad.report.html.continual import render_continual
+from fedvad.report.plots import plot_continual, plot_features
 from fedvad.report.tables import write_csv
 from fedvad.runs.arguments import AnyCache, AnyPath, by_backbone, cache_at, maybe
 from fedvad.runs.config import as_path

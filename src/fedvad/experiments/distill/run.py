@@ -14,7 +14,7 @@ import torch
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
-from fedvad.data.sealed import parse_json
+from fedvad.data.sealed import read_table
 from fedvad.detectors.student.branches import reinitialise
 from fedvad.detectors.student.cost import macs
 from fedvad.detectors.student.graphs import normalise_of
@@ -22,7 +22,7 @@ from fedvad.distillation.fold import fold_heads
 from fedvad.distillation.inherit import inherit
 from fedvad.distillation.stages import MaskedStage, StepLog, seed_of
 from fedvad.distillation.teacher import Teacher
-from fedvad.errors import ArtefactError, ConfigError
+from fedvad.errors import ConfigError
 from fedvad.experiments.distill.checkpoint import (
     CHECKPOINT_FILE,
     COLUMNS,
@@ -38,8 +38,8 @@ from fedvad.features.backbone_file import BackboneFile, write_backbone
 from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.names import brings_weights
 from fedvad.features.tiny import TinyNet
-from fedvad.report.distill_plots import plot_losses
 from fedvad.report.model_card import model_card
+from fedvad.report.plots import plot_losses
 from fedvad.report.tables import write_csv
 from fedvad.runs.arguments import AnyPath, by_backbone, paths_of
 from fedvad.runs.config import as_path
@@ -311,12 +311,7 @@ def _cell(value: float) -> str:
 
 
 def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    try:
-        summary = parse_json((out / _RESULTS).read_bytes())
-        if not isinstance(summary, dict):
-            raise ValueError("it holds no table of values")
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"cannot read {out / _RESULTS}: {error}") from error
+    summary, _ = read_table(out / _RESULTS)
     if summary.get("identity") != identity:
         raise ConfigError(f"{out} holds a finished distillation of another recipe or other images")
     return summary

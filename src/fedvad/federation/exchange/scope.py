@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Fusion = Literal["average", "average_var", "mixture", "init", "global_model"]
-Direction = Literal["forward", "reverse", "symmetric"]
-Reduce = Literal["sum", "mean", "numel"]
 _EPS = 1e-8
 _SIGMA_MIN = 1e-6
 
@@ -42,44 +39,25 @@ class WSAConfig:
         Wasserstein barycentre); `average_var` of means and variances; `mixture` matches the
         moments of all sites' weights together; `init` keeps the scope of the common start;
         `global_model` takes that of the averaged model, whose deviation shrinks round by round.
-    direction: `forward` is KL(current, target). reduce: over layers; `numel` weighs by size.
-    ema: share of the previous target that is kept.
-    include, exclude: shell patterns of parameter names; biases and vectors never take part.
-    min_numel: smaller layers are left out. include_last_layer: whether the last one takes part.
+    min_numel: smaller layers are left out, as biases and vectors are.
     """
 
     strength: float = 0.01
     fusion: Fusion = "average"
-    direction: Direction = "forward"
-    reduce: Reduce = "sum"
-    ema: float = 0.0
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
     min_numel: int = 64
-    include_last_layer: bool = True
 
     def __post_init__(self) -> None:
-        for value, kind, name in (
-            (self.fusion, Fusion, "fusion"),
-            (self.direction, Direction, "direction"),
-            (self.reduce, Reduce, "reduce"),
-        ):
-            check_choice(f"WSA {name}", value, kind)
-        if self.strength < 0 or not 0 <= self.ema < 1:
-            raise ConfigError("WSA needs strength >= 0 and ema in [0, 1)")
+        check_choice("WSA fusion", self.fusion, Fusion)
+        if self.strength < 0:
+            raise ConfigError("WSA needs strength >= 0")
 
 
 def layers_in_scope(shapes: Mapping[str, Sequence[int]], config: WSAConfig) -> list[str]:
     """Names of the tables of weights (two dimensions or more) that take part, in order."""
-    tables = [name for name, shape in shapes.items() if len(shape) >= 2]
-    if not config.include_last_layer:
-        tables = tables[:-1]
     return [
         name
-        for name in tables
-        if prod(shapes[name]) >= config.min_numel
-        and any(fnmatchcase(name, pattern) for pattern in config.include)
-        and not any(fnmatchcase(name, pattern) for pattern in config.exclude)
+        for name, shape in shapes.items()
+        if len(shape) >= 2 and prod(shape) >= config.min_numel
     ]
 
 
@@ -96,16 +74,16 @@ def scope_of(weights: Mapping[str, npt.NDArray[np.floating]], config: WSAConfig)
 def scope_penalty(
     parameters: Mapping[str, torch.Tensor], target: Scope, config: WSAConfig
 ) -> torch.Tensor:
-    """lambda * R: divergence of each layer's scope from its target, a differentiable scalar.
+    """lambda * sum over layers of KL(scope, target): a differentiable scalar.
 
     Layers whose target has no spread are skipped. Its gradient for a weight w of a layer of n is
-    (lambda / n) [(mu - mu*) / sigma*^2 + (w - mu) (1 / sigma*^2 - 1 / sigma^2)] (forward, sum):
-    zero when mean and variance match, whatever the weights. Raises `MismatchError` when the
-    target is of another model.
+    (lambda / n) [(mu - mu*) / sigma*^2 + (w - mu) (1 / sigma*^2 - 1 / sigma^2)]: zero when mean and
+    variance match, whatever the weights. Raises `MismatchError` when the target is of another
+    model.
     """
     import torch
 
-    terms, sizes = [], []
+    terms = []
     for name, (mean, deviation, count) in target.items():
         parameter = parameters.get(name)
         if parameter is None or parameter.numel() != count:
@@ -118,21 +96,8 @@ def scope_penalty(
         variance = (values - mu).square().mean().clamp_min(_SIGMA_MIN**2)
         goal = deviation**2
         shift = (mu - mean).square()
-        forward = 0.5 * ((variance + shift) / goal - 1 - (variance / goal).log())
-        reverse = 0.5 * ((goal + shift) / variance - 1 + (variance / goal).log())
-        terms.append(
-            {"forward": forward, "reverse": reverse, "symmetric": (forward + reverse) / 2}[
-                config.direction
-            ]
-        )
-        sizes.append(count)
-    if not terms:
-        return torch.zeros(())
-    stacked = torch.stack(terms)
-    if config.reduce == "numel":
-        weights = torch.tensor(sizes, dtype=stacked.dtype, device=stacked.device)
-        return config.strength * (stacked * weights).sum() / weights.sum()
-    return config.strength * (stacked.sum() if config.reduce == "sum" else stacked.mean())
+        terms.append(0.5 * ((variance + shift) / goal - 1 - (variance / goal).log()))
+    return config.strength * torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def fuse_scopes(
@@ -156,7 +121,7 @@ def fuse_scopes(
     p = np.asarray(shares, dtype=np.float64)
     p = p / p.sum()
     fused = {}
-    for name, (old_mean, old_deviation, count) in before.items():
+    for name, (_, _, count) in before.items():
         means = np.array([scope[name][0] for scope in scopes])
         deviations = np.array([scope[name][1] for scope in scopes])
         mean = float(p @ means)
@@ -168,10 +133,5 @@ def fuse_scopes(
             deviation = float(np.sqrt(p @ deviations**2))
         else:
             deviation = float(np.sqrt(max(p @ (deviations**2 + means**2) - mean**2, 0.0)))
-        keep = config.ema
-        fused[name] = (
-            keep * old_mean + (1 - keep) * mean,
-            keep * old_deviation + (1 - keep) * deviation,
-            count,
-        )
+        fused[name] = (mean, deviation, count)
     return fused

@@ -19,7 +19,6 @@ from starlette.middleware.cors import CORSMiddleware
 
 from fedvad._version import __version__
 from fedvad.serving.predictor import Predictor
-from fedvad.serving.service.answer_routes import answer_routes
 from fedvad.serving.service.answers import Answers
 from fedvad.serving.service.guard import Guard, HeadAsGet, KnownHosts, SameOrigin
 from fedvad.serving.service.heat import heat_png
@@ -44,10 +43,10 @@ from fedvad.serving.service.problems import (
     refuse_unknown_parameters,
 )
 from fedvad.serving.service.results import score_files
+from fedvad.serving.service.routes import answer_routes, watch_routes
 from fedvad.serving.service.samples import Sample
 from fedvad.serving.service.settings import ServiceSettings
 from fedvad.serving.service.sites import SitePredictors
-from fedvad.serving.service.watch_routes import watch_routes
 from fedvad.serving.watch.lines import Lines
 
 _STATIC = {

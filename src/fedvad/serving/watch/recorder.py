@@ -181,7 +181,7 @@ class Recorder:
             log.warning("the run or the options changed: the comparison begins again")
             settings = kept.model_copy(update={"since": self._number + 1})
         if normals:
-            readable = _readable(normals, {})
+            readable = _readable(normals)
             first = list(islice(readable, 6))
             write_normals(self._out, normals_from(chain(first, readable)))
             self._recent.before(first)
@@ -189,18 +189,19 @@ class Recorder:
         return settings
 
 
-def _readable(paths: Sequence[Path], refused: dict[Path, str]) -> Iterator[Pixels]:
-    """The pixels of `--normals`; those that cannot be read go into `refused`, with the reason.
+def _readable(paths: Sequence[Path]) -> Iterator[Pixels]:
+    """The pixels of those `--normals` that can be read.
 
-    Warns of them at the end; raises `DataError` where too few are left.
+    Warns of the others at the end; raises `DataError` where too few are left.
     """
+    refused = []
     for path in paths:
         try:
             yield read_rgb(path, max_pixels=ANY_SIZE)
         except ImageError as error:
-            refused[path] = str(error)
+            refused.append(str(error))
     if refused:
-        first = "; ".join(list(refused.values())[:2])
+        first = "; ".join(refused[:2])
         what = f"{len(refused)} of {len(paths)} images of --normals cannot be read: {first}"
         if len(paths) - len(refused) < LEAST_NORMALS:
             raise DataError(f"{what}\nMend or replace them: {LEAST_NORMALS} or more are needed")

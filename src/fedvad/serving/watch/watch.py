@@ -23,9 +23,9 @@ from fedvad.runs.config import Reference, as_path
 from fedvad.runs.guards import check_order, guard_run_folder
 from fedvad.serving.predictor import Predictor
 from fedvad.serving.watch.camera import CameraSource, VideoSource
+from fedvad.serving.watch.outbox import mqtt as mqtt_sender
+from fedvad.serving.watch.outbox import webhook as webhook_sender
 from fedvad.serving.watch.recorder import LEAST_NORMALS, Recorder
-from fedvad.serving.watch.senders import mqtt as mqtt_sender
-from fedvad.serving.watch.senders import webhook as webhook_sender
 from fedvad.serving.watch.sources import FolderSource, Source
 from fedvad.serving.watch.state import Settings
 

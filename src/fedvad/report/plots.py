@@ -1,14 +1,77 @@
-"""Pictures of learning in a row: the average after each task, and what was forgotten of which."""
+"""Plots of benches, streams of tasks and distillations, as PNG files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedvad.data.files import write_atomically
 from fedvad.report.continual_tables import selection
 from fedvad.report.overlay import plot_png
+
+_NOTHING = 1e3  # bytes at which a method that sends none is drawn on the logarithmic axis
+
+
+def plot_bench(summary: Mapping[str, Any], path: Path) -> None:
+    """Write a PNG with one row of three panels per set; raises `StorageError`."""
+    from matplotlib.figure import Figure
+
+    sets = summary["sets"]
+    methods = list(dict.fromkeys(name for rows in sets.values() for name in rows))
+    colours = {name: f"C{i % 10}" for i, name in enumerate(methods)}
+    markers = {name: "osD^vP*X<>"[(i // 10) % 10] for i, name in enumerate(methods)}
+    figure = Figure(figsize=(15, 4.2 * len(sets) + 0.3 * len(methods) / 4), layout="constrained")
+    axes = figure.subplots(len(sets), 3, squeeze=False)
+    for (name, rows), line in zip(sets.items(), axes, strict=True):
+        known = {m: r for m, r in rows.items() if r["image_auroc"]["mean"] is not None}
+        for method, row in known.items():
+            style = {"color": colours[method], "marker": markers[method]}
+            quality = row["image_auroc"]
+            line[0].errorbar(
+                max(row["costs"]["bytes_up"], _NOTHING),
+                quality["mean"],
+                yerr=quality["sd"] or 0,
+                linestyle="none",
+                label=method,
+                **style,
+            )
+            curve = [p for p in row["convergence"] if p["mean"] is not None]
+            if curve:
+                line[1].plot([p["round"] for p in curve], [p["mean"] for p in curve], **style)
+        order = sorted(known, key=lambda m: known[m]["image_auroc"]["worst"])
+        line[2].barh(
+            order,
+            [known[m]["image_auroc"]["worst"] for m in order],
+            color=[colours[m] for m in order],
+        )
+        if known:
+            low = min(r["image_auroc"]["worst"] for r in known.values())
+            line[2].set_xlim(max(0.0, low - 0.1), 1.0)
+        line[0].set(
+            xscale="log",
+            xlabel="bytes up per site, whole run (none: at the left)",
+            ylabel="image AUROC, mean over sites",
+            title=f"{name}: quality against traffic",
+        )
+        line[1].set(xlabel="round", ylabel="image AUROC, mean over sites", title="convergence")
+        line[1].xaxis.get_major_locator().set_params(integer=True)
+        line[2].set(xlabel="image AUROC of the worst site", title="worst site")
+        line[2].tick_params(axis="y", labelsize=8)
+        for axis in line:
+            axis.grid(alpha=0.3)
+    handles: dict[str, Any] = {}
+    for line in axes:
+        for handle, label in zip(*line[0].get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8
+        )
+    write_atomically(path, plot_png(figure))
+
 
 _ACROSS = 4
 
@@ -105,4 +168,32 @@ def plot_features(summary: Mapping[str, Any]) -> bytes | None:
     right.set_title("F1 by share of features")
     right.grid(alpha=0.3)
     right.legend(fontsize="small")
+    return plot_png(figure)
+
+
+_POINTS = 300
+
+
+def plot_losses(rows: Sequence[Sequence[float]], columns: Sequence[str]) -> bytes:
+    """A PNG of loss and terms over all steps, averaged to at most 300 points; stages are marked.
+
+    rows: one per step, by `columns`, which begin with stage and step.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    values = np.array(rows, dtype=np.float64)
+    stages = values[:, 0]
+    parts = np.array_split(np.arange(len(values)), min(_POINTS, len(values)))
+    steps = [float(part.mean()) + 1 for part in parts]
+    for name in ("loss", "masked", "plain", "semantic"):
+        column = values[:, list(columns).index(name)]
+        width = 2.0 if name == "loss" else 1.0
+        axis.plot(steps, [column[part].mean() for part in parts], label=name, linewidth=width)
+    for start in np.flatnonzero(np.diff(stages)) + 1:
+        axis.axvline(float(start) + 0.5, color="grey", linestyle=":")
+    axis.set(xlabel="step", ylabel="mean over steps", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend()
     return plot_png(figure)
