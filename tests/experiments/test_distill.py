@@ -239,7 +239,7 @@ def test_a_scale_that_is_not_learned_is_refused(tmp_path: Path) -> None:
     ("line", "named"),
     [
         ("rho_s = 1.0", "rho"),
-        ("w_m = nan", "the weights w_m"),
+        ("w_m = nan", "w_m"),
         ("steps = 0", "a stage needs"),
         ("speed = 2", "speed: Unexpected"),
         ("batch = 0", ".*batch"),
