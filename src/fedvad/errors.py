@@ -22,6 +22,7 @@ __all__ = [
     "StorageError",
     "WeightsError",
     "check_choice",
+    "check_ranges",
     "join_names",
 ]
 
@@ -86,6 +87,21 @@ def check_choice(name: str, value: object, kind: Any) -> None:
     """Raise `ConfigError` for a value that the `Literal` type `kind` of an option does not have."""
     if value not in get_args(kind):
         raise ConfigError(f"unknown {name} {value!r}; choose from {join_names(get_args(kind))}")
+
+
+def check_ranges(options: object, ranges: Mapping[str, str]) -> None:
+    """Raise `ConfigError` for an option outside its interval, such as "(0, 1]"; None is in each.
+
+    ranges: names, separated by spaces, by interval.
+    """
+    for interval, names in ranges.items():
+        low, high = map(float, interval[1:-1].split(","))
+        for name in names.split():
+            value = getattr(options, name)
+            if value is None or low < value < high:
+                continue
+            if not ((value == low and "[" in interval) or (value == high and "]" in interval)):
+                raise ConfigError(f"{name} must lie in {interval}, got {value}")
 
 
 def join_names(names: Iterable[object], most: int = 8) -> str:

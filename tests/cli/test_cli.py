@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -393,8 +394,11 @@ class TestExitCodes:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("fedvad.runs.phases.run_rounds", interrupt)
+        at_exit: list[object] = []
+        monkeypatch.setattr("atexit.register", at_exit.append)
         assert run_main(monkeypatch, "train", plants, "--out", tmp_path / "r", *FLAGS) == 130
         assert "--resume" in capsys.readouterr().err
+        assert gc.freeze in at_exit  # or the interpreter takes a second and more to end
 
 
 def _wait_until_it_hangs(process: subprocess.Popen[str]) -> None:

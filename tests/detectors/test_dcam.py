@@ -173,7 +173,7 @@ def test_both_engines_give_the_maps_of_a_kept_attention(
     ("wrong", "match"),
     [
         ({"loss": ImitationConfig(standardise="own")}, "cannot see the channel attention"),
-        ({"combine": "mean"}, "product or sum"),
+        ({"combine": "mean"}, "choose from product, sum"),
         ({"held_out": 1.0}, "held_out"),
         ({"layers": (7,)}, "layers"),
     ],

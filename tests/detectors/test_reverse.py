@@ -132,7 +132,7 @@ def test_both_engines_give_the_same_maps(tiny: Path, fitted: RD, images: ImageSe
         ({"hard": 0}, "hard"),
         ({"width": -1.0}, "width"),
         ({"layers": (7,)}, "layers"),
-        ({"combine": "mean"}, "product or sum"),
+        ({"combine": "mean"}, "choose from product, sum"),
     ],
 )
 def test_impossible_options_are_reported_before_any_image_is_read(

@@ -116,7 +116,7 @@ def test_the_finest_layer_distilled_decides_the_grid(
     [
         ({"bootstrap": 1}, r"bootstrap 1 must lie in -1\.\.0"),
         ({"layers": (7,)}, "layers"),
-        ({"combine": "mean"}, "product or sum"),
+        ({"combine": "mean"}, "choose from product, sum"),
         ({"held_out": 1.0}, "held_out"),
         ({"smooth": 2}, "odd"),
     ],

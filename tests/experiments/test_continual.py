@@ -292,9 +292,9 @@ def test_shipped_streams_can_be_read() -> None:
     ("old", "new", "message"),
     [
         ('detector = "stfpm"\nstrategy = "joint"', 'detector = "stfpm"', "needs a codec"),
-        ('codec = { name = "uint8" }', 'codec = { name = "zip" }', "methods.2.codec.name"),
+        ('codec = { name = "uint8" }', 'codec = { name = "zip" }', "method 3: codec.name"),
         ("budget = 20_000", 'codec = { name = "uint8" }', "takes no codec"),
-        ("slots = 6", "slot = 6", "methods.2.slot"),
+        ("slots = 6", "slot = 6", "method 3: slot"),
         ("steps = 3", "steps = 0", "train.steps"),
         ('strategy = "joint"', 'strategy = "joint"\ntop_features = 0.5', "strategy naive"),
         ("top = 0.02", "top = 2", "analysis.top"),

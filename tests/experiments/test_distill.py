@@ -179,7 +179,7 @@ def test_the_command(
     assert summary["images"]["procedural"] == 1.0
     (tmp_path / "r.toml").write_text(short.replace("steps = 1", "steps = 0"))
     assert run_main(monkeypatch, *arguments) == 2
-    assert "r.toml: a stage needs at least one step, got 0" in capsys.readouterr().err
+    assert "r.toml: stage 1: a stage needs at least one step, got 0" in capsys.readouterr().err
 
 
 def test_a_student_begins_with_what_fits_of_its_first_teacher(tmp_path: Path) -> None:
@@ -237,14 +237,21 @@ def test_a_scale_that_is_not_learned_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "named"),
-    [("rho_s = 1.0", "rho"), ("w_m = nan", "w_m"), ("steps = 0", "step"), ("speed = 2", "speed")],
+    [
+        ("rho_s = 1.0", "rho"),
+        ("w_m = nan", "w_m"),
+        ("steps = 0", "a stage needs"),
+        ("speed = 2", "speed: Unexpected"),
+        ("batch = 0", ".*batch"),
+    ],
 )
-def test_options_of_a_stage_are_refused_with_the_name_of_the_recipe(
+def test_options_of_a_stage_are_refused_with_recipe_and_number(
     tmp_path: Path, line: str, named: str
 ) -> None:
     path = tmp_path / "r.toml"
-    path.write_text(f'name = "r"\n[[stages]]\nteacher = "filterbank"\n{line}\n')
-    with pytest.raises(ConfigError, match=rf"recipe .*r\.toml: .*{named}"):
+    stage = '[[stages]]\nteacher = "filterbank"\n'
+    path.write_text(f'name = "r"\n{stage}{stage}{line}\n')
+    with pytest.raises(ConfigError, match=rf"recipe .*r\.toml: stage 2: {named}"):
         load_recipe(str(path))
 
 

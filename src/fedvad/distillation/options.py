@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedvad.distillation.masks import MaskMode
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_ranges
 
 Distance = Literal["cosine", "mse"]
 Grid = Literal["teacher", "student", "min"]
 SemStats = Literal["batch", "sample"]
-_MOST = 4  # beyond, one cell would be hidden again and again
 
 
 @dataclass(frozen=True)
@@ -48,18 +47,16 @@ class MaskedConfig:
     pool: int = 1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.rho_s < 1 and 0 <= self.rho_c < 1):
-            raise ConfigError(f"rho must lie in [0, 1), got {self.rho_s} and {self.rho_c}")
-        if not self.temperature > 0:
-            raise ConfigError(f"the temperature must be positive, got {self.temperature}")
-        if not 0 <= self.enhance <= _MOST:
-            raise ConfigError(f"enhance must lie in [0, {_MOST}], got {self.enhance}")
-        if self.hidden is not None and self.hidden < 1:
-            raise ConfigError(f"a generator needs hidden channels, got {self.hidden}")
-        if self.pool < 1 or self.pool % 2 == 0:
+        ranges = {
+            "[0, 1)": "rho_s rho_c",
+            "(0, inf)": "temperature",
+            "[0, 4]": "enhance",  # beyond, one cell would be hidden again and again
+            "[1, inf)": "hidden pool",
+            "[0, inf)": "w_m w_a w_sem",
+        }
+        check_ranges(self, ranges)
+        if self.pool % 2 == 0:
             raise ConfigError(f"pool must be an odd number of cells, got {self.pool}")
-        if not all(weight >= 0 for weight in (self.w_m, self.w_a, self.w_sem)):
-            raise ConfigError("the weights w_m, w_a and w_sem must not be negative")
         if self.w_a == 0:
             raise ConfigError(
                 "w_a must be positive: what is used later is the unmasked map, and nothing else "

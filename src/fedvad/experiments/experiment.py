@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from os import fspath
@@ -92,10 +93,20 @@ def read_experiment(
     try:
         return kind(**prepare(values))
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        found = "; ".join(
+            f"{_place(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        )
         raise ConfigError(f"{what} {name}: {found}") from error
     except (TypeError, AttributeError, ConfigError) as error:
         raise ConfigError(f"{what} {name}: {error}") from error
+
+
+def _place(where: tuple[int | str, ...]) -> str:
+    """`stage 2: steps` for the key `steps` of the second of the `stages`."""
+    keys = ".".join(map(str, where))
+    return re.sub(
+        r"^(\w+)s\.(\d+)\.?", lambda found: f"{found[1]} {int(found[2]) + 1}: ", keys
+    ).removesuffix(": ")
 
 
 def with_defaults(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -183,9 +183,9 @@ def test_levels_and_losses_add_up_with_their_weights() -> None:
         ({"standardise": True}, "standardise"),
         ({"tau": 0.0}, "tau"),
         ({"tau": math.inf}, "tau"),
-        ({"kl_weight": -1.0}, "weights"),
-        ({"cosine_weight": math.nan}, "weights"),
-        ({"cosine_weight": 0.0, "kl_weight": 0.0}, "weights"),
+        ({"kl_weight": -1.0}, "kl_weight must lie in"),
+        ({"cosine_weight": math.nan}, "cosine_weight must lie in"),
+        ({"cosine_weight": 0.0, "kl_weight": 0.0}, "nothing would"),
     ],
 )
 def test_impossible_losses_are_refused(wrong: dict[str, Any], match: str) -> None:

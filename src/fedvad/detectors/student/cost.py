@@ -21,20 +21,6 @@ class Memory:
         """Bytes of both."""
         return self.parameters + self.buffers
 
-    def as_dict(self) -> dict[str, float]:
-        """Both in bytes; the parameters also in MB (10^6 bytes) and MiB (2^20 bytes), as tables
-        of other work count parameters alone.
-        """
-        return {
-            "parameters_bytes": self.parameters,
-            "buffers_bytes": self.buffers,
-            "total_bytes": self.total,
-            "parameters_MB": self.parameters / 1e6,
-            "parameters_MiB": self.parameters / 2**20,
-            "total_MB": self.total / 1e6,
-            "total_MiB": self.total / 2**20,
-        }
-
 
 def memory(*modules: torch.nn.Module) -> Memory:
     """Bytes of networks kept together; a tensor or layer that several share counts once."""

@@ -29,7 +29,7 @@ from fedvad.detectors.student.parameters import (
 from fedvad.detectors.student.pixels import Mapper, mapped
 from fedvad.detectors.student.site import StudentSite
 from fedvad.detectors.student.training import TrainConfig, TrainLog
-from fedvad.errors import ConfigError, MismatchError
+from fedvad.errors import ConfigError, MismatchError, check_choice, check_ranges
 from fedvad.features.engine import make_engine
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray
@@ -285,12 +285,8 @@ class StudentDetector(Detector):
         return {name: getattr(self, name) for name in option_names(type(self))}
 
     def _check(self) -> None:
-        if self.combine not in ("product", "sum"):
-            raise ConfigError(f"combine must be product or sum, not {self.combine!r}")
-        if not 0 <= self.held_out < 1 or not 0 <= self.top <= 1:
-            raise ConfigError("held_out must lie in [0, 1) and top in [0, 1]")
-        if not 0 <= self.jitter < 1:
-            raise ConfigError(f"jitter must lie in [0, 1), got {self.jitter}")
+        check_choice("combine", self.combine, Combine)
+        check_ranges(self, {"[0, 1)": "held_out jitter", "[0, 1]": "top"})
         if self.smooth < 1 or self.smooth % 2 == 0:
             raise ConfigError(f"smoothing needs an odd number of cells, got {self.smooth}")
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedvad.errors import ConfigError, check_choice
+from fedvad.errors import ConfigError, check_choice, check_ranges
 
 Optimiser = Literal["sgd", "adam"]
 Decay = Literal["cosine", "none"]
@@ -52,24 +52,18 @@ class TrainConfig:
     mixed_precision: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or (self.steps is not None and self.steps < 1):
-            raise ConfigError("training needs epochs, steps and batch of at least 1")
-        if not self.learning_rate > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise ConfigError("training needs learning_rate > 0, momentum in [0, 1), decay >= 0")
-        if self.warmup < 0 or (self.clip is not None and not self.clip > 0):
-            raise ConfigError("training needs warmup >= 0, and clip > 0 or none at all")
-        if self.patience is not None and self.patience < 1:
-            raise ConfigError("patience must be at least 1 validation, or none at all")
-        if self.begun < 0 or any(
-            n is not None and n < 1 for n in (self.whole, self.validate_every)
-        ):
-            raise ConfigError("training needs begun >= 0, whole and validate_every of at least 1")
+        ranges = {
+            "[1, inf)": "epochs steps batch patience whole validate_every",
+            "[0, inf)": "weight_decay warmup begun",
+            "(0, inf)": "learning_rate clip",
+            "[0, 1)": "momentum",
+            "(0, 1]": "drop",
+        }
+        check_ranges(self, ranges)
         check_choice("optimiser", self.optimiser, Optimiser)
         check_choice("decay", self.decay, Decay)
-        if not 0 < self.drop <= 1 or (self.drop < 1 and self.steps is None):
-            raise ConfigError(
-                f"drop must lie in (0, 1], got {self.drop}; below 1 it needs a number of steps"
-            )
+        if self.drop < 1 and self.steps is None:
+            raise ConfigError(f"drop below 1 needs a number of steps, got {self.drop} and none")
 
     def rate(self, step: int) -> float:
         """Learning rate of the step-th step of a training, from 1."""

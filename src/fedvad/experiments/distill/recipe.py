@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from fedvad.data.bounds import MAX_PIXELS
 from fedvad.data.checked import Closed
@@ -71,6 +78,14 @@ class StageOptions(StageConfig):
             raise ConfigError("a stage needs a teacher")
 
 
+def _numbered(values: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Let pydantic say in which stage something is wrong."""
+    try:
+        return check(values)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
 class Recipe(Named):
     """Student, images and stages.
 
@@ -88,7 +103,7 @@ class Recipe(Named):
     checkpoint: int = Field(default=500, ge=1)
     student: StudentChoice = StudentChoice()
     images: ImageOptions = ImageOptions()
-    stages: tuple[StageOptions, ...] = Field(min_length=1)
+    stages: tuple[Annotated[StageOptions, WrapValidator(_numbered)], ...] = Field(min_length=1)
 
     @field_validator("name")
     @classmethod

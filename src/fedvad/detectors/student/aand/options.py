@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fedvad.errors import ConfigError, check_choice
+from fedvad.errors import ConfigError, check_choice, check_ranges
 
 Margin = Literal["sub", "mul"]
 ResidualKind = Literal["scale", "additive"]
@@ -56,27 +55,18 @@ class AmplifyConfig:
     def __post_init__(self) -> None:
         check_choice("residual", self.residual, ResidualKind)
         check_choice("margin", self.margin, Margin)
-        counts = ("items", "normals", "anomalies", "pairs")
-        for name in counts if self.hidden is None else (*counts, "hidden"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.tau) and self.tau > 0):
-            raise ConfigError(f"tau must be positive, got {self.tau}")
-        if not 0 <= self.alpha <= 2:
-            raise ConfigError(f"alpha must lie in [0, 2], got {self.alpha}")
-        weights = (self.focal_weight, self.amplify_weight, self.keep_weight)
-        if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights[:2]):
-            raise ConfigError(f"the losses need weights >= 0, focal or amplify > 0, got {weights}")
-        if not 0 < self.focal_alpha < 1 or not self.focal_gamma >= 0:
-            raise ConfigError(
-                f"focal_alpha must lie in (0, 1) and focal_gamma be at least 0, got "
-                f"{self.focal_alpha} and {self.focal_gamma}"
-            )
-        if not 0 <= self.mask_share < 1 or not 0 < self.anomaly_prob <= 1:
-            raise ConfigError(
-                f"mask_share must lie in [0, 1) and anomaly_prob in (0, 1], got "
-                f"{self.mask_share} and {self.anomaly_prob}"
-            )
+        ranges = {
+            "[1, inf)": "items hidden normals anomalies pairs",
+            "[0, inf)": "focal_weight amplify_weight keep_weight focal_gamma",
+            "(0, inf)": "tau",
+            "[0, 2]": "alpha",
+            "(0, 1)": "focal_alpha",
+            "[0, 1)": "mask_share",
+            "(0, 1]": "anomaly_prob",
+        }
+        check_ranges(self, ranges)
+        if not (self.focal_weight or self.amplify_weight):
+            raise ConfigError("focal_weight and amplify_weight are 0: nothing would be trained")
 
     def width(self, channels: int) -> int:
         """Hidden width of a level with this many channels."""

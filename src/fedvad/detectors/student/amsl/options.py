@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from fedvad.errors import ConfigError, join_names
+from fedvad.errors import ConfigError, check_ranges, join_names
 
 VIEWS = ("plain", "noise", "negated", "reversed", "permuted", "scaled", "smoothed")
 
@@ -37,7 +36,4 @@ class MemoriesConfig:
             )
         if len(self.channels) != 2 or min((self.items, *self.channels)) < 1:
             raise ConfigError("memories need items, and two numbers of channels, of at least 1")
-        for name in ("classify", "entropy"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} must be 0 or more, not {value}")
+        check_ranges(self, {"[0, inf)": "classify entropy"})

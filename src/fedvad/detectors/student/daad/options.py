@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, check_ranges
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,5 @@ class BlockConfig:
     def __post_init__(self) -> None:
         if min((self.depth, self.items, *self.divisions)) < 1:
             raise ConfigError("blocks need divisions, depth and items of at least 1")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"temperature must be positive, not {self.temperature}")
-        for name in ("shrink", "entropy", "adversary", "match"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} must be 0 or more, not {value}")
+        ranges = {"(0, inf)": "temperature", "[0, inf)": "shrink entropy adversary match"}
+        check_ranges(self, ranges)

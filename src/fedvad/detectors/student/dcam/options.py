@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fedvad.errors import ConfigError, check_choice
+from fedvad.errors import ConfigError, check_choice, check_ranges
 
 Kind = Literal["channel", "spatial", "both", "none"]
 On = Literal["student", "both"]
@@ -40,8 +39,7 @@ class AttentionConfig:
     def __post_init__(self) -> None:
         check_choice("dcam", self.dcam, Kind)
         check_choice("on", self.on, On)
-        if self.reduction < 1:
-            raise ConfigError(f"reduction must be at least 1, got {self.reduction}")
+        check_ranges(self, {"[1, inf)": "reduction"})
         if self.dcam == "none" and (self.keep_at_test or self.att_as_weight):
             raise ConfigError("keep_at_test and att_as_weight need an attention: dcam is 'none'")
         if self.att_as_weight and self.keep_at_test:
@@ -77,11 +75,9 @@ class ImitationConfig:
         check_choice("cosine", self.cosine, Cosine)
         check_choice("reduce", self.reduce, Reduce)
         check_choice("standardise", self.standardise, Standardise)
-        weights = (self.cosine_weight, self.kl_weight)
-        if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
-            raise ConfigError(f"the losses need weights >= 0, not both of them 0, got {weights}")
-        if not (math.isfinite(self.tau) and self.tau > 0):
-            raise ConfigError(f"tau must be positive, got {self.tau}")
+        check_ranges(self, {"[0, inf)": "cosine_weight kl_weight", "(0, inf)": "tau"})
+        if not (self.cosine_weight or self.kl_weight):
+            raise ConfigError("cosine_weight and kl_weight are 0: nothing would be trained")
 
 
 def is_idle(attention: AttentionConfig, loss: ImitationConfig) -> bool:

@@ -14,7 +14,7 @@ from fedvad.detectors.student.dmdd.options import DualConfig
 from fedvad.detectors.student.dmdd.perception import Perception
 from fedvad.detectors.student.graphs import MapNet, smoothed
 from fedvad.detectors.student.loss import Combine, combine_maps, level_maps
-from fedvad.detectors.student.rd.net import Shape, build_reverse, tap_shapes
+from fedvad.detectors.student.rd.net import Shape, build_reverse, conv, tap_shapes
 
 
 class Decoupler(nn.Module):
@@ -28,9 +28,9 @@ class Decoupler(nn.Module):
         super().__init__()
         self.share = max(1, round(factor * channels / 2))
         widths = [channels, *[2 * self.share] * layers]
-        self.widen = nn.Sequential(*(_conv(a, b) for a, b in pairwise(widths)))
+        self.widen = nn.Sequential(*(conv(a, b, kernel=1) for a, b in pairwise(widths)))
         self.normality, self.abnormality = (
-            nn.Sequential(_conv(self.share, channels), nn.Conv2d(channels, channels, 1))
+            nn.Sequential(conv(self.share, channels, kernel=1), nn.Conv2d(channels, channels, 1))
             for _ in range(2)
         )
 
@@ -167,7 +167,3 @@ def build_dual(
     student = DualStudent(net.student, shapes, config, seed=seed)
     kind = DualNet if config.student == "decoder" else DualImageNet
     return kind(net.teacher, student)
-
-
-def _conv(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())

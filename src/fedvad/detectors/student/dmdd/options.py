@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedvad.errors import ConfigError, check_choice
+from fedvad.errors import check_choice, check_ranges
 
 InitialStudent = Literal["decoder", "encoder"]
 Aim = Literal["l1mask", "margin", "cos", "away_only"]
@@ -69,26 +68,14 @@ class DualConfig:
     def __post_init__(self) -> None:
         for name, kind in _CHOICES.items():
             check_choice(name, getattr(self, name), kind)
-        for name in ("layers", "pairs", "head_channels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("width", "factor"):
-            if not _positive(getattr(self, name)):
-                raise ConfigError(
-                    f"{name} must be a positive share of the channels, not {getattr(self, name)}"
-                )
-        for name in ("self_weight", "aim_weight", "head_weight", "focal_gamma"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} must be 0 or more, not {value}")
-        if not 0 < self.margin <= 2:
-            raise ConfigError(f"margin must lie in (0, 2], as 1 - cosine does, not {self.margin}")
-        if not 0 < self.anomaly_prob <= 1:
-            raise ConfigError(f"anomaly_prob must lie in (0, 1], not {self.anomaly_prob}")
-        if self.head_start_step is not None and self.head_start_step < 0:
-            raise ConfigError(f"head_start_step must be 0 or more, not {self.head_start_step}")
-        if self.head_rate is not None and not _positive(self.head_rate):
-            raise ConfigError(f"head_rate must be positive, or none at all, not {self.head_rate}")
+        ranges = {
+            "[1, inf)": "layers pairs head_channels",
+            "[0, inf)": "self_weight aim_weight head_weight focal_gamma head_start_step",
+            "(0, inf)": "width factor head_rate",
+            "(0, 2]": "margin",
+            "(0, 1]": "anomaly_prob",
+        }
+        check_ranges(self, ranges)
 
     def head_start(self, steps: int | None) -> int:
         """Steps of the branches alone, in a training of this many steps in all (None: unknown)."""
@@ -105,7 +92,3 @@ _CHOICES: dict[str, Any] = {
     "head_input": HeadInput,
     "head_sees": HeadSees,
 }
-
-
-def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedvad.detectors.student.dmdd.options import HeadInput
 from fedvad.detectors.student.loss import EPS, level_maps
-from fedvad.detectors.student.rd.net import Shape, resized
+from fedvad.detectors.student.rd.net import Shape, conv, resized
 
 _DILATIONS = (1, 6, 12, 18)
 _SQUEEZE = 8
@@ -30,14 +30,14 @@ class Perception(nn.Module):
         self.given, self.levels = given, len(shapes)
         self.grid = max(s[1] for s in shapes), max(s[2] for s in shapes)
         inputs = 2 * (len(shapes) if given == "map" else sum(s[0] for s in shapes))
-        self.enter = _conv(inputs, channels, kernel=1)
-        self.views = nn.ModuleList(_conv(channels, channels, dilation=d) for d in _DILATIONS)
+        self.enter = conv(inputs, channels, kernel=1)
+        self.views = nn.ModuleList(conv(channels, channels, dilation=d) for d in _DILATIONS)
         self.join = nn.Conv2d(channels * len(_DILATIONS), channels, 1, bias=False)
         self.joined = nn.BatchNorm2d(channels)
         self.channels = ChannelAttention(channels)
         self.places = PlaceAttention()
         self.short = nn.Conv2d(inputs, 1, 1, bias=False)
-        self.look = _conv(channels, channels)
+        self.look = conv(channels, channels)
         self.leave = nn.Conv2d(channels, 1, 1)
 
     def begin(self) -> None:
@@ -100,13 +100,3 @@ class PlaceAttention(nn.Module):
         """(b, c, h, w) of the same shape."""
         seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
         return x * torch.sigmoid(self.look(seen))
-
-
-def _conv(before: int, after: int, *, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(
-            before, after, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False
-        ),
-        nn.BatchNorm2d(after),
-        nn.ReLU(),
-    )

@@ -21,6 +21,7 @@ __all__ = [
     "ReverseNet",
     "ReverseStudent",
     "build_reverse",
+    "conv",
     "resized",
     "tap_shapes",
     "tapped",
@@ -82,9 +83,9 @@ class Bottleneck(nn.Module):
     def _way(self, shape: Shape, width: int, deep: int) -> nn.Sequential:
         halvings = round(math.log2(shape[1] / self.grid[0]))
         if not halvings:
-            return _conv(shape[0], deep, kernel=1)
+            return conv(shape[0], deep, kernel=1)
         widths = [shape[0], *[width] * (halvings - 1), deep]
-        return nn.Sequential(*(_conv(widths[i], widths[i + 1], stride=2) for i in range(halvings)))
+        return nn.Sequential(*(conv(widths[i], widths[i + 1], stride=2) for i in range(halvings)))
 
 
 class Decoder(nn.Module):
@@ -102,7 +103,7 @@ class Decoder(nn.Module):
         self.order = sorted(range(len(shapes)), key=lambda i: self.sizes[i])
         enter, blocks, heads = [], [], []
         for i in self.order:
-            enter.append(_conv(channels, widths[i]))
+            enter.append(conv(channels, widths[i]))
             blocks.append(Residual(widths[i], widths[i]))
             heads.append(nn.Conv2d(widths[i], shapes[i][0], 1))
             channels = widths[i]
@@ -208,9 +209,13 @@ def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
-def _conv(before: int, after: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+def conv(
+    before: int, after: int, *, kernel: int = 3, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    """A convolution that keeps the grid but for its stride, batch norm, and ReLU."""
+    padding = dilation * (kernel // 2)
     return nn.Sequential(
-        nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False),
+        nn.Conv2d(before, after, kernel, stride, padding, dilation, bias=False),
         nn.BatchNorm2d(after),
         nn.ReLU(),
     )
