@@ -23,6 +23,7 @@ _SPREAD_PRIOR = 10.0
 _UNBOUNDED = 1 << 30
 _RAISED = 3.0
 _TINY = 1e-12
+_CLEARLY = 0.9
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class ScoringConfig:
         what makes the mean of its highest cells the image score. Ours.
     finer_map: whether each layer's part of a squared distance counts in the map by its number of
         cells: of two layers, the coarser one a quarter of the finer one, which outlines defects
-        better while images are ranked better by both alike. Ours.
+        better while images are ranked better by both alike. Only cells above the median of such a
+        map are then moved, by a multiple of their distance from it. Ours.
     density_neighbours: number of these neighbours, at least 1.
     smooth: side of the mean filter over the map, in cells (1 is none).
     top: share of the cells, the highest ones, whose mean is the image score; 0 takes the maximum.
@@ -161,7 +163,8 @@ class MemoryScorer:
                 apart = patches - self.bank.vectors[indices[:, 0]]
                 weighted = np.sqrt(np.square(apart, out=apart) @ self.columns)
             map_ = self._map(distances, indices, inside, defects, weighted, column=-1)
-            map_ *= score / max(mean_of_highest(map_[inside], count), _TINY)
+            rest = 0.0 if weighted is None else _usual(map_[inside], count)
+            map_ = _stretched(map_, rest, mean_of_highest(map_[inside], count), score)
         if self.config.map == "patchcore":
             worst = int(distances[:, 0].argmax())
             score *= self._isolation(
@@ -252,6 +255,23 @@ def mean_of_highest(map_: FloatArray, count: int) -> float:
     """Mean of the `count` >= 1 highest cells of an (h, w) map."""
     flat = map_.reshape(-1)
     return float(np.partition(flat, flat.size - count)[-count:].mean())
+
+
+def _usual(cells: FloatArray, count: int) -> float:
+    """Median of (n,) cells, or the `count`-th highest where this is lower."""
+    place = len(cells) - max(count, len(cells) // 2 + 1)
+    return float(np.partition(cells, place)[place])
+
+
+def _stretched(map_: FloatArray, rest: float, highest: float, score: float) -> FloatArray:
+    """The map with what it has above `rest` multiplied such that `highest` becomes `score`.
+
+    `rest` is lowered to what is clearly below both, so that a flat map is stretched as a whole.
+    """
+    rest = min(rest, _CLEARLY * min(score, highest))
+    above = np.maximum(map_ - rest, 0) * ((score - rest) / max(highest - rest, _TINY))
+    stretched: FloatArray = np.minimum(map_, rest) + above
+    return stretched
 
 
 def _highest(map_: FloatArray, count: int) -> npt.NDArray[np.bool_]:

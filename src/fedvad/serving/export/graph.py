@@ -15,6 +15,7 @@ from fedvad.detectors.memory.feddymem import MemoryDetector
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import (
     _CFA_NEIGHBOURS,
+    _CLEARLY,
     _PATCHCORE_NEIGHBOURS,
     _TINY,
     ScoringConfig,
@@ -93,6 +94,7 @@ class MemoryHead(Head):
         self.scales = len(factors)
         for column, factor in enumerate(factors):
             self.register_buffer(f"scale{column}", torch.from_numpy(factor.copy()))
+        self.usual = max(self.count, int(inside_cells.sum()) // 2 + 1)
         self.weighs = columns is not None
         if columns is not None:
             self.register_buffer("columns", torch.from_numpy(columns.copy()))
@@ -124,7 +126,7 @@ class MemoryHead(Head):
         if self.weighs or self.scales > 1:
             weighted = self._weighted(patches, indices[:, 0]) if self.weighs else None
             map_ = self._map(distances, indices, weighted, column=self.scales - 1)
-            map_ = map_ * (score / self.score(map_).clamp(min=_TINY))[:, None, None]
+            map_ = self._stretched(map_, score)
         if self.isolates:
             cells = distances[:, 0].reshape(-1, self.grid[0] * self.grid[1])
             if not self.looks_everywhere:
@@ -162,6 +164,17 @@ class MemoryHead(Head):
         inside = self.get_buffer("inside")
         share = smoothed(inside[None], cells).clamp(min=1e-6)
         return smoothed(maps, cells) * inside / share
+
+    def _stretched(self, map_: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        """What `scoring._stretched` makes of (b, h, w) maps, which are 0 outside the region."""
+        highest = self.score(map_)
+        rest = torch.zeros_like(score)
+        if self.weighs:
+            usual = map_.flatten(1).topk(self.usual, dim=1).values[:, -1]
+            rest = torch.minimum(usual, _CLEARLY * torch.minimum(score, highest))
+        factor = (score - rest) / (highest - rest).clamp(min=_TINY)
+        rest, factor = rest[:, None, None], factor[:, None, None]
+        return torch.minimum(map_, rest) + (map_ - rest).clamp(min=0) * factor
 
     def _isolation(
         self, patches: torch.Tensor, cells: torch.Tensor, nearest: torch.Tensor
