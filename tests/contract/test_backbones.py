@@ -90,6 +90,8 @@ def test_it_gives_what_the_table_says(family: Family, built: Backbone) -> None:
     side = SIDE // min(family.strides)
     assert found.shape == (1, side, side, family.dim)
     assert bool(found.isfinite().all())
+    shares = [(min(family.strides) / stride) ** 2 for stride in family.strides]
+    assert net.shares.tolist() == np.repeat(shares, [m.shape[1] for m in maps]).tolist()
 
 
 def test_the_same_weights_have_the_same_hash(

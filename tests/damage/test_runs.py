@@ -289,8 +289,10 @@ class TestFilesOfEarlierVersions:
     def test_saved_again_it_is_the_same_with_a_digest(self, tmp_path: Path) -> None:
         TrainedRun.load(self.FOLDER).save(tmp_path)
         before, after = (read_arrays(f / "detector.safetensors") for f in (self.FOLDER, tmp_path))
-        later = {"density": 0.0, "map_density": 1.0, "density_neighbours": 5, "top_cells": 1 << 30}
-        before[1]["scoring"] |= later  # what it scored without, by name
+        before[1]["scoring"] |= {  # what it scored without, by name
+            "density": 0.0, "map_density": 1.0, "finer_map": False, "density_neighbours": 5,
+            "top_cells": 1 << 30,
+        }  # fmt: skip
         assert before[1] == after[1]
         for name, array in before[0].items():
             np.testing.assert_array_equal(array, after[0][name])

@@ -191,6 +191,42 @@ def test_the_map_takes_a_smaller_exponent_and_the_scale_of_the_score():
     assert score(line(0, 1, 9), 0, 9, map_density=0.5, **options)[1].tolist() == [[0, 0]]
 
 
+@pytest.mark.parametrize("options", [{}, {"map": "cfa"}, {"density": 1, "density_neighbours": 1}])
+def test_the_map_weighs_the_columns_and_takes_the_scale_of_the_score(options):
+    bank = MemoryBank.of_patches(np.array([[0, 0], [4, 4]], np.float32))
+    patches = np.array([[[3, 0], [0, 3]]], np.float32)  # both nearest to the first row
+    config = ScoringConfig(**{"smooth": 1, "top": 0, "density": 0, **options})
+    wanted, plain = MemoryScorer(bank, config).score(patches)
+    image, map_ = MemoryScorer(bank, config, columns=np.float32([1, 0.25])).score(patches)
+    assert plain[0, 0] == plain[0, 1] == wanted == image
+    # the lower one is the median and stays as its weight makes it
+    assert map_[0].tolist() == pytest.approx([image, image / 2], rel=1e-6)
+
+
+@pytest.mark.parametrize("top", [0, 0.4, 0.8, 1])
+def test_the_highest_cells_of_the_map_make_the_score_whatever_their_weights(top):
+    rng = np.random.default_rng(0)
+    bank = MemoryBank.of_patches(rng.normal(size=(40, 6)).astype(np.float32))
+    patches = rng.normal(size=(5, 4, 6)).astype(np.float32)
+    patches[0] = np.nan  # outside the region of interest
+    config = ScoringConfig(top=top)
+    image, map_ = MemoryScorer(bank, config, columns=np.linspace(0, 1, 6, dtype="f4")).score(
+        patches
+    )
+    assert mean_of_highest(map_, config.count(16)) == pytest.approx(image, rel=1e-6)
+    assert (map_[0] == 0).all()
+    assert (map_[1:] > 0).all()
+    same, flat = MemoryScorer(bank, config, columns=np.ones(6, "f4")).score(bank.vectors[None, :1])
+    assert (same, flat.tolist()) == (0, [[0]])
+
+
+def test_columns_weigh_only_where_layers_differ_and_the_run_knows_of_it():
+    shares = np.float32([1, 1, 0.25])
+    assert ScoringConfig().column_weights(shares) is shares
+    assert ScoringConfig().column_weights(np.ones(3, np.float32)) is None
+    assert ScoringConfig.from_values({"density": 0.5}).column_weights(shares) is None
+
+
 def test_density_joins_the_other_maps():
     bank = line(0, 1, 9)
     plain = score(bank, 9 + 4, map="cfa")[1]

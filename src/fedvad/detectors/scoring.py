@@ -23,6 +23,7 @@ _SPREAD_PRIOR = 10.0
 _UNBOUNDED = 1 << 30
 _RAISED = 3.0
 _TINY = 1e-12
+_CLEARLY = 0.9
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class ScoringConfig:
     map_density: largest exponent with which this is done in the map, in [0, 1]: a smaller one
         outlines defects better, a larger one ranks images better. Such a map is then multiplied by
         what makes the mean of its highest cells the image score. Ours.
+    finer_map: whether each layer's part of a squared distance counts in the map by its number of
+        cells: of two layers, the coarser one a quarter of the finer one, which outlines defects
+        better while images are ranked better by both alike. Only cells above the median of such a
+        map are then moved, by a multiple of their distance from it. Ours.
     density_neighbours: number of these neighbours, at least 1.
     smooth: side of the mean filter over the map, in cells (1 is none).
     top: share of the cells, the highest ones, whose mean is the image score; 0 takes the maximum.
@@ -49,6 +54,7 @@ class ScoringConfig:
     map: MapMode = "nn1"
     density: float = 0.75
     map_density: float = 0.5
+    finer_map: bool = True
     density_neighbours: int = 5
     smooth: int = 3
     top: float = 0.03
@@ -79,8 +85,15 @@ class ScoringConfig:
 
         Raises `ArtefactError` for what is no such thing.
         """
-        before = {"density": 0.0, "map_density": 1.0, "top_cells": _UNBOUNDED}
+        before = {"density": 0.0, "map_density": 1.0, "finer_map": False, "top_cells": _UNBOUNDED}
         return strictly(cls, {**before, **values}, "the scoring")
+
+    def column_weights(self, shares: FloatArray) -> FloatArray | None:
+        """Weight of each descriptor value in the map's squared distances; None for all alike.
+
+        shares: (d,), see `DescriptorNet`.
+        """
+        return shares if self.finer_map and (shares != 1).any() else None
 
     def count(self, cells: int) -> int:
         """Number of the highest cells, of a map of `cells`, whose mean is the image score."""
@@ -100,7 +113,8 @@ class MemoryScorer:
 
     scale: what `distance_scale` gives, where it is known already. negatives: (k, d) patches of
     confirmed defects; a patch that is nearer to one of them than to the memory scores higher, by
-    the ratio of the two distances, at most threefold (ours).
+    the ratio of the two distances, at most threefold (ours). columns: (d,) what
+    `ScoringConfig.column_weights` gives.
     """
 
     def __init__(
@@ -110,12 +124,14 @@ class MemoryScorer:
         *,
         scale: FloatArray | None = None,
         negatives: FloatArray | None = None,
+        columns: FloatArray | None = None,
     ) -> None:
         self.config = config
         self.bank = bank
         self._index = NeighbourIndex(bank.vectors, mode=config.search)
         self.scale = distance_scale(bank, config) if scale is None else scale
         self.negatives = None if negatives is None else NeighbourIndex(negatives)
+        self.columns = columns
 
     def score(
         self, descriptors: FloatArray, *, exclude: npt.NDArray[np.int64] | None = None
@@ -141,9 +157,14 @@ class MemoryScorer:
             distances[high], indices[high] = index.query(patches[high], k, thorough=True)
             map_ = self._map(distances, indices, inside, defects)
         score = mean_of_highest(map_[inside], count)
-        if self.scale is not None and self.scale.shape[1] > 1:
-            map_ = self._map(distances, indices, inside, defects, column=1)
-            map_ *= score / max(mean_of_highest(map_[inside], count), _TINY)
+        if self.columns is not None or (self.scale is not None and self.scale.shape[1] > 1):
+            weighted = None
+            if self.columns is not None:
+                apart = patches - self.bank.vectors[indices[:, 0]]
+                weighted = np.sqrt(np.square(apart, out=apart) @ self.columns)
+            map_ = self._map(distances, indices, inside, defects, weighted, column=-1)
+            rest = 0.0 if weighted is None else _usual(map_[inside], count)
+            map_ = _stretched(map_, rest, mean_of_highest(map_[inside], count), score)
         if self.config.map == "patchcore":
             worst = int(distances[:, 0].argmax())
             score *= self._isolation(
@@ -157,14 +178,16 @@ class MemoryScorer:
         indices: npt.NDArray[np.int64],
         inside: npt.NDArray[np.bool_],
         defects: FloatArray | None = None,
+        weighted: FloatArray | None = None,
         column: int = 0,
     ) -> FloatArray:
         """Smoothed (h, w) map of (n, k) ascending distances and the vectors they are to.
 
         inside: (h, w), the n cells that are scored; the map has 0 elsewhere. defects: (n,)
-        distances to the nearest confirmed defect. column: of the scale.
+        distances to the nearest confirmed defect. weighted: (n,) to map in place of the nearest
+        distances. column: of the scale.
         """
-        values = distances[:, 0]
+        values = distances[:, 0] if weighted is None else weighted
         if self.config.map == "cfa":
             values = values * _softmin_share(distances)
         if self.scale is not None:
@@ -232,6 +255,23 @@ def mean_of_highest(map_: FloatArray, count: int) -> float:
     """Mean of the `count` >= 1 highest cells of an (h, w) map."""
     flat = map_.reshape(-1)
     return float(np.partition(flat, flat.size - count)[-count:].mean())
+
+
+def _usual(cells: FloatArray, count: int) -> float:
+    """Median of (n,) cells, or the `count`-th highest where this is lower."""
+    place = len(cells) - max(count, len(cells) // 2 + 1)
+    return float(np.partition(cells, place)[place])
+
+
+def _stretched(map_: FloatArray, rest: float, highest: float, score: float) -> FloatArray:
+    """The map with what it has above `rest` multiplied such that `highest` becomes `score`.
+
+    `rest` is lowered to what is clearly below both, so that a flat map is stretched as a whole.
+    """
+    rest = min(rest, _CLEARLY * min(score, highest))
+    above = np.maximum(map_ - rest, 0) * ((score - rest) / max(highest - rest, _TINY))
+    stretched: FloatArray = np.minimum(map_, rest) + above
+    return stretched
 
 
 def _highest(map_: FloatArray, count: int) -> npt.NDArray[np.bool_]:

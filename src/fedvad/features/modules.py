@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -86,6 +87,9 @@ class DescriptorNet(torch.nn.Module):
         self.grid = max(int(s[2]) for s in shapes), max(int(s[3]) for s in shapes)
         self.dim = sum(int(s[1]) for s in shapes)
         self._resize = [tuple(s[2:]) != self.grid for s in shapes]
+        own = [np.full(s[1], s[2] * s[3] / (self.grid[0] * self.grid[1])) for s in shapes]
+        self.shares = np.concatenate(own).astype(np.float32)
+        """(d,) cells of the layer that each value is of, as a share of the cells of the finest."""
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, -1, 1, 1)))
         self.register_buffer("shift", -(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
 

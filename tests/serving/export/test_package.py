@@ -20,9 +20,7 @@ from PIL import Image
 import fedvad
 from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.detectors.memory.generator import Generator
-from fedvad.detectors.scoring import MemoryScorer
 from fedvad.errors import ArtefactError, ConfigError, DataError, StorageError
-from fedvad.half import to_float
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.opening import open_memory_run as open_run
 from fedvad.runs.run_folder import read_config, write_config
@@ -72,11 +70,7 @@ def _images(files: list[Path], size: int = SIZE) -> npt.NDArray[np.uint8]:
 def _maps(folder: Path, site: str, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     run, _, extractor = open_run(folder)
     detector = run.detector(site, extractor)
-    assert detector.bank_ is not None
-    assert detector.generator_ is not None
-    scorer = MemoryScorer(detector.bank_, run.scoring)
-    halves = extractor.describe(images)
-    return np.stack([scorer.score(detector.generator_(to_float(d)))[1] for d in halves])
+    return np.stack([map_ for _, map_ in detector.score_pixels(images)])
 
 
 def _assert_parity(

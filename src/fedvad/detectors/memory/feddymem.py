@@ -83,9 +83,14 @@ class MemoryDetector(PatchDetector):
         if self.bank_ is None:
             raise ConfigError(f"{self.name} has no memory yet: call fit() or with_memory() first")
         if self._scorer is None:
+            assert self.generator_ is not None
+            columns = None
+            if self.generator_.is_identity:  # else every value is of all layers
+                columns = self.scoring.column_weights(self.extractor.network.shares)
             self._scorer = MemoryScorer(
-                self.bank_, self.scoring, scale=self._scale, negatives=self._negatives
-            )
+                self.bank_, self.scoring, scale=self._scale, negatives=self._negatives,
+                columns=columns,
+            )  # fmt: skip
         return self._scorer
 
     def state(self) -> tuple[Arrays, Values]:

@@ -58,7 +58,10 @@ class MemoryNet(torch.nn.Module):
     def set_memory(self, bank: MemoryBank, generator: Generator | None = None) -> None:
         """Score by this memory from now on; raises `MemoryBankError` for an empty one."""
         generator = generator or Generator.identity(bank.dim)
-        head = MemoryHead(bank, generator, self.scoring, grid=self.network.grid)
+        columns = None
+        if generator.is_identity:
+            columns = self.scoring.column_weights(self.network.shares)
+        head = MemoryHead(bank, generator, self.scoring, grid=self.network.grid, columns=columns)
         for part in head.modules():  # all of it follows from the memory
             part._non_persistent_buffers_set.update(part._buffers)
         self._store(bank, generator)

@@ -15,6 +15,7 @@ from fedvad.detectors.memory.feddymem import MemoryDetector
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import (
     _CFA_NEIGHBOURS,
+    _CLEARLY,
     _PATCHCORE_NEIGHBOURS,
     _TINY,
     ScoringConfig,
@@ -24,7 +25,7 @@ from fedvad.detectors.student.graphs import smoothed
 from fedvad.errors import ConfigError
 from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
-from fedvad.serving.export.search import CellSearch, compact, make_search
+from fedvad.serving.export.search import CellSearch, make_search
 
 
 class Head(torch.nn.Module):
@@ -60,8 +61,8 @@ class Head(torch.nn.Module):
 class MemoryHead(Head):
     """What `MemoryScorer` does, for a batch: generator, search, map, smoothing, score, decision.
 
-    threshold: see `Head`. inside: (h, w) cells of the region of interest, None for all. scale: as
-    of `MemoryScorer`.
+    threshold: see `Head`. inside: (h, w) cells of the region of interest, None for all. scale,
+    columns: as of `MemoryScorer`.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class MemoryHead(Head):
         inside: npt.NDArray[np.bool_] | None = None,
         threshold: float | None = None,
         scale: FloatArray | None = None,
+        columns: FloatArray | None = None,
     ) -> None:
         inside_cells = np.ones(grid, np.bool_) if inside is None else inside
         super().__init__(grid, config.count(int(inside_cells.sum())), threshold)
@@ -92,12 +94,15 @@ class MemoryHead(Head):
         self.scales = len(factors)
         for column, factor in enumerate(factors):
             self.register_buffer(f"scale{column}", torch.from_numpy(factor.copy()))
+        self.usual = max(self.count, int(inside_cells.sum()) // 2 + 1)
+        self.weighs = columns is not None
+        if columns is not None:
+            self.register_buffer("columns", torch.from_numpy(columns.copy()))
         self.isolates = config.map == "patchcore" and len(bank) > 1
         if self.isolates:
             # a memory does not change any more: the neighbours of its vectors are looked up
             _, around = NeighbourIndex(bank.vectors).query(bank.vectors, _PATCHCORE_NEIGHBOURS)
             self.register_buffer("around", torch.from_numpy(around))
-            self.register_buffer("vectors", compact(torch.from_numpy(bank.vectors.copy())))
 
     def forward(self, descriptors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(b, h, w, d) descriptors to score (b,), map (b, h, w) and, if it decides, bool (b,)."""
@@ -118,9 +123,10 @@ class MemoryHead(Head):
             distances, indices = self.search(patches)
         map_ = self._map(distances, indices)
         score = self.score(map_)
-        if self.scales > 1:
-            map_ = self._map(distances, indices, column=1)
-            map_ = map_ * (score / self.score(map_).clamp(min=_TINY))[:, None, None]
+        if self.weighs or self.scales > 1:
+            weighted = self._weighted(patches, indices[:, 0]) if self.weighs else None
+            map_ = self._map(distances, indices, weighted, column=self.scales - 1)
+            map_ = self._stretched(map_, score)
         if self.isolates:
             cells = distances[:, 0].reshape(-1, self.grid[0] * self.grid[1])
             if not self.looks_everywhere:
@@ -128,8 +134,19 @@ class MemoryHead(Head):
             score = score * self._isolation(patches, cells, indices[:, 0])
         return self.decided(score, map_)
 
-    def _map(self, distances: torch.Tensor, indices: torch.Tensor, column: int = 0) -> torch.Tensor:
-        values = distances[:, 0]
+    def _weighted(self, patches: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
+        """Distances (n,) of (n, d) patches to their nearest vectors, by the weights of columns."""
+        apart = self.search.rows(nearest) - patches
+        return torch.sqrt((apart * apart) @ self.get_buffer("columns"))
+
+    def _map(
+        self,
+        distances: torch.Tensor,
+        indices: torch.Tensor,
+        weighted: torch.Tensor | None = None,
+        column: int = 0,
+    ) -> torch.Tensor:
+        values = distances[:, 0] if weighted is None else weighted
         if self.config.map == "cfa":
             values = values / torch.exp(distances[:, :1] - distances).sum(1)
         if self.scales:
@@ -148,6 +165,17 @@ class MemoryHead(Head):
         share = smoothed(inside[None], cells).clamp(min=1e-6)
         return smoothed(maps, cells) * inside / share
 
+    def _stretched(self, map_: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        """What `scoring._stretched` makes of (b, h, w) maps, which are 0 outside the region."""
+        highest = self.score(map_)
+        rest = torch.zeros_like(score)
+        if self.weighs:
+            usual = map_.flatten(1).topk(self.usual, dim=1).values[:, -1]
+            rest = torch.minimum(usual, _CLEARLY * torch.minimum(score, highest))
+        factor = (score - rest) / (highest - rest).clamp(min=_TINY)
+        rest, factor = rest[:, None, None], factor[:, None, None]
+        return torch.minimum(map_, rest) + (map_ - rest).clamp(min=0) * factor
+
     def _isolation(
         self, patches: torch.Tensor, cells: torch.Tensor, nearest: torch.Tensor
     ) -> torch.Tensor:
@@ -157,7 +185,7 @@ class MemoryHead(Head):
         each = patches.reshape(-1, cells.shape[1], dim)
         patch = each.gather(1, worst[:, :, None].expand(-1, -1, dim))
         vector = nearest.reshape(-1, cells.shape[1]).gather(1, worst)[:, 0]
-        around = self.get_buffer("vectors")[self.get_buffer("around")[vector]].float()
+        around = self.search.rows(self.get_buffer("around")[vector])
         support = torch.linalg.vector_norm(around - patch, dim=2)
         # the nearest vector is among its own neighbours, so this sum is at least its share
         return 1 - 1 / torch.exp(support - distance).sum(1)
@@ -259,6 +287,7 @@ def _(detector: MemoryDetector, threshold: float | None) -> ExportNet:
     head = MemoryHead(
         scorer.bank, detector.generator_, detector.scoring, grid=tiling.grid,
         inside=extractor.inside(tiling.grid), threshold=threshold, scale=scorer.scale,
+        columns=scorer.columns,
     )  # fmt: skip
     return ExportNet(network, head, tiling=tiling)
 

@@ -39,6 +39,11 @@ class ExactSearch(torch.nn.Module):
             indices.append(found + start)
         return _closest(torch.cat(distances, 1), torch.cat(indices, 1), self._k)
 
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """The vectors (..., d) at indices (...)."""
+        chunks = [self.get_buffer(f"vectors{i}") for i in range(len(self._chunks))]
+        return torch.cat(chunks)[indices].float()
+
 
 class CellSearch(torch.nn.Module):
     """The shortlists of a `CellIndex`, from its own constants: it finds the same vectors.
@@ -76,6 +81,10 @@ class CellSearch(torch.nn.Module):
         near = (rows @ self.get_buffer("centres")).topk(probes, dim=1, largest=False).indices
         return [self._nearest(patches, near, value, place, effort) for effort in (USUAL, THOROUGH)]
 
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """The vectors (..., d) at indices (...)."""
+        return self.get_buffer("vectors")[indices].float()
+
     def _nearest(
         self,
         patches: torch.Tensor,
@@ -98,7 +107,7 @@ class CellSearch(torch.nn.Module):
         return _closest(_measured(patches, self.get_buffer("vectors"), found), found, self._k)
 
 
-def make_search(vectors: FloatArray, k: int, mode: SearchMode) -> torch.nn.Module:
+def make_search(vectors: FloatArray, k: int, mode: SearchMode) -> ExactSearch | CellSearch:
     """The search that `NeighbourIndex` does for k neighbours among (m, d) vectors."""
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     cells = NeighbourIndex(vectors, mode=mode).cells
