@@ -222,9 +222,12 @@ def test_the_highest_cells_of_the_map_make_the_score_whatever_their_weights(top)
 
 def test_columns_weigh_only_where_layers_differ_and_the_run_knows_of_it():
     shares = np.float32([1, 1, 0.25])
-    assert ScoringConfig().column_weights(shares) is shares
-    assert ScoringConfig().column_weights(np.ones(3, np.float32)) is None
-    assert ScoringConfig.from_values({"density": 0.5}).column_weights(shares) is None
+    weights = [ScoringConfig().column_weights(shares, cells) for cells in (64, 4096, 8192, 16384)]
+    assert [w if w is None else w.tolist() for w in weights] == [
+        [1, 1, 0.25], [1, 1, 0.25], [1, 1, 0.5], None,
+    ]  # fmt: skip
+    assert ScoringConfig().column_weights(np.ones(3, np.float32), 64) is None
+    assert ScoringConfig.from_values({"density": 0.5}).column_weights(shares, 64) is None
 
 
 def test_density_joins_the_other_maps():

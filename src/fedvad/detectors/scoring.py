@@ -24,6 +24,7 @@ _UNBOUNDED = 1 << 30
 _RAISED = 3.0
 _TINY = 1e-12
 _CLEARLY = 0.9
+_FINE_ENOUGH = 64 * 64  # cells; with still finer ones a layer sees the grain rather than the part
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class ScoringConfig:
         outlines defects better, a larger one ranks images better. Such a map is then multiplied by
         what makes the mean of its highest cells the image score. Ours.
     finer_map: whether each layer's part of a squared distance counts in the map by its number of
-        cells: of two layers, the coarser one a quarter of the finer one, which outlines defects
-        better while images are ranked better by both alike. Only cells above the median of such a
-        map are then moved, by a multiple of their distance from it. Ours.
+        cells, up to 4096 of them: of two layers, the coarser one a quarter of the finer one. This
+        outlines defects better, while images are ranked better by both alike. Of such a map, only
+        cells above the median are then moved, by a multiple of their distance from it. Ours.
     density_neighbours: number of these neighbours, at least 1.
     smooth: side of the mean filter over the map, in cells (1 is none).
     top: share of the cells, the highest ones, whose mean is the image score; 0 takes the maximum.
@@ -88,12 +89,13 @@ class ScoringConfig:
         before = {"density": 0.0, "map_density": 1.0, "finer_map": False, "top_cells": _UNBOUNDED}
         return strictly(cls, {**before, **values}, "the scoring")
 
-    def column_weights(self, shares: FloatArray) -> FloatArray | None:
+    def column_weights(self, shares: FloatArray, cells: int) -> FloatArray | None:
         """Weight of each descriptor value in the map's squared distances; None for all alike.
 
-        shares: (d,), see `DescriptorNet`.
+        shares: (d,), see `DescriptorNet`. cells: of the map.
         """
-        return shares if self.finer_map and (shares != 1).any() else None
+        weights = np.minimum(1, shares * max(1, cells / _FINE_ENOUGH))
+        return weights.astype(np.float32) if self.finer_map and (weights != 1).any() else None
 
     def count(self, cells: int) -> int:
         """Number of the highest cells, of a map of `cells`, whose mean is the image score."""

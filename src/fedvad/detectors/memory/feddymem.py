@@ -86,7 +86,9 @@ class MemoryDetector(PatchDetector):
             assert self.generator_ is not None
             columns = None
             if self.generator_.is_identity:  # else every value is of all layers
-                columns = self.scoring.column_weights(self.extractor.network.shares)
+                height, width, _ = self.extractor.grid
+                shares = self.extractor.network.shares
+                columns = self.scoring.column_weights(shares, height * width)
             self._scorer = MemoryScorer(
                 self.bank_, self.scoring, scale=self._scale, negatives=self._negatives,
                 columns=columns,

@@ -60,7 +60,8 @@ class MemoryNet(torch.nn.Module):
         generator = generator or Generator.identity(bank.dim)
         columns = None
         if generator.is_identity:
-            columns = self.scoring.column_weights(self.network.shares)
+            height, width = self.network.grid
+            columns = self.scoring.column_weights(self.network.shares, height * width)
         head = MemoryHead(bank, generator, self.scoring, grid=self.network.grid, columns=columns)
         for part in head.modules():  # all of it follows from the memory
             part._non_persistent_buffers_set.update(part._buffers)
