@@ -57,7 +57,14 @@ def test_timm_imports_again_and_again() -> None:
 
 def test_import_loads_nothing_slow() -> None:
     """Of what starts often: commands, and a process for each message of a federation."""
-    names = ("cli.main", "features.extractor", "features.cache", "runs.method", "deploy.site")
+    names = (
+        "cli.main",
+        "features.extractor",
+        "features.cache",
+        "runs.method",
+        "runs.method_sums",
+        "deploy.site",
+    )
     modules = ", ".join(f"fedvad.{name}" for name in names)
     code = f"import sys, fedvad, {modules}; print(*[m for m in {SLOW} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

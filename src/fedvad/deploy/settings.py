@@ -150,6 +150,7 @@ def check_run_name(name: str) -> str:
 def to_toml(values: dict[str, Any]) -> str:
     """Flat TOML of strings, numbers, booleans, paths and lists of strings; None is left out."""
     for value in values.values():
-        if not str(value).isprintable():
-            raise ConfigError(f"{str(value)!r} cannot be written to a settings file")
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if not str(item).isprintable():
+                raise ConfigError(f"{str(item)!r} cannot be written to a settings file")
     return "".join(f"{k} = {as_toml(value)}\n" for k, value in values.items() if value is not None)

@@ -43,7 +43,7 @@ from fedvad.runs.run_folder import write_json
 __all__ = ["bench"]
 
 log = logging.getLogger(__name__)
-_SCHEMA = 1
+_SCHEMA = 2
 _TRIVIAL_SIZE = 256
 _Key = tuple[str, str, int]
 

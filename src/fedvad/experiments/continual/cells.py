@@ -34,6 +34,8 @@ from fedvad.features.names import brings_weights
 from fedvad.runs.data import digest_of
 
 log = logging.getLogger(__name__)
+# changes where what is kept of a finished cell would be another one now
+_SCHEMA = 2
 
 FIGURES = ("image_auroc", "image_f1", "pixel_auroc", "pixel_f1", "pixel_ap", "aupro")
 
@@ -198,6 +200,7 @@ def _identity(method: Method, sites: Sequence[Site], seed: int, learner: Learner
     values = method.model_dump(mode="json", exclude={"codec"})
     values["codec"] = None if method.codec is None else asdict(method.codec)
     return {
+        "schema": _SCHEMA,
         "version": __version__,
         "method": values,
         "seed": seed,
