@@ -72,3 +72,8 @@ def test_circles_are_found(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list_detectors())
 def test_a_registered_class_has_the_name_it_is_registered_by(name: str) -> None:
     assert detector_class(name).name == name
+
+
+def test_files_are_short_enough_to_be_read() -> None:
+    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCE.rglob("*.py")}
+    assert [str(path) for path, length in lengths.items() if length > 350] == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
 from fedvad.data.locks import only_one
-from fedvad.data.outputs import OWN_PNG
 from fedvad.data.sealed import sha256_of
 from fedvad.errors import ConfigError, join_names
 from fedvad.features.config import Engine
@@ -21,7 +19,7 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.signed import read_private_key
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.distances import nearest
-from fedvad.report.audit_sheet import TITLE
+from fedvad.report.shown import remove_shown
 from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
 from fedvad.runs.config import TrainConfig, as_path
 from fedvad.runs.data import load_sites
@@ -41,8 +39,6 @@ from fedvad.runs.renewal import (
 from fedvad.runs.repair import leave_out, repaired
 from fedvad.runs.run_folder import (
     DETECTOR_FILE,
-    EARLIER_THRESHOLDS_FILE,
-    REGION_FILE,
     read_config,
     read_ledger,
     write_config,
@@ -55,13 +51,6 @@ __all__ = ["forget"]
 log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{16}(#\d+)?")
 _PENDING = "forgetting.fedvad"
-# what a training and a calibration leave that shows or measures images of all its sites
-_SHOWS = (
-    "results.json", "scores.json", "report.html", "heatmaps.png", "gallery.json", "gallery",
-    "tables", EARLIER_THRESHOLDS_FILE,
-)  # fmt: skip
-# what a page or picture of ours holds, whatever its name
-_MARKS = {".pdf": TITLE.encode(), ".html": b"<title>fedvad report", ".png": OWN_PNG}
 
 
 def forget(
@@ -319,17 +308,7 @@ def _removed(run: TrainedRun, name: str, image: str | None) -> dict[str, int]:
 
 def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
     """Remove what shows images, and the site's name from the record of the rounds."""
-    removed = []
-    found = sorted(path.name for path in folder.iterdir() if _shows(path))
-    for name in dict.fromkeys([*_SHOWS, *found]):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
-        else:
-            continue
-        removed.append(name)
+    removed = remove_shown(folder)
     ledger = read_ledger(folder)
     if site is not None:
         ledger.forget(site)
@@ -339,14 +318,6 @@ def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
             write_config(folder, stored.model_copy(update={"join": join}))
     write_ledger(folder, ledger)
     return removed
-
-
-def _shows(path: Path) -> bool:
-    """Whether a file is a page or a picture that fedvad made of the run."""
-    mark = _MARKS.get(path.suffix.lower())
-    if mark is None or not path.is_file() or path.name == REGION_FILE:
-        return False
-    return mark in path.read_bytes()
 
 
 def _finished(folder: Path, site: str | None, receipt: Path | None) -> dict[str, Any] | None:
