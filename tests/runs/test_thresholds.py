@@ -22,6 +22,12 @@ from fedvad.runs.thresholds import calibrate
 from tests.helpers import OPTIONS, FakeFeatures
 
 
+def _extractor(run: TrainedRun) -> FeatureExtractor:
+    network = SimpleNamespace(shares=np.ones(1, np.float32))
+    stand_in = SimpleNamespace(config=run.features, grid=(2, 2, 1), network=network)
+    return cast(FeatureExtractor, stand_in)
+
+
 def test_normals_that_came_nearer_are_counted() -> None:
     values = np.arange(1, 8, dtype=np.float16)
     features = FakeFeatures("a", np.broadcast_to(values[:, None, None, None], (7, 2, 2, 1)))
@@ -36,7 +42,7 @@ def test_normals_that_came_nearer_are_counted() -> None:
         method="feddymem",
     )
     config = resolve_config(calibration="holdout", **OPTIONS)
-    extractor = cast(FeatureExtractor, SimpleNamespace(config=run.features, grid=(2, 2, 1)))
+    extractor = _extractor(run)
     held_out = {"a": cast(NormalFeatures, features)}
     found = calibrate(run, held_out, extractor, config, no_progress)
     assert found.own_normals == {
@@ -67,7 +73,7 @@ def test_a_site_of_narrow_data_learns_from_the_others_unless_it_keeps_its_own() 
             method="feddymem",
         )
         config = resolve_config(calibration="holdout", threshold_rule=rule, **OPTIONS)
-        extractor = cast(FeatureExtractor, SimpleNamespace(config=run.features, grid=(2, 2, 1)))
+        extractor = _extractor(run)
         calibrate(run, held_out, extractor, config, no_progress)
         values[rule] = run.sites["even"].thresholds
     assert values["own"]["global"].method == "log-normal-tail"
