@@ -19,7 +19,6 @@ from fedvad.features.extractor import FeatureExtractor
 from fedvad.federation.signed import read_private_key
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.distances import nearest
-from fedvad.report.shown import remove_shown
 from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
 from fedvad.runs.config import TrainConfig, as_path
 from fedvad.runs.data import load_sites
@@ -45,6 +44,7 @@ from fedvad.runs.run_folder import (
     write_ledger,
 )
 from fedvad.runs.sharing import without_shared
+from fedvad.runs.shown import remove_shown
 
 __all__ = ["forget"]
 
