@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,22 @@ from fedvad.memory.bank import FloatArray, MemoryBank
 from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.reduce import reduce_patches
 
+if TYPE_CHECKING:
+    from fedvad.features.modules import DescriptorNet
+
 _CONFIG = FedDyMemConfig()
+
+
+def map_columns(
+    scoring: ScoringConfig, network: DescriptorNet, generator: Generator, grid: tuple[int, ...]
+) -> FloatArray | None:
+    """What `ScoringConfig.column_weights` gives for a map of (h, w, ...) `grid`.
+
+    None behind a trained generator, each of whose values is of all layers.
+    """
+    if not generator.is_identity:
+        return None
+    return scoring.column_weights(network.shares, grid[0] * grid[1])
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -84,11 +99,9 @@ class MemoryDetector(PatchDetector):
             raise ConfigError(f"{self.name} has no memory yet: call fit() or with_memory() first")
         if self._scorer is None:
             assert self.generator_ is not None
-            columns = None
-            if self.generator_.is_identity:  # else every value is of all layers
-                height, width, _ = self.extractor.grid
-                shares = self.extractor.network.shares
-                columns = self.scoring.column_weights(shares, height * width)
+            columns = map_columns(
+                self.scoring, self.extractor.network, self.generator_, self.extractor.grid
+            )
             self._scorer = MemoryScorer(
                 self.bank_, self.scoring, scale=self._scale, negatives=self._negatives,
                 columns=columns,

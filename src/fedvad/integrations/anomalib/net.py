@@ -9,6 +9,7 @@ import torch
 from anomalib.data import InferenceBatch
 from torch.nn import functional
 
+from fedvad.detectors.memory.feddymem import map_columns
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import ScoringConfig
 from fedvad.errors import ConfigError
@@ -58,11 +59,9 @@ class MemoryNet(torch.nn.Module):
     def set_memory(self, bank: MemoryBank, generator: Generator | None = None) -> None:
         """Score by this memory from now on; raises `MemoryBankError` for an empty one."""
         generator = generator or Generator.identity(bank.dim)
-        columns = None
-        if generator.is_identity:
-            height, width = self.network.grid
-            columns = self.scoring.column_weights(self.network.shares, height * width)
-        head = MemoryHead(bank, generator, self.scoring, grid=self.network.grid, columns=columns)
+        grid = self.network.grid
+        columns = map_columns(self.scoring, self.network, generator, grid)
+        head = MemoryHead(bank, generator, self.scoring, grid=grid, columns=columns)
         for part in head.modules():  # all of it follows from the memory
             part._non_persistent_buffers_set.update(part._buffers)
         self._store(bank, generator)
