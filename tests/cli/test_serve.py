@@ -74,7 +74,7 @@ def test_a_taken_port_is_reported(
     ("options", "reported"),
     [
         (("--site", "oak"), "oak"),
-        (("--engine", "tpu"), "openvino or torch"),
+        (("--engine", "tpu"), "openvino-bf16 or torch"),
         (("--reference", "mine"), "global, local or union"),
         (("--token-file", "none"), "cannot read the token"),
         (("--host", "no.such.host.invalid"), "cannot listen"),

@@ -10,10 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 
 from fedvad.errors import ConfigError
-from fedvad.features.config import FeatureConfig
-from fedvad.features.engine import DescriptorEngine, OpenVinoEngine, TorchEngine, make_engine
+from fedvad.features.cache import DescriptorCache
+from fedvad.features.config import Engine, FeatureConfig
+from fedvad.features.engine import (
+    DescriptorEngine,
+    OpenVinoEngine,
+    TorchEngine,
+    has_bf16,
+    make_engine,
+)
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.features.modules import DescriptorNet
 
@@ -179,9 +187,40 @@ def test_openvino_is_for_the_cpu(device: str, bank: DescriptorNet) -> None:
         make_engine(bank, image_size=SIDE, kind="openvino", device=device)
 
 
+def test_bfloat16_is_near_float32(bank: DescriptorNet, tmp_path: Path) -> None:
+    """Within what eight bits of a factor give, and never mistaken for float32 in the cache."""
+    if not has_bf16():
+        pytest.skip("this processor has no instructions for bfloat16")
+    images = _images(3)
+    found, exact = (
+        _run(make_engine(bank, image_size=SIDE, kind=kind), images, 2)
+        for kind in ("openvino-bf16", "openvino")
+    )
+    assert 0 < np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+    path = tmp_path / "image.png"
+    Image.fromarray(images[0]).save(path)
+    cache = DescriptorCache(tmp_path / "cache")
+    made: list[Any] = []
+    kinds: list[Engine] = ["openvino", "openvino-bf16", "openvino-bf16"]
+    for engine in kinds:
+        extractor = FeatureExtractor(
+            FeatureConfig("filterbank", image_size=SIDE, engine=engine), cache
+        )
+        made.append(next(iter(extractor.stream([path]))).descriptors)
+        assert extractor.computed == (len(made) < 3)
+    assert (made[0] != made[1]).any()
+    assert (made[1] == made[2]).all()
+
+
+def test_a_processor_without_bfloat16(bank: DescriptorNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedvad.features.engine.has_bf16", lambda: False)
+    with pytest.raises(ConfigError, match=r"--engine openvino$"):
+        make_engine(bank, image_size=SIDE, kind="openvino-bf16")
+
+
 def test_unknown_engine(bank: DescriptorNet) -> None:
     kind: Any = "tensorrt"
-    with pytest.raises(ConfigError, match="openvino or torch"):
+    with pytest.raises(ConfigError, match="openvino-bf16 or torch"):
         make_engine(bank, image_size=SIDE, kind=kind)
 
 

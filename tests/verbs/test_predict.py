@@ -312,7 +312,7 @@ def test_another_threshold_without_training(trained: Run, plants: Path) -> None:
     ("option", "value", "said"),
     [
         ("reference", "Global", "global, local or union"),
-        ("engine", "onnx", "openvino or torch"),
+        ("engine", "onnx", "openvino-bf16 or torch"),
         ("device", "gpu", "not available"),
         ("save", "pictures", "overlays, maps"),
         ("save", "maps", "needs --out"),
@@ -359,6 +359,33 @@ def test_a_run_of_another_device_works_on_this_one(
     assert "runs on the CPU" not in caplog.text
     with pytest.raises(ConfigError, match="not available"):
         fedvad.predict(run, image, device="cuda:77")
+
+
+def test_a_run_of_another_precision_scores_here_and_is_changed_only_there(
+    trained: Run,
+    plants: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("fedvad.runs.opening", "fedvad.features.engine"):
+        monkeypatch.setattr(f"{module}.has_bf16", lambda: False)
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    config = json.loads((run / "config.json").read_bytes())
+    (run / "config.json").write_text(json.dumps(config | {"engine": "openvino-bf16"}))
+    image = plants / "alder/test/good/000.png"
+    assert next(fedvad.predict(run, image)) == next(fedvad.predict(trained[0], image))
+    assert "runs in float32" in caplog.text
+    with pytest.raises(ConfigError, match=r"--engine openvino$"):
+        fedvad.predict(run, image, engine="openvino-bf16")
+    # a memory knows its rows by their values
+    with pytest.raises(ConfigError, match="not with openvino: in another precision"):
+        fedvad.update(run, plants / "alder/train", site="alder", engine="openvino")
+    with pytest.raises(ConfigError, match="no instructions for bfloat16"):
+        fedvad.update(run, plants / "alder/train", site="alder")
+    with pytest.raises(ConfigError, match="not with openvino-bf16: in another precision"):
+        fedvad.update(trained[0], plants / "alder/train", site="alder", engine="openvino-bf16")
 
 
 def test_without_a_threshold_the_row_says_why(trained: Run, plants: Path, tmp_path: Path) -> None:

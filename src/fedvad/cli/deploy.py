@@ -114,7 +114,7 @@ def site(
     cache: Annotated[Path | None, typer.Option(help="Descriptor cache folder.")] = None,
     weights: flags.Weights = None,
     engine: Annotated[
-        str | None, typer.Option(help="openvino or torch [default: the server's]")
+        str | None, typer.Option(help="openvino, openvino-bf16 or torch [default: the server's]")
     ] = None,
     max_upload_bytes: Annotated[
         int | None, typer.Option(help="Bytes per round that may leave this site [default: 1000000]")

@@ -109,7 +109,9 @@ TargetFpr = Annotated[
 Engine = Annotated[
     str | None,
     typer.Option(
-        "--engine", help="Library that runs the backbone: openvino or torch [default: the run's]"
+        "--engine",
+        help="Library that runs the backbone: openvino, openvino-bf16 (in bfloat16, on processors "
+        "that have it) or torch [default: the run's]",
     ),
 ]
 Device = Annotated[

@@ -14,7 +14,7 @@ from fedvad.data.views import Size, View
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.features.names import BUNDLED, name_of_file
 
-Engine = Literal["openvino", "torch"]
+Engine = Literal["openvino", "openvino-bf16", "torch"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ Tag = TypeVar("Tag")
 Descriptors = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
 
+BF16 = "openvino-bf16"  # the engine that multiplies in bfloat16
 _IN_FLIGHT = 2  # batches that OpenVINO works on at once
 
 
@@ -37,13 +38,18 @@ class DescriptorEngine(Protocol):
 def check_engine(kind: str, device: str) -> None:
     """Raise `ConfigError` unless the engine exists and its device is present; nothing is built."""
     if kind not in get_args(Engine):
-        raise ConfigError(f"unknown engine {kind!r}; choose openvino or torch")
+        raise ConfigError(f"unknown engine {kind!r}; choose openvino, openvino-bf16 or torch")
     if not isinstance(device, str):
         raise ConfigError(f"device is {device!r}; give a name like 'cpu' or 'cuda'")
+    if kind == BF16 and not has_bf16():
+        raise ConfigError(
+            "this processor has no instructions for bfloat16 (avx512_bf16 or amx_bf16), which "
+            f"engine {kind} needs; use --engine openvino"
+        )
     if device == "cpu":
         return
-    if kind == "openvino":
-        raise ConfigError(f"engine openvino runs on the CPU; for {device!r} use --engine torch")
+    if kind != "torch":
+        raise ConfigError(f"engine {kind} runs on the CPU; for {device!r} use --engine torch")
     kinds = device.partition(":")[0]
     if kinds == "cpu" or not re.fullmatch(r"[a-z]+(:[0-9]+)?", device):
         raise ConfigError(f"device {device!r} is not available; choose cpu, cuda, cuda:1 or mps")
@@ -66,6 +72,13 @@ def check_engine(kind: str, device: str) -> None:
         ) from error
 
 
+def has_bf16() -> bool:
+    """Whether OpenVINO multiplies bfloat16 in hardware on this processor."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def make_engine(
     network: torch.nn.Module,
     *,
@@ -78,8 +91,10 @@ def make_engine(
     Raises `ConfigError` for OpenVINO on a device other than the CPU, or an absent device.
     """
     check_engine(kind, device)
-    if kind == "openvino":
-        return OpenVinoEngine(network, image_size=image_size)
+    if kind != "torch":
+        return OpenVinoEngine(
+            network, image_size=image_size, precision="bf16" if kind == BF16 else "f32"
+        )
     return TorchEngine(network, device=device)
 
 
@@ -107,17 +122,26 @@ class TorchEngine:
 
 
 class OpenVinoEngine:
-    """OpenVINO in float32 on the CPU; batches in flight keep every core busy."""
+    """OpenVINO on the CPU; batches in flight keep every core busy.
 
-    def __init__(self, network: torch.nn.Module, *, image_size: int | tuple[int, int]) -> None:
+    precision: in which it multiplies, `f32` or `bf16`; sums and results are float32.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        *,
+        image_size: int | tuple[int, int],
+        precision: Literal["f32", "bf16"] = "f32",
+    ) -> None:
         import openvino
 
         from fedvad.features.openvino import to_openvino
 
         self.batch_size = 4
         model, self._weights = to_openvino(network, image_size)
-        # f32: a lower precision would move distances, and with them stored thresholds
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        # said, as OpenVINO's own choice depends on the processor and would move stored thresholds
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         self._compiled = openvino.Core().compile_model(model, "CPU", options)
         self._new_request: Callable[[], openvino.InferRequest] = self._compiled.create_infer_request
 

@@ -28,7 +28,7 @@ from fedvad.errors import ConfigError, DataError, ImageError
 from fedvad.features.backbones import Backbone, build_backbone
 from fedvad.features.cache import DescriptorCache, content_key
 from fedvad.features.config import FeatureConfig
-from fedvad.features.engine import DescriptorEngine, check_engine, make_engine
+from fedvad.features.engine import BF16, DescriptorEngine, check_engine, make_engine
 from fedvad.features.stitching import Stitching
 from fedvad.half import HalfArray, to_half
 
@@ -94,6 +94,8 @@ class FeatureExtractor:
         # what is refused must not depend on what another limit let into the cache
         limit = self.config.max_pixels
         self._rules = f"{_RULES}" if limit == MAX_PIXELS else f"{_RULES}-{limit}"
+        if self.config.engine == BF16:  # nearly the same descriptors, but not the same
+            self._rules += "-bf16"
         self.bands = self._backbone.bands
         self.computed = 0
         # content by file state: a second pass over the same images need not read them again

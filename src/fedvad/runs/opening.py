@@ -12,7 +12,7 @@ from typing import Any
 from fedvad.errors import ConfigError, join_names
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.config import Engine
-from fedvad.features.engine import check_engine
+from fedvad.features.engine import BF16, check_engine, has_bf16
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.config import TrainConfig, as_path
 from fedvad.runs.memory_run import TrainedRun
@@ -50,9 +50,9 @@ def open_run(
 
     `weights`, `engine` and `device` replace what was stored at training, for a run that was moved
     to another machine; `max_pixels` replaces the limit on the size of images. A stored device that
-    this machine lacks becomes the CPU, with a warning. Raises `ArtefactError`, `WeightsError`,
-    `MismatchError` when the backbone's values differ, or `ConfigError` for a given engine or device
-    that is not there.
+    this machine lacks becomes the CPU, and a stored precision float32, with a warning. Raises
+    `ArtefactError`, `WeightsError`, `MismatchError` when the backbone's values differ, or
+    `ConfigError` for a given engine or device that is not there.
     """
     run = Run.load(folder)
     config = _placed(read_config(folder), weights, engine, device)
@@ -69,9 +69,22 @@ def open_memory_run(
     device: str | None = None,
     cache: DescriptorCache | None = None,
 ) -> tuple[TrainedRun, TrainConfig, FeatureExtractor]:
-    """As `open_run`, for those who need a memory; raises `ArtefactError` for a student's run."""
+    """As `open_run`, for those who change a memory; raises `ArtefactError` for a student's run.
+
+    In the precision of the training, or `ConfigError`: a memory knows the rows of an image by their
+    values.
+    """
     run = TrainedRun.load(folder)
-    config = _placed(read_config(folder), weights, engine, device)
+    trained = read_config(folder)
+    wanted = trained.engine if engine is None else engine
+    if (wanted == BF16) != (trained.engine == BF16):
+        raise ConfigError(
+            f"this run was trained with engine {trained.engine}, so its memory is changed with "
+            f"that, not with {wanted}: in another precision it would not know its own rows"
+        )
+    if wanted == BF16:
+        check_engine(wanted, "cpu")  # else it would run in float32
+    config = _placed(trained, weights, engine, device)
     return run, config, _extractor(run, folder, config, cache)
 
 
@@ -90,6 +103,12 @@ def _placed(
     """The configuration with other weights, and an engine and device that are there."""
     changed: dict[str, Any] = {} if weights is None else {"weights": as_path(weights, "weights")}
     changed["engine"] = engine or config.engine
+    if engine is None and config.engine == BF16 and not has_bf16():
+        log.warning(
+            "this run was trained with engine %s, and this processor has no instructions for "
+            "bfloat16: it runs in float32 (--engine openvino)", BF16,
+        )  # fmt: skip
+        changed["engine"] = "openvino"
     changed["device"] = device
     if device is None:
         changed["device"] = config.device if engine in (None, config.engine) else "cpu"

@@ -76,7 +76,8 @@ def evaluate(
         Memory that scores: of all sites, the site's own, or both; None takes the run's.
     weights, engine, device, max_pixels : optional
         In place of those of the training, for a run that was moved: file of the backbone's weights,
-        "openvino" or "torch", "cpu", "cuda" or "mps", and greatest number of pixels of an image.
+        "openvino", "openvino-bf16" or "torch", "cpu", "cuda" or "mps", and greatest number of
+        pixels of an image.
     max_bad : float in [0, 1], optional
         Share of unreadable images tolerated per site; None takes that of the training.
     cache, progress : optional

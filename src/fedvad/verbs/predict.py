@@ -72,7 +72,8 @@ def predict(
         Of "overlays", "maps", "maps16", "masks", "boxes" and "csv"; None saves overlays.
     weights, engine, device, max_pixels : optional
         In place of those of the training, for a run that was moved: file of the backbone's weights,
-        "openvino" or "torch", "cpu", "cuda" or "mps", and greatest number of pixels of an image.
+        "openvino", "openvino-bf16" or "torch", "cpu", "cuda" or "mps", and greatest number of
+        pixels of an image.
     progress : callable, optional
         Called with a stage, the steps done and their number.
 

@@ -71,7 +71,8 @@ def calibrate(
         Put the site's thresholds before its last calibration back; without `normals`.
     weights, engine, device, max_pixels : optional
         In place of those of the training, for a run that was moved: file of the backbone's weights,
-        "openvino" or "torch", "cpu", "cuda" or "mps", and greatest number of pixels of an image.
+        "openvino", "openvino-bf16" or "torch", "cpu", "cuda" or "mps", and greatest number of
+        pixels of an image.
     cache, progress : optional
         As those of `train`.
 

@@ -18,6 +18,7 @@ from fedvad.data.views import View
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.thresholds import Threshold
 from fedvad.features.config import Engine
+from fedvad.features.engine import BF16
 from fedvad.runs.arguments import AnyPath, maybe
 from fedvad.runs.config import Reference, as_path, check_reference
 from fedvad.runs.decision import check_threshold_options, choose_threshold, warn_of_threshold
@@ -132,6 +133,11 @@ def export(
         run_folder, weights=maybe(weights, "weights"), engine=engine, device=device or "cpu"
     )
     check_pictures(extractor, "an exported model")
+    if extractor.config.engine == BF16:
+        raise ConfigError(
+            "an exported model computes in float32, this run in bfloat16: give --engine openvino "
+            "to export it all the same; its scores differ from the run's by about a percent"
+        )
     site = known_site(trained, site)
     _guard(folder, run_folder, [data, verify], extractor.config.weights, site)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
