@@ -180,7 +180,7 @@ def test_what_a_researcher_adds_passes_the_contract(tmp_path: Path) -> None:
     lines = re.findall(
         r"[Ll]ine in `([^`]+)`, below `([^`]+)`:\n\n```text\n(.*?)```", page, re.DOTALL
     )
-    assert (len(files), len(lines)) == (4, 8)
+    assert (len(files), len(lines)) == (5, 9)
     for name, above, text in lines:
         before = (tmp_path / name).read_text()
         assert before.count(f"{above}\n") == 1
