@@ -83,6 +83,14 @@ def test_what_is_not_an_input_is_left_out_and_counted(tmp_path: Path) -> None:
         list_images([root / "run", touch(tmp_path / "none", ".x.png")])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_among_images_does_not_hold_the_listing_up(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    assert [path.name for path in list_images([tmp_path]).paths] == ["a.png", "pipe.png"]
+    assert not is_own_png(tmp_path / "pipe.png")
+
+
 def test_names_below_several_folders_begin_with_theirs(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "b/1.png", "c.png")
     listing = list_images([tmp_path / "a", tmp_path / "a/../b", tmp_path / "c.png"])

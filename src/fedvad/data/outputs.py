@@ -133,7 +133,10 @@ def is_own_png(path: Path) -> bool:
 
 
 def _head(path: Path) -> bytes:
+    """The first bytes of a regular file; none of a pipe, which would block for ever."""
     try:
+        if not path.is_file():
+            return b""
         with path.open("rb") as file:
             return file.read(_HEAD)
     except (OSError, ValueError):
