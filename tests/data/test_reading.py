@@ -304,6 +304,17 @@ def test_a_pipe_does_not_hold_the_reading_up(tmp_path: Path) -> None:
     assert len(check_contents(read_data(tmp_path), 16).sites[0].train) == 2
 
 
+def test_a_region_of_other_proportions_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "train/good/0.png", 0, (60, 40))
+    mask = str(tmp_path / "mask.png")
+    for size, said in (((60, 40), 0), ((30, 20), 0), ((40, 60), 1), ((40, 40), 1)):
+        picture(Path(mask), 0, size)
+        notes = check_contents(read_data(tmp_path), "auto", mask).notes
+        assert len(notes) == said
+        assert not said or f"mask of the region is {size[1]} x {size[0]} pixels" in notes[0]
+    assert not check_contents(read_data(tmp_path), "auto", "0,0,50,50").notes
+
+
 def test_odd_shapes_get_advice(tmp_path: Path) -> None:
     picture(tmp_path / "train/good/0.png", 0, (10, 60))
     notes = check_contents(read_data(tmp_path), 64).notes
