@@ -30,6 +30,16 @@ class Closed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class Stored(Closed):
+    """What we wrote ourselves: neither numbers as text nor NaN is needed there."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Given(Closed):
+    """What people write: numbers as text will do."""
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_numbers(cls, value: Any, field: ValidationInfo) -> Any:
@@ -40,12 +50,6 @@ class Closed(BaseModel):
             if kinds & {int, float} and bool not in kinds:
                 raise PydanticCustomError("bool_as_number", "Input should be a number")
         return value
-
-
-class Stored(Closed):
-    """What we wrote ourselves: neither numbers as text nor NaN is needed there."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def read_toml(file: Path | Traversable, kind: str = "", mend: str = "") -> dict[str, Any]:
