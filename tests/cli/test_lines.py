@@ -127,6 +127,7 @@ def test_verbs_that_write_one_file_refuse_what_they_read(
         (plants / "alder/heat.png", "evaluate", run, plants, "--heatmaps"),
         (run / "config.json", "evaluate", run, plants, "--heatmaps"),
         (image, "gallery", plants, "--out"),
+        (image, "plan", plants / "birch", "--out"),
         (plants / "gallery.png", "gallery", plants, "--out"),
         (plants / "alder/train", "train", plants, "--out"),
         (plants, "export", run, "--int8", "--data", plants, "--out"),
