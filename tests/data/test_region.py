@@ -57,5 +57,5 @@ def test_masks_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="black everywhere"):
         parse_region(str(tmp_path / "black.png"))
     Image.new("L", (9, 9), 255).save(tmp_path / "white.png")  # a photograph has no black pixel
-    with pytest.raises(ConfigError, match="so it is the whole image .* paint black"):
+    with pytest.raises(ConfigError, match=r"so it is the whole image .* paint black"):
         parse_region(str(tmp_path / "white.png"))

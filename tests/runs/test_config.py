@@ -85,7 +85,7 @@ def test_every_method_is_a_sound_configuration(method: str) -> None:
         ({"seed": True}, "seed is True; it must be a whole number, at least 0"),
         ({"pull": False}, "pull is False; it must be a number, from 0 to 1"),
         ({"method": "stfpm", "student": {"steps": True}}, "student.steps is True; it must be"),
-        ({"upload_bytes": "1MB"}, "upload_bytes is '1MB'; it must be a whole number, at least 4096"),
+        ({"upload_bytes": "1MB"}, "upload_bytes is '1MB'; it must be a whole number, at least"),
         ({"compare": 5}, "compare is 5; it must be any of local, pooled, identity"),
         ({"image_size": [64]}, r"image_size '\[64\]' is none of the forms 256, 256x512"),
         ({"image_size": 6.5}, "image_size '6.5' is none of the forms"),

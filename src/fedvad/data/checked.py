@@ -15,8 +15,14 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import numpy as np
 import numpy.typing as npt
 from pydantic import (
-    BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator,
-)  # fmt: skip
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fedvad.errors import ArtefactError, ConfigError, FedvadError

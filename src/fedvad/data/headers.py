@@ -14,7 +14,8 @@ _ORIENTATION_TAG = 0x0112
 @dataclass(frozen=True)
 class Header:
     """height, width: in pixels, upright as the image is decoded. turned: its EXIF orientation is
-    not that of the stored pixels; sideways: it is turned by a quarter. grey: it has no colours. deep: 16 bits a value.
+    not that of the stored pixels; sideways: it is turned by a quarter. grey: it has no colours.
+    deep: its values have 16 bits.
     """
 
     height: int
