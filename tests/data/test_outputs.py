@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedvad.data.inputs import list_images
 from fedvad.data.output_folder import OutputFolder
-from fedvad.data.outputs import guard_file, guard_folder, holding_folders, is_own_png
+from fedvad.data.outputs import OWN_PNG, guard_file, guard_folder, holding_folders, is_own_png
 from fedvad.errors import ConfigError, DataError, StorageError
 from fedvad.report.overlay import marked_png
 
@@ -55,6 +55,9 @@ def test_a_picture_does_not_lie_among_images_nor_replaces_a_users(tmp_path: Path
     guard_file(root / "notes/h.png", "--heatmaps", folders=folders)
     with pytest.raises(ConfigError, match="not such a file of fedvad's"):
         guard_file(root / "notes/x.txt", "--heatmaps", own=b"fedvad")
+    with pytest.raises(ConfigError, match=r"x\.jpg would hold PNG: end it in \.png"):
+        guard_file(root / "notes/x.jpg", "--heatmaps", own=OWN_PNG)
+    guard_file(root / "notes/X.PNG", "--heatmaps", own=OWN_PNG)
     with pytest.raises(ConfigError, match="set-fedvad"):
         guard_folder(tmp_path / "x/../set", "--out", folders=folders)
     guard_folder(tmp_path, "--out", folders=folders)
