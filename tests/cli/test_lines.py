@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fedvad.cli.common import StageLines
+from fedvad.errors import DataError
 from fedvad.runs.progress import Stage
 from tests.helpers import run_main
 
@@ -94,6 +95,26 @@ def test_signals_are_an_interruption_and_quiet_is_taken_behind_the_verb(
     assert ("scoring: 1 image" in said.err) == (not flags)
 
 
+def test_names_stay_on_their_line(monkeypatch: Patch, capsys: Capture) -> None:
+    """A line break in a name made two lines of one image; an escape could colour the terminal."""
+    row = {"path": "a\nb\x1b[31m.png", "score": 1.0, "threshold": 2.0, "anomalous": False,
+           "overlay": None, "error": None, "reason": None}  # fmt: skip
+    bad = row | {"error": "c\nd.png: is empty"}
+    monkeypatch.setattr("fedvad.verbs.predict.predict", lambda *_, **__: iter([row, bad]))
+    assert run_main(monkeypatch, "predict", "run", "image") == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == r"normal     1 <= 2  a\nb\x1b[31m.png"
+    assert lines[1] == r"unreadable  c\nd.png: is empty"
+    assert len(lines) == 3
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise DataError("e\x1b[31m.png: no such file\nor folder")
+
+    monkeypatch.setattr("fedvad.verbs.predict.predict", refuse)
+    assert run_main(monkeypatch, "predict", "run", "image") == 3
+    assert capsys.readouterr().err == "error: e\\x1b[31m.png: no such file\nor folder\n"
+
+
 def test_verbs_that_write_one_file_refuse_what_they_read(
     trained: tuple[Path, dict[str, Any]], plants: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
@@ -106,6 +127,7 @@ def test_verbs_that_write_one_file_refuse_what_they_read(
         (plants / "alder/heat.png", "evaluate", run, plants, "--heatmaps"),
         (run / "config.json", "evaluate", run, plants, "--heatmaps"),
         (image, "gallery", plants, "--out"),
+        (image, "plan", plants / "birch", "--out"),
         (plants / "gallery.png", "gallery", plants, "--out"),
         (plants / "alder/train", "train", plants, "--out"),
         (plants, "export", run, "--int8", "--data", plants, "--out"),

@@ -83,7 +83,9 @@ def test_it_is_made_again_byte_for_byte_without_the_data(
     assert f"{IMAGES} pictures" in capsys.readouterr().out
 
 
-def test_an_audit_sheet_as_pdf(run: Path, monkeypatch: Patch, capsys: Capture) -> None:
+def test_an_audit_sheet_as_pdf(
+    run: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
     page = (run / "report.html").read_bytes()
     for _ in range(2):  # the second replaces the first
         assert run_main(monkeypatch, "report", run, "--pdf") == 0
@@ -93,6 +95,10 @@ def test_an_audit_sheet_as_pdf(run: Path, monkeypatch: Patch, capsys: Capture) -
     (run / "mine.pdf").write_bytes(b"%PDF-1.4 of somebody")
     with pytest.raises(ConfigError, match="not such a file"):
         fedvad.write_report(run, run / "mine.pdf", pdf=True)
+    for name, pdf in (("page.html", True), ("page.pdf", False)):
+        with pytest.raises(ConfigError, match=rf"{name} would hold (PDF|HTML): end it in"):
+            fedvad.write_report(run, tmp_path / name, pdf=pdf)
+        assert not (tmp_path / name).exists()
 
 
 def test_without_pictures_to_pass_on(run: Path, tmp_path: Path, monkeypatch: Patch) -> None:

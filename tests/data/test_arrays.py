@@ -110,6 +110,8 @@ def test_what_is_no_image_is_refused_whole(tmp_path: Path) -> None:
         assert is_image(file)
         with pytest.raises(DataError, match="is of type BufferedReader"):
             as_path(file, "x")
+    with pytest.raises(DataError, match="is a masked array: give array"):
+        to_rgb(np.ma.array(RGB, mask=RGB > 9))  # what is masked would count as seen
     assert (to_rgb(np.matrix(RGB[:, :, 0])) == to_rgb(RGB[:, :, 0])).all()
 
 

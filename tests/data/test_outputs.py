@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedvad.data.inputs import list_images
 from fedvad.data.output_folder import OutputFolder
-from fedvad.data.outputs import guard_file, guard_folder, holding_folders, is_own_png
+from fedvad.data.outputs import OWN_PNG, guard_file, guard_folder, holding_folders, is_own_png
 from fedvad.errors import ConfigError, DataError, StorageError
 from fedvad.report.overlay import marked_png
 
@@ -55,6 +55,9 @@ def test_a_picture_does_not_lie_among_images_nor_replaces_a_users(tmp_path: Path
     guard_file(root / "notes/h.png", "--heatmaps", folders=folders)
     with pytest.raises(ConfigError, match="not such a file of fedvad's"):
         guard_file(root / "notes/x.txt", "--heatmaps", own=b"fedvad")
+    with pytest.raises(ConfigError, match=r"x\.jpg would hold PNG: end it in \.png"):
+        guard_file(root / "notes/x.jpg", "--heatmaps", own=OWN_PNG)
+    guard_file(root / "notes/X.PNG", "--heatmaps", own=OWN_PNG)
     with pytest.raises(ConfigError, match="set-fedvad"):
         guard_folder(tmp_path / "x/../set", "--out", folders=folders)
     guard_folder(tmp_path, "--out", folders=folders)
@@ -81,6 +84,14 @@ def test_what_is_not_an_input_is_left_out_and_counted(tmp_path: Path) -> None:
     assert list_images([root / "GT"]).paths == [root / "GT/3.png"]
     with pytest.raises(DataError, match=r"no image found .* 1 hidden"):
         list_images([root / "run", touch(tmp_path / "none", ".x.png")])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_among_images_does_not_hold_the_listing_up(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    assert [path.name for path in list_images([tmp_path]).paths] == ["a.png", "pipe.png"]
+    assert not is_own_png(tmp_path / "pipe.png")
 
 
 def test_names_below_several_folders_begin_with_theirs(tmp_path: Path) -> None:

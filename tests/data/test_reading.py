@@ -304,6 +304,30 @@ def test_a_pipe_does_not_hold_the_reading_up(tmp_path: Path) -> None:
     assert len(check_contents(read_data(tmp_path), 16).sites[0].train) == 2
 
 
+def test_a_region_of_other_proportions_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "train/good/0.png", 0, (60, 40))
+    mask = str(tmp_path / "mask.png")
+    for size, said in (((60, 40), 0), ((30, 20), 0), ((40, 60), 1), ((40, 40), 1)):
+        picture(Path(mask), 0, size)
+        notes = check_contents(read_data(tmp_path), "auto", mask).notes
+        assert len(notes) == said
+        assert not said or f"mask of the region is {size[1]} x {size[0]} pixels" in notes[0]
+    assert not check_contents(read_data(tmp_path), "auto", "0,0,50,50").notes
+
+
+def test_twelve_bits_in_files_of_sixteen_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "train/good/0.png", 0)
+    values = np.random.default_rng(0).integers(0, 4096, (16, 16), dtype=np.uint16)
+    for factor, dark in ((1, True), (16, False)):
+        for name in ("0.png", "1.tif"):
+            Image.fromarray(values * np.uint16(factor)).save(tmp_path / "train/good" / name)
+        notes = " ".join(check_contents(read_data(tmp_path), 32).notes)
+        assert ("use at most a sixteenth of their range" in notes) == dark
+    picture(tmp_path / "train/good/0.png", 0)
+    Image.fromarray(values).save(tmp_path / "train/good/1.tif", compression="tiff_deflate")
+    assert "use at most a sixteenth" in check_contents(read_data(tmp_path), 32).notes[-1]
+
+
 def test_odd_shapes_get_advice(tmp_path: Path) -> None:
     picture(tmp_path / "train/good/0.png", 0, (10, 60))
     notes = check_contents(read_data(tmp_path), 64).notes

@@ -56,3 +56,6 @@ def test_masks_that_are_none(tmp_path: Path) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "black.png")
     with pytest.raises(ConfigError, match="black everywhere"):
         parse_region(str(tmp_path / "black.png"))
+    Image.new("L", (9, 9), 255).save(tmp_path / "white.png")  # a photograph has no black pixel
+    with pytest.raises(ConfigError, match=r"so it is the whole image .* paint black"):
+        parse_region(str(tmp_path / "white.png"))

@@ -138,6 +138,7 @@ class TestInit:
             (["localhost"], [], "--site is missing"),
             (["localhost"], ["a/b"], "short and without"),
             (["localhost"], ["a", "a"], "named twice"),
+            (["localhost"], ["a", "b", "A"], "named twice: A, a"),
         ],
     )
     def test_impossible_names(

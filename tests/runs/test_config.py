@@ -81,11 +81,25 @@ def test_every_method_is_a_sound_configuration(method: str) -> None:
         ({"max_pixels": 0}, "max_pixels"),
         ({"holdout": 1.0}, "holdout"),
         ({"defence": "robust", "shared_threshold": True}, "one liar"),
+        # true is 1 to Python, and a seed of nobody's choice
+        ({"seed": True}, "seed is True; it must be a whole number, at least 0"),
+        ({"pull": False}, "pull is False; it must be a number, from 0 to 1"),
+        ({"method": "stfpm", "student": {"steps": True}}, "student.steps is True; it must be"),
+        ({"upload_bytes": "1MB"}, "upload_bytes is '1MB'; it must be a whole number, at least"),
+        ({"compare": 5}, "compare is 5; it must be any of local, pooled, identity"),
+        ({"image_size": [64]}, r"image_size '\[64\]' is none of the forms 256, 256x512"),
+        ({"image_size": 6.5}, "image_size '6.5' is none of the forms"),
+        ({"image_size": True}, "image_size 'true' is none of the forms"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         resolve_config(**options)
+
+
+def test_a_size_may_be_a_pair_of_numbers(tmp_path: Path) -> None:
+    assert resolve_config(image_size=(64, 128)).image_size == "64x128"
+    assert resolve_config(_toml(tmp_path, "image_size = [64, 128]")).image_size == "64x128"
 
 
 def test_lists_of_options_follow_from_the_declarations() -> None:

@@ -206,6 +206,14 @@ def test_the_image_stays_out_when_the_others_fill_in(
 def test_a_second_machine_verifies_the_receipt(run: Path, keys: Path, tmp_path: Path) -> None:
     reported = fedvad.forget(run, site="cedar", key=keys / "server.key")
     receipt = Path(reported["receipt"])
+    before = (run / "detector.safetensors").read_bytes()
+    for users in (keys / "server.key", tmp_path / "mine.png"):
+        users.touch()
+        held = users.read_bytes()
+        with pytest.raises(ConfigError, match=r"--receipt .*(is read|not such a file)"):
+            fedvad.forget(run, site="birch", key=keys / "server.key", receipt=users)
+        assert users.read_bytes() == held
+    assert (run / "detector.safetensors").read_bytes() == before
     assert receipt == run / "forgot-cedar.fedvad"
     found = fedvad.inspect(receipt)
     assert found["signature"]["verifies"] is True

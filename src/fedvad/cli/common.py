@@ -132,6 +132,11 @@ def by_backbone(values: list[str]) -> dict[str, Path]:
     return found
 
 
+def one_line(text: str) -> str:
+    """Text that stays on its line: what a name may hold and no terminal shows, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def limit_words(limit: float | None) -> str:
     """A threshold as people read it."""
     return "none" if limit is None else f"{limit:.4g}"

@@ -25,7 +25,7 @@ from fedvad.cli.bank import bank_app
 from fedvad.cli.bench import bench
 from fedvad.cli.cache import cache_app
 from fedvad.cli.calibrate import calibrate
-from fedvad.cli.common import QUIET
+from fedvad.cli.common import QUIET, one_line
 from fedvad.cli.connectivity import connectivity
 from fedvad.cli.continual import continual
 from fedvad.cli.demo import demo
@@ -52,6 +52,8 @@ from fedvad.cli.watch import watch, week
 from fedvad.errors import ConfigError, FedvadError, StorageError
 
 INTERRUPTED = 130
+# a disk to which standard output goes is full
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ANYWHERE = ("--quiet", "--verbose")
 
 
@@ -166,10 +168,10 @@ def main() -> None:
         _check_place()
         app()
     except FedvadError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo("error: " + "\n".join(map(one_line, str(error).split("\n"))), err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _DISK:
             raise
         typer.echo(f"error: {error.strerror}: the output is not complete", err=True)
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - what is left cannot be written

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import print_json, showing
+from fedvad.cli.common import one_line, print_json, showing
 
 
 def predict(
@@ -62,15 +62,14 @@ def predict(
             if as_json:
                 print_json(row)
             elif row["error"]:
-                typer.echo(f"unreadable  {row['error']}")
+                typer.echo(one_line(f"unreadable  {row['error']}"))
             else:
                 verdict = {True: "ANOMALOUS", False: "normal   ", None: "scored   "}
                 side = ">" if row["anomalous"] else "<="
                 limit = "" if row["threshold"] is None else f" {side} {row['threshold']:.4g}"
                 shown = f"  {row['overlay']}" if row["overlay"] else ""
-                typer.echo(
-                    f"{verdict[row['anomalous']]}  {row['score']:.4g}{limit}  {row['path']}{shown}"
-                )
+                said = f"{verdict[row['anomalous']]}  {row['score']:.4g}{limit}"
+                typer.echo(one_line(f"{said}  {row['path']}{shown}"))
                 if row["reason"]:
                     reasons.add(row["reason"])
         for reason in sorted(reasons):

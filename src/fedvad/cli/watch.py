@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import exit_with_json, print_json
+from fedvad.cli.common import exit_with_json, one_line, print_json
 
 
 def watch(
@@ -84,7 +84,7 @@ def watch(
         if as_json:
             print_json(shown(row))
         else:
-            typer.echo(_line(row))
+            typer.echo(one_line(_line(row)))
     if not as_json:
         typer.echo(f"{count} images, {stopped} stopped, {unreadable} unreadable; log in {out}")
 

@@ -87,6 +87,8 @@ def to_rgb(
         return rgb_of_pil(image, name)
     if _is_tensor(image):
         array = _channels_last(_numpy_of(image, name), name)
+    elif isinstance(image, np.ma.MaskedArray):
+        raise DataError(f"{name}: is a masked array: give array.filled(value), with a value to see")
     elif isinstance(image, np.ndarray):
         array = np.asarray(image)  # a matrix never has one dimension less
     else:

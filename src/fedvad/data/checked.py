@@ -10,11 +10,20 @@ from dataclasses import MISSING, fields
 from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from fedvad.errors import ArtefactError, ConfigError, FedvadError
 
@@ -32,6 +41,21 @@ class Stored(Closed):
     """What we wrote ourselves: neither numbers as text nor NaN is needed there."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Given(Closed):
+    """What people write: numbers as text will do."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, field: ValidationInfo) -> Any:
+        """True and false are no numbers, although Python counts with them."""
+        if isinstance(value, bool) and field.field_name in cls.model_fields:
+            wanted = cls.model_fields[field.field_name].annotation
+            kinds = set(get_args(wanted)) or {wanted}
+            if kinds & {int, float} and bool not in kinds:
+                raise PydanticCustomError("bool_as_number", "Input should be a number")
+        return value
 
 
 def read_toml(file: Path | Traversable, kind: str = "", mend: str = "") -> dict[str, Any]:

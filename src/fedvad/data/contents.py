@@ -12,28 +12,37 @@ from pathlib import Path
 
 from fedvad.data.cubes.names import files_of
 from fedvad.data.headers import read_header
+from fedvad.data.images import read_rgb
 from fedvad.data.reading import DataReading
+from fedvad.data.region import Region, is_shape
 from fedvad.data.sets import ImageItem, Site
 from fedvad.data.views import Size, View, is_plain
-from fedvad.errors import DataError
+from fedvad.errors import DataError, ImageError, join_names
 
 _BLOCK = 4096
 _MOST_BYTES = 1 << 30  # of files that agree in size and in three blocks, to be read whole
 _LOOKED_AT = 32  # images a site whose headers are read
 _FAR_FROM_SQUARE = 1.5
 _FAR_LARGER = 3.0
+_STRETCHED = 1.05  # by which a region's mask no longer means the same places
 _SHOWN = 3
+_DECODED = 3  # images of 16 bits a site
+_NEARLY_BLACK = 16  # of 255; what 12 bits reach of 16
 
 
-def check_contents(reading: DataReading, image_size: Size | View) -> DataReading:
+def check_contents(
+    reading: DataReading, image_size: Size | View, region: str | None = None
+) -> DataReading:
     """The reading with notes on images of equal content, and on shapes that training spoils.
 
-    image_size: at which images will be read; `auto` and `short:256` follow from theirs. No image is
-    decoded: files of one size are compared, and headers are read.
+    image_size: at which images will be read; `auto` and `short:256` follow from theirs. region: see
+    `Region`. Files of one size are compared, and headers are read; none but some images of 16 bits
+    are decoded.
     """
     settled = isinstance(image_size, View) or is_plain(image_size)
     view = View.of(image_size) if settled else None
-    return reading.noted([*_copies(reading.sites), *_shapes(reading.sites, view)])
+    notes = [*_copies(reading.sites), *_shapes(reading.sites, view)]
+    return reading.noted([*notes, *_misfit(reading.sites, region), *_dark(reading.sites)])
 
 
 def distinct(paths: Iterable[Path]) -> int:
@@ -191,6 +200,39 @@ def _own_copies(site: Site, groups: Iterable[Sequence[Path]]) -> Iterator[str]:
     if contrary:
         shown = ", ".join(path.name for path in contrary[:_SHOWN])
         yield f"{site.name}: {len(contrary)} images are equal and labelled differently ({shown})"
+
+
+def _misfit(sites: Iterable[Site], region: str | None) -> Iterator[str]:
+    """A note where the mask of a region has other proportions than the images under it."""
+    if not region or is_shape(region):
+        return
+    height, width = Region.of(region).shape
+    paths = [item.path for site in sites for item in site.train[:_LOOKED_AT]]
+    for header in filter(None, map(read_header, paths)):
+        stretch = header.height * width / max(1, header.width * height)
+        if not 1 / _STRETCHED < stretch < _STRETCHED:
+            yield (
+                f"the mask of the region is {width} x {height} pixels, and images are "
+                f"{header.width} x {header.height}: it is stretched to their proportions"
+            )
+            return
+
+
+def _dark(sites: Iterable[Site]) -> Iterator[str]:
+    """A note on sites whose images of 16 bits hold 12 bits or fewer, and so are read as black."""
+    dark = []
+    for site in sites:
+        paths = [item.path for item in site.train[:_DECODED]]
+        deep = [path for path in paths if (header := read_header(path)) and header.deep]
+        with suppress(ImageError):
+            if deep and max(int(read_rgb(path).max()) for path in deep) <= _NEARLY_BLACK:
+                dark.append(site.name)
+    if dark:
+        yield (
+            f"16-bit images of {join_names(dark, _SHOWN)} use at most a sixteenth of their range "
+            "and are read as nearly black: multiply the values of all images by 16, if the camera "
+            "gives 12 bits"
+        )
 
 
 def _shapes(sites: Iterable[Site], view: View | None) -> Iterator[str]:

@@ -15,6 +15,7 @@ _ORIENTATION_TAG = 0x0112
 class Header:
     """height, width: in pixels, upright as the image is decoded. turned: its EXIF orientation is
     not that of the stored pixels; sideways: it is turned by a quarter. grey: it has no colours.
+    deep: its values have 16 bits.
     """
 
     height: int
@@ -22,6 +23,7 @@ class Header:
     turned: bool = False
     sideways: bool = False
     grey: bool = False
+    deep: bool = False
 
 
 def read_header(path: Path) -> Header | None:
@@ -35,6 +37,7 @@ def read_header(path: Path) -> Header | None:
             with Image.open(path) as image:
                 width, height = image.size
                 grey = image.mode[0] in "1LIF" and image.mode != "LAB"
+                deep = ";16" in str(image.tile)  # as "RGB;16B", for which no mode stands
                 # Pillow decodes a whole PNG to look for EXIF data after the pixels
                 known = image.format != "PNG" or "exif" in image.info
                 turn = image.getexif().get(_ORIENTATION_TAG, 1) if known else 1
@@ -44,4 +47,4 @@ def read_header(path: Path) -> Header | None:
         turn = 1
     if turn >= 5:
         width, height = height, width
-    return Header(height, width, turned=turn != 1, sideways=turn >= 5, grey=grey)
+    return Header(height, width, turned=turn != 1, sideways=turn >= 5, grey=grey, deep=deep)

@@ -14,6 +14,7 @@ from fedvad.errors import ConfigError, StorageError
 # image to score, wherever it lies.
 PNG_MARK = "fedvad"
 OWN_PNG = f"tEXt{PNG_MARK}\0".encode()
+_ENDINGS = {OWN_PNG: ".png", b"%PDF": ".pdf"}  # of files of ours that others open by their name
 _HEAD = 1024  # bytes; our chunk comes before the pixels
 
 
@@ -64,6 +65,9 @@ def guard_file(
             f"{option} {target} exists and is not such a file of fedvad's: choose another "
             "file, or remove it"
         )
+    ending = _ENDINGS.get(own, "")
+    if not target.name.lower().endswith(ending):
+        raise ConfigError(f"{option} {target} would hold {ending[1:].upper()}: end it in {ending}")
     holder = _among(_entry(target).parent, folders)
     if holder is not None:
         raise ConfigError(
@@ -133,7 +137,10 @@ def is_own_png(path: Path) -> bool:
 
 
 def _head(path: Path) -> bytes:
+    """The first bytes of a regular file; none of a pipe, which would block for ever."""
     try:
+        if not path.is_file():
+            return b""
         with path.open("rb") as file:
             return file.read(_HEAD)
     except (OSError, ValueError):

@@ -55,6 +55,17 @@ class Region:
             raise ConfigError(f"region {text} is black everywhere: mark where to look in white")
         return cls(mask)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of its mask in pixels."""
+        height, width = self._mask.shape
+        return height, width
+
+    @property
+    def whole(self) -> bool:
+        """Whether it leaves nothing out."""
+        return bool(self._mask.all())
+
     def cells(self, grid: tuple[int, int]) -> Mask:
         """(h, w) bool: which cells of an image belong to it, at least the one nearest to it."""
         if grid not in self._grids:
@@ -86,7 +97,11 @@ def parse_region(text: str) -> str:
     """A region option, with the path of a mask made absolute; raises `ConfigError`."""
     if is_shape(text):
         return text
-    Region.of(text)
+    if Region.of(text).whole:
+        raise ConfigError(
+            f"region {text} has no black pixel, so it is the whole image (is it a photograph?): "
+            "paint black where not to look"
+        )
     return str(Path(text).absolute())
 
 

@@ -45,7 +45,9 @@ def forget_site(
     folder = _run(settings, name)
     with _alone(folder, name):
         signing = read_private_key(key)
-        guard_output_file(receipt, "--receipt", others=[key, *folder.glob("**/*")])
+        guard_output_file(
+            receipt, "--receipt", others=[key, *folder.glob("**/*")], own=signing.beginning
+        )
         record = read_record(folder)
         if record.get(LEAVING, site) != site:
             raise ConfigError(f"finish it first: fedvad deploy forget {record[LEAVING]}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvad.data.files import write_atomically
+from fedvad.data.outputs import folded
 from fedvad.deploy.keys import make_authority, make_server_certificate, make_site_key
 from fedvad.deploy.settings import read_server, to_toml
 from fedvad.errors import ConfigError, join_names
@@ -79,9 +80,12 @@ def _check(server: Sequence[str], sites: Sequence[str]) -> None:
     for name in sites:
         if check_name(name) != name or name != name.strip():
             raise ConfigError(f"site {name!r}: another Unicode form of that name is meant")
-    twice = sorted({name for name in sites if sites.count(name) > 1})
+    plain = [folded(name) for name in sites]
+    twice = sorted({name for name in sites if plain.count(folded(name)) > 1})
     if twice:
-        raise ConfigError(f"sites are named twice: {join_names(twice)}")
+        raise ConfigError(
+            f"sites are named twice: {join_names(twice)} (not every disk tells capitals apart)"
+        )
 
 
 def _server_toml(home: Path, sites: Sequence[str], port: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from fedvad.data.checked import Closed, first_fault, read_toml
+from fedvad.data.checked import Given, first_fault, read_toml
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
 from fedvad.federation.mailboxes.flower.rounds import WaitPolicy
@@ -22,7 +22,7 @@ SITE_VARIABLE = "FEDVAD_SITE"
 RUNNING = "running.toml"
 
 
-class ServerSettings(Closed):
+class ServerSettings(Given):
     """`server.toml`; `folder` is where it lies.
 
     sites: names of all sites. host, port: where to listen. deadline, retry: seconds, see
@@ -59,7 +59,7 @@ class ServerSettings(Closed):
         return WaitPolicy(self.deadline, quorum, self.retry, self.missing)
 
 
-class SiteSettings(Closed):
+class SiteSettings(Given):
     """`site.toml`; `folder` is where it lies.
 
     server: its `host:port`. data: folder of this site's images. state: what must outlive

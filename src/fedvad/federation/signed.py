@@ -152,7 +152,9 @@ def check_name(name: str) -> str:
     """
     name = unicodedata.normalize("NFC", name)
     if not name or not name.isprintable() or name != name.strip() or name.startswith("."):
-        raise ConfigError(f"a name must be printable, without spaces around it, not {name!r}")
+        raise ConfigError(
+            f"a name must be printable, without spaces around it or a dot in front, not {name!r}"
+        )
     if set(name) & set('/\\:*?"<>|') or len(name.encode()) > 200:
         raise ConfigError(f'a name must be short and without / \\ : * ? " < > |, not {name!r}')
     return name

@@ -160,9 +160,10 @@ def _explain(error: ValidationError) -> str:
             near = get_close_matches(key, known, n=1)
             mend = f"did you mean {near[0]!r}?" if near else "`fedvad config` lists all keys"
             parts.append(f"unknown configuration key {key!r}; {mend}")
-        elif problem["type"] in _OUTSIDE and key in known:
-            parts.append(f"{key} is {problem['input']!r}; it must be {known[key].allowed}")
+        elif key in known and problem["type"] != "value_error":
+            allowed = known[key].allowed if problem["type"] in _OUTSIDE else known[key].wanted
+            parts.append(f"{key} is {problem['input']!r}; it must be {allowed}")
         else:
-            got = f"{key}: {problem['msg']} (got {problem['input']!r})"
-            parts.append(got if key else str(problem["msg"]).removeprefix("Value error, "))
+            said = str(problem["msg"]).removeprefix("Value error, ")
+            parts.append(f"{key}: {said} (got {problem['input']!r})" if key else said)
     return "; ".join(parts)

@@ -44,17 +44,18 @@ def load_data(
     image_size: Size | View,
     max_pixels: int = MAX_PIXELS,
     allow_empty_train: bool = False,
+    region: str | None = None,
 ) -> tuple[DataReading, list[Site]]:
     """The reading of a folder, and its sites or the parts of its one set.
 
-    names: folders of normal images and of defects. image_size: at which images are read, for
-    advice. max_pixels: of an image that a split looks at. What was omitted or guessed is logged as
-    one line; the reading has all. Raises `DataError` or `ConfigError`.
+    names: folders of normal images and of defects. image_size, region: at which images are read and
+    where in them, for advice. max_pixels: of an image that a split looks at. What was omitted or
+    guessed is logged as one line; the reading has all. Raises `DataError` or `ConfigError`.
     """
     if split is not None:
         wanted = parse_split(split)
     reading = read_data(data, names, allow_empty_train=allow_empty_train and split is None)
-    reading = check_contents(reading, image_size)
+    reading = check_contents(reading, image_size, region)
     sites = reading.sites
     for site in sites:
         if not site.name.isprintable():  # names go into messages, tables and files

@@ -14,6 +14,11 @@ from pydantic.fields import FieldInfo
 Kind = Literal["bool", "int", "float", "text", "path", "texts", "ints", "table"]
 _SCALARS: dict[type, Kind] = {bool: "bool", int: "int", float: "float", str: "text", Path: "path"}
 _LIMITS = ("ge", "gt", "le", "lt")
+_KINDS: dict[Kind, str] = {
+    "bool": "true or false", "int": "a whole number", "float": "a number", "text": "text",
+    "path": "a path", "texts": "a list of texts", "ints": "a list of whole numbers",
+    "table": "a table",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,13 @@ class Option:
             said = " and ".join(parts[key].format(value) for key, value in bounds.items())
         unit = self.unit.removesuffix("s") if said.endswith(" 1") else self.unit
         return f"{said} {unit}".strip()
+
+    @property
+    def wanted(self) -> str:
+        """What a value must be, in words: its type, and which of its values are allowed."""
+        if self.choices:
+            return self.allowed
+        return ", ".join(part for part in (_KINDS[self.kind], self.allowed) if part)
 
 
 def option(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedvad.data.bounds import MAX_BAD, MAX_PIXELS
-from fedvad.data.checked import Closed
+from fedvad.data.checked import Given
 from fedvad.data.views import SIDES, Size
 from fedvad.detectors.memory.site import ROUNDS, FedDyMemConfig
 from fedvad.features.config import Engine, FeatureConfig
@@ -38,7 +38,7 @@ _data = partial(option, group="Data", common=True)
 _federation = partial(option, group="Federation")
 
 
-class SiteOptions(Closed):
+class SiteOptions(Given):
     """Options of the method, features, data and federation."""
 
     method: str = _method(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from fedvad.data.checked import Closed
+from fedvad.data.checked import Given
 from fedvad.detectors.student.loss import Combine
 from fedvad.detectors.student.schedule import Decay
 from fedvad.federation.exchange.scope import Fusion, WSAConfig
@@ -15,7 +15,7 @@ from fedvad.runs.option import option
 _student = partial(option, group="Students")
 
 
-class StudentOptions(Closed):
+class StudentOptions(Given):
     """The table `[student]`: how sites' weights become one set, what a student is, how it trains.
 
     None takes the method's own value.

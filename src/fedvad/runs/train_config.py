@@ -30,6 +30,17 @@ LARGEST_MEMORY = 32_768
 class TrainConfig(DeclaredOptions):
     """Every option of a training run, checked together; `docs/configuration.md` explains each."""
 
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _size_as_text(cls, value: Any) -> Any:
+        """[256, 512] is 256x512; what is no size is told with the forms that are."""
+        if isinstance(value, int | str) and not isinstance(value, bool):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        pair = isinstance(value, list | tuple) and len(value) == 2
+        return "x".join(map(str, value)) if pair else str(value)
+
     @field_validator("compare", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:

@@ -37,7 +37,9 @@ def forget_site(
     with only_one(state_dir):
         signing = read_private_key(key)
         for target, option in ((out, "--out"), (receipt, "--receipt")):
-            guard_output_file(target, option, others=[key, *state_dir.glob("**/*")])
+            guard_output_file(
+                target, option, others=[key, *state_dir.glob("**/*")], own=signing.beginning
+            )
         state = load_state(state_dir)
         server, merged, facts = without_site(
             state, site, lambda upload: read_federation(state_dir).exchange_for(upload)

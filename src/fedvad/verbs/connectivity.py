@@ -119,7 +119,7 @@ def connectivity(
     data, out, cache = as_path(data, "data"), maybe(out, "out"), cache_at(cache)
     if points < 2:
         raise ConfigError(f"a curve needs 2 points or more, got {points}")
-    guard_output_file(out, "--out", data=data)
+    guard_output_file(out, "--out", data=data, own=b"<title>fedvad")
     stage = Stage(progress, "points", points * len(pairs))
     curves = []
     for one, two in pairs:

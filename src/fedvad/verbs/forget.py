@@ -22,6 +22,7 @@ from fedvad.memory.distances import nearest
 from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
 from fedvad.runs.config import TrainConfig, as_path
 from fedvad.runs.data import load_sites
+from fedvad.runs.guards import guard_output_file
 from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method_memory import MemoryMethod
 from fedvad.runs.opening import open_memory_run
@@ -124,6 +125,8 @@ def forget(
         raise ConfigError("receipt needs key, which signs it")
     with only_one(run_folder):
         signing = None if key is None else read_private_key(key)
+        if signing is not None:
+            guard_output_file(receipt, "--receipt", others=[key], own=signing.beginning)
         if (done := _finished(run_folder, site, receipt)) is not None:
             return done
         trained, config, extractor = open_memory_run(

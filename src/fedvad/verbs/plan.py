@@ -36,6 +36,8 @@ from fedvad.runs.typed_options import TrainOptions
 
 __all__ = ["Plan", "plan"]
 
+_HEAD = "# A plan for `fedvad train --plan`"  # by which a file of ours is known
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -68,7 +70,7 @@ class Plan:
         return "\n".join(self._lines()) + "\n"
 
     def _lines(self) -> Iterator[str]:
-        yield "# A plan for `fedvad train --plan`: change what you know better. Flags win over it."
+        yield f"{_HEAD}: change what you know better. Flags win over it."
         for name, value in self.given.items():
             yield f"\n# given\n{name} = {as_toml(value)}"
         for choice in self.choices:
@@ -144,6 +146,8 @@ def plan(
         raise ConfigError(f"budget is {budget} s per image; it must be above 0")
     if budget is not None and (config.tiles is not None or config.image_size != "auto"):
         raise ConfigError("--budget chooses size and tiles: give it, or --image-size and --tiles")
+    read = [config.weights, *(place for place in places if place.is_file())]
+    guard_output_file(out, "--out", others=read, own=_HEAD.encode())
     if suspects is not None and (len(places) != 1 or places[0].is_file()):
         raise ConfigError("--suspects looks at images: give it one folder of sites")
     sites: dict[str, Fingerprint] = {}

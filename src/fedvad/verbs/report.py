@@ -96,6 +96,8 @@ def write_report(
     target = folder / (AUDIT_FILE if pdf else REPORT_FILE) if out is None else as_path(out, "out")
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: give the page a file name, like report.html")
+    if not pdf and target.suffix.lower() == ".pdf":
+        raise ConfigError(f"{target} would hold HTML: end it in .html, or add --pdf (pdf=True)")
     contents = _contents(folder, pictures)
     guard_output_file(target, "--out", run=folder, own=b"%PDF" if pdf else b"fedvad")
     shown = left_out = 0

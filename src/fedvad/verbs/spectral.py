@@ -152,8 +152,8 @@ def score_scenes(
     files = [as_path(part, "moments") for part in given if not isinstance(part, Moments)]
     save_moments = maybe(save_moments, "save_moments")
     save_backbone, out = maybe(save_backbone, "save_backbone"), maybe(out, "out")
-    guard_output_file(save_moments, "--save-moments", others=paths)
-    guard_output_file(save_backbone, "--save-backbone", others=[*paths, *files])
+    guard_output_file(save_moments, "--save-moments", others=paths, own=b'"scatter":')
+    guard_output_file(save_backbone, "--save-backbone", others=[*paths, *files], own=b'"axes":')
     folder = None
     if out is not None:
         folder = OutputFolder(out, "--out", inputs=holding_folders([], paths))

@@ -83,7 +83,7 @@ def _train(
     names = config.label_names()
     reading, sites = load_data(
         data, config.split, config.seed, names, image_size=config.image_size,
-        max_pixels=config.max_pixels,
+        max_pixels=config.max_pixels, region=config.region,
     )  # fmt: skip
     config, sizes = _settled(config, reading.sites)
     config = keep_region(out, config)

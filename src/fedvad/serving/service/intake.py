@@ -91,7 +91,7 @@ class Intake:
             raise Refusal(400, "disconnected", "the upload was broken off") from None
         except HTTPException as error:
             hint = "; see --max-files of fedvad serve" if "files" in error.detail else ""
-            raise Refusal(400, "bad_multipart", error.detail + hint) from None
+            raise Refusal(400, "bad_multipart", error.detail.rstrip(".") + hint) from None
         # some releases of starlette let the first through, and a charset of the client the second
         except (FormParserError, UnicodeError) as error:
             raise Refusal(400, "bad_multipart", f"{error}; {_HOW}") from None
