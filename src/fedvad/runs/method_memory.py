@@ -212,9 +212,7 @@ class MemoryMethod(Method):
         made = memory_detector(self.config.method, self.extractor, self.config.scoring())
         return made.with_memory(bank, generator)
 
-    def _threshold(
-        self, site: str, detector: MemoryDetector, travelled: bool
-    ) -> Threshold | None:
+    def _threshold(self, site: str, detector: MemoryDetector, travelled: bool) -> Threshold | None:
         """travelled: whether the rows of its memory were coded on their way."""
         assert detector.generator_ is not None
         alone = self.config.calibration_mode == "leave-one-out"
