@@ -183,6 +183,14 @@ def test_runs_are_deterministic_and_resume_to_the_bit(
     assert run(config, state_dir=tmp_path, resume=True).to_bytes() == whole.to_bytes()
 
 
+def test_a_site_that_missed_a_round_resumes_with_its_own_number_of_steps() -> None:
+    server, whole, resumed = exchange(), sites()["a"], sites()["a"]
+    server.site_step(whole, None, 2)
+    assert (whole.trainer.log.steps, whole.trainer.log.at[-1]) == (8, 16)
+    resumed.restore(whole.snapshot())
+    assert resumed.trainer.log == whole.trainer.log
+
+
 @pytest.mark.parametrize(
     "off",
     [

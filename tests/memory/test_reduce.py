@@ -131,6 +131,14 @@ def test_renewal_moves_vectors_weights_and_leaves_the_unvisited():
     np.testing.assert_allclose(new.spread, [np.sqrt(2), 1, 3], atol=1e-3)
 
 
+def test_renewal_keeps_the_weight_of_cells_with_too_few_images():
+    bank = MemoryBank.of_patches(np.array([[0], [10]], np.float32)).rescaled(20)
+    patches = np.array([[0], [1], [10], [10]], np.float32)
+    new = renew(bank, patches, keep=0.5, images=np.array([0, 1, 1, 1]), min_count=2)
+    # the second cell has patches of one image alone and stays, so the first keeps its 10
+    np.testing.assert_allclose(new.weights, [10, 10])
+
+
 def test_renewal_that_keeps_all_or_nothing():
     patches = patches_of()
     bank = reduce_patches(patches, 10, mode="coreset", seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from typer.testing import CliRunner
 
 import fedvad
 from fedvad.cli.main import app
-from fedvad.errors import ConfigError
+from fedvad.errors import ConfigError, DataError
+from fedvad.runs.config import resolve_config
 from fedvad.runs.data import load_sites
 from fedvad.runs.opening import open_run
 from fedvad.runs.student_run import StudentRun
 from fedvad.runs.students import prepare_sites
-from fedvad.verbs.connectivity import _students, mixed
+from fedvad.verbs.connectivity import _curve, _students, mixed
 from tests.detectors.student import support
 
 pytestmark = pytest.mark.slow  # trains two students
@@ -78,6 +80,22 @@ def test_weights_are_mixed_array_by_array() -> None:
     first, other = {"w": np.float32([0, 4])}, {"w": np.float32([2, -4])}
     assert mixed(first, other, 0.25)["w"].tolist() == [0.5, 2]
     assert mixed(first, other, 1)["w"].tolist() == [2, -4]
+
+
+def test_a_set_is_divided_as_for_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve_config(method="stfpm", split="style:2", seed=5, max_pixels=9000)
+    asked: dict[str, Any] = {}
+
+    def sites(data: Path, split: str, seed: int, names: Any, **given: Any) -> list[Any]:
+        asked.update(given, split=split, seed=seed)
+        return []
+
+    monkeypatch.setattr("fedvad.verbs.connectivity.load_sites", sites)
+    nobody: Any = SimpleNamespace(sites={})
+    with pytest.raises(DataError, match="has none of the sites"):
+        _curve("", nobody, nobody, Path("data"), config, nobody, 2, nobody)
+    # images over the limit cannot be looked at, and are dealt in turn
+    assert (asked["split"], asked["seed"], asked["max_pixels"]) == ("style:2", 5, 9000)
 
 
 def test_a_run_is_connected_to_itself_and_the_command_says_so(

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig, distance_scale
 from fedvad.errors import ConfigError
 from fedvad.evaluation.thresholds import Threshold
+from fedvad.federation.codecs import rounding
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.neighbours import NeighbourIndex
 from fedvad.memory.origin import Origin, Source
-from fedvad.runs.answers import believed
+from fedvad.runs.answers import Answer, AnswerValues, believed, with_answers
+from fedvad.runs.feedback import _sent
 from fedvad.runs.memory_run import TrainedRun
 from tests.helpers import run_main
 
@@ -179,6 +182,36 @@ def test_defects_of_others_are_believed_by_the_scale_of_the_threshold() -> None:
     scale = distance_scale(bank, scoring)
     limit = Threshold(1.0, 9, "conformal", 0.01)
     assert believed(others, "birch", bank, scale, scoring, limit).tolist() == [[-2]]
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "int5"])
+def test_rows_of_a_confirmed_defect_leave_a_memory_of_any_precision(precision: Any) -> None:
+    patches = np.random.default_rng(0).normal(size=(30, 16)).astype(np.float16).astype(np.float32)
+    generator = Generator(np.eye(16, dtype=np.float32), np.ones(16, np.float32))
+    bank = generator.embedded(MemoryBank.of_patches(rounding(precision)(patches)))
+    left, _, negatives = with_answers(
+        bank, None, [_defect(patches[:3])], ScoringConfig(), generator
+    )
+    np.testing.assert_array_equal(left.vectors, bank.vectors[3:])
+    np.testing.assert_array_equal(negatives, generator(patches[:3]))
+
+
+def test_a_defect_that_travelled_is_known_as_shared() -> None:
+    patches = np.random.default_rng(0).normal(size=(9, 64)).astype(np.float32)
+    patches[:, 0] = 16  # beside such a value a byte has few steps for all others
+    origin = Origin.of([Source("alder", 1), Source("birch", 4)], [0] * 6 + [1] * 3)
+    sent = replace(MemoryBank.of_patches(rounding("int8")(patches)), origin=origin)
+    run: Any = SimpleNamespace(negatives=sent)
+    assert _sent(_defect(patches[6:]), "birch", run).values.shared == 4
+    assert _sent(_defect(patches[:3]), "birch", run).values.shared == 0  # of another site
+
+
+def _defect(patches: np.ndarray) -> Answer:
+    values = AnswerValues(
+        number=1, date="", verdict="defect", image="x", name="x.png", region=None, score=1.0,
+        rows=len(patches),
+    )  # fmt: skip
+    return Answer(values, patches)
 
 
 @pytest.mark.parametrize(("distance", "factor"), [(0.0, 3.0), (1.0, 2.0), (2.0, 1.0), (9.0, 1.0)])

@@ -212,6 +212,28 @@ def test_the_pooled_memory_is_as_large_as_the_global_one(
     assert made == [(100, 3)]
 
 
+def test_thresholds_of_the_identity_are_those_of_a_federation_that_trains_no_generator(
+    plants: Path, shared_cache: Path
+) -> None:
+    found = {}
+    for trains in (True, False):
+        config = resolve_config(
+            train_generator=trains, precision="int5", rounds=1, threshold_rule="own", **OPTIONS
+        )
+        extractor = FeatureExtractor(config.features(), DescriptorCache(shared_cache))
+        method = make_method(config, extractor)
+        method.read(load_sites(plants, None, 0))
+        if trains:
+            made = method.baseline("identity")
+            assert made is not None
+            found[trains] = {name: one.threshold() for name, one in made.items()}
+        else:
+            run = method.train(Ledger())
+            method.calibrate(run)
+            found[trains] = {name: s.thresholds["global"] for name, s in run.sites.items()}
+    assert found[True] == found[False]  # rows of an image are its own in five bits, too
+
+
 @pytest.fixture(scope="module")
 def bank(features: dict[str, NormalFeatures]) -> MemoryBank:
     """All patches of every third row of the grid, of all images of all sites."""

@@ -17,7 +17,8 @@ from fedvad.memory.cells import principal_axes
 from fedvad.memory.distances import nearest
 
 # Share of its length. What another engine, device or order of sums does to a patch is below 0.0003
-# of it, to its int8 form below 0.01; the nearest patch of another image was never within 0.02.
+# of it, to its int8 form below 0.01; the nearest patch of another image was never within 0.02. The
+# codecs themselves move a patch further: look for its coded form.
 _SAME = 0.01
 _AXES = 8
 _AXES_FROM = 2000  # rows

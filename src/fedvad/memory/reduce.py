@@ -178,7 +178,7 @@ def renew(
     if images is not None and min_count > 1:
         hit &= found.images(images) >= min_count
     vectors, spread = found.moved(bank.vectors, np.where(hit, 1 - keep, 0.0))
-    scale = float(bank.weights[hit].sum()) / max(len(patches), 1)
+    scale = float(bank.weights[hit].sum()) / max(float(found.size[hit].sum()), 1.0)
     weights = np.where(hit, keep * bank.weights + (1 - keep) * scale * found.size, bank.weights)
     return MemoryBank(vectors, weights, np.where(hit, spread, bank.spread))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -15,12 +15,15 @@ from fedvad.detectors.calibration import RowLookup
 from fedvad.detectors.scoring import MemoryScorer, ScoringConfig, distance_scale
 from fedvad.errors import MemoryBankError
 from fedvad.evaluation.thresholds import Threshold
+from fedvad.federation.codecs import Precision, rounding
 from fedvad.half import as_float32
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.neighbours import NeighbourIndex
 
 Verdict = Literal["normal", "defect"]
 Pixels = Annotated[int, Field(ge=0, le=1 << 30)]
+# codecs that keep rows apart, and move them by up to a quarter of their length
+_CODECS: tuple[Precision, ...] = ("int8", "int5")
 
 
 class AnswerValues(Stored):
@@ -60,27 +63,34 @@ def rows_of(answers: Sequence[Answer], verdict: Verdict, dim: int) -> FloatArray
     return np.concatenate([np.zeros((0, dim), np.float32), *found])
 
 
+def as_held(patches: FloatArray) -> FloatArray:
+    """The forms (3 k, d) in which memories may hold (k, d) patches: as they are, or coded."""
+    return np.concatenate([patches, *(rounding(codec)(patches) for codec in _CODECS)])
+
+
 def with_answers(
     bank: MemoryBank,
     scale: FloatArray | None,
     answers: Sequence[Answer],
     scoring: ScoringConfig,
+    embedded: Callable[[FloatArray], FloatArray],
 ) -> tuple[MemoryBank, FloatArray | None, FloatArray]:
     """The memory, scale of distances and negatives of a site that gave answers.
 
     Patches of false alarms join the memory; each is as dense as the row that it lies nearest to,
     so that no other distance changes. Rows that are patches of a confirmed defect leave it. The
-    negatives are (k, d). Source: ours.
+    negatives are (k, d). embedded: patches of answers as the memory has them. Source: ours.
     """
     if scale is None:
         scale = distance_scale(bank, scoring)
     negatives = rows_of(answers, "defect", bank.dim)
     if len(negatives):
         kept = np.ones(len(bank), np.bool_)
-        kept[RowLookup(bank.vectors).rows_of(negatives)] = False
+        kept[RowLookup(bank.vectors).rows_of(embedded(as_held(negatives)))] = False
+        negatives = embedded(negatives)
         if kept.any():
             bank, scale = bank.take(kept), None if scale is None else scale[kept]
-    normals = rows_of(answers, "normal", bank.dim)
+    normals = embedded(rows_of(answers, "normal", bank.dim))
     if len(normals):
         if scale is not None:
             nearest = NeighbourIndex(bank.vectors).query(normals)[1][:, 0]

@@ -15,13 +15,13 @@ from fedvad.memory.bank import FloatArray
 from fedvad.memory.coreset import k_center
 from fedvad.memory.negatives import more_like
 from fedvad.memory.neighbours import NeighbourIndex
-from fedvad.runs.answers import Answer, AnswerValues, Verdict, rows_of
+from fedvad.runs.answers import Answer, AnswerValues, Verdict, as_held, rows_of
 from fedvad.runs.config import TrainConfig
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.run import Run
 
 Box = tuple[int, int, int, int]
-_CODED = 0.01  # of its length a patch moves on its way at most, coded as int8
+_SAME = 0.01  # of its length a patch moves at most by other sums, as in `RowLookup`
 _SHARE = 8  # of an image's patches that an answer keeps at most: one in eight
 
 
@@ -122,8 +122,9 @@ def _sent(answer: Answer, site: str, run: TrainedRun) -> Answer:
     bank = run.sites[site].bank if answer.values.verdict == "normal" else run.negatives
     rounds: list[int] = []
     if bank is not None and bank.origin is not None and len(bank) and len(answer.vectors):
-        distances, nearest = NeighbourIndex(bank.vectors).query(answer.vectors)
-        same = distances[:, 0] <= _CODED * np.linalg.norm(answer.vectors, axis=1)
+        held = as_held(answer.vectors)
+        distances, nearest = NeighbourIndex(bank.vectors).query(held)
+        same = distances[:, 0] <= _SAME * np.linalg.norm(held, axis=1)
         sent = bank.origin.take(nearest[same, 0]).sources
         rounds = [s.round for s in sent if s.site == site and s.image in ("", answer.values.image)]
     values = answer.values.model_copy(update={"shared": min(rounds, default=0)})

@@ -179,8 +179,9 @@ class TrainedRun(Run):
             bank, scale = model.generator.embedded(bank), None
         negatives = np.zeros((0, bank.dim), np.float32)
         if model.answers:
-            answers = [replace(a, vectors=model.embedded(a.vectors)) for a in model.answers]
-            bank, scale, negatives = with_answers(bank, scale, answers, self.scoring)
+            bank, scale, negatives = with_answers(
+                bank, scale, model.answers, self.scoring, model.embedded
+            )
         if self.negatives is not None:
             scale = distance_scale(bank, self.scoring) if scale is None else scale
             limit = self.threshold(site, reference)

@@ -153,11 +153,12 @@ class MemoryMethod(Method):
             return None
         makers = {"local": self._local, "pooled": self._pooled, "identity": self._identity}
         memories = makers[name]()
+        travelled = name == "identity"
         # sites with one memory share its index and density
         shared = {id(bank): self._detector(bank, own) for bank, own in memories.values()}
         detectors = {site: shared[id(bank)] for site, (bank, _) in memories.items()}
         return {
-            site: Trained(detector, partial(self._threshold, site, detector))
+            site: Trained(detector, partial(self._threshold, site, detector, travelled))
             for site, detector in detectors.items()
         }
 
@@ -211,12 +212,14 @@ class MemoryMethod(Method):
         made = memory_detector(self.config.method, self.extractor, self.config.scoring())
         return made.with_memory(bank, generator)
 
-    def _threshold(self, site: str, detector: MemoryDetector) -> Threshold | None:
+    def _threshold(self, site: str, detector: MemoryDetector, travelled: bool) -> Threshold | None:
+        """travelled: whether the rows of its memory were coded on their way."""
         assert detector.generator_ is not None
         alone = self.config.calibration_mode == "leave-one-out"
         scores = held_out_scores(
-            self.held_out[site], detector.scorer, detector.generator_, leave_one_out=alone
-        )
+            self.held_out[site], detector.scorer, detector.generator_, leave_one_out=alone,
+            stored=self.config.stored_form() if travelled else None,
+        )  # fmt: skip
         return site_threshold(list(scores), self.config.target_fpr)
 
     def _fresh(self, config: TrainConfig) -> dict[str, MemorySite]:

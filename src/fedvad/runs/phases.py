@@ -10,7 +10,7 @@ from typing import Any
 from fedvad.federation.exchange.base import Exchange
 from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
-from fedvad.federation.mailboxes.state import load_state
+from fedvad.federation.mailboxes.state import has_state, load_state
 from fedvad.federation.payload import Payload
 from fedvad.runs.progress import Stage
 
@@ -46,7 +46,8 @@ def run_phases(
     names: of the phases. Raises as `run_rounds` does.
     """
     folders = {name: None if state_dir is None else state_dir / name for name in names}
-    begun = [name for name, folder in folders.items() if folder is not None and folder.is_dir()]
+    # a phase killed in its first round has a folder, and no state that knows the rounds before
+    begun = [name for name, folder in folders.items() if folder is not None and has_state(folder)]
     for phase in phases:
         folder = folders[phase.name]
         over = load_state(folder) if resume and folder and phase.name in begun[:-1] else None

@@ -178,7 +178,10 @@ def _curve(
         raise ConfigError(f"{config.method} averages more than its student, which is no line")
     known = a.sites.keys() & b.sites.keys()
     names = config.label_names()
-    found = load_sites(data, config.split, config.seed, names, image_size=config.features().side)
+    found = load_sites(
+        data, config.split, config.seed, names, image_size=config.features().side,
+        max_pixels=config.max_pixels,
+    )  # fmt: skip
     sites = {site.name: site for site in found if site.name in known}
     if not sites:
         raise DataError(

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedvad.data.bounds import check_pixels
 from fedvad.detectors.student.branches import PaSTeNet, build_net
 from fedvad.detectors.student.graphs import MapNet, Normalise
 from fedvad.detectors.student.loss import combine_maps, cosine_loss, level_maps
-from fedvad.detectors.student.pixels import read_pixels
+from fedvad.detectors.student.pixels import pixels_again, read_pixels
 from fedvad.detectors.student.rd.net import build_reverse
 from fedvad.detectors.student.targets import TrainingSet
 from fedvad.errors import ConfigError, DataError
@@ -114,6 +115,20 @@ def test_pixels_come_in_order_with_a_reason_for_each_that_does_not(
     assert bad.keys() == {3, 40}
     assert "0003.png" in str(bad[3])
     assert all(p.pixels.shape == (16, 16, 3) for p in found if p.pixels is not None)
+
+
+def test_a_file_read_under_a_higher_limit_is_read_again(
+    make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def huge(width: int, height: int, name: str, limit: int) -> None:
+        check_pixels(1000 * width, 1000 * height, name, limit)
+
+    monkeypatch.setattr("fedvad.data.bounds.check_pixels", huge)
+    paths = make_images(1)
+    assert [item.pixels for item in read_pixels(paths, 16)] == [None]
+    (first,) = read_pixels(paths, 16, max_pixels=1 << 40)
+    (again,) = pixels_again(paths, 16)
+    np.testing.assert_array_equal(again, first.pixels)
 
 
 class TestStudentsOfMaps:

@@ -13,7 +13,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.images import MAX_PIXELS, read_rgb, resize_rgb
+from fedvad.data.bounds import ANY_SIZE, MAX_PIXELS
+from fedvad.data.images import read_rgb, resize_rgb
 from fedvad.errors import DataError, ImageError
 from fedvad.features.config import FeatureConfig
 from fedvad.memory.bank import FloatArray
@@ -49,11 +50,9 @@ def read_pixels(
     return ahead(load, range(len(paths)), workers=max(2, os.cpu_count() or 1), most=_AHEAD)
 
 
-def pixels_again(
-    paths: Sequence[Path], size: int, *, max_pixels: int = MAX_PIXELS
-) -> Iterator[npt.NDArray[np.uint8]]:
+def pixels_again(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Pixels of files that have been read before; raises `DataError` for one that is gone."""
-    for item in read_pixels(paths, size, max_pixels=max_pixels):
+    for item in read_pixels(paths, size, max_pixels=ANY_SIZE):
         if item.pixels is None:
             raise DataError(f"an image vanished meanwhile: {item.error}")
         yield item.pixels

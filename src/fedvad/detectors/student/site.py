@@ -304,7 +304,7 @@ class StudentSite(Trainer):
 
     def _views(self, jitter: float, config: FeatureConfig) -> Iterator[npt.NDArray[np.uint8]]:
         """The images trained on, each under `VIEWS` other lights."""
-        again = pixels_again(self.paths, config.side, max_pixels=config.max_pixels)
+        again = pixels_again(self.paths, config.side)
         for index, pixels in enumerate(again):
             rng = np.random.default_rng([self.seed, index])
             for _ in range(VIEWS):

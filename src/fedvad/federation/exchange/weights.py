@@ -35,7 +35,7 @@ from fedvad.federation.payload import Manifest, Payload
 
 Arrays = dict[str, npt.NDArray[Any]]
 _WEIGHT, _CONTROL, _SCOPE, _BUFFER = "weight/", "control/", "scope/", "buffer/"
-_LOG, _CURVES = "log/", ("loss", "validation", "at")
+_LOG, _CURVES, _STEPS = "log/", ("loss", "validation", "at"), "steps"
 # of a message besides its arrays: manifest, names and shapes
 _HEADER_BYTES = (1 << 16) + 8
 
@@ -60,15 +60,18 @@ class WeightSite:
     def snapshot(self) -> Arrays:
         """See `Member.snapshot`; batch statistics among it, which MOON's frozen models use."""
         log = {name: np.array(getattr(self.trainer.log, name), np.float64) for name in _CURVES}
+        log[_STEPS] = np.array([self.trainer.log.steps], np.float64)
         found = self.kept | _named(_BUFFER, buffers_of(self.trainer.student))
         return found | _named(_LOG, {name: array for name, array in log.items() if array.size})
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """See `Member.restore`."""
         self.kept = {n: a for n, a in arrays.items() if not n.startswith((_BUFFER, _LOG))}
-        loss, validation, at = (under(_LOG, arrays).get(n, np.zeros(0)).tolist() for n in _CURVES)
+        kept = under(_LOG, arrays)
+        loss, validation, at = (kept.get(n, np.zeros(0)).tolist() for n in _CURVES)
         steps = [int(step) for step in at]
-        done, best = max(steps, default=0), len(loss) - 1
+        # an earlier fedvad kept no number of steps: that of a site that was in every round
+        done, best = int(kept.get(_STEPS, [max(steps, default=0)])[0]), len(loss) - 1
         self.trainer.log = TrainLog(loss, validation, steps=done, best=best, at=steps)
         if buffers := under(_BUFFER, arrays):  # an earlier fedvad kept none
             load_buffers(self.trainer.student, buffers)
