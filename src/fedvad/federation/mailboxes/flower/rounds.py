@@ -91,7 +91,8 @@ def gather(
             if isinstance(answer, str):
                 log.warning("%s: %s", site, answer)
                 reasons[site] = answer
-                again_at[site] = min(again_at[site], clock() + patience.retry / 10)
+                soon = clock() + patience.retry / 10
+                again_at[site] = min(again_at.get(site, soon), soon)
             elif answer.round == instruction_for(site).round:
                 replies[site] = answer
                 log.info(
