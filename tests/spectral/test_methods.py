@@ -218,6 +218,13 @@ def test_a_network_learns_the_background_before_it_weighs_pixels() -> None:
     assert scores[odd].min() > scores[~odd].max()
 
 
+def test_a_short_auto_ad_scores_by_what_it_learned() -> None:
+    """Not by the network before its first step, as when the pixels are never weighed."""
+    cube = np.repeat(np.linspace(0, 1, 16)[:, None, None], 16, axis=1).repeat(5, axis=2)
+    untrained, trained = (score_cube(cube, "auto-ad", channels=4, steps=n) for n in (1, 40))
+    assert trained.mean() < 0.9 * untrained.mean()
+
+
 def test_a_network_s_map_depends_on_its_seed_alone(scene: Scene) -> None:
     cube = scene.cube[:16, :16]
     state = torch.random.get_rng_state()

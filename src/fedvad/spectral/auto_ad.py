@@ -46,7 +46,7 @@ def auto_ad(
     Returns
     -------
     (h, w) float64 array
-        Squared errors, of the last time that the pixels were weighed.
+        Squared errors, of the last time that the pixels were weighed, or of the last step.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def _drawn(target: Tensor, channels: int, steps: int) -> NDArray[np.float64]:
         optimiser.zero_grad()
         drawn = network(noise + _NOISE * torch.randn_like(noise))
         weigh = step > 0 and step % _WEIGH_EVERY == 0  # never by a network that has learned nothing
-        if weigh or step == 0:
+        if weigh or step < _WEIGH_EVERY:  # a shorter training has the errors of its last step
             errors = (drawn.detach() - target).square().sum(1)[0]
         if weigh:
             weights = errors.max() - errors
