@@ -158,5 +158,5 @@ def test_no_progress_is_none_for_every_function_that_tells_it(
     assert set(found.values()) == {None}
     assert len(found) >= 15
     image = next((plants / "alder").rglob("*.png"))
-    answer = fedvad.predict(trained[0], image, site="alder", out=tmp_path / "o", progress=None)
-    assert len(answer) == 1
+    made = fedvad.predict(trained[0], image, site="alder", out=tmp_path / "o", progress=None)
+    assert len(list(made)) == 1
