@@ -144,3 +144,19 @@ def test_the_anomalib_models_have_the_same_defaults(method: str) -> None:
         if key in type(config).model_fields and value is not None:
             wanted = USUAL_SIZE if key == "image_size" else getattr(config, key)  # it reads squares
             assert value == wanted, key
+
+
+def test_no_progress_is_none_for_every_function_that_tells_it(
+    trained: tuple[Path, dict[str, Any]], plants: Path, tmp_path: Path
+) -> None:
+    functions = {name: getattr(fedvad, name) for name in fedvad.__all__}
+    found = {
+        name: inspect.signature(function).parameters["progress"].default
+        for name, function in functions.items()
+        if inspect.isfunction(function) and "progress" in inspect.signature(function).parameters
+    }
+    assert set(found.values()) == {None}
+    assert len(found) >= 15
+    image = next((plants / "alder").rglob("*.png"))
+    made = fedvad.predict(trained[0], image, site="alder", out=tmp_path / "o", progress=None)
+    assert len(list(made)) == 1

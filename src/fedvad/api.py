@@ -23,7 +23,7 @@ def train(
     plan: AnyPath | None = None,
     cache: AnyPath | None = None,
     resume: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
     **options: Unpack[TrainOptions],
 ) -> Results:
     """Train one detector per site of `data`, write the run folder `out`, return the results.
@@ -65,6 +65,7 @@ def train(
     >>> sorted(results.training_images.items())
     [('alder', 6), ('birch', 6), ('cedar', 6)]
     """
+    progress = progress or no_progress
     resolved = resolve_config(maybe(config, "config"), plan=maybe(plan, "plan"), **options)
     return _train(
         as_path(data, "data"),

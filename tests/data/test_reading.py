@@ -14,7 +14,7 @@ from PIL import Image
 
 from fedvad.data.contents import check_contents, copies, distinct
 from fedvad.data.folders import read_data
-from fedvad.data.inputs import list_images
+from fedvad.data.inputs import list_images, read_images
 from fedvad.data.labels import LabelNames, looks_good
 from fedvad.data.output_folder import OutputFolder
 from fedvad.data.reading import DataReading, data_table
@@ -100,6 +100,31 @@ def test_what_systems_leave_behind_is_never_an_input(tmp_path: Path) -> None:
         ("#recycle", "system folder"): 1,
     }
     assert sum(not_read(reading, all_of_them=True).values()) == 10
+
+
+def test_a_mask_whose_name_fits_two_images_is_said_to_fit_both(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "train/good/0.png",
+        *("test/hole/0.jpg", "test/hole/0.png", "test/hole/1.png"),
+        *("ground_truth/hole/0_mask.png", "ground_truth/hole/1_mask.png"),
+        "ground_truth/hole/2_mask.png",
+    )
+    assert not_read(read_data(tmp_path)) == {
+        ("ground_truth/hole", "mask whose name fits several images"): 1,
+        ("ground_truth/hole", "mask that belongs to no image"): 1,
+    }
+
+
+def test_an_address_of_the_web_is_no_missing_file(tmp_path: Path) -> None:
+    for url in ("https://example.org/a.png", "S3://bucket/set"):
+        with pytest.raises(DataError, match=f"{url}: URLs are not read: download it"):
+            read_data(Path(url))
+        with pytest.raises(DataError, match=f"{url}: URLs are not read: download it"):
+            read_images([Path(url)])
+    with pytest.raises(DataError) as missing:
+        read_images([tmp_path / "C:a.png"])
+    assert "URL" not in str(missing.value)
 
 
 def test_nested_images_are_read_and_said(tmp_path: Path) -> None:

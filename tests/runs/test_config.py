@@ -133,6 +133,12 @@ def test_an_unknown_key_is_no_option_without_effect() -> None:
         resolve_config(method="stfpm", student={"stepz": 3})
 
 
+def test_what_the_command_is_given_is_no_key_of_a_file(tmp_path: Path) -> None:
+    for key in ("data", "out", "resume"):
+        with pytest.raises(ConfigError, match=f"key '{key}'; it belongs on the command line"):
+            resolve_config(_toml(tmp_path, f'{key} = "a"\n'))
+
+
 def test_flags_replace_single_keys_of_the_students_table(tmp_path: Path) -> None:
     file = _toml(tmp_path, 'method = "stfpm"\n[student]\nsteps = 3\nwarmup = 1\n')
     student = resolve_config(file, student={"steps": 9}).student

@@ -334,7 +334,7 @@ def test_one_threshold_for_all_sites(plants: Path, options: dict[str, Any], tmp_
         ({"method": "stfpm", "upload_bytes": 5000, "pool": 5}, "pool, upload_bytes"),
         (
             {"method": "feddymem", "student": {"steps": 3}},
-            r"table \[student\]: .*--method aand",
+            r"no use for student\.steps: .*--method aand",
         ),
         ({"method": "paste", "student": {"stepz": 3}}, "stepz"),
         ({"method": "paste", "student": {"learning_rate": -1}}, "learning_rate"),

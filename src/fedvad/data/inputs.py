@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from fedvad.data.cubes.names import CUBE_SUFFIXES, cubes_of, is_cube, is_stack
 from fedvad.data.formats import IMAGE_SUFFIXES
 from fedvad.data.frames import frames_of, split_frame, stem_of
-from fedvad.data.listing import exists, folder_reason, is_folder, is_image
+from fedvad.data.listing import exists, folder_reason, is_folder, is_image, missing
 from fedvad.data.masks import BESIDE, companions, is_mask_folder, masks_of
 from fedvad.data.output_folder import INDEX_FILES
 from fedvad.data.outputs import is_own_png, real
@@ -86,7 +86,7 @@ def list_images(paths: Iterable[Path], *, cubes: bool = False) -> Listing:
         elif exists(split_frame(path)[0]):
             images = [Listed(path, PurePath(stem_of(path)))]
         else:
-            raise DataError(f"{path}: no such file or folder")
+            raise missing(path, "file or folder")
         for image in images:
             key = (real(image.path.parent), image.path.name)
             left_out["again"] += key in found

@@ -34,6 +34,7 @@ _DOCUMENT_NAMES = frozenset({"readme", "license", "licence", "copying", "notice"
 
 
 UNLISTED = "cannot be listed"
+_URL = re.compile(r"[a-z][a-z0-9+-]+:/[^/]", re.IGNORECASE)  # a path keeps one slash of two
 
 
 @dataclass(eq=False)
@@ -120,7 +121,7 @@ def scan(root: Path, *, cubes: bool = False) -> Folder:
     a folder or cannot be listed; a folder further down that cannot is barred.
     """
     if not is_folder(root):
-        raise DataError(f"{root}: {'is not a folder' if exists(root) else 'no such folder'}")
+        raise DataError(f"{root}: is not a folder") if exists(root) else missing(root, "folder")
     top = Folder(root, root, (), os.path.realpath(root), cubes=cubes)
     seen: set[str] = set()
     _fill(top, (top.real,), seen, linked=False)
@@ -204,6 +205,18 @@ def is_folder(path: Path | os.DirEntry[str]) -> bool:
         return path.is_dir()
     except OSError:  # a link to itself, or a folder above that may not be entered
         return False
+
+
+def missing(path: Path, what: str) -> DataError:
+    """That there is no `what` at a path; of a URL, that none is read.
+
+    >>> str(missing(Path("https://example.org/a.png"), "file"))
+    'https://example.org/a.png: URLs are not read: download it and give its path'
+    """
+    if _URL.match(str(path)):
+        url = str(path).replace(":/", "://", 1)
+        return DataError(f"{url}: URLs are not read: download it and give its path")
+    return DataError(f"{path}: no such {what}")
 
 
 def exists(path: Path) -> bool:

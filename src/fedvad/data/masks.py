@@ -149,6 +149,18 @@ def pair_masks(
     return paired, sorted(unpaired)
 
 
+def fitting_several(images: Sequence[Placed], masks: Sequence[Placed]) -> set[Path]:
+    """Masks whose names fit two images or more, such as 7.jpg and 7.png, equally well."""
+    index = _Index(images)
+    found = set()
+    for parts, path in masks:
+        stem, frame = _named(path)
+        bases = [stem, *(base for base, _ in _worded(stem))]
+        if any(index.fits_several(parts, base + frame) for base in bases):
+            found.add(path)
+    return found
+
+
 def _worded(stem: str) -> list[tuple[str, str]]:
     """(name of the image, number of the mask) that a mask's name may mean, likeliest first."""
     found = []
@@ -204,6 +216,12 @@ class _Index:
             if len(found) == 1:
                 return found[0]
         return None
+
+    def fits_several(self, parts: tuple[str, ...], stem: str) -> bool:
+        return self.find(parts, stem) is None and any(
+            len(table.get(key, [])) > 1
+            for table, key in zip(self._keys, _keys(parts, stem), strict=True)
+        )
 
 
 def _keys(parts: tuple[str, ...], stem: str) -> tuple[object, ...]:

@@ -56,6 +56,8 @@ __all__ = [
 _OUTSIDE = (
     "greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error",
 )  # fmt: skip
+# of `fedvad train`, in no configuration file
+_OF_THE_COMMAND = frozenset({"data", "out", "config", "plan", "cache", "resume"})
 
 
 def check_reference(reference: str | None) -> Reference | None:
@@ -137,7 +139,8 @@ def _check_meaning(method: str, values: Mapping[str, Any]) -> None:
     given = set(values) & set(TrainConfig.model_fields) - ({"student"} if not changed else set())
     if foreign := given - method_class(method).options:
         fit = ", ".join(name for name in METHODS if foreign <= method_class(name).options)
-        names = ", ".join(sorted(foreign)).replace("student", "the table [student]")
+        keys = [f"student.{key}" for key in table if table[key] != default.get(key)]
+        names = ", ".join(sorted(foreign - {"student"}) + keys * ("student" in foreign))
         raise ConfigError(
             f"{method} has no use for {names}: omit what changes nothing"
             + (f", or choose --method {fit}" if fit else "")
@@ -159,6 +162,10 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             near = get_close_matches(key, known, n=1)
             mend = f"did you mean {near[0]!r}?" if near else "`fedvad config` lists all keys"
+            if key in _OF_THE_COMMAND:
+                mend = (
+                    "it belongs on the command line: `fedvad train DATA --out FOLDER --config FILE`"
+                )
             parts.append(f"unknown configuration key {key!r}; {mend}")
         elif key in known and problem["type"] != "value_error":
             allowed = known[key].allowed if problem["type"] in _OUTSIDE else known[key].wanted

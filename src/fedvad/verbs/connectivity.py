@@ -78,7 +78,7 @@ def connectivity(
     out: AnyPath | None = None,
     points: int = POINTS,
     cache: AnyCache | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> list[Curve]:
     """Follow loss and AUROC on the straight line between the weights of two trained students.
 
@@ -115,6 +115,7 @@ def connectivity(
     >>> import fedvad
     >>> (curve,) = fedvad.connectivity("A", "B", "DATA")  # doctest: +SKIP
     """
+    progress = progress or no_progress
     pairs = [(run_a, run_b), *([] if beside is None else [beside])]
     data, out, cache = as_path(data, "data"), maybe(out, "out"), cache_at(cache)
     if points < 2:

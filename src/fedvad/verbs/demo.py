@@ -31,7 +31,7 @@ DEMO_CONFIG: dict[str, Any] = {
 
 
 def demo(
-    out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress = no_progress
+    out: AnyPath = "fedvad-demo", *, seed: int = 0, progress: Progress | None = None
 ) -> Results:
     """Draw the demo plants into `out`/data, train on them, and return the results.
 
@@ -61,6 +61,7 @@ def demo(
     >>> import fedvad
     >>> fedvad.demo("fedvad-demo").verdict  # doctest: +SKIP
     """
+    progress = progress or no_progress
     out = as_path(out, "out")
     config = resolve_config(**DEMO_CONFIG, seed=seed)
     try:

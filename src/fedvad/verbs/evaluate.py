@@ -57,7 +57,7 @@ def evaluate(
     out: AnyPath | None = None,
     good: Names = (),
     defect: Names = (),
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> Results:
     """Measure a run on labelled images, also of sites that never trained.
 
@@ -106,6 +106,7 @@ def evaluate(
     >>> results.threshold.sites["alder"].counts.defects
     4
     """
+    progress = progress or no_progress
     run_folder, data = as_path(run, "run"), as_path(data, "data")
     heatmaps, out = maybe(heatmaps, "heatmaps"), maybe(out, "out")
     check_reference(reference)

@@ -67,7 +67,7 @@ def forget(
     engine: Engine | None = None,
     device: str | None = None,
     cache: AnyCache | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Take a site, or one image of it, out of every memory of a run.
 
@@ -117,6 +117,7 @@ def forget(
     >>> "birch" in result["sites_left"]
     False
     """
+    progress = progress or no_progress
     run_folder, image = as_path(run, "run"), maybe(image, "image")
     data, key, receipt = maybe(data, "data"), maybe(key, "key"), maybe(receipt, "receipt")
     if (key is None) != no_receipt:

@@ -43,7 +43,7 @@ def gallery(
     max_pixels: int = MAX_PIXELS,
     good: Names = (),
     defect: Names = (),
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Draw synthetic defects on normal images of `data` into one PNG file.
 
@@ -94,6 +94,7 @@ def gallery(
     >>> drawn["path"]
     'gallery.png'
     """
+    progress = progress or no_progress
     data, out = as_path(data, "data"), as_path(out, "out")
     for name, value in {"rows": rows, "image_size": image_size, "max_pixels": max_pixels}.items():
         check_limit(value, name)

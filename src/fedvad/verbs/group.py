@@ -65,7 +65,7 @@ def group(
     config: AnyPath | None = None,
     cache: AnyCache | None = None,
     resume: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
     **options: Unpack[TrainOptions],
 ) -> Grouping:
     """Find which sites of `data` look at the same kind of product, from their normal images.
@@ -96,6 +96,7 @@ def group(
     >>> import fedvad
     >>> fedvad.group("DATA").groups  # doctest: +SKIP
     """
+    progress = progress or no_progress
     return train_groups(
         as_path(data, "data"), maybe(out, "out"),
         resolve_config(maybe(config, "config"), **options), tolerance=tolerance,

@@ -101,7 +101,7 @@ def plan(
     budget: float | None = None,
     suspects: AnyPath | None = None,
     cache: AnyCache | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
     **options: Unpack[TrainOptions],
 ) -> Plan:
     """Plan a training from the normal images of each site; no test image is read.
@@ -137,6 +137,7 @@ def plan(
     >>> fedvad.plan("plants", backbone="filterbank").to_json()["options"]["image_size"]
     256
     """
+    progress = progress or no_progress
     places = paths_of(data, "data")
     out, suspects = maybe(out, "out"), maybe(suspects, "suspects")
     config = resolve_config(**options)

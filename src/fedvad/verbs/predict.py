@@ -46,7 +46,7 @@ def predict(
     max_pixels: int | None = None,
     engine: Engine | None = None,
     device: str | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Score images with a trained run: decision and heat-map of each. Nothing is cached.
 
@@ -95,6 +95,7 @@ def predict(
     >>> len(rows), [row["score"] > row["threshold"] for row in rows]
     (3, [False, False, False])
     """
+    progress = progress or no_progress
     check_reference(reference)
     if save is not None and not isinstance(save, str):
         save = [str(kind) for kind in listed(save, "save")]

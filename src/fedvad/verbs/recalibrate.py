@@ -46,7 +46,7 @@ def calibrate(
     engine: Engine | None = None,
     device: str | None = None,
     cache: AnyCache | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Find a site's thresholds again from images of good parts, and keep them in the run.
 
@@ -97,6 +97,7 @@ def calibrate(
     >>> fedvad.calibrate("run", undo=True, site="alder")["site"]
     'alder'
     """
+    progress = progress or no_progress
     run_folder = as_path(run, "run")
     files = paths_of(normals, "normals")
     if undo:

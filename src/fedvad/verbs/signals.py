@@ -71,7 +71,7 @@ def train_signals(
     seed: int = 0,
     quantile: float = 0.98,
     memories: MemoriesConfig | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> list[SignalResult]:
     """`fedvad signals`: find odd windows of multivariate signals, learned by all sites together.
 
@@ -108,6 +108,7 @@ def train_signals(
     >>> import fedvad
     >>> fedvad.train_signals("DATA")[0].scores  # doctest: +SKIP
     """
+    progress = progress or no_progress
     data, out = as_path(data, "data"), maybe(out, "out")
     if not 0 < quantile < 1:
         raise ConfigError(f"quantile must lie in (0, 1), not {quantile}")

@@ -92,7 +92,7 @@ def score_scenes(
     save_moments: AnyPath | None = None,
     save_backbone: AnyPath | None = None,
     out: AnyPath | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
     **options: Any,
 ) -> list[ScoredScene]:
     """`fedvad spectral`: a map of odd pixels of each hyperspectral scene, and its figures.
@@ -140,6 +140,7 @@ def score_scenes(
     >>> tuple(int(i) for i in np.unravel_index(found.map.argmax(), found.map.shape))
     (3, 4)
     """
+    progress = progress or no_progress
     several = [scenes] if isinstance(scenes, str | PathLike | Scene) else listed(scenes, "scenes")
     wanted = [one if isinstance(one, Scene) else as_path(one, "scenes") for one in several]
     truths = paths_of(masks, "masks")

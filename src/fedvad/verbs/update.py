@@ -56,7 +56,7 @@ def update(
     engine: Engine | None = None,
     device: str | None = None,
     cache: AnyCache | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Let new normal images join a run, without reading the old ones.
 
@@ -98,6 +98,7 @@ def update(
     >>> result["sites"]["birch"]["images"], result["dry_run"]
     (3, True)
     """
+    progress = progress or no_progress
     run_folder, data = as_path(run, "run"), as_path(data, "data")
     with only_one(run_folder):
         trained, config, extractor = open_memory_run(

@@ -11,7 +11,7 @@ from fedvad.data.cubes.names import files_of
 from fedvad.data.frames import split_frame
 from fedvad.data.labels import LabelNames, contradicts
 from fedvad.data.listing import UNLISTED, Folder, file_reason, is_image
-from fedvad.data.masks import Placed, companions, is_mask_folder, pair_masks
+from fedvad.data.masks import Placed, companions, fitting_several, is_mask_folder, pair_masks
 from fedvad.data.reading import Label, SiteReading, Skipped
 from fedvad.data.sets import ImageItem, ImageSet, Site
 from fedvad.errors import DataError
@@ -23,6 +23,7 @@ _PARTS_OF_A_SET = frozenset({"train", "test"})
 _SHOWN = 3
 NO_PIXELS = "DICOM without pixels (a report, a structure)"
 UNPAIRED = "mask that belongs to no image"
+AMBIGUOUS = "mask whose name fits several images"
 LEFT_OUT = "left out by --leave-out"
 
 
@@ -111,17 +112,21 @@ class Draft:
             (self.normal if group.defect is None else self.defective).extend(items)
         self.masks.update(path for chosen in paired.values() for path in chosen)
         self.why.update((path, UNPAIRED) for path in [*unpaired, *rest])
+        for images, masks in [*((g.images, g.masks) for g in groups), (without, flat)]:
+            doubtful = fitting_several(images, masks) & {*unpaired, *rest}
+            self.why.update((path, AMBIGUOUS) for path in doubtful)
 
     def note_masks(self) -> None:
         """Say so when there are masks and none belongs to a defective image.
 
         Where some do, scoring says how many: it looks at the masks, too.
         """
-        unpaired = sum(reason == UNPAIRED for reason in self.why.values())
+        unpaired = sum(reason in (UNPAIRED, AMBIGUOUS) for reason in self.why.values())
         if unpaired and self.defective and all(item.mask is None for item in self.defective):
             self.notes.append(
                 f"none of {unpaired} masks belongs to a defective image, so there are no pixel "
-                "figures: call them <image>_mask.png, in ground_truth/<defect>"
+                "figures: call them <image>_mask.png, in ground_truth/<defect>, and no two images "
+                "of a folder the same"
             )
 
 

@@ -57,7 +57,7 @@ def bench(
     cache: AnyCache | None = None,
     seeds: Iterable[int] | None = None,
     methods: Iterable[str] | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare methods over sets and seeds under one protocol; tables and plots in `out`.
 
@@ -97,6 +97,7 @@ def bench(
     >>> import fedvad
     >>> summary = fedvad.bench("demo", "bench", seeds=[0])  # doctest: +SKIP
     """
+    progress = progress or no_progress
     chosen = suite if isinstance(suite, Suite) else load_suite(suite)
     chosen = chosen.only(seeds=seeds, methods=methods)
     out, data, weights = as_path(out, "out"), maybe(data, "data"), maybe(weights, "weights")

@@ -49,7 +49,7 @@ def run_stream(
     cache: AnyCache | None = None,
     seeds: Iterable[int] | None = None,
     methods: Iterable[str] | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`fedvad continual`: learn the tasks of a stream one by one, and report what is forgotten.
 
@@ -84,6 +84,7 @@ def run_stream(
     >>> import fedvad
     >>> summary = fedvad.run_stream("edge", "stream", data="DATA")  # doctest: +SKIP
     """
+    progress = progress or no_progress
     chosen = stream if isinstance(stream, Stream) else load_stream(stream)
     chosen = chosen.only(seeds=seeds, methods=methods)
     out, data, files = as_path(out, "out"), maybe(data, "data"), by_backbone(weights)

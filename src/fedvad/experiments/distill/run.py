@@ -67,7 +67,7 @@ def distill_backbone(
     data: AnyPath | Iterable[AnyPath] = (),
     weights: Mapping[str, AnyPath] | None = None,
     resume: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`fedvad distill`: teach a small backbone by large ones; the file is a backbone everywhere.
 
@@ -108,6 +108,7 @@ def distill_backbone(
     ...     "tiny", "tiny", weights={"resnet18": "resnet18.safetensors"}
     ... )  # doctest: +SKIP
     """
+    progress = progress or no_progress
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     out, folders, files = as_path(out, "out"), paths_of(data, "data"), by_backbone(weights)
     with only_one(out):

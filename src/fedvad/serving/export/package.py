@@ -76,7 +76,7 @@ def export(
     device: str | None = None,
     opset: int | None = None,
     verify: AnyPath | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write one site's detector of a run as a model file that needs no fedvad to run.
 
@@ -121,6 +121,7 @@ def export(
     >>> manifest["model"], manifest["site"]
     ('model.xml', 'alder')
     """
+    progress = progress or no_progress
     run_folder = as_path(run, "run")
     data, verify = maybe(data, "data"), maybe(verify, "verify")
     backend = _backend(format)
