@@ -368,7 +368,11 @@ class TestThresholdsTogether:
         }  # fmt: skip
         expected = TrainedRun.load(trained[0]).sites["cedar"].thresholds
         own = TrainedRun.load(deployment.run_of("cedar")).sites["cedar"].thresholds
-        assert own == alone(expected)
+        # where another processor adds in another order, the last digit differs
+        assert own == {
+            name: replace(one, value=pytest.approx(one.value, rel=1e-12))
+            for name, one in alone(expected).items()
+        }
         finishes = [i for s, i in deployment.links.asked if (s, i.kind) == ("cedar", "threshold")]
         assert finishes == []
 
