@@ -82,9 +82,8 @@ def open_memory_run(
             f"this run was trained with engine {trained.engine}, so its memory is changed with "
             f"that, not with {wanted}: in another precision it would not know its own rows"
         )
-    if wanted == BF16:
-        check_engine(wanted, "cpu")  # else it would run in float32
-    config = _placed(trained, weights, engine, device)
+    # the engine is given, so that none takes its place
+    config = _placed(trained, weights, wanted, device)
     return run, config, _extractor(run, folder, config, cache)
 
 

@@ -33,7 +33,7 @@ class TrainConfig(DeclaredOptions):
     @field_validator("image_size", mode="before")
     @classmethod
     def _size_as_text(cls, value: Any) -> Any:
-        """[256, 512] is 256x512; what is no size is told with the forms that are."""
+        """[256, 512] means 256x512; other types become text, so that the error names the forms."""
         if isinstance(value, int | str) and not isinstance(value, bool):
             return value
         if isinstance(value, float) and value.is_integer():

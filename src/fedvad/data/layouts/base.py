@@ -111,10 +111,11 @@ class Draft:
             items = [_item(p, group.defect, paired.get(p, ())) for _, p in group.images]
             (self.normal if group.defect is None else self.defective).extend(items)
         self.masks.update(path for chosen in paired.values() for path in chosen)
-        self.why.update((path, UNPAIRED) for path in [*unpaired, *rest])
+        lost = dict.fromkeys([*unpaired, *rest], UNPAIRED)
+        self.why.update(lost)
         for images, masks in [*((g.images, g.masks) for g in groups), (without, flat)]:
-            doubtful = fitting_several(images, masks) & {*unpaired, *rest}
-            self.why.update((path, AMBIGUOUS) for path in doubtful)
+            if left := [mask for mask in masks if mask[1] in lost]:
+                self.why.update((path, AMBIGUOUS) for path in fitting_several(images, left))
 
     def note_masks(self) -> None:
         """Say so when there are masks and none belongs to a defective image.
