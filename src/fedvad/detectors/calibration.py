@@ -19,7 +19,7 @@ from fedvad.memory.distances import nearest
 # Share of its length. What another engine, device or order of sums does to a patch is below 0.0003
 # of it, to its int8 form below 0.01; the nearest patch of another image was never within 0.02. The
 # codecs themselves move a patch further: look for its coded form.
-_SAME = 0.01
+SAME = 0.01
 _AXES = 8
 _AXES_FROM = 2000  # rows
 
@@ -49,7 +49,7 @@ class RowLookup:
         """Indices of the memory rows that are one of the (n, d) patches, ascending."""
         import torch
 
-        reach = _SAME * np.linalg.norm(patches, axis=1)
+        reach = SAME * np.linalg.norm(patches, axis=1)
         # a little more: the projection rounds, too
         near = self._tree.query_ball_point(patches @ self._axes, 1.01 * reach)
         rows = np.unique(np.fromiter(chain.from_iterable(near), np.int64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
@@ -72,6 +73,7 @@ def check_engine(kind: str, device: str) -> None:
         ) from error
 
 
+@cache
 def has_bf16() -> bool:
     """Whether OpenVINO multiplies bfloat16 in hardware on this processor."""
     import openvino

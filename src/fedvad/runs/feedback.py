@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedvad.detectors.calibration import SAME
 from fedvad.errors import ConfigError
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray
@@ -21,7 +22,6 @@ from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.run import Run
 
 Box = tuple[int, int, int, int]
-_SAME = 0.01  # of its length a patch moves at most by other sums, as in `RowLookup`
 _SHARE = 8  # of an image's patches that an answer keeps at most: one in eight
 
 
@@ -124,7 +124,7 @@ def _sent(answer: Answer, site: str, run: TrainedRun) -> Answer:
     if bank is not None and bank.origin is not None and len(bank) and len(answer.vectors):
         held = as_held(answer.vectors)
         distances, nearest = NeighbourIndex(bank.vectors).query(held)
-        same = distances[:, 0] <= _SAME * np.linalg.norm(held, axis=1)
+        same = distances[:, 0] <= SAME * np.linalg.norm(held, axis=1)
         sent = bank.origin.take(nearest[same, 0]).sources
         rounds = [s.round for s in sent if s.site == site and s.image in ("", answer.values.image)]
     values = answer.values.model_copy(update={"shared": min(rounds, default=0)})
