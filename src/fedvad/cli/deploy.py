@@ -175,7 +175,7 @@ def launch(
     ] = "federation",
     more: Annotated[
         int,
-        typer.Option(min=0, help="Rounds to add to a finished run, with the sites' current images."),
+        typer.Option(min=0, help="Rounds to add to a finished run, with the current images."),
     ] = 0,
     as_json: flags.Json = False,
 ) -> None:
