@@ -56,7 +56,7 @@ def train(
     Raises
     ------
     ConfigError, DataError, FederationError, WeightsError, StorageError
-        See `fedvad.errors`; each message says how to mend it.
+        See `fedvad.errors`; each message says how to fix it.
 
     Examples
     --------

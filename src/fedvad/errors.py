@@ -28,7 +28,7 @@ __all__ = [
 
 
 class FedvadError(Exception):
-    """Base of all fedvad errors; the message names what is wrong and how to mend it."""
+    """Base of all fedvad errors; the message names what is wrong and how to fix it."""
 
     exit_code = 1
 

@@ -93,7 +93,7 @@ def test_an_audit_sheet_as_pdf(
     assert (run / "audit.pdf").read_bytes().startswith(b"%PDF")
     assert (run / "report.html").read_bytes() == page
     (run / "mine.pdf").write_bytes(b"%PDF-1.4 of somebody")
-    with pytest.raises(ConfigError, match="not such a file"):
+    with pytest.raises(ConfigError, match="fedvad did not write it"):
         fedvad.write_report(run, run / "mine.pdf", pdf=True)
     for name, pdf in (("page.html", True), ("page.pdf", False)):
         with pytest.raises(ConfigError, match=rf"{name} would hold (PDF|HTML): end it in"):

@@ -108,7 +108,7 @@ def test_a_stack_of_which_one_page_is_listed_is_refused(tmp_path: Path) -> None:
     info[270] = "ImageJ=1.53t\nimages=40\nslices=40\n"
     Image.new("L", (16, 12)).save(file, tiffinfo=info)
     assert frames_of(file) == [file]
-    with pytest.raises(ImageError, match="lists a part only"):
+    with pytest.raises(ImageError, match="lists only a part"):
         read_rgb(file)
 
 
@@ -128,7 +128,7 @@ def test_chains_that_never_end_do(tmp_path: Path) -> None:
 def test_an_animation_costs_no_more_than_the_largest_image(tmp_path: Path) -> None:
     data = several(tmp_path / "a.gif", COLOURS * 7).read_bytes()
     assert decode_rgb(data, "x", frame=16, max_pixels=32 * 24).shape == (24, 32, 3)
-    with pytest.raises(ImageError, match="drawn over 16 frames"):
+    with pytest.raises(ImageError, match="needs 16 earlier frames"):
         decode_rgb(data, "x", frame=17, max_pixels=32 * 24)
 
 

@@ -53,7 +53,7 @@ def test_a_picture_does_not_lie_among_images_nor_replaces_a_users(tmp_path: Path
         with pytest.raises(ConfigError, match="among the images"):
             guard_file(root / place, "--heatmaps", folders=folders)
     guard_file(root / "notes/h.png", "--heatmaps", folders=folders)
-    with pytest.raises(ConfigError, match="not such a file of fedvad's"):
+    with pytest.raises(ConfigError, match="fedvad did not write it"):
         guard_file(root / "notes/x.txt", "--heatmaps", own=b"fedvad")
     with pytest.raises(ConfigError, match=r"x\.jpg would hold PNG: end it in \.png"):
         guard_file(root / "notes/x.jpg", "--heatmaps", own=OWN_PNG)

@@ -80,7 +80,7 @@ def test_every_method_is_a_sound_configuration(method: str) -> None:
         ({"memory_rows": 0}, "memory_rows"),
         ({"max_pixels": 0}, "max_pixels"),
         ({"holdout": 1.0}, "holdout"),
-        ({"defence": "robust", "shared_threshold": True}, "one liar"),
+        ({"defence": "robust", "shared_threshold": True}, "one that lies"),
         # true is 1 to Python, and a seed of nobody's choice
         ({"seed": True}, "seed is True; it must be a whole number, at least 0"),
         ({"pull": False}, "pull is False; it must be a number, from 0 to 1"),
@@ -194,7 +194,7 @@ def test_rows_fit_into_the_bytes(dim: int, precision: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"min_count": 3}, "min_count is of averages"),
+        ({"min_count": 3}, "min_count needs averaged rows"),
         ({"method": "feddymem-position", "noise": 1.0}, "noise needs clip"),
         ({"method": "feddymem-cluster", "clip": 1.0, "noise": 1.0}, "reduce 'position'"),
     ],
@@ -208,7 +208,7 @@ def test_privacy_options_that_guarantee_nothing_are_refused(
 
 def test_weights_of_rows_are_for_kmeans_only() -> None:
     assert resolve_config(merge="kmeans", merge_weights=0).merge_weights == 0
-    with pytest.raises(ConfigError, match="merge_weights is of merge 'kmeans'; merge is 'kcenter'"):
+    with pytest.raises(ConfigError, match="merge_weights needs merge 'kmeans'; merge is 'kcenter'"):
         resolve_config(merge="kcenter", merge_weights=0.5)
     with pytest.raises(ConfigError, match="merge_weights"):
         resolve_config(merge="kmeans", merge_weights=1.5)

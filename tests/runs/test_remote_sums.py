@@ -93,8 +93,8 @@ def test_over_flower(plants: Path, trained: SumsRun, tmp_path: Path) -> None:
         ({"defence": "robust"}, "no defence"),
         ({"participation": 0.5}, "every site in every round"),
         ({"join": {"alder": 2}}, "every site in every round"),
-        ({"epsilon": 1.0, "threshold_rule": "federated"}, "would tell more"),
-        ({"epsilon": 1.0, "shared_threshold": True}, "would tell more"),
+        ({"epsilon": 1.0, "threshold_rule": "federated"}, "would reveal more"),
+        ({"epsilon": 1.0, "shared_threshold": True}, "would reveal more"),
     ],
 )
 def test_what_sums_cannot_do_is_refused(options: dict[str, Any], reason: str) -> None:

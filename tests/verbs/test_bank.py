@@ -455,7 +455,7 @@ class TestGlobalRefused:
         federation.take("alder", first)
         second = federation.round("alder")
         federation.take("alder", second)
-        self._refuses(federation, kept, "old file was played back")
+        self._refuses(federation, kept, "it is an old file")
         shutil.rmtree(federation.state("server"))
         shutil.copy(federation.root / "alder/state/sent/round-0001.fedvad", federation.root / "a")
         federation.take("birch", kept)
@@ -666,7 +666,7 @@ class TestThresholds:
         shutil.copytree(finished.root / "run-alder", tmp_path / "run")
         config = read_config(tmp_path / "run").model_copy(update={"threshold_rule": "own"})
         write_config(tmp_path / "run", config)
-        with pytest.raises(ConfigError, match="its own suffice"):
+        with pytest.raises(ConfigError, match="it needs no other scores"):
             export_scores(tmp_path / "run", finished.root / "alder/alder.key", tmp_path / "out")
 
     def test_from_the_command_line(

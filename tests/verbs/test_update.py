@@ -166,7 +166,7 @@ def test_what_cannot_be_updated_is_refused(
     with pytest.raises(ConfigError, match="holds 3 sites"):
         update(plants, site="birch")
     shutil.copytree(golden.FOLDER / "run-of-memories", tmp_path / "old")
-    with pytest.raises(ConfigError, match="do not know their sites"):
+    with pytest.raises(ConfigError, match="do not record their sites"):
         fedvad.update(tmp_path / "old", plants / "birch/test/good", site="alder")
 
 

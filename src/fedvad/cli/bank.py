@@ -20,7 +20,7 @@ for _command in (bank_thresholds.scores, bank_thresholds.thresholds, bank_thresh
 AllowWeightsOption = Annotated[
     bool,
     typer.Option(
-        "--allow-weights", help="Weights of a student may travel, as paste and stfpm need it."
+        "--allow-weights", help="Let weights of a student leave the site, as paste and stfpm need."
     ),
 ]
 # of train, at a site and at the server
@@ -209,7 +209,7 @@ def audit(
     data: Annotated[Path, typer.Option(help="Folder of that site's images.")],
     outsiders: Annotated[
         Path | None,
-        typer.Option(help="Normal images that had no part [default: test/good of the site]"),
+        typer.Option(help="Normal images not trained on [default: test/good of the site]"),
     ] = None,
     others: Annotated[
         Path | None, typer.Option(help="Another site's message: a stronger attack.")
@@ -221,7 +221,7 @@ def audit(
     cache: flags.Cache = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Measure what a message tells about the images behind it: membership, retrieval, inversion."""
+    """Measure what a message reveals about its images: membership, retrieval, inversion."""
     from fedvad.runs.config import resolve_config
     from fedvad.verbs.audit import audit as run_audit
 
@@ -252,13 +252,13 @@ def import_(
     ] = None,
     answers: Annotated[
         Path | None,
-        typer.Option(help="Run folder before, whose answers to alarms count in --out, too."),
+        typer.Option(help="Earlier run folder, whose answers to alarms also count in --out."),
     ] = None,
     weights: flags.Weights = None,
     cache: flags.Cache = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Take the global memory; with --out make a run folder, thresholds from own normals."""
+    """Import the global memory; with --out make a run folder, with thresholds from own images."""
     from fedvad.verbs.bank_import import import_global
 
     with showing() as progress:

@@ -34,7 +34,7 @@ def bench(
     cache_size: flags.CacheSize = "20G",
     as_json: flags.Json = False,
 ) -> None:
-    """Compare methods over sets and seeds under one protocol; what is finished is kept."""
+    """Compare methods over sets and seeds under one protocol; continue an interrupted bench."""
     from fedvad.experiments.bench.scripts import COLLECTIONS
 
     if suite in COLLECTIONS:

@@ -31,11 +31,11 @@ def calibrate(
         typer.Option(help="Site whose images these are; may be omitted if the run has only one."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Keep a threshold far above the present one, too.")
+        bool, typer.Option("--force", help="Accept also a threshold far above the present one.")
     ] = False,
     undo: Annotated[
         bool,
-        typer.Option("--undo", help="Put the site's thresholds before the last calibration back."),
+        typer.Option("--undo", help="Restore the site's thresholds before the last calibration."),
     ] = False,
     weights: flags.Weights = None,
     max_pixels: flags.MaxPixels = None,

@@ -127,7 +127,7 @@ def by_backbone(values: list[str]) -> dict[str, Path]:
     for value in values:
         name, _, file = value.rpartition("=")
         if name in found:
-            raise typer.BadParameter(f"--weights {value}: a file for {name or 'all'} twice")
+            raise typer.BadParameter(f"--weights {value}: two files for {name or 'all'}, give one")
         found[name] = Path(file)
     return found
 

@@ -22,12 +22,12 @@ def connectivity(
             help="A second pair of runs for the same picture, for instance trained with WSA."
         ),
     ] = None,
-    points: Annotated[int, typer.Option(help="Of a curve, both ends among them.", min=2)] = 21,
+    points: Annotated[int, typer.Option(help="Points of a curve, with both ends.", min=2)] = 21,
     cache: flags.Cache = None,
     cache_size: flags.CacheSize = "20G",
     as_json: flags.Json = False,
 ) -> None:
-    """Follow loss and AUROC on the line between the weights of two trained students."""
+    """Measure loss and AUROC on the line between the weights of two trained students."""
     from fedvad.report.html.connectivity import connectivity_rows
     from fedvad.report.tables import rich_table
     from fedvad.verbs.connectivity import connectivity as run_connectivity

@@ -33,7 +33,7 @@ def continual(
     cache_size: flags.CacheSize = "20G",
     as_json: flags.Json = False,
 ) -> None:
-    """Learn a stream of tasks one after another and report what was kept and what forgotten."""
+    """Learn a stream of tasks one after another and report what was forgotten."""
     from fedvad.experiments.continual.run import run_stream
 
     with showing() as progress:

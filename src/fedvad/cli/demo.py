@@ -14,10 +14,10 @@ from fedvad.cli.results import show_results
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for images and run.")] = Path("fedvad-demo"),
-    seed: Annotated[int, typer.Option(help="Of the drawn images and the run.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn images and of the run.")] = 0,
     as_json: flags.Json = False,
 ) -> None:
-    """Draw a few plants' images and run the whole job on them: offline, about a minute."""
+    """Draw images of a few plants, train on them and report: offline, about a minute."""
     from fedvad.verbs.demo import demo as run_demo
 
     with showing() as progress:

@@ -63,7 +63,7 @@ def forget(
     name: Annotated[str, typer.Option(help="Name of the run.")] = "federation",
     as_json: flags.Json = False,
 ) -> None:
-    """Take a site out of a run that was made; the next launch hands the rest out without it."""
+    """Take a site out of a finished run; the next launch gives the others the run without it."""
     from fedvad.deploy.changes import forget_site
     from fedvad.deploy.settings import read_server
 
@@ -92,7 +92,7 @@ def server(
     port: Annotated[int | None, typer.Option(help="Port [default: server.toml's]")] = None,
     insecure: InsecureOption = False,
 ) -> None:
-    """Be the server of a federation, until stopped. Only sites with a registered key get in."""
+    """Run the server of a federation. Only sites with a registered key get in."""
     from fedvad.deploy.processes import run_server
     from fedvad.deploy.settings import read_server
 
@@ -107,9 +107,7 @@ def site(
     data: Annotated[Path | None, typer.Option(help="Folder of this site's images.")] = None,
     state: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder that must outlive everything [default: `state` in the site's folder]"
-        ),
+        typer.Option(help="Folder for state that is kept [default: `state` in the site's folder]"),
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Descriptor cache folder.")] = None,
     weights: flags.Weights = None,
@@ -127,7 +125,7 @@ def site(
     ] = None,
     insecure: InsecureOption = False,
 ) -> None:
-    """Be a site of a federation, until stopped: take part in every run that the server starts."""
+    """Run a site of a federation: take part in every run that the server starts."""
     from fedvad.deploy.processes import run_site
     from fedvad.deploy.settings import read_site
 
@@ -177,7 +175,7 @@ def launch(
     ] = "federation",
     more: Annotated[
         int,
-        typer.Option(min=0, help="Further rounds of a finished run, on the sites' images of now."),
+        typer.Option(min=0, help="Rounds to add to a finished run, with the current images."),
     ] = 0,
     as_json: flags.Json = False,
 ) -> None:

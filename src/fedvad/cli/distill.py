@@ -31,7 +31,7 @@ def distill(
     ] = False,
     as_json: flags.Json = False,
 ) -> None:
-    """Teach a small backbone by large ones; the file it gives is a --backbone everywhere."""
+    """Train a small backbone to imitate large ones. Its file is a --backbone everywhere."""
     from fedvad.experiments.distill.run import distill_backbone
 
     with showing() as progress:

@@ -29,7 +29,7 @@ def doctor(
     cache: flags.Cache = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Say what is wrong here and how to mend it: packages, backbone, cache, disk, port, clock.
+    """Check packages, backbone, cache, disk, port and clock; say how to fix what is wrong.
 
     Exit code 1 when something is wrong. Nothing is changed.
     """
@@ -45,7 +45,7 @@ def doctor(
         for check in found["checks"]:
             typer.echo(f"{_MARKS[check['state']]}  {check['name']}: {check['says']}")
             if check["mend"]:
-                typer.echo(f"         mend: {check['mend']}")
+                typer.echo(f"         fix: {check['mend']}")
         typer.echo("all is well" if found["ok"] else "something is wrong: see above")
     if not found["ok"]:
         raise typer.Exit(1)

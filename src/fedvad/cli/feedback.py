@@ -34,9 +34,7 @@ def feedback(
     show: Annotated[
         bool, typer.Option("--list", help="Show all answers, with their numbers and dates.")
     ] = False,
-    undo: Annotated[
-        int | None, typer.Option(metavar="N", help="Let answer N count no longer.")
-    ] = None,
+    undo: Annotated[int | None, typer.Option(metavar="N", help="Undo answer N.")] = None,
     share: Annotated[
         bool, typer.Option("--share", help="Let the answered false alarms count at all sites.")
     ] = False,

@@ -129,7 +129,7 @@ Config = Annotated[
     ),
 ]
 Key = Annotated[Path, typer.Option(help="Own private key (.key).")]
-State = Annotated[Path, typer.Option(help="Folder that keeps what must last between the steps.")]
+State = Annotated[Path, typer.Option(help="Folder for state that is kept between the steps.")]
 Sets = Annotated[Path | None, typer.Option("--data", help="Folder that holds the sets.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Only these, for example 0,1.")]
 Methods = Annotated[

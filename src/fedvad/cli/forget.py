@@ -13,7 +13,7 @@ from fedvad.cli.common import exit_with_json, limit_words, open_cache, showing
 
 def forget(
     run: flags.Run,
-    site: Annotated[str | None, typer.Option(help="Site that leaves, or whose image does.")] = None,
+    site: Annotated[str | None, typer.Option(help="Site that leaves, or the image's site.")] = None,
     image: Annotated[
         str | None,
         typer.Option(

@@ -19,7 +19,7 @@ def gallery(
     kinds: Annotated[
         str | None, typer.Option(help="Kinds of defects, separated by commas [default: all]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the images chosen and defects drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of images and defects.")] = 0,
     rows: Annotated[int, typer.Option(min=1, help="Rows of two images per kind.")] = 2,
     foreground: Annotated[
         str, typer.Option(help="Where the object is: none, otsu, or a grey level 0 to 254.")

@@ -33,7 +33,7 @@ def inspect(
     defect: flags.Defect = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Say what is in a run or a file of fedvad's, or how a data folder will be read."""
+    """Describe a run or a file of fedvad, or how a data folder will be read."""
     from fedvad.verbs.inspect import inspect as run_inspect
 
     described = run_inspect(path, trust=trust, good=good or (), defect=defect or ())

@@ -41,7 +41,7 @@ def plan(
     cache_size: flags.CacheSize = "20G",
     as_json: flags.Json = False,
 ) -> None:
-    """Look at the normal images of each site and plan the training. No test image is read.
+    """Propose options of train from the normal images of each site. No test image is read.
 
     Options given here are kept in the plan.
     """

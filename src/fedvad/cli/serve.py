@@ -28,7 +28,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8000,
     token_file: Annotated[
         Path | None, typer.Option(help="File with the bearer token to ask for.")
     ] = None,
@@ -47,13 +47,13 @@ def serve(
     max_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one image file.")] = 20,
     max_files: Annotated[int, typer.Option(min=1, help="Files of one request.")] = 16,
     max_total_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes of one request.")] = 64,
-    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of one image.")] = 25,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Megapixels of one image.")] = 25,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for an upload, and again for its scores.")
     ] = 30,
     uploads: Annotated[int, typer.Option(min=1, help="Requests received at a time.")] = 64,
     uploads_per_client: Annotated[
-        int, typer.Option(min=1, help="Of one address; raise it behind a proxy.")
+        int, typer.Option(min=1, help="The same from one address; raise it behind a proxy.")
     ] = 16,
     workers: Annotated[int, typer.Option(min=1, help="Requests worked on at a time.")] = 2,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; then 429.")] = 16,

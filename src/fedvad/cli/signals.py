@@ -23,13 +23,13 @@ def signals(
     steps: Annotated[
         int, typer.Option(help="Training steps of a site in each round.", min=1)
     ] = 100,
-    seed: Annotated[int, typer.Option(help="Of all random choices.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.", min=0)] = 0,
     quantile: Annotated[
-        float, typer.Option(help="Of the scores of held-out normal windows: the threshold.")
+        float, typer.Option(help="Quantile of held-out normal scores that is the threshold.")
     ] = 0.98,
     as_json: flags.Json = False,
 ) -> None:
-    """Find odd windows of multivariate signals, with memories that sites learn together (AMSL).
+    """Find unusual windows of multivariate signals; sites learn together (AMSL).
 
     Arrays are (n, channels, length) numbers. No window leaves a site.
     """

@@ -80,8 +80,8 @@ def spectral(
     ridge: Annotated[
         float | None,
         typer.Option(
-            help="Added to the diagonal of a covariance, in units of its mean; of crd the weight "
-            "of its cost [default: the detector's]"
+            help="Value added to the diagonal of a covariance, in units of its mean; for crd the "
+            "weight of its cost [default: the detector's]"
         ),
     ] = None,
     norm: Annotated[
@@ -114,12 +114,12 @@ def spectral(
         ),
     ] = None,
     spectral_weights: Annotated[
-        Path | None, typer.Option(help="The same of its spectral branch.")
+        Path | None, typer.Option(help="The same for its spectral branch.")
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            help="Of the networks' weights and training, and of lrasr's clusters [default: 0]"
+            help="Seed of the networks' weights and training, and of lrasr's clusters [default: 0]"
         ),
     ] = None,
     classes: Annotated[
@@ -130,11 +130,11 @@ def spectral(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Of the training on classes [default: 500]")
+        int | None, typer.Option(help="Epochs of the training on classes [default: 500]")
     ] = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Find odd pixels in hyperspectral scenes, and measure that where the truth is known."""
+    """Find unusual pixels in hyperspectral scenes, and measure how well, given the truth."""
     if classes is not None:
         from fedvad.verbs.classify import classify_scene
 

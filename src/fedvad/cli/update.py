@@ -30,7 +30,7 @@ def update(
         bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
     ] = False,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Put back the run as it was before the last update.")
+        bool, typer.Option("--undo", help="Restore the run as it was before the last update.")
     ] = False,
     weights: flags.Weights = None,
     engine: flags.Engine = None,

@@ -44,10 +44,10 @@ def watch(
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Score what is there, and end.")] = False,
     alpha: Annotated[
-        float, typer.Option(help="Probability that a change is ever reported without one.")
+        float, typer.Option(help="Greatest probability that a change is ever reported without one.")
     ] = 0.01,
     most_stopped: Annotated[
-        float, typer.Option(help="Share of stopped images that is no change.")
+        float, typer.Option(help="Share of stopped images up to which nothing is reported.")
     ] = 0.1,
     reference: flags.Reference = None,
     threshold: flags.Threshold = None,

@@ -67,8 +67,8 @@ def check_work(
         )
     if image.format in _DRAWN_OVER and place >= most:
         raise ImageError(
-            f"{name}: is drawn over {place} frames of {width} × {height} pixels before it: split "
-            "the file into images"
+            f"{name}: needs {place} earlier frames of {width} × {height} pixels to be decoded: "
+            "split the file into single images"
         )
 
 

@@ -61,8 +61,8 @@ def tiff_pages(file: BinaryIO, name: str) -> list[int]:
             full.append(len(seen) - 1)
     if _hides_more(text, len(seen)):
         raise ImageError(
-            f"{name}: is a stack of which the TIFF directory lists a part only: save its images "
-            "as pages or files of their own"
+            f"{name}: is a stack, and its TIFF directory lists only a part of it: save its images "
+            "as pages or as single files"
         )
     return full or list(range(max(1, len(seen))))
 

@@ -61,8 +61,8 @@ def _range_of(high: float, floats: bool) -> float:
                 break
             return top
     raise DataError(
-        f"holds values up to {high:.6g}, of which the range cannot be seen: scale them to "
-        "0..255 or 0..65535 (floats also 0..1), all images alike"
+        f"holds values up to {high:.6g}, and their range is unknown: scale them to "
+        "0..255 or 0..65535 (floats also 0..1), all images in the same way"
     )
 
 

@@ -107,7 +107,7 @@ def _hold(folder: Path, path: Path, mode: int) -> IO[str]:
         return file
     if not folder.exists():
         raise StorageError(f"cannot write {folder}: {refused.strerror}") from refused
-    raise InUseError(f"{folder} is in use: other processes come and go; try again")
+    raise InUseError(f"{folder} is in use by processes that start and stop: try again")
 
 
 def _lock(file: IO[str]) -> None:

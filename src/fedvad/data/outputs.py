@@ -62,7 +62,7 @@ def guard_file(
         raise ConfigError(f"{option} {target} is a folder: add the name of a file")
     if target.is_file() and own not in _head(target):
         raise ConfigError(
-            f"{option} {target} exists and is not such a file of fedvad's: choose another "
+            f"{option} {target} exists, and fedvad did not write it: choose another "
             "file, or remove it"
         )
     ending = _ENDINGS.get(own, "")

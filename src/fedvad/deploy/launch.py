@@ -142,6 +142,6 @@ def _check_alive(settings: ServerSettings, run_id: str | None) -> None:
     for run in control(settings, "list", CONNECTION, "--run-id", run_id).get("runs", []):
         if str(run.get("status", "")).startswith("finished"):
             raise FederationError(
-                f"the run ended without a word ({run['status']}); see the server's log, then "
+                f"the run ended without a result ({run['status']}); see the server's log, then "
                 "launch again to continue"
             )

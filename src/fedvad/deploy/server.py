@@ -109,7 +109,7 @@ def _federate(
     record = read_record(folder)
     if LEAVING in record:
         raise ConfigError(
-            f"{record[LEAVING]} was being taken out of {folder.name} when that was interrupted: "
+            f"the removal of {record[LEAVING]} from {folder.name} was interrupted: "
             f"finish it with fedvad deploy forget {record[LEAVING]}"
         )
     config = TrainConfig.model_validate(record["config"])

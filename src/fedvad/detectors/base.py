@@ -199,7 +199,7 @@ class NormalFeatures:
     def _stream(self, paths: Sequence[Path]) -> Iterator[HalfArray]:
         for item in self.extractor.stream(paths):
             if item.descriptors is None:
-                raise DataError(f"{self.where}: an image vanished meanwhile: {item.error}")
+                raise DataError(f"{self.where}: an image vanished during the run: {item.error}")
             yield item.descriptors
 
     def subset(self, indices: Sequence[int]) -> NormalFeatures:

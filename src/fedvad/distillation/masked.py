@@ -147,7 +147,7 @@ class MaskedHeads(nn.Module):
             return
         for (level, i), maps in zip(self.paired(), teacher, strict=True):
             if not bool(maps.isfinite().all()):
-                raise DataError("the teacher gives maps that are not finite: mend its weights")
+                raise DataError("the teacher gives maps that are not finite: fix its weights")
             level.mean.copy_(maps.mean((0, 2, 3), keepdim=True))
             level.spread.copy_((maps - level.mean).square().mean().sqrt().clamp_min(_EPS))
             # resizing and pooling go before a 1 x 1 convolution as well as behind it

@@ -218,7 +218,7 @@ def check_scores(scores: ArrayLike) -> Floats:
     if bad.size:
         raise DataError(
             f"{bad.size} of {array.size} scores are NaN or infinite (first at index {bad[0]}): "
-            "mend the detector or leave these images out"
+            "fix the detector or leave these images out"
         )
     return array
 
@@ -259,7 +259,7 @@ def pixel_pairs(
             raise DataError(f"image {index}: map must hold real numbers, not {values.dtype}")
         values = values.astype(np.result_type(values.dtype, np.float32), copy=False)
         if not np.isfinite(values).all():
-            raise DataError(f"image {index}: map holds NaN or infinity; mend the detector")
+            raise DataError(f"image {index}: map holds NaN or infinity; fix the detector")
         yield values, mask != 0
 
 

@@ -343,8 +343,8 @@ def check_bad_share(bad: Sequence[str], total: int, max_bad: float, where: str) 
         if all("--max-pixels" in reason for reason in bad):  # each says itself what to do
             raise DataError(f"{where}: {len(bad)} of {total} images are too large ({shown}).")
         if len(bad) == total:
-            raise DataError(f"{where}: none of {total} images can be read ({shown}). Mend them.")
+            raise DataError(f"{where}: none of {total} images can be read ({shown}). Replace them.")
         raise DataError(
             f"{where}: {len(bad)} of {total} images are unreadable, more than --max-bad "
-            f"{max_bad:.0%} ({shown}). Mend or remove them, or raise --max-bad."
+            f"{max_bad:.0%} ({shown}). Replace or remove them, or raise --max-bad."
         )

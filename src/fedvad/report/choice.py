@@ -104,7 +104,7 @@ def _checked(panels: Iterable[Panel]) -> list[Panel]:
     pool = sorted(panels, key=lambda panel: (panel.site, panel.defect, str(panel.path)))
     for panel in pool:
         if not math.isfinite(panel.score):
-            raise DataError(f"the score of {panel.path} is {panel.score}; mend the detector")
+            raise DataError(f"the score of {panel.path} is {panel.score}; fix the detector")
     return pool
 
 

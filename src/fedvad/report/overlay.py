@@ -85,7 +85,7 @@ def map_range(normal_maps: Iterable[ArrayLike]) -> tuple[float, float]:
     if not pixels.size:
         raise DataError("no normal map to take a display range from: give at least one")
     if not np.isfinite(pixels).all():
-        raise DataError("a normal map holds NaN or infinity; mend the detector")
+        raise DataError("a normal map holds NaN or infinity; fix the detector")
     median, top = (float(value) for value in np.quantile(pixels, [0.5, 0.999]))
     # Rounding noise of a constant map must not be stretched over the whole range of colours.
     tail = max(top - median, 1e-3 * abs(median), 1e-12)
@@ -235,7 +235,7 @@ def enlarged(values: NDArray[np.floating[Any]], height: int, width: int) -> NDAr
     if cells.ndim != 2 or 0 in cells.shape:
         raise DataError(f"an anomaly map must have shape (h, w), not {cells.shape}")
     if not np.isfinite(cells).all():
-        raise DataError("the anomaly map holds NaN or infinity; mend the detector")
+        raise DataError("the anomaly map holds NaN or infinity; fix the detector")
     picture = Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(picture, dtype=np.float32)
 

@@ -150,7 +150,7 @@ def _check_meaning(method: str, values: Mapping[str, Any]) -> None:
             None, option.default,
         ):  # fmt: skip
             raise ConfigError(
-                f"student.{option.name} is of {option.only}: {method} has no use for it"
+                f"student.{option.name} is an option of {option.only}: {method} has no use for it"
             )
 
 

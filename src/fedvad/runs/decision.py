@@ -126,7 +126,7 @@ def _retargeted(
     chosen = new.get(str(site)) if known else middle(list(new.values()))
     if chosen is None:
         raise ConfigError(
-            "no scores of normal images are kept in this run, from which a threshold for "
-            f"target_fpr {target_fpr:g} could be found: give --threshold, or train again"
+            "this run keeps no scores of normal images to find a threshold for target_fpr "
+            f"{target_fpr:g} from: give --threshold, or train again"
         )
     return chosen

@@ -45,7 +45,7 @@ def guard_output_folder(out: Path, option: str, *, data: Path, sites: Sequence[S
     foreign = [name for name in _RUN_NAMES if (out / name).exists()]
     if foreign and not (out / "config.json").exists():
         raise ConfigError(
-            f"{option} {out} holds {foreign[0]} and no run: it would be written over; choose "
+            f"{option} {out} holds {foreign[0]}, which would be overwritten, and no run: choose "
             "another folder"
         )
 

@@ -149,8 +149,8 @@ class TrainedRun(Run):
             if reference == "local":
                 whose = "no site was named" if site is None else f"site {site!r} is not among them"
                 raise ConfigError(
-                    f"reference 'local' is the own memory of a site of this run: {whose}; "
-                    f"known sites: {join_names(self.sites)}"
+                    f"reference 'local' needs a site of this run, whose memory then scores: "
+                    f"{whose}; known sites: {join_names(self.sites)}"
                 )
             return detector.with_memory(self.memory, scale=self.scale)
         bank, scale, negatives = self._scoring_parts(str(site), reference)

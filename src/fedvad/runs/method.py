@@ -308,8 +308,8 @@ def remote(config: TrainConfig, *, allow_weights: bool, consent: str) -> type[Me
     if kind.sends_weights and not allow_weights:
         raise ConfigError(
             f"{config.method} trains a student at each site and sends its weights, which were "
-            "made from the site's images and can hold more of them than a memory's rows do.\n"
-            f"If that may leave the site, say so: {consent}"
+            "made from the site's images and can reveal more of them than the rows of a memory.\n"
+            f"If they may leave the site, say so: {consent}"
         )
     kind.check_remote(config)
     return kind

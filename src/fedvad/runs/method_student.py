@@ -102,8 +102,9 @@ class StudentMethod(Method):
             )
         if config.student.algorithm == "scaffold" or config.student.wsa:
             raise ConfigError(
-                "scaffold and wsa need a server that knows the common start and hears of every "
-                "site: use them with `fedvad train`, or choose fedavg, fedprox or moon without wsa"
+                "scaffold and wsa need a server that knows the common start and gets an answer "
+                "from every site: use them with `fedvad train`, or choose fedavg, fedprox or moon "
+                "without wsa"
             )
 
     @classmethod

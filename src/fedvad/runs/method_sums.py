@@ -91,8 +91,8 @@ class SumsMethod(Method):
             config.threshold_rule == "federated" or config.shared_threshold
         ):
             raise ConfigError(
-                "epsilon bounds what the sums tell, and scores of normal images that leave a site "
-                "for its threshold would tell more: use threshold_rule 'own' without "
+                "epsilon bounds what the sums reveal, and scores of normal images that leave a "
+                "site for its threshold would reveal more: use threshold_rule 'own' without "
                 "shared_threshold"
             )
 

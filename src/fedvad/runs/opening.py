@@ -79,8 +79,8 @@ def open_memory_run(
     wanted = trained.engine if engine is None else engine
     if (wanted == BF16) != (trained.engine == BF16):
         raise ConfigError(
-            f"this run was trained with engine {trained.engine}, so its memory is changed with "
-            f"that, not with {wanted}: in another precision it would not know its own rows"
+            f"this run was trained with engine {trained.engine}: change its memory with that, not "
+            f"with {wanted}, because in another precision it would not recognise its own rows"
         )
     # the engine is given, so that none takes its place
     config = _placed(trained, weights, wanted, device)

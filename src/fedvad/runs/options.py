@@ -115,7 +115,7 @@ class DeclaredOptions(SumsOptions):
         "(center), or InfoNCE on cosine similarities (infonce).",
     )
     epochs: int = _generator(
-        MetricLossConfig.epochs, "Passes of the generator's training in each round.", ge=1
+        MetricLossConfig.epochs, "Epochs of the generator's training in each round.", ge=1
     )
     learning_rate: float = _generator(
         MetricLossConfig.learning_rate, "Learning rate of the generator.", gt=0
@@ -133,8 +133,8 @@ class DeclaredOptions(SumsOptions):
     )
     density: float = _scoring(
         ScoringConfig.density,
-        "Exponent of the local distance between memory rows, by which anomaly distances are "
-        "divided. 0 divides by nothing. Heat maps take at most 0.5.",
+        "Strength of the density correction: anomaly distances are divided by the local distance "
+        "between memory rows to this power. 0 switches it off. Heat maps take at most 0.5.",
         ge=0,
         le=1,
     )
@@ -151,8 +151,8 @@ class DeclaredOptions(SumsOptions):
     )
     top: float = _scoring(
         ScoringConfig.top,
-        "Share of the cells of the anomaly map, the highest ones, whose mean is the image score. "
-        "0 takes the maximum.",
+        "Share of the cells of the anomaly map that make the image score, which is the mean of "
+        "the highest ones. 0 takes the maximum.",
         ge=0,
         le=1,
         common=True,

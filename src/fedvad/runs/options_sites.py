@@ -213,8 +213,8 @@ class SiteOptions(Given):
     )
     merge_weights: float = _federation(
         1.0,
-        "Exponent of the number of patches that a row stands for, by which merge kmeans weighs it. "
-        "1 weighs every patch alike, 0 every row: a rare one then keeps a row of its own.",
+        "How much merge kmeans weighs a row by the number of patches that it stands for, as an "
+        "exponent: 1 weighs every patch alike, 0 every row, so that a rare patch keeps a row.",
         ge=0,
         le=1,
     )

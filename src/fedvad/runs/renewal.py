@@ -54,7 +54,7 @@ def check_origin(run: TrainedRun, folder: Path) -> None:
     banks = [run.memory, *(site.bank for site in run.sites.values() if len(site.bank))]
     if any(bank.origin is None or ("", 0, "") in bank.origin.sources for bank in banks):
         raise ConfigError(
-            f"{folder} was trained by an earlier fedvad, whose rows do not know their sites: "
+            f"{folder} was trained by an earlier fedvad, whose rows do not record their sites: "
             "train again"
         )
 

@@ -76,7 +76,7 @@ class TrainConfig(DeclaredOptions):
             raise ValueError(f"compare 'identity' omits the generator, and {self.method} has none")
         if method_class(self.method).sends_weights and self.backbone == SPECTRAL:
             raise ValueError(
-                "backbone 'spectral' gives the spectra of cubes, which no student learns to draw: "
+                "backbone 'spectral' gives the spectra of cubes, which no student can reproduce: "
                 "choose feddymem or patchcore"
             )
         if self.calibration == "leave-one-out" and not self.keeps_patches:
@@ -86,23 +86,25 @@ class TrainConfig(DeclaredOptions):
                 "'holdout'"
             )
         if self.merge == "average" and self.reduce != "position":
-            raise ValueError("merge 'average' needs reduce 'position': other rows have no partners")
+            raise ValueError(
+                "merge 'average' needs reduce 'position': only its rows can be matched"
+            )
         if self.merge != "kmeans" and self.merge_weights != 1:
-            raise ValueError(f"merge_weights is of merge 'kmeans'; merge is {self.merge!r}")
+            raise ValueError(f"merge_weights needs merge 'kmeans'; merge is {self.merge!r}")
         if self.defence == "robust":
             if self.merge == "average":
                 raise ValueError("defence 'robust' leaves rows out, merge 'average' needs all")
             if self.shared_threshold:
                 raise ValueError(
-                    "shared_threshold believes every site's counts, one liar could silence all "
-                    "alarms: with defence 'robust' each site keeps its own threshold"
+                    "shared_threshold trusts the counts of every site, so one that lies could "
+                    "silence all alarms: with defence 'robust' omit shared_threshold"
                 )
             if "threshold_rule" not in self.model_fields_set:
                 object.__setattr__(self, "threshold_rule", "own")
             elif self.threshold_rule == "federated":
                 raise ValueError(
-                    "threshold_rule 'federated' believes every site's scores, one liar could raise "
-                    "all thresholds: with defence 'robust' use 'own'"
+                    "threshold_rule 'federated' trusts the scores of every site, so one that lies "
+                    "could raise all thresholds: with defence 'robust' use 'own'"
                 )
             if "reference" not in self.model_fields_set:
                 # a rare mode that only one site has is left out, but stays normal at home

@@ -137,8 +137,8 @@ class TrainOptions(TypedDict, total=False):
     merge: How the server makes one memory of the sites' rows: keep all (concat), choose or average
         down to memory_rows (kcenter, kmeans), or average by patch position (average, with reduce
         position and update ema). [one of concat, kmeans, kcenter, average; default: concat]
-    merge_weights: Exponent of the number of patches that a row stands for, by which merge kmeans
-        weighs it. 1 weighs every patch alike, 0 every row: a rare one then keeps a row of its own.
+    merge_weights: How much merge kmeans weighs a row by the number of patches that it stands for,
+        as an exponent: 1 weighs every patch alike, 0 every row, so that a rare patch keeps a row.
         [from 0 to 1; default: 1]
     malicious: Share of the sites that may be manipulated together, for defence robust. [above 0 and
         below 0.5; default: 1/3]
@@ -181,21 +181,22 @@ class TrainOptions(TypedDict, total=False):
         ones (hypersphere), attraction only (attract_only), distance to the nearest row (center), or
         InfoNCE on cosine similarities (infonce). [one of hypersphere, attract_only, center,
         infonce; default: hypersphere]
-    epochs: Passes of the generator's training in each round. [at least 1; default: 1]
+    epochs: Epochs of the generator's training in each round. [at least 1; default: 1]
     learning_rate: Learning rate of the generator. [above 0; default: 0.001]
     identity_weight: Weight of the loss term that keeps the generator close to the identity. [at
         least 0; default: 0.01]
     map: How distances to the memory become an anomaly map: distance to the nearest row (nn1),
         weighed by how clearly it is the nearest (cfa), as in PatchCore (patchcore), or in units of
         the row's own spread (spread). [one of nn1, cfa, patchcore, spread; default: nn1]
-    density: Exponent of the local distance between memory rows, by which anomaly distances are
-        divided. 0 divides by nothing. Heat maps take at most 0.5. [from 0 to 1; default: 0.75]
+    density: Strength of the density correction: anomaly distances are divided by the local distance
+        between memory rows to this power. 0 switches it off. Heat maps take at most 0.5. [from 0 to
+        1; default: 0.75]
     density_neighbours: Number of neighbouring memory rows that the local distance is measured on.
         [at least 1; default: 5]
     smooth: Side of the mean filter over the anomaly map, in cells; an odd number, 1 for no filter.
         [at least 1; default: 3]
-    top: Share of the cells of the anomaly map, the highest ones, whose mean is the image score. 0
-        takes the maximum. [from 0 to 1; default: 0.03]
+    top: Share of the cells of the anomaly map that make the image score, which is the mean of the
+        highest ones. 0 takes the maximum. [from 0 to 1; default: 0.03]
     top_cells: Greatest number of cells that top takes, so that a larger image does not dilute a
         small defect. [at least 1 cell; default: 32]
     search: How nearest memory rows are searched: exactly, or faster. [one of exact, fast; default:

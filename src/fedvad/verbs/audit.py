@@ -82,7 +82,7 @@ def audit(
     )  # fmt: skip
     if not outside:
         raise DataError(
-            f"{data} has no test/good: give --outsiders FOLDER, normal images that had no part"
+            f"{data} has no test/good: give --outsiders FOLDER, normal images not trained on"
         )
     rng = np.random.default_rng(config.seed)
     chosen = [_readable(_some(p, images, rng), extractor, config) for p in (inside, outside)]

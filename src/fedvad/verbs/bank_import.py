@@ -160,7 +160,7 @@ def _check_fits(merged: Payload, known: Payload | None, state: SiteState | None)
     if merged.manifest.round < before:
         raise PayloadError(
             f"it is of round {merged.manifest.round}, but this site already has round {before}: "
-            "an old file was played back"
+            "it is an old file"
         )
     if merged.manifest.round == before and merged.to_bytes() != known.to_bytes():
         raise PayloadError(

@@ -54,7 +54,9 @@ def export_scores(run: Path, key: Path, out: Path) -> dict[str, Any]:
     """
     config = read_config(run)
     if config.threshold_rule != "federated":
-        raise ConfigError(f"{run} has threshold_rule {config.threshold_rule!r}: its own suffice")
+        raise ConfigError(
+            f"{run} has threshold_rule {config.threshold_rule!r}: it needs no other scores"
+        )
     shared, site = _of(run)
     signing = read_private_key(key)
     guard_output_file(out, "--out", others=[key, *run.glob("**/*")], own=signing.beginning)

@@ -176,7 +176,7 @@ def _curve(
     stage: Stage,
 ) -> Curve:
     if student_class(config).parts != ("student",):
-        raise ConfigError(f"{config.method} averages more than its student, which is no line")
+        raise ConfigError(f"{config.method} has more weights than its student's to mix")
     known = a.sites.keys() & b.sites.keys()
     names = config.label_names()
     found = load_sites(

@@ -187,4 +187,4 @@ def _link(source: Path, link: Path) -> None:
     if not link.is_symlink():
         link.symlink_to(source.resolve(), target_is_directory=True)
     elif link.resolve() != source.resolve():
-        raise ConfigError(f"{link} leads elsewhere: choose another --out")
+        raise ConfigError(f"{link} is a link to another folder: choose another --out")

@@ -104,8 +104,8 @@ def write_report(
     if pdf:
         if target.is_file() and TITLE.encode() not in target.read_bytes():
             raise ConfigError(
-                f"--out {target} exists and is not such a file of fedvad's: choose another file, "
-                "or remove it"
+                f"--out {target} exists, and fedvad did not write it: choose another "
+                "file, or remove it"
             )
         data = audit_sheet(contents)
     else:

@@ -85,5 +85,5 @@ def _wavelengths(entries: dict[str, str], header: Path) -> NDArray[np.float64] |
         return np.array([float(value) for value in entries["wavelength"].split(",")])
     except ValueError as error:
         raise DataError(
-            f"{header}: its wavelengths are not numbers: mend or remove them"
+            f"{header}: its wavelengths are not numbers: correct or remove them"
         ) from error

@@ -60,7 +60,7 @@ class Scene:
             )
         if self.wavelengths is not None and self.wavelengths.shape != (bands,):
             raise DataError(
-                f"{self.name}: {self.wavelengths.size} wavelengths for {bands} bands: mend the "
+                f"{self.name}: {self.wavelengths.size} wavelengths for {bands} bands: fix the "
                 "header"
             )
 

@@ -77,7 +77,7 @@ class FedDyMemConfig:
             raise ConfigError("min_count must be at least 1 and noise at least 0")
         if self.min_count > 1 and self.reduce == "coreset" and self.pull < 1:
             raise ConfigError(
-                "min_count is of averages: use reduce 'cluster' or 'position', or pull 1"
+                "min_count needs averaged rows: use reduce 'cluster' or 'position', or pull 1"
             )
         if self.noise and self.clip is None:
             raise ConfigError("noise needs clip, the bound that it is calibrated to")

@@ -54,7 +54,7 @@ def pixels_again(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.ui
     """Pixels of files that have been read before; raises `DataError` for one that is gone."""
     for item in read_pixels(paths, size, max_pixels=ANY_SIZE):
         if item.pixels is None:
-            raise DataError(f"an image vanished meanwhile: {item.error}")
+            raise DataError(f"an image vanished during the run: {item.error}")
         yield item.pixels
 
 

@@ -55,7 +55,7 @@ class Gaussian:
         """
         left = self.images - len(images)
         if left < 1:
-            raise DataError("no other image is behind the sums: nothing is left without these")
+            raise DataError("the sums hold no other image: nothing is left without these")
         mean, scatter, about = (
             self.images * self.mean,
             self.images * self.scatter,

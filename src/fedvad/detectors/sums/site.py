@@ -118,8 +118,8 @@ class SumsSite:
     def _leaving(self, name: str, total: Array, noise: float) -> Array:
         if name in self.sent:
             raise FederationError(
-                f"{self.features.where} has sent its sum ({name}) before and sends none again: "
-                "two of them tell more than one; begin again in new folders"
+                f"{self.features.where} has sent its sum ({name}) before and sends none again, "
+                "because two noisy sums reveal more than one: begin again in new folders"
             )
         self.sent.add(name)
         return total + self._rng.normal(0.0, noise, total.shape) if noise else total

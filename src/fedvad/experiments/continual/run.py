@@ -222,7 +222,7 @@ def _sites(stream: Stream, data: Path | None, out: Path) -> dict[str, Site]:
             (data / _DEMO / ".done").touch()
     missing = [str(data / t.path) for t in stream.tasks if not (data / t.path).is_dir()]
     if missing:
-        raise ConfigError(f"no folder {', '.join(missing)}; mend --data or the stream's paths")
+        raise ConfigError(f"no folder {', '.join(missing)}; correct --data or the stream's paths")
     names = LabelNames(stream.good, stream.defect)
     return {task.name: load_set(data / task.path, task.name, names) for task in stream.tasks}
 

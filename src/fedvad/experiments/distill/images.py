@@ -70,7 +70,7 @@ class TrainingImages:
                     self._bad.add(path)
                     log.warning("skipped %s", error)
         raise DataError(
-            f"{_TRIES} images in a row cannot be read ({next(iter(self._bad))}, ...): mend or "
+            f"{_TRIES} images in a row cannot be read ({next(iter(self._bad))}, ...): replace or "
             "remove them"
         )
 

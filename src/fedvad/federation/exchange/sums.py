@@ -130,7 +130,7 @@ class SumsExchange:
             )
         if stage != "key" and self.config.secure and manifest.site not in _keys(self._published):
             raise PayloadError(
-                f"site {manifest.site} sent no key in round 1: the masks are those of others"
+                f"site {manifest.site} sent no key in round 1, so the masks are for other sites"
             )
         self._sites[manifest.site] = payload
 
@@ -240,9 +240,9 @@ class SumsExchange:
         missing = sorted(set(_keys(self._published)) - set(answered))
         if missing and self.config.secure:
             raise FederationError(
-                f"round {round_} cannot be summed: {', '.join(missing)} sent no sum that counts, "
-                "and the masks of the others cancel with it alone; run the round again when it is "
-                "there, or begin again without it"
+                f"round {round_} cannot be summed: {', '.join(missing)} sent no valid sum, "
+                "and the masks of the others cancel only together with it; run the round again "
+                "when it is there, or begin again without it"
             )
 
     def _noisy(self, sites: int) -> int:

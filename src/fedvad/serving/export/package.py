@@ -142,7 +142,7 @@ def export(
     site = known_site(trained, site)
     _guard(folder, run_folder, [data, verify], extractor.config.weights, site)
     if int8 and config.backbone == "filterbank":  # correlation of scores 0.25 on the demo plants
-        raise ConfigError("the filter bank does not survive int8: export it without")
+        raise ConfigError("the filter bank does not work in int8: export it without --int8")
     detector = trained.detector(site, extractor, reference)
     decides = choose_threshold(trained, site, reference, threshold=threshold, target_fpr=target_fpr)
     warn_of_threshold(trained, site, decides, target_fpr)
@@ -152,7 +152,7 @@ def export(
     if int8 and not net.quantises:
         raise ConfigError(
             f"int8 of {trained.method}, whose scores are differences of two nets, has not been "
-            "measured: export it without"
+            "measured: export it without --int8"
         )
     model = backend.build(net, size, opset)
     calibrated_on = 0
@@ -224,7 +224,7 @@ def _guard(
     foreign = [name for name in (*_FILES, EXAMPLE_FILE) if (folder / name).exists()]
     if foreign:
         raise ConfigError(
-            f"{folder / foreign[0]} is there and not from an export: choose another --out, "
+            f"{folder / foreign[0]} exists and is not from an export: choose another --out, "
             "or remove it"
         )
 
@@ -235,7 +235,7 @@ def _site_of(manifest: Path) -> str | None:
         site = json.loads(manifest.read_bytes())["site"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{manifest} is there and no manifest of an export: choose another --out, or remove it"
+            f"{manifest} exists and is no manifest of an export: choose another --out, or remove it"
         ) from None
     return None if site is None else str(site)
 

@@ -105,7 +105,7 @@ class DMDD(StudentDetector):
         given = {"head_start_step": 0} | table.get("dual", {})
         found = super().round_options({**table, "dual": given}, train, steps)
         if found["dual"].head_start_step:
-            raise ConfigError("head_start_step must be 0 in rounds, whose steps nobody counts")
+            raise ConfigError("head_start_step must be 0 when sites train in rounds")
         return found
 
     def network(self) -> DualNet:
@@ -233,6 +233,6 @@ class DMDD(StudentDetector):
     def _check(self) -> None:
         super()._check()
         if self.jitter:
-            raise ConfigError(f"{self.name} draws its images by pairs, without jitter: use another")
+            raise ConfigError(f"{self.name} trains on pairs of images: set jitter to 0")
         check_choice("source", self.source, ScoreSource)
         check_drawing(self.synthesis, self.textures)

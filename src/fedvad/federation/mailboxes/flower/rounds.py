@@ -252,7 +252,7 @@ class RemoteRounds:
             )  # fmt: skip
         except FederationError as error:
             raise FederationError(
-                f"{error}. What was computed is kept: mend the cause and launch again"
+                f"{error}. What was computed is kept: fix the cause and launch again"
             ) from error
         for receipt in receipts:
             if receipt.accepted:
