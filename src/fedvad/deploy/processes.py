@@ -20,7 +20,7 @@ from fedvad.data.files import locked, write_atomically
 from fedvad.deploy.connect import check_server, proxy_note, split_address
 from fedvad.deploy.follow import follow_runs
 from fedvad.deploy.guard import IN_USE, NOT_REGISTERED, last_error
-from fedvad.deploy.keys import sync_keys
+from fedvad.deploy.keys import check_certificate, sync_keys
 from fedvad.deploy.server import site_keys
 from fedvad.deploy.settings import (
     RUNNING,
@@ -75,6 +75,7 @@ def _server(settings: ServerSettings) -> None:
             "--ssl-keyfile", str(_there(settings.folder / "server.key")),
             "--enable-supernode-auth",
         ]  # fmt: skip
+        check_certificate(settings.folder)
         sync_keys(database, site_keys(settings))
 
     from flwr.superlink.cli.flower_superlink import flower_superlink
