@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,12 @@ _COLUMNS = (
     "error",
     "changed",
 )
+_NUMBER, _NONE = (int, float), type(None)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "time": (str,), "path": (str,), "size": (int,), "modified": (int,), "site": (str, _NONE),
+    "score": (*_NUMBER, _NONE), "threshold": (*_NUMBER, _NONE), "anomalous": (bool, _NONE),
+    "error": (str, _NONE),
+}  # fmt: skip
 
 
 class WatchLog:
@@ -100,10 +107,8 @@ def follow_log(
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    row = parse_json(line)
-                    if not isinstance(row, dict) or row["number"] != number:
-                        raise ValueError("a row is missing")
-                except (ValueError, KeyError) as error:
+                    row = _checked(parse_json(line), number)
+                except ValueError as error:
                     raise ArtefactError(
                         f"line {number} of {path} is damaged ({error}): restore the file from a "
                         "copy, or watch into another folder"
@@ -114,6 +119,20 @@ def follow_log(
         raise ArtefactError(
             f"{folder} holds no {LOG_FILE}: give the folder that `fedvad watch --out` wrote"
         ) from error
+
+
+def _checked(row: Any, number: int) -> dict[str, Any]:
+    """The row with this number; raises `ValueError` for anything else."""
+    if not isinstance(row, dict) or row.get("number") != number:
+        raise ValueError("a row is missing")
+    for name, kinds in _KINDS.items():
+        if type(row.get(name, ...)) not in kinds:  # True is no number
+            raise ValueError(f"{name} is missing or of another kind")
+    changed = row.get("changed", [])  # rows of earlier versions have none
+    if not isinstance(changed, list) or not all(isinstance(what, str) for what in changed):
+        raise ValueError("changed is of another kind")
+    datetime.fromisoformat(row["time"])
+    return row
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Recorder:
         self._change = change_watch(out, self.settings)
         replay(self._change, self.settings, read_log(out))
         for path in [*out.glob("pictures/*.png"), *out.glob("frames/*.png")]:
-            if int(path.stem) > self._number:  # a kill came before its row
+            if path.stem.isdecimal() and int(path.stem) > self._number:  # a kill came before its row
                 path.unlink()
         self._known = self._change.change()["changed"]
         if self._known:
