@@ -231,7 +231,7 @@ def read_federation(state_dir: Path) -> _Federation:
     """What all rounds of the server share; raises `ArtefactError` for a damaged state."""
     path = state_dir / _FEDERATION
     try:
-        return parse_values(_Federation, read_sealed(path), str(path))
+        return parse_values(_Federation, read_sealed(path), path)
     except ArtefactError as error:
         raise ArtefactError(f"the server's state is damaged: {error}") from error
 

@@ -99,12 +99,13 @@ def write_report(
     if not pdf and target.suffix.lower() == ".pdf":
         raise ConfigError(f"{target} would hold HTML: end it in .html, or add --pdf (pdf=True)")
     contents = _contents(folder, pictures)
-    guard_output_file(target, "--out", run=folder, own=b"%PDF" if pdf else b"fedvad")
+    option = "the default --out" if out is None else "--out"
+    guard_output_file(target, option, run=folder, own=b"%PDF" if pdf else b"fedvad")
     shown = left_out = 0
     if pdf:
         if target.is_file() and TITLE.encode() not in target.read_bytes():
             raise ConfigError(
-                f"--out {target} exists and is not such a file of fedvad's: choose another file, "
+                f"{option} {target} exists and is not such a file of fedvad's: choose another file, "
                 "or remove it"
             )
         data = audit_sheet(contents)
@@ -193,7 +194,9 @@ def keep_record(
 
 def _results(run: Path) -> Results:
     if not run.is_dir():
-        raise ArtefactError(f"run folder {run} does not exist")
+        raise ArtefactError(
+            f"run folder {run} does not exist: give the folder that `fedvad train --out` wrote"
+        )
     path = run / RESULTS_FILE
     if not path.is_file():
         unfinished, run_is_there = (run / "state").is_dir(), (run / DETECTOR_FILE).is_file()
