@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 import fedvad
-from fedvad.data.sealed import write_sealed
+from fedvad.data.sealed import read_sealed, write_sealed
 from fedvad.errors import ArtefactError, ConfigError
 from fedvad.federation.signed import generate_keys
 from fedvad.runs import receipt, renewal
-from fedvad.runs.run_folder import keep_region, read_config, write_config
+from fedvad.runs.run_folder import keep_region, read_config, write_config, write_ledger
 from tests.helpers import OPTIONS, run_main
 
 Trained = tuple[Path, dict[str, Any]]
@@ -235,6 +235,26 @@ def test_a_report_in_the_way_is_named_with_what_to_do(run: Path) -> None:
     assert fedvad.write_report(run)["path"] == str(run / "report.html")
 
 
+@pytest.mark.parametrize("name", ["scores.json", "gallery.json"])
+@pytest.mark.parametrize("change", ["site", "threshold"])
+def test_a_page_does_without_what_is_of_another_run(name: str, change: str, run: Path) -> None:
+    """Each file is sound by itself."""
+    assert b"of another run" not in Path(fedvad.write_report(run)["path"]).read_bytes()
+    values = read_sealed(run / name)
+    if name == "scores.json":
+        site = values["sites"].pop("alder")
+        values["sites"]["alder" if change == "threshold" else "oak"] = site
+    else:
+        site = values["pictures"][0]
+        site["site"] = site["site"] if change == "threshold" else "oak"
+    if change == "threshold":
+        site["threshold"] *= 1.001
+    write_sealed(run / name, values)
+    shown = fedvad.write_report(run)
+    assert (shown["pictures"] == 0) == (name == "gallery.json")
+    assert f"{name} is of another run".encode() in Path(shown["path"]).read_bytes()
+
+
 def test_an_audit_sheet_does_without_pictures_that_are_cut_off(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,3 +278,26 @@ def test_a_kill_between_two_files_leaves_the_updated_run_and_the_one_before(
     fedvad.update(run, images, site="birch", cache=shared_cache)
     fedvad.undo_update(run)
     assert (run / "detector.safetensors").read_bytes() == before
+
+
+def test_a_kill_while_an_evaluation_is_kept_spoils_nothing(
+    run: Path, plants: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ledger vouches for the results of the evaluation before."""
+    gone(run / "results.json")
+    fedvad.evaluate(run, plants, cache=shared_cache)
+    writes: list[object] = []
+
+    def write(*arguments: Any, **options: Any) -> None:
+        writes.append(options)
+        if len(writes) == 2:  # the results are there already
+            raise KeyboardInterrupt
+        write_ledger(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedvad.verbs.outputs.write_ledger", write)
+        with pytest.raises(KeyboardInterrupt):
+            fedvad.evaluate(run, plants / "alder", cache=shared_cache)
+    assert fedvad.write_report(run)["pictures"] == 0  # those are of the results before
+    assert set(fedvad.evaluate(run, plants, cache=shared_cache).sites) == {"alder", "birch", "cedar"}
+    assert fedvad.write_report(run)["pictures"] > 0

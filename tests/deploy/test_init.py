@@ -332,3 +332,22 @@ class TestSettings:
     )
     def test_toml_round_trip(self, values: dict[str, object]) -> None:
         assert tomllib.loads(to_toml(values)) == values
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "reason"),
+    [
+        ("server", 'sites = ["alder", "Alder"]', "Alder and alder are one name"),
+        ("server", 'sites = ["alder", "alder"]', "are one name"),
+        ("server", 'sites = ["a/b"]', "short and without"),
+        ("server", 'sites = ["alder", ""]', "printable"),
+        ("site", 'name = "../alder"', "without spaces around it or a dot"),
+    ],
+)
+def test_names_in_settings_are_checked(file: str, line: str, reason: str, tmp_path: Path) -> None:
+    init(tmp_path, ["localhost"], SITES)
+    folder = tmp_path / ("server" if file == "server" else "sites/alder")
+    path = folder / f"{file}.toml"
+    path.write_text("\n".join([line, *path.read_text().splitlines()[1:]]))
+    with pytest.raises(ConfigError, match=rf"{file}\.toml: .*{reason}"):
+        (read_server if file == "server" else read_site)(folder)

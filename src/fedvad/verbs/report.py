@@ -47,6 +47,10 @@ REPORT_FILE, AUDIT_FILE = "report.html", "audit.pdf"
 _HASHED = (DETECTOR_FILE, CONFIG_FILE, RESULTS_FILE, LEDGER_FILE, SCORES_FILE)
 _LARGEST_PICTURE = 300_000  # bytes; ours are about 6 kB
 
+_OTHERS = (
+    "{} is of another run or of other thresholds than the results, so this page does without it."
+)
+
 log = logging.getLogger(__name__)
 
 _Read = TypeVar("_Read", Scores, Gallery)
@@ -131,7 +135,15 @@ def _contents(run: Path, pictures: bool) -> Contents:
     scores = _kept(Scores, run, missing)
     if scores is None:
         missing.append("This run keeps no scores of its test images: there are no curves.")
+    elif not _of_these(results, [(name, site.threshold) for name, site in scores.sites.items()]):
+        missing.append(_OTHERS.format(SCORES_FILE))
+        scores = None
     gallery = _kept(Gallery, run, missing) if pictures else None
+    if gallery is not None and not _of_these(
+        results, [(picture.site, picture.threshold) for picture in gallery.pictures]
+    ):
+        missing.append(_OTHERS.format(GALLERY_FILE))
+        gallery = None
     if gallery is None and pictures:
         missing.append(
             "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
@@ -228,6 +240,13 @@ def _kept(kind: type[_Read], run: Path, missing: list[str]) -> _Read | None:
         name = SCORES_FILE if kind is Scores else GALLERY_FILE
         missing.append(f"{name} is damaged, so this page does without it.")
         return None
+
+
+def _of_these(results: Results, limits: Sequence[tuple[str, float | None]]) -> bool:
+    """Whether a record with these sites and thresholds was kept with the results."""
+    known = {printable(name): site.threshold for name, site in results.threshold.sites.items()}
+    # results of the first versions name none
+    return not known or all(known.get(name, ...) == limit for name, limit in limits)
 
 
 def _picture(path: Path) -> bytes | None:
