@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvad.deploy.init import init
-from fedvad.deploy.keys import check_certificate, public_pem
-from fedvad.deploy.processes import run_server
+from fedvad.deploy.keys import check_certificate, check_site_key, public_pem
+from fedvad.deploy.processes import run_server, run_site
 from fedvad.deploy.server import site_keys
 from fedvad.deploy.settings import (
     check_run_name,
@@ -58,6 +58,21 @@ def handshake(server: Path, authority: Path, name: str) -> None:
     finally:
         other.close()
         thread.join()
+
+
+@pytest.mark.parametrize("damage", ["cut", "another", "no key"])
+def test_a_site_with_a_wrong_key_ends_and_says_so(damage: str, tmp_path: Path) -> None:
+    """Flower would end its node, and the site would try again for ever."""
+    init(tmp_path, ["localhost"], SITES)
+    alder, birch = tmp_path / "sites/alder", tmp_path / "sites/birch"
+    check_site_key(alder)
+    if damage == "another":
+        shutil.copy(birch / "site.key", alder / "site.key")
+    else:
+        data = (alder / "site.key").read_bytes()
+        (alder / "site.key").write_bytes(data[:200] if damage == "cut" else b"")
+    with pytest.raises(ConfigError, match=r"alder/site\.key.*remove .*fedvad deploy init"):
+        run_site(read_site(alder))
 
 
 class TestTheCertificateOfAServer:

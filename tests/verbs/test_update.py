@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fedvad
 from fedvad.errors import ConfigError, StorageError
@@ -207,3 +208,27 @@ def test_the_command(
     assert "--undo" in out
     assert run_main(monkeypatch, "update", run, "--undo") == 0
     assert run_main(monkeypatch, "update", run, good, "--undo") == 2
+
+
+def test_near_copies_of_images_that_trained_promise_nothing(
+    update: Callable[..., dict[str, Any]],
+    run: Path,
+    plants: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "again").mkdir()
+    for path in (plants / "birch/train/good").glob("*.png"):
+        Image.open(path).convert("RGB").save(tmp_path / f"again/{path.stem}.jpg", quality=95)
+    before = fedvad.load(run).sites["birch"].thresholds["global"]
+    assert before.n == 6
+    reported = update(tmp_path / "again", site="birch", dry_run=True)["sites"]["birch"]
+    assert (reported["images"], reported["scored"]) == (6, 0)
+    assert "birch: 6 of the new images are near copies" in caplog.text
+    caplog.clear()
+    update(tmp_path / "again", site="birch")
+    after = fedvad.load(run).sites["birch"].thresholds["global"]
+    assert (after.n, after.scores, after.promised) == (6, before.scores, before.promised)
+    update(plants / "birch/test/good", site="birch")
+    assert fedvad.load(run).sites["birch"].thresholds["global"].n == 9
+    assert caplog.text.count("near copies") == 1
