@@ -98,9 +98,7 @@ def test_what_is_taken_back_is_checked_first(
 
 class TestAFinishedRunThatIsResumed:
     @pytest.fixture
-    def resume(
-        self, run: Path, plants: Path, shared_cache: Path
-    ) -> Callable[..., fedvad.Results]:
+    def resume(self, run: Path, plants: Path, shared_cache: Path) -> Callable[..., fedvad.Results]:
         def call(**options: Any) -> fedvad.Results:
             given = {**OPTIONS, **COMPARED, "cache": shared_cache, **options}
             return fedvad.train(plants, run, resume=True, **given)
@@ -299,5 +297,5 @@ def test_a_kill_while_an_evaluation_is_kept_spoils_nothing(
         with pytest.raises(KeyboardInterrupt):
             fedvad.evaluate(run, plants / "alder", cache=shared_cache)
     assert fedvad.write_report(run)["pictures"] == 0  # those are of the results before
-    assert set(fedvad.evaluate(run, plants, cache=shared_cache).sites) == {"alder", "birch", "cedar"}
+    assert len(fedvad.evaluate(run, plants, cache=shared_cache).sites) == 3
     assert fedvad.write_report(run)["pictures"] > 0

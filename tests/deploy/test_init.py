@@ -217,7 +217,8 @@ class TestInit:
 
     @pytest.mark.parametrize(
         "sites",
-        ['sites = ["alder", "birch"]', 'sites=["alder","birch"] # two', "  sites   = ['alder', 'birch']",
+        ['sites = ["alder", "birch"]', 'sites=["alder","birch"] # two',
+         "  sites   = ['alder', 'birch']",
          'sites = [\n  "alder",  # the first\n  "birch",\n]'],
     )  # fmt: skip
     def test_a_site_more_however_the_list_is_written(self, sites: str, tmp_path: Path) -> None:

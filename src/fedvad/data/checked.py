@@ -68,9 +68,7 @@ def read_toml(file: Path | Traversable, kind: str = "", mend: str = "") -> dict[
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 
-def parse_values(
-    model: type[_Model], values: Mapping[str, Any], what: str | Path
-) -> _Model:
+def parse_values(model: type[_Model], values: Mapping[str, Any], what: str | Path) -> _Model:
     """Checked values; raises `ArtefactError` naming `what` and the first one that is wrong.
 
     what: a file, or what came in a message.

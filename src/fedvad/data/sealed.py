@@ -59,7 +59,9 @@ def read_table(path: Path) -> tuple[dict[str, Any], bytes]:
         if not isinstance(values, dict):
             raise ValueError("it holds no table of values")
     except FileNotFoundError as error:
-        raise ArtefactError(f"{path} is missing: restore it from a copy, or make it again") from error
+        raise ArtefactError(
+            f"{path} is missing: restore it from a copy, or make it again"
+        ) from error
     except OSError as error:
         raise ArtefactError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -138,7 +138,7 @@ def make_site_key(folder: Path) -> bool:
 
 
 def check_site_key(folder: Path) -> None:
-    """Raise `ConfigError` where `site.key` is damaged, or `site.pub` beside it is of another key."""
+    """Raise `ConfigError` where `site.key` is damaged, or `site.pub` next to it of another key."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization as s
     from cryptography.hazmat.primitives.asymmetric import ec

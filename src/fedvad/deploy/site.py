@@ -206,7 +206,9 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
     digest = hashlib.sha256(instruction.payload).hexdigest()
     mark = out / "memory.sha256"
     facts: dict[str, Any] = {"fedvad": __version__, "run": out.name, "repeated": True}
-    if not ((out / DETECTOR_FILE).is_file() and mark.is_file() and mark.read_bytes() == digest.encode()):
+    if not (
+        (out / DETECTOR_FILE).is_file() and mark.is_file() and mark.read_bytes() == digest.encode()
+    ):
         # made aside, so that a kill leaves no half run folder, and no answer is lost in one
         fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
         shutil.rmtree(fresh, ignore_errors=True)

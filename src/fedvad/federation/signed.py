@@ -110,8 +110,8 @@ class SignedMessage:
         if name is None:
             raise PayloadError(
                 f"signed by an unknown key, fingerprint {key_fingerprint(self.key)}; trusted: "
-                f"{', '.join(sorted(trusted.values())) or 'none'}; if it is whom you expect (compare "
-                "fingerprints by telephone), put that public key among those of --trust"
+                f"{', '.join(sorted(trusted.values())) or 'none'}; if the fingerprint "
+                "is that of whom you expect, put that public key among those of --trust"
             )
         if not self.verifies():
             raise PayloadError(

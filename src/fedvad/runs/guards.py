@@ -44,8 +44,10 @@ def guard_output_folder(out: Path, option: str, *, data: Path, sites: Sequence[S
     guard_folder(out, option, folders=holding_folders([data], _files(sites)))
     foreign = [name for name in _RUN_NAMES if (out / name).exists()]
     if foreign and not (out / "config.json").exists():
-        what = "a run without config.json: restore that from a copy, or" if _is_run(out) else (
-            f"{foreign[0]} and no run: it would be written over;"
+        what = (
+            "a run without config.json: restore that from a copy, or"
+            if _is_run(out)
+            else f"{foreign[0]} and no run: it would be written over;"
         )
         raise ConfigError(f"{option} {out} holds {what} choose another folder")
 

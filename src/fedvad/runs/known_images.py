@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 # Of screws, tiles, hazelnuts and head MRI, 24 images each at 128 pixels: images saved again as JPEG
 # had 0.02 to 0.10, those moved by two pixels 0.22 to 0.68, others 0.63 to 1.
 _SHARE = 0.55
-_FEWEST_ROWS, _FEWEST_IMAGES = 3, 3
+_FEWEST_ROWS, _FEWEST_IMAGES = 3, 10
 
 
 class KnownImages:
     """The images of a site by the rows that its memory has of them.
 
-    A near copy of one lies much nearer to the rows of that one than to those of any other image: the
+    A near copy of one lies much nearer to the rows of that one than to those of any other: the
     median distance of those rows to it is at most 0.55 of that of the next image. Images of fewer
-    than three rows are not known, and of fewer than three images nobody knows how far apart they
+    than three rows are not known, and of fewer than ten images nobody knows how far apart they
     lie. Source: ours.
     """
 
@@ -36,7 +36,7 @@ class KnownImages:
         self._rows = [own for own in rows if len(own) >= _FEWEST_ROWS]
 
     def has_copy_of(self, descriptors: HalfArray) -> bool:
-        """Whether (h, w, d) descriptors, NaN outside a region, are of a near copy of one of them."""
+        """Whether (h, w, d) descriptors, NaN outside a region, are of a near copy of one."""
         import torch
 
         if len(self._rows) < _FEWEST_IMAGES:

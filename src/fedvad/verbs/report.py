@@ -109,8 +109,8 @@ def write_report(
     if pdf:
         if target.is_file() and TITLE.encode() not in target.read_bytes():
             raise ConfigError(
-                f"{option} {target} exists and is not such a file of fedvad's: choose another file, "
-                "or remove it"
+                f"{option} {target} exists and is not such a file of fedvad's: choose another "
+                "file, or remove it"
             )
         data = audit_sheet(contents)
     else:

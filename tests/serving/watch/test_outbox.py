@@ -96,7 +96,8 @@ def test_a_log_that_lost_rows_is_named(tmp_path: Path) -> None:
     box = Outbox(tmp_path, "webhook", "w", lambda body, name: None)
     box.ready(written(tmp_path, 3))
     assert box.close(10)
-    (tmp_path / "results.jsonl").unlink()
+    for name in ("results.jsonl", "results.csv"):
+        (tmp_path / name).unlink()
     again = Outbox(tmp_path, "webhook", "w", lambda body, name: None)
     with pytest.raises(ArtefactError, match="shorter than what sent-webhook"):
         again.ready(written(tmp_path, 1))

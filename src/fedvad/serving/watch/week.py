@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 from fedvad.data.files import write_atomically
