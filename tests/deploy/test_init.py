@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import threading
 import tomllib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvad.deploy.init import init
-from fedvad.deploy.keys import public_pem
+from fedvad.deploy.keys import check_certificate, check_site_key, public_pem
+from fedvad.deploy.processes import run_server, run_site
 from fedvad.deploy.server import site_keys
 from fedvad.deploy.settings import (
     check_run_name,
@@ -57,6 +58,67 @@ def handshake(server: Path, authority: Path, name: str) -> None:
     finally:
         other.close()
         thread.join()
+
+
+@pytest.mark.parametrize("damage", ["cut", "another", "no key"])
+def test_a_site_with_a_wrong_key_ends_and_says_so(damage: str, tmp_path: Path) -> None:
+    """Flower would end its node, and the site would try again for ever."""
+    init(tmp_path, ["localhost"], SITES)
+    alder, birch = tmp_path / "sites/alder", tmp_path / "sites/birch"
+    check_site_key(alder)
+    if damage == "another":
+        shutil.copy(birch / "site.key", alder / "site.key")
+    else:
+        data = (alder / "site.key").read_bytes()
+        (alder / "site.key").write_bytes(data[:200] if damage == "cut" else b"")
+    with pytest.raises(ConfigError, match=r"alder/site\.key.*remove .*fedvad deploy init"):
+        run_site(read_site(alder))
+
+
+class TestTheCertificateOfAServer:
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> Path:
+        init(tmp_path / "ours", ["localhost"], SITES)
+        init(tmp_path / "foreign", ["localhost"], SITES)
+        check_certificate(tmp_path / "ours/server")
+        return tmp_path / "ours/server"
+
+    @pytest.mark.parametrize(
+        ("names", "reason"),
+        [
+            (["server.key"], "server.key is not the key of"),
+            (["server.crt", "server.key"], "is not signed by the authority"),
+            (["ca.crt"], "is not signed by the authority"),
+        ],
+    )
+    def test_one_of_another_deployment_is_refused(
+        self, names: list[str], reason: str, server: Path
+    ) -> None:
+        for name in names:
+            shutil.copy(server.parents[1] / "foreign/server" / name, server / name)
+        with pytest.raises(ConfigError, match=rf"{reason}.*fedvad deploy init"):
+            check_certificate(server)
+        with pytest.raises(ConfigError, match=reason):
+            run_server(read_server(server))
+
+    @pytest.mark.parametrize("days", [1000, 4000])
+    def test_one_out_of_date_is_refused(
+        self, days: int, server: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Later(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> datetime:
+                return datetime.now(tz) + timedelta(days=days)
+
+        monkeypatch.setattr("fedvad.deploy.keys.datetime", Later)
+        with pytest.raises(ConfigError, match=r"server\.crt has expired on 20.*clock"):
+            check_certificate(server)
+
+    @pytest.mark.parametrize("name", ["server.key", "server.crt", "ca.crt"])
+    def test_a_damaged_file_is_named(self, name: str, server: Path) -> None:
+        (server / name).write_bytes((server / name).read_bytes()[:60])
+        with pytest.raises(ConfigError, match=name):
+            check_certificate(server)
 
 
 class TestInit:
@@ -152,6 +214,38 @@ class TestInit:
         (tmp_path / "sites" / "alder" / "site.pub").unlink()
         with pytest.raises(ConfigError, match="restore it, or remove both"):
             init(tmp_path, ["localhost"], SITES)
+
+    @pytest.mark.parametrize(
+        "sites",
+        ['sites = ["alder", "birch"]', 'sites=["alder","birch"] # two',
+         "  sites   = ['alder', 'birch']",
+         'sites = [\n  "alder",  # the first\n  "birch",\n]'],
+    )  # fmt: skip
+    def test_a_site_more_however_the_list_is_written(self, sites: str, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        path = tmp_path / "server/server.toml"
+        rest = path.read_text().partition("\n")[2]
+        path.write_text(f"# ours\n{sites}\n{rest}")
+        assert init(tmp_path, ["localhost"], ["cedar"])["sites"] == [*SITES, "cedar"]
+        assert read_server(tmp_path).sites == (*SITES, "cedar")
+        assert path.read_text().startswith("# ours\n")
+        assert path.read_text().endswith(rest)
+
+    def test_a_list_that_cannot_be_changed_is_left_as_it_is(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        path = tmp_path / "server/server.toml"
+        path.write_text(path.read_text().replace("sites =", '"sites" ='))
+        before = contents(tmp_path)
+        with pytest.raises(ConfigError, match=r"by hand.* alder, birch, cedar"):
+            init(tmp_path, ["localhost"], ["cedar"])
+        assert contents(tmp_path) == before
+
+    def test_a_site_more_that_differs_in_capitals_only(self, tmp_path: Path) -> None:
+        init(tmp_path, ["localhost"], SITES)
+        before = contents(tmp_path)
+        with pytest.raises(ConfigError, match="site Alder is alder already"):
+            init(tmp_path, ["localhost"], ["Alder"])
+        assert contents(tmp_path) == before
 
     def test_units_and_compose_name_what_exists(self, tmp_path: Path) -> None:
         init(tmp_path, ["localhost"], SITES, port=9000)
@@ -254,3 +348,22 @@ class TestSettings:
     )
     def test_toml_round_trip(self, values: dict[str, object]) -> None:
         assert tomllib.loads(to_toml(values)) == values
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "reason"),
+    [
+        ("server", 'sites = ["alder", "Alder"]', "Alder and alder are one name"),
+        ("server", 'sites = ["alder", "alder"]', "are one name"),
+        ("server", 'sites = ["a/b"]', "short and without"),
+        ("server", 'sites = ["alder", ""]', "printable"),
+        ("site", 'name = "../alder"', "without spaces around it or a dot"),
+    ],
+)
+def test_names_in_settings_are_checked(file: str, line: str, reason: str, tmp_path: Path) -> None:
+    init(tmp_path, ["localhost"], SITES)
+    folder = tmp_path / ("server" if file == "server" else "sites/alder")
+    path = folder / f"{file}.toml"
+    path.write_text("\n".join([line, *path.read_text().splitlines()[1:]]))
+    with pytest.raises(ConfigError, match=rf"{file}\.toml: .*{reason}"):
+        (read_server if file == "server" else read_site)(folder)

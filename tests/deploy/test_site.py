@@ -228,6 +228,23 @@ class TestASite:
         both = deployment.caller("alder")(replace(asked["round 2"], held=0))
         assert len(both.payloads) == 2
 
+    @pytest.mark.parametrize("notes", [b"", b"\0\xff", b"[1]", b"null"])
+    def test_damaged_notes_and_copies_of_files_are_no_hindrance(
+        self, notes: bytes, deployment: Deployment, asked: dict[str, Instruction]
+    ) -> None:
+        question = replace(asked["round 2"], held=0)
+        whole = deployment.caller("alder")(question)
+        folder = site_module.state_folder(deployment.site("alder"), question.federation)
+        (folder / "told.json").write_bytes(notes)
+        (folder / "sent/round-0001 (copy).fedvad").write_bytes(b"x")
+        (folder / "sent/round-0002.fedvad.bak").write_bytes(b"x")
+        (deployment.run_of("alder") / "memory.sha256").write_bytes(notes)
+        again = deployment.caller("alder")(question)
+        assert (again.refusal, again.payloads) == ("", whole.payloads)
+        assert again.facts["repeated"] is True
+        finished = deployment.caller("alder")(asked["finish 2"])  # made again, as nobody vouches
+        assert (finished.refusal, finished.facts["repeated"]) == ("", False)
+
     @pytest.mark.parametrize("kill", ["save_sent", "save_site"])
     def test_kill_between_computing_and_keeping(
         self,

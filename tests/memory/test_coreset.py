@@ -54,6 +54,15 @@ def test_choice_goes_on_from_initial_centres_like_the_plain_loop(seed):
     assert found.radius == pytest.approx(gaps.max(), rel=1e-4)
 
 
+def test_of_many_points_that_tie_none_is_taken_that_an_initial_centre_covers():
+    """Corners of a cube, whose distances are whole numbers: more than the pool holds tie."""
+    half = np.random.default_rng(0).integers(0, 2, (1500, 12)) - 0.5
+    points = np.concatenate([half, -half]).astype(np.float32)  # of mean 0, so nothing rounds
+    initial, near = points[:40], points[:3]
+    found = k_center(points, 200, seed=1, initial=initial, near=near)
+    assert found.indices.tolist() == plain_greedy(points, 200, None, initial)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_ties_break_to_the_lower_index_beyond_the_pool(seed):
     # a small integer lattice: thousands of equal distances, each point many times over

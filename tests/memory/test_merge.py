@@ -108,6 +108,17 @@ def test_coverage_by_hand():
     assert coverage(uploads * 1000, column(0, 1, 3) * 1000) == pytest.approx(4)
 
 
+@pytest.mark.parametrize(("offset", "scale"), [(0, 1.0), (10, 0.01), (100, 0.01), (100, 0.001)])
+def test_coverage_of_long_vectors_that_lie_close(offset, scale):
+    drawn = np.random.default_rng(0).normal(size=(600, 64)) * scale + offset
+    uploads = drawn.astype(np.float32)
+    exact = uploads.astype(np.float64)
+    squared = np.square(exact[:, None] - exact[None]).sum(-1)
+    worst = np.sqrt(squared[:, :500].min(1).max())
+    spacing = np.median(np.sqrt(np.where(np.eye(600), np.inf, squared).min(1)))
+    assert coverage(uploads, uploads[:500]) == pytest.approx(worst / spacing, rel=0.01)
+
+
 def test_coverage_of_degenerate_uploads():
     assert coverage(column(3), column(1)) == 0
     assert coverage(column(1, 2), np.zeros((0, 1), np.float32)) == float("inf")

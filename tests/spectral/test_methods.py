@@ -65,6 +65,17 @@ def test_rx_has_the_figures_of_the_literature(shared: Path, name: str) -> None:
     assert tuple(round(value, 4) for value in measured) == RX[name]
 
 
+@pytest.mark.parametrize("components", [1, 4])
+@pytest.mark.parametrize("step", [1.0, 1e-160])
+def test_local_rx_of_flat_ground_is_finite(components: int, step: float) -> None:
+    cube = np.full((20, 20, 4), 3.0 if step == 1 else 0.0)
+    cube[5, 5] += step
+    found = local_rx(cube, windows=(9, 3), components=components)
+    assert np.isfinite(found).all()
+    assert np.unravel_index(found.argmax(), found.shape) == (5, 5)
+    assert not local_rx(np.full((20, 20, 4), 3.0), windows=(9, 3), components=components).any()
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_local_rx_and_crd_have_the_figures_measured_apart(shared: Path) -> None:

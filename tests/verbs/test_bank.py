@@ -744,6 +744,31 @@ def test_a_site_leaves_by_files_and_the_rest_is_as_if_it_had_never_sent(
         forget_site("oak", federation.state("server"), federation.root / "server/server.key", file)
 
 
+def test_a_forgetting_that_was_killed_is_finished_before_anything_else(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation.round(*SITES[:2])
+    key, out = federation.root / "server/server.key", federation.root / "without.fedvad"
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedvad.verbs.bank_forget.save_state", killed)
+        with pytest.raises(KeyboardInterrupt):
+            forget_site("birch", federation.state("server"), key, out)
+    before = files_of(federation.state("server"))
+    with pytest.raises(ConfigError, match="finish it with fedvad bank forget birch"):
+        federation.merge(federation.root / "stick/alder.fedvad", out="next")
+    assert files_of(federation.state("server")) == before
+    forget_site("birch", federation.state("server"), key, out)
+    state = load_state(federation.state("server"))
+    assert state is not None
+    assert set(state.server) == {"alder"}
+    assert federation.take("alder", out)["round"] == 2
+    assert federation.merge(federation.export("alder"), out="next").is_file()
+
+
 def test_no_output_takes_the_place_of_another_file(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

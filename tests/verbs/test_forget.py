@@ -239,9 +239,9 @@ def test_a_kill_leaves_a_whole_run_and_the_same_command_ends_it(
         real(path, data)
 
     with monkeypatch.context() as patch:
-        for module in ("renewal", "verbs.forget"):
-            name = f"fedvad.{'runs.' if module == 'renewal' else ''}{module}.write_atomically"
-            patch.setattr(name, write)
+        for module in ("renewal", "receipt"):
+            patch.setattr(f"fedvad.runs.{module}.write_atomically", write)
+        patch.setattr("fedvad.verbs.forget.write_atomically", write)
         with pytest.raises(StorageError):
             fedvad.forget(run, site="cedar", key=keys / "server.key")
     assert len(TrainedRun.load(run).sites) == (2 if writes == 2 else 3)

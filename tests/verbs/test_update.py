@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fedvad
+from fedvad.drawing.demo import write_demo
 from fedvad.errors import ConfigError, StorageError
 from fedvad.features.cache import content_key
 from fedvad.runs import renewal
@@ -207,3 +209,26 @@ def test_the_command(
     assert "--undo" in out
     assert run_main(monkeypatch, "update", run, "--undo") == 0
     assert run_main(monkeypatch, "update", run, good, "--undo") == 2
+
+
+def test_near_copies_of_images_that_trained_promise_nothing(
+    tmp_path: Path, shared_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_demo(tmp_path / "plants", plants=1, train=12, test_normal=3, test_defect=1, size=64)
+    (site,) = (tmp_path / "plants").iterdir()
+    run, again, new = tmp_path / "run", tmp_path / "again", site / "test/good"
+    options = {"cache": shared_cache, "rounds": 1}
+    fedvad.train(site, run, **OPTIONS, **options)
+    again.mkdir()
+    for path in sorted((site / "train/good").glob("*.png"))[:6]:
+        Image.open(path).convert("RGB").save(again / f"{path.stem}.jpg", quality=95)
+    (before,) = fedvad.load(run).sites.values()
+    reported = fedvad.update(run, again, cache=shared_cache)["sites"][site.name]
+    assert (reported["images"], reported["scored"]) == (6, 0)
+    assert "6 of the new images are near copies" in caplog.text
+    (after,) = fedvad.load(run).sites.values()
+    assert after.n_images == 18
+    assert after.thresholds["global"].scores == before.thresholds["global"].scores
+    assert after.thresholds["global"].promised == before.thresholds["global"].promised
+    assert fedvad.update(run, new, cache=shared_cache)["sites"][site.name]["scored"] == 3
+    assert caplog.text.count("near copies") == 1

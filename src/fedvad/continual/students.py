@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fedvad.detectors.student.branches import PaSTeNet
 
 Strategy = Literal["naive", "joint", "single", "replay"]
+_SGD = "momentum_buffer"  # its name in SGD's state
 _LOOKED_AT = 64  # images of a task by which features are ranked
 
 
@@ -220,9 +221,10 @@ class StudentLearner:
             return {}
         found: Arrays = {}
         for name, parameter in self._trained(self._net):
-            momentum = self._optimiser.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                found[name] = momentum.detach().cpu().numpy().copy()
+            for key, kept in self._optimiser.state.get(parameter, {}).items():
+                if kept is not None:  # SGD's momentum; Adam's steps and two moments
+                    whose = name if key == _SGD else f"{key}:{name}"
+                    found[whose] = kept.detach().cpu().numpy().copy()
         return found
 
     def _set_momenta(self, arrays: Arrays) -> None:
@@ -231,9 +233,13 @@ class StudentLearner:
         if not arrays:
             return
         self._optimiser = make_optimiser(self._net.student, self._detector.train)
-        for name, parameter in self._trained(self._net):
-            momentum = torch.from_numpy(arrays[name]).to(parameter.device)
-            self._optimiser.state[parameter]["momentum_buffer"] = momentum
+        trained = dict(self._trained(self._net))
+        for whose, array in arrays.items():
+            key, _, name = whose.rpartition(":")
+            kept, parameter = torch.from_numpy(array), trained[name]
+            # a number of steps stays where it is made; files give it an axis
+            kept = kept.reshape(()) if key == "step" else kept.to(parameter.device)
+            self._optimiser.state[parameter][key or _SGD] = kept
 
     @staticmethod
     def _trained(net: PaSTeNet) -> list[tuple[str, torch.nn.Parameter]]:

@@ -68,14 +68,19 @@ def read_toml(file: Path | Traversable, kind: str = "", mend: str = "") -> dict[
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 
-def parse_values(model: type[_Model], values: Mapping[str, Any], what: str) -> _Model:
-    """Checked values; raises `ArtefactError` naming `what` and the first one that is wrong."""
+def parse_values(model: type[_Model], values: Mapping[str, Any], what: str | Path) -> _Model:
+    """Checked values; raises `ArtefactError` naming `what` and the first one that is wrong.
+
+    what: a file, or what came in a message.
+    """
+    mend = "; restore it from a copy" if isinstance(what, Path) else ""
     try:
         return model.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise ArtefactError(f"{what} is incomplete or damaged: {first_fault(error)}") from error
+        fault = first_fault(error)
+        raise ArtefactError(f"{what} is incomplete or damaged: {fault}{mend}") from error
     except (TypeError, ValueError) as error:
-        raise ArtefactError(f"{what} is incomplete or damaged: {error}") from error
+        raise ArtefactError(f"{what} is incomplete or damaged: {error}{mend}") from error
 
 
 def strictly(kind: type[_Made], values: Any, what: str) -> _Made:

@@ -58,8 +58,16 @@ def read_table(path: Path) -> tuple[dict[str, Any], bytes]:
         values = parse_json(data := path.read_bytes())
         if not isinstance(values, dict):
             raise ValueError("it holds no table of values")
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"cannot read {path}, it is missing or damaged: {error}") from error
+    except FileNotFoundError as error:
+        raise ArtefactError(
+            f"{path} is missing: restore it from a copy, or make it again"
+        ) from error
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ArtefactError(
+            f"{path} is damaged: {error}; restore it from a copy, or make it again"
+        ) from error
     return values, data
 
 

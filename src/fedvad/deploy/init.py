@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ def init(
     names and for a server that was made with others.
     """
     _check(server, sites)
+    _check_known(root / "server", sites)
     authority, home = root / "authority", root / "server"
     made = []
     if _needs_authority(authority, home) and make_authority(authority):
@@ -88,6 +92,36 @@ def _check(server: Sequence[str], sites: Sequence[str]) -> None:
         )
 
 
+def _check_known(home: Path, sites: Sequence[str]) -> None:
+    """Raise `ConfigError`, before anything is made, where server.toml cannot take further sites."""
+    if not (home / "server.toml").exists():
+        return
+    known = {folded(name): name for name in read_server(home).sites}
+    for name in sites:
+        if known.get(folded(name), name) != name:
+            raise ConfigError(
+                f"site {name} is {known[folded(name)]} already: not every disk tells capitals apart"
+            )
+    if not set(sites) <= set(known.values()):
+        _with_sites(home / "server.toml", sorted({*known.values(), *sites}))
+
+
+def _with_sites(path: Path, names: Sequence[str]) -> str:
+    """The text of server.toml with these sites, all else as it is; raises `ConfigError`."""
+    text = path.read_text(encoding="utf-8")
+    wanted = tomllib.loads(text) | {"sites": list(names)}
+    line = to_toml({"sites": list(names)})
+    for pattern in (r"^[ \t]*sites[ \t]*=[^\n]*\n?", r"^[ \t]*sites[ \t]*=\s*\[.*?\][^\n]*\n?"):
+        changed = re.sub(pattern, lambda _: line, text, count=1, flags=re.MULTILINE | re.DOTALL)
+        with suppress(tomllib.TOMLDecodeError):
+            if tomllib.loads(changed) == wanted:
+                return changed
+    raise ConfigError(
+        f"{path} is written so that sites cannot be added to it: add them to its `sites` by hand, "
+        f"which are then {join_names(names, len(names))}"
+    )
+
+
 def _server_toml(home: Path, sites: Sequence[str], port: int) -> list[str]:
     path = home / "server.toml"
     if not path.exists():
@@ -108,9 +142,7 @@ def _server_toml(home: Path, sites: Sequence[str], port: int) -> list[str]:
         raise ConfigError(f"{path} has port {before.port}: change it there and in each site.toml")
     names = sorted({*before.sites, *sites})
     if names != sorted(before.sites):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [to_toml({"sites": names}) if line.startswith("sites =") else line for line in lines]
-        write_atomically(path, "".join(kept).encode())
+        write_atomically(path, _with_sites(path, names).encode())
     return names
 
 

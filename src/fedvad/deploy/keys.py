@@ -90,6 +90,38 @@ def make_server_certificate(authority: Path, folder: Path, names: Sequence[str])
     return True
 
 
+def check_certificate(folder: Path) -> None:
+    """Raise `ConfigError` where no site will trust the server of a folder.
+
+    That is where `server.crt` or `ca.crt` is out of date, where the first is not signed by the
+    second, or where `server.key` is that of another certificate.
+    """
+    from cryptography.exceptions import InvalidSignature
+
+    paths = folder / "server.crt", folder / "ca.crt"
+    own, authority = (_read_certificate(there(path)) for path in paths)
+    key_path, now = folder / "server.key", datetime.now(UTC)
+    again = f"remove {paths[0]} and {key_path} and run `fedvad deploy init` again"
+    for path, certificate in zip(paths, (own, authority), strict=True):
+        if now > certificate.not_valid_after_utc:
+            raise ConfigError(
+                f"{path} has expired on {certificate.not_valid_after_utc:%Y-%m-%d}: check this "
+                f"machine's clock, or "
+                + (again if path == paths[0] else "make the deployment again in a new folder")
+            )
+    try:
+        own.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{paths[0]} is not signed by the authority in {paths[1]}, which the sites trust: "
+            f"restore both from one copy, or {again}"
+        ) from error
+    if _read_key(there(key_path)).public_key() != own.public_key():
+        raise ConfigError(
+            f"{key_path} is not the key of {paths[0]}: restore both from one copy, or {again}"
+        )
+
+
 def make_site_key(folder: Path) -> bool:
     """`site.key` (OpenSSH, P-384, 0600) and `site.pub`, unless they exist; says whether made."""
     from cryptography.hazmat.primitives import serialization as s
@@ -105,6 +137,26 @@ def make_site_key(folder: Path) -> bool:
     return True
 
 
+def check_site_key(folder: Path) -> None:
+    """Raise `ConfigError` where `site.key` is damaged, or `site.pub` next to it of another key."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    path, public = folder / "site.key", folder / "site.pub"
+    again = f"restore it from a copy, or remove {path} and {public}, make them again with `fedvad "
+    again += "deploy init` and give the server the new site.pub"
+    try:
+        key = s.load_ssh_private_key(there(path).read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"cannot read the private key {path}: {error}; {again}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path} is not a key of `fedvad deploy init`: {again}")
+    own = key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
+    if public.is_file() and public_pem(public) != own:
+        raise ConfigError(f"{path} is not the key of {public}, which the server knows: {again}")
+
+
 def public_pem(path: Path) -> bytes:
     """A site's public key in the form in which Flower tells which node has it."""
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -118,6 +170,15 @@ def public_pem(path: Path) -> bytes:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{path} is not an elliptic-curve key; `fedvad deploy init` makes one")
     return key.public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
+
+
+def there(path: Path) -> Path:
+    """A file of a deployment; raises `ConfigError` where it is missing."""
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} is missing; `fedvad deploy init` makes it (or --insecure for plain text)"
+        )
+    return path
 
 
 def sync_keys(database: Path, keys: Mapping[bytes, str]) -> None:
@@ -218,7 +279,7 @@ def _read_key(path: Path) -> EllipticCurvePrivateKey:
     try:
         key = s.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"cannot read the authority's key {path}: {error}") from error
+        raise ConfigError(f"cannot read the private key {path}: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path} is not a key of `fedvad deploy init`")
     return key

@@ -13,6 +13,7 @@ from typing import Any
 from fedvad.deploy.changes import more_rounds
 from fedvad.deploy.follow import describe
 from fedvad.deploy.guard import APP
+from fedvad.deploy.keys import check_certificate
 from fedvad.deploy.processes import (
     CONNECTION,
     control,
@@ -56,6 +57,8 @@ def launch(
     owner = settings.state.stat().st_uid if settings.state.exists() else None
     if os.name == "posix" and owner not in (None, os.getuid()):
         raise ConfigError(f"launch as the user of the server, who owns {settings.state} (sudo -u)")
+    if not settings.insecure:
+        check_certificate(settings.folder)  # else the server would never seem to answer
     folder = begin(settings, name)
     if not _comes_up(settings, note):
         raise FederationError(

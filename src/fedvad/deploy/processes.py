@@ -20,7 +20,7 @@ from fedvad.data.files import locked, write_atomically
 from fedvad.deploy.connect import check_server, proxy_note, split_address
 from fedvad.deploy.follow import follow_runs
 from fedvad.deploy.guard import IN_USE, NOT_REGISTERED, last_error
-from fedvad.deploy.keys import sync_keys
+from fedvad.deploy.keys import check_certificate, check_site_key, sync_keys, there
 from fedvad.deploy.server import site_keys
 from fedvad.deploy.settings import (
     RUNNING,
@@ -46,6 +46,8 @@ DATABASE = "flower.db"
 def run_server(settings: ServerSettings) -> None:
     """Be the server until stopped: Flower's SuperLink, its keys registered, its doors shut."""
     need_flower()
+    if not settings.insecure:
+        check_certificate(settings.folder)
     state = settings.state
     _private(state)
     with locked(state / LOCK, otherwise=_taken(settings.folder, "server")):
@@ -70,9 +72,9 @@ def _server(settings: ServerSettings) -> None:
         arguments.append("--insecure")
     else:
         arguments += [
-            "--ssl-ca-certfile", str(_there(settings.folder / "ca.crt")),
-            "--ssl-certfile", str(_there(settings.folder / "server.crt")),
-            "--ssl-keyfile", str(_there(settings.folder / "server.key")),
+            "--ssl-ca-certfile", str(there(settings.folder / "ca.crt")),
+            "--ssl-certfile", str(there(settings.folder / "server.crt")),
+            "--ssl-keyfile", str(there(settings.folder / "server.key")),
             "--enable-supernode-auth",
         ]  # fmt: skip
         sync_keys(database, site_keys(settings))
@@ -96,6 +98,8 @@ def run_site(site: SiteSettings) -> None:
     """Be the site until stopped: Flower's SuperNode, that runs no code but fedvad's."""
     need_flower()
     time.sleep(float(os.environ.pop(_PAUSE, "0")))
+    if not site.insecure:
+        check_site_key(site.folder)
     state = site.state or site.folder / "state"
     resolved = site.model_dump(exclude={"folder"}) | {"state": state}
     for name in ("data", "cache", "state", "weights"):
@@ -121,10 +125,10 @@ def _site(site: SiteSettings, resolved: dict[str, Any], state: Path) -> str:
         log.warning("PLAIN TEXT: everybody on the network can read and change everything")
         arguments.append("--insecure")
     else:
-        authority = _there(site.folder / "ca.crt")
+        authority = there(site.folder / "ca.crt")
         arguments += [
             "--root-certificates", str(authority),
-            "--auth-supernode-private-key", str(_there(site.folder / "site.key")),
+            "--auth-supernode-private-key", str(there(site.folder / "site.key")),
         ]  # fmt: skip
         missing = check_server(site.server, authority)
         if missing is not None:
@@ -199,7 +203,7 @@ def healthy(settings: ServerSettings) -> bool:
     scheme = "http" if settings.insecure else "https"
     context = None
     if not settings.insecure:
-        context = ssl.create_default_context(cafile=str(_there(settings.folder / "ca.crt")))
+        context = ssl.create_default_context(cafile=str(there(settings.folder / "ca.crt")))
     try:
         url = f"{scheme}://{local_address(settings)}/health"
         # never by a proxy: the server is on this machine
@@ -295,11 +299,3 @@ def _private(folder: Path) -> None:
         folder.chmod(0o700)
     except OSError as error:
         raise StorageError(f"cannot make {folder} private: {error.strerror or error}") from error
-
-
-def _there(path: Path) -> Path:
-    if not path.is_file():
-        raise ConfigError(
-            f"{path} is missing; `fedvad deploy init` makes it (or --insecure for plain text)"
-        )
-    return path

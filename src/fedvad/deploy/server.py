@@ -273,9 +273,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / _RECORD).read_text())
         TrainConfig.model_validate(record["config"])
-        record["federation"] + ""
+        "".join((record["federation"], *record["sites"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(f"{folder / _RECORD} is damaged: {error}") from error
+        raise ArtefactError(
+            f"{folder / _RECORD} is damaged ({error}): restore it from a copy, or launch under "
+            "another --name"
+        ) from error
     if "told" in record:  # of an older release
         record[REPORTED] = record.pop("told")
     return dict(record)
@@ -299,6 +302,6 @@ class _Status:
 def read_status(folder: Path) -> dict[str, Any]:
     """What a run said about itself last; empty before it said anything."""
     try:
-        return dict(json.loads((folder / _STATUS).read_text()))
-    except (OSError, ValueError):
+        return dict(json.loads((folder / _STATUS).read_bytes()))
+    except (OSError, ValueError, TypeError):
         return {}

@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from fedvad.data.checked import Given, first_fault, read_toml
+from fedvad.data.outputs import folded
 from fedvad.errors import ConfigError
 from fedvad.features.config import Engine
 from fedvad.federation.mailboxes.flower.rounds import WaitPolicy
+from fedvad.federation.signed import check_name
 from fedvad.runs.method import MAX_WEIGHT_BYTES
 from fedvad.runs.template import as_toml
 
@@ -20,6 +22,14 @@ SERVER_VARIABLE = "FEDVAD_SERVER"
 SITE_VARIABLE = "FEDVAD_SITE"
 # flags of a running server, for those who talk to it
 RUNNING = "running.toml"
+
+
+def _site_name(name: str) -> str:
+    """A name that can be that of a file everywhere; raises `ValueError`."""
+    try:
+        return check_name(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 class ServerSettings(Given):
@@ -43,6 +53,16 @@ class ServerSettings(Given):
     allow_weights: bool = False
     max_weight_bytes: int = Field(default=MAX_WEIGHT_BYTES, ge=4096)
     insecure: bool = False
+
+    @field_validator("sites")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known: dict[str, str] = {}
+        for name in map(_site_name, names):
+            other = known.setdefault(folded(name), name)
+            if other != name or names.count(name) > 1:
+                raise ValueError(f"{name} and {other} are one name where capitals do not count")
+        return names
 
     @property
     def state(self) -> Path:
@@ -91,6 +111,11 @@ class SiteSettings(Given):
     leave_out: tuple[str, ...] = ()
     port: int = Field(default=9094, ge=1, le=65535)
     insecure: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        return _site_name(name)
 
 
 Settings = TypeVar("Settings", ServerSettings, SiteSettings)

@@ -132,8 +132,8 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
             f"site {site.name} already made round {before.round} of this federation and is asked "
             f"for round {round_}: the server lost its state. Restore it, or begin a new run"
         )
-    elif (folder / _FACTS).is_file():
-        facts = json.loads((folder / _FACTS).read_text()) | {"repeated": True}
+    else:
+        facts = _facts_before(folder) | {"repeated": True}
     facts["seconds"] = round(perf_counter() - start, 3)
     # only rows of a memory may add to what was sent before
     replaced = "upload_rows" not in method_class(config.method).options
@@ -144,9 +144,22 @@ def _round(site: SiteSettings, instruction: Instruction) -> Reply:
 def _unheld(folder: Path, held: int, round_: int) -> tuple[bytes, ...]:
     """Uploads after the last one that the server has; earlier ones may have been lost."""
     found = {
-        int(path.stem.removeprefix("round-")): path for path in (folder / "sent").glob("round-*")
+        int(named[1]): path
+        for path in (folder / "sent").glob("round-*")
+        if (named := re.fullmatch(r"round-(\d+)\.fedvad", path.name))  # no copy of somebody's
     }
     return tuple(found[r].read_bytes() for r in sorted(found) if held < r <= round_)
+
+
+def _facts_before(folder: Path) -> dict[str, Any]:
+    """What was reported with the last round; only its release where that is gone or damaged."""
+    try:
+        return dict(json.loads((folder / _FACTS).read_bytes()))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("%s is damaged and left out: %s", folder / _FACTS, error)
+    return {"fedvad": __version__}
 
 
 def _make_round(
@@ -193,7 +206,9 @@ def _finish(site: SiteSettings, instruction: Instruction) -> Reply:
     digest = hashlib.sha256(instruction.payload).hexdigest()
     mark = out / "memory.sha256"
     facts: dict[str, Any] = {"fedvad": __version__, "run": out.name, "repeated": True}
-    if not ((out / DETECTOR_FILE).is_file() and mark.is_file() and mark.read_text() == digest):
+    if not (
+        (out / DETECTOR_FILE).is_file() and mark.is_file() and mark.read_bytes() == digest.encode()
+    ):
         # made aside, so that a kill leaves no half run folder, and no answer is lost in one
         fresh, old = (out.with_name(f".{out.name}.{word}") for word in ("new", "old"))
         shutil.rmtree(fresh, ignore_errors=True)

@@ -65,7 +65,10 @@ def read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]
             )
         arrays = dict(sorted(load(data).items()))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtefactError(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise ArtefactError(
+            f"{path} is damaged or not a safetensors file: {error}; restore it from a copy, or "
+            "make it again"
+        ) from error
     return arrays, values
 
 

@@ -9,6 +9,7 @@ are kept as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -321,7 +322,7 @@ class Results(MethodResults):
         return cls(**{name: getattr(ours, name) for name in MethodResults.model_fields}, **more)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], what: str) -> Self:
+    def parse(cls, values: Mapping[str, Any], what: str | Path) -> Self:
         """Results from their JSON form; raises `ArtefactError` naming `what` and a wrong value."""
         return parse_values(cls, values, what)
 

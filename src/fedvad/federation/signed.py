@@ -28,6 +28,7 @@ _MAGIC = b"\x89FEDVAD\n"
 _VERSION = 1
 _DOMAIN = b"fedvad signed message\x00"
 _KEY, _SIGNATURE = 32, 64
+_TRUNCATED = "the file is truncated, it has {} bytes: copy it again from where it was made"
 OVERHEAD = len(_MAGIC) + 2 + _KEY + _SIGNATURE
 MAX_BYTES = 1 << 30
 # PEM files of one key have some 120 bytes; nothing larger is read as a key
@@ -70,10 +71,12 @@ class SignedMessage:
         that this fedvad does not speak."""
         if not data.startswith(_MAGIC):
             if _MAGIC.startswith(data):
-                raise PayloadError(f"the file is truncated: {len(data)} bytes")
-            raise PayloadError("the file is not signed: it is not of `fedvad bank`")
+                raise PayloadError(_TRUNCATED.format(len(data)))
+            raise PayloadError(
+                "the file is not signed: give one that `fedvad bank` or `fedvad forget` wrote"
+            )
         if len(data) <= OVERHEAD:
-            raise PayloadError(f"the file is truncated: {len(data)} bytes")
+            raise PayloadError(_TRUNCATED.format(len(data)))
         at = len(_MAGIC)
         version = int.from_bytes(data[at : at + 2], "little")
         if version != _VERSION:
@@ -107,12 +110,13 @@ class SignedMessage:
         if name is None:
             raise PayloadError(
                 f"signed by an unknown key, fingerprint {key_fingerprint(self.key)}; trusted: "
-                f"{', '.join(sorted(trusted.values())) or 'none'}"
+                f"{', '.join(sorted(trusted.values())) or 'none'}; if the fingerprint "
+                "is that of whom you expect, put that public key among those of --trust"
             )
         if not self.verifies():
             raise PayloadError(
                 f"the signature of {name} does not fit: the file was changed or damaged after it "
-                "was signed"
+                "was signed; copy it again from where it was made"
             )
         return name
 

@@ -216,7 +216,11 @@ class _Traversal:
             picks = _greedy_in_pool(self.data[pool], self.norms[pool], distances, limit, wanted)
             found: list[int] = pool[picks].tolist()
             return found
-        return [int(self.own.minimum(self.given).numpy().argmax())] if limit > 0 else []
+        if limit <= 0:
+            return []
+        ties = int((self.own.minimum(self.given) == limit).sum())
+        self.top(ties)  # measures them all: some may be nearer to other initial centres
+        return [int(self.own.minimum(self.given).numpy().argmax())]
 
 
 def _greedy_in_pool(

@@ -292,7 +292,8 @@ def coverage(
     if len(uploads) < 2 or len(memory) == 0:
         return 0.0 if len(memory) else float("inf")
     points = torch.from_numpy(uploads)
-    reference = torch.from_numpy(memory)
+    middle = points.mean(0)  # of long vectors that lie close, squared lengths would cancel
+    points, reference = points - middle, torch.from_numpy(memory) - middle
     # measured from differences: no cancellation, so uploads that are in the memory are at 0
     closest = reference[nearest(points, reference)[1]]
     worst = float(torch.linalg.vector_norm(points - closest, dim=1).max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from fedvad.report.verdict import advice, fitness, gain, percent, worst_first
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
 TITLE = "fedvad audit sheet"
 _SITES, _WARNINGS, _PICTURES = 12, 4, 6
 
@@ -165,4 +167,10 @@ def _image(read: Callable[[str], bytes | None], picture: Picture) -> np.ndarray 
     from PIL import Image
 
     data = read(picture.heat)
-    return None if data is None else np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+    if data is None:
+        return None
+    try:
+        return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for broken files
+        log.warning("%s is damaged and left out: %s", picture.heat, error)
+        return None

@@ -147,7 +147,7 @@ def load_ledger(folder: Path) -> Ledger:
     path = folder / _LEDGER
     if not path.exists():
         return Ledger()
-    return parse_values(Ledger, read_sealed(path), str(path))
+    return parse_values(Ledger, read_sealed(path), path)
 
 
 def note_round(folder: Path, state: SiteState, merged: Payload, received: int) -> None:

@@ -44,10 +44,12 @@ def guard_output_folder(out: Path, option: str, *, data: Path, sites: Sequence[S
     guard_folder(out, option, folders=holding_folders([data], _files(sites)))
     foreign = [name for name in _RUN_NAMES if (out / name).exists()]
     if foreign and not (out / "config.json").exists():
-        raise ConfigError(
-            f"{option} {out} holds {foreign[0]}, which would be overwritten, and no run: choose "
-            "another folder"
+        what = (
+            "a run without config.json: restore that from a copy, or"
+            if _is_run(out)
+            else f"{foreign[0]}, which would be overwritten, and no run:"
         )
+        raise ConfigError(f"{option} {out} holds {what} choose another folder")
 
 
 def guard_plain_folder(out: Path, option: str, data: Iterable[Path]) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from fedvad.data.files import write_atomically
 from fedvad.data.sealed import sha256_of
+from fedvad.detectors.artefact import read_arrays
 from fedvad.detectors.memory.answered import AnsweredPatches
 from fedvad.detectors.memory.generator import Generator
 from fedvad.detectors.scoring import distance_scale
@@ -41,12 +42,11 @@ from fedvad.runs.answers import rows_of
 from fedvad.runs.config import Reference, TrainConfig
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.plan import memory_exchange
-from fedvad.runs.run_folder import DETECTOR_FILE
+from fedvad.runs.run_folder import BEFORE, DETECTOR_FILE
 from fedvad.runs.thresholds import Counts, find_thresholds, share_threshold
 
 log = logging.getLogger(__name__)
 NewScores = Mapping[str, Mapping[Reference, npt.NDArray[np.float64]]]
-_BEFORE = "before-{}.safetensors"
 
 
 def check_origin(run: TrainedRun, folder: Path) -> None:
@@ -265,10 +265,10 @@ def replace_run(
         new = (Path(work) / DETECTOR_FILE).read_bytes()
     for stale in folder.glob(".next-*"):  # of a kill
         shutil.rmtree(stale, ignore_errors=True)
-    kept = folder / _BEFORE.format(sha256_of(new)[:16])
+    kept = folder / BEFORE.format(sha256_of(new)[:16])
     if keep:
         write_atomically(kept, (folder / DETECTOR_FILE).read_bytes())
-    others = set(folder.glob(_BEFORE.format("*"))) - {kept}
+    others = set(folder.glob(BEFORE.format("*"))) - {kept}
     if not keep:  # first: a kill must leave no rows that were to go
         for other in {*others, kept}:
             other.unlink(missing_ok=True)
@@ -281,13 +281,20 @@ def replace_run(
 
 
 def take_back(folder: Path) -> None:
-    """Undo the last `replace_run`; raises `ConfigError` where nothing can be taken back."""
+    """Undo the last `replace_run`; raises `ConfigError` where nothing can be taken back.
+
+    Raises `ArtefactError` where the run, or what was kept of the one before, is damaged: nothing
+    is changed then.
+    """
+    TrainedRun.load(folder)
     now = sha256_of((folder / DETECTOR_FILE).read_bytes())
-    kept = folder / _BEFORE.format(now[:16])
+    kept = folder / BEFORE.format(now[:16])
     if not kept.is_file():
         raise ConfigError(
             f"{folder} holds nothing to take back: it was never updated, or was changed since "
             "(calibrate, feedback, forget)"
         )
+    arrays, values = read_arrays(kept)
+    TrainedRun.from_arrays(arrays, values, kept)
     write_atomically(folder / DETECTOR_FILE, kept.read_bytes())
     kept.unlink()

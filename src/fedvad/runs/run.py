@@ -23,9 +23,9 @@ from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor
 from fedvad.runs.config import Reference
 from fedvad.runs.families import METHODS, run_class
-from fedvad.runs.run_folder import DETECTOR_FILE
+from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
 
-__all__ = ["Arrays", "Parts", "Run", "SiteModel", "middle"]
+__all__ = ["Arrays", "Parts", "Run", "SiteModel", "middle", "run_file"]
 
 
 class SiteValues(Stored):
@@ -191,7 +191,7 @@ class Run(ABC):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a run; raises `ArtefactError` when it is incomplete, damaged or of another kind."""
-        path = _file(folder)
+        path = run_file(folder)
         arrays, values = read_arrays(path)
         kind = run_class(values.get("kind"))
         if kind is None:
@@ -206,7 +206,7 @@ class Run(ABC):
     @classmethod
     def from_arrays(cls, arrays: Arrays, values: dict[str, Any], path: Path) -> Self:
         """What `save` wrote, as `read_arrays` gives it; raises `ArtefactError`."""
-        described = parse_values(cls.described, values, str(path))
+        described = parse_values(cls.described, values, path)
         check_finite(arrays, cls._must_be_finite(values), str(path))
         shared = {name: array for name, array in arrays.items() if not _OWN.match(name)}
         own = [under(f"site{i}/", arrays) for i in range(len(described.sites))]
@@ -222,7 +222,9 @@ class Run(ABC):
             features = feature_identity(values, path)
             return cls._assembled(Parts(shared, described, own, thresholds, features))
         except (KeyError, ConfigError, ArtefactError, MemoryBankError) as error:
-            raise ArtefactError(f"{path} is incomplete or damaged: {error}") from error
+            raise ArtefactError(
+                f"{path} is incomplete or damaged: {error}; restore it from a copy, or train again"
+            ) from error
 
     @abstractmethod
     def _shared_arrays(self) -> Arrays:
@@ -251,15 +253,19 @@ def middle(thresholds: Sequence[Threshold]) -> Threshold | None:
     return sorted(thresholds, key=lambda t: t.value)[len(thresholds) // 2] if thresholds else None
 
 
-def _file(folder: Path) -> Path:
-    """The file of a run; raises `ArtefactError` where there is none."""
+def run_file(folder: Path) -> Path:
+    """The file of a run in its folder; raises `ArtefactError` where there is none."""
     if not folder.is_dir():
-        raise ArtefactError(f"run folder {folder} does not exist")
+        raise ArtefactError(
+            f"run folder {folder} does not exist: give the folder that `fedvad train --out` wrote"
+        )
     path = folder / DETECTOR_FILE
     if not path.is_file():
-        unfinished = (folder / "state").is_dir()
-        raise ArtefactError(
-            f"{folder} is not a run folder: it holds no {DETECTOR_FILE}"
-            + ("; its training was interrupted: finish it with --resume" if unfinished else "")
-        )
+        if (folder / "state").is_dir():
+            mend = "; its training was interrupted: finish it with --resume"
+        elif (folder / CONFIG_FILE).is_file():
+            mend = ", which was removed: restore it from a copy, or train again"
+        else:
+            mend = ": give the folder that `fedvad train --out` wrote"
+        raise ArtefactError(f"{folder} is not a run folder: it holds no {DETECTOR_FILE}{mend}")
     return path

@@ -58,30 +58,56 @@ CONFIG_FILE = "config.json"
 LEDGER_FILE = "ledger.json"
 RESULTS_FILE = "results.json"
 EARLIER_THRESHOLDS_FILE = "earlier-thresholds.json"  # to undo a calibration
+_REGION_DIGEST = "region_sha256"
+BEFORE = "before-{}.safetensors"  # of a run that was updated, by the digest of the new one
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
     """Store the resolved configuration."""
+    region = stored_region(folder, config.region)
     values = config.model_dump(mode="json") | {
-        "region": stored_region(folder, config.region),
+        "region": region,
         "weights": stored_bands(folder, config.weights),
     }
+    if region == REGION_FILE:  # what it leaves out of an image, no score shows
+        values[_REGION_DIGEST] = sha256_of((folder / REGION_FILE).read_bytes())
     write_sealed(folder / CONFIG_FILE, values)
 
 
 def read_config(folder: Path) -> TrainConfig:
     """The configuration of a run; raises `ArtefactError` when it is missing or damaged.
 
-    People change it by hand (another device, another place of the weights): that is a warning.
+    People change it by hand (another device, another place of the weights): that is a warning. Its
+    copy of a region's mask must be the one of the training.
     """
     path = folder / CONFIG_FILE
-    config = parse_values(TrainConfig, read_sealed(path, editable=True), str(path))
+    values = read_sealed(path, editable=True)
+    digest = values.pop(_REGION_DIGEST, None)
+    config = parse_values(TrainConfig, values, path)
+    if config.region == REGION_FILE:
+        _check_region(folder / REGION_FILE, digest)
     return config.model_copy(
         update={
             "region": found_region(folder, config.region),
             "weights": found_bands(folder, config.weights),
         }
     )
+
+
+def _check_region(path: Path, digest: object) -> None:
+    """Raise `ArtefactError` for a mask that is gone, or is not the one with this SHA-256."""
+    try:
+        changed = digest not in (None, sha256_of(path.read_bytes()))
+    except OSError as error:
+        raise ArtefactError(
+            f"cannot read {path}, the mask of the run's region: {error.strerror or error}; restore "
+            "it from a copy, or train again"
+        ) from error
+    if changed:
+        raise ArtefactError(
+            f"{path} was damaged or changed after the training, whose region it is: restore it "
+            "from a copy, or train again"
+        )
 
 
 def check_configuration(out: Path) -> None:
@@ -114,16 +140,22 @@ def read_results(folder: Path) -> Results:
             f"{path} was damaged or changed after it was written: restore it from a copy, or train "
             "again"
         )
-    return Results.parse(results, str(path))
+    return Results.parse(results, path)
 
 
 def _ledger(folder: Path) -> tuple[Ledger, dict[str, Any]]:
     path = folder / LEDGER_FILE
     if not path.exists():
         return Ledger(), {}
-    values = read_sealed(path)
-    files = values.pop("files", {})
-    return parse_values(Ledger, values, str(path)), files if isinstance(files, dict) else {}
+    try:
+        values = read_sealed(path)
+        files = values.pop("files", {})
+        ledger = parse_values(Ledger, values, path)
+    except ArtefactError as error:
+        raise ArtefactError(
+            f"{error} (or remove it: rounds and costs of the training are then unknown)"
+        ) from error
+    return ledger, files if isinstance(files, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -64,14 +64,16 @@ def local_rx(
         raise ConfigError(f"ridge is {ridge}; local RX needs one above 0, for example 1e-5")
     pixels = principal(cube, components)
     found = np.empty(len(pixels))
+    # flat ground, of which nothing is known but that it is flat; no quotient may overflow
+    least = np.finfo(np.float64).eps * float(pixels.var(axis=0).mean())
+    least = max(least, np.finfo(np.float64).tiny / ridge)
     for part, ring in rings(cube.shape[:2], windows, border, batch=_BATCH):
         around = pixels[ring]
         mean = around.mean(axis=1)
         around -= mean[:, None]
         covariance = around.swapaxes(1, 2) @ around / around.shape[1]
         level = np.trace(covariance, axis1=1, axis2=2) / covariance.shape[1]
-        # flat ground, of which nothing is known but that it is flat
-        level = np.maximum(level, np.finfo(np.float64).tiny)
+        level = np.maximum(level, least)
         covariance += (ridge * level)[:, None, None] * np.eye(covariance.shape[1])
         step = (pixels[part] - mean)[:, :, None]
         found[part] = (step * np.linalg.solve(covariance, step)).sum(axis=(1, 2))

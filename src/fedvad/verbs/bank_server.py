@@ -147,6 +147,8 @@ def merge_uploads(
             own=signing.beginning,
         )  # fmt: skip
         state = load_state(state_dir)
+        if state is not None:
+            _check_left(state, state_dir)
         if not files:
             if state is None:
                 raise ConfigError("no file to merge, and no round was merged in this --state yet")
@@ -180,10 +182,19 @@ def merge_uploads(
         if begun is None:  # the mark of the round comes after it, so a kill here is harmless
             record = federation_of(accepted[0].payloads[0])
             write_sealed(state_dir / _FEDERATION, record.model_dump(mode="json"))
-        save_state(state_dir, server.state())
-        if take_back:
+        if take_back:  # first: a kill must not leave who is back among those that left
             save_forgotten(state_dir, forgotten)
+        save_state(state_dir, server.state())
         return _write_global(server.state(), signing, out, accepted)
+
+
+def _check_left(state: RunState, state_dir: Path) -> None:
+    """Raise `ConfigError` where a kill came between the last two steps of `forget_site`."""
+    if leaving := sorted(forgotten_sites(state_dir) & set(state.server)):
+        raise ConfigError(
+            f"{leaving[0]} was being taken out when that was interrupted, and the memory still has "
+            f"its rows: finish it with fedvad bank forget {leaving[0]}"
+        )
 
 
 def _federation(
@@ -231,7 +242,7 @@ def read_federation(state_dir: Path) -> _Federation:
     """What all rounds of the server share; raises `ArtefactError` for a damaged state."""
     path = state_dir / _FEDERATION
     try:
-        return parse_values(_Federation, read_sealed(path), str(path))
+        return parse_values(_Federation, read_sealed(path), path)
     except ArtefactError as error:
         raise ArtefactError(f"the server's state is damaged: {error}") from error
 

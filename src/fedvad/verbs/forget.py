@@ -16,6 +16,7 @@ from fedvad.data.sealed import sha256_of
 from fedvad.errors import ConfigError, join_names
 from fedvad.features.config import Engine
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.ledger import Ledger
 from fedvad.federation.signed import read_private_key
 from fedvad.memory.bank import MemoryBank
 from fedvad.memory.distances import nearest
@@ -27,7 +28,15 @@ from fedvad.runs.memory_run import TrainedRun
 from fedvad.runs.method_memory import MemoryMethod
 from fedvad.runs.opening import open_memory_run
 from fedvad.runs.progress import Progress, no_progress
-from fedvad.runs.receipt import ForgetReceipt, now, read_receipt, receipt_bytes
+from fedvad.runs.receipt import (
+    PENDING,
+    ForgetReceipt,
+    finished,
+    hand_out,
+    now,
+    place_of,
+    receipt_bytes,
+)
 from fedvad.runs.renewal import (
     check_growing,
     check_origin,
@@ -51,7 +60,6 @@ __all__ = ["forget"]
 
 log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"[0-9a-f]{16}(#\d+)?")
-_PENDING = "forgetting.fedvad"
 
 
 def forget(
@@ -128,20 +136,21 @@ def forget(
         signing = None if key is None else read_private_key(key)
         if signing is not None:
             guard_output_file(receipt, "--receipt", others=[key], own=signing.beginning)
-        if (done := _finished(run_folder, site, receipt)) is not None:
-            return done
         trained, config, extractor = open_memory_run(
             run_folder, weights=maybe(weights, "weights"), engine=engine, device=device,
             cache=cache_at(cache),
         )  # fmt: skip
+        digest = None if image is None else _digest(extractor, image)
+        if (done := finished(run_folder, site, digest, receipt)) is not None:
+            return done
         check_origin(trained, run_folder)
+        ledger = read_ledger(run_folder)  # before anything is removed: it may be damaged
         if config.train_generator:
             raise ConfigError(
                 f"{run_folder} has generators that were trained against rows of all sites: what "
                 "they learned cannot be taken out; train again"
             )
         name = _site(trained, site, image)
-        digest = None if image is None else _digest(extractor, image)
         if digest is not None:
             check_growing(config, run_folder)
         left = _without(trained, config, name, digest)
@@ -169,17 +178,17 @@ def forget(
             "version": __version__,
         }
         limits = _limits(trained, left)
-        removed = _clean(run_folder, config, None if digest else name)
+        removed = _clean(run_folder, config, ledger, None if digest else name)
 
         def sign(after: bytes) -> None:
             if signing is not None:
                 signed = ForgetReceipt(**statement, after=sha256_of(after))
-                write_atomically(run_folder / _PENDING, receipt_bytes(signed, signing))
+                write_atomically(run_folder / PENDING, receipt_bytes(signed, signing))
 
         replace_run(run_folder, left, keep=False, first=sign)
-        target = receipt or _receipt(run_folder, name, digest)
+        target = receipt or place_of(run_folder, name, digest)
         if signing is not None:
-            _move(run_folder / _PENDING, target)
+            hand_out(run_folder, target)
     return {
         "run": str(run_folder),
         **statement,
@@ -310,10 +319,9 @@ def _removed(run: TrainedRun, name: str, image: str | None) -> dict[str, int]:
     return found | ({name: len(run.sites[name].bank)} if name in run.sites else {})
 
 
-def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
+def _clean(folder: Path, config: TrainConfig, ledger: Ledger, site: str | None) -> list[str]:
     """Remove what shows images, and the site's name from the record of the rounds."""
     removed = remove_shown(folder)
-    ledger = read_ledger(folder)
     if site is not None:
         ledger.forget(site)
         if site in config.join:
@@ -322,28 +330,3 @@ def _clean(folder: Path, config: TrainConfig, site: str | None) -> list[str]:
             write_config(folder, stored.model_copy(update={"join": join}))
     write_ledger(folder, ledger)
     return removed
-
-
-def _finished(folder: Path, site: str | None, receipt: Path | None) -> dict[str, Any] | None:
-    """What a killed call had done, but for handing out the receipt."""
-    pending = folder / _PENDING
-    if not pending.is_file():
-        return None
-    signed = read_receipt(pending.read_bytes())
-    done = signed is not None and signed.after == sha256_of((folder / DETECTOR_FILE).read_bytes())
-    if signed is None or not done or site not in (None, signed.site):
-        pending.unlink()
-        return None
-    target = receipt or _receipt(folder, signed.site, signed.image)
-    _move(pending, target)
-    then = {"site_thresholds": {}, "removed": [], "receipt": str(target)}
-    return {"run": str(folder), **signed.model_dump(), **then}
-
-
-def _receipt(folder: Path, site: str, image: str | None) -> Path:
-    return folder / f"forgot-{site}{'' if image is None else f'-{image}'}.fedvad"
-
-
-def _move(source: Path, target: Path) -> None:
-    write_atomically(target, source.read_bytes())
-    source.unlink()

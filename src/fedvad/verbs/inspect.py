@@ -35,6 +35,7 @@ from fedvad.runs.arguments import AnyPath, maybe
 from fedvad.runs.config import as_path
 from fedvad.runs.data import data_with_masks
 from fedvad.runs.receipt import read_receipt
+from fedvad.runs.run import run_file
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
 from fedvad.verbs.inspect_words import contents_of, on_key, on_receipt, on_signature, sentences
 
@@ -98,7 +99,7 @@ def inspect(
                 "kind": "folder of images",
                 "data": data_with_masks(check_contents(reading, size), size),
             }
-        described = inspect(file)
+        described = inspect(run_file(path))
         described = {"path": str(path), "summary": _summary(described)} | described
         described["path"] = str(path)
         described["files"] = {

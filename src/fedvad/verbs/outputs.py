@@ -162,6 +162,7 @@ def keep_evaluation(run: Path, target: Path, found: Results, results: Sequence[S
     Another folder than that of the run gets copies of its configuration and ledger.
     """
     ledger = read_ledger(run)
+    write_ledger(target, ledger)  # which vouches for no results while they are written
     write_json(target / RESULTS_FILE, found.to_dict())
     write_ledger(target, ledger, vouches_for=[RESULTS_FILE])
     if target != run:

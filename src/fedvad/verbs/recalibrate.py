@@ -153,7 +153,7 @@ def calibrate(
                 above = _above(before.get(reference), dict(zip(paths, own.tolist(), strict=True)))
         if not force:
             _check_rise(trained, name, found[trained.reference], target, len(paths), above)
-        _remember(run_folder, name, before)
+        _remember(run_folder, trained, name, before)
         trained.sites[name].thresholds.update(found)
         trained.save(run_folder)
     answer = _changed(trained, name, before, found)
@@ -199,8 +199,12 @@ def _check_rise(
     )
 
 
-def _remember(folder: Path, site: str, thresholds: Mapping[str, Threshold]) -> None:
-    entry = {"site": site, "thresholds": {ref: asdict(t) for ref, t in thresholds.items()}}
+def _remember(folder: Path, run: Run, site: str, thresholds: Mapping[str, Threshold]) -> None:
+    entry = {
+        "site": site,
+        "shared": run.shared_hash(),
+        "thresholds": {ref: asdict(t) for ref, t in thresholds.items()},
+    }
     write_sealed(folder / EARLIER_THRESHOLDS_FILE, {"calibrations": [*_remembered(folder), entry]})
 
 
@@ -222,6 +226,12 @@ def _undo(folder: Path, site: str | None) -> dict[str, Any]:
         last = next((e for e in reversed(entries) if e.get("site") == name), None)
         if last is None:
             raise ConfigError(f"{folder} keeps no earlier thresholds of {name}: nothing to undo")
+        if last.get("shared", run.shared_hash()) != run.shared_hash():  # earlier files do not say
+            raise ConfigError(
+                f"the earlier thresholds of {name} in {folder / EARLIER_THRESHOLDS_FILE} are of "
+                "another memory or student: the run was updated since, or the file is another "
+                "run's. Find the thresholds again: fedvad calibrate RUN NORMALS"
+            )
         before = dict(run.sites[name].thresholds)
         earlier = {str(ref): threshold_from(t) for ref, t in dict(last["thresholds"]).items()}
         run.sites[name].thresholds.clear()

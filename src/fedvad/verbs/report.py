@@ -47,6 +47,10 @@ REPORT_FILE, AUDIT_FILE = "report.html", "audit.pdf"
 _HASHED = (DETECTOR_FILE, CONFIG_FILE, RESULTS_FILE, LEDGER_FILE, SCORES_FILE)
 _LARGEST_PICTURE = 300_000  # bytes; ours are about 6 kB
 
+_OTHERS = (
+    "{} is of another run or of other thresholds than the results, so this page does without it."
+)
+
 log = logging.getLogger(__name__)
 
 _Read = TypeVar("_Read", Scores, Gallery)
@@ -99,12 +103,13 @@ def write_report(
     if not pdf and target.suffix.lower() == ".pdf":
         raise ConfigError(f"{target} would hold HTML: end it in .html, or add --pdf (pdf=True)")
     contents = _contents(folder, pictures)
-    guard_output_file(target, "--out", run=folder, own=b"%PDF" if pdf else b"fedvad")
+    option = "the default --out" if out is None else "--out"
+    guard_output_file(target, option, run=folder, own=b"%PDF" if pdf else b"fedvad")
     shown = left_out = 0
     if pdf:
         if target.is_file() and TITLE.encode() not in target.read_bytes():
             raise ConfigError(
-                f"--out {target} exists, and fedvad did not write it: choose another "
+                f"{option} {target} exists, and fedvad did not write it: choose another "
                 "file, or remove it"
             )
         data = audit_sheet(contents)
@@ -130,7 +135,15 @@ def _contents(run: Path, pictures: bool) -> Contents:
     scores = _kept(Scores, run, missing)
     if scores is None:
         missing.append("This run keeps no scores of its test images: there are no curves.")
+    elif not _of_these(results, [(name, site.threshold) for name, site in scores.sites.items()]):
+        missing.append(_OTHERS.format(SCORES_FILE))
+        scores = None
     gallery = _kept(Gallery, run, missing) if pictures else None
+    if gallery is not None and not _of_these(
+        results, [(picture.site, picture.threshold) for picture in gallery.pictures]
+    ):
+        missing.append(_OTHERS.format(GALLERY_FILE))
+        gallery = None
     if gallery is None and pictures:
         missing.append(
             "This run keeps no pictures; `fedvad evaluate --heatmaps` draws some from the data."
@@ -193,7 +206,9 @@ def keep_record(
 
 def _results(run: Path) -> Results:
     if not run.is_dir():
-        raise ArtefactError(f"run folder {run} does not exist")
+        raise ArtefactError(
+            f"run folder {run} does not exist: give the folder that `fedvad train --out` wrote"
+        )
     path = run / RESULTS_FILE
     if not path.is_file():
         unfinished, run_is_there = (run / "state").is_dir(), (run / DETECTOR_FILE).is_file()
@@ -225,6 +240,13 @@ def _kept(kind: type[_Read], run: Path, missing: list[str]) -> _Read | None:
         name = SCORES_FILE if kind is Scores else GALLERY_FILE
         missing.append(f"{name} is damaged, so this page does without it.")
         return None
+
+
+def _of_these(results: Results, limits: Sequence[tuple[str, float | None]]) -> bool:
+    """Whether a record with these sites and thresholds was kept with the results."""
+    known = {printable(name): site.threshold for name, site in results.threshold.sites.items()}
+    # results of the first versions name none
+    return not known or all(known.get(name, ...) == limit for name, limit in limits)
 
 
 def _picture(path: Path) -> bytes | None:

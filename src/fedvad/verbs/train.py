@@ -11,7 +11,7 @@ from fedvad.data.contents import described
 from fedvad.data.cubes.pixels import size_of_cubes
 from fedvad.data.locks import only_one
 from fedvad.data.region import Region
-from fedvad.data.sealed import sha256_of
+from fedvad.data.sealed import read_sealed, sha256_of
 from fedvad.data.sets import Site
 from fedvad.data.view_choice import USUAL_SIZE, Sizes, choose_size, sizes_of
 from fedvad.data.views import is_plain
@@ -29,9 +29,12 @@ from fedvad.runs.guards import guard_output_folder
 from fedvad.runs.method import compare, make_method
 from fedvad.runs.plan import check_join
 from fedvad.runs.progress import Progress, no_progress
+from fedvad.runs.run import Run
 from fedvad.runs.run_bands import keep_bands
 from fedvad.runs.run_folder import (
+    BEFORE,
     DETECTOR_FILE,
+    EARLIER_THRESHOLDS_FILE,
     RESULTS_FILE,
     check_configuration,
     keep_region,
@@ -200,11 +203,23 @@ def _tiles_note(extractor: FeatureExtractor) -> list[str]:
 
 
 def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Results | None:
-    """Results of a run that is over, if it is; `ConfigError` when it was one of other images."""
-    if not (out / RESULTS_FILE).is_file() or has_state(out / "state"):
+    """Results of a run that is over, if it is.
+
+    Raises `ConfigError` when it was one of other images, and where training again for further
+    comparisons would undo what changed since; `ArtefactError` when it is damaged.
+    """
+    there = [(out / name).is_file() for name in (DETECTOR_FILE, RESULTS_FILE)]
+    if has_state(out / "state") or not any(there):
         return None
+    run = Run.load(out)
+    if not all(there):
+        raise ConfigError(
+            f"{out} holds a run without {RESULTS_FILE}, which fedvad forget removes: measure it "
+            f"with fedvad evaluate {out} DATA, or choose another --out"
+        )
+    before = read_ledger(out).images
     changed = sorted(
-        name for name, digest in read_ledger(out).images.items() if images.get(name) != digest
+        name for name in {*before, *images} if before and images.get(name) != before.get(name)
     )
     if changed:
         raise ConfigError(
@@ -213,7 +228,24 @@ def _finished(out: Path, config: TrainConfig, images: Mapping[str, str]) -> Resu
         )
     results = read_results(out)
     # as the results say: a run that was killed while it made more has them in its configuration
-    return None if set(config.compare) - set(results.compare) else results
+    if not set(config.compare) - set(results.compare):
+        return results
+    if results.of_evaluate or _was_changed(out, run):
+        raise ConfigError(
+            f"{out} was changed after its training (calibrate, feedback, update or forget), and "
+            "to compare more it would be trained again without that: choose another --out"
+        )
+    return None
+
+
+def _was_changed(out: Path, run: Run) -> bool:
+    """Whether thresholds, answers or images came into a finished run."""
+    earlier = out / EARLIER_THRESHOLDS_FILE
+    return bool(
+        (earlier.is_file() and read_sealed(earlier).get("calibrations"))
+        or any(getattr(site, "answers", ()) for site in run.sites.values())
+        or any(out.glob(BEFORE.format("*")))
+    )
 
 
 def _options(config: TrainConfig) -> str:

@@ -27,6 +27,7 @@ from fedvad.memory.negatives import more_like
 from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
 from fedvad.runs.config import Reference, TrainConfig, as_path
 from fedvad.runs.data import load_sites
+from fedvad.runs.known_images import unlike_known
 from fedvad.runs.memory_run import SiteMemory, TrainedRun
 from fedvad.runs.opening import open_memory_run
 from fedvad.runs.plan import site_seed, split_held_out
@@ -62,7 +63,8 @@ def update(
 
     A site's memory gains the patches that the run covers worst, and is thinned to the rows that a
     training allows it. All sites' memories are then merged as the server merges them. The scores
-    that the run keeps of the images before join those of the new ones.
+    that the run keeps of the images before join those of the new ones, but for near copies of the
+    first.
 
     Parameters
     ----------
@@ -109,6 +111,7 @@ def update(
         check_origin(trained, run_folder)
         images, known = _new_images(trained, config, data, site, extractor, progress)
         fitting, held_out = split_held_out(images, config)
+        held_out = unlike_known(trained, held_out)
         before = _alarms(trained, held_out, extractor, progress)
         updated = merge_again(_grown(trained, config, fitting), config)
         scores = _scores(updated, config, held_out, extractor, progress)
@@ -308,7 +311,7 @@ def _alarms(
         model, limit = run.sites.get(name), run.limit(name)
         same = model is None or (run.reference == "global" and run.same_for_all(name))
         detector = shared if same else run.detector(name, extractor)
-        scores = detector.score(features.paths, stage).image
+        scores = detector.score(features.paths, stage).image if len(features) else np.empty(0)
         found[name] = None if limit is None else int((scores > limit).sum())
     return found
 

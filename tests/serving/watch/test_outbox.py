@@ -24,7 +24,11 @@ from fedvad.serving.watch.outbox import Outbox, mqtt, webhook
 def written(folder: Path, count: int, first: int = 1) -> int:
     """Size of a log to which some rows were added."""
     log = WatchLog(folder)
-    log.append([{"number": first + i, "looks": {}, "score": 1.5} for i in range(count)])
+    row = {
+        "time": "2026-11-30T10:00:00+00:00", "path": "a.png", "size": 1, "modified": 1,
+        "site": None, "score": 1.5, "threshold": None, "anomalous": None, "error": None,
+    }  # fmt: skip
+    log.append([{"number": first + i, "looks": {}} | row for i in range(count)])
     log.close()
     return log.size
 
@@ -40,7 +44,9 @@ def test_rows_come_in_order_once_and_an_outage_is_made_up_for(
             refused.set()
             raise OSError("no route")
         taken.append(name)
-        assert json.loads(body) == {"number": len(taken), "score": 1.5, "watch": "w"}
+        row = json.loads(body)
+        assert (row["number"], row["score"], row["watch"]) == (len(taken), 1.5, "w")
+        assert "looks" not in row
 
     box = Outbox(tmp_path, "webhook", "w", deliver, patience=0.01)
     box.ready(written(tmp_path, 4))
@@ -74,8 +80,14 @@ def test_it_tries_again_until_it_works(tmp_path: Path, caplog: pytest.LogCapture
     ]  # fmt: skip
 
 
-def test_a_damaged_place_is_named(tmp_path: Path) -> None:
-    (tmp_path / "sent-webhook.json").write_text("{}")
+@pytest.mark.parametrize(
+    "place",
+    ["{}", "", "[]", '{"bytes": 20, "rows": 1}', '{"bytes": -1, "rows": 1}',
+     '{"bytes": 0, "rows": 1}'],
+)  # fmt: skip
+def test_a_damaged_place_is_named(place: str, tmp_path: Path) -> None:
+    written(tmp_path, 2)
+    (tmp_path / "sent-webhook.json").write_text(place)
     with pytest.raises(ArtefactError, match="every row is delivered once more"):
         Outbox(tmp_path, "webhook", "w", lambda body, name: None)
 
@@ -84,7 +96,8 @@ def test_a_log_that_lost_rows_is_named(tmp_path: Path) -> None:
     box = Outbox(tmp_path, "webhook", "w", lambda body, name: None)
     box.ready(written(tmp_path, 3))
     assert box.close(10)
-    (tmp_path / "results.jsonl").unlink()
+    for name in ("results.jsonl", "results.csv"):
+        (tmp_path / name).unlink()
     again = Outbox(tmp_path, "webhook", "w", lambda body, name: None)
     with pytest.raises(ArtefactError, match="shorter than what sent-webhook"):
         again.ready(written(tmp_path, 1))

@@ -144,6 +144,33 @@ def test_a_cut_off_line_is_as_if_never_written_and_damage_is_named(
         list(fedvad.watch(trained[0], line, out=out, **ONCE))
 
 
+def test_a_watch_that_lost_a_file_is_not_begun_again_over_the_rest(
+    trained: Trained, line: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    list(fedvad.watch(trained[0], line, out=out, **ONCE))
+    whole, table = ((out / name).read_bytes() for name in ("results.jsonl", "results.csv"))
+    for name, content, words in (
+        ("watch.json", None, r"no watch\.json: restore"),
+        ("results.jsonl", None, r"has 0 rows and results\.csv, its copy, 4: restore"),
+        ("results.jsonl", b"", "has 0 rows"),
+        ("results.jsonl", whole[: len(whole) // 2], "has [12] rows"),
+    ):
+        shutil.rmtree(tmp_path / "lost", ignore_errors=True)
+        lost = shutil.copytree(out, tmp_path / "lost")
+        (lost / name).unlink()
+        if content is not None:
+            (lost / name).write_bytes(content)
+        with pytest.raises(ArtefactError, match=words):
+            list(fedvad.watch(trained[0], line, out=lost, **ONCE))
+        assert (lost / "results.csv").read_bytes() == table
+    (lost / "results.csv").write_bytes(b"a,b\n" * 9 + b"\0\xff")  # somebody's
+    with pytest.raises(ArtefactError, match=r"changed results\.csv yourself, remove that"):
+        list(fedvad.watch(trained[0], line, out=lost, **ONCE))
+    (lost / "results.csv").unlink()
+    assert len(list(fedvad.watch(trained[0], line, out=lost, **ONCE))) > 0
+
+
 def test_every_row_is_on_the_disk_before_it_is_given(
     trained: Trained, line: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,48 @@ def test_a_file_that_was_still_being_written_is_counted_once(line: Path, tmp_pat
     log.close()
     found = fedvad.week(tmp_path, tmp_path / "week.html")
     assert (found["images"], found["unreadable"]) == (1, 0)
+
+
+@pytest.fixture
+def damaged(line: Path, tmp_path: Path) -> Path:
+    """A copy of the line, to be damaged."""
+    return shutil.copytree(line, tmp_path / "line")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("time", "yesterday"), ("time", None), ("score", "1.0"), ("score", True), ("path", 7),
+        ("size", 1.5), ("changed", "light"), ("changed", [1]), ("error", {}), ("anomalous", 1),
+        ("looks", 7), ("thumbnail", "AAAA"),
+    ],
+)  # fmt: skip
+def test_a_row_with_a_wrong_value_is_named(
+    name: str, value: Any, damaged: Path, tmp_path: Path
+) -> None:
+    log = damaged / "results.jsonl"
+    lines = log.read_text().splitlines()
+    lines[4] = json.dumps(json.loads(lines[4]) | {name: value})
+    log.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ArtefactError, match=r"(line|row) 5 of .*damaged.*restore"):
+        fedvad.week(damaged, tmp_path / "week.html")
+
+
+@pytest.mark.parametrize("name", ["time", "path", "score", "error", "threshold"])
+def test_a_row_that_lost_a_value_is_named(name: str, damaged: Path, tmp_path: Path) -> None:
+    log = damaged / "results.jsonl"
+    log.write_text(log.read_text().replace(f'"{name}"', f'"{name[:-1]}x"', 1))
+    with pytest.raises(ArtefactError, match=rf"line 1 of .*{name} is missing.*restore"):
+        fedvad.week(damaged, tmp_path / "week.html")
+
+
+def test_a_page_does_without_pictures_that_are_damaged(
+    damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Path(fedvad.week(damaged, tmp_path / "whole.html")["path"])
+    for path in (damaged / "pictures").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    (damaged / "changed.png").write_bytes(b"")
+    page = Path(fedvad.week(damaged, tmp_path / "week.html")["path"])
+    assert page.stat().st_size < whole.stat().st_size
+    assert "is damaged and left out" in caplog.text

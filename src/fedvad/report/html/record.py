@@ -107,7 +107,7 @@ _Kind = TypeVar("_Kind", bound=Closed)
 
 def _read(kind: type[_Kind], path: Path) -> _Kind | None:
     try:
-        return parse_values(kind, read_sealed(path), str(path)) if path.exists() else None
+        return parse_values(kind, read_sealed(path), path) if path.exists() else None
     except ArtefactError as error:
         raise ArtefactError(
             f"{path.name} is damaged; remove it to make a report without it. {error}"

@@ -90,8 +90,8 @@ class Intake:
         except ClientDisconnect:  # nobody is left to read the answer
             raise Refusal(400, "disconnected", "the upload was broken off") from None
         except HTTPException as error:
-            hint = "; see --max-files of fedvad serve" if "files" in error.detail else ""
-            raise Refusal(400, "bad_multipart", error.detail.rstrip(".") + hint) from None
+            hint = "see --max-files of fedvad serve" if "files" in error.detail else _HOW
+            raise Refusal(400, "bad_multipart", f"{error.detail.rstrip('.')}; {hint}") from None
         # some releases of starlette let the first through, and a charset of the client the second
         except (FormParserError, UnicodeError) as error:
             raise Refusal(400, "bad_multipart", f"{error}; {_HOW}") from None

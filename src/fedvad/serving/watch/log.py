@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,12 @@ _COLUMNS = (
     "error",
     "changed",
 )
+_NUMBER, _NONE = (int, float), type(None)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "time": (str,), "path": (str,), "size": (int,), "modified": (int,), "site": (str, _NONE),
+    "score": (*_NUMBER, _NONE), "threshold": (*_NUMBER, _NONE), "anomalous": (bool, _NONE),
+    "error": (str, _NONE),
+}  # fmt: skip
 
 
 class WatchLog:
@@ -39,22 +46,45 @@ class WatchLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises `ArtefactError` for a damaged log, `StorageError` when the disk refuses."""
+        """Raises `ArtefactError` for a damaged log or one that lost rows, `StorageError` when the
+        disk refuses.
+        """
         self._path, self._table_path = folder / LOG_FILE, folder / TABLE_FILE
         try:
             self._path.touch()
             self._log: IO[bytes] = self._path.open("r+b")
             self.size = _whole(self._log)
-            self._log.truncate(self.size)
-            self._log.seek(self.size)
+            torn = self._path.stat().st_size > self.size
         except OSError as error:
             raise _refused(self._path, error) from error
+        self._check_copy(1 if torn else 0)
+        self._log.truncate(self.size)
+        self._log.seek(self.size)
         cells = (row.values() for row in _cells(read_log(folder)))
         write_atomically(self._table_path, _csv([_COLUMNS, *cells]))
         try:
             self._table: IO[bytes] = self._table_path.open("ab")
         except OSError as error:
             raise _refused(self._table_path, error) from error
+
+    def _check_copy(self, torn: int) -> None:
+        """Raise `ArtefactError` where the copy has more rows than the log, which is written first.
+
+        torn: lines of the log that a kill cut off.
+        """
+        known = sum(1 for _ in read_log(self._path.parent))
+        try:
+            with self._table_path.open(encoding="utf-8", errors="replace", newline="") as file:
+                copied = sum(1 for _ in csv.reader(file)) - 1
+        except (OSError, csv.Error):  # there is none, or it is broken: it is written again
+            return
+        if copied > known + torn:
+            self._log.close()
+            raise ArtefactError(
+                f"{self._path} has {known} rows and {self._table_path.name}, its copy, {copied}: "
+                f"restore it from a copy, or watch into another folder; if you changed "
+                f"{self._table_path.name} yourself, remove that"
+            )
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows; when this returns, no kill and no loss of power loses them."""
@@ -100,10 +130,8 @@ def follow_log(
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    row = parse_json(line)
-                    if not isinstance(row, dict) or row["number"] != number:
-                        raise ValueError("a row is missing")
-                except (ValueError, KeyError) as error:
+                    row = _checked(parse_json(line), number)
+                except ValueError as error:
                     raise ArtefactError(
                         f"line {number} of {path} is damaged ({error}): restore the file from a "
                         "copy, or watch into another folder"
@@ -114,6 +142,22 @@ def follow_log(
         raise ArtefactError(
             f"{folder} holds no {LOG_FILE}: give the folder that `fedvad watch --out` wrote"
         ) from error
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _checked(row: Any, number: int) -> dict[str, Any]:
+    """The row with this number; raises `ValueError` for anything else."""
+    if not isinstance(row, dict) or row.get("number") != number:
+        raise ValueError("a row is missing")
+    for name, kinds in _KINDS.items():
+        if type(row.get(name, ...)) not in kinds:  # True is no number
+            raise ValueError(f"{name} is missing or of another kind")
+    changed = row.get("changed", [])  # rows of earlier versions have none
+    if not isinstance(changed, list) or not all(isinstance(what, str) for what in changed):
+        raise ValueError("changed is of another kind")
+    datetime.fromisoformat(row["time"])
+    return row
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import urllib.request
 from collections.abc import Callable
@@ -101,13 +102,28 @@ class Outbox:
     def _read_place(self) -> tuple[int, int]:
         try:
             place = json.loads(self._place.read_bytes())
-            return int(place["bytes"]), int(place["rows"])
+            at, count = int(place["bytes"]), int(place["rows"])
+            if not self._is_end(at, count):
+                raise ValueError(f"no {count} rows end at byte {at}")
         except FileNotFoundError:
             return 0, 0
         except (ValueError, KeyError, TypeError) as error:
             raise ArtefactError(
                 f"{self._place} is damaged: remove it, and every row is delivered once more"
             ) from error
+        return at, count
+
+    def _is_end(self, at: int, count: int) -> bool:
+        """Whether `at` is where a number of rows of the log end; also beyond, see `ready`."""
+        if at <= 0 or count <= 0:
+            return at == count == 0
+        if not self._log.exists():
+            return True
+        with self._log.open("rb") as file:
+            if at >= file.seek(0, os.SEEK_END):
+                return True
+            file.seek(at - 1)
+            return file.read(1) == b"\n"
 
 
 _TIMEOUT = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedvad.report.overlay import in_a_row, save_png, stacked
 from fedvad.report.result_picture import result_picture
 from fedvad.serving.watch.sources import Arrived
 
+log = logging.getLogger(__name__)
 _A_DAY, _SIDE = 20, 480
 _SHOWN, _TILE, _GAP, _MARGIN = 6, 240, 12, 24
 
@@ -25,6 +27,19 @@ Pixels = npt.NDArray[np.uint8]
 def picture_of(folder: Path, number: int) -> Path:
     """Where the picture of a row is, if it is kept."""
     return folder / "pictures" / f"{number:07d}.png"
+
+
+def read_kept(path: Path) -> Pixels | None:
+    """A picture that a watch kept; None for one that is gone, or damaged, with a warning."""
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    try:
+        return np.asarray(Image.open(path).convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for broken files
+        log.warning("%s is damaged and left out: %s", path, error)
+        return None
 
 
 class DayPictures:
@@ -91,7 +106,8 @@ class Recent:
 
         width = 2 * _MARGIN + _SHOWN * _TILE + (_SHOWN - 1) * _GAP
         fonts, strips = Fonts(), []
-        before = [Image.open(path).convert("RGB") for path in sorted(self._folder.glob("*.png"))]
+        kept = (read_kept(path) for path in sorted(self._folder.glob("*.png")))
+        before = [Image.fromarray(picture) for picture in kept if picture is not None]
         for text, size, pictures in (
             (title, 22, []), ("before", 18, before),
             ("now", 18, [Image.fromarray(pixels) for pixels in self._last]),

@@ -16,7 +16,7 @@ from fedvad.data.arrays import to_rgb
 from fedvad.data.bounds import ANY_SIZE
 from fedvad.data.frames import split_frame
 from fedvad.data.images import decode_rgb, read_bytes, read_rgb
-from fedvad.errors import ConfigError, DataError, ImageError
+from fedvad.errors import ArtefactError, ConfigError, DataError, ImageError
 from fedvad.evaluation.change import normals_from
 from fedvad.report.week_sheet import minute
 from fedvad.serving.predictor import Prediction, Predictor
@@ -68,7 +68,8 @@ class Recorder:
         self._change = change_watch(out, self.settings)
         replay(self._change, self.settings, read_log(out))
         for path in [*out.glob("pictures/*.png"), *out.glob("frames/*.png")]:
-            if int(path.stem) > self._number:  # a kill came before its row
+            # of a kill that came before its row
+            if path.stem.isdecimal() and int(path.stem) > self._number:
                 path.unlink()
         self._known = self._change.change()["changed"]
         if self._known:
@@ -180,6 +181,11 @@ class Recorder:
                 return before
             log.warning("the run or the options changed: the comparison begins again")
             settings = kept.model_copy(update={"since": self._number + 1})
+        elif self._number:
+            raise ArtefactError(
+                f"--out {self._out} holds the log of a watch and no watch.json: restore that "
+                "from a copy, or watch into another folder"
+            )
         if normals:
             readable = _readable(normals)
             first = list(islice(readable, 6))

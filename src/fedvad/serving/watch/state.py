@@ -62,7 +62,7 @@ def read_settings(folder: Path) -> Settings:
         raise ArtefactError(
             f"{folder} holds no {_SETTINGS}: give the folder that `fedvad watch --out` wrote"
         )
-    return parse_values(Settings, read_sealed(folder / _SETTINGS), str(folder / _SETTINGS))
+    return parse_values(Settings, read_sealed(folder / _SETTINGS), folder / _SETTINGS)
 
 
 def holds_watch(folder: Path) -> bool:
@@ -79,7 +79,7 @@ def change_watch(folder: Path, settings: Settings) -> ChangeWatch:
     """What compares the images of a watch, before the first of them."""
     normals = None
     if settings.normals is not None:
-        kept = parse_values(_Kept, read_sealed(folder / _NORMALS), str(folder / _NORMALS))
+        kept = parse_values(_Kept, read_sealed(folder / _NORMALS), folder / _NORMALS)
         normals = Normals(kept.looks, np.array(kept.mean))
     return ChangeWatch(
         settings.limit, settings.scores, normals,
@@ -88,10 +88,16 @@ def change_watch(folder: Path, settings: Settings) -> ChangeWatch:
 
 
 def replay(watch: ChangeWatch, settings: Settings, rows: Iterable[dict[str, Any]]) -> None:
-    """Let `watch` see rows of a log."""
+    """Let `watch` see rows of a log; raises `ArtefactError` for one that is damaged."""
     for row in rows:
         if row["score"] is not None and row["number"] >= settings.since:
-            watch.add(row["score"], row, minute(row))
+            try:
+                watch.add(row["score"], row, minute(row))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ArtefactError(
+                    f"row {row['number']} of the watch's log is damaged ({error!r}): restore the "
+                    "log from a copy, or watch into another folder"
+                ) from error
 
 
 def drift_state(folder: AnyPath) -> Change:

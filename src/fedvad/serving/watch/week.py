@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import heapq
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from fedvad.data.files import write_atomically
 from fedvad.data.outputs import guard_file
@@ -16,7 +12,7 @@ from fedvad.errors import ConfigError, DataError
 from fedvad.report.week_sheet import Week, week_html, week_pdf
 from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import as_path
-from fedvad.serving.watch.pictures import picture_of
+from fedvad.serving.watch.pictures import picture_of, read_kept
 from fedvad.serving.watch.state import CHANGED_FILE, drift_state, read_settings, week_rows
 
 _SHOWN = 8  # a few more than the page shows
@@ -69,7 +65,7 @@ def week(folder: AnyPath, out: AnyPath, *, until: date | None = None) -> dict[st
     highest = heapq.nlargest(
         _SHOWN, (row for row in rows if row["score"] is not None), key=lambda row: row["score"]
     )
-    pictures = {row["number"]: _picture(picture_of(folder, row["number"])) for row in highest}
+    pictures = {row["number"]: read_kept(picture_of(folder, row["number"])) for row in highest}
     found = Week(
         site=settings.site,
         source=settings.source,
@@ -78,7 +74,7 @@ def week(folder: AnyPath, out: AnyPath, *, until: date | None = None) -> dict[st
         rows=rows,
         change=drift_state(folder),
         pictures={number: picture for number, picture in pictures.items() if picture is not None},
-        changed=_picture(folder / CHANGED_FILE),
+        changed=read_kept(folder / CHANGED_FILE),
     )
     write_atomically(out, make(found))
     images, stopped, unreadable = found.counts
@@ -91,11 +87,3 @@ def week(folder: AnyPath, out: AnyPath, *, until: date | None = None) -> dict[st
         "unreadable": unreadable,
         "changed": found.change["changed"],
     }
-
-
-def _picture(path: Path) -> npt.NDArray[np.uint8] | None:
-    from PIL import Image
-
-    if not path.is_file():
-        return None
-    return np.asarray(Image.open(path).convert("RGB"))
