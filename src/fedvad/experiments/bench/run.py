@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from fedvad._version import __version__
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
-from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.images import resize_rgb
 from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
 from fedvad.detectors.student.cost import descriptor_macs
@@ -262,7 +263,7 @@ def _trivial(
         values, labels = [], []
         for image in site.test:
             try:
-                pixels = read_rgb(image.path, max_pixels=config.max_pixels)
+                pixels = read_picture(image.path, max_pixels=config.max_pixels)
             except ImageError:
                 continue  # the cells of this set report it
             values.append(trivial_statistics(resize_rgb(pixels, _TRIVIAL_SIZE)))
