@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedvad.data.cubes.scene import Cube, normalised
 from fedvad.errors import ConfigError, DataError
-from fedvad.spectral.dsformer import DSFormer, DSFormerSize
+from fedvad.spectral.dsformer import DSFormer, DSFormerSize, size_of
 from fedvad.spectral.local_rx import principal
 
 __all__ = ["Classified", "classify", "logits_of", "patches_around", "train"]
@@ -46,7 +46,7 @@ def classify(
     cube: Cube,
     labels: NDArray[np.integer[Any]],
     *,
-    size: DSFormerSize | None = None,
+    size: str | DSFormerSize = "paper",
     patch: int = 10,
     components: int = 30,
     per_class: int = 50,
@@ -61,7 +61,8 @@ def classify(
     cube : (h, w, b) float array
     labels : (h, w) int array
         0 where unknown.
-    size : DSFormerSize, default=DSFormerSize()
+    size : str or DSFormerSize, default="paper"
+        "paper", or "small" (32 values, two blocks).
     patch : int, default=10
         Side of what is seen around a pixel, a multiple of the token's side.
     components : int, default=30
@@ -88,7 +89,7 @@ def classify(
 
     Source: Xu et al., Neural Networks 187, 2025.
     """
-    size = DSFormerSize() if size is None else size
+    size = size_of(size)
     if patch < 2 or patch % size.token:
         raise ConfigError(f"patch is {patch}; it must be a multiple of the token's {size.token}")
     if labels.shape != cube.shape[:2]:

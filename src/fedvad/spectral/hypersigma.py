@@ -70,7 +70,7 @@ def hypersigma(
     components : int, default=20
         Principal components, each of unit variance, that the spatial branch sees with their
         magnitudes: what is odd for RX is large in either direction, also where the scene varies
-        little, which standardised bands hide. None for the bands, as in the paper.
+        little, which standardised bands hide. None or 0 for the bands, as in the paper.
     score : {"mixed", "margin", "logit"}, default="mixed"
         The coarse map's values, given to the pixels in the order of the mean of their ranks in both
         maps; or the network's map alone: the logit of an anomaly, less that of background
@@ -123,7 +123,7 @@ def hypersigma(
     if pretraining < 0 or epochs < 1 or not rate > 0:
         raise ConfigError("pretraining must be at least 0, epochs 1, and rate above 0")
     spectra = normalised(cube, "band_std")
-    features = spectra if components is None else whitened(cube, components)
+    features = whitened(cube, components) if components else spectra
     coarse = coarse_map(cube, coarse)
     labels = pseudo_labels(coarse)
     height, width = labels.shape
