@@ -90,20 +90,21 @@ def check_values(function: Callable[..., Any], given: Mapping[str, Any]) -> None
         ...
     fedvad.errors.ConfigError: method is 7; give a text, such as 'rx'
     """
-    defaults = {name: part.default for name, part in signature(function).parameters.items()}
+    parts = signature(function).parameters.items()
+    defaults = {name: part.default for name, part in parts if part.default is not part.empty}
     for name, value in given.items():
         if name not in defaults:
             raise ConfigError(f"{name} is no option here: choose from {', '.join(defaults)}")
-        default = defaults[name]
-        plain = isinstance(value, bool | int | float | list | dict)
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        for kind, fits, said in (
-            (str, not plain, "a text"),
-            (int, number and value == int(value), "a whole number"),
-            (float, number, "a number"),
-        ):
-            if isinstance(default, kind) and not fits:
-                raise ConfigError(f"{name} is {value!r}; give {said}, such as {default!r}")
+        default, truth = defaults[name], isinstance(value, bool)
+        fits, said = {
+            bool: (truth, "true or false"),
+            int: (isinstance(value, int | np.integer) and not truth, "a whole number"),
+            float: (isinstance(value, int | float | np.number) and not truth, "a number"),
+            # an object may stand for its name
+            str: (not isinstance(value, int | float | list | dict), "a text"),
+        }.get(type(default), (True, ""))
+        if not fits:
+            raise ConfigError(f"{name} is {value!r}; give {said}, such as {default!r}")
 
 
 @cache
