@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from fedvad.errors import ConfigError, check_ranges, join_names
+from fedvad.errors import ConfigError, check_choice, check_ranges, join_names
 
+Read = Literal["dot", "cosine"]
+Fusion = Literal["learned", "mean", "concat"]
 VIEWS = ("plain", "noise", "negated", "reversed", "permuted", "scaled", "smoothed")
 
 
@@ -16,7 +19,10 @@ class MemoriesConfig:
     views: of `VIEWS`, one at least. items: rows of the common memory and of each view's own.
     channels: of the encoder's two convolutions; memories keep vectors of the second.
     classify: weight of telling the views apart. entropy: weight of the entropy of the items'
-    weights.
+    weights. read: softmax of the `dot` products of a place with the items, or of their `cosine`;
+    temperature: by which these are divided; shrink: weight below which an item counts for nothing,
+    in shares of 1 / items; 0 keeps them all. fusion: what both memories answer is added by
+    `learned` gates or by halves (`mean`), or given to the decoder apart (`concat`).
 
     Source: Zhang et al., TKDE 2022 (arXiv 2201.00464), with the numbers of their public code.
     Raises `ConfigError`.
@@ -27,6 +33,10 @@ class MemoriesConfig:
     channels: tuple[int, int] = (32, 64)
     classify: float = 1.0
     entropy: float = 2e-4
+    read: Read = "dot"
+    temperature: float = 1.0
+    shrink: float = 0.0
+    fusion: Fusion = "learned"
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.views) - set(VIEWS))
@@ -36,4 +46,6 @@ class MemoriesConfig:
             )
         if len(self.channels) != 2 or min((self.items, *self.channels)) < 1:
             raise ConfigError("memories need items, and two numbers of channels, of at least 1")
-        check_ranges(self, {"[0, inf)": "classify entropy"})
+        check_choice("read", self.read, Read)
+        check_choice("fusion", self.fusion, Fusion)
+        check_ranges(self, {"[0, inf)": "classify entropy shrink", "(0, inf)": "temperature"})
