@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from fedvad.errors import ConfigError, check_choice, check_ranges, join_names
 
@@ -49,3 +50,16 @@ class MemoriesConfig:
         check_choice("read", self.read, Read)
         check_choice("fusion", self.fusion, Fusion)
         check_ranges(self, {"[0, inf)": "classify entropy shrink", "(0, inf)": "temperature"})
+
+
+def memories_of(given: Mapping[str, Any]) -> MemoriesConfig:
+    """Options from a table; raises `ConfigError` for keys and values that are none."""
+    defaults = {part.name: part.default for part in fields(MemoriesConfig)}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    for name, value in values.items():
+        if name not in defaults:
+            raise ConfigError(f"{name} is no option of memories: {join_names(defaults)}")
+        kind = int | float if isinstance(defaults[name], float) else type(defaults[name])
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}; give the like of {defaults[name]!r}")
+    return MemoriesConfig(**values)
