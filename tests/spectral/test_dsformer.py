@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from fedvad.errors import ConfigError, DataError
-from fedvad.spectral.classify import classify
+from fedvad.spectral.classify import _near, classify
 from fedvad.spectral.dsformer import DSFormer, DSFormerSize, KernelSelection, TokenSelection
 
 SMALL = DSFormerSize(dim=32, depth=2, heads=4, groups=2, kernels_at=(0,))
@@ -94,6 +94,15 @@ def test_a_labelled_scene_is_classified_from_a_few_pixels_of_each_class() -> Non
     assert average == pytest.approx(overall, abs=0.02)
     with pytest.raises(DataError, match="one class"):
         classify(cube, (labels == 2).astype(np.int64), **options)
+
+
+def test_pixels_apart_share_none_with_the_patches_of_the_learned() -> None:
+    trained = np.zeros((12, 14), np.bool_)
+    trained[5, 6] = True
+    near = _near(trained, 4)
+    assert np.argwhere(near)[[0, -1]].tolist() == [[2, 3], [8, 9]]  # patches of 4 from -2 to +1
+    assert near.sum() == 49
+    assert np.array_equal(_near(trained, 1), trained)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from fedvad.data.cubes.reading import read_scene
 from fedvad.errors import ConfigError, DataError, WeightsError
 from fedvad.spectral.areas import areas
-from fedvad.spectral.attention import SamplingAttention
-from fedvad.spectral.hypersigma import hypersigma, mixed, starts, stitched
+from fedvad.spectral.attention import Block, SamplingAttention
+from fedvad.spectral.hypersigma import class_weights, hypersigma, mixed, starts, stitched
 from fedvad.spectral.masked import pretrain
 from fedvad.spectral.published import load_branch
 from fedvad.spectral.rx import rx
@@ -50,6 +50,35 @@ def test_at_first_each_head_looks_along_a_ray_of_its_own() -> None:
     cells = (places[:, 12] + 1) / 2 * 5 - 0.5
     assert torch.allclose(cells[0], torch.tensor([[3.0, 2], [4, 2]]), atol=1e-5)
     assert torch.allclose(cells[1], torch.tensor([[2.0, 3], [2, 4]]), atol=1e-5)
+
+
+def test_offsets_can_begin_near_the_query_and_apart_from_each_other() -> None:
+    torch.manual_seed(0)
+    places = SamplingAttention(8, heads=4, points=2, offsets="near")._places(
+        torch.randn(1, 25, 8), (5, 5)
+    )
+    cells = ((places[:, 12] + 1) / 2 * 5 - 0.5).detach()
+    assert float((cells - 2).abs().max()) < 2  # as the rays' second points are
+    assert float((cells[:, 0] - cells[:, 1]).abs().min()) > 0
+
+
+def test_training_leaves_out_a_share_of_what_blocks_add() -> None:
+    torch.manual_seed(0)
+    block, tokens = Block(8, heads=2, points=3, drop=0.25), torch.randn(1, 6, 8)
+    batch = tokens.expand(400, -1, -1)
+    whole = block.eval()(tokens, (2, 3), sparse=False)
+    seen = block.train()(batch, (2, 3), sparse=False)
+    assert len(seen.unique(dim=0)) == 4  # with either part, both or none
+    assert torch.equal(block.eval()(batch[:1], (2, 3), sparse=False), whole)
+    block.train()
+    added = block._kept(torch.ones(4000, 2, 3))
+    assert set(added.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
+    assert float(added.mean()) == pytest.approx(1, abs=0.05)  # the same in the mean
+    assert (added == added[:, :1, :1]).all()  # a whole image at a time
+    size = SigmaSize(16, 3, 2, 3, 2, 9, (1, 2), width=8, drop=0.1)
+    rates = [part.drop for part in Branch(5, (3, 3), size).blocks]
+    assert rates == pytest.approx([0, 0.05, 0.1])
+    assert (SIZES["base"].drop, SIZES["tiny"].drop) == (0.1, 0)
 
 
 def test_full_attention_is_softmax_over_all_tokens() -> None:
@@ -112,7 +141,25 @@ def test_a_scene_is_refined_the_same_for_one_seed(branches: str) -> None:
     assert found[5:8, 6:8].min() > np.quantile(found, 0.98)
 
 
-def test_amixed_map_has_the_seed_s_values_in_the_order_of_both() -> None:
+def test_classes_weigh_as_their_pixels_and_the_logit_alone_is_a_map() -> None:
+    labels = np.array([0] * 90 + [1] * 10 + [255] * 50, np.uint8)
+    assert class_weights(labels, "none").tolist() == [1, 1]
+    assert class_weights(labels, "sqrt").tolist() == pytest.approx([0.5, 1.5])
+    assert class_weights(labels, "inverse").tolist() == pytest.approx([0.2, 1.8])
+    cube = np.random.default_rng(0).normal(size=(34, 36, 12))
+    options: dict[str, Any] = {
+        "size": SMALL, "tile": 34, "overlap": 0, "pretraining": 0, "epochs": 2,
+        "components": 4, "branches": "spatial",
+    }  # fmt: skip
+    margin, logit = (hypersigma(cube, score=score, **options) for score in ("margin", "logit"))
+    assert not np.allclose(margin, logit)
+    heavy = hypersigma(cube, score="margin", balance="inverse", **options)
+    assert heavy.mean() > margin.mean()  # what is rare weighs more
+    with pytest.raises(ConfigError, match="none, sqrt, inverse"):
+        hypersigma(cube, balance="log")  # type: ignore[arg-type]
+
+
+def test_a_mixed_map_has_the_seed_s_values_in_the_order_of_both() -> None:
     refined, coarse = np.array([[0.0, 5, 1, 3]]), np.array([[2.0, 9, 7, 1]])
     # ranks 1 4 2 3 and 2 4 3 1: sums 3, 8, 5, 4
     assert mixed(refined, coarse).tolist() == [[1, 9, 7, 2]]
@@ -124,6 +171,8 @@ def test_every_size_is_of_one_shape() -> None:
         SigmaSize(16, 2, 2, 3, 2, 10, (1,))
     with pytest.raises(ConfigError, match="1 to depth 2"):
         SigmaSize(16, 2, 2, 3, 2, 9, (3,))
+    with pytest.raises(ConfigError, match="ring or near"):
+        SigmaSize(16, 2, 2, 3, 2, 9, (1,), offsets="zero")  # type: ignore[arg-type]
 
 
 def test_wrong_calls_say_what_is_right() -> None:

@@ -91,6 +91,15 @@ def test_a_cube_is_the_same_from_any_file(
         assert scene.wavelengths.tolist() == [400, 500, 600, 700, 800]
 
 
+@pytest.mark.parametrize("name", ["SCAN.HDR", "scan.dat.hdr", "scan.HDR"])
+def test_values_of_a_header_are_found_under_their_usual_names(tmp_path: Path, name: str) -> None:
+    _envi("bip", (0, 1, 2))(tmp_path / "a.hdr")
+    values = {"SCAN.HDR": "SCAN.IMG", "scan.dat.hdr": "scan.dat", "scan.HDR": "scan.raw"}[name]
+    (tmp_path / "a.hdr").rename(tmp_path / name)
+    (tmp_path / "a.img").rename(tmp_path / values)
+    assert np.array_equal(read_scene(tmp_path / name).cube, CUBE)
+
+
 @pytest.mark.parametrize("name", ["mask.png", "mask.mat", "mask.npy"])
 def test_a_truth_of_its_own_takes_the_place_of_the_file_s(tmp_path: Path, name: str) -> None:
     other = np.roll(MASK, 1)

@@ -270,6 +270,27 @@ def test_what_does_not_fit_is_refused(
         write_bands_file(tmp_path / "flat.safetensors", np.zeros(3), np.zeros((3, 3)))
 
 
+def test_a_bench_compares_on_cubes_and_shows_what_trivial_statistics_reach(
+    data: Path, tmp_path: Path
+) -> None:
+    suite = tmp_path / "cubes.toml"
+    suite.write_text(
+        'name = "cubes"\nconvergence = false\nbaselines = ["alone"]\n'
+        '[options]\nbackbone = "spectral"\nmemory_rows = 500\n'
+        '[[sets]]\nname = "parts"\npath = "sites"\n'
+        '[[methods]]\nname = "feddymem"\n[[methods]]\nname = "alone"\nkind = "local"\n'
+    )
+    found = fedvad.bench(suite, tmp_path / "out", data=data.parent, seeds=[0])
+    assert found["failed"] == {}
+    rows = found["sets"]["parts"]
+    assert rows["feddymem"]["image_auroc"]["mean"] == 1.0
+    # of false colours, which the stains change less than they change the spectra
+    statistics = found["trivial"]["parts"]["statistics"]
+    assert set(statistics["brightness"]["sites"]) == set(FORMATS)
+    (bands,) = (tmp_path / "out/bands").iterdir()
+    assert load_file(bands / "bands.safetensors")["mean"].shape == (BANDS,)
+
+
 def test_cubes_are_files_only_where_they_are_asked_for(data: Path) -> None:
     with pytest.raises(DataError, match="no image found"):
         list_images([data / "arrays/train"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fedvad
@@ -70,6 +71,22 @@ def test_unreadable_images_are_named(
     found = examine(tmp_path / "alder")["data"]
     assert found["state"] == "wrong"
     assert "000.png" in found["says"]
+
+
+def test_cubes_of_bands_are_read_as_such(
+    examine: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "belt" / "train" / "good"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        np.save(folder / f"{number}.npy", np.full((6, 7, 5), 10.0 + number))
+    assert examine(tmp_path)["data"] == {
+        "name": "data", "state": "ok", "says": "1 sites; nothing to note", "mend": ""
+    }  # fmt: skip
+    np.save(folder / "3.npy", np.full((6, 7, 5), np.nan))
+    found = examine(tmp_path)["data"]
+    assert found["state"] == "wrong"
+    assert "3.npy" in found["says"]
 
 
 def test_certificates_keys_and_the_clock(

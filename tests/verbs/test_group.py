@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedvad.cli import group as cli
 from fedvad.errors import ConfigError
+from fedvad.federation import grouping
 from fedvad.verbs.group import group
 from tests.helpers import run_main
 
@@ -47,6 +49,7 @@ def test_sites_of_one_product_are_a_group(mixed: Path) -> None:
     assert found.sites == ["blocks1", "blocks2", "stripes1", "stripes2"]
     assert np.array(found.shares)[:2, 2:].max() == 0
     assert found.bytes_per_site < 5000
+    assert "runs" not in found.to_json()
 
 
 @pytest.mark.slow
@@ -75,3 +78,41 @@ def test_one_site_has_no_groups(mixed: Path) -> None:
         group(mixed / "stripes1", **OPTIONS)
     with pytest.raises(ConfigError, match="--split"):
         group(mixed, split="iid:2", **OPTIONS)
+
+
+@pytest.mark.slow
+def test_train_finds_the_groups_and_python_has_their_results(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"memory_rows": 50, **OPTIONS}
+    found = group(mixed, tmp_path / "python", **options)
+    arguments = (
+        "train", mixed, "--out", tmp_path / "cli", "--group", "auto", "--backbone", "filterbank",
+        "--image-size", "64", "--memory-rows", "50",
+    )  # fmt: skip
+    assert run_main(monkeypatch, *arguments, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["groups"] == WANTED
+    for name, results in found.runs.items():
+        assert printed["runs"][name]["image_auroc"] == results.to_dict()["image_auroc"]
+        assert results.training_images == dict.fromkeys(WANTED[name == "group2"], 10)
+    for wrong, words in ((("--group", "some"), "takes auto"), (("--track", "mlflow"), "one run")):
+        assert run_main(monkeypatch, *arguments, *wrong) == 2
+        assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_the_command_has_the_tolerance_of_python() -> None:
+    assert cli.TOLERANCE == grouping.TOLERANCE
+
+
+def test_cubes_of_bands_have_groups(tmp_path: Path) -> None:
+    """By axes of all sites' pixels, which nobody gave weights of."""
+    rng = np.random.default_rng(0)
+    for name, tilt in (("belt1", 0.0), ("belt2", 0.0), ("tank1", 9.0), ("tank2", 9.0)):
+        folder = tmp_path / "sites" / name / "train" / "good"
+        folder.mkdir(parents=True)
+        for number in range(9):
+            cube = rng.normal(100, 1, (12, 12, 5)) + tilt * np.linspace(0, 1, 5)
+            np.save(folder / f"{number}.npy", cube)
+    found = group(tmp_path / "sites", backbone="spectral")
+    assert found.groups == [["belt1", "belt2"], ["tank1", "tank2"]]

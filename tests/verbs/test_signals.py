@@ -125,6 +125,19 @@ def test_files_that_do_not_fit_are_named(
         read_signal_sites(tmp_path)
 
 
+def test_options_of_the_memories_are_reached_from_the_command(data: Path) -> None:
+    words = ["signals", str(data), "--rounds", "1", "--steps", "1", "--json", "--option",
+             "items=5", "--option", "channels=[4, 6]", "--option", 'read="cosine"']  # fmt: skip
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    memories = MemoriesConfig(items=5, channels=(4, 6), read="cosine")
+    again = fedvad.train_signals(data, rounds=1, steps=1, memories=memories)
+    assert json.loads(done.stdout) == [result.to_dict() for result in again]
+    for option, match in (("rows=3", "no option of memories"), ('items="5"', "like of 500")):
+        with pytest.raises(ConfigError, match=match):
+            CliRunner().invoke(app, [*words[:7], "--option", option], catch_exceptions=False)
+
+
 def test_impossible_requests_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no train\.npy"):
         read_signal_sites(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import fedvad
 from fedvad.data.cubes.scene import Scene
 from fedvad.errors import ConfigError, DataError
 from fedvad.spectral.dsformer import DSFormerSize
+from fedvad.spectral.local_rx import local_rx
 from fedvad.spectral.moments import Moments
 from fedvad.spectral.rx import rx
 from fedvad.verbs.classify import classify_scene
@@ -89,12 +91,44 @@ def test_wrong_calls_are_refused_before_work(
         (["--out", files[0].parent], "is the folder of the images"),
         (["--mask", files[0]], "1 masks for 2 scenes"),
         (["--save-moments", files[0]], "--save-moments"),
+        (["--epochs", "3"], "epochs is no option of rx: it goes with dsformer, hypersigma"),
+        (["--method", "hypersigma", "--option", 'tile="a"'], "give a whole number, such as 32"),
+        (["--method", "hypersigma", "--option", "balance=1"], "give a text, such as 'none'"),
+        (["--method", "crd", "--option", 'method="rx"'], "give its flag alone"),
+        (["--method", "crd", "--option", "ridge=1", "--ridge", "1"], "give its flag alone"),
+        (["--method", "lrasr", "--option", "cube=1"], "--option cube"),
+        (["--classes", files[1]], "--classes takes one scene"),
     ):
         assert run_main(monkeypatch, "--quiet", "spectral", *files, *arguments) in (2, 3)
-        assert words in capsys.readouterr().err
+        assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert run_main(monkeypatch, "--quiet", "spectral", *files, "--windows", "9") == 2
+    one = ("--quiet", "spectral", files[0], "--classes", files[1])
+    assert run_main(monkeypatch, *one, "--windows", "9,7", "--steps", "3") == 2
+    assert "--windows, --steps mean nothing" in capsys.readouterr().err
+    assert run_main(monkeypatch, *one, "--option", "labels=3") == 2
+    assert "--option labels" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="at least one file"):
         fedvad.score_scenes([])
+
+
+def test_every_option_of_a_detector_is_reached_from_the_command(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--method", "dsformer", "--epochs", "1", "--components", "5", "--option",
+             "background=40", "--option", 'coarse="lrx"', "--size", "small"]  # fmt: skip
+    large = drawn_scene(height=40)
+    np.savez(files[0].with_name("large.npz"), cube=large.cube, truth=large.mask)
+    file = files[0].with_name("large.npz")
+    assert run_main(monkeypatch, "--quiet", "spectral", file, *words, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)["scenes"][0]
+    options: dict[str, Any] = {"epochs": 1, "components": 5, "background": 40}
+    (same,) = fedvad.score_scenes(file, method="dsformer", coarse="lrx", **options)
+    (of_rx,) = fedvad.score_scenes(file, method="dsformer", **options)
+    assert same.areas is not None
+    assert printed["auc3"] == same.areas.auc3
+    # a mixed map has the values of the map that it refines
+    np.testing.assert_array_equal(np.sort(same.map, axis=None), np.sort(local_rx(large.cube), None))
+    assert not np.allclose(np.sort(same.map, axis=None), np.sort(of_rx.map, axis=None))
 
 
 def test_scenes_in_memory_are_shown_in_the_colours_of_their_wavelengths(tmp_path: Path) -> None:
@@ -127,6 +161,17 @@ def test_classes_of_a_scene_are_learned_and_drawn(tmp_path: Path) -> None:
     assert found.classes[1, 5] == 1
     assert np.array_equal(np.load(values["map"]), found.classes)
     assert len(np.unique(np.asarray(Image.open(values["picture"])).reshape(-1, 3), axis=0)) == 2
+    options = {"size": "small", "patch": 4, "epochs": 1}
+    _, apart = classify_scene(
+        tmp_path / "field.npy", tmp_path / "classes.npy", per_class=16, apart=True, **options
+    )
+    assert apart["learned_from"] == 32
+    with pytest.raises(DataError, match="is left to measure on"):
+        classify_scene(
+            tmp_path / "field.npy", tmp_path / "classes.npy", per_class=400, apart=True, **options
+        )
+    with pytest.raises(ConfigError, match="choose from small, paper"):
+        classify_scene(tmp_path / "field.npy", tmp_path / "classes.npy", size="tiny")
     np.save(tmp_path / "classes.npy", labels - 0.5)
     with pytest.raises(DataError, match="whole numbers"):
         classify_scene(tmp_path / "field.npy", tmp_path / "classes.npy")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedvad.cli import flags
 from fedvad.cli.common import exit_with_json, open_cache, showing
 from fedvad.cli.options import given_options
+
+if TYPE_CHECKING:
+    from fedvad.features.cache import DescriptorCache
+    from fedvad.runs.config import TrainConfig
+
+TOLERANCE = 0.25  # as in `federation.grouping`, which takes long to import
 
 
 def group(
@@ -24,7 +30,7 @@ def group(
         typer.Option(
             help="Share of a site's normal images that may look odd to another of its group."
         ),
-    ] = 0.25,
+    ] = TOLERANCE,
     config: flags.Config = None,
     cache: flags.Cache = None,
     cache_size: flags.CacheSize = "20G",
@@ -38,22 +44,38 @@ def group(
     Sites exchange means and covariances of a few numbers per image, never images.
     """
     from fedvad.runs.config import resolve_config
-    from fedvad.verbs.group import train_groups
 
     resolved = resolve_config(config, **given_options(context))
+    show_groups(
+        data, out, resolved, tolerance=tolerance, cache=open_cache(cache, cache_size),
+        resume=resume, as_json=as_json,
+    )  # fmt: skip
+
+
+def show_groups(
+    data: Path,
+    out: Path | None,
+    config: TrainConfig,
+    *,
+    cache: DescriptorCache,
+    resume: bool,
+    as_json: bool,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Find groups of sites, train within each where `out` is given, and print what came out."""
+    from fedvad.verbs.group import train_groups
+
     with showing() as progress:
-        found, results = train_groups(
-            data, out, resolved, tolerance=tolerance, cache=open_cache(cache, cache_size),
-            resume=resume, progress=progress,
-        )  # fmt: skip
-    runs = {name: result.to_dict() for name, result in results.items()}
-    exit_with_json(as_json, found.to_json() | ({"runs": runs} if runs else {}))
+        found = train_groups(
+            data, out, config, tolerance=tolerance, cache=cache, resume=resume, progress=progress
+        )
+    exit_with_json(as_json, found.to_json())
     for number, names in enumerate(found.groups, 1):
         typer.echo(f"group{number}: {', '.join(names)}")
     typer.echo(f"Each site sends {found.bytes_per_site:,} bytes: moments, no image.")
     if out is not None:
         from fedvad.cli.results import show_results
 
-        for name, result in results.items():
+        for name, result in found.runs.items():
             typer.echo(f"\n{name}")
             show_results(result, out / name)

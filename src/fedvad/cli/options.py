@@ -182,7 +182,7 @@ def _read(one: Option, value: Any) -> Any:
     if one.name == "join":
         return dict(_join(item, one.flag) for item in value)
     if one.kind == "table":
-        return _table(value, one.flag)
+        return key_values(value, one.flag)
     return value
 
 
@@ -200,7 +200,8 @@ def _join(text: str, flag: str) -> tuple[str, int]:
     return name, int(round_)
 
 
-def _table(items: Iterable[str], flag: str) -> dict[str, Any]:
+def key_values(items: Iterable[str], flag: str) -> dict[str, Any]:
+    """Values by name of KEY=VALUE, dotted keys as tables; a usage error for what is none."""
     try:
         return tomllib.loads("\n".join(items))
     except tomllib.TOMLDecodeError:

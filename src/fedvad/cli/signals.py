@@ -9,6 +9,7 @@ import typer
 
 from fedvad.cli import flags
 from fedvad.cli.common import exit_with_json, showing
+from fedvad.cli.options import key_values
 
 
 def signals(
@@ -27,18 +28,29 @@ def signals(
     quantile: Annotated[
         float, typer.Option(help="Quantile of held-out normal scores that is the threshold.")
     ] = 0.98,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Option of the memories, as fedvad.train_signals has them, with text in quotes: "
+            "items=200, 'read=\"cosine\"'. May be repeated.",
+        ),
+    ] = None,
     as_json: flags.Json = False,
 ) -> None:
     """Find unusual windows of multivariate signals; sites learn together (AMSL).
 
     Arrays are (n, channels, length) numbers. No window leaves a site.
     """
+    from fedvad.detectors.student.amsl.options import memories_of
     from fedvad.verbs.signals import train_signals
 
+    memories = memories_of(key_values(option or (), "--option"))
     with showing() as progress:
         found = train_signals(
-            data, out, rounds=rounds, steps=steps, seed=seed, quantile=quantile, progress=progress
-        )
+            data, out, rounds=rounds, steps=steps, seed=seed, quantile=quantile,
+            memories=memories, progress=progress,
+        )  # fmt: skip
     exit_with_json(as_json, [result.to_dict() for result in found])
     from rich.console import Console
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fedvad.cli import flags
 from fedvad.cli.common import exit_with_json, numbers, showing
+from fedvad.cli.options import key_values
+
+
+# of `score_scenes` and `classify_scene` besides a detector's own
+_OTHERS = frozenset(
+    "scene scenes method mask masks moments save_moments save_backbone out progress classes cube labels".split()
+)
 
 
 def spectral(
@@ -103,7 +111,8 @@ def spectral(
     size: Annotated[
         str | None,
         typer.Option(
-            help="Size of hypersigma's network: tiny, base, large or huge [default: tiny]"
+            help="Size of the network: of hypersigma tiny, base, large or huge [default: tiny]; of "
+            "dsformer [default: small] and with --classes [default: paper] small or paper"
         ),
     ] = None,
     spatial_weights: Annotated[
@@ -130,19 +139,39 @@ def spectral(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Epochs of the training on classes [default: 500]")
+        int | None,
+        typer.Option(
+            help="Passes of the training of hypersigma, dsformer and with --classes [default: 5, "
+            "30, 500]"
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Another option of the detector, as its function in Python has them, with text in "
+            "quotes: tile=24, 'coarse=\"crd\"'. May be repeated.",
+        ),
     ] = None,
     as_json: flags.Json = False,
 ) -> None:
     """Find unusual pixels in hyperspectral scenes, and measure how well, given the truth."""
+    further = key_values(option or (), "--option")
     if classes is not None:
         from fedvad.verbs.classify import classify_scene
 
         if scenes is None or len(scenes) != 1:
             raise typer.BadParameter("--classes takes one scene")
-        named = classify_scene(
-            scenes[0], classes, out=out, components=components, epochs=epochs, seed=seed
-        )[1]
+        unused = {
+            "--mask": mask, "--moments": moments, "--save-moments": save_moments,
+            "--save-backbone": save_backbone, "--windows": windows, "--border": border,
+            "--ridge": ridge, "--norm": norm, "--channels": channels, "--steps": steps,
+            "--spatial-weights": spatial_weights, "--spectral-weights": spectral_weights,
+        }  # fmt: skip
+        if given := [flag for flag, value in unused.items() if value not in (None, [])]:
+            raise typer.BadParameter(f"{', '.join(given)} mean nothing with --classes: omit them")
+        own = {"size": size, "components": components, "epochs": epochs, "seed": seed}
+        named = classify_scene(scenes[0], classes, out=out, **_both(own, further))[1]
         exit_with_json(as_json, named)
         typer.echo(
             f"{named['name']}: accuracy {named['accuracy']:.4f}, mean of classes "
@@ -154,6 +183,12 @@ def spectral(
     sides = None if windows is None else numbers(windows, "--windows")
     if sides is not None and len(sides) != 2:
         raise typer.BadParameter(f"--windows takes two numbers like 17,15, not {windows!r}")
+    own = {
+        "windows": None if sides is None else tuple(sides), "border": border,
+        "components": components, "ridge": ridge, "norm": norm, "channels": channels,
+        "steps": steps, "size": size, "spatial_weights": spatial_weights,
+        "spectral_weights": spectral_weights, "epochs": epochs, "seed": seed,
+    }  # fmt: skip
     with showing() as progress:
         found = score_scenes(
             scenes or (),
@@ -163,18 +198,8 @@ def spectral(
             save_moments=save_moments,
             save_backbone=save_backbone,
             out=out,
-            windows=None if sides is None else tuple(sides),
-            border=border,
-            components=components,
-            ridge=ridge,
-            norm=norm,
-            channels=channels,
-            steps=steps,
-            size=size,
-            spatial_weights=spatial_weights,
-            spectral_weights=spectral_weights,
-            seed=seed,
             progress=progress,
+            **_both(own, further),
         )
     exit_with_json(as_json, {"method": method, "scenes": [one.to_dict() for one in found]})
     if save_moments is not None:
@@ -190,3 +215,11 @@ def spectral(
     Console().print(rich_table(f"Odd pixels by {method}", without_empty(spectral_rows(found))))
     if out is not None:
         typer.echo(f"pictures, maps and spectral.csv: {out}")
+
+
+def _both(flags: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags that were given, and --option; a usage error for what that cannot say, or says again."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    if twice := sorted(further.keys() & (given.keys() | _OTHERS)):
+        raise typer.BadParameter(f"--option {twice[0]}: give its flag alone, if it has one")
+    return dict(further) | given

@@ -33,6 +33,14 @@ def train(
         str | None,
         typer.Option(help="Report to an experiment tracker too: mlflow or tensorboard."),
     ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto",
+            help="auto: first find which sites look at the same kind of product, as fedvad group "
+            "does, then train within each group: OUT/group1, OUT/group2, ...",
+        ),
+    ] = None,
     as_json: flags.Json = False,
 ) -> None:
     """Train one detector per site. No image leaves its site.
@@ -46,8 +54,19 @@ def train(
     from fedvad.verbs.tracking import track as run_track
     from fedvad.verbs.train import train as run_train
 
+    if group not in (None, "auto"):
+        raise typer.BadParameter(f"--group takes auto, not {group!r}")
+    if group and track:
+        raise typer.BadParameter("--track takes one run, and --group trains several: omit one")
     tracker = None if track is None else check_tracker(track)
     resolved = resolve_config(config, plan=plan, **given_options(context))
+    if group is not None:
+        from fedvad.cli.group import show_groups
+
+        show_groups(
+            data, out, resolved, cache=open_cache(cache, cache_size), resume=resume, as_json=as_json
+        )
+        return
     with showing() as progress:
         results = run_train(
             data, out, resolved, cache=open_cache(cache, cache_size), resume=resume,

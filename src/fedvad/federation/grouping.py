@@ -21,6 +21,7 @@ from fedvad.errors import ConfigError, DataError
 FloatArray = npt.NDArray[np.float64]
 
 MIN_IMAGES = 8
+TOLERANCE = 0.25  # of a site's images, that may look odd to another of its group
 _DIRECTIONS = 32
 _SHRINKAGE = 0.2
 _QUANTILE = 0.9
@@ -113,7 +114,7 @@ def inlier_shares(sites: Mapping[str, tuple[SiteSummary, FloatArray]]) -> FloatA
 
 
 def find_groups(
-    names: Sequence[str], shares: FloatArray, *, tolerance: float = 0.25
+    names: Sequence[str], shares: FloatArray, *, tolerance: float = TOLERANCE
 ) -> list[list[str]]:
     """Groups of sites connected by mutual acceptance; a site that nobody accepts is alone.
 

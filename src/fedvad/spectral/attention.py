@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Block", "SamplingAttention"]
+__all__ = ["Block", "Offsets", "SamplingAttention"]
+
+Offsets = Literal["ring", "near"]
 
 
 class SamplingAttention(nn.Module):
     """Multi-head attention of tokens on a grid, to all tokens or to `points` sampled ones.
 
-    Sampling costs n x points in place of n². Where to sample is learned from the query; at first
-    the points of each head lie 1, 2, ... cells away on a ray of its own.
+    Sampling costs n x points in place of n². Where to sample is learned from the query.
 
     Parameters
     ----------
     dim : int
         Length of a token, a multiple of `heads`.
     heads, points : int
+    offsets : {"ring", "near"}, default="ring"
+        Where the points of each head lie at first: 1, 2, ... cells away on a ray of its own, or all
+        near the query's own place.
 
     Examples
     --------
@@ -29,16 +34,17 @@ class SamplingAttention(nn.Module):
     >>> attend(torch.zeros(1, 20, 8), (4, 5), sparse=True).shape
     torch.Size([1, 20, 8])
 
-    Source: HyperSIGMA (Wang et al. 2025); its public code starts all points at the query's own
-    place.
+    Source: HyperSIGMA (Wang et al. 2025); its public code starts "near".
     """
 
-    def __init__(self, dim: int, *, heads: int, points: int) -> None:
+    def __init__(self, dim: int, *, heads: int, points: int, offsets: Offsets = "ring") -> None:
         super().__init__()
         self.heads, self.points = heads, points
         self.qkv = nn.Linear(dim, 3 * dim)
         self.offsets = nn.Linear(dim, heads * points * 2)
         self.out = nn.Linear(dim, dim)
+        if offsets == "near":  # as layers begin; at exactly 0 all points would move as one
+            return
         nn.init.zeros_(self.offsets.weight)
         angles = torch.arange(heads) * (2 * math.pi / heads)
         rays = torch.stack([angles.cos(), angles.sin()], 1)[:, None]
@@ -88,8 +94,10 @@ class Block(nn.Module):
 
     Parameters
     ----------
-    dim, heads, points : int
+    dim, heads, points, offsets
         See `SamplingAttention`.
+    drop : float, default=0.0
+        Chance that a training step leaves out what is added, of each image (stochastic depth).
 
     Examples
     --------
@@ -97,14 +105,29 @@ class Block(nn.Module):
     torch.Size([1, 20, 8])
     """
 
-    def __init__(self, dim: int, *, heads: int, points: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        points: int,
+        offsets: Offsets = "ring",
+        drop: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.drop = drop
         self.before, self.between = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = SamplingAttention(dim, heads=heads, points=points)
+        self.attention = SamplingAttention(dim, heads=heads, points=points, offsets=offsets)
         self.layers = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], *, sparse: bool) -> Tensor:
         """Tokens (b, n, dim) to tokens."""
-        tokens = tokens + self.attention(self.before(tokens), grid, sparse=sparse)
-        changed: Tensor = tokens + self.layers(self.between(tokens))
+        tokens = tokens + self._kept(self.attention(self.before(tokens), grid, sparse=sparse))
+        changed: Tensor = tokens + self._kept(self.layers(self.between(tokens)))
         return changed
+
+    def _kept(self, added: Tensor) -> Tensor:
+        if not self.training or self.drop == 0:
+            return added
+        kept = torch.rand(len(added), 1, 1, device=added.device) >= self.drop
+        return added * kept / (1 - self.drop)

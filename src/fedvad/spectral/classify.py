@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedvad.data.cubes.scene import Cube, normalised
 from fedvad.errors import ConfigError, DataError
-from fedvad.spectral.dsformer import DSFormer, DSFormerSize
+from fedvad.spectral.dsformer import DSFormer, DSFormerSize, size_of
 from fedvad.spectral.local_rx import principal
 
 __all__ = ["Classified", "classify", "logits_of", "patches_around", "train"]
@@ -34,7 +34,7 @@ class Classified:
         The pixels that were learned from.
     agreement : (float, float, float)
         Overall accuracy, mean accuracy of the classes and Cohen's kappa on the other labelled
-        pixels. Their patches overlap those of the learned pixels, as in the literature.
+        pixels, or on those of them that are `apart`.
     """
 
     classes: NDArray[np.int64]
@@ -46,12 +46,13 @@ def classify(
     cube: Cube,
     labels: NDArray[np.integer[Any]],
     *,
-    size: DSFormerSize | None = None,
+    size: str | DSFormerSize = "paper",
     patch: int = 10,
     components: int = 30,
     per_class: int = 50,
     epochs: int = 500,
     rate: float = 1e-4,
+    apart: bool = False,
     seed: int = 0,
 ) -> Classified:
     """Learn the classes of a scene from a few pixels of each, and name those of all pixels.
@@ -61,7 +62,8 @@ def classify(
     cube : (h, w, b) float array
     labels : (h, w) int array
         0 where unknown.
-    size : DSFormerSize, default=DSFormerSize()
+    size : str or DSFormerSize, default="paper"
+        "paper", or "small" (32 values, two blocks).
     patch : int, default=10
         Side of what is seen around a pixel, a multiple of the token's side.
     components : int, default=30
@@ -70,6 +72,9 @@ def classify(
         Pixels learned from; 15 of a class that has fewer labelled ones, which must be more.
     epochs, rate : default=500, 1e-4
         Of AdamW, in batches of 256.
+    apart : bool, default=False
+        Measure on labelled pixels alone whose patches have no pixel in common with those of the
+        learned ones. By default they overlap, as in the literature, which flatters.
     seed : int, default=0
         Of the pixels, the weights and the training.
 
@@ -88,7 +93,7 @@ def classify(
 
     Source: Xu et al., Neural Networks 187, 2025.
     """
-    size = DSFormerSize() if size is None else size
+    size = size_of(size)
     if patch < 2 or patch % size.token:
         raise ConfigError(f"patch is {patch}; it must be a multiple of the token's {size.token}")
     if labels.shape != cube.shape[:2]:
@@ -107,7 +112,8 @@ def classify(
         network = DSFormer(image.shape[2], known.size, size)
         train(network, torch.from_numpy(around[trained]), targets, epochs, rate, rng)
     found = known[logits_of(network, around).argmax(2)].astype(np.int64)
-    return Classified(found, trained, _agreement(found, labels, (labels > 0) & ~trained, known))
+    near = _near(trained, patch if apart else 1)
+    return Classified(found, trained, _agreement(found, labels, (labels > 0) & ~near, known))
 
 
 def patches_around(image: NDArray[np.float32], patch: int) -> NDArray[np.float32]:
@@ -119,6 +125,12 @@ def patches_around(image: NDArray[np.float32], patch: int) -> NDArray[np.float32
     before = patch // 2
     wide = np.pad(image, ((before, patch - 1 - before),) * 2 + ((0, 0),), mode="symmetric")
     return np.lib.stride_tricks.sliding_window_view(wide, (patch, patch), axis=(0, 1))
+
+
+def _near(trained: NDArray[np.bool_], patch: int) -> NDArray[np.bool_]:
+    """Pixels whose patch has a pixel in common with that of a trained one."""
+    around = patches_around(trained[:, :, None].astype(np.float32), 2 * patch - 1)
+    return np.asarray(around.any(axis=(2, 3, 4)))
 
 
 def _chosen(
@@ -180,6 +192,10 @@ def _agreement(
     known: NDArray[np.integer[Any]],
 ) -> tuple[float, float, float]:
     ours, theirs = found[where], labels[where]
+    if lost := sorted({int(n) for n in known} - {int(n) for n in np.unique(theirs)}):
+        raise DataError(
+            f"no labelled pixel of class {lost[0]} is left to measure on: lower per_class or patch"
+        )
     right = ours == theirs
     overall = float(right.mean())
     average = float(np.mean([right[theirs == number].mean() for number in known]))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fedvad.errors import ConfigError
 
-__all__ = ["DSFormer", "DSFormerSize", "KernelSelection", "TokenSelection"]
+__all__ = ["DSFormer", "DSFormerSize", "KernelSelection", "TokenSelection", "size_of"]
 
 QkNorm = Literal["token", "channel", "none"]
 
@@ -55,6 +55,22 @@ class DSFormerSize:
                 f"kept is {self.kept}: above 0, at most 1; qk_norm {self.qk_norm!r}: token, "
                 "channel or none"
             )
+
+
+_SIZES = {"small": DSFormerSize(dim=32, depth=2, heads=4, groups=2), "paper": DSFormerSize()}
+
+
+def size_of(size: str | DSFormerSize) -> DSFormerSize:
+    """A size by its name, small or paper; raises `ConfigError` for another name.
+
+    >>> size_of("small").dim
+    32
+    """
+    if isinstance(size, DSFormerSize):
+        return size
+    if size not in _SIZES:
+        raise ConfigError(f"size is {size!r}; choose from {', '.join(_SIZES)}")
+    return _SIZES[size]
 
 
 class DSFormer(nn.Module):

@@ -23,6 +23,7 @@ from fedvad.spectral.sigma import SIZES, SigmaNet, SigmaSize
 
 __all__ = [
     "IGNORED",
+    "class_weights",
     "coarse_map",
     "hypersigma",
     "mixed",
@@ -34,6 +35,7 @@ __all__ = [
 
 IGNORED = 255
 _BACKGROUND, _ODD = 0.3, 0.0015
+_BALANCE = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}  # exponents of a class's number of pixels
 
 
 def hypersigma(
@@ -43,12 +45,13 @@ def hypersigma(
     size: str | SigmaSize = "tiny",
     branches: Literal["both", "spatial"] = "both",
     components: int | None = 20,
-    score: Literal["mixed", "margin"] = "mixed",
+    score: Literal["mixed", "margin", "logit"] = "mixed",
     tile: int = 32,
     overlap: int = 8,
     pretraining: int = 1,
     epochs: int = 5,
     rate: float = 1e-3,
+    balance: Literal["none", "sqrt", "inverse"] = "none",
     spatial_weights: Path | None = None,
     spectral_weights: Path | None = None,
     seed: int = 0,
@@ -67,16 +70,20 @@ def hypersigma(
     components : int, default=20
         Principal components, each of unit variance, that the spatial branch sees with their
         magnitudes: what is odd for RX is large in either direction, also where the scene varies
-        little, which standardised bands hide. None for the bands, as in the paper.
-    score : {"mixed", "margin"}, default="mixed"
+        little, which standardised bands hide. None or 0 for the bands, as in the paper.
+    score : {"mixed", "margin", "logit"}, default="mixed"
         The coarse map's values, given to the pixels in the order of the mean of their ranks in both
-        maps; or the network's map alone, as in the paper.
+        maps; or the network's map alone: the logit of an anomaly, less that of background
+        ("margin") or as it is, as in the public code.
     tile, overlap : int, default=32, 8
         Sides in pixels; the scene is learned and scored in tiles. The paper's overlap is 16.
     pretraining, epochs : int, default=1, 5
         Passes over the tiles of masked pre-training, and of training; the paper trains 10.
     rate : float, default=1e-3
         Of AdamW, falling to 0 by a cosine. The paper fine-tunes pre-trained weights with 6e-5.
+    balance : {"none", "sqrt", "inverse"}, default="none"
+        Weight of a class in the loss: 1, as in the paper, or by its number of labelled pixels, one
+        over it or one over its root.
     spatial_weights, spectral_weights : Path, default=None
         Published weights of the branches, of the same size; see `published.load_branch`.
     seed : int, default=0
@@ -84,8 +91,7 @@ def hypersigma(
     Returns
     -------
     (h, w) float64 array
-        In the unit of the coarse map; of "margin" the logit of an anomaly less that of background,
-        mean over tiles.
+        In the unit of the coarse map; of "margin" and "logit" in logits, mean over tiles.
 
     Raises
     ------
@@ -106,16 +112,18 @@ def hypersigma(
         raise ConfigError(f"size is {size!r}; choose from {', '.join(SIZES)}")
     if not 0 <= overlap < tile:
         raise ConfigError(f"overlap is {overlap}; it must lie in 0 to tile {tile}")
-    if branches not in ("both", "spatial") or score not in ("mixed", "margin"):
+    if branches not in ("both", "spatial") or score not in ("mixed", "margin", "logit"):
         raise ConfigError(
-            f"branches is {branches!r}: both or spatial; score {score!r}: mixed or margin"
+            f"branches is {branches!r}: both or spatial; score {score!r}: mixed, margin or logit"
         )
+    if balance not in _BALANCE:
+        raise ConfigError(f"balance is {balance!r}; choose from {', '.join(_BALANCE)}")
     if spectral_weights is not None and branches == "spatial":
         raise ConfigError("branches is 'spatial': omit spectral_weights")
     if pretraining < 0 or epochs < 1 or not rate > 0:
         raise ConfigError("pretraining must be at least 0, epochs 1, and rate above 0")
     spectra = normalised(cube, "band_std")
-    features = spectra if components is None else whitened(cube, components)
+    features = whitened(cube, components) if components else spectra
     coarse = coarse_map(cube, coarse)
     labels = pseudo_labels(coarse)
     height, width = labels.shape
@@ -139,12 +147,13 @@ def hypersigma(
             if file is not None and branch is not None:
                 load_branch(branch, file)
         pretrain(network, *tiles, epochs=pretraining, rate=rate)
-        _train(network, tiles, marks.long(), epochs, rate)
+        _train(network, tiles, marks.long(), epochs, rate, class_weights(labels, balance))
         with torch.no_grad():
             found = [network(*(part[n : n + 1] for part in tiles))[0] for n in range(len(marks))]
-    scores = [(logits[1] - logits[0]).double().numpy() for logits in found]
+    against = 0 if score == "logit" else 1
+    scores = [(logits[1] - against * logits[0]).double().numpy() for logits in found]
     refined = stitched(scores, corners, labels.shape)[:height, :width]
-    return refined if score == "margin" else mixed(refined, coarse)
+    return mixed(refined, coarse) if score == "mixed" else refined
 
 
 def coarse_map(cube: Cube, given: NDArray[np.floating] | None) -> NDArray[np.floating]:
@@ -178,6 +187,16 @@ def pseudo_labels(coarse: NDArray[np.floating]) -> NDArray[np.uint8]:
     labels[order[: int(_BACKGROUND * order.size)]] = 0
     labels[order[-odd:]] = 1
     return labels.reshape(coarse.shape)
+
+
+def class_weights(labels: NDArray[np.uint8], balance: str) -> NDArray[np.float32]:
+    """Weights of background and anomaly in the loss, of mean 1; see `hypersigma`.
+
+    >>> class_weights(np.array([0, 0, 0, 1, IGNORED], np.uint8), "inverse").tolist()
+    [0.5, 1.5]
+    """
+    shares = np.array([(labels == label).sum() for label in (0, 1)]) ** -_BALANCE[balance]
+    return np.asarray(2 * shares / shares.sum(), np.float32)
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:
@@ -241,8 +260,16 @@ def _tiles(
 
 
 def _train(
-    network: SigmaNet, tiles: Sequence[Tensor], marks: Tensor, epochs: int, rate: float
+    network: SigmaNet,
+    tiles: Sequence[Tensor],
+    marks: Tensor,
+    epochs: int,
+    rate: float,
+    weights: NDArray[np.float32],
 ) -> None:
+    """Learn the marks (n, side, side) of tiles; weights: of the classes."""
+    network.train()
+    weight = torch.from_numpy(weights)
     decayed = [p for name, p in network.named_parameters() if p.ndim > 1 and "places" not in name]
     others = [p for name, p in network.named_parameters() if p.ndim <= 1 or "places" in name]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -254,7 +281,12 @@ def _train(
             number = useful[place]
             optimiser.zero_grad()
             logits = network(*(part[number : number + 1] for part in tiles))
-            loss = F.cross_entropy(logits, marks[number : number + 1], ignore_index=IGNORED)
+            wanted = marks[number : number + 1]
+            # the mean of the pixels, not of their weights: a tile may have one class alone
+            loss = F.cross_entropy(
+                logits, wanted, weight, ignore_index=IGNORED, reduction="sum"
+            ) / (wanted != IGNORED).sum()
             torch.autograd.backward(loss)
             optimiser.step()
             falling.step()
+    network.eval()

@@ -25,7 +25,7 @@ def pretrain(
     Parameters
     ----------
     network : SigmaNet
-        Changed in place.
+        Changed in place, and left in eval mode.
     features, spectra : (n, ..., side, side) float tensors
         Tiles as the two branches see them: see `SigmaNet`.
     epochs : int
@@ -53,6 +53,7 @@ def pretrain(
         branches["spectral"] = (network.spectral, network.bands(spectra))
     decoders = {name: Decoder(branch) for name, (branch, _) in branches.items()}
     modules = nn.ModuleList([*decoders.values(), *(branch for branch, _ in branches.values())])
+    network.eval()  # as in the public code no part of a block is left out here
     optimiser = torch.optim.AdamW(modules.parameters(), lr=rate, weight_decay=0.05)
     losses = []
     for _ in range(epochs):

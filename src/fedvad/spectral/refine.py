@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 from fedvad.data.cubes.scene import Cube
 from fedvad.errors import ConfigError
 from fedvad.spectral.classify import logits_of, patches_around, train
-from fedvad.spectral.dsformer import DSFormer, DSFormerSize
+from fedvad.spectral.dsformer import DSFormer, DSFormerSize, size_of
 from fedvad.spectral.hypersigma import coarse_map, mixed, pseudo_labels, whitened
 
 __all__ = ["dsformer"]
 
-_SMALL = DSFormerSize(dim=32, depth=2, heads=4, groups=2)
 _PATCH = 6  # of three tokens by three
 
 
@@ -22,7 +21,7 @@ def dsformer(
     cube: Cube,
     *,
     coarse: NDArray[np.floating] | None = None,
-    size: DSFormerSize = _SMALL,
+    size: str | DSFormerSize = "small",
     components: int = 20,
     background: int = 200,
     epochs: int = 30,
@@ -36,7 +35,8 @@ def dsformer(
     cube : (h, w, b) float array
     coarse : (h, w) float array, default=None
         Map of another detector; None for that of global RX.
-    size : DSFormerSize, default=dim 32, depth 2, heads 4, groups 2
+    size : str or DSFormerSize, default="small"
+        "small" (32 values, two blocks), or "paper".
     components : int, default=20
         Principal components, of unit variance, that the network sees with their magnitudes.
     background : int, default=200
@@ -67,6 +67,7 @@ def dsformer(
     Source: Xu et al., Neural Networks 187, 2025, in HyperSIGMA's recipe (Wang et al. 2025); the
     combination is ours.
     """
+    size = size_of(size)
     if background < 1 or epochs < 1 or not rate > 0 or _PATCH % size.token:
         raise ConfigError(
             f"background and epochs must be at least 1, rate above 0, and {_PATCH} a multiple of "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvad.errors import ConfigError
-from fedvad.spectral.attention import Block
+from fedvad.spectral.attention import Block, Offsets
 
 __all__ = ["SIZES", "Branch", "Enhancement", "SigmaNet", "SigmaSize"]
 
@@ -33,6 +33,11 @@ class SigmaSize:
         Blocks, counted from 1, whose tokens make the spatial map.
     width : int
         Channels of the map.
+    offsets : {"ring", "near"}, default="ring"
+        Of sampling attention, see `SamplingAttention`.
+    drop : float, default=0.0
+        Of the last block while the recipe trains, in [0, 1); blocks before it have less, in
+        proportion to their depth. See `Block`.
     """
 
     dim: int
@@ -43,6 +48,8 @@ class SigmaSize:
     bands: int
     taps: tuple[int, ...]
     width: int = 128
+    offsets: Offsets = "ring"
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or math.isqrt(self.bands) ** 2 != self.bands:
@@ -52,13 +59,17 @@ class SigmaSize:
             )
         if not self.taps or not all(1 <= tap <= self.depth for tap in self.taps):
             raise ConfigError(f"taps {self.taps} must lie in 1 to depth {self.depth}")
+        if self.offsets not in ("ring", "near") or not 0 <= self.drop < 1:
+            raise ConfigError(
+                f"offsets is {self.offsets!r}: ring or near; drop {self.drop}: at least 0, below 1"
+            )
 
 
 SIZES = {
     "tiny": SigmaSize(64, 4, 4, 4, 3, 36, (1, 2, 3, 4), width=32),
-    "base": SigmaSize(768, 12, 12, 8, 3, 100, (4, 6, 8, 12)),
-    "large": SigmaSize(1024, 24, 16, 8, 6, 100, (8, 12, 16, 24)),
-    "huge": SigmaSize(1280, 32, 16, 8, 8, 100, (11, 16, 21, 32)),
+    "base": SigmaSize(768, 12, 12, 8, 3, 100, (4, 6, 8, 12), drop=0.1),
+    "large": SigmaSize(1024, 24, 16, 8, 6, 100, (8, 12, 16, 24), drop=0.1),
+    "huge": SigmaSize(1280, 32, 16, 8, 8, 100, (11, 16, 21, 32), drop=0.1),
 }
 
 
@@ -71,7 +82,14 @@ class Branch(nn.Module):
         self.embed = nn.Linear(length, size.dim)
         self.places = nn.Parameter(0.02 * torch.randn(1, grid[0] * grid[1], size.dim))
         self.blocks = nn.ModuleList(
-            Block(size.dim, heads=size.heads, points=size.points) for _ in range(size.depth)
+            Block(
+                size.dim,
+                heads=size.heads,
+                points=size.points,
+                offsets=size.offsets,
+                drop=size.drop * number / max(1, size.depth - 1),
+            )
+            for number in range(size.depth)
         )
 
     def forward(self, tokens: Tensor) -> list[Tensor]:

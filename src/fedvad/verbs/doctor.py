@@ -19,8 +19,8 @@ import numpy as np
 
 from fedvad._version import __version__
 from fedvad.data.contents import check_contents
-from fedvad.data.folders import read_data
-from fedvad.data.images import read_rgb
+from fedvad.data.cubes.pixels import read_picture
+from fedvad.data.labels import LabelNames
 from fedvad.data.sets import Site
 from fedvad.errors import FedvadError
 from fedvad.features.cache import DescriptorCache
@@ -37,6 +37,7 @@ from fedvad.runs.run_folder import (
     read_ledger,
     read_results,
 )
+from fedvad.verbs.inspect import pictures_or_cubes
 
 __all__ = ["PORT", "doctor"]
 
@@ -263,7 +264,7 @@ def _keys(path: Path) -> Iterator[Check]:
 
 
 def _data(path: Path) -> Check:
-    reading = check_contents(read_data(path, allow_empty_train=True), 256)
+    reading = check_contents(pictures_or_cubes(path, LabelNames()), 256)
     bad = [f"{site.name}: {reason}" for site in reading.sites for reason in _unreadable(site)]
     says = f"{len(reading.sites)} sites; {reading.summary() or 'nothing to note'}"
     if bad:
@@ -277,7 +278,7 @@ def _unreadable(site: Site) -> Iterator[str]:
     paths = [item.path for item in (*site.train, *site.test)]
     for path in paths[:: max(1, len(paths) // _TRIED)]:
         try:
-            read_rgb(path)
+            read_picture(path)
         except FedvadError as error:
             yield str(error)
 

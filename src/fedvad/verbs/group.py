@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 import numpy as np
@@ -18,12 +19,13 @@ from fedvad.errors import ConfigError
 from fedvad.evaluation.results import Results
 from fedvad.features.cache import DescriptorCache
 from fedvad.features.extractor import FeatureExtractor
-from fedvad.federation.grouping import find_groups, inlier_shares, summarise_site
+from fedvad.federation.grouping import TOLERANCE, find_groups, inlier_shares, summarise_site
 from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
 from fedvad.runs.config import TrainConfig, as_path, resolve_config
 from fedvad.runs.data import Watcher, load_data, warm_up
 from fedvad.runs.guards import guard_output_folder
 from fedvad.runs.progress import Progress, no_progress
+from fedvad.runs.run_bands import keep_bands
 from fedvad.runs.run_folder import write_json
 from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.train import at_settled_size, train
@@ -45,23 +47,29 @@ class Grouping:
         Share of the normal images of the row's site that look normal to the column's site.
     bytes_per_site : int
         Size of the summary that each site sends.
+    runs : dict of str to Results
+        Of the federation within each group, by name of its run folder; empty where none was asked
+        for.
     """
 
     groups: list[list[str]]
     sites: list[str]
     shares: list[list[float]]
     bytes_per_site: int
+    runs: dict[str, Results] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
-        return dict(vars(self))
+        runs = {name: results.to_dict() for name, results in self.runs.items()}
+        own = {name: value for name, value in vars(self).items() if name != "runs"}
+        return own | ({"runs": runs} if runs else {})
 
 
 def group(
     data: AnyPath,
     out: AnyPath | None = None,
     *,
-    tolerance: float = 0.25,
+    tolerance: float = TOLERANCE,
     config: AnyPath | None = None,
     cache: AnyCache | None = None,
     resume: bool = False,
@@ -84,7 +92,7 @@ def group(
     Returns
     -------
     Grouping
-        `groups` of names, and the `shares` that they follow from.
+        `groups` of names, the `shares` that they follow from, and with `out` results in `runs`.
 
     Raises
     ------
@@ -101,7 +109,7 @@ def group(
         as_path(data, "data"), maybe(out, "out"),
         resolve_config(maybe(config, "config"), **options), tolerance=tolerance,
         cache=cache_at(cache), resume=resume, progress=progress,
-    )[0]  # fmt: skip
+    )  # fmt: skip
 
 
 def train_groups(
@@ -113,17 +121,16 @@ def train_groups(
     cache: DescriptorCache,
     resume: bool,
     progress: Progress,
-) -> tuple[Grouping, dict[str, Results]]:
+) -> Grouping:
     """Groups, and with `out` a federation within each: runs `out`/group1, `out`/group2, ...
 
     Each run folder stands for itself; `out`/groups.json says which sites are in it, and
-    `out`/sites/group1 holds links to their folders, for `evaluate` and `report`. Results are by
-    name of the run. Raises as `group` and `train` do; what was finished before stays, and
-    `resume` continues.
+    `out`/sites/group1 holds links to their folders, for `evaluate` and `report`. Raises as `group`
+    and `train` do; what was finished before stays, and `resume` continues.
     """
     sites = _sites(data, config)
     if out is None:
-        return _group(sites, config, tolerance, cache, progress), {}
+        return _group(sites, config, tolerance, cache, progress)
     guard_output_folder(out, "--out", data=data, sites=sites)
     with only_one(out):
         found = _group(sites, config, tolerance, cache, progress)
@@ -137,7 +144,7 @@ def train_groups(
             results[name] = train(
                 folder, out / name, config, cache=cache, resume=resume, progress=progress
             )
-    return found, results
+    return replace(found, runs=results)
 
 
 def _sites(data: Path, config: TrainConfig) -> list[Site]:
@@ -159,14 +166,16 @@ def _group(
     cache: DescriptorCache,
     progress: Progress,
 ) -> Grouping:
-    extractor = FeatureExtractor(at_settled_size(config, sites).features(), cache)
     means: dict[str, list[npt.NDArray[np.float32]]] = {site.name: [] for site in sites}
 
     def watch(features: Mapping[str, NormalFeatures]) -> Mapping[str, Watcher]:
         return {name: partial(_add_mean, means[name]) for name in features}
 
-    # in the pass that computes the descriptors: without a cache another would compute them again
-    warm_up(sites, extractor, config.max_bad, progress, watch)
+    with TemporaryDirectory() as folder:  # cubes have axes of all sites here, in a group its own
+        config = keep_bands(Path(folder), config, sites, progress, resume=False)
+        extractor = FeatureExtractor(at_settled_size(config, sites).features(), cache)
+        # in the pass that computes the descriptors: without a cache another would do so again
+        warm_up(sites, extractor, config.max_bad, progress, watch)
     summaries = {
         name: summarise_site(np.stack(found), seed=config.seed) for name, found in means.items()
     }

@@ -89,7 +89,7 @@ def inspect(
     if path.is_dir():
         file = path / DETECTOR_FILE
         if not (file.exists() or (path / CONFIG_FILE).exists()):
-            reading = _reading(path, LabelNames.of(good, defect))
+            reading = pictures_or_cubes(path, LabelNames.of(good, defect))
             sizes = sizes_of(reading.sites)
             size = choose_size("auto", sizes, tiled=False)
             if sizes is not None and size != USUAL_SIZE:
@@ -193,7 +193,7 @@ def _shares(arrays: Mapping[str, npt.NDArray[Any]], values: Mapping[str, Any]) -
     }
 
 
-def _reading(folder: Path, names: LabelNames) -> DataReading:
+def pictures_or_cubes(folder: Path, names: LabelNames) -> DataReading:
     """What of a folder is read: its pictures, or cubes where a site has no pictures.
 
     Raises `DataError`, with what lies there, for one that holds neither these nor a run.

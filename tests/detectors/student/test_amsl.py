@@ -54,9 +54,42 @@ def test_positions_are_laid_back_and_equal_seeds_give_equal_views() -> None:
 def test_recall_is_a_softmax_of_dot_products() -> None:
     items = torch.tensor([[1.0, 0], [0, 2]])
     z = torch.tensor([1.0, 0.5]).reshape(1, 2, 1, 1)
-    answer, weights = recalled(z, items)  # dot products 1 and 1
+    answer, weights = recalled(z, items, MemoriesConfig())  # dot products 1 and 1
     assert weights.tolist() == [[[0.5, 0.5]]]
     assert answer.flatten().tolist() == [0.5, 1.0]
+
+
+def test_recall_by_cosines_is_shrunk_and_sharpened() -> None:
+    items = torch.tensor([[1.0, 0], [0, 2], [-5, 0]])
+    z = torch.tensor([3.0, 0]).reshape(1, 2, 1, 1)  # cosines 1, 0, -1
+    config = MemoriesConfig(read="cosine", temperature=0.5)
+    e = [math.exp(2), 1, math.exp(-2)]
+    assert recalled(z, items, config)[1].flatten().tolist() == pytest.approx(
+        [value / sum(e) for value in e]
+    )
+    shrunk = MemoriesConfig(read="cosine", temperature=0.5, shrink=1.0)  # below a third: none
+    answer, weights = recalled(z, items, shrunk)
+    assert weights.flatten().tolist() == pytest.approx([1, 0, 0])
+    assert answer.flatten().tolist() == pytest.approx([1, 0])
+    warm = recalled(z, items, MemoriesConfig(temperature=3.0))[1].flatten()  # dots 3, 0, -15
+    assert float(warm[0] / warm[1]) == pytest.approx(math.e, rel=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
+def test_answers_are_fused_as_the_option_says_and_all_learns(fusion: str) -> None:
+    config = MemoriesConfig(items=6, channels=(4, 8), fusion=fusion)  # type: ignore[arg-type]
+    net = AdaptiveMemories(SHAPE, config, seed=2)
+    assert "gates" not in dict(net.named_parameters())
+    seen: list[Tensor] = []
+    net.decoders[1].register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    answer = net.answer(maps())
+    z = net.encoder(net._filled(net.views(maps())[1]))
+    both = [recalled(z, items, config)[0] for items in (net.common, net.own[1])]
+    wanted = torch.cat(both, 1) if fusion == "concat" else sum(both) / 2
+    assert torch.allclose(seen[0][:, 8:], wanted, atol=1e-6)
+    sum(r.square().mean() for r in answer.rebuilt).backward()
+    for memory in (net.common, *net.own):
+        assert float(memory.grad.abs().sum()) > 0
 
 
 def test_fusion_gates_what_both_memories_recall() -> None:
@@ -67,7 +100,7 @@ def test_fusion_gates_what_both_memories_recall() -> None:
         net.gates[2], net.gates[3] = math.log(3), -math.log(3)  # shares 0.75 and 0.25
         net.answer(maps())
         z = net.encoder(net._filled(net.views(maps())[1]))
-        wanted = 0.75 * recalled(z, net.common)[0] + 0.25 * recalled(z, net.own[1])[0]
+        wanted = 0.75 * recalled(z, net.common, CONFIG)[0] + 0.25 * recalled(z, net.own[1], CONFIG)[0]
     assert torch.allclose(seen[0][:, :8], z)
     assert torch.allclose(seen[0][:, 8:], wanted, atol=1e-6)
 
@@ -94,7 +127,8 @@ def test_the_regulariser_adds_cross_entropy_and_entropy_over_the_views() -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"views": ("plain", "upside down")}, {"views": ()}, {"items": 0}, {"entropy": -1.0}]
+    "wrong", [{"views": ("plain", "upside down")}, {"views": ()}, {"items": 0}, {"entropy": -1.0},
+     {"read": "l2"}, {"fusion": "max"}, {"temperature": 0.0}, {"shrink": -1.0}],
 )
 def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):

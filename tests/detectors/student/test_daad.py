@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +16,17 @@ from fedvad.detectors.student.daad.blocks import (
     assemble,
     divide,
     entropy,
+    perplexity,
 )
 from fedvad.detectors.student.daad.loss import adversarial_loss, reversed_gradient
 from fedvad.detectors.student.daad.net import MemoryStudent
 from fedvad.detectors.student.daad.options import BlockConfig
+from fedvad.data.folders import read_set
+from fedvad.detectors.registry import create
 from fedvad.errors import ConfigError
+from fedvad.features.config import FeatureConfig
+from fedvad.features.extractor import FeatureExtractor
+from tests.detectors.student import support
 
 SHAPES = [(6, 8, 8), (10, 4, 4)]
 
@@ -99,6 +106,38 @@ def test_finer_division_rebuilds_better_from_blocks_seen_before() -> None:
 def test_entropy_of_known_weights() -> None:
     half = torch.tensor([[0.5, 0.5, 0], [1, 0, 0]])
     assert float(entropy(half)) == pytest.approx(math.log(2) / 2, abs=1e-6)
+
+
+def test_perplexity_counts_the_items_in_use() -> None:
+    assert perplexity(torch.tensor([3.0, 3, 3, 3])) == pytest.approx(4)
+    assert perplexity(torch.tensor([5.0, 0, 0])) == pytest.approx(1)
+    # one of two by nine tenths: exp(-0.9 ln 0.9 - 0.1 ln 0.1)
+    assert perplexity(torch.tensor([0.9, 0.1])) == pytest.approx(1.384, abs=1e-3)
+
+
+def test_a_site_says_how_many_items_are_in_use(
+    plants: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = FeatureConfig(**support.options(support.write_weights(tmp_path / "w.safetensors")))
+    detector = create("daad", extractor=FeatureExtractor(config), blocks=support.BLOCKS,
+                      train=support.QUICK_ADAM)  # fmt: skip
+    site = detector.prepare(read_set(plants / "alder").train)
+    with caplog.at_level("INFO"):
+        site.end("student")
+        used = site.usage()
+        assert all(1 <= count <= support.BLOCKS.items for count in used)
+        assert f"items in use by level: {used[0]:.1f}" in caplog.text
+        assert "blocks.temperature" not in caplog.text
+        for memory in site.net.student.memories:  # equal ones share
+            memory.items.data = torch.ones_like(memory.items)
+        assert site.usage() == pytest.approx([support.BLOCKS.items] * 2)
+        monkeypatch.setattr(site, "usage", lambda: [1.5, 4.0])
+        site.end("student")
+    assert f"answers with 1.5 of its {support.BLOCKS.items} items" in caplog.text
+    site.close()
 
 
 def test_nothing_passes_by_the_memories() -> None:

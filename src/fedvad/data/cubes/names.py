@@ -47,9 +47,12 @@ def files_of(cube: Path) -> list[Path]:
 
 
 def values_beside(header: Path) -> Path:
-    """The file of values of an ENVI header; raises `DataError` where there is none."""
+    """The file of values of an ENVI header, its ending in any case of letters.
+
+    Raises `DataError` where there is none.
+    """
     for suffix in _VALUES:
-        file = header.with_suffix(suffix)
-        if file != header and file.is_file():
-            return file
+        for file in dict.fromkeys(map(header.with_suffix, (suffix, suffix.upper()))):
+            if file != header and file.is_file():
+                return file
     raise DataError(f"{header}: there is no file of values beside it (.img, .dat, .raw, ...)")

@@ -48,12 +48,17 @@ def macs(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def descriptor_macs(network: torch.nn.Module, sides: tuple[int, int]) -> int:
-    """`macs` of a descriptor network for one image (or tile) of (height, width), on its device."""
+def descriptor_macs(
+    network: torch.nn.Module, sides: tuple[int, int], *, channels: int = 3
+) -> int:
+    """`macs` of a descriptor network for one image (or tile) of (height, width), on its device.
+
+    channels: of the image, or bands of a cube.
+    """
     import torch
 
     device = network.get_buffer("scale").device
-    return macs(network, torch.zeros(1, *sides, 3, dtype=torch.uint8, device=device))
+    return macs(network, torch.zeros(1, *sides, channels, dtype=torch.uint8, device=device))
 
 
 def _bytes(tensors: Any) -> int:

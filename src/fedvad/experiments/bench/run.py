@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from fedvad._version import __version__
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.files import write_atomically
 from fedvad.data.folders import Site, read_set
-from fedvad.data.images import read_rgb, resize_rgb
+from fedvad.data.images import resize_rgb
 from fedvad.data.labels import LabelNames
 from fedvad.data.locks import only_one
 from fedvad.detectors.student.cost import descriptor_macs
@@ -38,6 +39,7 @@ from fedvad.runs.config import TrainConfig, as_path
 from fedvad.runs.data import digest_of, fingerprint, load_set, load_sites, warm_up
 from fedvad.runs.guards import guard_plain_folder
 from fedvad.runs.progress import Progress, Stage, no_progress
+from fedvad.runs.run_bands import keep_bands
 from fedvad.runs.run_folder import write_json
 
 __all__ = ["bench"]
@@ -181,7 +183,9 @@ def _missing(item: BenchSet, data: Path | None) -> str:
 
 def _source(item: BenchSet, data: Path | None, out: Path, suite: Suite) -> _Source:
     good, defect = (_several(suite.options.get(key, ())) for key in ("good", "defect"))
-    names = LabelNames(good, defect)
+    # a set is of pictures or of cubes, as the suite's methods take one or the other
+    configs = [suite.config(method, item.split, suite.seeds[0]) for method in suite.methods]
+    names = LabelNames(good, defect, cubes=any(c.label_names().cubes for c in configs))
     if item.sites and data is not None:
         return _Source(item.name, data, {name: data / f for name, f in item.sites.items()}, names)
     if item.path is not None and data is not None:
@@ -211,6 +215,7 @@ def _cell(
     cell = Cell(cell_path(out / "cells", *key), identity)
     if (stored := cell.load()) is not None:
         return stored.record
+    config = _with_bands(config, source, out)
     prepared = _prepared(config, source, cache, shared)
     result = run_cell(method, config, prepared, convergence=suite.convergence, progress=no_progress)
     log.info("%s: image AUROC %s", key, result["image_auroc"]["mean"])
@@ -262,13 +267,22 @@ def _trivial(
         values, labels = [], []
         for image in site.test:
             try:
-                pixels = read_rgb(image.path, max_pixels=config.max_pixels)
+                pixels = read_picture(image.path, max_pixels=config.max_pixels)
             except ImageError:
                 continue  # the cells of this set report it
             values.append(trivial_statistics(resize_rgb(pixels, _TRIVIAL_SIZE)))
             labels.append(bool(image.label))
         sites[site.name] = (np.array(values).reshape(-1, len(STATISTICS)), np.array(labels, bool))
     return cell.keep(trivial_aurocs(sites)).record
+
+
+def _with_bands(config: TrainConfig, source: _Source, out: Path) -> TrainConfig:
+    """With the weights of a spectral backbone, from the set's own normal images."""
+    if not config.label_names().cubes:
+        return config
+    folder = out / "bands" / source.images[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return keep_bands(folder, config, source.read(config), no_progress, resume=True)
 
 
 def _prepared(
@@ -283,7 +297,9 @@ def _prepared(
             for site in sites:
                 for _ in extractor.stream(site.test.paths):
                     pass
-        count = descriptor_macs(extractor.network, extractor.config.view.input)
+        count = descriptor_macs(
+            extractor.network, extractor.config.view.input, channels=extractor.bands or 3
+        )
         shared[name] = Prepared(sites, features, extractor, float(count))
     return shared[name]
 

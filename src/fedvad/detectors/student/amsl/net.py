@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedvad.detectors.student.amsl.options import MemoriesConfig
 from fedvad.detectors.student.amsl.views import Views
 from fedvad.detectors.student.branches import reinitialise
-from fedvad.detectors.student.daad.blocks import entropy
+from fedvad.detectors.student.daad.blocks import address, entropy
 from fedvad.detectors.student.loss import EPS
 from fedvad.detectors.student.rd.net import ReverseNet, Shape, resized
 
@@ -54,7 +54,7 @@ class AdaptiveMemories(nn.Module):
 
     def __init__(self, shape: Shape, config: MemoriesConfig, *, seed: int) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.config = shape, config
         count, (first, last) = len(config.views), config.channels
         self.sides = -(-shape[1] // _HALVED), -(-shape[2] // _HALVED)
         self.views = Views(config.views, shape, seed=seed)
@@ -72,8 +72,10 @@ class AdaptiveMemories(nn.Module):
             self.own = nn.ParameterList(
                 nn.Parameter(torch.zeros(config.items, last)) for _ in range(count)
             )
-            self.gates = nn.Parameter(torch.zeros(2 * count))
-            self.decoders = nn.ModuleList(_decoder(2 * last, first, shape[0]) for _ in range(count))
+            if config.fusion == "learned":
+                self.gates = nn.Parameter(torch.zeros(2 * count))
+            given = (3 if config.fusion == "concat" else 2) * last
+            self.decoders = nn.ModuleList(_decoder(given, first, shape[0]) for _ in range(count))
         reinitialise(self, seed)
 
     def answer(self, x: Tensor) -> Answer:
@@ -83,10 +85,8 @@ class AdaptiveMemories(nn.Module):
         for i, view in enumerate(views):
             z = self.encoder(self._filled(view))
             logits.append(self.classifier(z))
-            common, mine = recalled(z, self.common), recalled(z, self.own[i])
-            shares = torch.sigmoid(self.gates[2 * i : 2 * i + 2])
-            fused = shares[0] * common[0] + shares[1] * mine[0]
-            whole = self.decoders[i](torch.cat([z, fused], 1))
+            common, mine = (recalled(z, items, self.config) for items in (self.common, self.own[i]))
+            whole = self.decoders[i](torch.cat([z, *self._fused(i, common[0], mine[0])], 1))
             rebuilt.append(whole[:, :, : self.shape[1], : self.shape[2]])
             weights += [common[1], mine[1]]
         back = self.views.in_place
@@ -96,18 +96,32 @@ class AdaptiveMemories(nn.Module):
         """What is rebuilt of each view."""
         return self.answer(x).rebuilt
 
+    def _fused(self, i: int, common: Tensor, mine: Tensor) -> list[Tensor]:
+        """What the decoder of view i gets of both memories' answers."""
+        if self.config.fusion == "concat":
+            return [common, mine]
+        if self.config.fusion == "mean":
+            return [(common + mine) / 2]
+        shares = torch.sigmoid(self.gates[2 * i : 2 * i + 2])
+        return [shares[0] * common + shares[1] * mine]
+
     def _filled(self, view: Tensor) -> Tensor:
         tall, wide = (side * _HALVED for side in self.sides)
         return functional.pad(view, (0, wide - self.shape[2], 0, tall - self.shape[1]))
 
 
-def recalled(z: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+def recalled(z: Tensor, items: Tensor, config: MemoriesConfig) -> tuple[Tensor, Tensor]:
     """What items (n, c) answer to (b, c, h, w), and their weights (b, h * w, n).
 
-    Softmax of plain dot products, as in the public code.
+    By default a softmax of plain dot products, as in the public code.
     """
-    queries = z.flatten(2).transpose(1, 2)
-    weights = torch.softmax(queries @ items.T, -1)
+    weights = address(
+        z.flatten(2).transpose(1, 2),
+        items,
+        temperature=config.temperature,
+        shrink=config.shrink / len(items),
+        cosine=config.read == "cosine",
+    )
     answer = (weights @ items).transpose(1, 2)
     return answer.reshape(-1, int(z.shape[1]), int(z.shape[2]), int(z.shape[3])), weights
 

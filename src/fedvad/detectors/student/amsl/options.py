@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
-from fedvad.errors import ConfigError, check_ranges, join_names
+from fedvad.errors import ConfigError, check_choice, check_ranges, join_names
 
+Read = Literal["dot", "cosine"]
+Fusion = Literal["learned", "mean", "concat"]
 VIEWS = ("plain", "noise", "negated", "reversed", "permuted", "scaled", "smoothed")
 
 
@@ -16,7 +20,10 @@ class MemoriesConfig:
     views: of `VIEWS`, one at least. items: rows of the common memory and of each view's own.
     channels: of the encoder's two convolutions; memories keep vectors of the second.
     classify: weight of telling the views apart. entropy: weight of the entropy of the items'
-    weights.
+    weights. read: softmax of the `dot` products of a place with the items, or of their `cosine`;
+    temperature: by which these are divided; shrink: weight below which an item counts for nothing,
+    in shares of 1 / items; 0 keeps them all. fusion: what both memories answer is added by
+    `learned` gates or by halves (`mean`), or given to the decoder apart (`concat`).
 
     Source: Zhang et al., TKDE 2022 (arXiv 2201.00464), with the numbers of their public code.
     Raises `ConfigError`.
@@ -27,6 +34,10 @@ class MemoriesConfig:
     channels: tuple[int, int] = (32, 64)
     classify: float = 1.0
     entropy: float = 2e-4
+    read: Read = "dot"
+    temperature: float = 1.0
+    shrink: float = 0.0
+    fusion: Fusion = "learned"
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.views) - set(VIEWS))
@@ -36,4 +47,19 @@ class MemoriesConfig:
             )
         if len(self.channels) != 2 or min((self.items, *self.channels)) < 1:
             raise ConfigError("memories need items, and two numbers of channels, of at least 1")
-        check_ranges(self, {"[0, inf)": "classify entropy"})
+        check_choice("read", self.read, Read)
+        check_choice("fusion", self.fusion, Fusion)
+        check_ranges(self, {"[0, inf)": "classify entropy shrink", "(0, inf)": "temperature"})
+
+
+def memories_of(given: Mapping[str, Any]) -> MemoriesConfig:
+    """Options from a table; raises `ConfigError` for keys and values that are none."""
+    defaults = {part.name: part.default for part in fields(MemoriesConfig)}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    for name, value in values.items():
+        if name not in defaults:
+            raise ConfigError(f"{name} is no option of memories: {join_names(defaults)}")
+        kind = int | float if isinstance(defaults[name], float) else type(defaults[name])
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}; give the like of {defaults[name]!r}")
+    return MemoriesConfig(**values)

@@ -35,15 +35,18 @@ def assemble(
     return filled[:, :, :height, :width]
 
 
-def address(queries: Tensor, items: Tensor, *, temperature: float, shrink: float) -> Tensor:
+def address(
+    queries: Tensor, items: Tensor, *, temperature: float, shrink: float, cosine: bool = True
+) -> Tensor:
     """(b, q, n) weights of n items (n, d) for queries (b, q, d); they sum to 1.
 
-    Softmax of cosines over the temperature; weights of at most `shrink` become 0 and the others are
-    scaled to sum to 1. Where none is left, the nearest item has all of it.
+    Softmax of cosines (or of dot products) over the temperature; weights of at most `shrink` become
+    0 and the others are scaled to sum to 1. Where none is left, the nearest item has all of it.
     Source: Gong et al. 2019 (MemAE), equations 4 and 7; the last rule is ours.
     """
-    cosines = functional.normalize(queries, dim=-1) @ functional.normalize(items, dim=-1).T
-    weights = torch.softmax(cosines / temperature, -1)
+    if cosine:
+        queries, items = (functional.normalize(x, dim=-1) for x in (queries, items))
+    weights = torch.softmax(queries @ items.T / temperature, -1)
     if not shrink:
         return weights
     over = torch.relu(weights - shrink)
@@ -56,6 +59,11 @@ def address(queries: Tensor, items: Tensor, *, temperature: float, shrink: float
 def entropy(weights: Tensor) -> Tensor:
     """Mean entropy in nats of weights (..., n) that sum to 1; a scalar."""
     return -(weights * (weights + _EPS).log()).sum(-1).mean()
+
+
+def perplexity(weights: Tensor) -> float:
+    """How many of n items are in use, from 1 to n, by the mean weight (n,) of each."""
+    return float(entropy(weights / weights.sum()).exp())
 
 
 class BlockMemory(nn.Module):

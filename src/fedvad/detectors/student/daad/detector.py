@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
     from fedvad.detectors.student.daad.net import MemoryNet
 
+log = logging.getLogger(__name__)
 _BLOCKS = BlockConfig()
+_FEW = 2.0  # items in use, below which a memory rebuilds a mean
 
 
 class MemorySite(ReverseSite):
@@ -46,6 +49,32 @@ class MemorySite(ReverseSite):
             strengths = {"adversary": self.blocks.adversary, "match": self.blocks.match}
             parts.append(adversarial_loss(student.critic, batch.teacher, rebuilt, **strengths))
         return added(parts)
+
+    def usage(self) -> list[float]:
+        """By level, how many items are in use: the perplexity of their mean weight over all blocks
+        of the images trained on.
+        """
+        import torch
+
+        from fedvad.detectors.student.daad.blocks import perplexity
+
+        total = [torch.zeros(0)] * self.levels
+        with torch.inference_mode():
+            for batch in self._batches(self.config.batch):
+                sums = [level.sum((0, 1)).cpu() for level in self.net.student.weights(batch.teacher)]
+                total = [t + s if len(t) else s for t, s in zip(total, sums, strict=True)]
+        return [perplexity(level) for level in total]
+
+    def end(self, name: str) -> None:
+        """Also says how many items of each memory are in use."""
+        super().end(name)
+        used = self.usage()
+        log.info("items in use by level: %s", ", ".join(f"{count:.1f}" for count in used))
+        if min(used) < _FEW:
+            log.warning(
+                "a memory answers with %.1f of its %d items: every block becomes their mean. Train "
+                "longer, or lower blocks.temperature", min(used), self.blocks.items,
+            )  # fmt: skip
 
     def _run(self, batch: Batch) -> None:
         self.net.compared(batch.teacher, batch.inputs)
