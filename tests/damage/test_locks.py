@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pytest
 
 import fedvad
 from fedvad.data.locks import LOCK_FILE, only_one
-from fedvad.errors import ConfigError, StorageError
+from fedvad.deploy.sharing import KEY, take
+from fedvad.errors import ConfigError, InUseError, StorageError
+from fedvad.runs.site_scores import THRESHOLDS, adopt
 from tests.helpers import FLAGS, OPTIONS, run_main
 
 _HOLDER = """
@@ -91,6 +94,25 @@ def test_every_command_that_writes_a_folder_is_refused(
 def test_experiments_lock_their_folder_first(verb: str, name: str, held: Any) -> None:
     with pytest.raises(ConfigError, match="in use"):
         getattr(fedvad, verb)(name, held[0])
+
+
+def test_thresholds_of_all_sites_are_refused_while_the_run_is_written(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """An answer that was being given would be lost, or bring the old thresholds back."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    before = (run / "detector.safetensors").read_bytes()
+    found = {THRESHOLDS: {"global": {"value": 2.5, "method": "federated"}}}
+    counts = {KEY: {"global": [[10, 3], [20, 5]]}}
+    with only_one(run):
+        with pytest.raises(InUseError, match="in use"):
+            adopt(run, "alder", found)
+        with pytest.raises(InUseError, match="in use"):
+            take(run, counts, 0.1)
+    assert (run / "detector.safetensors").read_bytes() == before
+    adopt(run, "alder", found)
+    assert fedvad.load(run).limit("alder") == 2.5
 
 
 def test_two_trainings_at_once_leave_the_run_of_one(

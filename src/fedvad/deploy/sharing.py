@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedvad.data.files import write_atomically
+from fedvad.data.locks import only_one
 from fedvad.errors import ArtefactError, DataError, PayloadError
 from fedvad.evaluation.histograms import from_pairs, threshold_of_counts, to_pairs
 from fedvad.federation.mailboxes.flower.rounds import RemoteRounds
@@ -49,11 +50,15 @@ def read_counts(folder: Path) -> dict[str, Any]:
 
 
 def take(folder: Path, facts: Mapping[str, Any], target_fpr: float) -> None:
-    """Give a site's run the threshold of all sites; raises `PayloadError` for damaged counts."""
+    """Give a site's run the threshold of all sites.
+
+    Raises `PayloadError` for damaged counts, and otherwise as `site_scores.adopt`.
+    """
     counts = _parsed(facts, _MOST)
-    run = Run.load(folder)
-    share_threshold(run.sites, counts, target_fpr)
-    run.save(folder)
+    with only_one(folder):
+        run = Run.load(folder)
+        share_threshold(run.sites, counts, target_fpr)
+        run.save(folder)
 
 
 def hand_back(

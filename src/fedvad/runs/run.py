@@ -25,7 +25,7 @@ from fedvad.runs.config import Reference
 from fedvad.runs.families import METHODS, run_class
 from fedvad.runs.run_folder import CONFIG_FILE, DETECTOR_FILE
 
-__all__ = ["Arrays", "Parts", "Run", "SiteModel", "middle", "run_file"]
+__all__ = ["Arrays", "Parts", "Run", "SiteModel", "middle"]
 
 
 class SiteValues(Stored):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fedvad.data.checked import Stored, parse_values
+from fedvad.data.locks import only_one
 from fedvad.errors import ArtefactError, PayloadError, join_names
 from fedvad.evaluation.federated import federated_thresholds
 from fedvad.evaluation.thresholds import Threshold
@@ -80,18 +81,20 @@ def federated(
 def adopt(folder: Path, site: str, facts: Mapping[str, Any]) -> None:
     """Give a site's run folder the thresholds that were found with the scores of all sites.
 
-    Raises `PayloadError` for what are none, `ArtefactError` for a damaged run, `StorageError`.
+    Raises `PayloadError` for what are none, `ArtefactError` for a damaged run, `StorageError`, and
+    `InUseError` when another process works on the folder.
     """
     try:
         found = parse_values(_Thresholds, {THRESHOLDS: facts[THRESHOLDS]}, "the thresholds")
     except (KeyError, ArtefactError) as error:
         raise PayloadError(f"the thresholds of all sites cannot be read: {error}") from error
-    run = Run.load(folder)
-    for name, own in _shared(run.sites, site):
-        if name in found.thresholds:
-            new = found.thresholds[name]
-            run.sites[site].thresholds[name] = replace(own, value=new.value, method=new.method)
-    run.save(folder)
+    with only_one(folder):  # an answer that is being written would bring the old ones back
+        run = Run.load(folder)
+        for name, own in _shared(run.sites, site):
+            if name in found.thresholds:
+                new = found.thresholds[name]
+                run.sites[site].thresholds[name] = replace(own, value=new.value, method=new.method)
+        run.save(folder)
 
 
 def _shared(sites: Mapping[str, Any], site: str) -> Iterator[tuple[_Shared, Threshold]]:
