@@ -7,6 +7,12 @@ from typing import get_args
 import pytest
 import torch
 
+from fedvad.detectors.student.aand.amplify import Gate
+from fedvad.detectors.student.aand.options import AmplifyConfig
+from fedvad.detectors.student.amsl.net import AdaptiveMemories
+from fedvad.detectors.student.amsl.options import MemoriesConfig
+from fedvad.detectors.student.daad.net import MemoryStudent
+from fedvad.detectors.student.daad.options import BlockConfig
 from fedvad.errors import ConfigError, MismatchError
 from fedvad.federation.exchange.scope import (
     Fusion,
@@ -105,6 +111,18 @@ def test_an_average_of_independent_models_shrinks_which_the_default_target_does_
 def test_only_tables_of_some_size_take_part() -> None:
     shapes = {"conv": (8, 3, 3, 3), "norm": (8,), "small": (2, 4), "head": (10, 8)}
     assert layers_in_scope(shapes, WSAConfig()) == ["conv", "head"]
+
+
+def test_memories_of_vectors_take_no_part() -> None:
+    daad = MemoryStudent([(6, 8, 8), (8, 4, 4)], BlockConfig(items=20), width=1.0, seed=0)
+    amsl = AdaptiveMemories((2, 8, 8), MemoriesConfig(items=20), seed=0)
+    gate = Gate((8, 4, 4), AmplifyConfig(items=20))
+    for net, memories in ((daad, 2), (amsl, 8), (gate, 1)):
+        shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
+        tables = {name for name, shape in shapes.items() if len(shape) >= 2}
+        left = tables - set(layers_in_scope(shapes, WSAConfig(min_numel=1)))
+        assert len(left) == memories
+        assert all(20 in shapes[name] or 40 in shapes[name] for name in left)
 
 
 def test_constant_layers_and_targets_do_no_harm() -> None:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from fedvad.cli import group as cli
-from fedvad.errors import ConfigError
+from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError
 from fedvad.federation import grouping
 from fedvad.verbs.group import group
+from fedvad.verbs.group_apart import group_shares, site_shares, site_summary
 from tests.helpers import run_main
 
 OPTIONS = {"backbone": "filterbank", "image_size": 64}
@@ -116,3 +117,47 @@ def test_cubes_of_bands_have_groups(tmp_path: Path) -> None:
             np.save(folder / f"{number}.npy", cube)
     found = group(tmp_path / "sites", backbone="spectral")
     assert found.groups == [["belt1", "belt2"], ["tank1", "tank2"]]
+
+
+def test_sites_that_never_meet_find_the_same_groups_from_files(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    together = group(mixed, **OPTIONS)
+    summaries = []
+    for name in together.sites:
+        summaries.append(tmp_path / f"{name}.safetensors")
+        assert site_summary(mixed / name, summaries[-1], **OPTIONS) < 10_000
+    shares = []
+    for name in together.sites:
+        shares.append(tmp_path / f"{name}.shares")
+        site_shares(mixed / name, summaries, shares[-1], **OPTIONS)
+    found = group_shares(shares)
+    assert (found.groups, found.shares) == (WANTED, together.shares)
+    # the same from the command line
+    site, out = mixed / "blocks1", tmp_path / "again.safetensors"
+    flags = ("--backbone", "filterbank", "--image-size", "64", "--json")
+    assert run_main(monkeypatch, "group", site, "--save-summary", out, *flags) == 0
+    assert out.read_bytes() == summaries[0].read_bytes()
+    given = [word for file in summaries for word in ("--summaries", file)]
+    again = tmp_path / "again.shares"
+    assert run_main(monkeypatch, "group", site, *given, "--save-shares", again, *flags) == 0
+    assert again.read_bytes() == shares[0].read_bytes()
+    capsys.readouterr()
+    given = [word for file in shares for word in ("--shares", file)]
+    assert run_main(monkeypatch, "group", *given) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"group{n}: {', '.join(names)}" for n, names in enumerate(WANTED, 1)
+    ]
+    site_shares(mixed / "blocks1", summaries[:3], again, **OPTIONS)
+    with pytest.raises(DataError, match="stripes2 at blocks1"):
+        group_shares([again, *shares[1:]])
+    with pytest.raises(MismatchError, match="other features or another seed"):
+        site_shares(mixed / "blocks1", summaries, again, **OPTIONS, seed=1)
+    with pytest.raises(ArtefactError, match="no summary"):
+        site_shares(mixed / "blocks1", shares[1:2], again, **OPTIONS)
+    with pytest.raises(ArtefactError, match="no shares"):
+        group_shares(summaries)
+    with pytest.raises(ConfigError, match="one site"):
+        site_summary(mixed, out, **OPTIONS)
+    assert run_main(monkeypatch, "group", *given, site) == 2
+    assert run_main(monkeypatch, "group", site, "--save-shares", again) == 2

@@ -12,11 +12,11 @@ from fedvad.cli import flags
 from fedvad.cli.common import exit_with_json, numbers, showing
 from fedvad.cli.options import key_values
 
-
 # of `score_scenes` and `classify_scene` besides a detector's own
-_OTHERS = frozenset(
-    "scene scenes method mask masks moments save_moments save_backbone out progress classes cube labels".split()
-)
+_OTHERS = frozenset({
+    "scene", "scenes", "method", "mask", "masks", "moments", "save_moments", "save_backbone", "out",
+    "progress", "classes", "cube", "labels",
+})  # fmt: skip
 
 
 def spectral(
@@ -170,7 +170,12 @@ def spectral(
         }  # fmt: skip
         if given := [flag for flag, value in unused.items() if value not in (None, [])]:
             raise typer.BadParameter(f"{', '.join(given)} mean nothing with --classes: omit them")
-        own = {"size": size, "components": components, "epochs": epochs, "seed": seed}
+        own: dict[str, Any] = {
+            "size": size,
+            "components": components,
+            "epochs": epochs,
+            "seed": seed,
+        }
         named = classify_scene(scenes[0], classes, out=out, **_both(own, further))[1]
         exit_with_json(as_json, named)
         typer.echo(
@@ -218,7 +223,7 @@ def spectral(
 
 
 def _both(flags: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags that were given, and --option; a usage error for what that cannot say, or says again."""
+    """Flags that were given, and --option; a usage error for what that must not say."""
     given = {name: value for name, value in flags.items() if value is not None}
     if twice := sorted(further.keys() & (given.keys() | _OTHERS)):
         raise typer.BadParameter(f"--option {twice[0]}: give its flag alone, if it has one")

@@ -10,6 +10,7 @@ from fedvad.errors import ArtefactError, ConfigError
 from fedvad.evaluation.sites import MIN_HELD_OUT
 from fedvad.evaluation.thresholds import Threshold, check_target, images_needed, promise
 from fedvad.runs.config import Reference
+from fedvad.runs.families import method_class
 from fedvad.runs.run import Run, middle
 from fedvad.runs.thresholds import retarget
 
@@ -105,9 +106,10 @@ def why_no_threshold(run: Run, site: str | None) -> str:
     if site is None or site not in run.sites:
         return "no threshold: no site of the run has one; give --threshold"
     count = run.sites[site].n_images
+    held = " among the fifth that is held out" * method_class(run.method).sends_weights
     return (
         f"no threshold: training had {count} normal image{'s' * (count != 1)}, and at least "
-        f"{MIN_HELD_OUT} different ones are needed; give --threshold"
+        f"{MIN_HELD_OUT} different ones{held} are needed; give --threshold"
     )
 
 

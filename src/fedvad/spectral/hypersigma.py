@@ -283,9 +283,10 @@ def _train(
             logits = network(*(part[number : number + 1] for part in tiles))
             wanted = marks[number : number + 1]
             # the mean of the pixels, not of their weights: a tile may have one class alone
-            loss = F.cross_entropy(
-                logits, wanted, weight, ignore_index=IGNORED, reduction="sum"
-            ) / (wanted != IGNORED).sum()
+            loss = (
+                F.cross_entropy(logits, wanted, weight, ignore_index=IGNORED, reduction="sum")
+                / (wanted != IGNORED).sum()
+            )
             torch.autograd.backward(loss)
             optimiser.step()
             falling.step()

@@ -166,6 +166,19 @@ def _group(
     cache: DescriptorCache,
     progress: Progress,
 ) -> Grouping:
+    means, _ = means_of_sites(sites, config, cache, progress)
+    summaries = {name: summarise_site(found, seed=config.seed) for name, found in means.items()}
+    shares = inlier_shares(summaries)
+    names = sorted(summaries)
+    groups = find_groups(names, shares, tolerance=tolerance)
+    size = max(summary.nbytes for summary, _ in summaries.values())
+    return Grouping(groups, names, shares.tolist(), size)
+
+
+def means_of_sites(
+    sites: list[Site], config: TrainConfig, cache: DescriptorCache, progress: Progress
+) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
+    """Mean descriptors (n, d) of the normal images of each site, and the key of the features."""
     means: dict[str, list[npt.NDArray[np.float32]]] = {site.name: [] for site in sites}
 
     def watch(features: Mapping[str, NormalFeatures]) -> Mapping[str, Watcher]:
@@ -176,14 +189,8 @@ def _group(
         extractor = FeatureExtractor(at_settled_size(config, sites).features(), cache)
         # in the pass that computes the descriptors: without a cache another would do so again
         warm_up(sites, extractor, config.max_bad, progress, watch)
-    summaries = {
-        name: summarise_site(np.stack(found), seed=config.seed) for name, found in means.items()
-    }
-    shares = inlier_shares(summaries)
-    names = sorted(summaries)
-    groups = find_groups(names, shares, tolerance=tolerance)
-    size = max(summary.nbytes for summary, _ in summaries.values())
-    return Grouping(groups, names, shares.tolist(), size)
+        key = extractor.config.key()
+    return {name: np.stack(found) for name, found in means.items()}, key
 
 
 def _add_mean(means: list[npt.NDArray[np.float32]], descriptors: npt.NDArray[np.float16]) -> None:

@@ -125,9 +125,12 @@ def _train(
         copies = method.copies
         fitted = Fitted(run, method.n_images, method.unreadable, own_normals)
     ledger.images_computed += extractor.computed - before
+    least = "and three that clearly differ are the least"
+    if method_class(config.method).sends_weights:
+        least = "a fifth of which set it, three that clearly differ at least: give 15 or more"
     reading = reading.noted(
         f"{site.name}: no threshold, so no decisions: training has {described(site.train.paths)}, "
-        "and three that clearly differ are the least"
+        f"{least}"
         for site in sites
         if run.threshold(site.name) is None and config.calibration_mode != "none"
     )

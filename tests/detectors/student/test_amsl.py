@@ -100,7 +100,9 @@ def test_fusion_gates_what_both_memories_recall() -> None:
         net.gates[2], net.gates[3] = math.log(3), -math.log(3)  # shares 0.75 and 0.25
         net.answer(maps())
         z = net.encoder(net._filled(net.views(maps())[1]))
-        wanted = 0.75 * recalled(z, net.common, CONFIG)[0] + 0.25 * recalled(z, net.own[1], CONFIG)[0]
+        wanted = (
+            0.75 * recalled(z, net.common, CONFIG)[0] + 0.25 * recalled(z, net.own[1], CONFIG)[0]
+        )
     assert torch.allclose(seen[0][:, :8], z)
     assert torch.allclose(seen[0][:, 8:], wanted, atol=1e-6)
 
@@ -127,8 +129,17 @@ def test_the_regulariser_adds_cross_entropy_and_entropy_over_the_views() -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"views": ("plain", "upside down")}, {"views": ()}, {"items": 0}, {"entropy": -1.0},
-     {"read": "l2"}, {"fusion": "max"}, {"temperature": 0.0}, {"shrink": -1.0}],
+    "wrong",
+    [
+        {"views": ("plain", "upside down")},
+        {"views": ()},
+        {"items": 0},
+        {"entropy": -1.0},
+        {"read": "l2"},
+        {"fusion": "max"},
+        {"temperature": 0.0},
+        {"shrink": -1.0},
+    ],
 )
 def test_impossible_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):

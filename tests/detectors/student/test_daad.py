@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedvad.data.folders import read_set
+from fedvad.detectors.registry import create
 from fedvad.detectors.student.daad.blocks import (
     BlockMemory,
     address,
@@ -21,8 +23,6 @@ from fedvad.detectors.student.daad.blocks import (
 from fedvad.detectors.student.daad.loss import adversarial_loss, reversed_gradient
 from fedvad.detectors.student.daad.net import MemoryStudent
 from fedvad.detectors.student.daad.options import BlockConfig
-from fedvad.data.folders import read_set
-from fedvad.detectors.registry import create
 from fedvad.errors import ConfigError
 from fedvad.features.config import FeatureConfig
 from fedvad.features.extractor import FeatureExtractor

@@ -48,9 +48,7 @@ def macs(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def descriptor_macs(
-    network: torch.nn.Module, sides: tuple[int, int], *, channels: int = 3
-) -> int:
+def descriptor_macs(network: torch.nn.Module, sides: tuple[int, int], *, channels: int = 3) -> int:
     """`macs` of a descriptor network for one image (or tile) of (height, width), on its device.
 
     channels: of the image, or bands of a cube.

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 Fusion = Literal["average", "average_var", "mixture", "init", "global_model"]
 _EPS = 1e-8
 _SIGMA_MIN = 1e-6
+# last names of parameters that are vectors to be recalled: they are no layer's weights
+_MEMORIES = frozenset({"items", "memory", "common", "own"})
 
 # mean, standard deviation and number of weights of each layer, by parameter name
 Scope = dict[str, tuple[float, float, int]]
@@ -39,7 +41,7 @@ class WSAConfig:
         Wasserstein barycentre); `average_var` of means and variances; `mixture` matches the
         moments of all sites' weights together; `init` keeps the scope of the common start;
         `global_model` takes that of the averaged model, whose deviation shrinks round by round.
-    min_numel: smaller layers are left out, as biases and vectors are.
+    min_numel: smaller layers are left out, as biases, vectors and the items of memories are.
     """
 
     strength: float = 0.01
@@ -57,8 +59,13 @@ def layers_in_scope(shapes: Mapping[str, Sequence[int]], config: WSAConfig) -> l
     return [
         name
         for name, shape in shapes.items()
-        if len(shape) >= 2 and prod(shape) >= config.min_numel
+        if len(shape) >= 2 and prod(shape) >= config.min_numel and not _of_memory(name)
     ]
+
+
+def _of_memory(name: str) -> bool:
+    *_, last = (part for part in name.split(".") if not part.isdigit())
+    return last in _MEMORIES
 
 
 def scope_of(weights: Mapping[str, npt.NDArray[np.floating]], config: WSAConfig) -> Scope:

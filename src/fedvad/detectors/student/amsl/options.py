@@ -54,8 +54,10 @@ class MemoriesConfig:
 
 def memories_of(given: Mapping[str, Any]) -> MemoriesConfig:
     """Options from a table; raises `ConfigError` for keys and values that are none."""
-    defaults = {part.name: part.default for part in fields(MemoriesConfig)}
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    defaults: dict[str, Any] = {part.name: part.default for part in fields(MemoriesConfig)}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in given.items()
+    }
     for name, value in values.items():
         if name not in defaults:
             raise ConfigError(f"{name} is no option of memories: {join_names(defaults)}")

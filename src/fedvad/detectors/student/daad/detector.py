@@ -61,7 +61,9 @@ class MemorySite(ReverseSite):
         total = [torch.zeros(0)] * self.levels
         with torch.inference_mode():
             for batch in self._batches(self.config.batch):
-                sums = [level.sum((0, 1)).cpu() for level in self.net.student.weights(batch.teacher)]
+                sums = [
+                    level.sum((0, 1)).cpu() for level in self.net.student.weights(batch.teacher)
+                ]
                 total = [t + s if len(t) else s for t, s in zip(total, sums, strict=True)]
         return [perplexity(level) for level in total]
 
