@@ -26,7 +26,7 @@ def train(
     progress: Progress | None = None,
     **options: Unpack[TrainOptions],
 ) -> Results:
-    """Train one detector per site of `data`, write the run folder `out`, return the results.
+    """Train the detectors of all sites in `data` together, and write the run folder `out`.
 
     Parameters
     ----------
@@ -35,12 +35,11 @@ def train(
     out : path
         A new folder, or with `resume` that of the interrupted run.
     config : path, optional
-        TOML file of options, as `fedvad config` prints one; `plan` gives way to it, and it to
-        `options`.
+        TOML file of options, as `fedvad config` prints it. `options` override it.
     plan : path, optional
-        TOML file of `fedvad.plan`.
+        TOML file that `fedvad.plan` wrote. `config` and `options` override it.
     cache : path, default=FEDVAD_CACHE or the user's cache folder
-        Folder of descriptors.
+        Folder in which features of images are kept for the next run.
     resume : bool, default=False
         Continue the interrupted run in `out`.
     progress : callable, optional
@@ -51,7 +50,7 @@ def train(
     Returns
     -------
     Results
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises
     ------

@@ -109,8 +109,8 @@ def test_every_byte_by_what_it_is_for() -> None:
         "method": "ours",
         "parameters": "1500000 (1.5 MB, 1.43 MiB)",
         "buffers": "20000 (20 kB, 0.02 MiB)",
-        "of the past, at most": "2250000 (2.25 MB, 2.15 MiB)",
-        "of these, codec": "30000 (30 kB, 0.03 MiB)",
+        "memory of the past, at most": "2250000 (2.25 MB, 2.15 MiB)",
+        "of it, codec": "30000 (30 kB, 0.03 MiB)",
         "optimiser, carried": "0",
         "MACs per image": "47 M",
     }

@@ -64,7 +64,7 @@ RESULTS = {
 def test_results_table():
     rows = results_table(parsed(RESULTS), name="ours")
     assert [row[0] for row in rows] == ["method", "ours", "local", "pooled"]
-    assert rows[0][-1] == "gain of ours over it (95 % interval)"
+    assert rows[0][-1] == "gain of ours over this method (95 % interval)"
     assert rows[1][1:] == ["0.960", "0.940", "0.900", "–", "0.800", "1.0 %", "80.0 %", "–"]
     assert rows[2][1:4] == ["0.847", "0.780", "0.900"]
     assert rows[2][4:] == ["–", "–", "–", "–", "+0.113 (0.090 to 0.130)"]
@@ -133,7 +133,8 @@ def test_columns_in_which_nothing_is_known_are_dropped_from_what_is_shown():
     assert [*shown[0][1:4], shown[0][-1]] == [
         "image AUROC mean", "image AUROC worst", "image AUROC all images together", "recall mean",
     ]  # fmt: skip
-    assert not {"pixel AUROC mean", "gain of federated over it (95 % interval)"} & set(shown[0])
+    gain = "gain of federated over this method (95 % interval)"
+    assert not {"pixel AUROC mean", gain} & set(shown[0])
     assert [table.title for table in rich_tables(parsed(results))] == ["Sites", "Methods"]
 
 

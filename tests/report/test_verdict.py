@@ -61,8 +61,8 @@ def test_what_people_count_is_summed_over_the_sites() -> None:
 def test_a_detector_that_misses_most_defects_says_so() -> None:
     found = limits(alder=limit(counts=(24, 0, 24, 2)))
     assert fitness(found).endswith(
-        "catches 2 of 24 defects. It misses 22 of 24 defects: an image that is not flagged says "
-        "little."
+        "catches 2 of 24 defects. It misses 22 of 24 defects: an image that is not flagged may "
+        "still show a defect."
     )
 
 

@@ -88,7 +88,7 @@ def test_results_page_and_files_hold_the_reading(odd: Made) -> None:
     assert results["pixel_images"]["plant"]["masked"] == 2
     assert json.loads((run / "results.json").read_bytes())["data"] == data
     page = (run / "report.html").read_text()
-    assert "What was read of the data" in page
+    assert "How the data were read" in page
     assert "loose in test/: move it to test/&lt;defect&gt;" in page
     assert "pixel figures on 2 of 4 defective images" in page
 

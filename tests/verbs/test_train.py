@@ -536,7 +536,7 @@ def test_without_test_images_it_tells_how_own_normals_moved(
     shown = rich_tables(results)
     assert str(shown[-1].title) == "Own normal images"
     assert shown[-1].row_count == len(SITES)
-    assert "own normal images moved" in (tmp_path / "run" / "report.html").read_text()
+    assert "each site's own normal images" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

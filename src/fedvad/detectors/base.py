@@ -61,8 +61,10 @@ class Scores:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Detector(ABC):
-    """Common contract: the constructor stores its options, which are the fields of the class;
-    `fit` learns into attributes that end in `_`.
+    """Base class of all detectors.
+
+    The constructor only stores the options, which are the fields of the class. `fit` stores what it
+    learns in attributes that end in `_`.
     """
 
     name: ClassVar[str]

@@ -57,7 +57,7 @@ def detector_class(name: str) -> type[Detector]:
 
 
 def create(name: str, *, extractor: FeatureExtractor, **options: Any) -> Detector:
-    """A detector by name, as its constructor makes it."""
+    """Create a detector by its name; `options` go to its constructor."""
     return detector_class(name)(extractor=extractor, **options)
 
 

@@ -14,7 +14,7 @@ _DESCRIBED = 20  # models that are looked into: a third of a second each
 
 
 def backbones(pattern: str | None = None) -> list[dict[str, Any]]:
-    """Families of backbones that are known to work, or models by a part of their name.
+    """List the families of tested backbones, or the models whose names contain `pattern`.
 
     Parameters
     ----------

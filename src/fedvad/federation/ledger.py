@@ -69,8 +69,9 @@ class Ledger(BaseModel):
             log.warning("round %d: %s is not trusted: %s", entry.round, site, reason)
         if entry.coverage > COVERAGE_WARNING:
             log.warning(
-                "round %d: coverage %.1f is above %.0f: the global memory misses some normal mode "
-                "and will raise false alarms; use more rows (--memory-rows) or --merge concat",
+                "round %d: coverage %.1f is above %.0f: some kind of good part is missing from the "
+                "global memory, and false alarms will rise; use more rows (--memory-rows) or "
+                "--merge concat",
                 entry.round, entry.coverage, COVERAGE_WARNING,
             )  # fmt: skip
         self.rounds.append(entry)

@@ -28,10 +28,10 @@ class MemoryBank:
     weights : (m,) float64 array
         Number of patches that each vector stands for, > 0.
     spread : (m,) float32 array
-        Root-mean-square distance of those patches to their vector, >= 0; 0 where a vector stands
-        for a single patch.
+        Root-mean-square distance of these patches to their vector, >= 0; 0 for a vector of a
+        single patch.
     origin : Origin, default=None
-        Which site sent each row in which round; None where nobody knows.
+        Which site sent each row in which round; None if unknown.
 
     Raises
     ------

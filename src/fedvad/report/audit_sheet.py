@@ -104,7 +104,7 @@ def _left(contents: Contents) -> list[str]:
     if rounds:
         each = size(ledger.bytes_up_per_site_round)
         sentences.append(
-            f"{size(sent)} went up in {rounds} round{'s' * (rounds != 1)}, {each} per site and "
+            f"{size(sent)} were sent in {rounds} round{'s' * (rounds != 1)}, {each} per site and "
             f"round; {results.ledger.rejected} uploads were refused."
         )
     if results.privacy is not None and results.privacy.epsilon is not None:

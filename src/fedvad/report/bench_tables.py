@@ -93,12 +93,12 @@ def bench_markdown(summary: Mapping[str, Any]) -> str:
 
 
 _PREAMBLE = (
-    "Mean ± standard deviation over seeds of the mean over sites. Bytes are those of serialised "
-    "messages over the whole run, of the site that sends or fetches most; pooling sends the image "
-    "files. Seconds are without the backbone, whose features are cached; ms per image is memory "
-    "search and metrics, without the backbone; of students and without a cache all of it, from the "
-    "file on. `front`: no other method sends less and scores "
-    "better. Gains are paired bootstraps over test images, 95 %."
+    "Figures are the mean over sites, as mean ± standard deviation over seeds. Bytes are those of "
+    "all messages of a run, for the site that sends or receives most; pooling sends the image "
+    "files. Seconds do not include the backbone, whose features are cached. Nor do ms per image, "
+    "which are memory search and metrics; for students and without a cache they include "
+    "everything, from reading the file on. `front`: no other method sends less and scores better. "
+    "Gains have 95 % intervals from paired bootstraps over test images."
 )
 
 

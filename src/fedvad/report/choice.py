@@ -23,10 +23,10 @@ CLEAR, FAINT, NEAR, NORMAL = GROUPS = (
     "good parts that scored highest",
 )
 RULE = (
-    "Chosen by rule, not by looks: first what the detector got wrong, worst first, missed defects "
-    "and false alarms in turn; then what it got right, closest to the threshold first, so the "
-    "clearest catches come last. Sites take turns. At most three quarters of the pictures are "
-    "mistakes, so that correct decisions are shown, too."
+    "A fixed rule chose these pictures. Mistakes come first, the worst at the top, with missed "
+    "defects and false alarms in turn. Correct decisions follow; those closest to the threshold "
+    "come first, the clearest last. Sites take turns. At most three quarters of the pictures are "
+    "mistakes."
 )
 _MISTAKES = 0.75
 

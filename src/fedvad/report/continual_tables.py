@@ -76,7 +76,7 @@ def forgetting_rows(summary: Mapping[str, Any], figure: str) -> Rows:
 
 def memory_rows(summary: Mapping[str, Any]) -> Rows:
     """Per method: every byte kept, by what it is for."""
-    header = ["method", "parameters", "buffers", "of the past, at most", "of these, codec"]
+    header = ["method", "parameters", "buffers", "memory of the past, at most", "of it, codec"]
     rows = [[*header, "optimiser, carried", "MACs per image"]]
     for name, method in summary["methods"].items():
         costs = method["costs"]
@@ -126,9 +126,9 @@ def continual_markdown(summary: Mapping[str, Any]) -> str:
         f"# {summary['title'] or summary['stream']}\n\n",
         f"{len(tasks)} tasks ({', '.join(tasks)}; order {summary['order']}), seeds "
         f"{', '.join(map(str, seeds))}; mean ± standard deviation over seeds. Figures are means "
-        "over all tasks after the last one. F1 is the best over all thresholds, which reads the "
-        "test labels. Networks: parameters of everything needed to score; memory: the most that "
-        "was kept of the past, codec included.\n\n",
+        "over all tasks after the last one. F1 is the best over all thresholds, so it reads the "
+        "test labels. Networks: parameters of everything needed to score. Memory: the most bytes "
+        "kept of past tasks, codec included.\n\n",
         to_markdown(continual_rows(summary)),
         "\n## Forgetting\n",
     ]

@@ -35,7 +35,7 @@ def results_table(results: Results, *, name: str = "federated") -> list[list[str
             "AUPRO mean",
             "false alarms mean",
             "recall mean",
-            f"gain of {name} over it{_INTERVAL_HEAD}",
+            f"gain of {name} over this method{_INTERVAL_HEAD}",
         ]
     ]
     for method, values in _methods(results, name):
@@ -116,8 +116,8 @@ def tradeoff_table(results: Results) -> list[list[str]]:
 
 
 def own_normals_table(results: Results) -> list[list[str]]:
-    """What a site sees without any defect: whether its unseen normals came nearer to memory."""
-    head = ["site", "median score alone", "median score federated", "share that came nearer"]
+    """What a site sees without any defect: whether its unseen normal images score lower."""
+    head = ["site", "median score alone", "median score federated", "share with a lower score"]
     return [head] + [
         [site, f"{own.median_alone:.4g}", f"{own.median_federated:.4g}", f"{own.share_nearer:.0%}"]
         for site, own in results.own_normals.items()

@@ -65,7 +65,7 @@ def fitness(results: Results) -> str:
         text += "false alarms"
     if whole.caught < whole.defects / 2:
         text += f". It misses {whole.defects - whole.caught} of {whole.defects} defects: an image "
-        text += "that is not flagged says little"
+        text += "that is not flagged may still show a defect"
     return f"{text}."
 
 
@@ -129,7 +129,7 @@ def gain(results: Results) -> str:
     mean = results.image_auroc.mean
     if not results.image_auroc.sites:
         return (
-            "There were no test images, so how well this detector works, and whether federation "
+            "There were no test images. Whether this detector works well, and whether federation "
             "helped, is unknown."
         )
     if mean is None or not known:

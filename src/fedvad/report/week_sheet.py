@@ -80,7 +80,7 @@ def drawn(week: Week) -> Figure:
     sheet.heading("What changed")
     sheet.paragraph(week.change["says"])
     if begun := _begun(week):
-        sheet.paragraph(f"In the week the watch said: {begun}.")
+        sheet.paragraph(f"During the week the watch reported: {begun}.")
     if week.change["missing"]:
         sheet.paragraph(f"Light, focus and position are compared after {week.change['missing']} "
                         "more images.")  # fmt: skip
@@ -120,9 +120,9 @@ def _title(week: Week) -> str:
 def _summary(week: Week) -> str:
     images, stopped, unreadable = week.counts
     if not images:
-        return "No image came in this week."
+        return "No images came in during this week."
     return (
-        f"{images} images came, {stopped} were stopped ({stopped / images:.1%}), {unreadable} "
+        f"{images} images came in; {stopped} were stopped ({stopped / images:.1%}), {unreadable} "
         "could not be read."
     )
 
@@ -136,7 +136,7 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
 
 
 def _begun(week: Week) -> str:
-    """What the watch said had changed, each from the first row after which it said so."""
+    """What the watch reported as changed, each with the time of its first report."""
     first: dict[str, str] = {}
     for row in week.rows:
         for what in row.get("changed") or ():

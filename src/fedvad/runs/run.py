@@ -105,7 +105,7 @@ class Parts(NamedTuple):
 
 
 class Run(ABC):
-    """The result of a federated training, the same for every method; `fedvad.load` reads one.
+    """The result of a federated training, with any method; `fedvad.load` reads it.
 
     sites: what is each site's own, by name. features: of the images it was trained on. method:
     as `--method` names it. data: fingerprint of the images, by which a split of them is

@@ -37,12 +37,12 @@ _CHUNK = 32  # images of which the pixels are held at a time
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a run says about one image.
+    """Score, decision and heat-map of one image.
 
-    score: higher is more anomalous; None for an image that cannot be read. threshold: what the
-    score is compared with, None where the run has none. anomalous: score > threshold; None
-    without either. map: (h, w) float32 on the patch grid, smoothed. size: (height, width) of the
-    image as it was given, in pixels. error: why it cannot be read.
+    score: higher is more anomalous; None if the image cannot be read. threshold: what the score is
+    compared with; None if the run has none. anomalous: score > threshold; None if one of the two is
+    missing. map: (h, w) float32 on the patch grid, smoothed. size: (height, width) of the given
+    image in pixels. error: why the image cannot be read.
     """
 
     score: float | None
@@ -54,11 +54,11 @@ class Prediction:
 
 
 class Predictor:
-    """Scores live images: nothing is written, no descriptor cache is read or filled.
+    """Scores images in memory, one call after another: writes no files and uses no cache.
 
-    Methods may be called from several threads: files are decoded side by side, the detector works
-    on one call at a time, since it uses all cores already. Results are those of `fedvad predict`.
-    Use it as a context manager, or call `close`.
+    Results are those of `fedvad predict`. Methods may be called from several threads: files are
+    decoded in parallel, and the detector works on one call at a time, since it uses all cores. Use
+    it as a context manager, or call `close`.
     """
 
     def __init__(
@@ -112,18 +112,35 @@ class Predictor:
         max_pixels: int | None = None,
         max_expansion: int | None = None,
     ) -> Self:
-        """The predictor of a run folder.
+        """Make the predictor of a run folder.
 
-        Without `site` what all sites share and the median threshold of the sites decide; a run of
-        one site means that one. `threshold` or `target_fpr` replaces the run's threshold, as
-        `pipeline.decision.choose_threshold` says. `weights`, `engine` and `device` replace what
-        was stored at training, for a run that was moved to another machine; a stored device that
-        this one lacks becomes the CPU, with a warning. An image of more than `max_pixels` pixels
-        (None: the limit of the training) counts as unreadable, before any is decoded, and so does
-        one of more than a megapixel that has over `max_expansion` pixels for each byte of its
-        file. Raises `ConfigError` for a site
-        that the run does not know or an option that cannot be met, `ArtefactError`, `WeightsError`,
-        or `MismatchError` when the backbone's values differ.
+        Parameters
+        ----------
+        run : path
+            Run folder.
+        site : str, optional
+            Site whose memory and threshold are used. None uses what all sites share, and the median
+            of their thresholds; in a run of one site it means that site.
+        reference : {"global", "local", "union"}, optional
+            As that of `fedvad.predict`.
+        threshold, target_fpr : float, optional
+            Replace the run's threshold, see `runs.decision.choose_threshold`.
+        weights, engine, device : optional
+            As those of `fedvad.predict`. If the machine lacks the device of the training, the CPU
+            is used, with a warning.
+        max_pixels : int, optional
+            An image of more pixels counts as unreadable, and is not decoded. None takes the limit
+            of the training.
+        max_expansion : int, optional
+            An image of more than a megapixel with more pixels than this for each byte of its file
+            counts as unreadable. None sets no limit.
+
+        Raises
+        ------
+        ConfigError
+            If the run does not know the site, or an option cannot be met.
+        ArtefactError, WeightsError, MismatchError
+            See `fedvad.errors`; `MismatchError` if the backbone's values differ.
         """
         check_reference(reference)
         check_threshold_options(threshold, target_fpr)
@@ -164,12 +181,13 @@ class Predictor:
     def predict(
         self, images: Iterable[ImageLike], *, names: Sequence[str] | None = None
     ) -> list[Prediction]:
-        """One result per image, in order: paths, bytes of image files, arrays, PIL images, tensors.
+        """Score images, one result for each, in the same order.
 
-        `data.arrays.to_rgb` says what becomes of each; arrays are RGB, not BGR as of OpenCV. What
-        cannot be decoded becomes a result with `error`; the others continue. `names` stand for the
-        images in messages. Raises `DataError` for an array of another shape or a thing that is no
-        image, `ConfigError` for a single image instead of a list, or after `close`.
+        images: paths, bytes of image files, arrays, PIL images or tensors, see
+        `data.arrays.to_rgb`. Arrays are RGB, not BGR as OpenCV gives them. An image that cannot be
+        decoded gives a result with `error`; the others continue. names: what messages call the
+        images. Raises `DataError` for an array of another shape or something that is no image;
+        `ConfigError` for a single image instead of a list, or after `close`.
         """
         if is_image(images) or not isinstance(images, Iterable):
             raise ConfigError(

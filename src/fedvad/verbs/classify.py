@@ -22,7 +22,7 @@ _COLOURS = 7  # steps through the colours between one class and the next: neighb
 def classify_scene(
     scene: Path, classes: Path, *, out: Path | None = None, **options: Any
 ) -> tuple[Classified, dict[str, Any]]:
-    """Name the class of every pixel of a scene, and what agrees with the labels.
+    """Find the class of every pixel of a scene, and measure how many agree with the labels.
 
     Parameters
     ----------

@@ -80,10 +80,10 @@ def connectivity(
     cache: AnyCache | None = None,
     progress: Progress | None = None,
 ) -> list[Curve]:
-    """Follow loss and AUROC on the straight line between the weights of two trained students.
+    """Measure loss and AUROC along the straight line between the weights of two trained students.
 
-    At both ends a site has its own run's batch statistics; between them they are estimated again,
-    from the images that the first run trained on.
+    At both ends a site uses the batch statistics of that run. In between they are estimated again,
+    from the training images of the first run.
 
     Parameters
     ----------
@@ -92,23 +92,23 @@ def connectivity(
     data : path
         Folder of the sites that both trained on, with test images.
     beside : (path, path), optional
-        A second pair of runs, for the same picture.
+        A second pair of runs, drawn into the same plot.
     out : path, optional
         HTML page with the curves.
     points : int, default=21
-        Of a curve, both ends among them; 2 at least.
+        Points of a curve, including both ends; at least 2.
     cache, progress
         As those of `bench`.
 
     Returns
     -------
     list of Curve
-        One of each pair: `at`, `loss`, `auroc` and `barrier`.
+        One per pair: `at`, `loss`, `auroc` and `barrier`.
 
     Raises
     ------
     ConfigError, DataError, ArtefactError, MismatchError
-        For runs that cannot be mixed, or whose sites `data` does not have.
+        If the runs cannot be mixed, or `data` lacks their sites.
 
     Examples
     --------

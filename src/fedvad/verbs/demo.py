@@ -40,7 +40,7 @@ def demo(
     out : path, default="fedvad-demo"
         A new folder, or that of an earlier demo, which is replaced.
     seed : int, default=0
-        Of the drawn images and of the run.
+        Fixes the drawn images and the run.
     progress : callable, optional
         As that of `train`.
 
@@ -52,7 +52,7 @@ def demo(
     Raises
     ------
     ConfigError, StorageError
-        For an `out` that exists and is no earlier demo; when the disk refuses.
+        If `out` exists and is no earlier demo; if the disk refuses.
 
     Examples
     --------

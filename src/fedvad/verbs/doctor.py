@@ -53,7 +53,7 @@ State = Literal["ok", "warning", "wrong"]
 
 
 class Check(NamedTuple):
-    """One finding. says: what is there. mend: what to do, empty where nothing is to be done."""
+    """One finding. says: what was found. mend: what to do about it; empty for nothing."""
 
     name: str
     state: State
@@ -70,7 +70,7 @@ def doctor(
     port: int = PORT,
     cache: AnyCache | None = None,
 ) -> dict[str, Any]:
-    """Examine this installation, and a run, images or a deployment; nothing is changed.
+    """Check this installation, and optionally a run, images or a deployment. Changes nothing.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def doctor(
     weights, engine, device, cache : optional
         As those of `fedvad.evaluate`.
     port : int, default=8000
-        On which `fedvad serve` would listen.
+        Port on which `fedvad serve` would listen.
 
     Returns
     -------

@@ -59,25 +59,32 @@ def evaluate(
     defect: Names = (),
     progress: Progress | None = None,
 ) -> Results:
-    """Measure a run on labelled images, also of sites that never trained.
+    """Measure a run on labelled images, including those of sites that never trained.
 
-    A site of the run uses its own parts and threshold. A site that never trained uses those of all
-    sites; where its folder has normal training images its threshold comes from those (from the site
-    of the run that trained on the very same ones, if one did), else it borrows the median of the
-    run's thresholds. The split of the training is repeated where `data` holds the same images.
-    What a report needs is kept in `out`, with the page; without `out` in the run folder itself,
-    unless that holds the results of a training.
+    A site of the run uses its own memory and threshold. A site that never trained uses what all
+    sites share. Its threshold is, in this order: that of a site of the run which trained on exactly
+    the same images; one found from the normal training images in its folder; the median of the
+    run's thresholds. If `data` holds the images of the training, they are split as they were then.
+
+    The report and what it needs go to `out`. Without `out` they go to the run folder, unless that
+    holds the results of a training.
 
     Parameters
     ----------
-    run, data : path
-        Run folder, and a folder of sites or one set with test images.
+    run : path
+        Run folder.
+    data : path
+        Folder of sites, or one set, with test images.
     reference : {"global", "local", "union"}, optional
-        Memory that scores: of all sites, the site's own, or both; None takes the run's.
-    weights, engine, device, max_pixels : optional
-        In place of those of the training, for a run that was moved: file of the backbone's weights,
-        "openvino", "openvino-bf16" or "torch", "cpu", "cuda" or "mps", and greatest number of
-        pixels of an image.
+        Memory to compare with: that of all sites, the site's own, or both. None takes the run's.
+    weights : path, optional
+        File of the backbone's weights, if it was moved since the training.
+    engine : {"openvino", "openvino-bf16", "torch"}, optional
+        What computes the backbone; None takes that of the training.
+    device : {"cpu", "cuda", "mps"}, optional
+        None takes that of the training.
+    max_pixels : int, optional
+        An image of more pixels counts as unreadable; None takes the limit of the training.
     max_bad : float in [0, 1], optional
         Share of unreadable images tolerated per site; None takes that of the training.
     cache, progress : optional
@@ -85,14 +92,14 @@ def evaluate(
     heatmaps : path, optional
         PNG file to write with a contact sheet.
     out : path, optional
-        Folder for the results and a page of their own.
+        Folder for the results and their report.
     good, defect : str or list of str, default=()
         Names of folders with normal images and with defects, beyond `good`.
 
     Returns
     -------
     Results
-        In the shape that `train` returns, with nothing compared.
+        As `train` returns them, without comparisons.
 
     Raises
     ------

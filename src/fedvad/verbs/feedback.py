@@ -42,9 +42,9 @@ def feedback(
 ) -> dict[str, Any]:
     """Tell a run that an image of a site is normal, or shows a defect.
 
-    Of a normal image the patches that the memory covers worst join what is normal at the site. Of a
-    defect the highest patches raise the score of patches that are nearer to them than to anything
-    normal, and are never taken as normal at the site.
+    From a normal image, the patches that the memory represents worst are added to the site's
+    memory. From a defect, the patches with the highest scores are kept: they raise the score of
+    patches that are nearer to them than to anything normal, and are never learned as normal.
 
     Parameters
     ----------
@@ -53,12 +53,12 @@ def feedback(
     image : path
         File of the image.
     verdict : {"normal", "defect"}
-        What it shows. It counts at this site from the next image on; thresholds and other sites
-        stay as they are.
+        What the image shows. The verdict takes effect at this site from the next image on.
+        Thresholds and other sites stay as they are.
     site : str, optional
-        Whose image it is; not needed where the run has only one.
+        Site that the image belongs to; not needed if the run has only one.
     region : four ints, optional
-        x, y, width and height in pixels, where a part of the image is meant.
+        x, y, width and height in pixels, if the verdict is about a part of the image.
     weights, engine, device, cache : optional
         As those of `fedvad.evaluate`.
     file_name : str, optional
@@ -160,7 +160,7 @@ def list_feedback(run: AnyPath) -> list[dict[str, Any]]:
 
 
 def undo_feedback(run: AnyPath, number: int) -> dict[str, Any]:
-    """Let an answer count no longer, at sites that it was shared with neither.
+    """Take an answer back, also at the sites that it was shared with.
 
     Parameters
     ----------
@@ -196,21 +196,21 @@ def undo_feedback(run: AnyPath, number: int) -> dict[str, Any]:
 
 
 def share_feedback(run: AnyPath, *, with_defects: bool = False) -> dict[str, Any]:
-    """Let the answered false alarms of each site of a run count at all its sites.
+    """Share the answered false alarms of each site of a run with all its sites.
 
     Parameters
     ----------
     run : path
         Run folder.
     with_defects : bool, default=False
-        Let confirmed defects raise scores at all sites, too; at no site where their patches lie
-        among its own normal rows.
+        Also let confirmed defects raise scores at all sites, except where their patches lie among
+        a site's own normal rows.
 
     Returns
     -------
     dict
-        `rows` that joined and patches of `defects` by site, `memory_rows` of all sites together,
-        and why sites were `refused` by the defence of merges.
+        By site: `rows` added, patches of `defects`, and the reason if the defence `refused` it.
+        Also `memory_rows` of all sites together.
 
     Raises
     ------

@@ -77,30 +77,30 @@ def forget(
     cache: AnyCache | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Take a site, or one image of it, out of every memory of a run.
+    """Remove a site, or one of its images, from every memory of a run.
 
-    The other sites' memories are merged again. After one round that is the federation that never
-    had the site, to the bit, its sites' seeds being what they were. After more rounds the others
-    did not send what the site had sent before: with `data` they send it after all, see
-    `runs.repair`.
+    The memories of the other sites are merged again. After a single round the result equals, to
+    the bit, a federation that never had the site (with the same seeds). After several rounds there
+    are gaps: the others did not send what the leaving site had sent already. With `data` they fill
+    these gaps, see `runs.repair`.
 
     Parameters
     ----------
     run : path
         Run folder.
     site : str, optional
-        Who leaves; not needed with `image` where the run has only one.
+        Site to forget, or whose image to forget; not needed with `image` if the run has only one.
     image : path or str, optional
-        File of the site, or the digest of one that is gone, to forget instead of the site.
+        Forget only this image: its file, or its digest if the file is gone.
     data : path, optional
-        Folder of the sites that stay, which then fill in what they relied on the leaving site
-        for, and get exact thresholds.
+        Folder of the remaining sites. They then fill the gaps that the leaving site left, and get
+        exact thresholds.
     key : path, optional
         Private key that signs a receipt.
     receipt : path, optional
         File of the receipt; `forgot-SITE.fedvad` in the run folder by default.
     no_receipt : bool, default=False
-        Do without one, in place of `key`.
+        Write no receipt; then no `key` is needed.
     weights, engine, device, cache : optional
         As those of `fedvad.evaluate`.
     progress : callable, optional
@@ -109,7 +109,7 @@ def forget(
     Returns
     -------
     dict
-        What the receipt says. Results, pages and pictures made of the run are removed.
+        What the receipt says. Results, reports and pictures of the run are removed.
 
     Raises
     ------

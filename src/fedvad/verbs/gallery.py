@@ -57,19 +57,19 @@ def gallery(
     out : path
         PNG file to write.
     kinds : str or list of str, default=all
-        Kinds of defects; text separates them with commas.
+        Kinds of defects; in a string, separated by commas.
     seed : int, default=0
-        Of the images chosen and defects drawn.
+        Fixes the choice of images and the defects.
     rows : int, default=2
         Rows of images per kind, >= 1.
     foreground : "none", "otsu" or int from 0 to 254, default="none"
-        Where the object is; a number is a grey level.
+        How the object is found; a number is a threshold of grey levels.
     textures : path, optional
         Folder of images to fill textures with.
     image_size : int, default=256
         Side of the images in pixels, >= 16.
     max_pixels : int, default=100 000 000
-        An image of more is unreadable.
+        An image of more pixels counts as unreadable.
     good, defect : str or several, default=()
         Names of folders with normal images and with defects, besides `good`.
     progress : callable, optional
@@ -78,9 +78,9 @@ def gallery(
     Returns
     -------
     dict
-        Path, bytes, the median milliseconds of a defect by kind, and for every defect its kind
-        asked for and drawn, site, file, area (share of the image) and change (mean absolute, in
-        grey levels).
+        Path, bytes, and the median milliseconds of a defect by kind. For every defect also the kind
+        asked for, the kind drawn, site, file, area (share of the image) and change (mean absolute,
+        in grey levels).
 
     Raises
     ------

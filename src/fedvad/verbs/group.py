@@ -76,12 +76,12 @@ def group(
     progress: Progress | None = None,
     **options: Unpack[TrainOptions],
 ) -> Grouping:
-    """Find which sites of `data` look at the same kind of product, from their normal images.
+    """Find out which sites have the same kind of product, from their normal images.
 
     Parameters
     ----------
     data : path
-        Folder with one folder per site, two at least, with 8 normal images each.
+        Folder with at least two sites, one folder each, with at least 8 normal images.
     out : path, optional
         Also train a federation within each group, into `out`/group1, `out`/group2, ...
     tolerance : float in [0, 1), default=0.25

@@ -49,31 +49,32 @@ _ARRAYS = {"vectors", "weights", "spread"}
 def inspect(
     path: AnyPath, *, trust: AnyPath | None = None, good: Names = (), defect: Names = ()
 ) -> dict[str, Any]:
-    """What is in a run folder, a file of fedvad's or a public key, or how a data folder is read.
+    """Say what is in a run folder, a file of fedvad's or a public key, or how data are read.
 
     Parameters
     ----------
     path : path
+        Run folder, file, or folder of images.
     trust : path, optional
-        Public key, or folder of them, that a message or receipt must be signed with: `trusted` in
-        the result says whether it is.
+        Public key, or folder of public keys. `trusted` in the result says whether one of them
+        signed the message or receipt.
     good, defect : str or list of str, default=()
         Names of folders with normal images and with defects, beyond `good`.
 
     Returns
     -------
     dict
-        path, bytes, kind, what the file says of itself and for every array its shape, type, bytes
-        and range; of a run also a summary; of a folder of images `data`, what is read of it, as
-        which label, and what is not; of a message also `contents`, `signature` and `says`,
-        sentences for an auditor.
+        path, bytes, kind, what the file says about itself, and for every array its shape, type,
+        bytes and range. For a run also a summary. For a folder of images also `data`: what is read,
+        as which label, and what is not read. For a message also `contents`, `signature` and `says`
+        (sentences for an auditor).
 
     Raises
     ------
     ArtefactError, DataError
-        For a file or folder that is none of these.
+        If the file or folder is none of these.
     ConfigError
-        For `trust` with what carries no signature, and a `.pub` file that holds no key.
+        If `trust` is given for something without a signature, or a `.pub` file holds no key.
 
     Examples
     --------

@@ -43,10 +43,10 @@ _HEAD = "# A plan for `fedvad train --plan`"  # by which a file of ours is known
 class Plan:
     """What `plan` found.
 
-    sites: fingerprints by site. choices: options for `train`, each with its reason; given: those
-    that somebody gave, which win. remarks: sentences on the data. doubtful: normal images that are
-    unlike the others of their site, the least likely first, each with its score in multiples of the
-    usual one; None where nobody asked.
+    sites: fingerprints by site. choices: options for `train`, each with its reason. given: options
+    that you gave, which win. remarks: sentences on the data. doubtful: normal images that differ
+    from the others of their site, the least likely first, each with its score in multiples of the
+    usual one; None without `suspects`.
     """
 
     sites: Mapping[str, Fingerprint]
@@ -113,11 +113,11 @@ def plan(
     out : path, optional
         File to write the plan into, for `train`.
     budget : float, optional
-        Seconds that one image may take in the backbone on this machine, above 0: more of an image
-        is read where there is time. None reads images as `image_size = "auto"` does.
+        Seconds that one image may take in the backbone on this machine, above 0. The more time,
+        the larger the images that the plan chooses. None chooses as `image_size = "auto"` does.
     suspects : path, optional
-        PNG file to write with normal images that are unlike the others of their site, which the
-        plan then lists; with one folder only, all of whose normal images pass the backbone.
+        PNG file to write with the normal images that differ most from the others of their site;
+        the plan then lists them. Needs one folder; all its normal images pass the backbone.
     cache, progress, **options
         As those of `train`.
 

@@ -48,32 +48,39 @@ def predict(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Score images with a trained run: decision and heat-map of each. Nothing is cached.
+    """Score images with a trained run: score, decision and heat-map of each. Nothing is cached.
 
-    Everything is checked at the call; an image is scored when its result is asked for.
+    The call itself checks everything. Each image is scored when you ask for its result.
 
     Parameters
     ----------
     run : path
+        Run folder.
     images : path, bytes, array, PIL image or torch tensor, or several of them
-        Paths are files or folders; bytes are those of a file; arrays are RGB, uint8 (H, W, 3) (see
-        `fedvad.data.arrays.to_rgb`). Those without a path are called images[0], images[1], ...
+        Paths of files or folders; the bytes of an image file; RGB arrays, uint8 (H, W, 3) (see
+        `fedvad.data.arrays.to_rgb`). Images without a path are called images[0], images[1], ...
     site : str, optional
-        Site whose own parts and threshold are used; None decides by the median of all sites'.
+        Site whose memory and threshold are used. None uses what all sites share, and the median of
+        their thresholds.
     reference : {"global", "local", "union"}, optional
-        Memory that scores: of all sites, the site's own, or both; None takes the run's.
+        Memory to compare with: that of all sites, the site's own, or both. None takes the run's.
     threshold : float, optional
-        Score that decides, in place of the run's threshold.
+        Threshold to use instead of the run's, in the unit of the score.
     target_fpr : float in [1e-6, 0.5], optional
-        Wanted false-alarm rate, for which the threshold is found again. Not with `threshold`.
+        Find the threshold for this false-alarm rate, from scores that the run keeps. Not with
+        `threshold`.
     out : path, optional
-        Folder for what `save` names; neither a run folder nor one of the images.
+        Folder for the files that `save` names. It must not be a run folder or hold the images.
     save : str or list of str, optional
-        Of "overlays", "maps", "maps16", "masks", "boxes" and "csv"; None saves overlays.
-    weights, engine, device, max_pixels : optional
-        In place of those of the training, for a run that was moved: file of the backbone's weights,
-        "openvino", "openvino-bf16" or "torch", "cpu", "cuda" or "mps", and greatest number of
-        pixels of an image.
+        Some of "overlays", "maps", "maps16", "masks", "boxes" and "csv"; None saves overlays.
+    weights : path, optional
+        File of the backbone's weights, if it was moved since the training.
+    engine : {"openvino", "openvino-bf16", "torch"}, optional
+        What computes the backbone; None takes that of the training.
+    device : {"cpu", "cuda", "mps"}, optional
+        None takes that of the training.
+    max_pixels : int, optional
+        An image of more pixels counts as unreadable; None takes the limit of the training.
     progress : callable, optional
         Called with a stage, the steps done and their number.
 

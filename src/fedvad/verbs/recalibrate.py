@@ -51,9 +51,9 @@ def calibrate(
     """Find a site's thresholds again from images of good parts, and keep them in the run.
 
     The rule is that of the training: with `threshold_rule` federated, the scores that the run
-    keeps of other sites count as well. Results and reports in the folder stay those of the
-    thresholds before. Images that trained may be among `normals` only where memory rows are real
-    patches (see `TrainConfig.keeps_patches`); elsewhere the threshold would be too low.
+    keeps of other sites count as well. Results and reports in the folder are not changed; they
+    show the earlier thresholds. `normals` may contain training images only if memory rows are real
+    patches (see `TrainConfig.keeps_patches`); otherwise the threshold would be too low.
 
     Parameters
     ----------
@@ -65,14 +65,18 @@ def calibrate(
     target_fpr : float in [1e-6, 0.5], optional
         Wanted false-alarm rate; None takes that of the training.
     force : bool, default=False
-        Keep a threshold more than 1.5 times the present one, which is otherwise refused: a
-        defect among the images raises it, and defects pass from then on.
+        Accept a threshold more than 1.5 times the present one. Otherwise it is refused, because a
+        defect among the images would raise the threshold and let defects pass.
     undo : bool, default=False
-        Put the site's thresholds before its last calibration back; without `normals`.
-    weights, engine, device, max_pixels : optional
-        In place of those of the training, for a run that was moved: file of the backbone's weights,
-        "openvino", "openvino-bf16" or "torch", "cpu", "cuda" or "mps", and greatest number of
-        pixels of an image.
+        Restore the site's thresholds from before its last calibration; without `normals`.
+    weights : path, optional
+        File of the backbone's weights, if it was moved since the training.
+    engine : {"openvino", "openvino-bf16", "torch"}, optional
+        What computes the backbone; None takes that of the training.
+    device : {"cpu", "cuda", "mps"}, optional
+        None takes that of the training.
+    max_pixels : int, optional
+        An image of more pixels counts as unreadable; None takes the limit of the training.
     cache, progress : optional
         As those of `train`.
 
@@ -80,13 +84,13 @@ def calibrate(
     -------
     dict
         site, reference, thresholds (before, now and method by reference) and, unless undone,
-        images, target_fpr, promised (a sentence) and above_before (images above the threshold that
-        held before, highest first).
+        images, target_fpr, promised (a sentence) and above_before (images above the earlier
+        threshold, highest first).
 
     Raises
     ------
     ConfigError, DataError, ArtefactError
-        See `fedvad.errors`; `DataError` for a suspicious threshold, too. Nothing is changed then.
+        See `fedvad.errors`; a suspicious threshold is a `DataError`. The run stays as it was.
 
     Examples
     --------

@@ -57,7 +57,7 @@ _Read = TypeVar("_Read", Scores, Gallery)
 
 
 class Written(TypedDict):
-    """What `report` wrote: where, how large, and how many pictures are in it or are not."""
+    """What `report` wrote: path, size, and how many pictures it shows or leaves out."""
 
     path: str
     bytes: int
@@ -68,7 +68,7 @@ class Written(TypedDict):
 def write_report(
     run: AnyPath, out: AnyPath | None = None, *, pictures: bool = True, pdf: bool = False
 ) -> Written:
-    """Write the HTML page of a run folder, or one page to print; the data is not needed.
+    """Write the report of a run as an HTML file, or one page to print, without the data.
 
     Parameters
     ----------
@@ -76,9 +76,9 @@ def write_report(
     out : path, optional
         File to write; by default report.html, or audit.pdf, in `run`.
     pictures : bool, default=True
-        Whether to show test images; without them the page may leave the sites.
+        Whether to show test images. Without them the report holds no picture of a site.
     pdf : bool, default=False
-        One page for a review board, in place of the HTML page.
+        Write one page for a review board instead of the HTML report.
 
     Returns
     -------

@@ -73,21 +73,21 @@ def train_signals(
     memories: MemoriesConfig | None = None,
     progress: Progress | None = None,
 ) -> list[SignalResult]:
-    """`fedvad signals`: find odd windows of multivariate signals, learned by all sites together.
+    """`fedvad signals`: find anomalous windows of signals, with a model that all sites train.
 
     Parameters
     ----------
     data : path
-        Folder with one folder per site: train.npy (n, channels, length) of normal windows, and
-        perhaps test.npy and labels.npy (0 normal, 1 anomalous).
+        Folder with one folder per site. It holds train.npy, (n, channels, length) normal windows;
+        optionally test.npy, and labels.npy (0 normal, 1 anomalous).
     out : path, optional
         Folder for scores and models.
     rounds, steps : int, default=5, 100
         Rounds, and training steps of a site in each.
     seed : int, default=0
-        Of all random choices.
+        Fixes all random choices.
     quantile : float in (0, 1), default=0.98
-        Of the scores of held-out normal windows: the threshold.
+        The threshold is this quantile of the scores of held-out normal windows.
     memories : MemoriesConfig, optional
         Number and size of the memories.
     progress : callable, optional
@@ -96,7 +96,7 @@ def train_signals(
     Returns
     -------
     list of SignalResult
-        One of each site: `model`, `scores`, `auroc` and `f1`.
+        One per site: `model`, `scores`, `auroc` and `f1`.
 
     Raises
     ------

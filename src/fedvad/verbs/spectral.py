@@ -95,7 +95,7 @@ def score_scenes(
     progress: Progress | None = None,
     **options: Any,
 ) -> list[ScoredScene]:
-    """`fedvad spectral`: a map of odd pixels of each hyperspectral scene, and its figures.
+    """`fedvad spectral`: map the anomalous pixels of hyperspectral scenes, and measure the maps.
 
     Parameters
     ----------
@@ -106,18 +106,18 @@ def score_scenes(
     masks : path, or several, default=()
         Ground truths, one per scene.
     moments : paths or Moments, default=()
-        Of all sites, in place of the scene's own, for "rx".
+        For "rx": moments of all sites, used instead of the scene's own.
     save_moments : path, optional
         File to write the scenes' moments into.
     save_backbone : path, optional
-        File to write weights of the backbone "spectral" into, from `moments`, else from
-        those of the scenes, which then must be of normal pixels.
+        File to write the weights of the backbone "spectral" into. They come from `moments` or,
+        without these, from the scenes, which must then hold normal pixels only.
     out : path, optional
         Folder for the maps.
     progress : callable, optional
         Called with a stage, the steps done and their number.
     **options
-        Of the detector, such as `windows=(17, 15)`.
+        Options of the detector, such as `windows=(17, 15)`.
 
     Returns
     -------

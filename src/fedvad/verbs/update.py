@@ -59,12 +59,12 @@ def update(
     cache: AnyCache | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Let new normal images join a run, without reading the old ones.
+    """Add new normal images to a run, without reading the old ones.
 
-    A site's memory gains the patches that the run covers worst, and is thinned to the rows that a
-    training allows it. All sites' memories are then merged as the server merges them. The scores
-    that the run keeps of the images before join those of the new ones, but for near copies of the
-    first.
+    The site's memory gains those new patches that it represents worst, and is reduced to as many
+    rows as in training. The memories of all sites are then merged as the server merges them.
+    Thresholds use the scores that the run keeps of its earlier images, and those of the new images.
+    A new image that nearly repeats an earlier one does not count.
 
     Parameters
     ----------
@@ -73,10 +73,10 @@ def update(
     data : path
         Folder of normal images of one site, or of sites as `train` reads them.
     site : str, optional
-        Whose images these are, of the run or a new one; not needed where `data` has sites, or the
-        run has only one.
+        Site that the images belong to: one of the run, or a new one. Not needed if `data` has
+        sites, or the run has only one.
     dry_run : bool, default=False
-        Change nothing.
+        Only report what would change.
     weights, engine, device, cache : optional
         As those of `fedvad.evaluate`.
     progress : callable, optional
@@ -86,7 +86,7 @@ def update(
     -------
     dict
         What changed: rows, thresholds and alarms on the new images, before and now. `undo_update`
-        takes it back.
+        undoes it.
 
     Raises
     ------

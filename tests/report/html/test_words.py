@@ -28,8 +28,8 @@ def test_warnings_tell_what_is_wrong_and_nothing_else() -> None:
     text = "\n".join(warnings(Results.parse(values, "it"), costs, scores))
     for part in (
         "Round 2: the upload of alder was refused: it was too large", "coverage 7.2 is above 3",
-        "alder is worse off than alone", "20 of 100 normal test images (20.0%)",
-        "parametric bounds", "1 image could not be read",
+        "alder does worse with federation than alone", "20 of 100 normal test images (20.0%)",
+        "an assumed distribution", "1 image could not be read",
     ):  # fmt: skip
         assert part in text
 
@@ -83,7 +83,7 @@ def test_what_a_row_is(config: dict[str, Any], real: bool) -> None:
     text = what_is_sent(config, 72, "rows")
     assert "72 numbers in float16" in text
     assert ("one real patch" in text) == real
-    assert ("averages or moved values" in text) == (not real)
+    assert ("averages or shifted values" in text) == (not real)
     assert "float32" in what_is_sent(config | {"precision": "float32"}, None, "rows")
 
 

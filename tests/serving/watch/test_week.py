@@ -79,10 +79,10 @@ def test_a_page_as_pdf_and_as_html(line: Path, tmp_path: Path) -> None:
     page = tmp_path / "week.html"
     fedvad.week(line, page, until=date(2026, 3, 2))
     text = page.read_text()
-    assert "In the week the watch said: light (since 2026-03-02 12:20)." in text
+    assert "During the week the watch reported: light (since 2026-03-02 12:20)." in text
     assert ">What changed</text>" in text  # selectable, in the page itself
     assert "alder, 2026-02-24 to 2026-03-02" in text
-    assert "120 images came, 12 were stopped (10.0%), 4 could not be read." in text
+    assert "120 images came in; 12 were stopped (10.0%), 4 could not be read." in text
 
 
 def test_the_command_and_its_mistakes(

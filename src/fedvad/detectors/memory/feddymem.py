@@ -44,9 +44,9 @@ def map_columns(
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MemoryDetector(PatchDetector):
-    """Scores by distance to a memory bank, in the space of a generator.
+    """Scores patches by their distance to a memory bank.
 
-    bank_: the memory, in the space of generator_, which is the identity unless trained.
+    bank_: the memory, after generator_. generator_: the identity, unless it is trained.
     """
 
     def __post_init__(self) -> None:
@@ -184,9 +184,9 @@ class PatchCore(MemoryDetector):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FedDyMem(MemoryDetector):
-    """A site's dynamic memory on its own; runners join several of them into a federation.
+    """The dynamic memory of a single site; a federation merges the memories of several.
 
-    scoring: by default that of `config`.
+    scoring: None takes that of `config`.
     """
 
     name: ClassVar[str] = "feddymem"

@@ -49,20 +49,21 @@ _TRAIN = TrainConfig(decay="cosine", patience=None, validate_every=50)
 class StudentDetector(Detector):
     """Scores by the distance between a frozen teacher and a student trained on normal images.
 
-    layers: taps to distil, by the backbone's count; None takes the extractor's. combine: see
-    `combine_maps`. train: options of the training. held_out: share of the normal images that
-    only decide when to stop and the scale of the scores. smooth, top: as in `ScoringConfig`, but
-    the paper's by default: no smoothing, the maximum. jitter: images are learned under three other
-    lights as well, with brightness and contrast scaled by up to 1 +- this; 0 is none. cache_bytes:
-    bound of the memory for what is computed once, see `TrainingSet`.
+    layers: layers of the backbone to distil, counted as the backbone does; None takes the
+    extractor's. combine: see `combine_maps`. train: options of the training. held_out: share of
+    the normal images that are not trained on; they decide when to stop, and give the scale of the
+    scores. smooth, top: as in `ScoringConfig`; by default as in the paper, without smoothing and
+    with the maximum. jitter: also learn each image under three other lights, with brightness and
+    contrast scaled by up to 1 +- this; 0 switches it off. cache_bytes: limit of the memory for what
+    is computed only once, see `TrainingSet`.
 
-    Map: m = M / s, M the combined map of the levels and s the median image score of M over the
-    held-out normal images (of the training images, if there is but one image). So an image score
-    of 1 is that of a typical unseen normal image, at every site and for every backbone. Ours.
+    Map: m = M / s, where M is the combined map of the levels, and s the median image score of M
+    over the held-out normal images (over the training images, if there is only one image). So a
+    typical unseen normal image scores 1, at every site and with every backbone. This scale is ours.
 
-    parts: what sites train and average one after another. recipe: images that each of them is
-    trained on in all, as in the method's paper. own_values: what of `state` is each
-    site's own where sites share a student. site: what trains. net_: the trained net. scale_: s.
+    parts: what sites train and average, one after another. recipe: images that each part is
+    trained on in total, as in the method's paper. own_values: values of `state` that stay each
+    site's own when sites share a student. site: what trains. net_: the trained net. scale_: s.
     log_: how the training went.
     """
 

@@ -63,9 +63,9 @@ def bench(
 ) -> dict[str, Any]:
     """Compare methods over sets and seeds under one protocol; tables and plots in `out`.
 
-    A finished cell is kept in `out`/cells and used again as long as its options, seed and fedvad
-    version are the same, so that an interrupted bench continues where it stopped. Sets that are not
-    there and cells that fail are named in the summary and in the tables; the others continue.
+    An interrupted bench continues where it stopped: a finished cell (one method, set and seed) is
+    kept in `out`/cells and used again as long as options, seed and fedvad version are the same.
+    Missing sets and failed cells are named in the summary and in the tables; the others continue.
 
     Parameters
     ----------

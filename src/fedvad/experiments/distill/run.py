@@ -69,10 +69,10 @@ def distill_backbone(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """`fedvad distill`: teach a small backbone by large ones; the file is a backbone everywhere.
+    """`fedvad distill`: train a small backbone to give the features of larger ones.
 
-    A checkpoint is kept every `checkpoint` steps of the recipe and after every stage, from which
-    `resume` continues to the same file.
+    The resulting file is accepted wherever a backbone is. A checkpoint is kept every `checkpoint`
+    steps of the recipe and after every stage; `resume` continues from it to the same file.
 
     Parameters
     ----------

@@ -25,8 +25,8 @@ def rounds_table(ledger: Ledger) -> Rows:
     """One row per round, the header first."""
     spread = any(entry.generator_spread for entry in ledger.rounds)
     some = not is_covered(ledger)
-    head = ["round", "sites", "rows up", "rows in memory", *["coverage"] * some, "drift",
-            "bytes up", "bytes down", "refused"]  # fmt: skip
+    head = ["round", "sites", "rows sent", "rows in memory", *["coverage"] * some, "drift",
+            "bytes sent", "bytes received", "refused"]  # fmt: skip
     rows = [head + ["generator spread"] * spread]
     for entry in ledger.rounds:
         row = [
@@ -53,7 +53,7 @@ def is_covered(ledger: Ledger) -> bool:
 
 def site_bytes_table(ledger: Ledger) -> Rows:
     """One row per site with its sums over the rounds, then all sites; the header first."""
-    rows = [["site", "uploads", "rows up", "bytes up", "bytes down"]]
+    rows = [["site", "uploads", "rows sent", "bytes sent", "bytes received"]]
     sums = [0, 0, 0, 0]
     for site in _sites(ledger):
         figures = [
@@ -74,7 +74,7 @@ def traffic_table(ledger: Ledger) -> Rows | None:
     sites = _sites(ledger)
     if len(sites) * len(ledger.rounds) > _MOST_CELLS:
         return None
-    rows = [["site", *(f"round {e.round}: up / down" for e in ledger.rounds)]]
+    rows = [["site", *(f"round {e.round}: sent / received" for e in ledger.rounds)]]
     for site in sites:
         cells = []
         for entry in ledger.rounds:

@@ -195,12 +195,12 @@ def _tiles(results: Results, ledger: Ledger, sent_is: str) -> list[tuple[str, st
         tiles.append(("mean image AUROC", f"{ours.mean:.3f}", remark))
     if ours.worst is not None and len(ours.sites) > 1:
         remark = "" if alone is None or alone.worst is None else f"alone {alone.worst:.3f}"
-        tiles.append(("lowest site", f"{ours.worst:.3f}", remark))
+        tiles.append(("image AUROC, lowest site", f"{ours.worst:.3f}", remark))
     if ledger.rounds:
         sent = ledger.bytes_up_per_site_round
         rounds = len(ledger.rounds)
         each = f"per site and round, {rounds} round{'s' * (rounds > 1)}"
-        tiles.append(("sent up", size(sent), each))
+        tiles.append(("sent", size(sent), each))
         tiles.append(("images sent", "0", f"only the {sent_is} described below"))
     return tiles
 

@@ -36,16 +36,17 @@ def warnings(
         if entry.coverage > COVERAGE_WARNING:
             found.append(
                 f"Round {entry.round}: coverage {entry.coverage:.1f} is above "
-                f"{COVERAGE_WARNING:.0f}: the global memory misses some normal mode and will raise "
-                "false alarms; use more rows (--memory-rows) or --merge concat."
+                f"{COVERAGE_WARNING:.0f}: some kind of good part is missing from the global "
+                "memory, and false alarms will rise. Use more rows (--memory-rows) or "
+                "--merge concat."
             )
     over = results.gain.get(ALONE)
     for site, change in ({} if over is None else over.sites).items():
         if change.high < 0:
             better = "a student of its own" if sends == "weights" else "--reference local"
             found.append(
-                f"{site} is worse off than alone, by more than chance; for it {better} "
-                "may be the better choice."
+                f"{site} does worse with federation than alone, and chance does not explain it; "
+                f"for this site {better} may be the better choice."
             )
     found += _threshold_warnings(results, scores)
     if unread := len(results.unreadable):
@@ -76,22 +77,24 @@ def _threshold_warnings(results: Results, scores: Scores | None) -> list[str]:
         if _too_many(own, n, target):
             broken = _too_many(own, n, None if limit.promise is None else limit.promise.rate)
             unlike = (
-                " That is beyond what its held-out normal images promised: its test images are of "
-                "another kind than those (light, product, camera?)." if broken else ""
+                " It is also more than its held-out normal images promised: the test images are "
+                "probably of another kind (light, product, camera?)." if broken else ""
             )  # fmt: skip
             found.append(
-                f"{site} alarms too often: {own} of {n} normal test images ({limit.fpr:.1%}) "
-                f"where {target:.1%} were wanted, more than chance brings.{unlike}"
+                f"{site} raises too many false alarms: {own} of {n} normal test images "
+                f"({limit.fpr:.1%}), where {target:.1%} was wanted. Chance does not explain "
+                f"this.{unlike}"
             )
     if _too_many(alarms, normals, target):
         found.append(
             f"All sites together raise {alarms} false alarms in {normals} normal test images "
-            f"({alarms / normals:.1%}) where {target:.1%} were wanted, more than chance brings."
+            f"({alarms / normals:.1%}), where {target:.1%} was wanted. Chance does not explain "
+            "this."
         )
     if bounds:
         found.append(
-            f"Thresholds of {_list(bounds)} are parametric bounds: there are too few "
-            "held-out normal images to count a rank for the wanted false-alarm rate."
+            f"Too few normal images were held out at {_list(bounds)} to count off the wanted "
+            "false-alarm rate. The thresholds there are estimated from an assumed distribution."
         )
     return found
 
@@ -124,13 +127,13 @@ def _rows(config: Mapping[str, object], dim: int | None) -> str:
     text = f"Each row is {values} in {precision}, with a weight and a spread. "
     if averaged:
         return text + (
-            f"By the configuration ({', '.join(averaged)}) rows are averages or moved values, not "
+            f"With these options ({', '.join(averaged)}) rows are averages or shifted values, not "
             "the features of one patch."
         )
     return text + (
         "It is the feature vector that the backbone computed from one real patch of a normal "
-        "training image: not a picture, but not anonymous either, because someone with the same "
-        "backbone can tell roughly what such a patch looked like."
+        "training image. It is not a picture, but not anonymous either: someone with the same "
+        "backbone can tell roughly what the patch looked like."
     )
 
 
@@ -138,28 +141,28 @@ def _weights() -> str:
     """What one upload of a student is."""
     return (
         "Each upload is the weights of the site's student network in float32, which the server "
-        "averages with those of the other sites. Weights are not anonymous for being no picture: "
-        "what they tell about single images was not measured."
+        "averages with those of the other sites. Weights are not pictures, but they may not be "
+        "anonymous: what they reveal about single images was not measured."
     )
 
 
 def _sums(config: Mapping[str, object]) -> str:
     """What one upload of sums is, and what protects it."""
     hidden = (
-        "under masks that cancel in the total of all sites, so the server sees that alone"
+        "under masks that cancel in the total of all sites, so the server sees only the total"
         if config.get("masks", True)
-        else "without masks, so the server sees those of each site"
+        else "without masks, so the server sees the sums of each site"
     )
     epsilon = config.get("epsilon")
     noise = (
-        "There is no noise: what the total tells of single images is not bounded."
+        "There is no noise, so there is no bound on what the total reveals about single images."
         if epsilon is None
-        else f"Noise bounds what they tell of one image: differential privacy with epsilon "
+        else f"Noise bounds what they reveal about one image: differential privacy with epsilon "
         f"{epsilon:g} at a delta of {config.get('delta', 1e-5):g}."
     )
     return (
-        "Uploads are a public key, then sums over all normal images of the site: of their patch "
-        f"features, then of products of these, {hidden}. No patch and no picture is among them. "
+        "A site sends a public key, then sums over all its normal images: first of their patch "
+        f"features, then of products of these, {hidden}. No patch and no picture is sent. "
         f"{noise}"
     )
 

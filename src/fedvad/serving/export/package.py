@@ -78,10 +78,10 @@ def export(
     verify: AnyPath | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write one site's detector of a run as a model file that needs no fedvad to run.
+    """Write the detector of a site as a model file that runs without fedvad.
 
-    It is tried on three images before it is kept, and must score like the run within `TOLERANCE`
-    (int8, which has none, is only measured).
+    The model is tried on three images before it is kept, and must score like the run within
+    `TOLERANCE`. For int8 the difference is only measured.
 
     Parameters
     ----------
@@ -90,13 +90,13 @@ def export(
     int8 : bool, default=False
         Quantise the backbone; needs `data`.
     data : path, optional
-        Data folder, whose normal training images set the ranges of int8.
+        Data folder; its normal training images determine the ranges of int8.
     site, reference, threshold, target_fpr : optional
         As those of `predict`.
     out : path, optional
         Folder to write; by default export in `run`.
     weights, engine, device : optional
-        As those of `predict`, of what the model is compared with.
+        As those of `predict`, for the run that the model is compared with.
     opset : int from 14 to 20, default=17
         ONNX's operator set.
     verify : path, optional
@@ -112,7 +112,7 @@ def export(
     Raises
     ------
     ConfigError, ArtefactError, DataError, StorageError
-        See `fedvad.errors`. Nothing is written then.
+        See `fedvad.errors`. In that case nothing is written.
 
     Examples
     --------

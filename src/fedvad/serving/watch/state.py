@@ -101,12 +101,12 @@ def replay(watch: ChangeWatch, settings: Settings, rows: Iterable[dict[str, Any]
 
 
 def drift_state(folder: AnyPath) -> Change:
-    """What changed at a site that is watched.
+    """Say what has changed at a site that is watched.
 
     Parameters
     ----------
     folder : path
-        That `watch` writes; it may be at work.
+        Folder of a watch, which may still be running.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def drift_state(folder: AnyPath) -> Change:
     Raises
     ------
     ArtefactError
-        For a folder without a watch, and a damaged one.
+        If the folder holds no watch, or a damaged one.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def week_rows(folder: Path, until: date | None = None) -> list[dict[str, Any]]:
     Raises
     ------
     ArtefactError
-        For a folder without a watch, and a damaged one.
+        If the folder holds no watch, or a damaged one.
     """
     read_settings(folder)
     kept: deque[dict[str, Any]] = deque()

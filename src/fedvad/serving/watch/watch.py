@@ -57,9 +57,9 @@ def watch(
 ) -> Iterator[dict[str, Any]]:
     """Score images as they arrive in a folder or from a camera.
 
-    A row is given when it is safely in the log of `out`. Started again with the same `out`, after
-    a kill too, it continues: no image is scored twice, and none is lost. Everything is checked
-    before it returns.
+    Each row is yielded once it is safely in the log of `out`. A watch that is started again with
+    the same `out` continues, also after a kill: no image is scored twice, and none is lost. The
+    call itself checks everything.
 
     Parameters
     ----------
@@ -72,18 +72,19 @@ def watch(
     site, reference, threshold, target_fpr, weights, engine, device : optional
         As those of `predict`.
     normals : path, optional
-        Normal images of now, which pictures are compared with; None takes the first 50 watched.
+        Recent normal images to compare with, for changes of the picture. None takes the first 50
+        images of the watch.
     alpha : float in (0, 1), default=0.01
-        Probability that a change is ever reported without one.
+        Probability of ever reporting a change although there is none.
     most_stopped : float in (0, 1), default=0.1
-        Share of stopped images that is no change.
+        Share of stopped images up to which no change is reported.
     every : float, default=1.0
-        Seconds between looks into the folder, in which a file must stay as it is, or between
-        frames of a camera.
+        Seconds between two looks into the folder, or between two frames of a camera. A file is
+        read once it has not changed for this time.
     once : bool, default=False
-        End when all that is there is scored; of a camera, after one frame.
+        End when everything in the folder is scored; for a camera, after one frame.
     webhook : str, optional
-        URL to which each row is sent with POST, as JSON, again and again until it is taken.
+        URL to which each row is sent with POST, as JSON, until it is accepted.
     mqtt : str, optional
         mqtt://[NAME:PASSWORD@]HOST[:PORT]/TOPIC, or mqtts://; with the extra `mqtt`.
     stop : threading.Event, optional

@@ -24,7 +24,7 @@ def week(folder: AnyPath, out: AnyPath, *, until: date | None = None) -> dict[st
     Parameters
     ----------
     folder : path
-        That `watch` writes; it may be at work.
+        Folder of a watch, which may still be running.
     out : path
         File to write, .pdf or .html.
     until : date, optional
@@ -38,7 +38,7 @@ def week(folder: AnyPath, out: AnyPath, *, until: date | None = None) -> dict[st
     Raises
     ------
     ConfigError, ArtefactError, DataError, StorageError
-        See `fedvad.errors`; among them another ending of `out`, and a week without an image.
+        See `fedvad.errors`; also if `out` has another suffix, or the week has no image.
 
     Examples
     --------

@@ -32,10 +32,10 @@ _AMPLIFY, _STAGE1 = AmplifyConfig(), adam(2000)
 class AAND(ReverseDetector):
     """Reverse distillation from an advanced teacher, in two stages (arXiv 2405.02068).
 
-    amplify, stage1: what stage I is and how it trains, on defects drawn by `synthesis` on the
-    normal images; textures: a folder of pictures that they may be filled with. Both stages train
-    for fixed numbers of steps and keep the last; no image with a label of anomaly is ever read.
-    train: of stage II. loss, hard: see `reverse_loss`. The rest is as for `ReverseDetector`.
+    amplify, stage1: what stage I learns, and its training, on normal images with defects drawn by
+    `synthesis`. textures: folder of pictures that fill such defects. Both stages train for a fixed
+    number of steps and keep the last weights; no image labelled as anomalous is ever read. train:
+    options of stage II. loss, hard: see `reverse_loss`. The rest is as for `ReverseDetector`.
 
     amplified_: how stage I went (None where the blocks came from elsewhere).
     """

@@ -46,10 +46,10 @@ class ViewSite(StudentSite):
 class AMSL(StudentDetector):
     """Adaptive memories with self-supervised views (Zhang et al., TKDE 2022, arXiv 2201.00464).
 
-    The paper is on signals (`fedvad signals`); here the input is the maps of a backbone, of
-    which a row takes the place of time. memories: see `MemoriesConfig`. A map is the sum over the
-    views of the distance of what was rebuilt. train: a fixed number of steps, the last of which is
-    kept. The rest is as for `StudentDetector`.
+    The paper treats signals (`fedvad signals`). Here the input is the maps of a backbone, whose
+    rows take the place of time. memories: see `MemoriesConfig`. The map of an image is the distance
+    of what was rebuilt, summed over the views. train: a fixed number of steps, of which the last
+    weights are kept. The rest is as for `StudentDetector`.
     """
 
     name: ClassVar[str] = "amsl"

@@ -86,8 +86,8 @@ class MemorySite(ReverseSite):
 class DAAD(ReverseDetector):
     """Divide and assemble (Hou et al., ICCV 2021, arXiv 2107.13118) on the maps of a backbone.
 
-    The backbone is the encoder, and each of its taps a skip connection with a block-wise memory:
-    what is rebuilt of the maps is put together from blocks of normal images. blocks: see
+    The backbone is the encoder. Each of its layers in use is a skip connection with a block-wise
+    memory, so the maps are rebuilt from blocks of normal images. blocks: see
     `BlockConfig`; an `adversary` makes it DAAD+. The rest is as for `ReverseDetector`; the loss is
     the mean over positions, as the paper's squared error is.
     """

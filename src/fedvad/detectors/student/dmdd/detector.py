@@ -63,12 +63,12 @@ class DualMaps:
 class DMDD(StudentDetector):
     """Dual-modelling decouple distillation (Liu et al., ACM MM 2024, arXiv 2408.03888).
 
-    dual: what is trained, see `DualConfig`. source: what scores, the head (`seg`), the distances of
-    both branches added (`maps`), or the mean of the two (`mix`), each divided by its median image
-    score on the held-out normals first, by 0.01 at least. synthesis, textures: how defects are
-    drawn on the normal images; no image with a label of anomaly is ever read. train: a fixed number
-    of steps, the last of which is kept. smooth: of the distances; the head's map is left as it is.
-    The rest is as for `StudentDetector`.
+    dual: what is trained, see `DualConfig`. source: what gives the score: `seg`, the head; `maps`,
+    the sum of the distances of both branches; `mix`, the mean of these two, each divided before by
+    its median image score on the held-out normal images (by at least 0.01). synthesis, textures:
+    how defects are drawn on the normal images; no image labelled as anomalous is ever read. train:
+    a fixed number of steps, of which the last weights are kept. smooth: applies to the distances,
+    not to the head's map. The rest is as for `StudentDetector`.
 
     scales_: by source, as `scale_`. parts_: the medians that `mix` divides by.
     """

@@ -55,10 +55,10 @@ class ReverseSite(StudentSite):
 class ReverseDetector(StudentDetector):
     """A student that rebuilds the teacher's maps from their bottleneck; see `ReverseStudent`.
 
-    Any backbone with (b, c, h, w) maps will do. width: of the student, in shares of the taps'
-    channels. loss, hard: see `reverse_loss`. train: a fixed number of steps, the last of which is
-    kept; with a patience the held-out normals choose, as for STFPM. The rest is as for
-    `StudentDetector`; maps are added (`combine` is `sum`).
+    Any backbone with (b, c, h, w) maps will do. width: channels of the student as a share of the
+    backbone's. loss, hard: see `reverse_loss`. train: a fixed number of steps, of which the last
+    weights are kept; with a patience the held-out images choose the weights, as for STFPM. The rest
+    is as for `StudentDetector`; maps are added (`combine` is `sum`).
     """
 
     site: ClassVar[type[StudentSite]] = ReverseSite
