@@ -221,7 +221,7 @@ def test_jitter_adds_other_lights_of_what_is_trained_on_alone(
     assert len({round(f.std() / f.mean(), 3) for f in found}) > 20  # contrast moves on its own
     with pytest.raises(ConfigError, match="jitter must lie"):
         replace(plain, jitter=1.0).prepare(images)
-    with pytest.raises(ConfigError, match="without jitter"):
+    with pytest.raises(ConfigError, match="set jitter to 0"):
         DMDD(extractor=extractor, jitter=0.1).prepare(images)
     site.close()
 

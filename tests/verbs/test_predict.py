@@ -380,11 +380,11 @@ def test_a_run_of_another_precision_scores_here_and_is_changed_only_there(
     with pytest.raises(ConfigError, match=r"--engine openvino$"):
         fedvad.predict(run, image, engine="openvino-bf16")
     # a memory knows its rows by their values
-    with pytest.raises(ConfigError, match="not with openvino: in another precision"):
+    with pytest.raises(ConfigError, match="not with openvino, because in another precision"):
         fedvad.update(run, plants / "alder/train", site="alder", engine="openvino")
     with pytest.raises(ConfigError, match="no instructions for bfloat16"):
         fedvad.update(run, plants / "alder/train", site="alder")
-    with pytest.raises(ConfigError, match="not with openvino-bf16: in another precision"):
+    with pytest.raises(ConfigError, match="not with openvino-bf16, because in another precision"):
         fedvad.update(trained[0], plants / "alder/train", site="alder", engine="openvino-bf16")
 
 
