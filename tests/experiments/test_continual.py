@@ -350,7 +350,7 @@ def test_command_line(tmp_path: Path, plants: Path) -> None:
     assert "report.html" in reported.stdout
     wrong = CliRunner().invoke(app, [*arguments, "--weights", "a=x", "--weights", "a=y"])
     assert wrong.exit_code == 2
-    assert "twice" in wrong.output
+    assert "two files for a" in wrong.output
 
 
 def test_a_damaged_checkpoint_leaves_no_trace(plants: Path, stream: Stream, tmp_path: Path) -> None:

@@ -338,8 +338,8 @@ def test_one_threshold_for_all_sites(plants: Path, options: dict[str, Any], tmp_
         ),
         ({"method": "paste", "student": {"stepz": 3}}, "stepz"),
         ({"method": "paste", "student": {"learning_rate": -1}}, "learning_rate"),
-        ({"method": "stfpm", "student": {"bootstrap": 2}}, "student.bootstrap is of paste"),
-        ({"method": "rd", "student": {"amplify_rounds": 3}}, "amplify_rounds is of aand"),
+        ({"method": "stfpm", "student": {"bootstrap": 2}}, "student.bootstrap is an option of paste"),
+        ({"method": "rd", "student": {"amplify_rounds": 3}}, "amplify_rounds is an option of aand"),
         ({"method": "paste", "compare": "identity"}, "paste has none"),
     ],
 )
@@ -450,7 +450,7 @@ def test_tables_become_what_a_method_takes(
     [
         ("dmdd", {"synthesis": {"source": "others"}}, "not from 'others'"),
         ("dmdd", {"synthesis": {"colour": 1}}, "colour"),
-        ("dmdd", {"dual": {"head_start_step": 9}}, "must be 0 in rounds"),
+        ("dmdd", {"dual": {"head_start_step": 9}}, "must be 0 when sites train in rounds"),
         ("dcam", {"loss": {"taus": 4.0}}, "taus"),
     ],
 )
