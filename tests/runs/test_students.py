@@ -338,7 +338,10 @@ def test_one_threshold_for_all_sites(plants: Path, options: dict[str, Any], tmp_
         ),
         ({"method": "paste", "student": {"stepz": 3}}, "stepz"),
         ({"method": "paste", "student": {"learning_rate": -1}}, "learning_rate"),
-        ({"method": "stfpm", "student": {"bootstrap": 2}}, "student.bootstrap is an option of paste"),
+        (
+            {"method": "stfpm", "student": {"bootstrap": 2}},
+            "student.bootstrap is an option of paste",
+        ),
         ({"method": "rd", "student": {"amplify_rounds": 3}}, "amplify_rounds is an option of aand"),
         ({"method": "paste", "compare": "identity"}, "paste has none"),
     ],
