@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from fedvad.detectors.student.kept import tupled
 from fedvad.errors import ConfigError, check_choice, check_ranges, join_names
 
 Read = Literal["dot", "cosine"]
@@ -55,9 +56,7 @@ class MemoriesConfig:
 def memories_of(given: Mapping[str, Any]) -> MemoriesConfig:
     """Options from a table; raises `ConfigError` for keys and values that are none."""
     defaults: dict[str, Any] = {part.name: part.default for part in fields(MemoriesConfig)}
-    values: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in given.items()
-    }
+    values = tupled(given)
     for name, value in values.items():
         if name not in defaults:
             raise ConfigError(f"{name} is no option of memories: {join_names(defaults)}")
