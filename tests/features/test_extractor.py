@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -279,6 +280,34 @@ def test_memory_does_not_grow_with_the_number_of_images(
     assert many < 1.3 * few
     assert many < 200 * image  # two chunks of entries
     assert cached.computed == 256
+
+
+def test_a_chunk_is_let_go_before_the_next_but_one_is_read(
+    make: Make, make_images: MakeImages, cache: DescriptorCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the threads take turns, which `test_memory_does_not_grow` depends on."""
+    paths = make_images(256)
+    extractor = make(cache)
+    list(extractor.stream(paths))
+    place = {path: i for i, path in enumerate(paths)}
+    kept: dict[int, weakref.ref[npt.NDArray[np.float16]]] = {}
+    late = []
+    load = extractor._load
+
+    def watched(path: Path) -> Any:
+        i = place[path]
+        late.extend(j for j in range(i // 64 * 64 - 64) if kept[j]() is not None)
+        loaded = load(path)
+        assert loaded.hit is not None
+        kept[i] = weakref.ref(loaded.hit)
+        return loaded
+
+    monkeypatch.setattr(extractor, "_load", watched)
+    for item in extractor.stream(paths):
+        assert item.error is None
+        del item
+    assert len(kept) == 256
+    assert late == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")

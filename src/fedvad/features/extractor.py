@@ -188,6 +188,8 @@ class FeatureExtractor:
                         yield Extracted(start + offset, found, item.error, _digest(item.key))
                         if on_image is not None:
                             on_image()
+                    # else this chunk is held until the next but one is read: three instead of two
+                    del now, loaded, made, item, found
             finally:  # a caller who stops early does not wait for images nobody wants
                 for future in ahead:
                     future.cancel()
