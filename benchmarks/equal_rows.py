@@ -3,11 +3,13 @@
     python benchmarks/equal_rows.py DATA --weights F --out DIR [--split S] [--sizes 500,1000,2000]
 
 Every site sends 1288 rows in one round: a coreset, averages of similar patches, or half of each.
-Of them the server makes memories of each size in each way, and every memory scores each test image
-plainly, by spread and by density. Parts of one set are those of seed 0. The scores of a size and
-seed are kept in DIR and not found again. Ends with a Markdown table: mean over seeds, and what a
-memory scored by density, the default, gains over federated PatchCore of the same size (k-center of
-coresets) at the best of its scorings, paired, 95 %.
+Of them the server makes memories of each size in each way, some with generators that the sites
+train (`pairs.py` for two of them). Memories of a codec have more rows of fewer bytes, as many bytes
+in all both ways (`pq` only up: its memory comes down in float16). Every memory scores each test
+image plainly, by spread and by density. Parts of one set are those of seed 0. The scores of a size
+and seed are kept in DIR and not found again. Ends with a Markdown table: mean over seeds, and what
+a memory scored by density, the default, gains over federated PatchCore of the same size (k-center
+of coresets) at the best of its scorings, paired, 95 %.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from pairs import Sample, train_on_pairs
 
 from fedvad.data.folders import Site
 from fedvad.detectors.memory.generator import Generator
@@ -30,6 +34,13 @@ from fedvad.evaluation.bootstrap import mean_paired_gain_of_runs
 from fedvad.evaluation.metrics import image_auroc
 from fedvad.features.cache import DescriptorCache, default_cache_root
 from fedvad.features.extractor import FeatureExtractor
+from fedvad.federation.codecs import (
+    Precision,
+    downlink_precision,
+    overhead_bytes,
+    rounding,
+    row_bytes,
+)
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
 from fedvad.memory.coreset import CandidateSampler
@@ -50,6 +61,9 @@ PATCHCORE = "coreset, k-center"
 # of what sites send, exponents of the weights in the server's k-means
 TEMPERS = {"coreset": (1.0, 0.5, 0.25, 0.0), "averages": (1.0, 0.0), "half of each": (0.25,)}
 HYPERSPHERE, INFONCE = MetricLossConfig(), MetricLossConfig(loss="infonce", identity=1.0)
+TEMPERATURES = (0.02, 0.5)  # of InfoNCE, beside its 0.1
+CODECS: tuple[Precision, ...] = ("int8", "int5", "pq")
+DEFLATED = 187 / 392  # of the bytes of a row in `int5`, as measured on ResNet-18
 
 Scores = dict[str, dict[str, list[float]]]  # by scoring, by site
 Banks = dict[str, MemoryBank]
@@ -85,7 +99,7 @@ def main() -> None:
     runs = []
     for seed in map(int, seeds):
         run: dict = {"labels": {site.name: [item.label for item in site.test] for site in sites}}
-        samples: dict[str, FloatArray] = {}
+        samples: dict[str, Sample] = {}
         for size in sizes:
             file = arguments.out / f"{size}-rows-seed-{seed}.json"
             if not file.is_file():
@@ -119,21 +133,35 @@ def scored(
     return scores
 
 
-def sample(site: Site, features: FeatureExtractor, seed: int) -> FloatArray:
+def sample(site: Site, features: FeatureExtractor, seed: int) -> Sample:
     """A quarter of a site's normal patches, as for one round of PatchCore."""
     normal = [item.path for item in site.train if item.label == 0]
     height, width, dim = features.grid
-    sampler = CandidateSampler(
-        n_images=len(normal), patches_per_image=height * width, dim=dim,
-        fraction=0.25, max_bytes=64 << 20, seed=seed,
+    most = (64 << 20) // (4 * dim)
+    sampler, places = (
+        CandidateSampler(
+            n_images=len(normal), patches_per_image=height * width, dim=length,
+            fraction=0.25, max_bytes=4 * length * most, seed=seed,
+        )
+        for length in (dim, 2)
     )  # fmt: skip
+    cells = np.stack(np.indices((height, width)), axis=2).astype(np.float16)
     for item in features.stream(normal):
         sampler.add(item.descriptors)
-    return sampler.result()
+        places.add(cells)
+    return Sample(sampler.result(), sampler.images(), places.result().astype(np.int64))
 
 
-def upload(kind: str, patches: FloatArray, seed: int) -> MemoryBank:
+def as_many_bytes(rows: int, precision: Precision, dim: int) -> int:
+    """Rows in another precision that take as many bytes as `rows` in float16, weights included."""
+    beside = row_bytes("float16", dim) + 6
+    each = (row_bytes(precision, dim) + 6) * (DEFLATED if precision == "int5" else 1)
+    return round((rows * beside - overhead_bytes(precision, dim)) / each)
+
+
+def upload(kind: str, patches: FloatArray, seed: int, precision: Precision) -> MemoryBank:
     """What a site sends of its patches."""
+    wanted = min(len(patches), as_many_bytes(UPLOAD, precision, patches.shape[1]))
 
     def coreset(rows: int) -> MemoryBank:
         return reduce_patches(patches, rows, mode="coreset", seed=seed, projection=64)
@@ -141,10 +169,17 @@ def upload(kind: str, patches: FloatArray, seed: int) -> MemoryBank:
     def averages(rows: int) -> MemoryBank:
         return kmeans(MemoryBank.of_patches(patches), rows, seed)
 
-    half = UPLOAD // 2
+    half = wanted // 2
     if kind == "half of each":
-        return concatenate([coreset(half), averages(half)]).rescaled(float(len(patches)))
-    return (coreset if kind == "coreset" else averages)(UPLOAD).rescaled(float(len(patches)))
+        rows = concatenate([coreset(half), averages(half)])
+    else:
+        rows = (coreset if kind == "coreset" else averages)(wanted)
+    return rounded(rows, precision).rescaled(float(len(patches)))
+
+
+def rounded(bank: MemoryBank, precision: Precision) -> MemoryBank:
+    """A memory after its way over the wire."""
+    return replace(bank, vectors=rounding(precision)(bank.vectors))
 
 
 def kmeans(bank: MemoryBank, rows: int, seed: int, temper: float = 1.0) -> MemoryBank:
@@ -155,15 +190,15 @@ def kmeans(bank: MemoryBank, rows: int, seed: int, temper: float = 1.0) -> Memor
 
 
 def memories(
-    samples: Mapping[str, FloatArray], size: int, seed: int
+    samples: Mapping[str, Sample], size: int, seed: int
 ) -> dict[str, Callable[[], Memory]]:
     """How to make memories of `size` rows, by name."""
 
     @cache
-    def sent(kind: str) -> Banks:
+    def sent(kind: str, precision: Precision = "float16") -> Banks:
         return {
-            name: upload(kind, patches, seed * 10_007 + i)
-            for i, (name, patches) in enumerate(samples.items())
+            name: upload(kind, taken.patches, seed * 10_007 + i, precision)
+            for i, (name, taken) in enumerate(samples.items())
         }
 
     @cache
@@ -187,9 +222,22 @@ def memories(
         anchors = bank("coreset", 0.0).vectors
         start = Generator.identity(anchors.shape[1])
         return {
-            name: train_generator(start, patches, anchors, loss, seed=seed)[0]
-            for name, patches in samples.items()
+            name: train_generator(start, taken.patches, anchors, loss, seed=seed)[0]
+            for name, taken in samples.items()
         }
+
+    @cache
+    def paired(negatives: Literal["batch", "regions"]) -> dict[str, Generator]:
+        return {
+            name: train_on_pairs(taken, negatives, seed=seed) for name, taken in samples.items()
+        }
+
+    def coded(precision: Precision, temper: float | None) -> Memory:
+        banks, down = sent("coreset", precision), downlink_precision(precision)
+        rows = as_many_bytes(size, down, next(iter(banks.values())).dim)
+        rows = min(rows, sum(map(len, banks.values())))
+        whole = k_centers(banks, rows, seed) if temper is None else means(banks, rows, seed, temper)
+        return Memory(rounded(whole, down))
 
     def moved() -> Memory:
         trained = generators(HYPERSPHERE)
@@ -202,14 +250,22 @@ def memories(
         for temper in tempers:
             made[f"{kind}, k-means ^{temper:g}"] = lambda k=kind, t=temper: Memory(bank(k, t))
     made |= {"averages and extremes": halves, "coreset, k-center pulled half": pulled}
-    for loss in (HYPERSPHERE, INFONCE):
-        made[f"coreset, k-means ^0, {loss.loss}"] = lambda loss=loss: Memory(
+    losses = {"hypersphere": HYPERSPHERE, "infonce": INFONCE}
+    losses |= {f"infonce at {t:g}": replace(INFONCE, temperature=t) for t in TEMPERATURES}
+    for name, loss in losses.items():
+        made[f"coreset, k-means ^0, {name}"] = lambda loss=loss: Memory(
             bank("coreset", 0.0), generators(loss)
         )
-    made["coreset, k-center, hypersphere"] = lambda: Memory(
-        bank("coreset"), generators(HYPERSPHERE)
-    )
+    for name, loss in losses.items():
+        made[f"coreset, k-center, {name}"] = lambda loss=loss: Memory(
+            bank("coreset"), generators(loss)
+        )
+    made["coreset, k-center, other images"] = lambda: Memory(bank("coreset"), paired("batch"))
+    made["coreset, k-center, other regions"] = lambda: Memory(bank("coreset"), paired("regions"))
     made["coreset, k-means ^0, hypersphere, rows moved"] = moved
+    for codec in CODECS:
+        for merge, power in (("k-center", None), ("k-means ^0", 0.0)):
+            made[f"coreset, {merge}, {codec}"] = lambda c=codec, t=power: coded(c, t)
     return made
 
 
