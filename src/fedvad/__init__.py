@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fedvad.verbs.predict import predict
     from fedvad.verbs.recalibrate import calibrate
     from fedvad.verbs.report import write_report
-    from fedvad.verbs.signals import train_signals
+    from fedvad.verbs.signals import score_signals, train_signals
     from fedvad.verbs.spectral import score_scenes
     from fedvad.verbs.update import undo_update, update
 
@@ -71,6 +71,7 @@ __all__ = [
     "predict",
     "run_stream",
     "score_scenes",
+    "score_signals",
     "share_feedback",
     "train",
     "train_signals",
@@ -98,7 +99,7 @@ _HOMES = {
     "verbs.feedback": ("list_feedback", "share_feedback", "undo_feedback"),
     "verbs.recalibrate": ("calibrate",),
     "verbs.report": ("write_report",),
-    "verbs.signals": ("train_signals",),
+    "verbs.signals": ("score_signals", "train_signals"),
     "verbs.spectral": ("score_scenes",),
     "verbs.update": ("undo_update",),
 }

@@ -18,7 +18,7 @@ from fedvad.detectors.student.amsl.signals import SignalMemories, SignalModel
 from fedvad.detectors.student.parameters import parameters_of
 from fedvad.detectors.student.training import TrainConfig
 from fedvad.errors import ArtefactError, ConfigError, DataError
-from fedvad.verbs.signals import SignalResult, train_signals
+from fedvad.verbs.signals import SignalResult, score_signals, train_signals
 
 SMALL = MemoriesConfig(items=10, channels=(8, 12))
 
@@ -156,3 +156,56 @@ def test_a_channel_that_never_changes_is_left_as_it_is(value: float) -> None:
     assert model.spread[1] == 1
     assert model.mean[1] == np.float32(value)
     assert model.spread[0] == pytest.approx(1, abs=0.1)
+
+
+# -- windows of later, with a saved model -----------------------------------------------------
+
+
+def test_a_saved_model_scores_later_windows_as_in_training(
+    found: tuple[Path, list[SignalResult]], data: Path, tmp_path: Path
+) -> None:
+    out, results = found
+    file = out / "west.safetensors"
+    later = score_signals(data / "west/test.npy", file, tmp_path / "later.json")
+    assert results[1].scores is not None
+    np.testing.assert_array_equal(later.scores, results[1].scores)
+    assert later.threshold == results[1].model.threshold
+    np.testing.assert_array_equal(later.anomalous, later.scores > later.threshold)
+    assert later.anomalous[8:].mean() > 0.8
+    assert json.loads((tmp_path / "later.json").read_text()) == later.to_dict()
+    again = score_signals(np.load(data / "west/test.npy"), file, tmp_path / "later.json")
+    np.testing.assert_array_equal(again.scores, later.scores)
+
+
+def test_later_windows_are_scored_from_the_command(
+    found: tuple[Path, list[SignalResult]], data: Path
+) -> None:
+    given = ["signals", str(data / "west/test.npy"), "--model", str(found[0] / "west.safetensors")]
+    said = CliRunner().invoke(app, given).stdout.splitlines()
+    assert len(said) == 17
+    assert said[-1].endswith(" of 16 windows are anomalous")
+    assert sum(line.startswith("ANOMALOUS") for line in said) == int(said[-1].split()[0])
+    as_json = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)
+    assert sum(as_json["anomalous"]) == int(said[-1].split()[0])
+
+
+def test_what_cannot_be_scored_is_refused_with_the_reason(
+    found: tuple[Path, list[SignalResult]], data: Path, tmp_path: Path
+) -> None:
+    model, windows = found[0] / "west.safetensors", data / "west/test.npy"
+    with pytest.raises(ConfigError, match=r"--out .* would be written over"):
+        score_signals(windows, model, model)
+    (tmp_path / "notes.json").write_text("mine")
+    with pytest.raises(ConfigError, match="fedvad did not write it"):
+        score_signals(windows, model, tmp_path / "notes.json")
+    with pytest.raises(DataError, match=r"\(1, 2, 30\), not \(n, 3, 30\)"):
+        score_signals(np.zeros((1, 2, 30)), model)
+    with pytest.raises(DataError, match="windows hold values that are not finite"):
+        score_signals(np.full((1, 3, 30), 1e300), model)
+    with pytest.raises(ArtefactError, match=r"west\.safetensors"):
+        score_signals(windows, tmp_path / "west.safetensors")
+    refused = CliRunner().invoke(
+        app, ["signals", str(windows), "--model", str(model), "--seed", "1", "--option", "items=9"]
+    )
+    assert isinstance(refused.exception, ConfigError)
+    assert str(refused.exception) == "--model trains nothing: leave out --seed, --option"

@@ -16,18 +16,34 @@ def signals(
     data: Annotated[
         Path,
         typer.Argument(
-            help="Folder with one folder per site: train.npy, and perhaps test.npy, labels.npy."
+            help="Folder with one folder per site: train.npy, and perhaps test.npy, labels.npy. "
+            "With --model: a file of windows."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder of scores and models.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of averaging.", min=1)] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of scores and models; with --model a JSON file of scores."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Score the windows with this model, one of --out, instead of training."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds of averaging [default: 5]", min=1)
+    ] = None,
     steps: Annotated[
-        int, typer.Option(help="Training steps of a site in each round.", min=1)
-    ] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of all random choices.", min=0)] = 0,
+        int | None,
+        typer.Option(help="Training steps of a site in each round [default: 100]", min=1),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random choices [default: 0]", min=0)
+    ] = None,
     quantile: Annotated[
-        float, typer.Option(help="Quantile of held-out normal scores that is the threshold.")
-    ] = 0.98,
+        float | None,
+        typer.Option(
+            help="Quantile of held-out normal scores that is the threshold [default: 0.98]"
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,15 +58,21 @@ def signals(
 
     Arrays are (n, channels, length) numbers. No window leaves a site.
     """
+    options = {"rounds": rounds, "steps": steps, "seed": seed, "quantile": quantile}
+    given = {name: value for name, value in options.items() if value is not None}
+    if model is not None:
+        if trains := [f"--{name}" for name in (*given, *(["option"] if option else []))]:
+            from fedvad.errors import ConfigError, join_names
+
+            raise ConfigError(f"--model trains nothing: leave out {join_names(trains)}")
+        _score(data, model, out, as_json)
+        return
     from fedvad.detectors.student.amsl.options import memories_of
     from fedvad.verbs.signals import train_signals
 
     memories = memories_of(key_values(option or (), "--option"))
     with showing() as progress:
-        found = train_signals(
-            data, out, rounds=rounds, steps=steps, seed=seed, quantile=quantile,
-            memories=memories, progress=progress,
-        )  # fmt: skip
+        found = train_signals(data, out, memories=memories, progress=progress, **given)
     exit_with_json(as_json, [result.to_dict() for result in found])
     from rich.console import Console
 
@@ -63,3 +85,14 @@ def signals(
     Console().print(rich_table("Signals", rows))
     if out is not None:
         typer.echo(f"scores (signals.json) and a model of each site: {out}")
+
+
+def _score(windows: Path, model: Path, out: Path | None, as_json: bool) -> None:
+    from fedvad.verbs.signals import score_signals
+
+    found = score_signals(windows, model, out)
+    exit_with_json(as_json, found.to_dict())
+    for i, (score, over) in enumerate(zip(found.scores, found.anomalous, strict=True)):
+        verdict, side = ("ANOMALOUS", ">") if over else ("normal   ", "<=")
+        typer.echo(f"{verdict}  {score:.4g} {side} {found.threshold:.4g}  window {i}")
+    typer.echo(f"{found.anomalous.sum()} of {len(found.scores)} windows are anomalous")

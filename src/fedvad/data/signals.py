@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,12 @@ def read_signal_sites(data: Path) -> list[SignalSite]:
 
 
 def _site(folder: Path) -> SignalSite:
-    train = _windows(folder / _TRAIN)
+    train = read_windows(folder / _TRAIN)
     if len(train) < _FEWEST:
         raise DataError(f"{folder / _TRAIN}: has {len(train)} window: {_FEWEST} or more are needed")
     if not (folder / _TEST).is_file():
         return SignalSite(folder.name, train)
-    test = _windows(folder / _TEST)
+    test = read_windows(folder / _TEST)
     if test.shape[1:] != train.shape[1:]:
         raise DataError(f"{folder}: test windows are {test.shape[1:]}, not {train.shape[1:]}")
     if not (folder / _LABELS).is_file():
@@ -63,15 +64,23 @@ def _site(folder: Path) -> SignalSite:
     return SignalSite(folder.name, train, test, labels.astype(bool))
 
 
-def _windows(path: Path) -> npt.NDArray[np.float32]:
-    array = _array(path)
+def read_windows(source: str | os.PathLike[str] | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """(n, channels, length) windows of a .npy file, or those given; n >= 1.
+
+    Raises `DataError` for anything else, and for values that are not finite.
+    """
+    if isinstance(source, str | os.PathLike):
+        array, name = _array(Path(source)), f"{os.fspath(source)}: holds"
+    else:
+        array, name = np.asarray(source), "windows hold"
     if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "buif":
         raise DataError(
-            f"{path}: holds {array.dtype} of shape {array.shape}, not (n, channels, length) numbers"
+            f"{name} {array.dtype} of shape {array.shape}, not (n, channels, length) numbers"
         )
-    found = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what overflows float32 is refused as infinite
+        found = array.astype(np.float32)
     if not np.isfinite(found).all():
-        raise DataError(f"{path}: holds values that are not finite")
+        raise DataError(f"{name} values that are not finite")
     return found
 
 

@@ -1,4 +1,4 @@
-"""`signals`: adaptive memories of multivariate signals, averaged over sites."""
+"""`signals`: adaptive memories of multivariate signals, averaged over sites; and their scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedvad.data.signals import SignalSite, read_signal_sites
+from fedvad.data.signals import SignalSite, read_signal_sites, read_windows
 from fedvad.detectors.student.amsl.options import MemoriesConfig
 from fedvad.detectors.student.amsl.signals import SignalMemories, SignalModel
 from fedvad.detectors.student.parameters import load_parameters, parameters_of, under
@@ -22,12 +22,12 @@ from fedvad.federation.ledger import Ledger
 from fedvad.federation.mailboxes.inprocess import Schedule, run_rounds
 from fedvad.runs.arguments import AnyPath, maybe
 from fedvad.runs.config import as_path
-from fedvad.runs.guards import guard_plain_folder
+from fedvad.runs.guards import guard_output_file, guard_plain_folder
 from fedvad.runs.plan import site_seed
 from fedvad.runs.progress import Progress, Stage, no_progress
 from fedvad.runs.run_folder import write_json
 
-__all__ = ["SignalResult", "train_signals"]
+__all__ = ["SignalResult", "SignalScores", "score_signals", "train_signals"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,81 @@ class SignalResult:
             "f1": self.f1,
             "scores": None if self.scores is None else self.scores.tolist(),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class SignalScores:
+    """What a trained model says of windows.
+
+    Attributes
+    ----------
+    scores : (n,) float64 array
+        Higher is more anomalous.
+    threshold : float
+        Of the model; windows above it are anomalous.
+    """
+
+    scores: npt.NDArray[np.float64]
+    threshold: float
+
+    @property
+    def anomalous(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether each window is above the threshold."""
+        found: npt.NDArray[np.bool_] = self.scores > self.threshold
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "threshold": self.threshold,
+            "scores": self.scores.tolist(),
+            "anomalous": self.anomalous.tolist(),
+        }
+
+
+def score_signals(
+    windows: AnyPath | npt.NDArray[Any], model: AnyPath, out: AnyPath | None = None
+) -> SignalScores:
+    """`fedvad signals --model`: score windows with a model that `train_signals` wrote.
+
+    Parameters
+    ----------
+    windows : path or (n, channels, length) array
+        Windows shaped as those that the model was trained on; a path is of a .npy file.
+    model : path
+        A site's file in the folder `out` of `train_signals`.
+    out : path, optional
+        JSON file for the result.
+
+    Returns
+    -------
+    SignalScores
+
+    Raises
+    ------
+    ConfigError
+        When `out` is a file that fedvad did not write.
+    DataError
+        For windows that cannot be read, are of another shape, or are not finite.
+    ArtefactError
+        For a file that holds no such model.
+    StorageError
+        When the disk refuses.
+
+    Examples
+    --------
+    >>> import fedvad
+    >>> fedvad.score_signals("today.npy", "found/east.safetensors").anomalous  # doctest: +SKIP
+    """
+    target, file = maybe(out, "out"), as_path(model, "model")
+    given = None if isinstance(windows, np.ndarray) else as_path(windows, "windows")
+    guard_output_file(target, "--out", others=[file, given], own=b'"threshold"')
+    trained = SignalModel.load(file)
+    found = SignalScores(trained.score(read_windows(windows)), trained.threshold)
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, found.to_dict())
+    return found
 
 
 def train_signals(
