@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def signals(
 
     Arrays are (n, channels, length) numbers. No window leaves a site.
     """
-    options = {"rounds": rounds, "steps": steps, "seed": seed, "quantile": quantile}
+    options: dict[str, Any] = {"rounds": rounds, "steps": steps, "seed": seed, "quantile": quantile}
     given = {name: value for name, value in options.items() if value is not None}
     if model is not None:
         if trains := [f"--{name}" for name in (*given, *(["option"] if option else []))]:

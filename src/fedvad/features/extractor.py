@@ -170,8 +170,7 @@ class FeatureExtractor:
 
         Pictures in memory are neither looked up in the cache nor stored there.
         """
-        workers = max(2, os.cpu_count() or 1)
-        chunk = self.chunk
+        chunk, workers = self.chunk, max(2, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers, thread_name_prefix="fedvad-read") as pool:
             ahead = [pool.submit(self._load, p) for p in paths[:chunk]]
             try:
@@ -188,8 +187,7 @@ class FeatureExtractor:
                         yield Extracted(start + offset, found, item.error, _digest(item.key))
                         if on_image is not None:
                             on_image()
-                    # else this chunk is held until the next but one is read: three instead of two
-                    del now, loaded, made, item, found
+                    del now, loaded, made, item, found  # else three chunks are held, not two
             finally:  # a caller who stops early does not wait for images nobody wants
                 for future in ahead:
                     future.cancel()
