@@ -7,9 +7,9 @@ Of them the server makes memories of each size in each way, some with generators
 train (`pairs.py` for two of them). Memories of a codec have more rows of fewer bytes, as many bytes
 in all both ways (`pq` only up: its memory comes down in float16). Every memory scores each test
 image plainly, by spread and by density. Parts of one set are those of seed 0. The scores of a size
-and seed are kept in DIR and not found again. Ends with a Markdown table: mean over seeds, and what
-a memory scored by density, the default, gains over federated PatchCore of the same size (k-center
-of coresets) at the best of its scorings, paired, 95 %.
+and seed are kept in DIR and not found again. Ends with a Markdown table: mean over seeds (±), and
+what a memory scored by density, the default, gains over federated PatchCore of the same size
+(k-center of coresets) at the best of its scorings, paired, 95 %.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Literal
 
 import numpy as np
 import torch
-from pairs import Sample, train_on_pairs
+from pairs import sample, train_on_pairs
 
 from fedvad.data.folders import Site
 from fedvad.detectors.memory.generator import Generator
@@ -43,7 +44,6 @@ from fedvad.federation.codecs import (
 )
 from fedvad.half import to_float
 from fedvad.memory.bank import FloatArray, MemoryBank, concatenate
-from fedvad.memory.coreset import CandidateSampler
 from fedvad.memory.distances import columns_of, extended, row_argmin
 from fedvad.memory.kmeans import weighted_kmeans
 from fedvad.memory.merge import merge_banks
@@ -63,7 +63,7 @@ TEMPERS = {"coreset": (1.0, 0.5, 0.25, 0.0), "averages": (1.0, 0.0), "half of ea
 HYPERSPHERE, INFONCE = MetricLossConfig(), MetricLossConfig(loss="infonce", identity=1.0)
 TEMPERATURES = (0.02, 0.5)  # of InfoNCE, beside its 0.1
 CODECS: tuple[Precision, ...] = ("int8", "int5", "pq")
-DEFLATED = 187 / 392  # of the bytes of a row in `int5`, as measured on ResNet-18
+DEFLATED = 187 / 392  # bytes of a row in `int5`, as measured on ResNet-18
 
 Scores = dict[str, dict[str, list[float]]]  # by scoring, by site
 Banks = dict[str, MemoryBank]
@@ -99,15 +99,12 @@ def main() -> None:
     runs = []
     for seed in map(int, seeds):
         run: dict = {"labels": {site.name: [item.label for item in site.test] for site in sites}}
-        samples: dict[str, Sample] = {}
+        taken: Taken | None = None
         for size in sizes:
             file = arguments.out / f"{size}-rows-seed-{seed}.json"
             if not file.is_file():
-                samples = samples or {
-                    site.name: sample(site, features, seed * 10_007 + i)
-                    for i, site in enumerate(sites)
-                }
-                made = memories(samples, int(size), seed)
+                taken = taken or Taken(sites, features, seed)
+                made = memories(taken, int(size))
                 names = arguments.only.split(";") if arguments.only else list(made)
                 found = scored(sites, features, {name: made[name]() for name in names})
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -133,23 +130,28 @@ def scored(
     return scores
 
 
-def sample(site: Site, features: FeatureExtractor, seed: int) -> Sample:
-    """A quarter of a site's normal patches, as for one round of PatchCore."""
-    normal = [item.path for item in site.train if item.label == 0]
-    height, width, dim = features.grid
-    most = (64 << 20) // (4 * dim)
-    sampler, places = (
-        CandidateSampler(
-            n_images=len(normal), patches_per_image=height * width, dim=length,
-            fraction=0.25, max_bytes=4 * length * most, seed=seed,
-        )
-        for length in (dim, 2)
-    )  # fmt: skip
-    cells = np.stack(np.indices((height, width)), axis=2).astype(np.float16)
-    for item in features.stream(normal):
-        sampler.add(item.descriptors)
-        places.add(cells)
-    return Sample(sampler.result(), sampler.images(), places.result().astype(np.int64))
+class Taken:
+    """What the sites choose of their patches with one seed, for memories of any size."""
+
+    def __init__(self, sites: Sequence[Site], features: FeatureExtractor, seed: int) -> None:
+        self.seed = seed
+        self.samples = {
+            site.name: sample(site, features, seed * 10_007 + i) for i, site in enumerate(sites)
+        }
+        self.sent = cache(self._sent)
+        self.paired = cache(self._paired)
+
+    def _sent(self, kind: str, precision: Precision = "float16") -> Banks:
+        return {
+            name: upload(kind, own.patches, self.seed * 10_007 + i, precision)
+            for i, (name, own) in enumerate(self.samples.items())
+        }
+
+    def _paired(self, negatives: Literal["batch", "regions"]) -> dict[str, Generator]:
+        return {
+            name: train_on_pairs(own, negatives, seed=self.seed)
+            for name, own in self.samples.items()
+        }
 
 
 def as_many_bytes(rows: int, precision: Precision, dim: int) -> int:
@@ -189,17 +191,10 @@ def kmeans(bank: MemoryBank, rows: int, seed: int, temper: float = 1.0) -> Memor
     )
 
 
-def memories(
-    samples: Mapping[str, Sample], size: int, seed: int
-) -> dict[str, Callable[[], Memory]]:
+def memories(taken: Taken, size: int) -> dict[str, Callable[[], Memory]]:
     """How to make memories of `size` rows, by name."""
 
-    @cache
-    def sent(kind: str, precision: Precision = "float16") -> Banks:
-        return {
-            name: upload(kind, taken.patches, seed * 10_007 + i, precision)
-            for i, (name, taken) in enumerate(samples.items())
-        }
+    seed, sent, paired = taken.seed, taken.sent, taken.paired
 
     @cache
     def bank(kind: str, temper: float | None = None) -> MemoryBank:
@@ -222,14 +217,8 @@ def memories(
         anchors = bank("coreset", 0.0).vectors
         start = Generator.identity(anchors.shape[1])
         return {
-            name: train_generator(start, taken.patches, anchors, loss, seed=seed)[0]
-            for name, taken in samples.items()
-        }
-
-    @cache
-    def paired(negatives: Literal["batch", "regions"]) -> dict[str, Generator]:
-        return {
-            name: train_on_pairs(taken, negatives, seed=seed) for name, taken in samples.items()
+            name: train_generator(start, own.patches, anchors, loss, seed=seed)[0]
+            for name, own in taken.samples.items()
         }
 
     def coded(precision: Precision, temper: float | None) -> Memory:
@@ -311,11 +300,11 @@ def table(runs: Sequence[dict]) -> str:
         f"| memory | rows | {' | '.join(SCORINGS)} | gain over federated PatchCore |",
         "| --- | ---: |" + " ---: |" * (len(SCORINGS) + 1),
     ]
-    means = {name: {how: _mean(runs, name, how) for how in SCORINGS} for name in names}
+    found = {name: {how: _aurocs(runs, name, how) for how in SCORINGS} for name in names}
     for name in names:
         kind, size = name.split("@")
         rival = f"{PATCHCORE}@{size}"
-        best = max(means[rival], key=means[rival].__getitem__)
+        best = max(SCORINGS, key=lambda how: fmean(found[rival][how]))
         pairs = [
             [
                 (run["scores"][name]["density"][site], run["scores"][rival][best][site], labels)
@@ -324,19 +313,26 @@ def table(runs: Sequence[dict]) -> str:
             for run in runs
         ]
         gain = mean_paired_gain_of_runs(pairs)
-        cells = [kind, size, *(f"{value:.4f}" for value in means[name].values())]
+        cells = [kind, size, *map(_written, found[name].values())]
         cells.append(f"{gain.gain:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _mean(runs: Sequence[dict], name: str, scoring: str) -> float:
-    values = [
-        image_auroc(np.asarray(run["scores"][name][scoring][site]), np.asarray(labels))
+def _aurocs(runs: Sequence[dict], name: str, scoring: str) -> list[float]:
+    """Mean of the sites, by run."""
+    return [
+        fmean(
+            image_auroc(np.asarray(run["scores"][name][scoring][site]), np.asarray(labels))
+            for site, labels in run["labels"].items()
+        )
         for run in runs
-        for site, labels in run["labels"].items()
     ]
-    return float(np.mean(values))
+
+
+def _written(values: Sequence[float]) -> str:
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{spread}"
 
 
 if __name__ == "__main__":

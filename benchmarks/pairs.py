@@ -1,4 +1,4 @@
-"""A memory generator trained on pairs of a site's own patches, for `equal_rows.py`.
+"""Patches of a site, and a memory generator trained on pairs of them, for `equal_rows.py`.
 
 The metric loss pulls a patch to its nearest row of the memory, which may be of its own image. A
 test image has no rows there. So here the positive of a patch is the nearest patch of another
@@ -15,8 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedvad.data.folders import Site
 from fedvad.detectors.memory.generator import Generator
+from fedvad.features.extractor import FeatureExtractor
 from fedvad.memory.bank import FloatArray
+from fedvad.memory.coreset import CandidateSampler
 
 IntArray = npt.NDArray[np.int64]
 PAIRS = 8192  # patches among which pairs are looked for
@@ -30,6 +33,25 @@ class Sample:
     patches: FloatArray
     images: IntArray
     cells: IntArray
+
+
+def sample(site: Site, features: FeatureExtractor, seed: int) -> Sample:
+    """A quarter of a site's normal patches, as for one round of PatchCore."""
+    normal = [item.path for item in site.train if item.label == 0]
+    height, width, dim = features.grid
+    most = (64 << 20) // (4 * dim)
+    sampler, places = (
+        CandidateSampler(
+            n_images=len(normal), patches_per_image=height * width, dim=length,
+            fraction=0.25, max_bytes=4 * length * most, seed=seed,
+        )
+        for length in (dim, 2)
+    )  # fmt: skip
+    cells = np.stack(np.indices((height, width)), axis=2).astype(np.float16)
+    for item in features.stream(normal):
+        sampler.add(item.descriptors)
+        places.add(cells)
+    return Sample(sampler.result(), sampler.images(), places.result().astype(np.int64))
 
 
 def train_on_pairs(
