@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedvad.data.folders import Site
 from fedvad.data.locks import only_one
+from fedvad.data.sealed import read_table
 from fedvad.detectors.base import NormalFeatures
 from fedvad.errors import ConfigError
 from fedvad.evaluation.results import Results
@@ -31,6 +32,8 @@ from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.train import at_settled_size, train
 
 __all__ = ["Grouping", "group"]
+
+_FILE = "groups.json"
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def train_groups(
     guard_output_folder(out, "--out", data=data, sites=sites)
     with only_one(out):
         found = _group(sites, config, tolerance, cache, progress)
-        write_json(out / "groups.json", found.to_json())
+        _check_before(out / _FILE, found.groups)
+        write_json(out / _FILE, found.to_json())
         results = {}
         for number, names in enumerate(found.groups, 1):
             name = f"group{number}"
@@ -195,6 +199,15 @@ def means_of_sites(
 
 def _add_mean(means: list[npt.NDArray[np.float32]], descriptors: npt.NDArray[np.float16]) -> None:
     means.append(np.nanmean(descriptors.astype(np.float32), axis=(0, 1)))
+
+
+def _check_before(file: Path, groups: list[list[str]]) -> None:
+    """Raise `ConfigError` where runs of other groups are, or may be, in the folder of this file."""
+    if file.is_file() and (before := read_table(file)[0].get("groups")) != groups:
+        raise ConfigError(
+            f"{file} has other groups, {before}, than those of now, {groups}: give the data and "
+            "options of then, or choose another --out"
+        )
 
 
 def _link(source: Path, link: Path) -> None:
