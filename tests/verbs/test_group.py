@@ -85,11 +85,13 @@ def test_one_site_has_no_groups(mixed: Path) -> None:
 def test_train_finds_the_groups_and_python_has_their_results(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"memory_rows": 50, **OPTIONS}
+    options = {"memory_rows": 50, "join": {"stripes2": 2}, **OPTIONS}
+    with pytest.raises(ConfigError, match="--join names unknown sites stripes"):
+        group(mixed, tmp_path / "python", **(options | {"join": {"stripes": 2}}))
     found = group(mixed, tmp_path / "python", **options)
     arguments = (
         "train", mixed, "--out", tmp_path / "cli", "--group", "auto", "--backbone", "filterbank",
-        "--image-size", "64", "--memory-rows", "50",
+        "--image-size", "64", "--memory-rows", "50", "--join", "stripes2:2",
     )  # fmt: skip
     assert run_main(monkeypatch, *arguments, "--json") == 0
     printed = json.loads(capsys.readouterr().out)

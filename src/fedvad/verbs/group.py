@@ -25,6 +25,7 @@ from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
 from fedvad.runs.config import TrainConfig, as_path, resolve_config
 from fedvad.runs.data import Watcher, load_data, warm_up
 from fedvad.runs.guards import guard_output_folder
+from fedvad.runs.plan import check_join
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_bands import keep_bands
 from fedvad.runs.run_folder import write_json
@@ -132,6 +133,7 @@ def train_groups(
     and `train` do; what was finished before stays, and `resume` continues.
     """
     sites = _sites(data, config)
+    check_join(config, [site.name for site in sites])
     if out is None:
         return _group(sites, config, tolerance, cache, progress)
     guard_output_folder(out, "--out", data=data, sites=sites)
@@ -145,8 +147,10 @@ def train_groups(
             folder = out / "sites" / name
             for site in names:
                 _link(data / site, folder / site)
+            join = {site: round_ for site, round_ in config.join.items() if site in names}
+            own = config.model_copy(update={"join": join})
             results[name] = train(
-                folder, out / name, config, cache=cache, resume=resume, progress=progress
+                folder, out / name, own, cache=cache, resume=resume, progress=progress
             )
     return replace(found, runs=results)
 
