@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fedvad.cli import group as cli
+from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError
 from fedvad.federation import grouping
 from fedvad.verbs.group import group
@@ -166,6 +167,15 @@ def test_sites_that_never_meet_find_the_same_groups_from_files(
         group_shares(summaries)
     with pytest.raises(ConfigError, match="one site"):
         site_summary(mixed, out, **OPTIONS)
+    for file, key, value in (
+        (summaries[1], "site", "\x1b[2J"), (summaries[1], "n_images", "many"),
+        (shares[1], "site", 7), (shares[1], "sites", [*together.sites[:3], "\x1b[2J"]),
+    ):  # fmt: skip
+        arrays, values = read_arrays(file)
+        write_arrays(tmp_path / "strange", arrays, values | {key: value})
+        given = [tmp_path / "strange"]
+        with pytest.raises(ArtefactError, match=r"strange (names a site|is of 'many' images)"):
+            group_shares(given) if file in shares else site_shares(site, given, again, **OPTIONS)
     config = tmp_path / "config.json"  # of the user's, with a key that a summary has, too
     config.write_text('{"precision": "int8", "shares": 1}')
     with pytest.raises(ConfigError, match="fedvad did not write it"):

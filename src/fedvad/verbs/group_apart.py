@@ -13,7 +13,13 @@ from fedvad.data.sets import Site
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError, join_names
 from fedvad.features.cache import DescriptorCache
-from fedvad.federation.grouping import TOLERANCE, SiteSummary, find_groups, summarise_site
+from fedvad.federation.grouping import (
+    MIN_IMAGES,
+    TOLERANCE,
+    SiteSummary,
+    find_groups,
+    summarise_site,
+)
 from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe, paths_of
 from fedvad.runs.config import TrainConfig, as_path, resolve_config
 from fedvad.runs.data import load_data
@@ -138,9 +144,10 @@ def group_shares(shares: AnyPath | Iterable[AnyPath], *, tolerance: float = TOLE
             or not (np.isfinite(numbers).all() and (numbers >= 0).all() and (numbers <= 1).all())
         ):
             raise ArtefactError(f"{file} holds no shares of a site: write them with --save-shares")
-        if (name := str(values.get("site"))) in found:
+        if (name := _name(values.get("site"), file)) in found:
             raise DataError(f"{file} is a second file of the shares of site {name}: give one")
-        found[name] = dict(zip(map(str, named), numbers.tolist(), strict=True))
+        names = [_name(other, file) for other in named]
+        found[name] = dict(zip(names, numbers.tolist(), strict=True))
         keys.add(values.get("features"))
         size = max(size, sent)
     if len(keys) > 1:
@@ -199,5 +206,14 @@ def _read_summary(file: Path, key: str, seed: int, directions: int) -> tuple[str
         or not (np.isfinite(mean).all() and np.isfinite(precision).all() and np.isfinite(limit))
     ):
         raise ArtefactError(f"{file} holds a damaged summary: ask for it again")
-    summary = SiteSummary(mean, precision, limit, int(values.get("n_images", 0)))
-    return str(values.get("site")), summary
+    images: Any = values.get("n_images")
+    if type(images) is not int or images < MIN_IMAGES:
+        raise ArtefactError(f"{file} is of {images!r} images, not {MIN_IMAGES} or more")
+    return _name(values.get("site"), file), SiteSummary(mean, precision, limit, images)
+
+
+def _name(given: Any, file: Path) -> str:
+    """The name of a site in a file of another one, which goes into messages and tables."""
+    if not (isinstance(given, str) and given.isprintable() and 0 < len(given) < 256):
+        raise ArtefactError(f"{file} names a site {given!r}: ask for a file of printable names")
+    return given
