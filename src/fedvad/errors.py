@@ -5,7 +5,8 @@ Exit codes: 0 ok, 2 usage or configuration, 3 data or files, 4 federation, 130 i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
+from numbers import Integral, Real
 from typing import Any, get_args
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "WeightsError",
     "check_choice",
     "check_ranges",
+    "check_values",
     "join_names",
 ]
 
@@ -102,6 +104,49 @@ def check_ranges(options: object, ranges: Mapping[str, str]) -> None:
                 continue
             if not ((value == low and "[" in interval) or (value == high and "]" in interval)):
                 raise ConfigError(f"{name} must lie in {interval}, got {value}")
+
+
+def check_values(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for values of another type than a function's defaults, or options that it
+    does not have. function: also a class, whose options are those of its constructor.
+
+    >>> check_values(sorted, {"reverse": 7})
+    Traceback (most recent call last):
+        ...
+    fedvad.errors.ConfigError: reverse is 7; give true or false, such as False
+    """
+    from inspect import signature
+
+    parts = signature(function).parameters.items()
+    defaults = {name: part.default for name, part in parts if part.default is not part.empty}
+    for name, value in given.items():
+        if name not in defaults:
+            raise ConfigError(f"{name} is no option here: choose from {', '.join(defaults)}")
+        if not _like(value, default := defaults[name]):
+            said = _KINDS[type(default)]
+            raise ConfigError(f"{name} is {value!r}; give {said}, such as {default!r}")
+
+
+_KINDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text",
+    tuple: "a list",
+}  # fmt: skip
+
+
+def _like(value: object, default: object) -> bool:
+    """Whether a value has the type of a default; a list of numbers also its length."""
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int | float):
+        kind = Integral if isinstance(default, int) else Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    if isinstance(default, str):  # an object may stand for its name
+        return not isinstance(value, int | float | list | tuple | dict)
+    if isinstance(default, tuple) and default:
+        if not isinstance(value, list | tuple) or not all(_like(v, default[0]) for v in value):
+            return False
+        return isinstance(default[0], str) or len(value) == len(default)
+    return True
 
 
 def join_names(names: Iterable[object], most: int = 8) -> str:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fedvad.cli import group as cli
+from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError
 from fedvad.federation import grouping
 from fedvad.verbs.group import group
@@ -85,11 +86,13 @@ def test_one_site_has_no_groups(mixed: Path) -> None:
 def test_train_finds_the_groups_and_python_has_their_results(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"memory_rows": 50, **OPTIONS}
+    options = {"memory_rows": 50, "join": {"stripes2": 2}, **OPTIONS}
+    with pytest.raises(ConfigError, match="--join names unknown sites stripes"):
+        group(mixed, tmp_path / "python", **(options | {"join": {"stripes": 2}}))
     found = group(mixed, tmp_path / "python", **options)
     arguments = (
         "train", mixed, "--out", tmp_path / "cli", "--group", "auto", "--backbone", "filterbank",
-        "--image-size", "64", "--memory-rows", "50",
+        "--image-size", "64", "--memory-rows", "50", "--join", "stripes2:2",
     )  # fmt: skip
     assert run_main(monkeypatch, *arguments, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
@@ -133,6 +136,7 @@ def test_sites_that_never_meet_find_the_same_groups_from_files(
         site_shares(mixed / name, summaries, shares[-1], **OPTIONS)
     found = group_shares(shares)
     assert (found.groups, found.shares) == (WANTED, together.shares)
+    assert found.bytes_per_site == together.bytes_per_site
     # the same from the command line
     site, out = mixed / "blocks1", tmp_path / "again.safetensors"
     flags = ("--backbone", "filterbank", "--image-size", "64", "--json")
@@ -151,6 +155,10 @@ def test_sites_that_never_meet_find_the_same_groups_from_files(
     site_shares(mixed / "blocks1", summaries[:3], again, **OPTIONS)
     with pytest.raises(DataError, match="stripes2 at blocks1"):
         group_shares([again, *shares[1:]])
+    with pytest.raises(DataError, match="stripes2 wrote are missing"):
+        group_shares(shares[:3])
+    with pytest.raises(DataError, match="second file of the shares of site blocks2"):
+        group_shares([*shares, shares[1]])
     with pytest.raises(MismatchError, match="other features or another seed"):
         site_shares(mixed / "blocks1", summaries, again, **OPTIONS, seed=1)
     with pytest.raises(ArtefactError, match="no summary"):
@@ -159,5 +167,46 @@ def test_sites_that_never_meet_find_the_same_groups_from_files(
         group_shares(summaries)
     with pytest.raises(ConfigError, match="one site"):
         site_summary(mixed, out, **OPTIONS)
+    for file, key, value in (
+        (summaries[1], "site", "\x1b[2J"), (summaries[1], "n_images", "many"),
+        (shares[1], "site", 7), (shares[1], "sites", [*together.sites[:3], "\x1b[2J"]),
+    ):  # fmt: skip
+        arrays, values = read_arrays(file)
+        write_arrays(tmp_path / "strange", arrays, values | {key: value})
+        given = [tmp_path / "strange"]
+        with pytest.raises(ArtefactError, match=r"strange (names a site|is of 'many' images)"):
+            group_shares(given) if file in shares else site_shares(site, given, again, **OPTIONS)
+    config = tmp_path / "config.json"  # of the user's, with a key that a summary has, too
+    config.write_text('{"precision": "int8", "shares": 1}')
+    with pytest.raises(ConfigError, match="fedvad did not write it"):
+        site_summary(site, config, **OPTIONS)
+    with pytest.raises(ConfigError, match="fedvad did not write it"):
+        site_shares(site, summaries, config, **OPTIONS)
     assert run_main(monkeypatch, "group", *given, site) == 2
     assert run_main(monkeypatch, "group", site, "--save-shares", again) == 2
+
+
+def test_sites_of_one_name_are_not_taken_for_one(mixed: Path, tmp_path: Path) -> None:
+    """Each of two sites calls its folder `line`: neither may leave the other out in silence."""
+    summaries = []
+    for name in ("stripes1", "blocks1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "line").symlink_to(mixed / name, target_is_directory=True)
+        summaries.append(tmp_path / f"{name}.summary")
+        site_summary(tmp_path / name / "line", summaries[-1], **OPTIONS)
+    for given in (summaries, summaries[1:]):
+        with pytest.raises(DataError, match=r"blocks1\.summary is of another site .* called line"):
+            site_shares(tmp_path / "stripes1/line", given, tmp_path / "shares", **OPTIONS)
+    with pytest.raises(DataError, match="is of another site that is called line"):
+        site_shares(mixed / "stripes2", summaries, tmp_path / "shares", **OPTIONS)
+
+
+def test_other_groups_take_no_place_of_those_before(mixed: Path, tmp_path: Path) -> None:
+    """Runs of other sites would be taken for theirs, and links of then be trained on, too."""
+    before = '{"groups": [["blocks1"], ["blocks2"], ["stripes1", "stripes2"]]}'
+    (tmp_path / "groups.json").write_text(before)
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="has other groups"):
+            group(mixed, tmp_path, resume=resume, **OPTIONS)
+    assert (tmp_path / "groups.json").read_text() == before
+    assert not (tmp_path / "sites").exists()

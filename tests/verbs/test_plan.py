@@ -17,6 +17,8 @@ from fedvad.data.fingerprint import Fingerprint, fingerprint_of
 from fedvad.errors import ArtefactError, ConfigError, DataError
 from fedvad.runs.choosing import choose_options, middle, remarks
 from fedvad.runs.config import resolve_config
+from fedvad.runs.data import load_sites
+from fedvad.verbs.plan import training_sites
 from tests.helpers import OPTIONS, SIZE, TRAIN, run_main
 
 ONE = Fingerprint(
@@ -193,3 +195,23 @@ def test_unreadable_images_are_no_part_of_it(tmp_path: Path) -> None:
     assert (fingerprint_of(paths).images, fingerprint_of(paths).seen) == (2, 1)
     with pytest.raises(DataError, match="none of 1"):
         fingerprint_of(paths[:1])
+
+
+def test_a_set_is_divided_as_for_the_training(tmp_path: Path) -> None:
+    """Images too large to train on are dealt in turn there, whatever they look like."""
+    folder = tmp_path / "set/train/good"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(16):
+        side = 16 if number < 10 else 40
+        pixels = rng.integers(0, 60, (side, side, 3)) + 90 * (number // 2 % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.png")
+    config = resolve_config(split="style:2", max_pixels=1000)
+    found = [
+        {site.name: [item.path.name for item in site.train] for site in sites}
+        for sites in (
+            training_sites(tmp_path / "set", config),
+            load_sites(tmp_path / "set", config.split, config.seed, max_pixels=config.max_pixels),
+        )
+    ]
+    assert found[0] == found[1]

@@ -133,7 +133,11 @@ def test_options_of_the_memories_are_reached_from_the_command(data: Path) -> Non
     memories = MemoriesConfig(items=5, channels=(4, 6), read="cosine")
     again = fedvad.train_signals(data, rounds=1, steps=1, memories=memories)
     assert json.loads(done.stdout) == [result.to_dict() for result in again]
-    for option, match in (("rows=3", "no option of memories"), ('items="5"', "like of 500")):
+    for option, match in (
+        ("rows=3", "no option here"),
+        ('items="5"', "give a whole number, such as 500"),
+        ('channels=["a", "b"]', "give a list, such as"),
+    ):
         with pytest.raises(ConfigError, match=match):
             CliRunner().invoke(app, [*words[:7], "--option", option], catch_exceptions=False)
 

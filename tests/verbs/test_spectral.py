@@ -96,7 +96,10 @@ def test_wrong_calls_are_refused_before_work(
         (["--method", "hypersigma", "--option", "balance=1"], "give a text, such as 'none'"),
         (["--method", "crd", "--option", 'method="rx"'], "give its flag alone"),
         (["--method", "crd", "--option", "ridge=1", "--ridge", "1"], "give its flag alone"),
-        (["--method", "lrasr", "--option", "cube=1"], "--option cube"),
+        (["--method", "lrasr", "--option", "cube=1"], "cube is no option of lrasr"),
+        (["--method", "lrx", "--option", "windows=[17]"], "give a list, such as (17, 9)"),
+        (["--method", "lrx", "--option", 'windows=["a", 3]'], "give a list, such as (17, 9)"),
+        (["--method", "dsformer", "--option", "coarse=[1, 2]"], "the coarse map is (2,)"),
         (["--classes", files[1]], "--classes takes one scene"),
     ):
         assert run_main(monkeypatch, "--quiet", "spectral", *files, *arguments) in (2, 3)
@@ -106,9 +109,16 @@ def test_wrong_calls_are_refused_before_work(
     assert run_main(monkeypatch, *one, "--windows", "9,7", "--steps", "3") == 2
     assert "--windows, --steps mean nothing" in capsys.readouterr().err
     assert run_main(monkeypatch, *one, "--option", "labels=3") == 2
-    assert "--option labels" in capsys.readouterr().err
+    assert "labels is no option here" in capsys.readouterr().err
+    assert run_main(monkeypatch, *one, "--method", "crd") == 2
+    assert "--method mean nothing" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="at least one file"):
         fedvad.score_scenes([])
+    # the command would say that it wrote them
+    sums = Moments.of(np.load(files[0])["cube"])
+    both = {"save_backbone": tmp_path / "backbone", "save_moments": tmp_path / "moments"}
+    with pytest.raises(ConfigError, match="--save-moments writes those of scenes"):
+        fedvad.score_scenes([], moments=[sums], **both)
 
 
 def test_every_option_of_a_detector_is_reached_from_the_command(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,6 @@ import typer
 from fedvad.cli import flags
 from fedvad.cli.common import exit_with_json, numbers, showing
 from fedvad.cli.options import key_values
-
-# of `score_scenes` and `classify_scene` besides a detector's own
-_OTHERS = frozenset({
-    "scene", "scenes", "method", "mask", "masks", "moments", "save_moments", "save_backbone", "out",
-    "progress", "classes", "cube", "labels",
-})  # fmt: skip
 
 
 def spectral(
@@ -163,10 +158,11 @@ def spectral(
         if scenes is None or len(scenes) != 1:
             raise typer.BadParameter("--classes takes one scene")
         unused = {
-            "--mask": mask, "--moments": moments, "--save-moments": save_moments,
-            "--save-backbone": save_backbone, "--windows": windows, "--border": border,
-            "--ridge": ridge, "--norm": norm, "--channels": channels, "--steps": steps,
-            "--spatial-weights": spatial_weights, "--spectral-weights": spectral_weights,
+            "--method": None if method == "rx" else method, "--mask": mask, "--moments": moments,
+            "--save-moments": save_moments, "--save-backbone": save_backbone, "--windows": windows,
+            "--border": border, "--ridge": ridge, "--norm": norm, "--channels": channels,
+            "--steps": steps, "--spatial-weights": spatial_weights,
+            "--spectral-weights": spectral_weights,
         }  # fmt: skip
         if given := [flag for flag, value in unused.items() if value not in (None, [])]:
             raise typer.BadParameter(f"{', '.join(given)} mean nothing with --classes: omit them")
@@ -176,7 +172,9 @@ def spectral(
             "epochs": epochs,
             "seed": seed,
         }
-        named = classify_scene(scenes[0], classes, out=out, **_both(own, further))[1]
+        named = classify_scene(scenes[0], classes, out=out, **_both(classify_scene, own, further))[
+            1
+        ]
         exit_with_json(as_json, named)
         typer.echo(
             f"{named['name']}: accuracy {named['accuracy']:.4f}, mean of classes "
@@ -204,7 +202,7 @@ def spectral(
             save_backbone=save_backbone,
             out=out,
             progress=progress,
-            **_both(own, further),
+            **_both(score_scenes, own, further),
         )
     exit_with_json(as_json, {"method": method, "scenes": [one.to_dict() for one in found]})
     if save_moments is not None:
@@ -222,9 +220,11 @@ def spectral(
         typer.echo(f"pictures, maps and spectral.csv: {out}")
 
 
-def _both(flags: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
+def _both(
+    verb: Callable[..., Any], flags: Mapping[str, Any], further: Mapping[str, Any]
+) -> dict[str, Any]:
     """Flags that were given, and --option; a usage error for what that must not say."""
     given = {name: value for name, value in flags.items() if value is not None}
-    if twice := sorted(further.keys() & (given.keys() | _OTHERS)):
+    if twice := sorted(further.keys() & (given.keys() | signature(verb).parameters.keys())):
         raise typer.BadParameter(f"--option {twice[0]}: give its flag alone, if it has one")
     return dict(further) | given

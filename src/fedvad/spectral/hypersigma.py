@@ -164,9 +164,9 @@ def coarse_map(cube: Cube, given: NDArray[np.floating] | None) -> NDArray[np.flo
     >>> coarse_map(np.random.default_rng(0).random((9, 8, 3)), None).shape
     (9, 8)
     """
-    if given is not None and given.shape != cube.shape[:2]:
-        raise DataError(f"the coarse map is {given.shape}, the scene {cube.shape[:2]}")
-    return rx(cube) if given is None else given
+    if given is not None and np.shape(given) != cube.shape[:2]:
+        raise DataError(f"the coarse map is {np.shape(given)}, the scene {cube.shape[:2]}")
+    return rx(cube) if given is None else np.asarray(given)
 
 
 def pseudo_labels(coarse: NDArray[np.floating]) -> NDArray[np.uint8]:

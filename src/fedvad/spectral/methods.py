@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from inspect import signature
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvad.data.cubes.scene import Cube
-from fedvad.errors import ConfigError, DataError
+from fedvad.errors import ConfigError, DataError, check_values
 
-__all__ = ["METHODS", "check_values", "score_cube"]
+__all__ = ["METHODS", "score_cube"]
 
 # file and function, and what of its options the name stands for
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -31,7 +31,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def score_cube(cube: Cube, method: str = "rx", **options: Any) -> NDArray[np.float64]:
+def score_cube(cube: Cube, /, method: str = "rx", **options: Any) -> NDArray[np.float64]:
     """Anomaly map of a cube by the name of a detector.
 
     Parameters
@@ -79,32 +79,6 @@ def score_cube(cube: Cube, method: str = "rx", **options: Any) -> NDArray[np.flo
     if not np.isfinite(found).all():
         raise DataError(f"{method} gave NaN or infinity for this cube: try norm='band_minmax'")
     return found
-
-
-def check_values(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for values of another type than a function's defaults, or options that it
-    does not have.
-
-    >>> check_values(score_cube, {"method": 7})
-    Traceback (most recent call last):
-        ...
-    fedvad.errors.ConfigError: method is 7; give a text, such as 'rx'
-    """
-    parts = signature(function).parameters.items()
-    defaults = {name: part.default for name, part in parts if part.default is not part.empty}
-    for name, value in given.items():
-        if name not in defaults:
-            raise ConfigError(f"{name} is no option here: choose from {', '.join(defaults)}")
-        default, truth = defaults[name], isinstance(value, bool)
-        fits, said = {
-            bool: (truth, "true or false"),
-            int: (isinstance(value, int | np.integer) and not truth, "a whole number"),
-            float: (isinstance(value, int | float | np.number) and not truth, "a number"),
-            # an object may stand for its name
-            str: (not isinstance(value, int | float | list | dict), "a text"),
-        }.get(type(default), (True, ""))
-        if not fits:
-            raise ConfigError(f"{name} is {value!r}; give {said}, such as {default!r}")
 
 
 @cache

@@ -12,9 +12,9 @@ from fedvad.data.cubes.reading import read_classes, read_scene
 from fedvad.data.files import write_atomically
 from fedvad.data.output_folder import OutputFolder
 from fedvad.data.outputs import holding_folders, real
+from fedvad.errors import check_values
 from fedvad.report.overlay import save_png
 from fedvad.spectral.classify import Classified, classify
-from fedvad.spectral.methods import check_values
 
 _COLOURS = 7  # steps through the colours between one class and the next: neighbours differ
 
@@ -43,12 +43,12 @@ def classify_scene(
     ------
     ConfigError, DataError, StorageError
     """
+    given = {name: value for name, value in options.items() if value is not None}
+    check_values(classify, given)
     folder = None
     if out is not None:
         folder = OutputFolder(out, "--out", inputs=holding_folders([], [scene, classes]))
     cube, labels = read_scene(scene).cube, read_classes(classes)
-    given = {name: value for name, value in options.items() if value is not None}
-    check_values(classify, given)
     found = classify(cube, labels, **given)
     overall, average, kappa = found.agreement
     values: dict[str, Any] = {

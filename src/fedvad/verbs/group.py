@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedvad.data.folders import Site
 from fedvad.data.locks import only_one
+from fedvad.data.sealed import read_table
 from fedvad.detectors.base import NormalFeatures
 from fedvad.errors import ConfigError
 from fedvad.evaluation.results import Results
@@ -24,6 +25,7 @@ from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe
 from fedvad.runs.config import TrainConfig, as_path, resolve_config
 from fedvad.runs.data import Watcher, load_data, warm_up
 from fedvad.runs.guards import guard_output_folder
+from fedvad.runs.plan import check_join
 from fedvad.runs.progress import Progress, no_progress
 from fedvad.runs.run_bands import keep_bands
 from fedvad.runs.run_folder import write_json
@@ -31,6 +33,8 @@ from fedvad.runs.typed_options import TrainOptions
 from fedvad.verbs.train import at_settled_size, train
 
 __all__ = ["Grouping", "group"]
+
+_FILE = "groups.json"
 
 
 @dataclass(frozen=True)
@@ -129,20 +133,24 @@ def train_groups(
     and `train` do; what was finished before stays, and `resume` continues.
     """
     sites = _sites(data, config)
+    check_join(config, [site.name for site in sites])
     if out is None:
         return _group(sites, config, tolerance, cache, progress)
     guard_output_folder(out, "--out", data=data, sites=sites)
     with only_one(out):
         found = _group(sites, config, tolerance, cache, progress)
-        write_json(out / "groups.json", found.to_json())
+        _check_before(out / _FILE, found.groups)
+        write_json(out / _FILE, found.to_json())
         results = {}
         for number, names in enumerate(found.groups, 1):
             name = f"group{number}"
             folder = out / "sites" / name
             for site in names:
                 _link(data / site, folder / site)
+            join = {site: round_ for site, round_ in config.join.items() if site in names}
+            own = config.model_copy(update={"join": join})
             results[name] = train(
-                folder, out / name, config, cache=cache, resume=resume, progress=progress
+                folder, out / name, own, cache=cache, resume=resume, progress=progress
             )
     return replace(found, runs=results)
 
@@ -195,6 +203,15 @@ def means_of_sites(
 
 def _add_mean(means: list[npt.NDArray[np.float32]], descriptors: npt.NDArray[np.float16]) -> None:
     means.append(np.nanmean(descriptors.astype(np.float32), axis=(0, 1)))
+
+
+def _check_before(file: Path, groups: list[list[str]]) -> None:
+    """Raise `ConfigError` where runs of other groups are, or may be, in the folder of this file."""
+    if file.is_file() and (before := read_table(file)[0].get("groups")) != groups:
+        raise ConfigError(
+            f"{file} has other groups, {before}, than those of now, {groups}: give the data and "
+            "options of then, or choose another --out"
+        )
 
 
 def _link(source: Path, link: Path) -> None:

@@ -13,7 +13,13 @@ from fedvad.data.sets import Site
 from fedvad.detectors.artefact import read_arrays, write_arrays
 from fedvad.errors import ArtefactError, ConfigError, DataError, MismatchError, join_names
 from fedvad.features.cache import DescriptorCache
-from fedvad.federation.grouping import TOLERANCE, SiteSummary, find_groups, summarise_site
+from fedvad.federation.grouping import (
+    MIN_IMAGES,
+    TOLERANCE,
+    SiteSummary,
+    find_groups,
+    summarise_site,
+)
 from fedvad.runs.arguments import AnyCache, AnyPath, cache_at, maybe, paths_of
 from fedvad.runs.config import TrainConfig, as_path, resolve_config
 from fedvad.runs.data import load_data
@@ -100,12 +106,19 @@ def site_shares(
     site, key, summary, projected = _summed(
         as_path(data, "data"), settled, cache_at(cache), progress or no_progress, out, files
     )
-    shares = {site.name: summary.share_within(projected)}
+    known = {site.name: summary}
     for file in files:
         name, other = _read_summary(file, key, settled.seed, len(summary.mean))
-        if name != site.name:
-            shares[name] = other.share_within(projected)
-    values = {"kind": _SHARES, "site": site.name, "features": key, "sites": list(shares)}
+        if not np.allclose(known.setdefault(name, other).mean, other.mean, rtol=1e-3):
+            raise DataError(
+                f"{file} is of another site that is called {name}, too, or of images that this one "
+                "had earlier: give each site's folder a name of its own, and write its summary then"
+            )
+    shares = {name: other.share_within(projected) for name, other in known.items()}
+    values = {
+        "kind": _SHARES, "site": site.name, "features": key, "sites": list(shares),
+        "bytes": summary.nbytes,
+    }  # fmt: skip
     write_arrays(out, {"shares": np.array(list(shares.values()))}, values)
     return shares
 
@@ -114,24 +127,29 @@ def group_shares(shares: AnyPath | Iterable[AnyPath], *, tolerance: float = TOLE
     """Groups of sites, from the files that `site_shares` wrote at each of them.
 
     Raises `ArtefactError` for another file, `DataError` where the share of one site for another is
-    missing, `MismatchError` for files of other features.
+    missing or two files are of one site, `MismatchError` for files of other features.
     """
     files = paths_of(shares, "shares")
     found: dict[str, dict[str, float]] = {}
-    keys = set()
+    keys, size = set(), 0
     for file in files:
         arrays, values = read_arrays(file)
-        named, numbers = values.get("sites"), arrays.get("shares")
+        named, numbers, sent = values.get("sites"), arrays.get("shares"), values.get("bytes")
         if (
             values.get("kind") != _SHARES
             or not isinstance(named, list)
             or numbers is None
             or numbers.shape != (len(named),)
+            or not isinstance(sent, int)
             or not (np.isfinite(numbers).all() and (numbers >= 0).all() and (numbers <= 1).all())
         ):
             raise ArtefactError(f"{file} holds no shares of a site: write them with --save-shares")
-        found[str(values.get("site"))] = dict(zip(map(str, named), numbers.tolist(), strict=True))
+        if (name := _name(values.get("site"), file)) in found:
+            raise DataError(f"{file} is a second file of the shares of site {name}: give one")
+        names = [_name(other, file) for other in named]
+        found[name] = dict(zip(names, numbers.tolist(), strict=True))
         keys.add(values.get("features"))
+        size = max(size, sent)
     if len(keys) > 1:
         raise MismatchError(
             "the shares are of different features: give backbone, weights and image size alike"
@@ -139,10 +157,12 @@ def group_shares(shares: AnyPath | Iterable[AnyPath], *, tolerance: float = TOLE
     if len(found) < 2:
         raise ConfigError("give the shares of two sites or more")
     names = sorted(found)
+    if silent := {name for own in found.values() for name in own} - set(names):
+        raise DataError(f"the shares that {join_names(silent)} wrote are missing: give all files")
     if lost := [f"{b} at {a}" for a in names for b in names if b not in found[a]]:
         raise DataError(f"these shares are missing: {join_names(lost)}: give every summary there")
     table = np.array([[found[a][b] for b in names] for a in names])
-    return Grouping(find_groups(names, table, tolerance=tolerance), names, table.tolist(), 0)
+    return Grouping(find_groups(names, table, tolerance=tolerance), names, table.tolist(), size)
 
 
 def _summed(
@@ -160,7 +180,8 @@ def _summed(
     )[1]  # fmt: skip
     if len(sites) != 1 or config.split is not None:
         raise ConfigError(f"{data} must be the folder of one site, without --split")
-    option, own = ("--save-shares", b'"shares":') if others else ("--save-summary", b'"precision":')
+    option, kind = ("--save-shares", _SHARES) if others else ("--save-summary", _SUMMARY)
+    own = rf"\"kind\": \"{kind}\"".encode()  # as the header of such a file has it
     guard_output_file(out, option, data=data, sites=sites, others=others, own=own)
     means, key = means_of_sites(sites, config, cache, progress)
     summary, projected = summarise_site(means[sites[0].name], seed=config.seed)
@@ -185,5 +206,14 @@ def _read_summary(file: Path, key: str, seed: int, directions: int) -> tuple[str
         or not (np.isfinite(mean).all() and np.isfinite(precision).all() and np.isfinite(limit))
     ):
         raise ArtefactError(f"{file} holds a damaged summary: ask for it again")
-    summary = SiteSummary(mean, precision, limit, int(values.get("n_images", 0)))
-    return str(values.get("site")), summary
+    images: Any = values.get("n_images")
+    if type(images) is not int or images < MIN_IMAGES:
+        raise ArtefactError(f"{file} is of {images!r} images, not {MIN_IMAGES} or more")
+    return _name(values.get("site"), file), SiteSummary(mean, precision, limit, images)
+
+
+def _name(given: Any, file: Path) -> str:
+    """The name of a site in a file of another one, which goes into messages and tables."""
+    if not (isinstance(given, str) and given.isprintable() and 0 < len(given) < 256):
+        raise ArtefactError(f"{file} names a site {given!r}: ask for a file of printable names")
+    return given

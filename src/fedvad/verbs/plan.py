@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from fedvad.data.checked import strictly
 from fedvad.data.contents import normals
+from fedvad.data.cubes.pixels import read_picture
 from fedvad.data.files import write_atomically
 from fedvad.data.fingerprint import Fingerprint, fingerprint_of
 from fedvad.data.folders import read_data
@@ -213,7 +215,8 @@ def training_sites(folder: Path, config: TrainConfig) -> list[Site]:
         return sites
     if len(sites) != 1:
         raise ConfigError(f"--split divides one set into sites, but {folder} holds {len(sites)}")
-    return split_site(sites[0], parse_split(config.split), config.seed)
+    loader = partial(read_picture, max_pixels=config.max_pixels)  # as `load_data` does
+    return split_site(sites[0], parse_split(config.split), config.seed, loader=loader)
 
 
 def find_doubtful(

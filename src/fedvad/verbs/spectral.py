@@ -147,6 +147,8 @@ def score_scenes(
     given = listed(moments, "moments")
     if not wanted and not (given and save_backbone):
         raise ConfigError("no scene is given: name at least one file")
+    if not wanted and save_moments is not None:
+        raise ConfigError("--save-moments writes those of scenes: name at least one, or omit it")
     if truths and len(truths) != len(wanted):
         raise ConfigError(f"{len(truths)} masks for {len(wanted)} scenes: give one for each")
     paths = [scene for scene in wanted if isinstance(scene, Path)] + truths

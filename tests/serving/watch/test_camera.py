@@ -93,6 +93,51 @@ def test_of_a_camera_the_newest_frame_is_taken(monkeypatch: pytest.MonkeyPatch) 
         CameraSource("rtsp://me:secret@host/x", every=1)
 
 
+def test_a_camera_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(_Camera):
+        reads = 0
+
+        def read(self) -> tuple[bool, np.ndarray]:
+            type(self).reads += 1
+            if type(self).reads == 1:
+                raise RuntimeError("error: (-215:Assertion failed)")
+            return super().read()
+
+    monkeypatch.setattr(camera, "_AGAIN", 0.01)
+    monkeypatch.setattr(camera, "_cv2", lambda: type("cv2", (), {"VideoCapture": Failing}))
+    source = CameraSource("0", every=0.001, once=True)
+    end = time.monotonic() + 10
+    while not source.ended and time.monotonic() < end:
+        source.poll(set())
+    source.close()
+    assert source.ended
+
+
+def test_a_frame_that_cannot_be_decoded_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Video(_Camera):
+        number = 0
+
+        def get(self, _: int) -> float:
+            return 1.0
+
+        def grab(self) -> bool:
+            self.number += 1
+            return self.number < 4
+
+        def retrieve(self) -> tuple[bool, np.ndarray | None]:
+            return (False, None) if self.number == 2 else (True, np.zeros((8, 8), np.uint8))
+
+    kinds = {"VideoCapture": Video, "CAP_PROP_FPS": 5}
+    monkeypatch.setattr(camera, "_cv2", lambda: type("cv2", (), kinds))
+    (tmp_path / "a.avi").touch()
+    source = VideoSource(tmp_path / "a.avi", every=1.0)
+    found = [one.name.rpartition("#")[2] for _ in range(2) for one in source.poll(set())]
+    assert found == ["1", "3"]
+    assert "a.avi#2 cannot be decoded" in caplog.text
+
+
 def test_a_password_is_nowhere_in_the_name() -> None:
     assert plain_name("rtsp://me:secret@host:554/x?y=1") == "rtsp://host:554/x?y=1"
     assert plain_name("/dev/video0") == "/dev/video0"

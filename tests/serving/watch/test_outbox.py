@@ -7,6 +7,7 @@ import logging
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 import fedvad
-from fedvad.errors import ArtefactError, ConfigError
+from fedvad.errors import ArtefactError, ConfigError, StorageError
 from fedvad.serving.watch.log import WatchLog
 from fedvad.serving.watch.outbox import Outbox, mqtt, webhook
 
@@ -31,6 +32,13 @@ def written(folder: Path, count: int, first: int = 1) -> int:
     log.append([{"number": first + i, "looks": {}} | row for i in range(count)])
     log.close()
     return log.size
+
+
+def _within(seconds: float, true: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
 
 
 def test_rows_come_in_order_once_and_an_outage_is_made_up_for(
@@ -78,6 +86,27 @@ def test_it_tries_again_until_it_works(tmp_path: Path, caplog: pytest.LogCapture
     assert [r.message for r in caplog.records] == [
         "webhook: one; trying again until it works", "webhook: works again",
     ]  # fmt: skip
+
+
+def test_a_disk_that_refuses_ends_no_delivery(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise StorageError(f"cannot write {path}: full")
+
+    monkeypatch.setattr("fedvad.serving.watch.outbox.write_atomically", refuse)
+    box = Outbox(tmp_path, "webhook", "w", lambda _, name: taken.append(name), patience=0.01)
+    size = written(tmp_path, 3)
+    (tmp_path / "results.jsonl").rename(tmp_path / "away")  # a share that comes back
+    box.ready(size)
+    assert _within(10, lambda: "trying again" in caplog.text)
+    (tmp_path / "away").rename(tmp_path / "results.jsonl")
+    assert _within(10, lambda: len(taken) == 3)
+    assert box.close(10)
+    assert taken == ["w-1", "w-2", "w-3"]
+    assert caplog.text.count("may be delivered twice") == 1
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,7 @@ def test_what_changed_is_reported_with_a_picture_and_again_after_a_restart(
     # another threshold is another watch to compare
     list(fedvad.watch(trained[0], line, out=out, **(options | {"threshold": 8.0})))
     assert fedvad.drift_state(out)["images"] == 0
+    assert len(list((out / "before").iterdir())) == 6  # those of then are gone
 
 
 def test_the_pictures_of_a_day_are_those_of_its_highest_scores(tmp_path: Path) -> None:

@@ -54,7 +54,10 @@ class VideoSource:
             name = f"{self.name}#{self._number}"
             if (self._number - 1) % self._step or (name, *self._stamp) in done:
                 continue
-            return [Arrived(name, *self._stamp, _rgb(self._video.retrieve()[1]))]
+            good, frame = self._video.retrieve()
+            if good:
+                return [Arrived(name, *self._stamp, _rgb(frame))]
+            log.warning("%s cannot be decoded and is left out", name)
 
     def still(self, arrived: Arrived) -> bool:
         """A frame is whole."""
@@ -107,7 +110,10 @@ class CameraSource:
 
     def _read(self, camera: Any) -> None:
         while not self._end.is_set():
-            good, frame = camera.read()
+            try:
+                good, frame = camera.read()
+            except Exception:  # as no frame; OpenCV's errors have no base that is known here
+                good = False
             if good:
                 with self._lock:
                     self._frame = frame

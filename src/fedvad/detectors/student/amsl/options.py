@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedvad.detectors.student.kept import tupled
-from fedvad.errors import ConfigError, check_choice, check_ranges, join_names
+from fedvad.errors import ConfigError, check_choice, check_ranges, check_values, join_names
 
 Read = Literal["dot", "cosine"]
 Fusion = Literal["learned", "mean", "concat"]
@@ -55,12 +55,5 @@ class MemoriesConfig:
 
 def memories_of(given: Mapping[str, Any]) -> MemoriesConfig:
     """Options from a table; raises `ConfigError` for keys and values that are none."""
-    defaults: dict[str, Any] = {part.name: part.default for part in fields(MemoriesConfig)}
-    values = tupled(given)
-    for name, value in values.items():
-        if name not in defaults:
-            raise ConfigError(f"{name} is no option of memories: {join_names(defaults)}")
-        kind = int | float if isinstance(defaults[name], float) else type(defaults[name])
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ConfigError(f"{name} is {value!r}; give the like of {defaults[name]!r}")
-    return MemoriesConfig(**values)
+    check_values(MemoriesConfig, given)
+    return MemoriesConfig(**tupled(given))
