@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from fedvad._version import __version__
 from fedvad.data.files import write_atomically
-from fedvad.errors import ArtefactError, ConfigError
+from fedvad.errors import ArtefactError, ConfigError, StorageError
 from fedvad.serving.watch.log import LOG_FILE, shown
 
 log = logging.getLogger(__name__)
@@ -68,21 +68,21 @@ class Outbox:
         return done
 
     def _work(self) -> None:
-        pause, failed = self._patience, False
+        pause, failed, unkept = self._patience, False, False
         while True:
             with self._news:
                 while self._at >= self._safe and not self._closing:
                     self._news.wait()
                 if self._at >= self._safe:
                     return
-            with self._log.open("rb") as file:
-                file.seek(self._at)
-                line = file.readline()
-            row = shown(json.loads(line))
-            name = f"{self._watch}-{row['number']}"
             try:
+                with self._log.open("rb") as file:
+                    file.seek(self._at)
+                    line = file.readline()
+                row = shown(json.loads(line))
+                name = f"{self._watch}-{row['number']}"
                 self._deliver(json.dumps(row | {"watch": self._watch}).encode("ascii"), name)
-            except Exception as error:  # whatever a network and others' servers come up with
+            except Exception as error:  # whatever disks, networks and others' servers come up with
                 if not failed:
                     log.warning("%s: %s; trying again until it works", self._name, error)
                 failed = True
@@ -97,7 +97,13 @@ class Outbox:
             pause, failed = self._patience, False
             self._at, self._count = self._at + len(line), self._count + 1
             place = {"bytes": self._at, "rows": self._count}
-            write_atomically(self._place, json.dumps(place).encode())
+            try:
+                write_atomically(self._place, json.dumps(place).encode())
+                unkept = False
+            except StorageError as error:
+                if not unkept:
+                    log.warning("%s: %s; rows may be delivered twice", self._name, error)
+                unkept = True
 
     def _read_place(self) -> tuple[int, int]:
         try:

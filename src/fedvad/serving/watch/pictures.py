@@ -89,8 +89,12 @@ class Recent:
         self._first = len(list(self._folder.glob("*.png")))
         self._last: deque[Pixels] = deque(maxlen=_SHOWN)
 
-    def before(self, pictures: Sequence[Pixels]) -> None:
-        """Show these as the images before, instead of the first ones of the watch."""
+    def begin(self, pictures: Sequence[Pixels]) -> None:
+        """Show these as the images before; without any, the first ones from here on."""
+        for path in self._folder.glob("*.png"):
+            if path.stem.isdecimal():
+                path.unlink()
+        self._first = 0
         for pixels in pictures[:_SHOWN]:
             self._keep(pixels)
 

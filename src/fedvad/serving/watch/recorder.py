@@ -186,11 +186,12 @@ class Recorder:
                 f"--out {self._out} holds the log of a watch and no watch.json: restore that "
                 "from a copy, or watch into another folder"
             )
+        first: list[Pixels] = []
         if normals:
             readable = _readable(normals)
             first = list(islice(readable, 6))
             write_normals(self._out, normals_from(chain(first, readable)))
-            self._recent.before(first)
+        self._recent.begin(first)
         settings.write(self._out)
         return settings
 
