@@ -135,7 +135,8 @@ def test_a_name_that_says_more_never_takes_the_place_of_a_plainer_one(tmp_path: 
 @pytest.mark.parametrize(
     "place",
     ["test/hole_mask", "test/mask_hole", "test/Hole-GT", "anomaly_mask/hole", "test_masks/hole",
-     "ground_truth/test/hole", "mask images/hole", "label/hole"],
+     "ground_truth/test/hole", "mask images/hole", "label/hole", "ground_truth_masks/hole",
+     "annotation_png/hole"],
 )  # fmt: skip
 def test_folders_of_masks(tmp_path: Path, place) -> None:
     touch(tmp_path, "train/good/a.png", "test/hole/7.jpg", f"{place}/7.png")
