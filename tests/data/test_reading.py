@@ -180,7 +180,8 @@ def test_loose_files_and_suffixes_are_named_with_what_to_do(tmp_path: Path) -> N
     ["ok", "OK", "no_defect", "NoDefect", "nodefects", "pass", "normal", "0", "good_images",
      "negative", "non_defective", "non-defective", "normal-test", "defect_free", "healthy",
      "without_anomaly", "class_0", "i.O.", "good 2", "no_tumor", "00", "no_crack", "scratch_free",
-     "golden", "良品", "OK品", "Gutteile", "none", "unscratched", "conforming", "good copy"],
+     "golden", "良品", "OK品", "Gutteile", "none", "unscratched", "conforming", "good copy",
+     "ok_front", "good_left", "OK_line2", "unauffällig", "unremarkable"],
 )  # fmt: skip
 def test_a_name_that_sounds_good_is_asked_about(tmp_path: Path, name) -> None:
     assert looks_good(name)
@@ -199,7 +200,7 @@ def test_a_name_that_sounds_good_is_asked_about(tmp_path: Path, name) -> None:
 @pytest.mark.parametrize(
     "name", ["hole", "1", "NG", "nok", "not_good", "no_good", "abnormal", "bad", "broken_large",
              "good_mold", "missing_0", "color", "n.i.O.", "non_ok", "not_clean", "nonconforming",
-             "golden_scratch", "10", "cut_00", "nozzle"],
+             "golden_scratch", "10", "cut_00", "nozzle", "def_front", "top_side", "not_ok_left"],
 )  # fmt: skip
 def test_other_names_are_defects(name) -> None:
     assert LabelNames().rule(name) == (False, "not called good")
