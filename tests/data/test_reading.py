@@ -394,6 +394,24 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch) ->
     }
 
 
+@pytest.mark.parametrize(
+    "name", ["test/hole/c.json", "labels/hole/c.txt", "Annotations/c.xml", "test/_coco.json"]
+)
+def test_annotations_that_are_no_images_are_named(tmp_path: Path, name) -> None:
+    touch(tmp_path, *BASE[:3], name)
+    (note,) = read_data(tmp_path).parts[0].notes
+    assert name in note
+    assert "save them as ground_truth/<defect>/<name>_mask.png" in note
+    touch(tmp_path, "ground_truth/hole/c_mask.png")
+    assert not read_data(tmp_path).parts[0].notes
+
+
+@pytest.mark.parametrize("name", ["train/good/c.json", "test/hole/notes.txt", "c.txt"])
+def test_other_documents_are_no_annotations(tmp_path: Path, name) -> None:
+    touch(tmp_path, *BASE[:3], name)
+    assert not read_data(tmp_path).parts[0].notes
+
+
 def test_a_folder_of_good_images_beside_sites_is_no_set(tmp_path: Path) -> None:
     touch(tmp_path, "good/1.png", *(f"line/{name}" for name in BASE))
     reading = read_data(tmp_path)
