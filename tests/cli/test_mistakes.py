@@ -20,6 +20,7 @@ Run = tuple[Path, dict[str, Any]]
         ("train DATA --out NEW --compare local pooled", "separated by commas, such as --compare"),
         ("train --data DATA --out NEW", "DATA is given without an option: "),
         ("train DATA --out NEW --region 10,0,90", "has 3 numbers and needs four, LEFT,TOP,RIGHT"),
+        ("train DATA --out NEW --region 10;0;90;75", "such as 10,0,90,75, or the file of a mask"),
         ("train DATA --out NEW --target-fpr 1%", "give a share, 0.01 for 1%"),
         ("predict RUN DATA --target-fpr 0,5%", "give a share, 0.01 for 0,5%"),
         ("predict RUN DATA --threshold 1,5", "'1,5' is no number: write 1.5"),
