@@ -295,6 +295,19 @@ def test_truncated(tmp_path: Path, form, keep) -> None:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
+@pytest.mark.parametrize("damage", ["zeros", "flip"])
+def test_a_png_of_other_pixels_than_its_checksum_says_is_refused(damage) -> None:
+    data = bytearray(encode(NOISE, "PNG"))
+    assert data.count(b"IDAT") == 1
+    middle = len(data) // 2
+    if damage == "zeros":  # as after a crash of the machine that was writing
+        data[middle:] = bytes(len(data) - middle)
+    else:
+        data[middle] ^= 1
+    with pytest.raises(ImageError, match=r"^x: is a damaged PNG, by its checksum: copy or save"):
+        decode_rgb(bytes(data), "x")
+
+
 def test_refusals_name_file_and_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("this is no picture")

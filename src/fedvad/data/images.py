@@ -25,6 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from fedvad.data import medical
 from fedvad.data.bounds import MAX_PIXELS, check_pixels, check_work
+from fedvad.data.containers import check_png
 from fedvad.data.depth import to_8_bit
 from fedvad.data.formats import HEAD, IMAGE_SUFFIXES, decoder_of, format_of
 from fedvad.data.frames import frames_in, pick_frame, split_frame
@@ -207,6 +208,8 @@ def _decoded(
         if not data:
             raise ImageError(f"{name}: is empty")
         form = format_of(data[:HEAD], name)
+        if form == "PNG":
+            check_png(data, name)
         place = pick_frame(frames_in(BytesIO(data), form, name), frame, name)
         with _opened(data, form, name) as image:
             check_work(data, image, place, name, max_pixels, max_expansion)
