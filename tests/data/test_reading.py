@@ -427,3 +427,17 @@ def test_grey_sites_beside_coloured_ones_are_noted(tmp_path: Path) -> None:
     Image.open(grey).convert("L").save(grey)
     (note,) = check_contents(read_data(tmp_path), 16).notes
     assert note.startswith("images of some sites are grey (b)")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("~/plants", "~ is not expanded here, give the whole path"),
+        ("C:\\data\\plants", "write the path with / here"),
+        ("plants/*", "patterns are not expanded here, give the folder or single files"),
+        ("plants", "plants: no such folder$"),
+    ],
+)
+def test_a_folder_that_is_not_there_says_why_where_its_spelling_does(path, said) -> None:
+    with pytest.raises(DataError, match=said):
+        read_data(Path(path))
