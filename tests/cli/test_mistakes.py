@@ -35,6 +35,8 @@ Run = tuple[Path, dict[str, Any]]
         ("calibrate DATA RUN", "RUN is one: the order is fedvad calibrate RUN NORMALS"),
         ("calibrate RUN", "give images of good parts"),
         ("predict DATA DATA", "DATA is not a run folder"),
+        ("predict RUN/results.json DATA", "results.json is a file: give the folder that `fedvad"),
+        ("report RUN/results.json", "results.json is a file: give the folder that `fedvad"),
         ("inspect RUN/report.html", "it lies in a run: fedvad inspect RUN"),
     ],
 )  # fmt: skip
