@@ -147,3 +147,12 @@ def test_a_run_does_not_replace_files_of_the_users(
     assert run_main(monkeypatch, "train", plants, "--out", tmp_path) == 2
     assert "holds report.html" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("width", ["0", "1"])
+def test_a_width_of_nothing_does_not_leave_out_the_text(
+    plants: Path, monkeypatch: Patch, capsys: Capture, width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert run_main(monkeypatch, "inspect", plants / "alder") == 0
+    assert "train/good" in capsys.readouterr().out

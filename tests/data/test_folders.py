@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedvad.data.folders import (
     ImageItem,
@@ -17,6 +18,7 @@ from fedvad.data.folders import (
 from fedvad.data.images import read_mask, read_rgb
 from fedvad.data.inputs import read_images
 from fedvad.data.labels import LabelNames
+from fedvad.data.masks import read_masks
 from fedvad.errors import DataError
 
 SHARED = Path(os.environ.get("FEDVAD_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -133,7 +135,8 @@ def test_a_name_that_says_more_never_takes_the_place_of_a_plainer_one(tmp_path: 
 @pytest.mark.parametrize(
     "place",
     ["test/hole_mask", "test/mask_hole", "test/Hole-GT", "anomaly_mask/hole", "test_masks/hole",
-     "ground_truth/test/hole", "mask images/hole", "label/hole"],
+     "ground_truth/test/hole", "mask images/hole", "label/hole", "ground_truth_masks/hole",
+     "annotation_png/hole"],
 )  # fmt: skip
 def test_folders_of_masks(tmp_path: Path, place) -> None:
     touch(tmp_path, "train/good/a.png", "test/hole/7.jpg", f"{place}/7.png")
@@ -146,6 +149,17 @@ def test_masks_beside_folders_of_labels(tmp_path: Path) -> None:
     touch(tmp_path, *(f"good/{i}.png" for i in range(5)), "bad/7.png", "bad_mask/7.png")
     (bad,) = (item for item in read_set(tmp_path).test if item.label)
     assert bad.mask == tmp_path / "bad_mask/7.png"
+
+
+@pytest.mark.parametrize("mask", ["ground_truth/hole/7_mask.tif", "test/hole/7_mask.tif"])
+def test_pages_of_a_mask_are_united_for_an_image_of_one_page(tmp_path: Path, mask) -> None:
+    touch(tmp_path, "train/good/0.png", "test/hole/7.png", mask)
+    pages = [Image.new("L", (8, 8), value) for value in (0, 255)]
+    pages[0].save(tmp_path / mask, "TIFF", save_all=True, append_images=pages[1:])
+    (site,) = read_sites(tmp_path)
+    (item,) = site.test
+    assert [page.name for page in item.masks] == ["7_mask.tif#1", "7_mask.tif#2"]
+    assert read_masks(item.masks).all()
 
 
 def test_mask_of_several_candidates(tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ def test_dark_16_bit_png_stays_dark() -> None:
 
 
 def raw_tiff(values: np.ndarray, *, end: str = "<", photometric: int = 1) -> bytes:
-    """A TIFF of one row of 16 bits, as Pillow cannot write it."""
-    signed = 2 if values.dtype.kind == "i" else 1
-    tags = [(256, values.size), (257, 1), (258, 16), (259, 1), (262, photometric), (277, 1)]
-    tags += [(278, 1), (279, values.nbytes), (339, signed)]
+    """A TIFF of one row, as Pillow cannot write it."""
+    kind, bits = "uif".index(values.dtype.kind) + 1, 8 * values.dtype.itemsize
+    tags = [(256, values.size), (257, 1), (258, bits), (259, 1), (262, photometric), (277, 1)]
+    tags += [(278, 1), (279, values.nbytes), (339, kind)]
     entries = [(tag, struct.pack(f"{end}HHIHH", tag, 3, 1, value, 0)) for tag, value in tags]
     offset = 8 + 2 + 12 * 10 + 4
     entries.append((273, struct.pack(f"{end}HHII", 273, 4, 1, offset)))
@@ -170,6 +170,36 @@ def test_signed_16_bit_is_scaled_like_unsigned_however_dark() -> None:
         assert seen[0, 2, 0] == round(values[2] / 257)
     with pytest.raises(ImageError, match="x: holds values down to -1000: shift"):
         decode_rgb(raw_tiff(np.array([-1000, 0, 500], np.int16)), "x")
+
+
+def test_32_bit_tiff_without_a_sign_and_8_bit_tiff_with_one() -> None:
+    bright = np.array([0, 16 * 2**24, 255 * 2**24], np.uint32)
+    assert decode_rgb(raw_tiff(bright), "x")[0, :, 0].tolist() == [0, 16, 254]
+    dark = np.array([0, 60, 127], np.int8)
+    assert decode_rgb(raw_tiff(dark), "x")[0, :, 0].tolist() == [0, 60, 127]
+    with pytest.raises(ImageError, match="x: holds values down to -100: shift"):
+        decode_rgb(raw_tiff(np.array([-100, 0, 100], np.int8)), "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.zeros(3, np.float64), "64-bit floats, which is not read: save it as grey or RGB of 8"),
+        (np.zeros(3, np.uint64), "64-bit integers, which is not read"),
+    ],
+)
+def test_a_tiff_of_other_values_says_how_to_save_it(values, said) -> None:
+    with pytest.raises(ImageError, match=f"^x: is a TIFF of {said}"):
+        decode_rgb(raw_tiff(values), "x")
+
+
+def test_a_tiff_compressed_by_another_method_says_so() -> None:
+    plain = raw_tiff(np.zeros(3, np.uint8))
+    entry = struct.pack("<HHI", 259, 3, 1)  # tag, type and count of the compression
+    at = plain.index(entry) + len(entry)
+    data = plain[:at] + struct.pack("<H", 34712) + plain[at + 2 :]
+    with pytest.raises(ImageError, match="is a TIFF compressed by JPEG 2000: save"):
+        decode_rgb(data, "x")
 
 
 def test_deep_tiff_in_which_white_is_zero_is_inverted_like_a_shallow_one() -> None:
@@ -263,6 +293,19 @@ def test_truncated(tmp_path: Path, form, keep) -> None:
     with pytest.raises(ImageError, match="half"):
         read_rgb(path)
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("damage", ["zeros", "flip"])
+def test_a_png_of_other_pixels_than_its_checksum_says_is_refused(damage) -> None:
+    data = bytearray(encode(NOISE, "PNG"))
+    assert data.count(b"IDAT") == 1
+    middle = len(data) // 2
+    if damage == "zeros":  # as after a crash of the machine that was writing
+        data[middle:] = bytes(len(data) - middle)
+    else:
+        data[middle] ^= 1
+    with pytest.raises(ImageError, match=r"^x: is a damaged PNG, by its checksum: copy or save"):
+        decode_rgb(bytes(data), "x")
 
 
 def test_refusals_name_file_and_reason(tmp_path: Path) -> None:

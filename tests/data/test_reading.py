@@ -180,7 +180,8 @@ def test_loose_files_and_suffixes_are_named_with_what_to_do(tmp_path: Path) -> N
     ["ok", "OK", "no_defect", "NoDefect", "nodefects", "pass", "normal", "0", "good_images",
      "negative", "non_defective", "non-defective", "normal-test", "defect_free", "healthy",
      "without_anomaly", "class_0", "i.O.", "good 2", "no_tumor", "00", "no_crack", "scratch_free",
-     "golden", "良品", "OK品", "Gutteile", "none", "unscratched", "conforming", "good copy"],
+     "golden", "良品", "OK品", "Gutteile", "none", "unscratched", "conforming", "good copy",
+     "ok_front", "good_left", "OK_line2", "unauffällig", "unremarkable"],
 )  # fmt: skip
 def test_a_name_that_sounds_good_is_asked_about(tmp_path: Path, name) -> None:
     assert looks_good(name)
@@ -199,7 +200,7 @@ def test_a_name_that_sounds_good_is_asked_about(tmp_path: Path, name) -> None:
 @pytest.mark.parametrize(
     "name", ["hole", "1", "NG", "nok", "not_good", "no_good", "abnormal", "bad", "broken_large",
              "good_mold", "missing_0", "color", "n.i.O.", "non_ok", "not_clean", "nonconforming",
-             "golden_scratch", "10", "cut_00", "nozzle"],
+             "golden_scratch", "10", "cut_00", "nozzle", "def_front", "top_side", "not_ok_left"],
 )  # fmt: skip
 def test_other_names_are_defects(name) -> None:
     assert LabelNames().rule(name) == (False, "not called good")
@@ -393,6 +394,24 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch) ->
     }
 
 
+@pytest.mark.parametrize(
+    "name", ["test/hole/c.json", "labels/hole/c.txt", "Annotations/c.xml", "test/_coco.json"]
+)
+def test_annotations_that_are_no_images_are_named(tmp_path: Path, name) -> None:
+    touch(tmp_path, *BASE[:3], name)
+    (note,) = read_data(tmp_path).parts[0].notes
+    assert name in note
+    assert "save them as ground_truth/<defect>/<name>_mask.png" in note
+    touch(tmp_path, "ground_truth/hole/c_mask.png")
+    assert not read_data(tmp_path).parts[0].notes
+
+
+@pytest.mark.parametrize("name", ["train/good/c.json", "test/hole/notes.txt", "c.txt"])
+def test_other_documents_are_no_annotations(tmp_path: Path, name) -> None:
+    touch(tmp_path, *BASE[:3], name)
+    assert not read_data(tmp_path).parts[0].notes
+
+
 def test_a_folder_of_good_images_beside_sites_is_no_set(tmp_path: Path) -> None:
     touch(tmp_path, "good/1.png", *(f"line/{name}" for name in BASE))
     reading = read_data(tmp_path)
@@ -408,3 +427,17 @@ def test_grey_sites_beside_coloured_ones_are_noted(tmp_path: Path) -> None:
     Image.open(grey).convert("L").save(grey)
     (note,) = check_contents(read_data(tmp_path), 16).notes
     assert note.startswith("images of some sites are grey (b)")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("~/plants", "~ is not expanded here, give the whole path"),
+        ("C:\\data\\plants", "write the path with / here"),
+        ("plants/*", "patterns are not expanded here, give the folder or single files"),
+        ("plants", "plants: no such folder$"),
+    ],
+)
+def test_a_folder_that_is_not_there_says_why_where_its_spelling_does(path, said) -> None:
+    with pytest.raises(DataError, match=said):
+        read_data(Path(path))

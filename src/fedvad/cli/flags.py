@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,39 @@ class _Number(click.types.FloatParamType):
 
 
 NUMBER = _Number()
+
+_NO_NUMBER = re.compile(r"'(.*)' is not a valid (integer|float)(?: range)?\.")
+_GROUPS = re.compile(r"[0-9]{1,3}(?:([,.' ])[0-9]{3})(?:\1[0-9]{3})*")
+_UNIT = re.compile(r"([0-9.,]+) ?([kmg]?)i?b?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def plainer_number(message: str) -> str:
+    """What click says of an option's value; of a number in another spelling, how to write it.
+
+    >>> plainer_number("'1MB' is not a valid integer.")
+    "'1MB' is no whole number: write 1000000"
+    >>> plainer_number("'0,01' is not a valid float.")
+    "'0,01' is no number: write 0.01"
+    """
+    found = _NO_NUMBER.fullmatch(message)
+    if found is None:
+        return message
+    given, whole = found[1].strip(), found[2] == "integer"
+    if whole and _GROUPS.fullmatch(given):
+        return f"'{found[1]}' is no whole number: write {re.sub('[^0-9]', '', given)}"
+    unit = _UNIT.fullmatch(given)
+    number, factor = (unit[1], _UNITS[unit[2].lower()]) if unit and whole else (given, 1)
+    try:
+        value = float(number.replace(",", ".")) * factor
+    except ValueError:
+        return message
+    if not whole:
+        return f"'{found[1]}' is no number: write {value:g}"
+    if not value.is_integer():
+        return f"'{found[1]}' is no whole number"
+    return f"'{found[1]}' is no whole number: write {value:.0f}"
+
 
 Cache = Annotated[
     Path | None,

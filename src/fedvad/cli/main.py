@@ -57,6 +57,9 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ANYWHERE = ("--quiet", "--verbose")
 
 
+_NARROWEST = 20  # columns in which a table can be read
+
+
 class _Root(TyperGroup):
     """Takes `--quiet` and `--verbose` behind the verb, too, where people write them."""
 
@@ -158,6 +161,11 @@ def main() -> None:
     # Threads that wait for others of a computation sleep, unless somebody wants otherwise: those of
     # torch would spin, which beside another busy program makes scoring about ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    width = os.environ.get("COLUMNS", "")
+    if (
+        width.isdecimal() and int(width) < _NARROWEST
+    ):  # 0 where there is no terminal: no text at all
+        del os.environ["COLUMNS"]
     _end_on_signals()
     # The interpreter looks for cycles among all objects twice before it ends: a second of a
     # processor after torch was imported, and most of a minute where others compute, too.

@@ -16,7 +16,7 @@ import click
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from fedvad.cli.flags import NUMBER
+from fedvad.cli.flags import NUMBER, plainer_number
 
 if TYPE_CHECKING:
     from fedvad.runs.option import Option
@@ -33,7 +33,7 @@ class Verb(TyperCommand):
     """A command whose help texts are shown as they are: `[default: 2]` is no markup of rich."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and say how to mend two frequent mistakes."""
+        """Parse, and say how to mend frequent mistakes."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -43,6 +43,9 @@ class Verb(TyperCommand):
                     f"{name.upper()} is given without an option: {ctx.command_path} {name.upper()}",
                     ctx,
                 ) from error
+            raise
+        except click.BadParameter as error:
+            error.message = plainer_number(error.message)
             raise
         except click.UsageError as error:
             if "unexpected extra argument" not in error.message:

@@ -25,8 +25,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fedvad.data.texts import read_text
 from fedvad.errors import ArtefactError, ConfigError, FedvadError
 
+_BACKSLASH = ": write paths with / or in single quotes, such as 'C:\\data'"
 _Made = TypeVar("_Made")
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -61,11 +63,12 @@ class Given(Closed):
 def read_toml(file: Path | Traversable, kind: str = "", mend: str = "") -> dict[str, Any]:
     """Values of a TOML file, which is a `kind`; raises `ConfigError`, with how to `mend` it."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(file))
     except OSError as error:
         raise ConfigError(f"cannot read {kind}{file}: {error.strerror or error}{mend}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    except ValueError as error:  # of which TOMLDecodeError is one
+        mend = _BACKSLASH if "\\" in str(error) else ""
+        raise ConfigError(f"{file} is not valid TOML: {error}{mend}") from error
 
 
 def parse_values(model: type[_Model], values: Mapping[str, Any], what: str | Path) -> _Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,26 @@ def gif_frames(file: BinaryIO, name: str) -> int:
 def _colours(flags: int) -> int:
     """Bytes of the colour table that follows."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+_PIXELS = (b"IDAT", b"fdAT")
+
+
+def check_png(data: bytes, name: str) -> None:
+    """Raise `ImageError` where the pixels of a PNG do not have the checksum that is stored.
+
+    Pillow checks that of other chunks only, so that a file whose second half became zeros would
+    be a picture that is half black.
+    """
+    whole, at = memoryview(data), 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            return  # cut off, as the decoder says
+        own = int.from_bytes(data[end : end + 4], "big")
+        if data[at + 4 : at + 8] in _PIXELS and zlib.crc32(whole[at + 4 : end]) != own:
+            raise ImageError(f"{name}: is a damaged PNG, by its checksum: copy or save it again")
+        at = end + 4
 
 
 def check_count(places: Sequence[int], name: str) -> None:

@@ -25,10 +25,12 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from fedvad.data import medical
 from fedvad.data.bounds import MAX_PIXELS, check_pixels, check_work
+from fedvad.data.containers import check_png
 from fedvad.data.depth import to_8_bit
 from fedvad.data.formats import HEAD, IMAGE_SUFFIXES, decoder_of, format_of
 from fedvad.data.frames import frames_in, pick_frame, split_frame
 from fedvad.data.pictures import Picture
+from fedvad.data.tiff_values import stored_values, why_unread
 from fedvad.errors import ConfigError, DataError, ImageError, StorageError
 
 __all__ = [
@@ -206,8 +208,10 @@ def _decoded(
         if not data:
             raise ImageError(f"{name}: is empty")
         form = format_of(data[:HEAD], name)
+        if form == "PNG":
+            check_png(data, name)
         place = pick_frame(frames_in(BytesIO(data), form, name), frame, name)
-        with decoder_of(form, name)(BytesIO(data)) as image:
+        with _opened(data, form, name) as image:
             check_work(data, image, place, name, max_pixels, max_expansion)
             if place:
                 image.seek(place)
@@ -215,6 +219,15 @@ def _decoded(
                 check_work(data, image, place, name, max_pixels, max_expansion)
             image.load()
             yield image, _orientation(image)
+
+
+def _opened(data: bytes, form: str, name: str) -> ImageFile:
+    try:
+        return decoder_of(form, name)(BytesIO(data))
+    except (SyntaxError, KeyError) as error:  # Pillow's words for what it has no decoder for
+        if form == "TIFF" and (why := why_unread(data)):
+            raise ImageError(f"{name}: {why}") from error
+        raise
 
 
 @contextmanager
@@ -288,6 +301,8 @@ def _nonzero(image: Image.Image) -> np.ndarray:
 
 
 def _is_deep(image: Image.Image) -> bool:
+    if isinstance(image, TiffImageFile) and stored_values(image) is not None:
+        return True
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
@@ -301,7 +316,8 @@ def _deep(image: Image.Image) -> tuple[npt.NDArray[Any], int | None]:
     if isinstance(image, TiffImageFile):
         stored = image.tag_v2.get(_BITS, (0,))[0]
         # 16 signed bits, too: their brightest is mid-grey, like that of the same values unsigned
-        bits = stored if stored in (12, 16) else None
+        bits = stored if stored in (8, 12, 16) else None
+        values = values if (own := stored_values(image)) is None else own
         if bits and values.dtype == np.uint16 and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             values = (2**bits - 1) - values  # which Pillow does for 8 bits only
     elif image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):

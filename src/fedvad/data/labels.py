@@ -17,7 +17,8 @@ _GOOD = _set(
     "good goods goodimages ok okay oks pass passed passes normal normals negative negatives neg "
     "clean healthy nominal accepted accept acceptable intact faultless flawless perfect correct "
     "regular undamaged unbroken unscratched defectless conforming conformant nominals io gut "
-    "gutteil gutteile intakt fehlerfrei einwandfrei bon bueno buono goed normale "
+    "gutteil gutteile intakt fehlerfrei einwandfrei unauffällig unauffaellig bon conforme "
+    "conformes sain saine bueno buono goed normale unremarkable "
     "正常 合格 良品 ok品 정상 양품 норма годен годные"
 )
 # These are asked about as well, but also have other meanings.
@@ -36,7 +37,10 @@ _NOT = frozenset({"no", "non", "not", "without", "free", "un", "none", "zero", "
 _FILLER = _set(
     "image images img imgs pic pics picture pictures photo photos sample samples part parts test "
     "train training testing set data dataset class label type cat category folder cam camera "
-    "only all the is of true old new copy"
+    "only all the is of true old new copy "
+    # where and when it was taken: ok_front, good_line2, normal_left
+    "front back rear left right top bottom upper lower side inner outer above below view angle "
+    "position line station shift batch lot day night week month"
 )
 _JOINED = sorted(_NOT - {"un", "free"}, key=lambda word: (-len(word), word))
 

@@ -208,7 +208,7 @@ def is_folder(path: Path | os.DirEntry[str]) -> bool:
 
 
 def missing(path: Path, what: str) -> DataError:
-    """That there is no `what` at a path; of a URL, that none is read.
+    """That there is no `what` at a path, and why, where its spelling says so.
 
     >>> str(missing(Path("https://example.org/a.png"), "file"))
     'https://example.org/a.png: URLs are not read: download it and give its path'
@@ -216,7 +216,15 @@ def missing(path: Path, what: str) -> DataError:
     if _URL.match(str(path)):
         url = str(path).replace(":/", "://", 1)
         return DataError(f"{url}: URLs are not read: download it and give its path")
-    return DataError(f"{path}: no such {what}")
+    if str(path).startswith("~"):
+        mend = ": ~ is not expanded here, give the whole path"
+    elif "\\" in str(path) and os.sep == "/":
+        mend = ": write the path with / here, not with \\"
+    elif any(letter in str(path) for letter in "*?["):
+        mend = ": patterns are not expanded here, give the folder or single files"
+    else:
+        mend = ""
+    return DataError(f"{path}: no such {what}{mend}")
 
 
 def exists(path: Path) -> bool:

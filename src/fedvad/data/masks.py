@@ -20,13 +20,12 @@ Placed = tuple[tuple[str, ...], Path]
 BESIDE = "mask beside its image"
 
 _FOLDERS = frozenset({"groundtruth", "groundtruths", "gt", "gts", "mask", "masks"})
-_FOLDERS_OF_SET = _FOLDERS | {
-    "label", "labels", "annotation", "annotations", "seg", "segmentation", "segmentations",
-}  # fmt: skip
-# Words that stand around those: anomaly_mask, test_masks, mask_images.
+# Beside train and test, in any number: ground_truth_masks.
+_OF_SET = re.compile(r"(?:groundtruths?|gts?|masks?|labels?|annotations?|segs?|segmentations?)+")
+# Words that stand around those: anomaly_mask, test_masks, mask_images, masks_png.
 _AROUND = frozenset(
     {"anomaly", "anomalies", "anomal", "defect", "defects", "binary", "pixel", "test", "image",
-     "images"}
+     "images", "png", "bmp", "tif", "tiff", "jpg", "jpeg"}
 )  # fmt: skip
 _WORD = r"(?:mask|masks|gt|label|labels|seg|segmentation|annotation|ground[-_ ]?truth)"
 _SMALL = r"(?:thumb|thumbnail|thumbs)"
@@ -58,7 +57,7 @@ def is_mask_folder(name: str, *, of_set: bool = False) -> bool:
         return plain in _FOLDERS
     words = re.split(r"[-_ .]+", name.casefold())
     around = [word for word in words if word not in _AROUND]
-    return "".join(around) in _FOLDERS or plain in _FOLDERS_OF_SET
+    return _OF_SET.fullmatch("".join(around)) is not None
 
 
 def masks_of(name: str, beside: Iterable[str]) -> str | None:

@@ -13,6 +13,10 @@ from fedvad.data.images import read_mask
 from fedvad.errors import ConfigError, ImageError
 
 _SIDE = 1000  # of the mask of a shape, in pixels
+_FORMS = (
+    "no shape: give LEFT,TOP,RIGHT,BOTTOM or three and more corners X,Y,X,Y,X,Y in percent of "
+    "width and height, such as 10,0,90,75, or the file of a mask"
+)
 
 Mask = npt.NDArray[np.bool_]
 
@@ -110,7 +114,9 @@ def _corners(text: str) -> list[tuple[float, float]] | None:
     try:
         values = [float(part.strip().removesuffix("%")) for part in text.split(",")]
     except ValueError:
-        return None
+        if Path(text).exists() or any(letter.isalpha() for letter in text):
+            return None
+        raise ConfigError(f"region {text!r} is {_FORMS}") from None
     if len(values) < 4:
         if Path(text).exists():
             return None
@@ -125,10 +131,7 @@ def _corners(text: str) -> list[tuple[float, float]] | None:
             corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     known = all(0 <= value <= 100 for value in values)
     if not known or len(values) % 2 or len(corners) < 3:
-        raise ConfigError(
-            f"region {text!r} is no shape: give LEFT,TOP,RIGHT,BOTTOM or three and more corners "
-            "X,Y,X,Y,X,Y in percent of width and height, such as 10,0,90,75, or the file of a mask"
-        )
+        raise ConfigError(f"region {text!r} is {_FORMS}")
     return corners
 
 

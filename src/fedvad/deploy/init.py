@@ -13,6 +13,7 @@ from typing import Any
 
 from fedvad.data.files import write_atomically
 from fedvad.data.outputs import folded
+from fedvad.data.texts import read_text
 from fedvad.deploy.keys import make_authority, make_server_certificate, make_site_key
 from fedvad.deploy.settings import read_server, to_toml
 from fedvad.errors import ConfigError, join_names
@@ -108,7 +109,7 @@ def _check_known(home: Path, sites: Sequence[str]) -> None:
 
 def _with_sites(path: Path, names: Sequence[str]) -> str:
     """The text of server.toml with these sites, all else as it is; raises `ConfigError`."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     wanted = tomllib.loads(text) | {"sites": list(names)}
     line = to_toml({"sites": list(names)})
     for pattern in (r"^[ \t]*sites[ \t]*=[^\n]*\n?", r"^[ \t]*sites[ \t]*=\s*\[.*?\][^\n]*\n?"):

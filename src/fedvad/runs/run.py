@@ -253,12 +253,18 @@ def middle(thresholds: Sequence[Threshold]) -> Threshold | None:
     return sorted(thresholds, key=lambda t: t.value)[len(thresholds) // 2] if thresholds else None
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `ArtefactError` unless a run's folder is there and is a folder."""
+    if not folder.is_dir():
+        why = "is a file" if folder.is_file() else "does not exist"
+        raise ArtefactError(
+            f"run folder {folder} {why}: give the folder that `fedvad train --out` wrote"
+        )
+
+
 def run_file(folder: Path) -> Path:
     """The file of a run in its folder; raises `ArtefactError` where there is none."""
-    if not folder.is_dir():
-        raise ArtefactError(
-            f"run folder {folder} does not exist: give the folder that `fedvad train --out` wrote"
-        )
+    check_folder(folder)
     path = folder / DETECTOR_FILE
     if not path.is_file():
         if (folder / "state").is_dir():

@@ -18,6 +18,7 @@ from fedvad.data.folders import read_data
 from fedvad.data.outputs import OWN_PNG
 from fedvad.data.sets import ImageSet, Site
 from fedvad.data.split import parse_split, split_site
+from fedvad.data.texts import read_text
 from fedvad.data.views import is_plain
 from fedvad.detectors.memory.doubts import doubts
 from fedvad.errors import ArtefactError, ConfigError, DataError
@@ -195,7 +196,7 @@ def _read(folder: Path, config: TrainConfig, progress: Progress) -> dict[str, Fi
 
 def _stored(file: Path) -> dict[str, Fingerprint]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_text(file))
         sites = values["sites"].items()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtefactError(f"{file} is no output of `fedvad plan DATA --json`") from error

@@ -32,6 +32,7 @@ from fedvad.runs.arguments import AnyPath
 from fedvad.runs.config import as_path
 from fedvad.runs.families import DEFAULT_METHOD, method_class
 from fedvad.runs.guards import guard_output_file
+from fedvad.runs.run import check_folder
 from fedvad.runs.run_folder import (
     CONFIG_FILE,
     DETECTOR_FILE,
@@ -205,10 +206,7 @@ def keep_record(
 
 
 def _results(run: Path) -> Results:
-    if not run.is_dir():
-        raise ArtefactError(
-            f"run folder {run} does not exist: give the folder that `fedvad train --out` wrote"
-        )
+    check_folder(run)
     path = run / RESULTS_FILE
     if not path.is_file():
         unfinished, run_is_there = (run / "state").is_dir(), (run / DETECTOR_FILE).is_file()

@@ -20,6 +20,7 @@ _TEST_SHARE = 5  # of a set without a split of its own, every fifth normal image
 # Other measurements of what a colour image beside them shows, in the sets that have several.
 _OTHER_SENSORS = frozenset({"xyz", "depth", "pointcloud", "points", "pcd", "ply", "ir", "infrared"})
 _PARTS_OF_A_SET = frozenset({"train", "test"})
+_ANNOTATIONS = frozenset({".json", ".xml", ".txt"})
 _SHOWN = 3
 NO_PIXELS = "DICOM without pixels (a report, a structure)"
 UNPAIRED = "mask that belongs to no image"
@@ -118,17 +119,42 @@ class Draft:
                 self.why.update((path, AMBIGUOUS) for path in fitting_several(images, left))
 
     def note_masks(self) -> None:
-        """Say so when there are masks and none belongs to a defective image.
+        """Say so when there are masks or annotations and none belongs to a defective image.
 
         Where some do, scoring says how many: it looks at the masks, too.
         """
+        if not self.defective or any(item.mask for item in self.defective):
+            return
         unpaired = sum(reason in (UNPAIRED, AMBIGUOUS) for reason in self.why.values())
-        if unpaired and self.defective and all(item.mask is None for item in self.defective):
+        if not unpaired and (files := self._annotations()):
+            self.notes.append(
+                f"{len(files)} files such as {self.relative(files[0])} seem to mark the defects, "
+                "but masks are read from images only: save them as "
+                "ground_truth/<defect>/<name>_mask.png for pixel figures"
+            )
+        if unpaired:
             self.notes.append(
                 f"none of {unpaired} masks belongs to a defective image, so there are no pixel "
                 "figures: call them <image>_mask.png, in ground_truth/<defect>, and no two images "
                 "of a folder the same"
             )
+
+    def _annotations(self) -> list[Path]:
+        """Files of labelme, VOC, YOLO or COCO that annotate defective images."""
+        stems = {split_frame(item.path)[0].stem for item in self.defective}
+        beside = {item.path.parent for item in self.defective}
+        found = []
+        for folder in self.top.walk():
+            own = folder.path in beside or any(
+                is_mask_folder(name, of_set=True) for name in folder.parts[len(self.top.parts) :]
+            )
+            for path in folder.files if folder.barred is None else ():
+                name, suffix = path.name.casefold(), path.suffix.casefold()
+                if suffix in _ANNOTATIONS and (
+                    (own and path.stem in stems) or (suffix == ".json" and "coco" in name)
+                ):
+                    found.append(path)
+        return found
 
 
 def _item(path: Path, defect: str | None, masks: Sequence[Path]) -> ImageItem:

@@ -11,6 +11,7 @@ from fedvad.data.layouts.base import Draft
 from fedvad.data.listing import Folder
 from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
+from fedvad.data.texts import read_text
 from fedvad.errors import DataError
 
 
@@ -26,7 +27,7 @@ def read_real_iad(folder: Folder, name: str, names: LabelNames) -> SiteReading:
     assert table is not None
     draft = Draft(folder, "Real-IAD", names)
     try:
-        listed = json.loads(table.read_text(encoding="utf-8"))
+        listed = json.loads(read_text(table))
         normal = listed["meta"].get("normal_class", "OK")
         rows = {
             part: [_row(folder.path, entry) for entry in listed.get(part, [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from io import StringIO
 from pathlib import Path
 
 from fedvad.data.labels import LabelNames
@@ -11,6 +12,7 @@ from fedvad.data.layouts.listed import inside
 from fedvad.data.listing import Folder
 from fedvad.data.reading import SiteReading
 from fedvad.data.sets import ImageItem
+from fedvad.data.texts import read_text
 from fedvad.errors import DataError
 
 
@@ -50,18 +52,17 @@ def _by_table(draft: Draft, name: str, table: Path, wanted: str) -> None:
     top = table.parents[1]
     rows = []
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if row["object"] == wanted:
-                    mask = inside(top, row["mask"]) if row["mask"] else None
-                    image = inside(top, row["image"])
-                    rows.append((row["split"], row["label"] == "normal", image, mask))
+        for row in csv.DictReader(StringIO(read_text(table), newline="")):
+            if row["object"] == wanted:
+                mask = inside(top, row["mask"]) if row["mask"] else None
+                image = inside(top, row["image"])
+                rows.append((row["split"], row["label"] == "normal", image, mask))
         unknown = {split for split, *_ in rows} - {"train", "test"}
         if unknown:
             raise KeyError(*sorted(unknown))
     except OSError as error:
         raise DataError(f"site {name!r}: {table}: {error.strerror}") from error
-    except (KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"{table} is not VisA's table of images: {error!r}") from error
     if not any(split == "train" and normal for split, normal, *_ in rows):
         raise DataError(f"site {name!r}: {table} names no normal training image of {wanted!r}")

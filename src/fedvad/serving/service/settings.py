@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedvad.data.texts import read_text
 from fedvad.errors import ConfigError
 
 _SHORTEST_TOKEN = 16
@@ -59,8 +60,8 @@ class ServiceSettings:
 def read_token(path: Path) -> str:
     """The bearer token in a file, surrounding white space removed; raises `ConfigError`."""
     try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        token = read_text(path).strip()
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise ConfigError(f"cannot read the token in {path}: {reason}") from error
     if not token or not token.isascii() or not token.isprintable() or " " in token:
