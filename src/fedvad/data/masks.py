@@ -82,7 +82,7 @@ def companions(images: Iterable[Path]) -> dict[Path, str]:
     for path in paths:
         stem, frame = _named(path)
         stem = stem.casefold()
-        if any(base + frame in stems for base, _ in _worded(stem)):
+        if any({base + frame, base} & stems for base, _ in _worded(stem)):
             found[path] = BESIDE
         elif (small := _THUMB.fullmatch(stem)) and (small[1] or small[2]) + frame in stems:
             found[path] = "thumbnail beside its image"
@@ -96,7 +96,8 @@ def pair_masks(
 
     An image may be called as its mask is (7.png), with a word after or before it (7_mask, 7-gt,
     mask_7, in any case), with a number where there are several (7_mask_1, 7_mask_2), or be a
-    folder of masks (7/000.png). Images and masks in folders of the same names belong together;
+    folder of masks (7/000.png). Pages of a mask belong to the pages of the image, or all to an
+    image that has one page. Images and masks in folders of the same names belong together;
     without such folders the name alone decides if it is unique. A named mask is preferred to one
     that is called as the image is, PNG to other formats. Only a mask that belongs to none so far
     may say more: 7_defect, 7_mask_final, mask7, 7.png_mask, or the folder's name, hole_7.
@@ -126,7 +127,12 @@ def pair_masks(
                     unpaired.append(path)
                 break
         else:
-            loose.append((parts, path))
+            bases = [stem, *(base for base, _ in _worded(stem))]
+            of_all = (index.find(parts, base) for base in bases) if frame else ()
+            if owner := next((owner for owner in of_all if owner is not None), None):
+                several.setdefault(owner, []).append(path)
+            else:
+                loose.append((parts, path))
     for parts, path in loose:
         stem, frame = _named(path)
         owners = (index.find(parts, base + frame) for base in _loosely(stem, path.parent.name))
