@@ -45,8 +45,9 @@ class Verb(TyperCommand):
                 ) from error
             raise
         except click.BadParameter as error:
-            error.message = plainer_number(error.message)
-            raise
+            raise click.BadParameter(
+                plainer_number(error.message), error.ctx, error.param, error.param_hint
+            ) from error
         except click.UsageError as error:
             if "unexpected extra argument" not in error.message:
                 raise
