@@ -159,7 +159,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         resolve_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="cannot read"):
         resolve_config(tmp_path)
-    (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xff")
     with pytest.raises(ConfigError, match="TOML"):
         resolve_config(tmp_path / "b.toml")
 
@@ -212,6 +212,13 @@ def test_weights_of_rows_are_for_kmeans_only() -> None:
         resolve_config(merge="kcenter", merge_weights=0.5)
     with pytest.raises(ConfigError, match="merge_weights"):
         resolve_config(merge="kmeans", merge_weights=1.5)
+
+
+def test_an_overlap_is_of_tiles() -> None:
+    assert resolve_config(overlap=32, tiles=256).overlap == 32
+    assert resolve_config(**resolve_config().model_dump()).overlap == 64
+    with pytest.raises(ConfigError, match="overlap needs tiles: give --tiles too"):
+        resolve_config(overlap=32)
 
 
 def test_without_weights_the_backbone_is_the_bundled_one(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fedvad.data.region import parse_region
 from fedvad.data.view_choice import USUAL_SIZE
 from fedvad.data.views import Size, is_plain
 from fedvad.errors import ConfigError
+from fedvad.features.config import FeatureConfig
 from fedvad.features.names import is_backbone_file
 from fedvad.runs.families import DEFAULT_METHOD, METHODS, method_class
 from fedvad.runs.option import declared
@@ -145,6 +146,8 @@ def _check_meaning(method: str, values: Mapping[str, Any]) -> None:
             f"{method} has no use for {names}: omit what changes nothing"
             + (f", or choose --method {fit}" if fit else "")
         )
+    if values.get("overlap") not in (None, FeatureConfig.overlap) and values.get("tiles") is None:
+        raise ConfigError("overlap needs tiles: give --tiles too, or leave out --overlap")
     for option in declared(StudentOptions) if changed else ():
         if option.only and option.only != method and table.get(option.name) not in (
             None, option.default,
