@@ -221,7 +221,7 @@ def test_tokens_come_from_a_file_and_must_be_long(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ConfigError, match="one token"):
             read_token(path)
-    path.write_bytes(b"\xff\xfe")
+    path.write_bytes(b"\xff\xff")
     for unreadable in (path, tmp_path / "none", tmp_path):
         with pytest.raises(ConfigError, match="cannot read the token"):
             read_token(unreadable)
