@@ -30,7 +30,7 @@ from fedvad.data.depth import to_8_bit
 from fedvad.data.formats import HEAD, IMAGE_SUFFIXES, decoder_of, format_of
 from fedvad.data.frames import frames_in, pick_frame, split_frame
 from fedvad.data.pictures import Picture
-from fedvad.data.tiff_values import stored_values, why_unread
+from fedvad.data.tiff_values import stored_type, why_unread
 from fedvad.errors import ConfigError, DataError, ImageError, StorageError
 
 __all__ = [
@@ -301,9 +301,8 @@ def _nonzero(image: Image.Image) -> np.ndarray:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    if isinstance(image, TiffImageFile) and stored_values(image) is not None:
-        return True
-    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    return deep or stored_type(image) is not None
 
 
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
@@ -317,7 +316,7 @@ def _deep(image: Image.Image) -> tuple[npt.NDArray[Any], int | None]:
         stored = image.tag_v2.get(_BITS, (0,))[0]
         # 16 signed bits, too: their brightest is mid-grey, like that of the same values unsigned
         bits = stored if stored in (8, 12, 16) else None
-        values = values if (own := stored_values(image)) is None else own
+        values = values if (own := stored_type(image)) is None else values.view(own)
         if bits and values.dtype == np.uint16 and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             values = (2**bits - 1) - values  # which Pillow does for 8 bits only
     elif image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):

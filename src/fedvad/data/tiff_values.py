@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from PIL import Image
 from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2, TiffImageFile
 
 _BITS, _COMPRESSION, _CHANNELS, _FORMAT = 258, 259, 277, 339
@@ -19,17 +18,20 @@ _PACKED = {
 _SAVE = "save it as grey or RGB of 8 or 16 bits, compressed by LZW or not at all"
 
 
-def stored_values(image: TiffImageFile) -> npt.NDArray[Any] | None:
-    """The values of grey integers that Pillow reads with the wrong sign; None for all others.
+def stored_type(image: Image.Image) -> type[np.int8 | np.uint32] | None:
+    """The type of grey integers that Pillow reads with the wrong sign; None for all others.
 
-    Those are signed ones of 8 bits, which it takes for unsigned, and unsigned ones of 32.
+    Those are signed ones of 8 bits, which it takes for unsigned, and unsigned ones of 32. Their
+    bits are right. Looks at the directory of a TIFF alone, not at its pixels.
     """
+    if not isinstance(image, TiffImageFile):
+        return None
     tags = image.tag_v2
     kind = (image.mode, tags.get(_BITS, (0,))[0], tags.get(_FORMAT, (_UNSIGNED,))[0])
     if kind == ("L", 8, _SIGNED):
-        return np.array(image).view(np.int8)
+        return np.int8
     if kind == ("I", 32, _UNSIGNED):
-        return np.array(image).view(np.uint32)
+        return np.uint32
     return None
 
 
