@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from aeon.datasets import load_classification
+from scipy.spatial.distance import cdist
 
 import fedvad
 from fedvad.evaluation.metrics import image_auroc
@@ -75,7 +76,7 @@ def nearest(train: Floats, test: Floats) -> npt.NDArray[np.float64]:
     """Distance to the nearest training window, each channel standardised."""
     mean, spread = train.mean((0, 2)), train.std((0, 2))
     own, new = (((x - mean[:, None]) / spread[:, None]).reshape(len(x), -1) for x in (train, test))
-    apart: npt.NDArray[np.float64] = np.linalg.norm(new[:, None] - own[None], axis=2).min(1)
+    apart: npt.NDArray[np.float64] = cdist(new, own).min(1)
     return apart
 
 
