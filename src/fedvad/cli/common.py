@@ -150,6 +150,17 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def decision(score: float, anomalous: bool | None, threshold: float | None = None) -> str:
+    """A score with its decision, and with the threshold where one is given.
+
+    >>> decision(0.512, True, 0.4)
+    'ANOMALOUS  0.512 > 0.4'
+    """
+    verdict = {True: "ANOMALOUS", False: "normal   ", None: "scored   "}[anomalous]
+    limit = "" if threshold is None else f" {'>' if anomalous else '<='} {threshold:.4g}"
+    return f"{verdict}  {score:.4g}{limit}"
+
+
 def exit_with_json(asked: bool, value: Any) -> None:
     """Where JSON is asked for, print that and end the command."""
     if asked:

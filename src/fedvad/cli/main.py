@@ -55,8 +55,6 @@ INTERRUPTED = 130
 # a disk to which standard output goes is full
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ANYWHERE = ("--quiet", "--verbose")
-
-
 _NARROWEST = 20  # columns in which a table can be read
 
 
@@ -161,10 +159,9 @@ def main() -> None:
     # Threads that wait for others of a computation sleep, unless somebody wants otherwise: those of
     # torch would spin, which beside another busy program makes scoring about ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Without a terminal some systems say 0 columns, into which no text at all would be printed.
     width = os.environ.get("COLUMNS", "")
-    if (
-        width.isdecimal() and int(width) < _NARROWEST
-    ):  # 0 where there is no terminal: no text at all
+    if width.isdecimal() and int(width) < _NARROWEST:
         del os.environ["COLUMNS"]
     _end_on_signals()
     # The interpreter looks for cycles among all objects twice before it ends: a second of a

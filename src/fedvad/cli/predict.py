@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import one_line, print_json, showing
+from fedvad.cli.common import decision, one_line, print_json, showing
 
 
 def predict(
@@ -64,11 +64,8 @@ def predict(
             elif row["error"]:
                 typer.echo(one_line(f"unreadable  {row['error']}"))
             else:
-                verdict = {True: "ANOMALOUS", False: "normal   ", None: "scored   "}
-                side = ">" if row["anomalous"] else "<="
-                limit = "" if row["threshold"] is None else f" {side} {row['threshold']:.4g}"
                 shown = f"  {row['overlay']}" if row["overlay"] else ""
-                said = f"{verdict[row['anomalous']]}  {row['score']:.4g}{limit}"
+                said = decision(row["score"], row["anomalous"], row["threshold"])
                 typer.echo(one_line(f"{said}  {row['path']}{shown}"))
                 if row["reason"]:
                     reasons.add(row["reason"])

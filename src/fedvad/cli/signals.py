@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import exit_with_json, showing
+from fedvad.cli.common import decision, exit_with_json, showing
 from fedvad.cli.options import key_values
 
 
@@ -58,19 +58,22 @@ def signals(
 
     Arrays are (n, channels, length) numbers. No window leaves a site.
     """
-    options: dict[str, Any] = {"rounds": rounds, "steps": steps, "seed": seed, "quantile": quantile}
-    given = {name: value for name, value in options.items() if value is not None}
+    options: dict[str, Any] = {
+        "rounds": rounds, "steps": steps, "seed": seed, "quantile": quantile, "option": option,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value not in (None, [])}
     if model is not None:
-        if trains := [f"--{name}" for name in (*given, *(["option"] if option else []))]:
+        if given:
             from fedvad.errors import ConfigError, join_names
 
-            raise ConfigError(f"--model trains nothing: leave out {join_names(trains)}")
+            trains = join_names(f"--{name}" for name in given)
+            raise ConfigError(f"--model trains nothing: leave out {trains}")
         _score(data, model, out, as_json)
         return
     from fedvad.detectors.student.amsl.options import memories_of
     from fedvad.verbs.signals import train_signals
 
-    memories = memories_of(key_values(option or (), "--option"))
+    memories = memories_of(key_values(given.pop("option", ()), "--option"))
     with showing() as progress:
         found = train_signals(data, out, memories=memories, progress=progress, **given)
     exit_with_json(as_json, [result.to_dict() for result in found])
@@ -91,8 +94,8 @@ def _score(windows: Path, model: Path, out: Path | None, as_json: bool) -> None:
     from fedvad.verbs.signals import score_signals
 
     found = score_signals(windows, model, out)
-    exit_with_json(as_json, found.to_dict())
-    for i, (score, over) in enumerate(zip(found.scores, found.anomalous, strict=True)):
-        verdict, side = ("ANOMALOUS", ">") if over else ("normal   ", "<=")
-        typer.echo(f"{verdict}  {score:.4g} {side} {found.threshold:.4g}  window {i}")
+    said = found.to_dict()
+    exit_with_json(as_json, said)
+    for i, (score, over) in enumerate(zip(said["scores"], said["anomalous"], strict=True)):
+        typer.echo(f"{decision(score, over, found.threshold)}  window {i}")
     typer.echo(f"{found.anomalous.sum()} of {len(found.scores)} windows are anomalous")

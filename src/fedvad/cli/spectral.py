@@ -167,14 +167,10 @@ def spectral(
         if given := [flag for flag, value in unused.items() if value not in (None, [])]:
             raise typer.BadParameter(f"{', '.join(given)} mean nothing with --classes: omit them")
         own: dict[str, Any] = {
-            "size": size,
-            "components": components,
-            "epochs": epochs,
-            "seed": seed,
-        }
-        named = classify_scene(scenes[0], classes, out=out, **_both(classify_scene, own, further))[
-            1
-        ]
+            "size": size, "components": components, "epochs": epochs, "seed": seed,
+        }  # fmt: skip
+        options = _both(classify_scene, own, further)
+        _, named = classify_scene(scenes[0], classes, out=out, **options)
         exit_with_json(as_json, named)
         typer.echo(
             f"{named['name']}: accuracy {named['accuracy']:.4f}, mean of classes "

@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from fedvad.cli import flags
-from fedvad.cli.common import exit_with_json, one_line, print_json
+from fedvad.cli.common import decision, exit_with_json, one_line, print_json
 
 
 def watch(
@@ -92,8 +92,7 @@ def watch(
 def _line(row: dict[str, Any]) -> str:
     if row["error"] is not None:
         return f"unreadable  {row['error']}"
-    verdict = {True: "ANOMALOUS", False: "normal   ", None: "scored   "}[row["anomalous"]]
-    return f"{verdict}  {row['score']:.4g}  {row['path']}"
+    return f"{decision(row['score'], row['anomalous'])}  {row['path']}"
 
 
 def week(
