@@ -10,6 +10,7 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -257,9 +258,23 @@ def _peak(run: Callable[[], None]) -> int:
         tracemalloc.stop()
 
 
+class _AtOnce(Executor):
+    """Has done what it is asked for before it answers: as far ahead as threads can ever be."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
 def test_memory_does_not_grow_with_the_number_of_images(
-    make: Make, make_images: MakeImages, cache: DescriptorCache
+    make: Make, make_images: MakeImages, cache: DescriptorCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # threads that lag behind hold less, with few images and with many alike by chance only
+    monkeypatch.setattr(module, "ThreadPoolExecutor", _AtOnce)
     paths = make_images(256, size=SIDE)
     image = 16 * 16 * 72 * 2 + SIDE * SIDE * 3
 
